@@ -1,0 +1,57 @@
+"""A laboratory for small neural networks: pick a recipe, run it, read the report, look at the picture.
+
+>>> import lab
+>>> outcome = lab.GAL().run()       # a real task, its own seed, about a minute
+>>> outcome                         # what changed, as a table
+>>> lab.view(outcome)               # the run, replayed
+
+On a network and data of your own: `lab.GAL().run(lab.Task(model=net, batches=loader, score=score))`.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# Public name -> module, or (module, attribute). Loaded at first use: `import lab` is fast and imports no torch.
+_RECIPES = {"GAL": ("gal", "GAL")}
+_PLACES = {
+    **_RECIPES,
+    "Task": ("core.task", "Task"),
+    "view": ("ui", "view"),
+    "compare": ("ui", "compare"),
+    "map": ("core.parallel", "map"),
+    "tasks": "core.tasks",
+    "nets": "core.nets",
+    "cost": "core.cost",
+    "ui": "ui",
+}
+__all__ = ["RECIPES", "load", *_PLACES]
+
+
+def __getattr__(name):
+    if name == "RECIPES":
+        return tuple(__getattr__(recipe) for recipe in _RECIPES)
+    if name not in _PLACES:
+        raise AttributeError(f"lab has no {name!r}; it has {', '.join(__all__)}")
+    place = _PLACES[name]
+    if isinstance(place, str):
+        return import_module(f".{place}", __name__)
+    return getattr(import_module(f".{place[0]}", __name__), place[1])
+
+
+def __dir__():
+    return sorted(__all__)
+
+
+def load(folder, base=None):
+    """The outcome saved in `folder`: its model, report and trace. `base` is your own network, where the lab has no
+    builder for it: an instance of the class that was compressed, with any weights.
+    """
+    from .core import store
+
+    saved = store.load(folder, "outcome")
+    name = saved["recipe"]
+    if name not in _RECIPES:
+        raise ValueError(f"{folder} holds an outcome of {name!r}; this version of the lab has {', '.join(_RECIPES)}")
+    outcome = getattr(import_module(f".{_RECIPES[name][0]}.recipe", __name__), f"{name}Outcome")
+    return outcome.restore(saved, __getattr__(name)(**saved["fields"]), base)

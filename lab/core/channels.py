@@ -1,0 +1,312 @@
+"""Which channels of a network are the same channel: a union-find over the channel axes of its traced graph.
+
+Two axes are one when removing (or permuting) a channel of the one forces the same on the other: what a convolution
+writes, the batch norm behind it reads and the residual sum it joins share one class. Pruning, decoupling and
+rearrangement all ask this question.
+"""
+
+import math
+import operator
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+
+from .task import evaluating
+
+OUTPUT = "the network's output"
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+# Per-channel operations that turn a channel of zeros into zeros, by what they are in the graph.
+_ZERO_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.ELU, nn.Identity,
+    nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
+)  # fmt: skip
+_ZERO_FUNCTIONS = {
+    F.relu, torch.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.hardswish, F.tanh, torch.tanh, F.elu, F.dropout,
+    F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
+}  # fmt: skip
+_ZERO_METHODS = {"relu", "relu_", "tanh", "contiguous", "clone", "float", "detach"}
+# Per-channel operations that do not: a channel of zeros comes out as a constant.
+_OTHER_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
+_OTHER_FUNCTIONS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus}
+_SUMS = {operator.add, operator.iadd, torch.add, operator.sub, operator.isub, torch.sub}
+_PRODUCTS = {operator.mul, operator.imul, torch.mul}
+# Positively homogeneous: f(m x) = m f(x) for m >= 0, so that a scale may be moved through them exactly.
+_HOMOGENEOUS_MODULES = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout2d)
+_HOMOGENEOUS_FUNCTIONS = {F.relu, torch.relu, F.leaky_relu, F.dropout, F.dropout2d}
+
+
+def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+    """A traced copy of the model in eval mode, every node with its shape; the model itself is left as it is."""
+    copy = deepcopy(model).eval()
+    try:
+        graph = fx.symbolic_trace(copy)
+    except Exception as error:  # a tracer meets whatever the user's forward raises
+        raise ValueError(
+            f"{type(model).__name__} cannot be traced ({str(error).splitlines()[0]}): its forward must not branch on "
+            "values or sizes of tensors; move such code out of forward"
+        ) from error
+    propagate(graph, example)
+    return graph
+
+
+def propagate(graph: fx.GraphModule, example: torch.Tensor) -> None:
+    """Note each node's output shape in `node.meta`; a shape that does not fit is a one-line ValueError."""
+    place = next(graph.parameters(), example).device
+    try:
+        with torch.no_grad(), evaluating(graph):
+            ShapeProp(graph).propagate(example.to(place))
+    except RuntimeError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"the network does not run on an input of shape {tuple(example.shape)} ({reason})") from error
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of channels in an axis: `size` channels of class `group`, each standing for `repeat` entries of the axis."""
+
+    group: int
+    size: int
+    repeat: int = 1
+
+
+Layout = tuple[Segment, ...]
+
+
+@dataclass
+class Channels:
+    """The channel classes of a traced network.
+
+    `layouts` gives the channel axis of each node's output, `writers` the modules whose output rows open a class, and
+    `pinned` the classes that cannot be changed, with the reason. Ask for a class through `find`.
+    """
+
+    graph: fx.GraphModule
+    layouts: dict[fx.Node, Layout] = field(default_factory=dict)
+    writers: dict[int, list[str]] = field(default_factory=dict)
+    pinned: dict[int, str] = field(default_factory=dict)
+    sizes: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        calls = [node.target for node in self.graph.graph.nodes if node.op == "call_module"]
+        self.shared = {name for name in calls if calls.count(name) > 1}
+        for node in self.graph.graph.nodes:
+            self.layouts[node] = self._layout(node)
+
+    # -- the union-find ------------------------------------------------------------------------------------------
+
+    def find(self, group: int) -> int:
+        """The one number that stands for a class."""
+        while self.parents[group] != group:
+            group = self.parents[group]
+        return group
+
+    def _open(self, size: int, reason: str = "") -> Layout:
+        group = len(self.parents)
+        self.parents.append(group)
+        self.sizes.append(size)
+        self.writers[group] = []
+        if reason:
+            self.pinned[group] = reason
+        return (Segment(group, size),)
+
+    def _pin(self, layout: Layout, reason: str) -> None:
+        for segment in layout:
+            self.pinned.setdefault(self.find(segment.group), reason)
+
+    def _union(self, a: Layout, b: Layout, reason: str) -> None:
+        if [(s.size, s.repeat) for s in a] != [(s.size, s.repeat) for s in b]:
+            self._pin(a, reason)
+            self._pin(b, reason)
+            return
+        for one, other in zip(a, b, strict=True):
+            kept, gone = sorted((self.find(one.group), self.find(other.group)))
+            if kept == gone:
+                continue
+            self.parents[gone] = kept
+            self.writers[kept] += self.writers.pop(gone)
+            if gone in self.pinned:
+                self.pinned.setdefault(kept, self.pinned.pop(gone))
+
+    # -- the rules, one a kind of node ---------------------------------------------------------------------------
+
+    def _layout(self, node: fx.Node) -> Layout:
+        if node.op == "placeholder":
+            return self._open(width(node), "the network's input")
+        sources = node.all_input_nodes
+        if node.op == "output":
+            for source in sources:
+                self._pin(self.layouts[source], OUTPUT)
+            return ()
+        if node.op == "call_module":
+            return self._module(node, self.graph.get_submodule(str(node.target)))
+        if node.target in _SUMS | _PRODUCTS | {"add", "add_", "mul", "mul_"}:
+            return self._join(node, sources)
+        if node.target in (torch.cat, torch.concat) and _cat_dim(node) in (1, 1 - len(shape(node))):
+            return tuple(segment for source in sources for segment in self.layouts[source])
+        if len(sources) == 1:
+            if is_per_channel(node) or _keeps_channel_axis(node):
+                return self.layouts[sources[0]]
+            if _flattens(node):
+                return self._flatten(node, sources[0])
+        return self._refuse(node, sources)
+
+    def _module(self, node: fx.Node, module: nn.Module) -> Layout:
+        source = self.layouts[node.all_input_nodes[0]]
+        name = str(node.target)
+        if name in self.shared and any(True for _ in module.parameters()):
+            self._pin(source, f"{name} is called more than once")
+            return self._open(width(node), f"{name} is called more than once")
+        if isinstance(module, CONVS) and module.groups == 1:
+            return self._write(name, module.out_channels)
+        if isinstance(module, CONVS) and is_depthwise(module):
+            return source
+        if isinstance(module, nn.Linear) and len(shape(node)) == 2:
+            return self._write(name, module.out_features)
+        if isinstance(module, (*NORMS, nn.PReLU)):
+            return source
+        if isinstance(module, nn.Flatten) and module.start_dim == 1:
+            return self._flatten(node, node.all_input_nodes[0])
+        if is_per_channel(node):
+            return source
+        return self._refuse(node, node.all_input_nodes)
+
+    def _write(self, name: str, size: int) -> Layout:
+        layout = self._open(size)
+        self.writers[layout[0].group].append(name)
+        return layout
+
+    def _join(self, node: fx.Node, sources: list[fx.Node]) -> Layout:
+        first = self.layouts[sources[0]]
+        for other in sources[1:]:
+            self._union(first, self.layouts[other], f"{node.name} joins unlike axes")
+        return first
+
+    def _flatten(self, node: fx.Node, source: fx.Node) -> Layout:
+        before, after = shape(source), shape(node)
+        if len(after) != 2 or len(before) < 2:
+            return self._refuse(node, [source])
+        entries = math.prod(before[2:])
+        return tuple(Segment(s.group, s.size, s.repeat * entries) for s in self.layouts[source])
+
+    def _refuse(self, node: fx.Node, sources: list[fx.Node]) -> Layout:
+        reason = f"{node.name} ({getattr(node.target, '__name__', node.target)}) is not followed"
+        for source in sources:
+            self._pin(self.layouts[source], reason)
+        return self._open(width(node), reason)
+
+    # -- questions -----------------------------------------------------------------------------------------------
+
+    def free(self) -> Iterator[tuple[int, list[str]]]:
+        """Each class that may lose channels, with the modules that write it."""
+        for group, writers in self.writers.items():
+            if writers and group not in self.pinned:
+                yield group, writers
+
+    def group_of(self, name: str) -> int:
+        """The class that a module writes."""
+        for group, writers in self.writers.items():
+            if name in writers:
+                return group
+        raise KeyError(name)
+
+    def expand(self, layout: Layout, kept: dict[int, torch.Tensor]) -> torch.Tensor:
+        """Which entries of an axis stay, as a boolean vector, when `kept` says which channels of a class stay."""
+        parts = []
+        for segment in layout:
+            mask = kept.get(self.find(segment.group), torch.ones(segment.size, dtype=torch.bool))
+            parts.append(mask.repeat_interleave(segment.repeat))
+        return torch.cat(parts)
+
+
+# -- what a node is ----------------------------------------------------------------------------------------------------
+
+
+def shape(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's output, () where it is no tensor."""
+    meta = node.meta.get("tensor_meta")
+    return tuple(getattr(meta, "shape", ()))
+
+
+def width(node: fx.Node) -> int:
+    """The length of a node's channel axis."""
+    return shape(node)[1] if len(shape(node)) > 1 else 0
+
+
+def module_of(node: fx.Node) -> nn.Module | None:
+    """The module that a node calls, if it calls one."""
+    return node.graph.owning_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def is_depthwise(module: nn.Module | None) -> bool:
+    """Whether a convolution has one filter for each of its input channels."""
+    return isinstance(module, CONVS) and module.groups == module.in_channels == module.out_channels > 1
+
+
+def keeps_zero(node: fx.Node) -> bool:
+    """Whether a node turns a channel of zeros into zeros, whatever the other channels hold."""
+    module = module_of(node)
+    if module is not None:
+        plain_dw = is_depthwise(module) and module.bias is None
+        return isinstance(module, (*_ZERO_MODULES, nn.Flatten)) or plain_dw
+    if node.target in _ZERO_FUNCTIONS | _PRODUCTS | {torch.cat, torch.concat} or node.target in _ZERO_METHODS:
+        return True
+    return _keeps_channel_axis(node) or _flattens(node)
+
+
+def is_per_channel(node: fx.Node) -> bool:
+    """Whether a node works on each channel alone, without weights that belong to channels."""
+    module = module_of(node)
+    if module is not None:
+        return isinstance(module, (*_ZERO_MODULES, *_OTHER_MODULES))
+    return (
+        node.target in _ZERO_FUNCTIONS | _OTHER_FUNCTIONS or node.target in _ZERO_METHODS | {"sigmoid", "sigmoid_"}
+    )
+
+
+def is_homogeneous(node: fx.Node) -> bool:
+    """Whether f(m x) = m f(x) for every m >= 0."""
+    module = module_of(node)
+    return isinstance(module, _HOMOGENEOUS_MODULES) if module is not None else node.target in _HOMOGENEOUS_FUNCTIONS
+
+
+def _keeps_channel_axis(node: fx.Node) -> bool:
+    if node.target is F.pad:  # pads are given from the last axis on, two numbers an axis
+        pads = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+        return len(pads) <= 2 * (len(shape(node)) - 2) and len(node.args) < 4 and not node.kwargs.get("value")
+    if node.target is operator.getitem and isinstance(node.args[1], tuple):
+        return _whole_channels(node.args[1], len(shape(node.all_input_nodes[0])))
+    if node.target in (torch.mean, torch.amax) or node.op == "call_method" and node.target in ("mean", "amax"):
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        dims = dims if isinstance(dims, (tuple, list)) else (dims,)
+        rank = len(shape(node.all_input_nodes[0]))
+        return all(isinstance(dim, int) and dim % rank >= 2 for dim in dims)
+    return False
+
+
+def _whole_channels(index: tuple, rank: int) -> bool:
+    """Whether an index such as [:, :, ::2, ::2] or [..., ::2, ::2] takes every example and every channel."""
+    everything = slice(None)
+    if index[0] is Ellipsis:
+        return len(index) - 1 <= rank - 2
+    return len(index) >= 2 and index[0] == everything and index[1] == everything and Ellipsis not in index[2:]
+
+
+def _flattens(node: fx.Node) -> bool:
+    if node.target is torch.flatten or node.op == "call_method" and node.target == "flatten":
+        start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
+        return start == 1 and len(shape(node)) == 2
+    if node.op == "call_method" and node.target in ("view", "reshape"):
+        return len(shape(node)) == 2 and node.args[-1] == -1 and len(node.args) == 3
+    return False
+
+
+def _cat_dim(node: fx.Node) -> int:
+    return node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)

@@ -1,0 +1,265 @@
+"""What a model costs: parameters, multiply-adds and bytes are counted, latency is measured; nothing is guessed."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from .task import evaluating
+
+__all__ = ["Latency", "bytes_stored", "latencies", "latency", "layer_macs", "macs", "parameters"]
+
+Example = torch.Tensor | tuple | dict  # one input, the positional inputs, or the inputs by name
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # batch and instance norms: _NormBase
+_WARM_UP = 3  # calls before the clock starts: the first ones allocate and choose algorithms
+
+
+# Counted --------------------------------------------------------------------------------------------------------------
+
+
+def parameters(model: nn.Module, convention: Literal["all", "paper"] = "all") -> int:
+    """Number of parameters, shared ones counted once.
+
+    "all" counts every one; "paper" leaves out those of torch's normalisation layers, as pruning papers do.
+    Raises ValueError for another convention.
+    """
+    if convention not in ("all", "paper"):
+        raise ValueError(f"convention={convention!r}: choose 'all' or 'paper' (without normalisation layers)")
+    found = set(_checked(model).parameters())
+    if convention == "paper":
+        norms = (module for module in model.modules() if isinstance(module, _NORMS))
+        found -= {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
+    return sum(parameter.numel() for parameter in found)
+
+
+def bytes_stored(model: nn.Module) -> int:
+    """Bytes of the parameters and buffers as a file keeps them: each in its own dtype, shared ones once."""
+    tensors = {id(t): t for t in _checked(model).state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def macs(model: nn.Module, example: Example) -> int:
+    """Multiply-adds of convolutions, linear layers and matrix products for `example` as given, in eval mode.
+
+    Give an example of batch 1 for the number papers print; a tuple holds positional inputs, a dict inputs by name.
+    Recurrent and bilinear layers count as nothing.
+    Raises ValueError if the model does not take the example.
+    """
+    with _counting() as counter:
+        _answer(_checked(model), example)
+    return counter.get_total_flops() // 2  # a multiply-add is two operations
+
+
+def layer_macs(model: nn.Module, example: Example) -> dict[str, int]:
+    """Multiply-adds that each module does itself, by its name in `named_modules()`; together they are `macs`.
+
+    Modules that do none are left out; what a module does outside its children stands under its own name.
+    Raises ValueError if the model does not take the example.
+    """
+    own: dict[str, int] = {}
+    with _counting() as counter, ExitStack() as hooks:
+        running: list[list[int]] = []  # of each module now in its forward: [count at entry, count inside its children]
+
+        def enter(*_: Any) -> None:
+            running.append([counter.get_total_flops(), 0])
+
+        def leave(name: str) -> None:
+            start, inside = running.pop()
+            whole = counter.get_total_flops() - start
+            own[name] = own.get(name, 0) + whole - inside
+            if running:
+                running[-1][1] += whole
+
+        for name, module in _checked(model).named_modules():
+            hooks.callback(module.register_forward_pre_hook(enter).remove)
+            hooks.callback(module.register_forward_hook(lambda *_, name=name: leave(name)).remove)
+        _answer(model, example)
+    return {name: flops // 2 for name, flops in own.items() if flops}
+
+
+# Measured -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one forward pass of a whole batch: median and quartiles in ms, and what it was measured with."""
+
+    median: float
+    low: float
+    high: float
+    batch: int
+    threads: int
+    device: str
+    times: tuple[float, ...] = field(repr=False)  # ms, one per round
+
+    def over(self, other: "Latency") -> float:
+        """How many times longer this one took than `other`: the median of the ratios, round by round.
+
+        Both must come from the same `latencies` call; raises ValueError if they cannot.
+        """
+        if (self.batch, self.threads, len(self.times)) != (other.batch, other.threads, len(other.times)):
+            raise ValueError(f"{self} and {other} were measured apart: time them together with cost.latencies")
+        return statistics.median(a / b for a, b in zip(self.times, other.times, strict=True))
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.median:.3g} ms ({self.low:.3g} to {self.high:.3g}), batch {self.batch}, {threads}, {self.device}"
+
+
+def latency(model: nn.Module, example: Example, *, batch: int = 1, repeats: int = 30, threads: int = 1) -> Latency:
+    """Measure the time of a forward pass in ms, in eval mode on the model's device, after a warm-up.
+
+    `batch` repeats the first item of `example`; `threads` is torch's number of CPU threads, set back afterwards.
+    Raises ValueError for counts that are too small, a meta model, or an example that the model does not take.
+    """
+    return latencies({"model": model}, example, batch=batch, repeats=repeats, threads=threads)["model"]
+
+
+def latencies(
+    models: Mapping[str, nn.Module], example: Example, *, batch: int = 1, repeats: int = 30, threads: int = 1
+) -> dict[str, Latency]:
+    """Measure several models in turn, round by round, so that a noisy machine disturbs all of them alike.
+
+    The order turns round with every round. Arguments and errors as for `latency`; ratios: `dense.over(pruned)`.
+    """
+    _at_least("batch", batch, 1)
+    _at_least("repeats", repeats, 3)
+    _at_least("threads", threads, 1)
+    calls = {name: _prepared(name, model, _batched(example, batch)) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with ExitStack() as stack:
+        stack.enter_context(_threads(threads))
+        for model in models.values():
+            stack.enter_context(evaluating(model))
+        for _ in range(_WARM_UP):
+            for call in calls.values():
+                call()
+        for i in range(repeats):
+            for name in list(calls) if i % 2 == 0 else reversed(calls):
+                start = time.perf_counter()
+                calls[name]()
+                times[name].append(1000 * (time.perf_counter() - start))
+    return {name: _summary(times[name], batch, threads, _device(models[name], example)) for name in models}
+
+
+def _prepared(name: str, model: nn.Module, example: Example) -> Callable[[], None]:
+    """A call that runs the model once and returns when its device has finished."""
+    device = _device(_checked(model), example)
+    if device.type == "meta":
+        raise ValueError(f"{name} is on the meta device, which computes nothing: build it on the cpu to time it")
+    moved = _moved(example, device)
+    _answer(model, moved)  # a wrong example fails here, in one line, before anything is timed
+
+    def call() -> None:
+        with torch.no_grad():
+            _apply(model, moved)
+        _settle(device)
+
+    return call
+
+
+def _settle(device: torch.device) -> None:
+    """Wait until everything queued on an accelerator is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _summary(times: list[float], batch: int, threads: int, device: torch.device) -> Latency:
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Latency(median, low, high, batch, threads, str(device), tuple(times))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """torch's CPU threads set to `count`, and back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# Running a model on an example ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _counting() -> Iterator[FlopCounterMode]:
+    """Count operations; attention is spelled out meanwhile, for the counter cannot look into all its fused forms."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _answer(model: nn.Module, example: Example) -> Any:
+    """The model's answer in eval mode, or a one-line error that says why there is none."""
+    moved = _moved(example, _device(model, example))
+    try:
+        with torch.no_grad(), evaluating(model):
+            return _apply(model, moved)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        shapes = ", ".join(str(tuple(x.shape)) for x in _leaves(example)) or type(example).__name__
+        raise ValueError(
+            f"the model does not take an example of shape {shapes} ({reason}): give one that it does"
+        ) from error
+
+
+def _apply(model: nn.Module, example: Example) -> Any:
+    if isinstance(example, dict):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)
+
+
+def _leaves(example: Example) -> list[torch.Tensor]:
+    """The tensors of an example."""
+    values = example.values() if isinstance(example, dict) else example if isinstance(example, tuple) else (example,)
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _each(example: Example, change: Callable[[torch.Tensor], torch.Tensor]) -> Example:
+    """The example with every tensor changed."""
+    if isinstance(example, dict):
+        return {name: _each(value, change) for name, value in example.items()}
+    if isinstance(example, tuple):
+        return tuple(_each(value, change) for value in example)
+    return change(example) if isinstance(example, torch.Tensor) else example
+
+
+def _moved(example: Example, device: torch.device) -> Example:
+    return _each(example, lambda x: x.to(device))
+
+
+def _batched(example: Example, batch: int) -> Example:
+    """The first item of every tensor, `batch` times; tensors without axes stay."""
+    return _each(example, lambda x: x[:1].repeat(batch, *[1] * (x.ndim - 1)) if x.ndim else x)
+
+
+def _device(model: nn.Module, example: Example) -> torch.device:
+    """Where the model is; a model without tensors is where its example is."""
+    for tensor in chain(model.parameters(), model.buffers(), _leaves(example)):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _checked(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: give a torch.nn.Module")
+    return model
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r}: give a whole number, {least} or more")

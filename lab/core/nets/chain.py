@@ -1,0 +1,50 @@
+"""Networks that are one chain of layers: LeNet and VGG."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+from .parts import Mean, check_counts, conv_bn, named
+
+
+def lenet(classes: int = 10, channels: int = 1) -> nn.Module:
+    """LeNet of the Caffe examples, 20-50-500, for (N, channels, 28, 28) -> (N, classes).
+
+    A ReLU stands behind each convolution, where Caffe's own file has none: a mask needs it there.
+    Raises ValueError for a count below 1.
+    """
+    check_counts(classes=classes, channels=channels)
+    layers = OrderedDict(
+        conv1=nn.Conv2d(channels, 20, 5),  # no padding: 28 -> 24
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),  # 12
+        conv2=nn.Conv2d(20, 50, 5),  # 8
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),  # 4
+        flatten=nn.Flatten(),  # (N, 50, 4, 4) -> (N, 800)
+        fc1=nn.Linear(800, 500),
+        relu3=nn.ReLU(),
+        fc2=nn.Linear(500, classes),
+    )
+    return named(nn.Sequential(layers), "lenet", classes=classes, channels=channels)
+
+
+_VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # a pool between the stages
+
+
+def vgg16_cifar(classes: int = 10, channels: int = 3) -> nn.Module:
+    """VGG-16 for small pictures, with batch norm and one hidden layer of 512: (N, channels, H, W) -> (N, classes).
+
+    H, W: 32 in the papers; any size works, the last map is averaged. Raises ValueError for a count below 1.
+    """
+    check_counts(classes=classes, channels=channels)
+    features, width = [], channels
+    for stage in _VGG16:
+        for c_out in stage:
+            features += conv_bn(width, c_out, 3, bias=True)
+            width = c_out
+        features.append(nn.MaxPool2d(2, ceil_mode=True))  # ceil: an 8 x 8 picture still has a pixel at the end
+    features[-1] = Mean()  # the papers' average over the last 2 x 2
+    classifier = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, classes))
+    net = nn.Sequential(OrderedDict(features=nn.Sequential(*features), classifier=classifier))
+    return named(net, "vgg16_cifar", classes=classes, channels=channels)

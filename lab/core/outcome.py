@@ -1,0 +1,55 @@
+"""What a run leaves behind, and how it is stored."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import store
+from .descent import Step
+from .report import Report
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Outcome:
+    """The recipe that ran, its report and its trace; each method adds what it found.
+
+    A method says what it found as a tree of numbers, strings and tensors in `found`, and builds it again in `restore`.
+    """
+
+    recipe: Any
+    report: Report
+    trace: tuple[Step, ...]
+
+    def __repr__(self) -> str:
+        return repr(self.report)
+
+    def _repr_html_(self) -> str:
+        return self.report._repr_html_()
+
+    def found(self) -> dict[str, Any]:
+        """What the method found, as numbers, strings, lists, dicts and tensors."""
+        return {}
+
+    def save(self, folder: str | Path) -> None:
+        """Store the outcome in a folder as JSON and safetensors; `lab.load(folder)` gives it back."""
+        tree = {
+            "recipe": type(self.recipe).__name__,
+            "fields": asdict(self.recipe),
+            "report": self.report.to_dict(),
+            "trace": [asdict(step) for step in self.trace],
+            "found": self.found(),
+        }
+        store.save(folder, "outcome", tree)
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any], recipe: Any, base: Any = None) -> "Outcome":
+        """The outcome that `save` stored; `base` is the user's own network where the method needs one."""
+        return cls(recipe=recipe, **cls.records(saved), **saved["found"])
+
+    @staticmethod
+    def records(saved: dict[str, Any]) -> dict[str, Any]:
+        """The report and the trace of a stored outcome."""
+        return {
+            "report": Report.from_dict(saved["report"]),
+            "trace": tuple(Step(**step) for step in saved["trace"]),
+        }

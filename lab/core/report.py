@@ -1,0 +1,108 @@
+"""What changed, as numbers: one table shared by every method."""
+
+import html
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+Kind = Literal["exact", "learned", "timed"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity before and after.
+
+    `exact` ones (counts, bytes) print in full, `learned` ones to `digits` decimals, those that repeat from machine
+    to machine; `timed` ones differ from run to run and take no part in the equality of reports.
+    """
+
+    name: str
+    before: float | None
+    after: float | None
+    unit: str = ""
+    kind: Kind = "exact"
+    digits: int = 1
+
+    def shown(self, value: float | None) -> str:
+        """The value as the table prints it."""
+        if value is None or math.isnan(value):
+            return "-"
+        return f"{value:,.0f}" if self.kind == "exact" else f"{value:,.{self.digits}f}"
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the value became: before / after."""
+        return self.before / self.after if self.before is not None and self.after else math.nan
+
+    @property
+    def change(self) -> float:
+        """after - before, in the row's unit."""
+        return math.nan if self.before is None or self.after is None else self.after - self.before
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A titled table of rows; `report["macs"].ratio`, `to_frame()`, `notes` for what the reader must know."""
+
+    title: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def __getitem__(self, name: str) -> Row:
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"no row {name!r}; this report has {', '.join(row.name for row in self.rows)}")
+
+    def __contains__(self, name: object) -> bool:
+        return any(row.name == name for row in self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Report) and self._repeatable() == other._repeatable()
+
+    def __hash__(self) -> int:
+        return hash(self._repeatable())
+
+    def _repeatable(self) -> tuple:
+        return self.title, tuple(row for row in self.rows if row.kind != "timed"), self.notes
+
+    def _cells(self) -> list[tuple[str, str, str, str]]:
+        return [(row.name, row.shown(row.before), row.shown(row.after), row.unit) for row in self.rows]
+
+    def __repr__(self) -> str:
+        head = ("", "before", "after", "unit")
+        table = [head, *self._cells()]
+        name, before, after, _ = (max(len(line[i]) for line in table) for i in range(4))
+        lines = [f"{n:<{name}}  {b:>{before}}  {a:>{after}}  {u}".rstrip() for n, b, a, u in table]
+        return "\n".join([self.title, *lines, *self.notes])
+
+    def _repr_html_(self) -> str:
+        right = 'style="text-align:right"'
+        body = "".join(
+            f'<tr><td style="text-align:left">{html.escape(n)}</td><td {right}>{b}</td><td {right}>{a}</td>'
+            f'<td style="text-align:left">{html.escape(u)}</td></tr>'
+            for n, b, a, u in self._cells()
+        )
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        caption = f'<caption style="text-align:left"><code>{html.escape(self.title)}</code></caption>'
+        head = f'<tr><th></th><th {right}>before</th><th {right}>after</th><th style="text-align:left">unit</th></tr>'
+        return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>{notes}"
+
+    def to_frame(self):
+        """The rows as a pandas DataFrame, indexed by name, in full precision."""
+        import pandas
+
+        return pandas.DataFrame([asdict(row) for row in self.rows]).set_index("name").drop(columns="digits")
+
+    def to_dict(self) -> dict:
+        """The report as plain JSON values."""
+        return {"title": self.title, "rows": [asdict(row) for row in self.rows], "notes": list(self.notes)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Report":
+        """The report that `to_dict` wrote."""
+        return cls(values["title"], tuple(Row(**row) for row in values["rows"]), tuple(values["notes"]))

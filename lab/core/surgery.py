@@ -1,0 +1,324 @@
+"""Physical removal: a plan of what stays, applied to any traced network, leaves a smaller plain module.
+
+Torch-Pruning's dependency graph removes channels of most networks; it can't drop a residual branch, an Inception branch
+or what one consumer reads, nor follow the zero-padded shortcuts of the CIFAR ResNets. A plan says all of that in module
+names, so that it is stored as JSON and applied again when a network is loaded.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import fx, nn
+
+from .channels import CONVS, NORMS, Channels, Layout, is_depthwise, is_per_channel, module_of, propagate, shape, trace
+
+Kept = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays of a network, in the names of its modules.
+
+    `channels`: module that writes them -> output channels kept. `inputs`: convolution -> input channels that it alone
+    still reads. `blocks`: residual branches dropped, each by the last module with weights in it; `branches`: operands
+    dropped from a concatenation, named likewise.
+    """
+
+    channels: dict[str, Kept] = field(default_factory=dict)
+    inputs: dict[str, Kept] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
+    branches: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict:
+        """The plan as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Plan":
+        """The plan that `to_dict` wrote."""
+        kept = {kind: {name: tuple(index) for name, index in values[kind].items()} for kind in ("channels", "inputs")}
+        return cls(**kept, blocks=tuple(values["blocks"]), branches=tuple(values["branches"]))
+
+
+def remove(model: nn.Module, plan: Plan, example: torch.Tensor) -> fx.GraphModule:
+    """A smaller copy of the model with only what the plan keeps; the model itself is never changed.
+
+    `example` is one input with its batch axis. The result is run once on it; a plan that does not fit is a ValueError.
+    """
+    graph = trace(model, example)
+    channels = Channels(graph)
+    kept = _kept_channels(channels, plan)
+    branches = [_operand(graph, name, _cats(graph)) for name in plan.branches]
+    for cat, operand in branches:
+        for segment in channels.layouts[operand]:
+            kept[channels.find(segment.group)] = torch.zeros(segment.size, dtype=torch.bool)
+    blocks = [_operand(graph, name, _adds(graph)) for name in plan.blocks]
+    slices = {node: _Slice(channels, node, kept) for node in graph.graph.nodes if _has_channels(node)}
+    for add, operand in blocks:
+        _drop_block(add, operand)
+    for cat, operand in branches:
+        _drop_branch(cat, operand)
+    _tidy(graph)
+    for name, index in plan.inputs.items():
+        _narrow(graph, channels, slices, name, index, kept)
+    alive = set(graph.graph.nodes)
+    for node, cut in slices.items():
+        if node in alive:
+            cut.apply(module_of(node))
+    graph.recompile()
+    propagate(graph, example)
+    return graph
+
+
+def residual_branch(add: fx.Node) -> fx.Node | None:
+    """The operand of a residual sum that is the branch, or None where the two cannot be told apart.
+
+    The branch holds more convolutions of its own than the shortcut; a plain shortcut holds none.
+    """
+    if len(add.all_input_nodes) != 2:
+        return None
+    a, b = add.all_input_nodes
+    above_a, above_b = ancestors(a), ancestors(b)
+    weight = {a: _count_convs(above_a - above_b), b: _count_convs(above_b - above_a)}
+    if weight[a] == weight[b]:
+        return None
+    return max(weight, key=lambda operand: weight[operand])
+
+
+def _count_convs(nodes: set[fx.Node]) -> int:
+    return sum(isinstance(module_of(node), (*CONVS, nn.Linear)) for node in nodes)
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """A node and everything that it is computed from."""
+    seen: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        present = todo.pop()
+        if present not in seen:
+            seen.add(present)
+            todo += present.all_input_nodes
+    return seen
+
+
+def anchor(node: fx.Node) -> str:
+    """The last module with weights on the way to a node, following first inputs: the name a plan knows it by."""
+    while node.op != "placeholder":
+        module = module_of(node)
+        if module is not None and next(module.parameters(), None) is not None:
+            return str(node.target)
+        node = node.all_input_nodes[0]
+    return ""
+
+
+def is_add(node: fx.Node) -> bool:
+    """Whether a node sums two tensors."""
+    return getattr(node.target, "__name__", node.target) in ("add", "iadd", "add_") and len(node.all_input_nodes) == 2
+
+
+def is_cat(node: fx.Node) -> bool:
+    """Whether a node concatenates tensors."""
+    return node.target in (torch.cat, torch.concat)
+
+
+def magnitude(model: nn.Module, example: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The score of each removable channel: the L2 norm of its weights, relative to the mean of its class.
+
+    Keys name one writer of each class; a class with several writers (a residual stream) has the sum of their norms.
+    """
+    channels = Channels(trace(model, example))
+    scores = {}
+    for _, writers in channels.free():
+        norms = sum(model.get_submodule(name).weight.detach().flatten(1).norm(dim=1) for name in writers)
+        scores[writers[0]] = (norms / norms.mean().clamp(min=1e-12)).cpu()
+    return scores
+
+
+def plan_at(scores: dict[str, torch.Tensor], rate: float) -> Plan:
+    """The plan that removes the share `rate` of all scored channels, lowest scores first, keeping one in every class."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate={rate}: must be in [0, 1)")
+    ranked = torch.cat(list(scores.values()))
+    count = int(rate * len(ranked))
+    order = ranked.argsort(stable=True)[:count]
+    gone = torch.zeros(len(ranked), dtype=torch.bool)
+    gone[order] = True
+    kept = {}
+    for (name, score), lost in zip(scores.items(), gone.split([len(s) for s in scores.values()]), strict=True):
+        stays = ~lost
+        stays[score.argmax()] = True
+        if not stays.all():
+            kept[name] = tuple(stays.nonzero().flatten().tolist())
+    return Plan(channels=kept)
+
+
+# -- the parts of `remove` -------------------------------------------------------------------------------------------
+
+
+def _kept_channels(channels: Channels, plan: Plan) -> dict[int, torch.Tensor]:
+    """For each class in the plan, which of its channels stay."""
+    kept = {}
+    for name, index in plan.channels.items():
+        try:
+            group = channels.group_of(name)
+        except KeyError:
+            raise ValueError(f"the plan names {name!r}, which writes no channels of this network") from None
+        if group in channels.pinned:
+            raise ValueError(f"{name} cannot lose channels: {channels.pinned[group]}; leave it out of the plan")
+        kept[group] = _mask(name, index, channels.sizes[group])
+    return kept
+
+
+def _mask(name: str, index: Iterable[int], size: int) -> torch.Tensor:
+    index = list(index)
+    if not index:
+        raise ValueError(f"{name} would have 0 channels: keep at least one")
+    if min(index) < 0 or max(index) >= size:
+        raise ValueError(f"{name} has {size} channels, the plan keeps channel {max(index)}")
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[index] = True
+    return mask
+
+
+def _has_channels(node: fx.Node) -> bool:
+    module = module_of(node)
+    per_channel = isinstance(module, nn.PReLU) and module.num_parameters > 1
+    return isinstance(module, (*CONVS, *NORMS, nn.Linear)) or per_channel
+
+
+class _Slice:
+    """What one module loses: the rows that it writes and the columns that it reads, as boolean vectors."""
+
+    def __init__(self, channels: Channels, node: fx.Node, kept: dict[int, torch.Tensor]) -> None:
+        source: Layout = channels.layouts[node.all_input_nodes[0]]
+        self.rows = channels.expand(channels.layouts[node], kept)
+        self.columns = channels.expand(source, kept)
+
+    def apply(self, module: nn.Module) -> None:
+        if self.rows.all() and self.columns.all():
+            return
+        rows = self.rows.nonzero().flatten()
+        if isinstance(module, nn.Linear):
+            _cut(module, "weight", rows, self.columns.nonzero().flatten())
+            _cut(module, "bias", rows)
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, CONVS):
+            depthwise = is_depthwise(module)
+            whole = module.groups > 1 and not depthwise  # a grouped convolution is pinned on both sides
+            _cut(module, "weight", rows, None if depthwise or whole else self.columns.nonzero().flatten())
+            _cut(module, "bias", rows)
+            module.out_channels = len(rows)
+            module.in_channels = len(rows) if depthwise else int(self.columns.sum())
+            module.groups = len(rows) if depthwise else module.groups
+        else:
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                _cut(module, name, rows)
+            size = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
+            setattr(module, size, len(rows))
+
+
+def _cut(module: nn.Module, name: str, rows: torch.Tensor, columns: torch.Tensor | None = None) -> None:
+    old = getattr(module, name, None)
+    if old is None:
+        return
+    new = old.detach()[rows.to(old.device)]
+    if columns is not None:
+        new = new[:, columns.to(old.device)]
+    if isinstance(old, nn.Parameter):
+        setattr(module, name, nn.Parameter(new.clone(), requires_grad=old.requires_grad))
+    else:
+        setattr(module, name, new.clone())
+
+
+def private_chain(node: fx.Node) -> list[fx.Node]:
+    """The batch norm and activation that only this convolution reads, nearest first."""
+    chain = []
+    source = node.all_input_nodes[0]
+    while len(source.users) == 1 and len(source.all_input_nodes) == 1 and _is_elementwise(source):
+        chain.append(source)
+        source = source.all_input_nodes[0]
+    return chain
+
+
+def _is_elementwise(node: fx.Node) -> bool:
+    module = module_of(node)
+    return isinstance(module, NORMS) or (is_per_channel(node) and shape(node) == shape(node.all_input_nodes[0]))
+
+
+def _narrow(
+    graph: fx.GraphModule,
+    channels: Channels,
+    slices: dict[fx.Node, _Slice],
+    name: str,
+    index: Kept,
+    kept: dict[int, torch.Tensor],
+) -> None:
+    """Let one convolution read only `index` of a shared tensor: an index_select before its own norm and activation."""
+    node = next((n for n in slices if n.target == name), None)
+    if node is not None and node not in set(graph.graph.nodes):
+        return  # it went with its block or branch
+    if node is None or not isinstance(module_of(node), CONVS):
+        raise ValueError(f"the plan names {name!r} under inputs, which is no convolution of this network")
+    chain = private_chain(node)
+    first = (chain or [node])[-1]
+    source = first.all_input_nodes[0]
+    survivors = channels.expand(channels.layouts[source], kept)
+    wanted = _mask(name, index, len(survivors))
+    reads = wanted & survivors
+    if not reads.any():  # all that it wanted went elsewhere: one channel that it gives no weight keeps it whole
+        reads[survivors.nonzero()[0]] = True
+    positions = (survivors.cumsum(0) - 1)[reads]
+    buffer = f"{name.replace('.', '_')}_reads"
+    graph.register_buffer(buffer, positions)
+    with graph.graph.inserting_before(first):
+        selected = graph.graph.call_function(torch.index_select, (source, 1, graph.graph.get_attr(buffer)))
+    first.replace_input_with(source, selected)
+    for link in chain:
+        if link in slices:
+            slices[link].rows = slices[link].columns = reads
+    slices[node].columns = reads
+
+
+def _adds(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
+    pairs = [(node, residual_branch(node)) for node in graph.graph.nodes if is_add(node)]
+    return [(add, branch) for add, branch in pairs if branch is not None]
+
+
+def _cats(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
+    return [(node, operand) for node in graph.graph.nodes if is_cat(node) for operand in node.all_input_nodes]
+
+
+def _operand(graph: fx.GraphModule, name: str, pairs: list[tuple[fx.Node, fx.Node]]) -> tuple[fx.Node, fx.Node]:
+    for joint, operand in pairs:
+        if anchor(operand) == name:
+            return joint, operand
+    raise ValueError(f"the plan drops {name!r}, which ends no branch of this network")
+
+
+def _drop_block(add: fx.Node, branch: fx.Node) -> None:
+    (shortcut,) = (operand for operand in add.all_input_nodes if operand is not branch)
+    add.replace_all_uses_with(shortcut)
+    add.graph.erase_node(add)
+
+
+def _drop_branch(cat: fx.Node, operand: fx.Node) -> None:
+    rest = [other for other in cat.args[0] if other is not operand]
+    if not rest:
+        raise ValueError(f"{cat.name} would have 0 branches: keep at least one")
+    cat.update_arg(0, rest)
+
+
+def _tidy(graph: fx.GraphModule) -> None:
+    """Delete what nobody reads any more, and a ReLU that follows a ReLU."""
+    for node in list(graph.graph.nodes):
+        if _is_relu(node) and _is_relu(node.all_input_nodes[0]):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.graph.lint()
+
+
+def _is_relu(node: fx.Node) -> bool:
+    module = module_of(node)
+    return isinstance(module, nn.ReLU) if module is not None else node.target in (torch.relu, nn.functional.relu)

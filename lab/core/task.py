@@ -1,0 +1,100 @@
+"""What is compressed and how well it does: a model, its data, and the score that counts."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)  # two tasks are equal when they are the same one
+class Task:
+    """A model, the batches it learns from and the score that says how well it does.
+
+    `batches` is anything that can be iterated again and again: a DataLoader, a list; a batch is `(x, y)` or `x` alone
+    for methods that need no labels. `score(model)` gives one number in `unit`. `example` is one input with its batch
+    axis, (1, C, H, W) for pictures; left out, it is the first picture of the first batch.
+    """
+
+    model: nn.Module = field(repr=False)
+    batches: Iterable = field(repr=False)
+    score: Callable[[nn.Module], float] = field(repr=False)
+    example: torch.Tensor | None = field(default=None, repr=False)
+    metric: str = "accuracy"
+    unit: str = "%"
+    higher_is_better: bool = True
+    loss: Callable[..., torch.Tensor] = field(default=F.cross_entropy, repr=False)
+    name: str = "own task"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(f"Task.model is a {type(self.model).__name__}: give a torch.nn.Module")
+        if isinstance(self.batches, Iterator):
+            kind = type(self.batches).__name__
+            raise TypeError(f"Task.batches is a {kind}, which ends after one pass: give a DataLoader or a list")
+        if not callable(self.score):
+            kind = type(self.score).__name__
+            raise TypeError(f"Task.score is a {kind}: give a function of the model, e.g. tasks.accuracy")
+        if self.example is None:
+            object.__setattr__(self, "example", inputs(self.first_batch())[:1].detach().clone())
+
+    def first_batch(self) -> Any:
+        """The first batch, or an error that says the loader is empty."""
+        if not hasattr(self.batches, "__iter__") and not hasattr(self.batches, "__getitem__"):
+            raise TypeError(f"Task.batches is a {type(self.batches).__name__}: give a DataLoader or a list of batches")
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws from torch's generator when it starts
+            for batch in self.batches:
+                return batch
+        raise ValueError("Task.batches is empty: give at least one batch")
+
+    def check(self) -> None:
+        """Raise a one-line ValueError unless the model takes the first batch and answers with finite numbers."""
+        x = inputs(self.first_batch())
+        if x.is_floating_point() and not torch.isfinite(x).all():
+            raise ValueError("Task.batches holds NaN or infinite values in its first batch: clean the data first")
+        place = next(self.model.parameters(), x).device
+        try:
+            with torch.no_grad(), evaluating(self.model):
+                y = self.model(x.to(place))
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(
+                f"Task.batches gives inputs of shape {tuple(x.shape)}, which the model does not take ({reason}): "
+                "match the loader and the model's first layer"
+            ) from error
+        if isinstance(y, torch.Tensor) and not torch.isfinite(y).all():
+            raise ValueError("the model answers NaN on finite data: its weights are broken, load them again")
+
+    def measure(self, model: nn.Module) -> float:
+        """The score of `model` in the task's unit, taken in eval mode and without gradients."""
+        with torch.no_grad(), evaluating(model):
+            value = float(self.score(model))
+        if math.isnan(value):
+            raise ValueError(f"Task.score gave NaN for {self.metric}: check the score function and its data")
+        return value
+
+
+def inputs(batch: Any) -> torch.Tensor:
+    """The x of a batch, which is `(x, y)` or x alone."""
+    x = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"a batch of Task.batches holds a {type(x).__name__}: give tensors, (x, y) or x alone")
+    return x
+
+
+class evaluating:
+    """Put a model in eval mode for a `with` block, then give every module its own mode back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> nn.Module:
+        self.modes = {module: module.training for module in self.model.modules()}
+        return self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module, mode in self.modes.items():
+            module.training = mode

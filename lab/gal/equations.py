@@ -1,0 +1,67 @@
+"""GAL in torch: the soft mask, the two players' losses, and FISTA on the mask.
+
+B is the baseline, G the generator (a masked copy of B), D the discriminator; `d_b` and `d_g` are D's raw logits for the
+output vectors f_b and f_g, so that log D(f) = logsigmoid(d).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def masked(x: Tensor, m: Tensor) -> Tensor:
+    """Eq. (1): each structure's output times its soft mask.
+
+    x (N, C, ...); m (C,) scales the channels, m (1,) the whole of a block's or a branch's output.
+    """
+    return x * m.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def adversarial_value(d_b: Tensor, d_g: Tensor) -> Tensor:
+    """Eq. (2): L_adv = E[log D(f_b)] + E[log(1 - D(f_g))], which D raises and G lowers."""
+    return F.logsigmoid(d_b).mean() + F.logsigmoid(-d_g).mean()
+
+
+def data_loss(f_b: Tensor, f_g: Tensor) -> Tensor:
+    """Eq. (3): L_data, the mean squared distance of the two output vectors over batch and classes."""
+    return F.mse_loss(f_g, f_b)
+
+
+def sparsity(m: Tensor, lam: float) -> Tensor:
+    """Eq. (4): the mask's share of L_reg, lam * ||m||_1."""
+    return lam * m.abs().sum()
+
+
+def regulariser_l1(weights: list[Tensor]) -> Tensor:
+    """Eq. (5): R(W_D) = ||W_D||_1."""
+    return torch.stack([w.abs().sum() for w in weights]).sum()
+
+
+def regulariser_l2(weights: list[Tensor]) -> Tensor:
+    """Eq. (6): R(W_D) = ||W_D||_2^2."""
+    return torch.stack([w.square().sum() for w in weights]).sum()
+
+
+def regulariser_adversarial(d_g: Tensor) -> Tensor:
+    """Eq. (7): AR, R(W_D) = -E[log D(f_g)]: with Eq. (2) it caps D at 'undecided' on G's outputs."""
+    return -F.logsigmoid(d_g).mean()
+
+
+def generator_loss(d_g: Tensor) -> Tensor:
+    """Eq. (8): what G minimises against D, -E[log D(f_g)] (non-saturating, unit weight)."""
+    return -F.logsigmoid(d_g).mean()
+
+
+def momentum(alpha: float) -> float:
+    """Eq. (9): alpha_{k+1} = (1 + sqrt(1 + 4 alpha_k^2)) / 2."""
+    return (1 + (1 + 4 * alpha**2) ** 0.5) / 2
+
+
+def extrapolate(m: Tensor, m_previous: Tensor, alpha: float) -> Tensor:
+    """Eq. (10): y_{k+1} = m_k + (alpha_k - 1) / alpha_{k+1} * (m_k - m_{k-1})."""
+    return m + (alpha - 1) / momentum(alpha) * (m - m_previous)
+
+
+def shrink(u: Tensor, threshold: float) -> Tensor:
+    """Eq. (11): the proximal step, max(0, sign(u) max(|u| - threshold, 0)): small and negative entries become 0."""
+    return (u - threshold).clamp(min=0)

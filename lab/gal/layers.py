@@ -1,0 +1,85 @@
+"""Where GAL's state is learned: the soft masks, the discriminator, and FISTA's memory."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from . import equations as eq
+
+
+class Mask(nn.Module):
+    """A soft mask m >= 0 on the output of a structure: one entry a channel, or one for the whole."""
+
+    def __init__(self, entries: int) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.ones(entries))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, ...) times the mask."""
+        return eq.masked(x, self.m)
+
+
+class Discriminator(nn.Module):
+    """D: output vector (N, C) -> 128 -> 256 -> 128 -> one raw logit (N, 1).
+
+    `affine` leaves out what stands between the layers, as the released code does; its sigmoid before the loss is then
+    applied too, which confines the effective D to 0.5-0.73.
+    """
+
+    def __init__(self, outputs: int, affine: bool = False) -> None:
+        super().__init__()
+        widths = (outputs, 128, 256, 128)
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(before, after)] + ([] if affine else [nn.LeakyReLU(0.2)])
+        layers.append(nn.Linear(128, 1))
+        self.layers = nn.Sequential(*layers, *([nn.Sigmoid()] if affine else []))
+        if affine:
+            for layer in self.layers:
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=0.01)
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, f: Tensor) -> Tensor:
+        return self.layers(f.flatten(1))
+
+
+class Fista:
+    """FISTA on all masks at once: look ahead to y, take the gradient there, shrink."""
+
+    def __init__(self, masks: Iterable[nn.Parameter], look_ahead: bool = True) -> None:
+        self.masks = list(masks)
+        self.looks_ahead = look_ahead
+        self.alpha = 1.0
+        self.now = [m.detach().clone() for m in self.masks]
+        self.previous = [m.detach().clone() for m in self.masks]
+
+    @torch.no_grad()
+    def look_ahead(self) -> None:
+        """Put the masks at y, where the next gradient is to be taken (Eq. 10)."""
+        if self.looks_ahead:
+            for m, now, previous in zip(self.masks, self.now, self.previous, strict=True):
+                m.copy_(eq.extrapolate(now, previous, self.alpha))
+
+    @torch.no_grad()
+    def step(self, lr: float, lam: float) -> None:
+        """From the gradients that the masks hold: u = y - lr * grad, m = shrink(u, lr * lam) (Eqs. 9 to 11)."""
+        for index, m in enumerate(self.masks):
+            y = eq.extrapolate(self.now[index], self.previous[index], self.alpha)
+            after = eq.shrink(y - lr * m.grad, lr * lam)
+            self.previous[index], self.now[index] = self.now[index], after
+            m.copy_(after)
+        self.alpha = eq.momentum(self.alpha)
+
+    def zeros(self) -> tuple[int, int]:
+        """How many mask entries are exactly 0, and how many there are."""
+        return sum(int((m == 0).sum()) for m in self.now), sum(m.numel() for m in self.now)
+
+    def state_dict(self) -> dict:
+        return {"alpha": self.alpha, "now": list(self.now), "previous": list(self.previous)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.alpha = state["alpha"]
+        self.now = [value.to(m) for value, m in zip(state["now"], self.masks, strict=True)]
+        self.previous = [value.to(m) for value, m in zip(state["previous"], self.masks, strict=True)]

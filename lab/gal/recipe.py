@@ -1,0 +1,353 @@
+"""GAL's procedure: two players train the masks without labels, zeros are removed, labels fine-tune what is left."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
+
+from ..core import cost, nets, surgery, tasks
+from ..core.descent import Stage, Step, descend, seeded
+from ..core.fields import demand, number, one_of, some_of, whole
+from ..core.outcome import Outcome
+from ..core.report import Report, Row
+from ..core.task import Task, inputs
+from . import equations as eq
+from .layers import Discriminator, Fista
+from .structures import UNITS, Masked, Structure, attach, fold, plan
+
+ADVERSARIES = ("AR", "L1", "L2", "none", "off")
+RELEASED = ("l1_in_gradient", "grad_at_current", "normal_masks", "affine_discriminator")
+SNAPSHOTS = 120  # the most mask states that an outcome keeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class GAL:
+    """Generative adversarial learning of what to prune (Lin et al., CVPR 2019, arXiv 1903.09291).
+
+    lam: weight of ||m||_1; more prunes more. mu: weight of the data loss. units: which structures are masked, of
+    'channel', 'block', 'branch', 'input'. adversary: the discriminator's regulariser, 'AR', 'L1', 'L2' or 'none';
+    'off' plays without a discriminator. steps, lr: updates and rate of the pruning stage; mask_lr, mask_every: FISTA's
+    own rate, and how many steps lie between its updates. finetune_steps, finetune_lr: the stage with labels.
+    released: behaviours of the authors' code to switch on, of RELEASED. Both rates fall tenfold each 30 % of a stage.
+    """
+
+    lam: float = 0.05
+    mu: float = 1.0
+    units: tuple[str, ...] = ("channel", "block")
+    adversary: str = "AR"
+    steps: int = 600
+    lr: float = 0.01
+    mask_lr: float = 0.05
+    mask_every: int = 4
+    finetune_steps: int = 500
+    finetune_lr: float = 0.02
+    released: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("units", "released"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        demand(
+            self,
+            lam=number(0),
+            mu=number(0),
+            units=some_of(*UNITS, least=1),
+            adversary=one_of(*ADVERSARIES),
+            steps=whole(1),
+            lr=number(above=0),
+            mask_lr=number(above=0),
+            finetune_steps=whole(0),
+            finetune_lr=number(above=0),
+            released=some_of(*RELEASED),
+        )
+        demand(self, mask_every=whole(1, self.steps))
+
+    @classmethod
+    def paper(cls, name: str) -> "GAL":
+        """The published settings by network: 100 epochs of CIFAR-10 each stage, masks updated each 200th step."""
+        settings = {
+            "resnet56": {"lam": 0.6, "mu": 1.0, "units": ("block",)},
+            "resnet110": {"lam": 0.1, "mu": 1.0, "units": ("block",)},
+            "vgg16": {"lam": 0.05, "mu": 0.1, "units": ("channel",)},
+            "googlenet": {"lam": 0.05, "mu": 0.1, "units": ("branch",), "batch": 64},
+            "densenet40": {"lam": 0.01, "mu": 0.1, "units": ("input",), "batch": 64},
+        }
+        if name not in settings:
+            raise ValueError(f"name={name!r}: the paper's settings are kept for {', '.join(settings)}")
+        chosen = dict(settings[name])
+        steps = 100 * -(-50_000 // chosen.pop("batch", 128))
+        return cls(steps=steps, mask_lr=0.01, mask_every=200, finetune_steps=steps, finetune_lr=1e-4, **chosen)
+
+    def run(
+        self,
+        task: Task | None = None,
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        progress: bool = True,
+        checkpoint: str | Path | None = None,
+    ) -> "GALOutcome":
+        """Prune the task's network (Algorithm 1) and fine-tune what is left; the network passed in is not changed."""
+        task = task or tasks.digits()
+        task.check()
+        with seeded(seed):
+            owner = f"{self!r} with seed {seed} on {task.name}"
+            baseline = deepcopy(task.model).to(device).eval() if device else deepcopy(task.model).eval()
+            example = task.example.to(_place(baseline))
+            masked = attach(baseline, self.units, example)
+            trace, history = self._prune(task, baseline, masked, checkpoint, owner, progress)
+            removal, empty = plan(masked)
+            model = surgery.remove(fold(masked), removal, example)
+            before_tuning = task.measure(model)
+            trace += self._finetune(task, model, checkpoint, owner, progress)
+        return GALOutcome(
+            recipe=self,
+            report=self._report(task, baseline, masked, model, before_tuning, empty),
+            trace=tuple(trace),
+            model=model,
+            plan=removal,
+            structures=masked.structures,
+            history=history,
+            base=getattr(task.model, "config", None),
+            example=tuple(example.shape),
+        )
+
+    def _prune(self, task, baseline, masked, checkpoint, owner, progress) -> tuple[list[Step], Tensor]:
+        """Stage 1, without labels: D and G play, FISTA closes the masks. The mask entries over time are the history."""
+        G, place = masked.model.train(), _place(baseline)
+        masks = masked.masks()
+        if "normal_masks" in self.released:
+            for m in masks:
+                nn.init.normal_(m)
+        with torch.no_grad():
+            outputs = baseline(task.example.to(place)).flatten(1).shape[1]
+        D = Discriminator(outputs, affine="affine_discriminator" in self.released).to(place)
+        weights = [p for p in G.parameters() if not any(p is m for m in masks)]
+        optimiser_G = SGD(weights, lr=self.lr, momentum=0.9, weight_decay=2e-4)
+        optimiser_D = SGD(D.parameters(), lr=self.lr, momentum=0.9, weight_decay=2e-4)
+        schedule = StepLR(optimiser_G, max(1, round(0.3 * self.steps)), 0.1)
+        fista = Fista(masks, look_ahead="grad_at_current" not in self.released)
+        history = History(masks, every=max(1, self.steps // SNAPSHOTS))
+        stage = Stage(
+            checkpoint, "prune", owner, G=G, D=D, optimiser_G=optimiser_G, optimiser_D=optimiser_D, schedule=schedule,
+            fista=fista, history=history,
+        )  # fmt: skip
+
+        def play(batch: Any) -> dict[str, Tensor]:
+            """One round: D learns to tell f_b from f_g, then G's losses against the D that it now meets."""
+            x = inputs(batch).to(place)
+            with torch.no_grad():
+                f_b = baseline(x).flatten(1)
+            f_g = G(x).flatten(1)
+            terms = {"data": self.mu * eq.data_loss(f_b, f_g)}
+            if self.adversary != "off":
+                optimiser_D.zero_grad(set_to_none=True)
+                self._discriminator_loss(D, f_b, f_g.detach()).backward()
+                optimiser_D.step()
+                terms["adversary"] = eq.generator_loss(D(f_g))
+            if "l1_in_gradient" in self.released:
+                terms["sparsity"] = eq.sparsity(torch.cat(masks), self.lam)
+            for m in masks:
+                m.grad = None
+            return terms
+
+        due = self._mask_due
+        if due(len(stage.trace)):
+            fista.look_ahead()
+        for step in descend(
+            play, task.batches, optimiser_G, stage, steps=self.steps, schedule=schedule, progress=progress
+        ):
+            if due(step.index):
+                fista.step(self.mask_lr * schedule.get_last_lr()[0] / self.lr, self.lam)
+                self._demand_survivors(fista, step.index)
+            if due(step.index + 1):
+                fista.look_ahead()
+            history.note(step.index, fista.now)
+        for m, now in zip(masks, fista.now, strict=True):
+            m.data.copy_(now.clamp(min=0))
+        return list(stage.trace), history.states()
+
+    def _mask_due(self, index: int) -> bool:
+        return (index + 1) % self.mask_every == 0
+
+    def _discriminator_loss(self, D: Discriminator, f_b: Tensor, f_g: Tensor) -> Tensor:
+        """What D minimises: -L_adv + R(W_D)."""
+        d_b, d_g = D(f_b), D(f_g)
+        loss = -eq.adversarial_value(d_b, d_g)
+        weights = [p for p in D.parameters() if p.dim() > 1]
+        penalties: dict[str, Callable[[], Tensor]] = {
+            "AR": lambda: eq.regulariser_adversarial(d_g),
+            "L1": lambda: 1e-4 * eq.regulariser_l1(weights),
+            "L2": lambda: 1e-4 * eq.regulariser_l2(weights),
+        }
+        return loss + penalties[self.adversary]() if self.adversary in penalties else loss
+
+    def _demand_survivors(self, fista: Fista, index: int) -> None:
+        zeros, entries = fista.zeros()
+        if zeros == entries:
+            raise ValueError(
+                f"lam={self.lam}: all {entries} mask entries are 0 after step {index}, nothing of the network is left; "
+                "lower lam (a tenth, say) or mask_lr"
+            )
+
+    def _finetune(self, task, model, checkpoint, owner, progress) -> list[Step]:
+        """Stage 2, with labels: train what is left on the task's own loss."""
+        if not self.finetune_steps or not _has_labels(task):
+            return []
+        place = _place(model)
+        optimiser = SGD(model.parameters(), lr=self.finetune_lr, momentum=0.9, weight_decay=2e-4)
+        schedule = StepLR(optimiser, max(1, round(0.3 * self.finetune_steps)), 0.1)
+        stage = Stage(checkpoint, "finetune", owner, model=model, optimiser=optimiser, schedule=schedule)
+        model.train()
+
+        def fit(batch: Any) -> dict[str, Tensor]:
+            return {"task": task.loss(model(batch[0].to(place)), batch[1].to(place))}
+
+        for _ in descend(
+            fit, task.batches, optimiser, stage, steps=self.finetune_steps, schedule=schedule, progress=progress
+        ):
+            pass
+        model.eval()
+        return list(stage.trace)
+
+    def _report(self, task, baseline, masked, model, before_tuning, empty) -> Report:
+        example = task.example.to(_place(baseline))
+        timed = cost.latencies({"before": baseline, "after": model}, example)
+        before, tuned = task.measure(baseline), task.measure(model)
+        rows = [
+            *_counts(masked, model),
+            Row("parameters", cost.parameters(baseline), cost.parameters(model)),
+            Row("macs", cost.macs(baseline, example), cost.macs(model, example)),
+            Row("bytes", cost.bytes_stored(baseline), cost.bytes_stored(model), "B"),
+            Row("latency", timed["before"].median, timed["after"].median, "ms", "timed", 2),
+            Row(f"{task.metric} before fine-tuning", before, before_tuning, task.unit, "learned"),
+            Row(task.metric, before, tuned, task.unit, "learned"),
+        ]
+        return Report(repr(self), tuple(rows), tuple(self._notes(task, masked, empty)))
+
+    def _notes(self, task: Task, masked: Masked, empty: tuple[str, ...]) -> list[str]:
+        notes = []
+        if masked.dense:
+            reasons = "; ".join(f"{name} ({reason})" for name, reason in masked.dense.items())
+            notes.append(f"left dense: {reasons}")
+        if empty:
+            notes.append(f"wholly masked, kept with one dead channel: {', '.join(empty)}")
+        if not _has_labels(task):
+            notes.append("the batches hold no labels: not fine-tuned")
+        if self.steps // self.mask_every < 100:
+            notes.append(f"only {self.steps // self.mask_every} mask updates: fewer than about 100 rarely settle")
+        return notes
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class GALOutcome(Outcome):
+    """A smaller network, the plan that made it, and its masks over time.
+
+    history (snapshots, entries) holds the mask entries of all `structures` in order; its last row is the final mask.
+    """
+
+    model: nn.Module
+    plan: surgery.Plan
+    structures: tuple[Structure, ...]
+    history: Tensor
+    base: dict | None
+    example: tuple[int, ...]
+
+    def found(self) -> dict[str, Any]:
+        return {
+            "plan": self.plan.to_dict(),
+            "structures": [list(vars(s).values()) for s in self.structures],
+            "history": self.history,
+            "base": self.base,
+            "example": list(self.example),
+            "weights": dict(self.model.state_dict()),
+        }
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any], recipe: GAL, base: nn.Module | None = None) -> "GALOutcome":
+        """Cut the base down by the plan and load the stored weights; `base` is the user's own network, untrained or not."""
+        found = saved["found"]
+        if base is None and found["base"] is None:
+            raise ValueError("this outcome was made from a network of your own: lab.load(folder, base=net) with its class")
+        dense = base if base is not None else nets.build(found["base"])
+        removal = surgery.Plan.from_dict(found["plan"])
+        model = surgery.remove(dense, removal, torch.zeros(found["example"]))
+        try:
+            model.load_state_dict(found["weights"])
+        except RuntimeError as error:
+            raise ValueError(f"base={type(dense).__name__} is not the network that was pruned: {_short(error)}") from error
+        return cls(
+            recipe=recipe,
+            **cls.records(saved),
+            model=model,
+            plan=removal,
+            structures=tuple(Structure(*values) for values in found["structures"]),
+            history=found["history"],
+            base=found["base"],
+            example=tuple(found["example"]),
+        )
+
+    def masks(self) -> dict[str, Tensor]:
+        """The final mask of each structure, by the name of its module."""
+        parts = self.history[-1].split([s.entries for s in self.structures])
+        return {f"{s.unit} {s.name}": part for s, part in zip(self.structures, parts, strict=True)}
+
+
+class History:
+    """Mask entries over time: the first state, one each `every` steps, and the last."""
+
+    def __init__(self, masks: list[nn.Parameter], every: int) -> None:
+        self.every = every
+        self.kept = [_flat(masks)]
+        self.last = self.kept[0]
+
+    def note(self, index: int, masks: list[Tensor]) -> None:
+        self.last = _flat(masks)
+        if (index + 1) % self.every == 0:
+            self.kept.append(self.last)
+
+    def states(self) -> Tensor:
+        """(snapshots, entries), the final masks last."""
+        return torch.stack(self.kept if self.last is self.kept[-1] else [*self.kept, self.last])
+
+    def state_dict(self) -> dict:
+        return {"kept": list(self.kept), "last": self.last}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.kept, self.last = list(state["kept"]), state["last"]
+
+
+def _flat(masks: list) -> Tensor:
+    return torch.cat([m.detach().clamp(min=0).cpu() for m in masks])
+
+
+def _counts(masked: Masked, model: fx.GraphModule) -> list[Row]:
+    """One row a unit: how many of its entries there were and how many of them the smaller network still has."""
+    alive = {name for name, _ in model.named_modules()}
+    rows = []
+    for unit in UNITS:
+        entries = [(s, m) for s, m in zip(masked.structures, masked.masks(), strict=True) if s.unit == unit]
+        if entries:
+            kept = sum(max(int((m > 0).sum()), int(m.numel() > 1)) for s, m in entries if s.name in alive)
+            rows.append(Row(f"{unit}s" if unit != "branch" else "branches", sum(s.entries for s, _ in entries), kept))
+    return rows
+
+
+def _has_labels(task: Task) -> bool:
+    batch = task.first_batch()
+    return isinstance(batch, (tuple, list)) and len(batch) > 1
+
+
+def _place(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _short(error: Exception) -> str:
+    return str(error).replace("\t", " ").replace("\n", " ")[:160]
+

@@ -1,0 +1,281 @@
+"""Where masks sit in a network, how they fold into it exactly, and what their zeros let us remove."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from ..core.channels import CONVS, NORMS, OUTPUT, Channels, is_depthwise, is_homogeneous, keeps_zero, module_of, trace, width
+from ..core.surgery import Plan, ancestors, is_add, is_cat, private_chain, residual_branch
+from .layers import Mask
+
+UNITS = ("channel", "block", "branch", "input")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One masked structure: its unit, the module a plan knows it by, how many mask entries it has.
+
+    `folds` is the module that a mask is multiplied into; `after` the node whose output is masked, and `reader` the one
+    node that sees it masked, '' for all of them.
+    """
+
+    unit: str
+    name: str
+    entries: int
+    folds: str
+    after: str
+    reader: str = ""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A generator: the traced network with its masks in place, the structures they stand for, and what stays dense."""
+
+    model: fx.GraphModule
+    structures: tuple[Structure, ...]
+    dense: dict[str, str]
+
+    def masks(self) -> list[nn.Parameter]:
+        """The mask of each structure, in order; entries >= 0."""
+        return [self.model.get_submodule(_mask_name(i)).m for i in range(len(self.structures))]
+
+
+def attach(model: nn.Module, units: tuple[str, ...], example: torch.Tensor) -> Masked:
+    """A masked copy of the network, equal to it while every mask is 1; the network itself is never changed."""
+    graph = trace(model, example)
+    found, dense = find(graph, units)
+    if not found:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:3]) or "none of that kind"
+        raise ValueError(f"units={units}: nothing in {type(model).__name__} can be masked ({reasons}); try other units")
+    nodes = {node.name: node for node in graph.graph.nodes}
+    for index, structure in enumerate(found):
+        graph.add_submodule(_mask_name(index), Mask(structure.entries))
+        _insert(graph, nodes[structure.after], nodes.get(structure.reader), _mask_name(index))
+    graph.recompile()
+    place = next(model.parameters()).device
+    return Masked(graph.to(place), tuple(found), dense)
+
+
+def find(graph: fx.GraphModule, units: tuple[str, ...]) -> tuple[list[Structure], dict[str, str]]:
+    """The structures of these units in a traced network, and what must stay dense with the reason."""
+    channels = Channels(graph)
+    found: list[Structure] = []
+    dense: dict[str, str] = {}
+    finders = {
+        "channel": lambda: _channel_units(graph, channels, units),
+        "block": lambda: _block_units(graph),
+        "branch": lambda: _branch_units(graph),
+        "input": lambda: _input_units(graph, channels),
+    }
+    for unit in units:
+        for structure in finders[unit]():
+            if isinstance(structure, Structure):
+                found.append(structure)
+            else:
+                dense[structure[0]] = structure[1]
+    return found, dense
+
+
+def fold(masked: Masked) -> fx.GraphModule:
+    """The network with its masks multiplied into its weights: exactly the same function, and no mask left."""
+    graph = deepcopy(masked.model)
+    for index, (structure, mask) in enumerate(zip(masked.structures, masked.masks(), strict=True)):
+        _scale(graph.get_submodule(structure.folds), mask.detach(), columns=structure.unit == "input")
+        for node in list(graph.graph.nodes):
+            if node.op == "call_module" and node.target == _mask_name(index):
+                node.replace_all_uses_with(node.all_input_nodes[0])
+                graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph
+
+
+def plan(masked: Masked) -> tuple[Plan, tuple[str, ...]]:
+    """What the exact zeros of the masks let us remove, and the layers whose mask is all zero (they keep channel 0)."""
+    kept: dict[str, dict[str, tuple[int, ...]]] = {"channel": {}, "input": {}}
+    gone: dict[str, list[str]] = {"block": [], "branch": []}
+    empty = []
+    for structure, mask in zip(masked.structures, masked.masks(), strict=True):
+        stays = mask.detach() > 0
+        if structure.unit in gone:
+            gone[structure.unit] += [] if stays.any() else [structure.name]
+        elif not stays.all():
+            empty += [] if stays.any() else [structure.name]
+            kept[structure.unit][structure.name] = tuple(stays.nonzero().flatten().tolist()) or (0,)
+    return Plan(kept["channel"], kept["input"], tuple(gone["block"]), tuple(gone["branch"])), tuple(empty)
+
+
+# -- finding ---------------------------------------------------------------------------------------------------------
+
+Found = Iterator[Structure | tuple[str, str]]
+
+
+def _channel_units(graph: fx.GraphModule, channels: Channels, units: tuple[str, ...]) -> Found:
+    """Channels that one module writes: masked behind its batch norm and activation, where zero is exactly removable.
+
+    Channels whose readers have input masks of their own are not masked twice.
+    """
+    nodes = {node.target: node for node in graph.graph.nodes if node.op == "call_module"}
+    masked_inputs = {s.name for s in _input_units(graph, channels)} if "input" in units else set()
+    for group, writers in channels.writers.items():
+        if not writers:
+            continue
+        if group in channels.pinned:
+            if channels.pinned[group] != OUTPUT:
+                yield from ((name, channels.pinned[group]) for name in writers)
+        elif len(writers) > 1:
+            yield from ((name, "its channels are shared with " + writers[0]) for name in writers[1:])
+            yield writers[0], "its channels are a residual stream"
+        else:
+            last, spot = _last_affine(nodes[writers[0]])
+            if not _foldable(last):
+                yield writers[0], f"{last.target} has no weights to fold a mask into"
+            elif blocker := _not_zero_after(spot):
+                yield writers[0], f"{blocker.name} would turn a zero channel into a constant"
+            elif not masked_inputs & _readers(spot):
+                yield Structure("channel", writers[0], width(last), str(last.target), spot.name)
+
+
+def _block_units(graph: fx.GraphModule) -> Found:
+    """Residual branches: one entry each, just before the sum."""
+    for node in graph.graph.nodes:
+        if not is_add(node):
+            continue
+        branch = residual_branch(node)
+        if branch is None:
+            yield node.name, "its two operands hold the same number of convolutions: no shortcut can be told"
+        elif (source := _homogeneous_source(branch)) is None:
+            yield node.name, "its branch does not end in a layer that a mask folds into"
+        else:
+            yield Structure("block", str(source.target), 1, str(source.target), branch.name, node.name)
+
+
+def _branch_units(graph: fx.GraphModule) -> Found:
+    """Operands of a concatenation that do not feed one another (Inception): one entry each."""
+    for node in graph.graph.nodes:
+        operands = node.all_input_nodes if is_cat(node) else []
+        if len(operands) < 2 or any(a is not b and a in ancestors(b) for a in operands for b in operands):
+            continue
+        for operand in operands:
+            source = _homogeneous_source(operand)
+            if source is None:
+                yield operand.name, "the branch does not end in a layer that a mask folds into"
+            else:
+                yield Structure("branch", str(source.target), 1, str(source.target), operand.name, node.name)
+
+
+def _input_units(graph: fx.GraphModule, channels: Channels) -> Found:
+    """What one convolution reads of a shared tensor (DenseNet, a bottleneck's first layer): one entry a channel read."""
+    shortcuts = _shortcut_nodes(graph)
+    for node in graph.graph.nodes:
+        module = module_of(node)
+        if not isinstance(module, CONVS) or module.groups != 1 or node in shortcuts:
+            continue
+        source = [node, *private_chain(node)][-1].all_input_nodes[0]
+        if source.op != "placeholder" and (len(source.users) > 1 or len(channels.layouts[source]) > 1):
+            name, spot = str(node.target), node.all_input_nodes[0].name
+            yield Structure("input", name, module.in_channels, name, spot, node.name)
+
+
+def _last_affine(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """From the layer that writes channels: the last layer with weights before the way forks, and where a mask goes.
+
+    The mask goes behind the activation that follows where a scale passes through it (ReLU), else before it.
+    """
+    last = spot = node
+    while len(spot.users) == 1:
+        reader = next(iter(spot.users))
+        if width(reader) != width(node):
+            break
+        if isinstance(module_of(reader), NORMS) or is_depthwise(module_of(reader)):
+            last = spot = reader
+        elif len(reader.all_input_nodes) == 1 and (is_homogeneous(reader) or keeps_zero(reader)):
+            spot = reader
+        else:
+            break
+    spot = last
+    while len(spot.users) == 1 and is_homogeneous(next(iter(spot.users))):
+        spot = next(iter(spot.users))
+    return last, spot
+
+
+def _not_zero_after(spot: fx.Node) -> fx.Node | None:
+    """The first node behind `spot` that does not keep zero channels zero, before a layer reads them; None if all do."""
+    return next((node for node in _between(spot) if not _reads_channels(node) and not keeps_zero(node)), None)
+
+
+def _readers(spot: fx.Node) -> set[str]:
+    """The layers that read the channels of `spot`."""
+    return {str(node.target) for node in _between(spot) if _reads_channels(node)}
+
+
+def _between(spot: fx.Node) -> Iterator[fx.Node]:
+    """All nodes behind `spot` up to and with the layers that read its channels."""
+    todo = list(spot.users)
+    while todo:
+        node = todo.pop()
+        yield node
+        if not _reads_channels(node):
+            todo += node.users
+
+
+def _reads_channels(node: fx.Node) -> bool:
+    module = module_of(node)
+    return isinstance(module, nn.Linear) or (isinstance(module, CONVS) and module.groups == 1)
+
+
+def _homogeneous_source(node: fx.Node) -> fx.Node | None:
+    """The layer behind `node`, up through operations that a scale passes, if it alone feeds them and a mask folds in."""
+    while len(node.users) == 1:
+        if _foldable(node):
+            return node
+        if not (is_homogeneous(node) and len(node.all_input_nodes) == 1):
+            return None
+        node = node.all_input_nodes[0]
+    return None
+
+
+def _foldable(node: fx.Node) -> bool:
+    module = module_of(node)
+    affine = isinstance(module, NORMS) and module.affine
+    return affine or isinstance(module, (*CONVS, nn.Linear))
+
+
+def _shortcut_nodes(graph: fx.GraphModule) -> set[fx.Node]:
+    """Nodes that only a shortcut of a residual sum is made of."""
+    nodes: set[fx.Node] = set()
+    for add in (node for node in graph.graph.nodes if is_add(node)):
+        branch = residual_branch(add)
+        if branch is not None:
+            (shortcut,) = (operand for operand in add.all_input_nodes if operand is not branch)
+            nodes |= ancestors(shortcut) - ancestors(branch)
+    return nodes
+
+
+# -- masks in and out ------------------------------------------------------------------------------------------------
+
+
+def _mask_name(index: int) -> str:
+    return f"soft_mask_{index}"
+
+
+def _insert(graph: fx.GraphModule, after: fx.Node, reader: fx.Node | None, name: str) -> None:
+    """Call the mask on the output of `after`, for one reader or for all."""
+    with graph.graph.inserting_after(after):
+        mask = graph.graph.call_module(name, (after,))
+    for user in [reader] if reader is not None else [user for user in after.users if user is not mask]:
+        user.replace_input_with(after, mask)
+
+
+@torch.no_grad()
+def _scale(module: nn.Module, m: torch.Tensor, columns: bool) -> None:
+    """Multiply a mask into the rows that a module writes, or into the columns that it reads."""
+    if columns:
+        module.weight.mul_(m.view(1, -1, *[1] * (module.weight.dim() - 2)))
+        return
+    module.weight.mul_(m.view(-1, *[1] * (module.weight.dim() - 1)))
+    if module.bias is not None:
+        module.bias.mul_(m)

@@ -1,0 +1,164 @@
+"""Several outcomes side by side: a table, and which of them nobody beats."""
+
+import html
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from ..core.report import Row
+from . import svg
+from .explorer import styles
+from .figures import figure
+
+# What counts as how well it does, in the order in which `compare` looks for it.
+SCORES = ("accuracy", "psnr", "perplexity", "ndcg@10", "semantic accuracy", "regret")
+_LOW_IS_GOOD = {"perplexity", "regret", "loss", "error", "mae", "rmse", "latency", "parameters", "macs", "bytes"}
+
+
+def compare(
+    outcomes: Iterable[Any], x: str = "macs", y: str | None = None, higher_is_better: bool | None = None
+) -> "Comparison":
+    """Outcomes as a table and a Pareto picture of report row `y` (the task's score if left out) against row `x`.
+
+    Small `x` is good; whether high `y` is good follows from its name unless said. ValueError for a row not shared.
+    """
+    outcomes = tuple(outcomes)
+    if not outcomes:
+        raise ValueError("there is nothing to compare: give at least one outcome")
+    shared = [row.name for row in outcomes[0].report if all(row.name in _rows(other) for other in outcomes)]
+    y = _score(outcomes[0], shared) if y is None else y
+    for name in (x, y):
+        if name not in shared:
+            raise ValueError(f"the outcomes do not share a row {name!r}: they share {', '.join(shared) or 'none'}")
+    return Comparison(outcomes, x, y, y not in _LOW_IS_GOOD if higher_is_better is None else higher_is_better)
+
+
+def settings(recipes: Iterable[Any]) -> list[dict[str, Any]]:
+    """For each recipe its class, where they differ in it, and the fields in which they differ."""
+    recipes = list(recipes)
+    rows = [{"recipe": type(recipe).__name__, **asdict(recipe)} for recipe in recipes]
+    names = dict.fromkeys(name for row in rows for name in row)
+    differing = [name for name in names if len({repr(row.get(name)) for row in rows}) > 1]
+    return [{name: row[name] for name in differing if name in row} for row in rows]
+
+
+def front(points: list[tuple[float, float]], higher_is_better: bool = True) -> list[int]:
+    """The indices of the points that no other beats in both (small x, good y), by growing x."""
+    sign = 1 if higher_is_better else -1
+    best, kept = float("-inf"), []
+    known = [i for i, point in enumerate(points) if all(map(math.isfinite, point))]
+    for i in sorted(known, key=lambda i: (points[i][0], -sign * points[i][1])):
+        if sign * points[i][1] > best:
+            best = sign * points[i][1]
+            kept.append(i)
+    return kept
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Comparison:
+    """Outcomes side by side: `to_frame()` for the numbers, `figure()` for the picture, `best()` for the front."""
+
+    outcomes: tuple[Any, ...]
+    x: str
+    y: str
+    higher_is_better: bool = True
+
+    def best(self) -> list[int]:
+        """The places in `outcomes` of those that no other beats in both `x` and `y`."""
+        return front(self._points(), self.higher_is_better)
+
+    def names(self) -> list[str]:
+        """Each outcome by the settings in which it differs, or by its number."""
+        chosen = settings(outcome.recipe for outcome in self.outcomes)
+        texts = [", ".join(f"{k}={v}" if k != "recipe" else v for k, v in row.items()) for row in chosen]
+        return [text or f"run {i + 1}" for i, text in enumerate(texts)]
+
+    def to_frame(self):
+        """A pandas DataFrame, one row per outcome: the settings that differ, and every report row after the run."""
+        import pandas
+
+        chosen = settings(outcome.recipe for outcome in self.outcomes)
+        after = [{row.name: row.after for row in outcome.report} for outcome in self.outcomes]
+        return pandas.DataFrame([{**left, **right} for left, right in zip(chosen, after, strict=True)])
+
+    def figure(self) -> go.Figure:
+        """The Pareto picture as a plotly figure; the front is joined, the model before is a hollow mark."""
+        points, names, best = self._points(), self.names(), self.best()
+        across, up = zip(*points, strict=True)
+        mark = {"mode": "markers", "marker_size": 10}
+        dots = go.Scatter(x=across, y=up, text=names, name="outcomes", **mark)
+        line = go.Scatter(x=[across[i] for i in best], y=[up[i] for i in best], name="Pareto front", mode="lines")
+        traces = [line, dots]
+        if before := self._before():
+            a, b = before
+            traces.append(go.Scatter(x=[a], y=[b], name="before", **mark, marker_symbol="circle-open"))
+        return figure(*traces, x=self._axis(self.x), y=self._axis(self.y))
+
+    def picture(self) -> str:
+        """The same picture as SVG."""
+        points, best = self._points(), self.best()
+        rest = [point for i, point in enumerate(points) if i not in best]
+        series = [svg.Series("Pareto front", [points[i] for i in best]), svg.Series("others", rest, joined=False)]
+        if before := self._before():
+            series.append(svg.Series("before", [before], joined=False))
+        return svg.lines([s for s in series if s.points], x=self._axis(self.x), y=self._axis(self.y), width=520)
+
+    def __repr__(self) -> str:
+        table = self._table()
+        wide = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+        return "\n".join("  ".join(f"{c:>{w}}" for c, w in zip(line, wide, strict=True)).rstrip() for line in table)
+
+    def _repr_html_(self) -> str:
+        cell = '<{0} style="text-align:right">{1}</{0}>'
+        head, *body = [
+            "".join(cell.format("td" if i else "th", html.escape(text)) for text in line)
+            for i, line in enumerate(self._table())
+        ]
+        rows = "".join(f"<tr>{line}</tr>" for line in body)
+        picture = f'<div class="lab-explorer"><div class="picture">{self.picture()}</div></div>'
+        style = f"<style>{styles()}</style>".replace("\n", " ")
+        return (
+            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+            f"<!--lab picture-->{style}{picture}<!--end-->"
+        )
+
+    def _table(self) -> list[list[str]]:
+        """The cells as shown: a star for the front, the settings, then the report; a dash where there is nothing."""
+        chosen = settings(outcome.recipe for outcome in self.outcomes)
+        fields = list(dict.fromkeys(name for row in chosen for name in row))
+        rows = list({row.name: row for outcome in self.outcomes for row in outcome.report}.values())
+        head = ["", *fields, *(f"{row.name} ({row.unit})" if row.unit else row.name for row in rows)]
+        best, table = set(self.best()), [head]
+        for i, (outcome, own) in enumerate(zip(self.outcomes, chosen, strict=True)):
+            has = _rows(outcome)
+            values = [has[row.name].shown(has[row.name].after) if row.name in has else "-" for row in rows]
+            table.append(["*" if i in best else "", *(str(own.get(name, "-")) for name in fields), *values])
+        return table
+
+    def _points(self) -> list[tuple[float, float]]:
+        rows = [(outcome.report[self.x].after, outcome.report[self.y].after) for outcome in self.outcomes]
+        return [(math.nan if a is None else a, math.nan if b is None else b) for a, b in rows]
+
+    def _before(self) -> tuple[float, float] | None:
+        """Where the model was, if the outcomes agree on it."""
+        start = {(outcome.report[self.x].before, outcome.report[self.y].before) for outcome in self.outcomes}
+        return start.pop() if len(start) == 1 and None not in next(iter(start)) else None
+
+    def _axis(self, name: str) -> str:
+        unit = self.outcomes[0].report[name].unit
+        return f"{name} ({unit})" if unit else name
+
+
+def _rows(outcome: Any) -> dict[str, Row]:
+    return {row.name: row for row in outcome.report}
+
+
+def _score(outcome: Any, shared: list[str]) -> str:
+    known = [name for name in SCORES if name in shared]
+    learned = [name for name in shared if outcome.report[name].kind == "learned"]
+    if not known and not learned:
+        raise ValueError(f"no row says how well the outcomes do: name y, one of {', '.join(shared) or 'none'}")
+    return (known or learned)[0]

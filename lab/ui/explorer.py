@@ -1,0 +1,270 @@
+"""The explorer: controls above a picture, in a notebook, in a saved page and in plain Python.
+
+Its state is its traits, one per control; `draw(**state)` gives a Frame, and the browser only shows it.
+"""
+
+import base64
+import gzip
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from . import svg
+
+_STATIC = Path(__file__).parent / "static"
+STATES, BYTES = 4_000, 1_000_000  # what one saved page may hold
+Value = str | int | float | bool
+
+
+def styles() -> str:
+    """The explorer's CSS with its palette."""
+    palette = "".join(f"--lab-{i}:{colour};" for i, colour in enumerate(svg.PALETTE))
+    return f".lab-explorer{{{palette}}}\n" + (_STATIC / "explorer.css").read_text()
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One state as seen: a picture (SVG text, one or several `<svg>`) and the exact facts it shows, by name."""
+
+    svg: str
+    facts: Mapping[str, Value] = field(default_factory=dict)
+
+    def readable(self) -> list[tuple[str, str]]:
+        """The facts as names and texts."""
+        return [(name, svg.number(value)) for name, value in self.facts.items()]
+
+
+@dataclass(frozen=True)
+class Control:
+    """The values one control steps through, its label and unit, and where it starts (the first value if left out)."""
+
+    values: Sequence[Value]
+    label: str = ""
+    unit: str = ""
+    start: Value | None = None
+
+    def __post_init__(self) -> None:
+        plain = tuple(value.item() if hasattr(value, "item") else value for value in self.values)
+        if not plain:
+            raise ValueError("a control has no values: give at least one")
+        for value in plain:
+            if not isinstance(value, Value) or (isinstance(value, float) and not math.isfinite(value)):
+                raise ValueError(f"a control has the value {value!r}: give strings or finite numbers")
+        if len(set(plain)) < len(plain):
+            raise ValueError(f"a control has the same value twice in {plain}: give each once")
+        object.__setattr__(self, "values", plain)
+        object.__setattr__(self, "start", plain[0] if self.start is None else self.pick("start", self.start))
+
+    @property
+    def slider(self) -> bool:
+        """Whether it is shown as a slider (all numbers) or as a list to choose from."""
+        return all(isinstance(value, int | float) and not isinstance(value, bool) for value in self.values)
+
+    def pick(self, name: str, value: Value) -> Value:
+        """The listed value that equals `value`, or an error that says what is near."""
+        for known in self.values:
+            if known == value or (self.slider and _close(known, value)):
+                return known
+        if self.slider and isinstance(value, int | float):
+            near = sorted(sorted(self.values, key=lambda known: abs(known - value))[:2])
+            hint = "the nearest steps are " + " and ".join(map(str, near))
+        else:
+            hint = "choose one of " + ", ".join(map(repr, self.values[:20]))
+        raise ValueError(f"{name}={value!r} is not on this control: {hint}")
+
+    def spec(self, name: str) -> dict[str, Any]:
+        """What the browser needs to show it."""
+        texts = [f"{svg.number(value)} {self.unit}".rstrip() for value in self.values]
+        return {"name": name, "label": self.label or name, "slider": self.slider, "values": self.values, "texts": texts}
+
+
+class Choice(traitlets.TraitType):
+    """A trait that takes the values of a control only."""
+
+    def __init__(self, control: Control) -> None:
+        super().__init__(default_value=control.start)
+        self.control = control
+        self.tag(sync=True)
+
+    def validate(self, _: Any, value: Value) -> Value:
+        return self.control.pick(self.name, value)
+
+
+class Explorer(anywidget.AnyWidget):
+    """Controls above a picture that follows them: `draw(**values)` gives the Frame of a state.
+
+    `controls` maps names to lists of values (or Controls), `actions` maps button labels to functions of the explorer
+    that return None (draw again), a Frame (show it) or a string (say it). Set a control as an attribute or with `set`,
+    press a button with `press`; the repr is the state. An error in `draw` or an action is raised, and shown as a line.
+    """
+
+    _esm = (_STATIC / "explorer.js").read_text()
+    _css = styles()
+    spec = traitlets.Dict(read_only=True).tag(sync=True)
+    frame = traitlets.Instance(Frame, args=("",)).tag(sync=True, to_json=lambda frame, _: _sent(frame))
+    message = traitlets.Unicode().tag(sync=True)
+    busy = traitlets.Unicode().tag(sync=True)
+
+    def __init__(
+        self,
+        draw: Callable[..., Frame],
+        controls: Mapping[str, Sequence[Value] | Control],
+        title: str = "",
+        actions: Mapping[str, Callable[["Explorer"], "Frame | str | None"]] | None = None,
+    ) -> None:
+        for name in controls:
+            if not name.isidentifier() or hasattr(Explorer, name):
+                raise ValueError(f"a control cannot be named {name!r}: take another name, say this in its label")
+        self._controls = {n: c if isinstance(c, Control) else Control(tuple(c)) for n, c in controls.items()}
+        self._actions, self._title = dict(actions or {}), title
+        names = tuple(controls)
+        self._draw = lru_cache(maxsize=STATES)(lambda *values: _checked(draw(**dict(zip(names, values, strict=True)))))
+        self.add_traits(**{name: Choice(control) for name, control in self._controls.items()})
+        shown = [control.spec(name) for name, control in self._controls.items()]
+        self.set_trait("spec", {"title": title, "controls": shown, "actions": list(self._actions)})
+        self.set_trait("frame", self._draw(*self.state.values()))
+        super().__init__()
+        self.observe(self._follow, list(self._controls))
+        self.on_msg(self._pressed)
+
+    @property
+    def state(self) -> dict[str, Value]:
+        """The present value of every control."""
+        return {name: getattr(self, name) for name in self._controls}
+
+    def set(self, **values: Value) -> "Explorer":
+        """Move several controls at once, and draw once; returns the explorer, so that a cell can end with it."""
+        for name in values:
+            if name not in self._controls:
+                raise ValueError(f"no control {name!r}: this explorer has {', '.join(self._controls)}")
+        values = {name: self._controls[name].pick(name, value) for name, value in values.items()}
+        with self.hold_trait_notifications():
+            for name, value in values.items():
+                setattr(self, name, value)
+        return self
+
+    def press(self, action: str) -> "Explorer":
+        """Do what the button of this label does; returns the explorer."""
+        if action not in self._actions:
+            raise ValueError(f"no button {action!r}: this explorer has {', '.join(map(repr, self._actions)) or 'none'}")
+        self.busy = action
+        try:
+            self._attempt(lambda: self._actions[action](self), fresh=True)
+        finally:
+            self.busy = ""
+        return self
+
+    def save(self, path: str | Path) -> Path:
+        """Write one page (HTML) that shows every state without a kernel or a network; returns its path.
+
+        Buttons are left out, since they need Python. ValueError where the states are too many for one page.
+        """
+        from ..core import store
+
+        page = _page(self, self._frames())
+        if len(page) > BYTES:
+            raise ValueError(f"the page would have {len(page):,} bytes, over {BYTES:,}: give the controls fewer values")
+        store.write(Path(path), page)
+        return Path(path)
+
+    def static(self) -> str:
+        """The present state as HTML without scripts, on one line."""
+        text = "; ".join(f"{escape(c.label or n)} {escape(svg.number(self.state[n]))} {escape(c.unit)}".rstrip()
+                         for n, c in self._controls.items())
+        facts = "".join(f"<span>{escape(name)} <b>{escape(value)}</b></span>" for name, value in self.frame.readable())
+        body = [_div("title", escape(self._title)), _div("controls", text), _div("picture", self.frame.svg)]
+        body += [_div("facts", facts), _div("message", escape(self.message))]
+        return f'<div class="lab-explorer">{"".join(body)}</div>'.replace("\n", " ")
+
+    def __repr__(self) -> str:
+        state = ", ".join(f"{name}={value!r}" for name, value in self.state.items())
+        facts = ", ".join(f"{name} {value}" for name, value in self.frame.readable())
+        return f"Explorer({' | '.join(part for part in (state, facts, self.message) if part)})"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
+        data, metadata = super()._repr_mimebundle_(**kwargs)
+        style = f"<style>{styles()}</style>".replace("\n", " ")
+        data["text/html"] = f"<!--lab picture-->{style}{self.static()}<!--end-->"
+        return data, metadata
+
+    def _follow(self, _: Any) -> None:
+        self._attempt(lambda: self._draw(*self.state.values()))
+
+    def _pressed(self, _: Any, content: Any, __: Any) -> None:
+        self.press(content["press"])
+
+    def _attempt(self, act: Callable[[], Frame | str | None], fresh: bool = False) -> None:
+        """Show what `act` gives; on an error, say it in one line and raise it.
+
+        A state that cannot be drawn has an empty picture rather than the one of another state.
+        """
+        with self.hold_sync():
+            try:
+                result = act()
+                if fresh and not isinstance(result, Frame):  # what an action found out may change every picture
+                    self._draw.cache_clear()
+                    self.frame = self._draw(*self.state.values())
+                else:
+                    self.frame = _checked(result)
+                self.message = result if isinstance(result, str) else ""
+            except Exception as error:
+                self.message = f"{type(error).__name__}: {error}".splitlines()[0]
+                self.frame = self.frame if fresh else Frame("")
+                raise
+
+    def _frames(self) -> dict[str, dict]:
+        """Every state's frame as the browser takes it, under its place in the grid of controls."""
+        grid = [control.values for control in self._controls.values()]
+        size = math.prod(map(len, grid))
+        if size > STATES:
+            raise ValueError(f"the controls span {size:,} states, a page holds {STATES:,}: give them fewer values")
+        keys = itertools.product(*(range(len(values)) for values in grid))
+        drawn = zip(keys, itertools.product(*grid), strict=True)
+        return {",".join(map(str, key)): _sent(self._draw(*values)) for key, values in drawn}
+
+
+def _page(explorer: Explorer, frames: dict[str, dict]) -> bytes:
+    spec = {**explorer.spec, "actions": []}
+    state = {**explorer.state, "spec": spec, "frame": _sent(explorer.frame), "message": "", "busy": ""}
+    packed = gzip.compress(json.dumps({"state": state, "frames": frames}).encode(), mtime=0)
+    script = Explorer._esm.replace("</", "<\\/")
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{escape(explorer._title or "explorer")}</title>
+<style>:root{{color-scheme:light dark}}body{{margin:1.5rem;background:Canvas;color:CanvasText}}
+{styles()}</style></head>
+<body><main id="explorer">{explorer.static()}</main>
+<script type="text/plain" id="states">{base64.b64encode(packed).decode()}</script>
+<script type="module">
+{script}
+unpack(document.getElementById("states").textContent).then((states) =>
+  render({{ model: replay(states), el: document.getElementById("explorer") }}));
+</script></body></html>
+""".encode()
+
+
+def _sent(frame: Frame) -> dict[str, Any]:
+    return {"svg": frame.svg, "facts": frame.readable()}
+
+
+def _checked(frame: Any) -> Frame:
+    if not isinstance(frame, Frame):
+        raise TypeError(f"draw gave a {type(frame).__name__}: return Frame(svg, facts)")
+    return frame
+
+
+def _close(known: Value, value: Any) -> bool:
+    return isinstance(value, int | float) and math.isclose(known, value, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def _div(kind: str, body: str) -> str:
+    return f'<div class="{kind}">{body}</div>' if body else ""
