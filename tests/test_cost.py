@@ -115,12 +115,12 @@ def test_inputs_by_position_and_by_name():
 
 def test_counting_leaves_the_model_as_it_was():
     model = small().train()
-    model[1].eval()
+    model[2].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     cost.macs(model, X)
     cost.layer_macs(model, X)
-    assert [m.training for m in model.modules()] == [True, True, False, True, True, True]
+    assert [m.training for m in model.modules()] == [True, True, True, False, True, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -215,6 +215,9 @@ def test_clock_waits_for_the_accelerator(monkeypatch):
     cost._settle(torch.device("cpu"))
     cost._settle(torch.device("cuda", 1))
     assert waited == [torch.device("cuda", 1)]
+    monkeypatch.setattr(cost, "_settle", waited.append)
+    cost.latency(small(), X, repeats=3)
+    assert waited[1:] == [torch.device("cpu")] * (cost._WARM_UP + 3)  # after every call, inside the clock
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -340,7 +340,12 @@ def test_heat_has_a_stroke_per_run_of_equal_cells():
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (60, 97.2, [60, 70, 80, 90]), (-3, 3, [-2, 0, 2]), (0, 2e8, [0, 5e7, 1e8, 15e7, 2e8])],
+    [
+        (0, 0.5, [0, 0.1, 0.2, 0.3, 0.4, 0.5]),
+        (60, 97.2, [60, 70, 80, 90]),
+        (-3, 3, [-2, 0, 2]),
+        (0, 2e8, [0, 5e7, 1e8, 1.5e8, 2e8]),
+    ],
 )
 def test_ticks_are_round(low, high, expected):
     assert svg.ticks(low, high) == expected

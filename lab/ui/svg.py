@@ -19,7 +19,10 @@ _NARROW, _WIDE = "fijlrtI.,:;|!'()[]/- ", "mwMW@%—"
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) of one colour: `points` were measured, `estimated` are guesses and drawn hollow and dashed."""
+    """Points (x, y) of one colour: `points` were measured, `estimated` are guesses and drawn hollow and dashed.
+
+    Measured points are joined by a line unless `joined` is false or estimates say what lies between.
+    """
 
     name: str
     points: Sequence[tuple[float, float]] = ()
@@ -241,7 +244,7 @@ def _curve(series: Series, colour: int, px, py) -> str:
     for points, kind in ((series.estimated, "lab-guess"), (series.points, "lab-line")):
         seen = [(px(a), py(b)) for a, b in points if math.isfinite(a) and math.isfinite(b)]
         seen = _thin(seen) if series.joined else seen
-        if series.joined and len(seen) > 1:
+        if series.joined and len(seen) > 1 and not (series.estimated and points is series.points):
             parts.append(_path("M" + " ".join(f"{_n(a)} {_n(b)}" for a, b in seen), f"{kind} c{colour % 6}"))
         if len(seen) <= 40 or not series.joined:
             dot = "lab-dot" if kind == "lab-line" else "lab-hollow"

@@ -1,0 +1,76 @@
+"""What a reader does in JupyterLab: run all cells, move a slider, look."""
+
+import statistics
+import time
+
+RATE = ".lab-explorer input[name=rate]"
+ALL_RAN = """
+() => {
+  const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")].map((p) => p.textContent);
+  return prompts.some((p) => /\\d/.test(p)) && !prompts.some((p) => p.includes("*"));
+}
+"""
+# Milliseconds from a key in the page to the changed picture, as the page itself sees it.
+STEP = """
+async (slider) => {
+  const picture = slider.closest(".lab-explorer").querySelector(".picture");
+  const old = picture.innerHTML;
+  const start = performance.now();
+  slider.value = Number(slider.value) + (Number(slider.value) < Number(slider.max) ? 1 : -1);
+  slider.dispatchEvent(new Event("input", { bubbles: true }));
+  while (picture.innerHTML === old && performance.now() - start < 5000) {
+    await new Promise((next) => setTimeout(next, 1));
+  }
+  return performance.now() - start;
+}
+"""
+
+
+def wait_for_notebook(page) -> None:
+    """Wait for the cells and the kernel."""
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
+
+
+def run_all(page, timeout: float = 60) -> None:
+    """Run all cells from the menu and wait for the last of them."""
+    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
+    page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+    page.wait_for_function(ALL_RAN, timeout=timeout * 1000)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=timeout * 1000)
+
+
+def picture(page) -> str:
+    """The SVG that the first explorer with a rate shows."""
+    return page.locator(RATE).first.evaluate("e => e.closest('.lab-explorer').querySelector('.picture').innerHTML")
+
+
+def changed(page, old: str) -> str:
+    """The picture once it is another one than `old`; fails after five seconds."""
+    end = time.monotonic() + 5
+    while (now := picture(page)) == old:
+        assert time.monotonic() < end, "the picture did not change"
+        page.wait_for_timeout(10)
+    return now
+
+
+def drag(page, share: float) -> None:
+    """Drag the knob of the rate slider with the mouse from where it is to `share` of its way."""
+    slider = page.locator(RATE).first
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    now = slider.evaluate("e => Number(e.value) / Number(e.max)")
+    knob = 8  # px from the end of the track to the middle of the knob at rest
+    there = [box["x"] + knob + part * (box["width"] - 2 * knob) for part in (now, share)]
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(there[0], middle)
+    page.mouse.down()
+    page.mouse.move(there[1], middle, steps=8)
+    page.mouse.up()
+
+
+def latencies(page, steps: int = 30) -> dict[str, float]:
+    """Median and 95th percentile of the milliseconds from a slider step to its new picture."""
+    slider = page.locator(RATE).first
+    times = [slider.evaluate(STEP) for _ in range(steps)]
+    return {"p50": statistics.median(times), "p95": statistics.quantiles(times, n=20)[-1]}

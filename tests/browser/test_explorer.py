@@ -1,0 +1,157 @@
+"""The explorer in a real JupyterLab and as a saved page: moved by mouse and keyboard, in light and dark."""
+
+import json
+
+import lab_page
+import nbformat
+import pytest
+
+CELL = """
+from lab.ui import Explorer, Frame, svg
+
+layers = [(f"conv{i}", 16 * 2 ** (i // 5)) for i in range(15)]
+measured, rates = [(0, 97.5), (0.5, 96), (0.95, 61)], [i / 20 for i in range(20)]
+guess = [(r, 97.5 - 38 * r**4) for r in rates]
+
+
+def draw(rate, view):
+    kept = [(name, round(total * (1 - rate)), total) for name, total in layers]
+    bars = svg.bars(kept, title="Kept channels") if view == "bars" else svg.blocks(kept, title="Kept channels")
+    curve = svg.lines([svg.Series("accuracy", measured, guess)], x="rate", y="accuracy (%)", title="Cost", at=rate)
+    return Frame(bars + curve, {"rate": rate, "kept": sum(k for _, k, _ in kept)})
+
+
+explorer = Explorer(draw, {"rate": rates, "view": ["bars", "blocks"]}, title="Prune by magnitude",
+                    actions={"Prune for real": lambda e: f"pruned at {e.rate}", "Fail": lambda e: 1 / 0})
+"""
+
+
+@pytest.fixture(scope="module")
+def notebook(server):
+    """A notebook with one explorer and a cell that reads its state."""
+    cells = [nbformat.v4.new_code_cell(source) for source in (CELL, "explorer", "len(repr(explorer))")]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), server.folder / "explorer.ipynb")
+    return server.page("explorer.ipynb")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The same explorer saved as a page."""
+    names = {}
+    exec(CELL, names)
+    return names["explorer"].save(tmp_path_factory.mktemp("page") / "page.html")
+
+
+def facts(page):
+    return page.locator(".lab-explorer .facts").first.inner_text().split()
+
+
+def test_in_jupyterlab(notebook, open_page, watch, artefacts, record_property):
+    page = open_page(notebook)
+    received = []
+    page.on("websocket", lambda socket: socket.on("framereceived", lambda data: received.append(len(data))))
+    page.reload()
+    lab_page.wait_for_notebook(page)
+    lab_page.run_all(page)
+    page.wait_for_selector(lab_page.RATE)
+    first = lab_page.picture(page)
+    assert facts(page) == ["rate", "0", "kept", "560"]
+
+    lab_page.drag(page, 0.5)
+    dragged = lab_page.changed(page, first)
+    page.wait_for_function("() => document.querySelector('.lab-explorer .facts').innerText.includes('280')")
+
+    page.locator(lab_page.RATE).first.focus()
+    before = page.locator(".jp-Notebook .jp-mod-active").count()
+    page.keyboard.press("ArrowRight")
+    keyed = lab_page.changed(page, dragged)
+    page.keyboard.press("ArrowUp")  # JupyterLab must not take it to walk to another cell
+    lab_page.changed(page, keyed)
+    assert page.evaluate("document.activeElement.name") == "rate"
+    assert page.locator(".jp-Notebook .jp-mod-active").count() == before
+
+    now = lab_page.picture(page)
+    page.select_option(".lab-explorer select", label="blocks")
+    lab_page.changed(page, now)
+
+    page.click(".lab-explorer button:text-is('Prune for real')")
+    page.wait_for_selector(".lab-explorer .message:text('pruned at 0.6')")
+    page.click(".lab-explorer button:text-is('Fail')")
+    page.wait_for_selector(".lab-explorer .message:text('ZeroDivisionError: division by zero')")
+    page.select_option(".lab-explorer select", label="bars")
+    page.wait_for_function("() => document.querySelector('.lab-explorer .message').innerText === ''")
+
+    page.wait_for_timeout(300)
+    received.clear()
+    lab_page.latencies(page, 1)
+    page.wait_for_timeout(300)
+    times = {**lab_page.latencies(page), "bytes per step, all messages": sum(received)}
+    print(json.dumps(times))
+    record_property("step", times)
+    assert times["p50"] < 150
+    assert 0 < times["bytes per step, all messages"] < 20_000
+    page.screenshot(path=artefacts / "explorer_light.png")
+
+
+def test_in_jupyterlabs_dark_theme(notebook, open_page, artefacts):
+    page = open_page(notebook, "dark")
+    lab_page.wait_for_notebook(page)
+    for item in ("Settings", "Theme", "JupyterLab Dark"):
+        kind = "MenuBar" if item == "Settings" else "Menu"
+        page.click(f".lm-{kind}-itemLabel:text-is('{item}')")
+    page.wait_for_selector("body[data-jp-theme-light=false]")
+    lab_page.run_all(page)
+    page.wait_for_selector(lab_page.RATE)
+    assert brightness(page, ".lab-explorer text") > 180
+    page.screenshot(path=artefacts / "explorer_dark.png")
+
+
+@pytest.mark.parametrize(("scheme", "light"), [("light", False), ("dark", True)])
+def test_as_a_saved_page(saved, open_page, artefacts, scheme, light):
+    page = open_page(saved.as_uri(), scheme)
+    page.wait_for_selector(lab_page.RATE)
+    assert page.locator("button").count() == 0
+    first = lab_page.picture(page)
+    lab_page.drag(page, 1.0)
+    dragged = lab_page.changed(page, first)
+    assert facts(page) == ["rate", "0.95", "kept", "30"]
+    page.keyboard.press("Home")
+    assert lab_page.changed(page, dragged) == first
+    assert (brightness(page, ".lab-explorer text") > 128) == light
+    page.select_option("select", label="blocks")
+    page.screenshot(path=artefacts / f"saved_{scheme}.png")
+
+
+def test_text_of_pictures_is_neither_cut_off_nor_overlapping(saved, open_page):
+    page = open_page(saved.as_uri())
+    page.wait_for_selector(lab_page.RATE)
+    for view in ("bars", "blocks"):
+        page.select_option("select", label=view)
+        assert page.evaluate(CLIPPED) == []
+        assert page.evaluate(OVERLAPPING) == []
+
+
+CLIPPED = """
+() => [...document.querySelectorAll("svg")].flatMap((svg) => {
+  const { width, height } = svg.viewBox.baseVal;
+  return [...svg.querySelectorAll("text")].filter((text) => {
+    const box = text.getBBox();
+    return box.x < -0.5 || box.y < -0.5 || box.x + box.width > width + 0.5 || box.y + box.height > height + 0.5;
+  }).map((text) => text.textContent);
+})
+"""
+OVERLAPPING = """
+() => [...document.querySelectorAll("svg")].flatMap((svg) => {
+  const boxes = [...svg.querySelectorAll("text")].map((text) => [text.getBBox(), text.textContent]);
+  return boxes.flatMap(([a, name], i) => boxes.slice(i + 1).filter(([b]) =>
+    a.x < b.x + b.width - 1 && b.x < a.x + a.width - 1 && a.y < b.y + b.height - 3 && b.y < a.y + a.height - 3
+  ).map(([, other]) => `${name} / ${other}`));
+})
+"""
+
+
+def brightness(page, selector):
+    """The mean of red, green and blue (0..255) in which a text is drawn."""
+    colour = page.locator(selector).first.evaluate("e => getComputedStyle(e).fill")
+    return sum(map(float, colour.removeprefix("rgb(").removesuffix(")").split(",")[:3])) / 3
