@@ -122,35 +122,46 @@ def is_cat(node: fx.Node) -> bool:
     return node.target in (torch.cat, torch.concat)
 
 
-def magnitude(model: nn.Module, example: torch.Tensor) -> dict[str, torch.Tensor]:
+# What is ranked: the unit ('channel', 'input', 'block', 'branch') with the names that share a score tensor, one a channel
+# of the one module named, or one a name.
+Scores = dict[tuple[str, tuple[str, ...]], torch.Tensor]
+
+
+def magnitude(model: nn.Module, example: torch.Tensor) -> Scores:
     """The score of each removable channel: the L2 norm of its weights, relative to the mean of its class.
 
     Keys name one writer of each class; a class with several writers (a residual stream) has the sum of their norms.
     """
     channels = Channels(trace(model, example))
-    scores = {}
+    scores: Scores = {}
     for _, writers in channels.free():
-        norms = sum(model.get_submodule(name).weight.detach().flatten(1).norm(dim=1) for name in writers)
-        scores[writers[0]] = (norms / norms.mean().clamp(min=1e-12)).cpu()
+        norms = torch.stack([model.get_submodule(name).weight.detach().flatten(1).norm(dim=1) for name in writers]).sum(0)
+        scores["channel", (writers[0],)] = (norms / norms.mean().clamp(min=1e-12)).cpu()
     return scores
 
 
-def plan_at(scores: dict[str, torch.Tensor], rate: float) -> Plan:
-    """The plan that removes the share `rate` of all scored channels, lowest scores first, keeping one in every class."""
+def plan_at(scores: Scores, rate: float) -> Plan:
+    """The plan that removes the share `rate` of all scored entries, lowest scores first.
+
+    One channel of every class, one input of every reader and one branch of every concatenation stay.
+    """
     if not 0 <= rate < 1:
         raise ValueError(f"rate={rate}: must be in [0, 1)")
+    if not scores:
+        raise ValueError("nothing in this network can lose channels: see `core.channels` for what is followed")
     ranked = torch.cat(list(scores.values()))
-    count = int(rate * len(ranked))
-    order = ranked.argsort(stable=True)[:count]
-    gone = torch.zeros(len(ranked), dtype=torch.bool)
-    gone[order] = True
-    kept = {}
-    for (name, score), lost in zip(scores.items(), gone.split([len(s) for s in scores.values()]), strict=True):
-        stays = ~lost
-        stays[score.argmax()] = True
-        if not stays.all():
-            kept[name] = tuple(stays.nonzero().flatten().tolist())
-    return Plan(channels=kept)
+    stays = torch.ones(len(ranked), dtype=torch.bool)
+    stays[ranked.argsort(stable=True)[: int(rate * len(ranked))]] = False
+    kept: dict[str, dict[str, Kept]] = {"channel": {}, "input": {}}
+    gone: dict[str, list[str]] = {"block": [], "branch": []}
+    for ((unit, names), score), part in zip(scores.items(), stays.split([len(s) for s in scores.values()]), strict=True):
+        if unit != "block":
+            part[score.argmax()] = True
+        if unit in gone:
+            gone[unit] += [name for name, stay in zip(names, part.tolist(), strict=True) if not stay]
+        elif not part.all():
+            kept[unit][names[0]] = tuple(part.nonzero().flatten().tolist())
+    return Plan(kept["channel"], kept["input"], tuple(gone["block"]), tuple(gone["branch"]))
 
 
 # -- the parts of `remove` -------------------------------------------------------------------------------------------

@@ -83,3 +83,31 @@ class Fista:
         self.alpha = state["alpha"]
         self.now = [value.to(m) for value, m in zip(state["now"], self.masks, strict=True)]
         self.previous = [value.to(m) for value, m in zip(state["previous"], self.masks, strict=True)]
+
+
+class History:
+    """Mask entries over time: the first state, one each `every` steps, and the last."""
+
+    def __init__(self, masks: list[nn.Parameter], every: int) -> None:
+        self.every = every
+        self.kept = [_flat(masks)]
+        self.last = self.kept[0]
+
+    def note(self, index: int, masks: list[Tensor]) -> None:
+        self.last = _flat(masks)
+        if (index + 1) % self.every == 0:
+            self.kept.append(self.last)
+
+    def states(self) -> Tensor:
+        """(snapshots, entries), the final masks last."""
+        return torch.stack(self.kept if self.last is self.kept[-1] else [*self.kept, self.last])
+
+    def state_dict(self) -> dict:
+        return {"kept": list(self.kept), "last": self.last}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.kept, self.last = list(state["kept"]), state["last"]
+
+
+def _flat(masks: list) -> Tensor:
+    return torch.cat([m.detach().clamp(min=0).cpu() for m in masks])

@@ -19,7 +19,7 @@ from ..core.outcome import Outcome
 from ..core.report import Report, Row
 from ..core.task import Task, inputs
 from . import equations as eq
-from .layers import Discriminator, Fista
+from .layers import Discriminator, Fista, History
 from .structures import UNITS, Masked, Structure, attach, fold, plan
 
 ADVERSARIES = ("AR", "L1", "L2", "none", "off")
@@ -38,14 +38,14 @@ class GAL:
     released: behaviours of the authors' code to switch on, of RELEASED. Both rates fall tenfold each 30 % of a stage.
     """
 
-    lam: float = 0.1
+    lam: float = 0.3
     mu: float = 1.0
     units: tuple[str, ...] = ("channel", "block")
     adversary: str = "AR"
     steps: int = 600
-    lr: float = 0.01
-    mask_lr: float = 0.05
-    mask_every: int = 4
+    lr: float = 0.003
+    mask_lr: float = 0.01
+    mask_every: int = 2
     finetune_steps: int = 500
     finetune_lr: float = 0.02
     released: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class GAL:
             raise ValueError(f"name={name!r}: the paper's settings are kept for {', '.join(settings)}")
         chosen = dict(settings[name])
         steps = 100 * -(-50_000 // chosen.pop("batch", 128))
-        return cls(steps=steps, mask_lr=0.01, mask_every=200, finetune_steps=steps, finetune_lr=1e-4, **chosen)
+        return cls(steps=steps, lr=0.01, mask_lr=0.01, mask_every=200, finetune_steps=steps, finetune_lr=1e-4, **chosen)
 
     def run(
         self,
@@ -312,33 +312,14 @@ class GALOutcome(Outcome):
         parts = self.history[-1].split([s.entries for s in self.structures])
         return {f"{s.unit} {s.name}": part for s, part in zip(self.structures, parts, strict=True)}
 
-
-class History:
-    """Mask entries over time: the first state, one each `every` steps, and the last."""
-
-    def __init__(self, masks: list[nn.Parameter], every: int) -> None:
-        self.every = every
-        self.kept = [_flat(masks)]
-        self.last = self.kept[0]
-
-    def note(self, index: int, masks: list[Tensor]) -> None:
-        self.last = _flat(masks)
-        if (index + 1) % self.every == 0:
-            self.kept.append(self.last)
-
-    def states(self) -> Tensor:
-        """(snapshots, entries), the final masks last."""
-        return torch.stack(self.kept if self.last is self.kept[-1] else [*self.kept, self.last])
-
-    def state_dict(self) -> dict:
-        return {"kept": list(self.kept), "last": self.last}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.kept, self.last = list(state["kept"]), state["last"]
-
-
-def _flat(masks: list) -> Tensor:
-    return torch.cat([m.detach().clamp(min=0).cpu() for m in masks])
+    def scores(self) -> surgery.Scores:
+        """Each entry's mean mask over the run, which ranks entries by how early they closed, for `lab.ui.pruning_rate`."""
+        parts = self.history.mean(0).split([s.entries for s in self.structures])
+        together: dict[tuple[str, str], list[tuple[str, Tensor]]] = {}
+        for structure, part in zip(self.structures, parts, strict=True):
+            joint = {"block": "", "branch": structure.reader}.get(structure.unit, structure.name)
+            together.setdefault((structure.unit, joint), []).append((structure.name, part))
+        return {(unit, tuple(n for n, _ in found)): torch.cat([p for _, p in found]) for (unit, _), found in together.items()}
 
 
 def _counts(masked: Masked, model: fx.GraphModule) -> list[Row]:

@@ -10,8 +10,9 @@ from . import svg
 from .comparison import Comparison, compare
 from .explorer import Control, Explorer, Frame
 from .figures import figure
+from .pruning import pruning_rate
 
-__all__ = ["Comparison", "Control", "Explorer", "Frame", "compare", "figure", "svg", "view"]
+__all__ = ["Comparison", "Control", "Explorer", "Frame", "compare", "figure", "pruning_rate", "svg", "view"]
 
 
 @singledispatch

@@ -9,8 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ..core.report import Row
-from . import svg
-from .explorer import styles
+from . import still, svg
 from .figures import figure
 
 # What counts as how well it does, in the order in which `compare` looks for it.
@@ -118,12 +117,8 @@ class Comparison:
             for i, line in enumerate(self._table())
         ]
         rows = "".join(f"<tr>{line}</tr>" for line in body)
-        picture = f'<div class="lab-explorer"><div class="picture">{self.picture()}</div></div>'
-        style = f"<style>{styles()}</style>".replace("\n", " ")
-        return (
-            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-            f"<!--lab picture-->{style}{picture}<!--end-->"
-        )
+        picture = f"<!--lab picture-->{still.images(self.picture())}<!--end-->"
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{picture}"
 
     def _table(self) -> list[list[str]]:
         """The cells as shown: a star for the front, the settings, then the report; a dash where there is nothing."""

@@ -18,7 +18,7 @@ from typing import Any
 import anywidget
 import traitlets
 
-from . import svg
+from . import still, svg
 
 _STATIC = Path(__file__).parent / "static"
 STATES, BYTES = 4_000, 1_000_000  # what one saved page may hold
@@ -27,8 +27,7 @@ Value = str | int | float | bool
 
 def styles() -> str:
     """The explorer's CSS with its palette."""
-    palette = "".join(f"--lab-{i}:{colour};" for i, colour in enumerate(svg.PALETTE))
-    return f".lab-explorer{{{palette}}}\n" + (_STATIC / "explorer.css").read_text()
+    return f"{(_STATIC / 'explorer.css').read_text()}.lab-explorer{{{still.palette()}{still.ink()}}}\n"
 
 
 @dataclass(frozen=True)
@@ -177,13 +176,11 @@ class Explorer(anywidget.AnyWidget):
         return Path(path)
 
     def static(self) -> str:
-        """The present state as HTML without scripts, on one line."""
-        text = "; ".join(f"{escape(c.label or n)} {escape(svg.number(self.state[n]))} {escape(c.unit)}".rstrip()
-                         for n, c in self._controls.items())
-        facts = "".join(f"<span>{escape(name)} <b>{escape(value)}</b></span>" for name, value in self.frame.readable())
-        body = [_div("title", escape(self._title)), _div("controls", text), _div("picture", self.frame.svg)]
-        body += [_div("facts", facts), _div("message", escape(self.message))]
-        return f'<div class="lab-explorer">{"".join(body)}</div>'.replace("\n", " ")
+        """The present state as HTML without scripts or styles, on one line."""
+        state = [(c.label or name, f"{svg.number(self.state[name])} {c.unit}") for name, c in self._controls.items()]
+        lines = [f"<b>{escape(self._title)}</b>", _listed(state), still.images(self.frame.svg)]
+        lines += [_listed(self.frame.readable()), escape(self.message)]
+        return "".join(f"<div>{line}</div>" for line in lines if line).replace("\n", " ")
 
     def __repr__(self) -> str:
         state = ", ".join(f"{name}={value!r}" for name, value in self.state.items())
@@ -192,8 +189,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
         data, metadata = super()._repr_mimebundle_(**kwargs)
-        style = f"<style>{styles()}</style>".replace("\n", " ")
-        data["text/html"] = f"<!--lab picture-->{style}{self.static()}<!--end-->"
+        data["text/html"] = f"<!--lab picture-->{self.static()}<!--end-->"
         return data, metadata
 
     def _follow(self, _: Any) -> None:
@@ -266,5 +262,5 @@ def _close(known: Value, value: Any) -> bool:
     return isinstance(value, int | float) and math.isclose(known, value, rel_tol=1e-9, abs_tol=1e-12)
 
 
-def _div(kind: str, body: str) -> str:
-    return f'<div class="{kind}">{body}</div>' if body else ""
+def _listed(pairs: Sequence[tuple[str, str]]) -> str:
+    return " · ".join(f"{escape(name)} <b>{escape(text.rstrip())}</b>" for name, text in pairs)

@@ -71,7 +71,9 @@ def fit(text: str, room: float) -> str:
     return text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
 
 
-def bars(rows: Iterable[tuple[str, float, float]], title: str = "", width: int = 640, share: bool = False) -> str:
+def bars(
+    rows: Iterable[tuple[str, float, float]], title: str = "", width: int | None = None, share: bool = False
+) -> str:
     """What is kept of each whole: one bar per (name, kept, total) inside its hollow outline, numbers beside it.
 
     Bars share one scale from zero; with `share` each outline has full length. Over 24 rows stand in columns.
@@ -79,9 +81,10 @@ def bars(rows: Iterable[tuple[str, float, float]], title: str = "", width: int =
     rows = list(rows)
     columns = min(3, -(-len(rows) // 24)) or 1
     deep = -(-len(rows) // columns)  # rows per column
+    width = width or (420 if columns == 1 else 640)
     column = width / columns
     numbers = [f"{number(kept)} / {number(total)}" for _, kept, total in rows]
-    right = max((text_width(n) for n in numbers), default=0) + 14
+    right = max((text_width(f"{number(total)} / {number(total)}") for _, _, total in rows), default=0) + 14
     left = min(max((text_width(name) for name, _, _ in rows), default=0), column * 0.5) + 8
     room, most = column - left - right, max((total for _, _, total in rows), default=1) or 1
     top = _top(title)
@@ -98,7 +101,7 @@ def bars(rows: Iterable[tuple[str, float, float]], title: str = "", width: int =
 
 
 def lines(
-    series: Iterable[Series], x: str = "", y: str = "", title: str = "", at: float | None = None, width: int = 420
+    series: Iterable[Series], x: str = "", y: str = "", title: str = "", at: float | None = None, width: int = 380
 ) -> str:
     """Series over two axes with ticks; `at` is a vertical marker at the present x. `x` and `y` name axis and unit."""
     series = list(series)
@@ -243,10 +246,11 @@ def _curve(series: Series, colour: int, px, py) -> str:
     parts = []
     for points, kind in ((series.estimated, "lab-guess"), (series.points, "lab-line")):
         seen = [(px(a), py(b)) for a, b in points if math.isfinite(a) and math.isfinite(b)]
-        seen = _thin(seen) if series.joined else seen
-        if series.joined and len(seen) > 1 and not (series.estimated and points is series.points):
+        joined = series.joined and not (series.estimated and kind == "lab-line")
+        seen = _thin(seen) if joined else seen
+        if joined and len(seen) > 1:
             parts.append(_path("M" + " ".join(f"{_n(a)} {_n(b)}" for a, b in seen), f"{kind} c{colour % 6}"))
-        if len(seen) <= 40 or not series.joined:
+        if len(seen) <= 40 or not joined:
             dot = "lab-dot" if kind == "lab-line" else "lab-hollow"
             parts += [f'<circle class="{dot} c{colour % 6}" cx="{_n(a)}" cy="{_n(b)}" r="3.5"/>' for a, b in seen]
     return "".join(parts)

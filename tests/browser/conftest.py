@@ -63,17 +63,22 @@ class Server:
 
 @dataclass
 class Watch:
-    """What a page did that it must not do."""
+    """What a page did that it must not do, and what it was sent."""
 
     elsewhere: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    received: list[int] = field(default_factory=list)  # bytes of each message from the kernel
 
     def follow(self, page) -> None:
         """Watch this page from now on."""
         page.on("request", self._request)
-        page.on("websocket", self._request)
+        page.on("websocket", self._socket)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
+
+    def _socket(self, socket) -> None:
+        self._request(socket)
+        socket.on("framereceived", lambda data: self.received.append(len(data)))
 
     def _request(self, request) -> None:
         parts = urlsplit(request.url)

@@ -30,6 +30,16 @@ def wait_for_notebook(page) -> None:
     """Wait for the cells and the kernel."""
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
+    page.wait_for_selector("#jp-main-statusbar >> text=/\\| Idle/", timeout=60_000)  # before, `Run` asks for a kernel
+
+
+def theme(page, name: str) -> None:
+    """Choose JupyterLab's theme from the menu and wait for it."""
+    page.click(".lm-MenuBar-itemLabel:text-is('Settings')")
+    page.click(".lm-Menu-itemLabel:text-is('Theme')")
+    page.click(f".lm-Menu-itemLabel:text-is('{name}')")
+    page.wait_for_selector(f"body[data-jp-theme-name='{name}']", state="attached")
+    page.wait_for_timeout(500)  # its style sheet arrives a moment later
 
 
 def run_all(page, timeout: float = 60) -> None:

@@ -15,10 +15,12 @@ from .densenet import densenet40
 from .googlenet import googlenet_cifar
 from .mobilenet import mobilenet_v1, mobilenet_v2
 from .resnet import resnet50, resnet_cifar
+from .superres import edsr
 
 __all__ = [
     "build",
     "densenet40",
+    "edsr",
     "googlenet_cifar",
     "lenet",
     "mobilenet_v1",

@@ -8,6 +8,9 @@ const make = (tag, className, text = "") => {
   return node;
 };
 
+// JupyterLab would take the keys of a focused control (arrows walk through cells, D D deletes one); not of these.
+const keepKeys = (input) => input.setAttribute("data-lm-suppress-shortcuts", "true");
+
 // A native range or select for one control: {name, label, texts, values, slider}.
 function control(spec, id, choose) {
   const box = make("span", "control");
@@ -16,6 +19,7 @@ function control(spec, id, choose) {
   const shown = make("output");
   label.htmlFor = input.id = id;
   input.name = spec.name;
+  keepKeys(input);
   box.append(label, input);
   if (spec.slider) {
     Object.assign(input, { type: "range", min: 0, max: spec.values.length - 1, step: 1 });
@@ -49,7 +53,6 @@ function render({ model, el }) {
   facts.setAttribute("aria-live", "polite");
   el.replaceChildren();
   el.classList.add("lab-explorer");
-  el.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys to walk through cells
   if (spec.title) el.append(make("div", "title", spec.title));
   el.append(controls, picture, facts, message);
 
@@ -70,6 +73,7 @@ function render({ model, el }) {
   const buttons = spec.actions.map((name) => {
     const button = make("button", "", name);
     button.type = "button";
+    keepKeys(button);
     button.addEventListener("click", () => model.send({ press: name }));
     controls.append(button);
     return button;

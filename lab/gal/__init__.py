@@ -1,0 +1,33 @@
+"""GAL: structured pruning by generative adversarial learning (Lin, Ji, Yan, Zhang, Cao, Ye, Huang, Doermann; CVPR 2019,
+arXiv 1903.09291).
+
+    idea        A copy G of a trained network B carries a soft mask m on each of its structures. G learns to answer so
+                like B that a discriminator D can't tell them apart, while an L1 norm closes masks; FISTA makes them
+                exactly 0. Zeroed channels, blocks, branches and inputs are removed together, without labels until the
+                fine-tuning.
+    symbols     m mask   lam (λ) weight of the L1 norm   mu (μ) weight of the data loss   f_b, f_g output vectors
+                d_b, d_g raw logits of D   alpha (α) FISTA's momentum   y the extrapolated mask   R(W_D) regulariser
+    equations   (1) masked   (2) adversarial_value   (3) data_loss   (4) sparsity   (5) regulariser_l1
+                (6) regulariser_l2   (7) regulariser_adversarial   (8) generator_loss   (9) momentum
+                (10) extrapolate   (11) shrink
+    procedure   recipe.GAL.run: stage `prune` (recipe.GAL._prune), removal (core.surgery.remove), stage `finetune`
+    where       structures.find places masks, structures.fold multiplies them into the weights exactly
+    picture     view.explore
+
+    departures  The paper's full text could not be had: the equations' numbers are this card's own, and the losses follow
+                the authors' released code where sources disagree (mean squared error over batch and classes; G minimises
+                -log D(f_g)).
+                Masks start at 1, so that G equals B at first; the release draws N(0, 1), which closes half of them before
+                any evidence ('normal_masks').
+                The gradient is taken at the extrapolated mask; the release takes it at the present one
+                ('grad_at_current') and also back-propagates the L1 norm beside the proximal step ('l1_in_gradient').
+                D has LeakyReLU between its layers and one raw logit; the release has none, and a sigmoid before a loss
+                that applies another ('affine_discriminator').
+                Batch norms keep the baseline's statistics while masks train: on batch statistics a mask in front of a
+                norm shrinks at no cost ('batch_statistics'). Ours.
+                Each name in quotes goes into the recipe's `released`. The R(W_D) weights of L1 and L2 (1e-4) are ours.
+"""
+
+from .recipe import GAL, GALOutcome
+
+__all__ = ["GAL", "GALOutcome"]

@@ -1,0 +1,119 @@
+"""A pruning-rate slider for any network: what each rate keeps, what it costs, and what it does to the score."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..core import cost, surgery
+from ..core.task import Task
+from . import svg
+from .explorer import Control, Explorer, Frame
+
+RATES = tuple(round(0.05 * k, 2) for k in range(20))
+MEASURED = (0.0, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class State:
+    """What one rate leaves: channels kept and had by layer, blocks and branches dropped, parameters, multiply-adds."""
+
+    layers: tuple[tuple[str, int, int], ...]
+    dropped: tuple[str, ...]
+    parameters: int
+    macs: int
+
+
+@dataclass
+class Curve:
+    """The states of a network over the pruning rate, and the scores measured so far; between them is an estimate."""
+
+    task: Task
+    scores: surgery.Scores
+    states: dict[float, State] = field(default_factory=dict)
+    measured: dict[float, float] = field(default_factory=dict)
+
+    def prune(self, rate: float) -> nn.Module:
+        """A really smaller copy of the task's network."""
+        return surgery.remove(self.task.model, surgery.plan_at(self.scores, rate), self.task.example)
+
+    def note(self, rate: float) -> None:
+        """Count what a rate leaves."""
+        plan, model = surgery.plan_at(self.scores, rate), self.prune(rate)
+        self.states[rate] = State(
+            layers=tuple(self._layers(plan, {name for name, _ in model.named_modules()})),
+            dropped=(*plan.blocks, *plan.branches),
+            parameters=cost.parameters(model),
+            macs=cost.macs(model, self.task.example),
+        )
+
+    def _layers(self, plan: surgery.Plan, alive: set[str]):
+        for (unit, names), score in self.scores.items():
+            if unit in ("channel", "input"):
+                kept = {**plan.channels, **plan.inputs}.get(names[0], range(len(score)))
+                yield names[0], len(kept) if names[0] in alive else 0, len(score)
+
+    def measure(self, rate: float) -> nn.Module:
+        """Prune at a rate, measure the score of what is left as it is (not fine-tuned), and return it."""
+        model = self.prune(rate)
+        self.measured[rate] = self.task.measure(model)
+        return model
+
+    def estimate(self, rate: float) -> float:
+        """The score between the measured rates, by straight lines."""
+        known = sorted(self.measured)
+        return float(np.interp(rate, known, [self.measured[k] for k in known]))
+
+
+def curve(task: Task, outcome: Any = None, *, rates=RATES, measured=MEASURED, progress: bool = True) -> Curve:
+    """Count the network at every rate and measure its score at a few; an outcome's masks rank in place of magnitude."""
+    scores = surgery.magnitude(task.model, task.example) if outcome is None else outcome.scores()
+    drawn = Curve(task, scores)
+    for rate in tqdm(rates, desc="pruning", disable=not progress, leave=False):
+        drawn.note(rate)
+        if rate in measured:
+            drawn.measure(rate)
+    return drawn
+
+
+def pruning_rate(
+    task: Task, outcome: Any = None, *, rates: tuple[float, ...] = RATES, measured: tuple[float, ...] = MEASURED,
+    start: float = 0.5, progress: bool = True,
+) -> Explorer:  # fmt: skip
+    """An explorer with a slider `rate`: kept channels by layer, parameters, multiply-adds and the score of a network.
+
+    Channels go by weight magnitude, or in the order in which an outcome's masks closed. Scores are measured at a few
+    rates, without fine-tuning, and marked as estimates in between; the button prunes for real at the present rate,
+    measures, and leaves the smaller network in `explorer.model`.
+    """
+    rates = tuple(sorted({*rates, *measured}))
+    drawn = curve(task, outcome, rates=rates, measured=measured, progress=progress)
+    unit = f"{task.metric} ({task.unit})"
+
+    def draw(rate: float) -> Frame:
+        state = drawn.states[rate]
+        known = rate in drawn.measured
+        value = drawn.measured[rate] if known else drawn.estimate(rate)
+        between = [(r, drawn.estimate(r)) for r in rates if r not in drawn.measured]
+        points = svg.Series(task.metric, sorted(drawn.measured.items()), between)
+        picture = svg.bars(state.layers, title="channels kept") + svg.lines([points], "pruning rate", unit, at=rate)
+        facts = {
+            "parameters": state.parameters,
+            "macs": state.macs,
+            task.metric: f"{value:.1f} {task.unit} {'measured' if known else 'estimate'}, not fine-tuned",
+        }
+        return Frame(picture, facts if not state.dropped else {**facts, "dropped": len(state.dropped)})
+
+    def prune(explorer: Explorer) -> str:
+        explorer.model = drawn.measure(explorer.rate)
+        return f"explorer.model is a network of {cost.parameters(explorer.model):,} parameters"
+
+    ranking = "magnitude" if outcome is None else type(outcome.recipe).__name__
+    return Explorer(
+        draw,
+        {"rate": Control(rates, label="pruning rate", start=start)},
+        title=f"{task.name}, ranked by {ranking}",
+        actions={"Prune for real": prune},
+    )
