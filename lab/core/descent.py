@@ -28,12 +28,14 @@ class Step:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block from its own seed (torch, numpy, random) and give the global generators back as they were."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r}: give a whole number, 0 or more")
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
     try:
+        random.seed(int(seed))
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(int(seed))
         yield
     finally:
         random.setstate(states[0])

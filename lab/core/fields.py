@@ -1,9 +1,12 @@
 """What a recipe's fields may hold, said once in words that the error repeats."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -14,40 +17,58 @@ class Allowed:
     words: str
 
 
-def number(low: float = float("-inf"), high: float = float("inf"), *, above: float | None = None) -> Allowed:
-    """A real number in [low, high], or strictly above `above`."""
-    words = f"a number > {above:g}" if above is not None else f"a number in [{low:g}, {high:g}]"
-    return Allowed(lambda v: _is(v, Real) and low <= v <= high and (above is None or above < v < float("inf")), words)
+def number(low: float = -math.inf, high: float = math.inf, *, above: float | None = None) -> Allowed:
+    """A finite real number from `low` to `high`, or strictly above `above`."""
+    limits = [f"> {above:g}"] if above is not None else []
+    limits += [f">= {low:g}"] if low > -math.inf else []
+    limits += [f"<= {high:g}"] if high < math.inf else []
+    least = -math.inf if above is None else above
+    words = " ".join(["a number", " and ".join(limits)]).rstrip()
+    return Allowed(lambda v: _is(v, Real) and math.isfinite(v) and low <= v <= high and v > least, words)
 
 
-def whole(low: int, high: float = float("inf")) -> Allowed:
+def whole(low: int, high: float = math.inf) -> Allowed:
     """A whole number from `low` to `high`."""
-    words = f"a whole number >= {low}" if high == float("inf") else f"a whole number in {low}..{high}"
+    words = f"a whole number >= {low}" if high == math.inf else f"a whole number in {low}..{high}"
     return Allowed(lambda v: _is(v, Integral) and low <= v <= high, words)
 
 
 def one_of(*names: Any) -> Allowed:
-    """One of the names."""
-    return Allowed(lambda v: v in names, f"one of {', '.join(map(repr, names))}")
+    """One of the names; True and False are not 1 and 0."""
+    words = f"one of {', '.join(map(repr, names))}"
+    return Allowed(lambda v: any(v == n and isinstance(v, bool) == isinstance(n, bool) for n in names), words)
 
 
 def some_of(*names: Any, least: int = 0) -> Allowed:
     """A tuple of different names, at least `least` of them."""
-    words = f"{'some' if least else 'any'} of {', '.join(map(repr, names))}"
-    return Allowed(lambda v: set(v) <= set(names) and least <= len(v) == len(set(v)), words)
+    words = f"{f'at least {least}' if least else 'any'} of {', '.join(map(repr, names))}, each once"
+    return Allowed(
+        lambda v: isinstance(v, (tuple, list)) and set(v) <= set(names) and least <= len(v) == len(set(v)), words
+    )
 
 
 def demand(recipe: Any, **fields: Allowed) -> None:
-    """Raise a one-line ValueError that names the field, its value and what is allowed."""
+    """Raise a one-line ValueError that names the field, its value and what is allowed.
+
+    A numpy number becomes the Python number that it holds, so that recipes print, compare and are stored alike.
+    """
     for name, allowed in fields.items():
         value = getattr(recipe, name)
+        if isinstance(value, np.generic):
+            value = value.item()
+            object.__setattr__(recipe, name, value)
         try:
             holds = allowed.holds(value)
-        except TypeError:
+        except (TypeError, ValueError):
             holds = False
         if not holds:
-            raise ValueError(f"{type(recipe).__name__}: {name}={value!r} is not allowed: give {allowed.words}")
+            raise ValueError(f"{type(recipe).__name__}: {name}={_shown(value)} is not allowed: give {allowed.words}")
 
 
 def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

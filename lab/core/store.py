@@ -3,17 +3,22 @@
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 FORMAT = 1
+_DAMAGE = (
+    FileNotFoundError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, SafetensorError
+)  # fmt: skip
 
 
 def artefact(name: str) -> Path:
@@ -25,37 +30,30 @@ def artefact(name: str) -> Path:
     raise FileNotFoundError(f"the lab's data file {name!r} is missing: install the package again, or see data/README.md")
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: str | Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
     A write that fails (a full disk, a read-only folder) leaves no temporary file and the old content untouched.
     """
     path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise OSError(f"cannot write {path} ({error.strerror or error}): save to another folder") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600, which would lock colleagues out
         os.replace(temporary, path)
-        _sync_folder(path.parent)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise OSError(
             f"cannot write {path} ({error.strerror or error}): {len(content):,} bytes are needed, nothing was changed; "
             "free some space or save to another folder"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    with suppress(OSError):  # the file is whole; not every file system can sync a folder
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -86,9 +84,16 @@ def save(folder: str | Path, name: str, tree: Mapping[str, Any]) -> None:
         if _tensor_file(folder / f"{name}.json") != file:
             (folder / file).unlink(missing_ok=True)
         raise
-    for old in folder.glob(f"{name}-*.safetensors"):
+    for old in _leftovers(folder, name):
         if old.name != file:
             old.unlink(missing_ok=True)
+
+
+def _leftovers(folder: Path, name: str) -> Iterator[Path]:
+    """Tensor files of earlier saves of this name, and what a kill left of them."""
+    tensors = f"{name}-{'[0-9a-f]' * 12}.safetensors"  # in full, or 'a' would take what belongs to 'a-b'
+    for pattern in (tensors, f".{tensors}.*.part", f".{name}.json.*.part"):
+        yield from folder.glob(pattern)
 
 
 def load(folder: str | Path, name: str) -> dict[str, Any]:
@@ -97,15 +102,16 @@ def load(folder: str | Path, name: str) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no {name}.json: name a folder that was saved by the lab")
     try:
-        document = json.loads(path.read_text())
-        if document["format"] != FORMAT:
-            raise ValueError(f"its format is {document['format']}, this version reads {FORMAT}")
-        content = (path.parent / Path(document["tensors"]).name).read_bytes()
-        if hashlib.sha256(content).hexdigest() != document["sha256"]:
-            raise ValueError("its tensors do not match their SHA-256")
-        return _unpack(document["tree"], tensors_from_bytes(content))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, SafetensorError) as error:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        found = document["format"]
+        if found == FORMAT:
+            content = (path.parent / Path(document["tensors"]).name).read_bytes()
+            if hashlib.sha256(content).hexdigest() != document["sha256"]:
+                raise ValueError(f"{document['tensors']} does not match its SHA-256")
+            return _unpack(document["tree"], tensors_from_bytes(content))
+    except _DAMAGE as error:
         raise ValueError(f"{path} is damaged ({_first_line(error)}): delete the folder and save it again") from error
+    raise ValueError(f"{path} has format {found!r}, this version of the lab reads {FORMAT}: load it with the one that wrote it")
 
 
 def exists(folder: str | Path, name: str) -> bool:
@@ -125,18 +131,31 @@ def _first_line(error: Exception) -> str:
 
 
 def _pack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The tree with each tensor moved to `tensors` and replaced by its key; dicts as pairs, since JSON keys are strings."""
+    """The tree with each tensor moved to `tensors` and its key left behind; dicts as pairs, for JSON keys are strings."""
     if isinstance(tree, torch.Tensor):
         key = str(len(tensors))
-        tensors[key] = tree.detach().cpu().contiguous().clone()
+        tensors[key] = _dense(tree).detach().cpu().contiguous().clone()
         return {"tensor": key}
     if isinstance(tree, Mapping):
-        return {"dict": [[key, _pack(value, tensors)] for key, value in tree.items()]}
+        return {"dict": [[_plain(key), _pack(value, tensors)] for key, value in tree.items()]}
     if isinstance(tree, (list, tuple)):
         return {"list": [_pack(value, tensors) for value in tree]}
-    if tree is None or isinstance(tree, (bool, int, float, str)):
-        return tree
-    raise TypeError(f"cannot store a {type(tree).__name__}: only numbers, strings, tensors, lists and dicts are stored")
+    return _plain(tree)
+
+
+def _plain(value: Any) -> Any:
+    """A number or string as JSON takes it."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"cannot store a {type(value).__name__}: only numbers, strings, tensors, lists and dicts are stored")
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.dtype == torch.complex128:
+        kind = "meta" if tensor.is_meta else f"{tensor.layout} {tensor.dtype}".replace("torch.", "")
+        raise TypeError(f"cannot store a tensor that is {kind}: make it a dense one of real numbers first")
+    return tensor
 
 
 def _unpack(tree: Any, tensors: Mapping[str, torch.Tensor]) -> Any:

@@ -74,7 +74,8 @@ class Control:
             if known == value or (self.slider and _close(known, value)):
                 return known
         if self.slider and isinstance(value, int | float):
-            near = sorted(sorted(self.values, key=lambda known: abs(known - value))[:2])
+            numbers = [known for known in self.values if isinstance(known, int | float)]
+            near = sorted(sorted(numbers, key=lambda known: abs(known - value))[:2])
             hint = "the nearest steps are " + " and ".join(map(str, near))
         else:
             hint = "choose one of " + ", ".join(map(repr, self.values[:20]))
@@ -95,7 +96,7 @@ class Choice(traitlets.TraitType):
         self.tag(sync=True)
 
     def validate(self, _: Any, value: Value) -> Value:
-        return self.control.pick(self.name, value)
+        return self.control.pick(str(self.name), value)
 
 
 class Explorer(anywidget.AnyWidget):
@@ -188,7 +189,7 @@ class Explorer(anywidget.AnyWidget):
         return f"Explorer({' | '.join(part for part in (state, facts, self.message) if part)})"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
-        data, metadata = super()._repr_mimebundle_(**kwargs)
+        data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
         data["text/html"] = f"<!--lab picture-->{self.static()}<!--end-->"
         return data, metadata
 
@@ -258,7 +259,7 @@ def _checked(frame: Any) -> Frame:
     return frame
 
 
-def _close(known: Value, value: Any) -> bool:
+def _close(known: Any, value: Any) -> bool:
     return isinstance(value, int | float) and math.isclose(known, value, rel_tol=1e-9, abs_tol=1e-12)
 
 

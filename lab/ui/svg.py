@@ -21,7 +21,7 @@ _NARROW, _WIDE = "fijlrtI.,:;|!'()[]/- ", "mwMW@%—"
 class Series:
     """Points (x, y) of one colour: `points` were measured, `estimated` are guesses and drawn hollow and dashed.
 
-    Measured points are joined by a line unless `joined` is false or estimates say what lies between.
+    A line joins them unless `joined` is false; it is dashed where there are estimates, and measured points win.
     """
 
     name: str
@@ -105,7 +105,7 @@ def lines(
 ) -> str:
     """Series over two axes with ticks; `at` is a vertical marker at the present x. `x` and `y` name axis and unit."""
     series = list(series)
-    points = [p for s in series for p in (*s.points, *s.estimated) if all(map(math.isfinite, p))]
+    points = [p for s in series for p in _finite((*s.points, *s.estimated))]
     if not points:
         return _svg(width, 44, title, "no points", [_text(0, 34, "nothing measured yet")])
     across = [p[0] for p in points] + ([] if at is None else [at])
@@ -149,20 +149,17 @@ def blocks(
     top = _top(title)
     places = [((i % per_row) * pitch + 1, top + (i // per_row) * tall + sky) for i in range(len(parts))]
     drawn = [_block(part, x, y, pitch, most, wide) for part, (x, y) in zip(parts, places, strict=True)]
-    roofs = [(x + _body(pitch, wide) / 2, y, y + _HIGH * (1 - math.sqrt(part[2] / most)) - 2)
-             for part, (x, y) in zip(parts, places, strict=True)]
+    heights = [_HIGH * math.sqrt(total / most) for _, _, total in parts]
+    middle = _body(pitch, wide) / 2
+    roofs = [(x + middle, y, y + _HIGH - h - 2) for (x, y), h in zip(places, heights, strict=True)]
     arcs = [_skip(roofs[i], roofs[j], per_row * pitch) for i, j in skips]
     return _svg(width, top + rows * tall, title, "blocks of the network", [*arcs, *drawn])
 
 
 def heat(
-    values: Sequence[Sequence[float]],
-    names: Sequence[str] = (),
-    x: str = "step",
-    title: str = "",
-    at: float | None = None,
-    width: int = 420,
-) -> str:
+    values: Sequence[Sequence[float]], names: Sequence[str] = (), x: str = "step", title: str = "",
+    at: float | None = None, width: int = 420,
+) -> str:  # fmt: skip
     """Values in [0, 1], one row per structure and one column per step: the stronger the colour, the nearer to 1.
 
     Long tables are thinned to 120 steps and 48 rows, and say so; `at` marks a column. Shades have eight levels.
@@ -179,7 +176,8 @@ def heat(
     every = math.ceil(14 / tall) if tall < 14 else 1  # name only as many rows as have room for their text
     labels = [
         _text(0, top + (i + 0.5) * tall + 4, fit(name, left - 8), hint=name)
-        for i, name in enumerate(names[::down]) if i % every == 0
+        for i, name in enumerate(names[::down])
+        if i % every == 0
     ]
     place = f"translate({_n(left)} {_n(top)}) scale({w / len(table[0]):.4f} {tall:.4f})"
     cells = f'<g transform="{place}">{_runs(table)}</g>'
@@ -218,15 +216,15 @@ def _block(part: tuple[str, float, float], x: float, y: float, pitch: float, mos
     full, left = _HIGH * math.sqrt(total / most), _HIGH * math.sqrt(kept / most)  # areas as seen go with the counts
     inner = w * math.sqrt(kept / total) if total else 0
     numbers = f"{number(kept)}/{number(total)}"
-    notes = (
-        _text(x + w / 2, floor + 14, fit(name, pitch - 3), "mid")
-        + _text(x + w / 2, floor + 14 + 15, numbers if text_width(numbers) < pitch + 8 else number(kept), "mid num")
+    notes = _text(x + w / 2, floor + 14, fit(name, pitch - 3), "mid") + _text(
+        x + w / 2, floor + 14 + 15, numbers if text_width(numbers) < pitch + 8 else number(kept), "mid num"
     )
     return (
         f"<g><title>{escape(name)}: {number(kept)} of {number(total)}</title>"
         + _rect(x, floor - full, w, full, "lab-track" if kept else "lab-gone")
         + (_rect(x + (w - inner) / 2, floor - left, inner, left, "lab-fill c0") if kept else "")
-        + (notes if wide else "") + "</g>"
+        + (notes if wide else "")
+        + "</g>"
     )
 
 
@@ -242,18 +240,22 @@ def _skip(start: tuple[float, float, float], end: tuple[float, float, float], ed
 
 
 def _curve(series: Series, colour: int, px, py) -> str:
-    """Measured points filled on a solid line, estimated ones hollow on a dashed line; dots go when they would touch."""
+    """Measured points filled, estimated ones hollow, joined by a line that is dashed where there are estimates."""
+    measured, guessed = dict(_finite(series.points)), dict(_finite(series.estimated))
+    line = [(px(a), py(b)) for a, b in (sorted({**guessed, **measured}.items()) if guessed else _finite(series.points))]
+    dots = [("lab-hollow", px(a), py(b)) for a, b in guessed.items() if a not in measured]
+    dots += [("lab-dot", px(a), py(b)) for a, b in _finite(series.points)]
     parts = []
-    for points, kind in ((series.estimated, "lab-guess"), (series.points, "lab-line")):
-        seen = [(px(a), py(b)) for a, b in points if math.isfinite(a) and math.isfinite(b)]
-        joined = series.joined and not (series.estimated and kind == "lab-line")
-        seen = _thin(seen) if joined else seen
-        if joined and len(seen) > 1:
-            parts.append(_path("M" + " ".join(f"{_n(a)} {_n(b)}" for a, b in seen), f"{kind} c{colour % 6}"))
-        if len(seen) <= 40 or not joined:
-            dot = "lab-dot" if kind == "lab-line" else "lab-hollow"
-            parts += [f'<circle class="{dot} c{colour % 6}" cx="{_n(a)}" cy="{_n(b)}" r="3.5"/>' for a, b in seen]
+    if series.joined and len(line) > 1:
+        kind = "lab-guess" if guessed else "lab-line"
+        parts.append(_path("M" + " ".join(f"{_n(a)} {_n(b)}" for a, b in _thin(line)), f"{kind} c{colour % 6}"))
+    if len(dots) <= 60 or not series.joined:  # more would touch each other
+        parts += [f'<circle class="{dot} c{colour % 6}" cx="{_n(a)}" cy="{_n(b)}" r="3.5"/>' for dot, a, b in dots]
     return "".join(parts)
+
+
+def _finite(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(a, b) for a, b in points if math.isfinite(a) and math.isfinite(b)]
 
 
 def _thin(points: list[tuple[float, float]], most: int = 160) -> list[tuple[float, float]]:

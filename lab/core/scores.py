@@ -1,0 +1,93 @@
+"""Score functions over held-out data: accuracy and PSNR."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import nn
+
+from .task import evaluating
+
+LUMA = (65.481, 128.553, 24.966)  # ITU-R BT.601, 8-bit: Y = 16 + 65.481 R + 128.553 G + 24.966 B for R, G, B in [0, 1]
+
+
+def accuracy(batches: Iterable) -> Callable[[nn.Module], float]:
+    """A score: the percentage of labels of `batches` that the model's largest output names.
+
+    A batch is (x, y): the model takes x to (N, classes), y holds (N,) class numbers; for dense labels (N, classes, H, W)
+    and (N, H, W). Raises ValueError when there is no data or when the shapes do not go together.
+    """
+    _check(batches, "accuracy")
+
+    def score(model: nn.Module) -> float:
+        right = total = 0
+        for answer, y in _answers(model, batches, "accuracy"):
+            named = answer.argmax(1)
+            if named.shape != y.shape:
+                raise ValueError(
+                    f"accuracy: the model names classes of shape {tuple(named.shape)}, the labels have {tuple(y.shape)}: "
+                    "give one class number per sample"
+                )
+            right, total = right + int((named == y).sum()), total + y.numel()
+        return 100 * right / total
+
+    return score
+
+
+def psnr(batches: Iterable, border: int = 0) -> Callable[[nn.Module], float]:
+    """A score: the peak signal-to-noise ratio in dB, the mean over all pictures of `batches`.
+
+    A batch is (x, y), y (N, C, H, W) with pixels in [0, 1]; the model takes x to y's shape. The answer is clipped to
+    [0, 1] and rounded to 8 bits, as a saved picture would be; colour is compared on luma alone (Y of BT.601, as
+    super-resolution papers do), `border` pixels at each edge are left out. Raises ValueError when there is no data,
+    when shapes differ or when the border leaves nothing.
+    """
+    _check(batches, "psnr")
+    if not isinstance(border, int) or isinstance(border, bool) or border < 0:
+        raise ValueError(f"psnr: border={border!r}: give a whole number of pixels, 0 or more")
+
+    def score(model: nn.Module) -> float:
+        values = torch.cat([_decibels(answer, y, border) for answer, y in _answers(model, batches, "psnr")])
+        return float(values.mean())
+
+    return score
+
+
+def _decibels(answer: torch.Tensor, y: torch.Tensor, border: int) -> torch.Tensor:
+    """PSNR of each picture: (N, C, H, W) twice -> (N,) float64; a perfect picture counts as 100 dB."""
+    if answer.shape != y.shape:
+        raise ValueError(f"psnr: the model gives pictures of shape {tuple(answer.shape)}, the data have {tuple(y.shape)}")
+    if min(y.shape[-2:]) <= 2 * border:
+        raise ValueError(f"psnr: border={border} leaves nothing of pictures of {y.shape[-2]} x {y.shape[-1]}: lower it")
+    rounded = (answer.double().clamp(0, 1) * 255).round() / 255
+    difference = luma(rounded) - luma(y.double())
+    inner = difference[:, border : y.shape[-2] - border, border : y.shape[-1] - border]
+    return 10 * torch.log10(255**2 / inner.square().mean((1, 2)).clamp(min=255**2 * 1e-10))
+
+
+def luma(x: torch.Tensor) -> torch.Tensor:
+    """Brightness on the 8-bit scale: (N, C, H, W) in [0, 1] -> (N, H, W); Y of BT.601 for 3 channels, else the mean."""
+    if x.shape[1] != 3:
+        return 255 * x.mean(1)
+    return 16 + torch.einsum("nchw,c->nhw", x, torch.tensor(LUMA, dtype=x.dtype, device=x.device))
+
+
+def _answers(model: nn.Module, batches: Iterable, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The model's answer to each batch and what was wanted, on the model's device, in eval mode without gradients."""
+    empty = True
+    parameter = next(model.parameters(), None)
+    with torch.no_grad(), evaluating(model):
+        for x, y in batches:
+            if len(x):
+                empty = False
+                place = x.device if parameter is None else parameter.device
+                yield model(x.to(place)), y.to(place)
+    if empty:
+        raise ValueError(f"{name}: the held-out data are empty: give at least one batch (x, y)")
+
+
+def _check(batches: Iterable, name: str) -> None:
+    if isinstance(batches, Iterator):
+        kind = type(batches).__name__
+        raise TypeError(f"{name}: batches is a {kind}, which ends after one pass: give a DataLoader or a list")
+    if hasattr(batches, "__len__") and len(batches) == 0:
+        raise ValueError(f"{name}: the held-out data are empty: give at least one batch (x, y)")

@@ -1,0 +1,85 @@
+"""The discriminator's shape and FISTA's convergence to known answers."""
+
+import pytest
+import torch
+from torch import nn
+
+from lab.gal.layers import Discriminator, Fista, History, Mask
+
+
+def test_the_discriminator_has_the_published_widths_and_one_logit():
+    widths = [(layer.in_features, layer.out_features) for layer in Discriminator(10).layers if isinstance(layer, nn.Linear)]
+    assert widths == [(10, 128), (128, 256), (256, 128), (128, 1)]
+
+
+def test_the_released_discriminator_is_an_affine_map_before_its_sigmoid():
+    D = Discriminator(4, affine=True)
+    a, b = torch.randn(1, 4), torch.randn(1, 4)
+    logit = lambda x: torch.logit(D(x))  # noqa: E731
+    assert logit((a + b) / 2).item() == pytest.approx(((logit(a) + logit(b)) / 2).item(), abs=1e-4)
+    assert torch.sigmoid(D(a)).item() == pytest.approx(0.62, abs=0.13)  # the double sigmoid: never outside 0.5-0.73
+    assert Discriminator(4)(a).item() != pytest.approx(((Discriminator(4)(a) + Discriminator(4)(b)) / 2).item())
+
+
+def solve(fista: Fista, gradient, lr: float, lam: float, updates: int) -> torch.Tensor:
+    for _ in range(updates):
+        fista.look_ahead()
+        fista.masks[0].grad = gradient(fista.masks[0].detach())
+        fista.step(lr, lam)
+    return fista.now[0]
+
+
+def test_identity_design_gives_soft_thresholding():
+    """min ||m - a||^2 / 2 + lam ||m||_1 over m >= 0 is max(a - lam, 0), exact zeros included."""
+    a = torch.tensor([1.5, 0.4, 0.2, -0.3])
+    found = solve(Fista([nn.Parameter(torch.ones(4))]), lambda m: m - a, 0.5, 0.25, 60)
+    assert found.tolist() == pytest.approx([1.25, 0.15, 0, 0], abs=1e-5)
+    assert (found == 0).tolist() == [False, False, True, True]
+
+
+def correlated() -> tuple[torch.Tensor, torch.Tensor, float]:
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(30, 8, generator=generator) + torch.randn(30, 1, generator=generator)
+    b = A @ torch.tensor([1.0, 0, 0.5, 0, 0, 0.8, 0, 0]) + 0.1 * torch.randn(30, generator=generator)
+    return A, b, 1 / torch.linalg.matrix_norm(A, 2).item() ** 2
+
+
+def objective(A, b, m, lam):
+    return float((A @ m - b).square().sum() / 2 + lam * m.abs().sum())
+
+
+def test_fista_reaches_the_lasso_that_scikit_learn_finds():
+    from sklearn.linear_model import Lasso
+
+    A, b, lr = correlated()
+    lam = 3.0
+    known = Lasso(alpha=lam / len(b), positive=True, fit_intercept=False, tol=1e-10, max_iter=100_000).fit(A.numpy(), b.numpy())
+    found = solve(Fista([nn.Parameter(torch.ones(8))]), lambda m: A.T @ (A @ m - b), lr, lam, 2000)
+    assert found.tolist() == pytest.approx(known.coef_.tolist(), abs=1e-3)
+
+
+def test_momentum_and_the_gradient_ahead_are_worth_it():
+    """After as many steps FISTA is nearer to the optimum than plain proximal steps and than the released variant."""
+    A, b, lr = correlated()
+    lam, steps = 3.0, 25
+    gradient = lambda m: A.T @ (A @ m - b)  # noqa: E731
+    best = objective(A, b, solve(Fista([nn.Parameter(torch.ones(8))]), gradient, lr, lam, 3000), lam)
+    gap = lambda m: objective(A, b, m, lam) - best  # noqa: E731
+    fista = gap(solve(Fista([nn.Parameter(torch.ones(8))]), gradient, lr, lam, steps))
+    plain = torch.ones(8)
+    for _ in range(steps):
+        plain = (plain - lr * gradient(plain) - lr * lam).clamp(min=0)
+    assert 0 <= fista < gap(plain)
+
+
+def test_mask_starts_as_the_identity():
+    x = torch.randn(2, 5, 3, 3)
+    assert torch.equal(Mask(5)(x), x)
+
+
+def test_history_keeps_the_first_and_the_last_state():
+    mask = nn.Parameter(torch.ones(2))
+    history = History([mask], every=2)
+    for index in range(5):
+        history.note(index, [torch.full((2,), float(index))])
+    assert history.states()[:, 0].tolist() == [1, 1, 3, 4]
