@@ -91,7 +91,7 @@ def shifted(x: torch.Tensor, reach: int) -> torch.Tensor:
 
 
 class Patches:
-    """`count` batches of random patches a pass: low resolution (N, C, P/s, P/s), high resolution (N, C, P, P), in [0, 1].
+    """`count` batches of random patches a pass: low resolution (N, C, P/s, P/s), high (N, C, P, P), in [0, 1].
 
     Both come from the same place of a picture; a picture is drawn in proportion to its area, then the place, then one
     of the eight flips and turns.
@@ -121,6 +121,20 @@ class Patches:
         small = low[:, top : top + p, left : left + p]
         large = high[:, s * top : s * (top + p), s * left : s * (left + p)]
         return turned(small, turn), turned(large, turn)
+
+
+class Pairs:
+    """Whole pictures for scores, one a batch: (1, C, H, W) and (1, C, s H, s W), float32 in [0, 1]."""
+
+    def __init__(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for low, high in self.pairs:
+            yield low[None].float() / 255, high[None].float() / 255
 
 
 def turned(x: torch.Tensor, turn: int) -> torch.Tensor:

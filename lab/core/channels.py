@@ -140,7 +140,7 @@ class Channels:
     def _layout(self, node: fx.Node) -> Layout:
         if node.op == "placeholder":
             return self._open(width(node), "the network's input")
-        sources = node.all_input_nodes
+        sources = [source for source in node.all_input_nodes if shape(source)]  # sizes are no tensors
         if node.op == "output":
             for source in sources:
                 self._pin(self.layouts[source], OUTPUT)
@@ -151,6 +151,8 @@ class Channels:
             return self._join(node, sources)
         if node.target in (torch.cat, torch.concat) and _cat_dim(node) in (1, 1 - len(shape(node))):
             return tuple(segment for source in sources for segment in self.layouts[source])
+        if not shape(node):
+            return ()
         if len(sources) == 1:
             if is_per_channel(node) or _keeps_channel_axis(node):
                 return self.layouts[sources[0]]
@@ -197,7 +199,8 @@ class Channels:
         return tuple(Segment(s.group, s.size, s.repeat * entries) for s in self.layouts[source])
 
     def _refuse(self, node: fx.Node, sources: list[fx.Node]) -> Layout:
-        reason = f"{node.name} ({getattr(node.target, '__name__', node.target)}) is not followed"
+        kind = type(module_of(node)).__name__ if node.op == "call_module" else getattr(node.target, "__name__", node.target)
+        reason = f"{kind} is not followed"
         for source in sources:
             self._pin(self.layouts[source], reason)
         return self._open(width(node), reason)

@@ -2,9 +2,12 @@
 
 import math
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import torch
 from tqdm.auto import tqdm
 
 from . import store
-from .task import inputs
+
+SAVE_SECONDS = 30.0  # the most that a kill costs a run with a checkpoint, besides the step it comes in
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,13 @@ class Step:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block from its own seed (torch, numpy, random) and give the global generators back as they were."""
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!r}: give a whole number, 0 or more")
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed!r}: give a whole number in 0..{2**32 - 1}")
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     try:
         random.seed(int(seed))
-        np.random.seed(seed % 2**32)
+        np.random.seed(int(seed))
         torch.manual_seed(int(seed))
         yield
     finally:
@@ -49,15 +53,16 @@ class Stage:
     """One stage of a run and all that it changes: what is saved on the way and found again after a kill.
 
     `keeps` are the objects that the stage changes, each with `state_dict` and `load_state_dict`. With a folder, the
-    stage is saved every `every` steps and at its end; a stage opened on a folder that holds it continues from there,
-    bit for bit. `owner` names the run; a folder that belongs to another run is refused.
+    stage is saved every `every` steps, after SAVE_SECONDS without a save, and at its end; a stage opened on a folder
+    that holds it continues from there, bit for bit. `owner` names the run; the folder of another run is refused.
     """
 
     def __init__(self, folder: str | Path | None, name: str, owner: str, every: int = 100, **keeps: Any) -> None:
         self.folder, self.name, self.owner, self.every, self.keeps = folder, name, owner, every, keeps
         self.trace: list[Step] = []
         self.epoch, self.taken = 0, 0  # passes begun over the data, batches taken of the present one
-        self.pass_state = _random_state()  # the generators as the present pass began
+        self.pass_state: dict[str, Any] = {}  # the generators as the present pass began, the loader's own included
+        self.saved_at = time.monotonic()
         if folder is not None and store.exists(folder, name):
             self._restore(store.load(folder, name))
 
@@ -77,31 +82,32 @@ class Stage:
                 "keeps": {name: kept.state_dict() for name, kept in self.keeps.items()},
             },
         )
+        self.saved_at = time.monotonic()
+
+    def is_due(self, done: int, steps: int) -> bool:
+        """Whether to save after `done` of `steps` updates."""
+        return done % self.every == 0 or done == steps or time.monotonic() - self.saved_at >= SAVE_SECONDS
 
     def _restore(self, saved: dict[str, Any]) -> None:
         if saved["owner"] != self.owner:
-            raise ValueError(
-                f"checkpoint={str(self.folder)!r} belongs to {saved['owner']}, this run is {self.owner}: "
-                "give another folder, or delete that one"
-            )
+            raise self._misfit(f"belongs to {saved['owner']}, this run is {self.owner}")
         self.trace = [Step(**step) for step in saved["trace"]]
         self.epoch, self.taken = saved["position"]
         self.pass_state = saved["pass_state"]
         for name, kept in self.keeps.items():
-            kept.load_state_dict(saved["keeps"][name])
+            try:
+                kept.load_state_dict(saved["keeps"][name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                reason = " ".join(str(error).split())[:160]
+                raise self._misfit(f"does not fit this run's {name} ({reason})") from error
         _set_random_state(saved["random_state"])
+
+    def _misfit(self, reason: str) -> ValueError:
+        return ValueError(f"checkpoint={str(self.folder)!r} {reason}: give another folder, or delete that one")
 
     def stream(self, batches: Iterable) -> Iterator[Any]:
         """Endless passes over `batches`, from the batch after the last one taken."""
-        if self.taken:  # replay the interrupted pass from its own generators, dropping what was taken
-            now = _random_state()
-            _set_random_state(self.pass_state)
-            present = iter(batches)
-            for _ in range(self.taken):
-                next(present)
-            _set_random_state(now)
-        else:
-            present = self._begin(batches)
+        present = self._replay(batches) if self.taken else self._begin(batches)
         while True:
             for batch in present:
                 self.taken += 1
@@ -111,8 +117,22 @@ class Stage:
             present = self._begin(batches)
 
     def _begin(self, batches: Iterable) -> Iterator[Any]:
-        self.epoch, self.taken, self.pass_state = self.epoch + 1, 0, _random_state()
+        own = [generator.get_state() for generator in _generators(batches)]
+        self.epoch, self.taken, self.pass_state = self.epoch + 1, 0, {**_random_state(), "own": own}
         return iter(batches)
+
+    def _replay(self, batches: Iterable) -> Iterator[Any]:
+        """The interrupted pass, begun again from its own generators, without the batches that were taken."""
+        now = _random_state()
+        _set_random_state(self.pass_state)
+        for generator, state in zip(_generators(batches), self.pass_state["own"], strict=False):
+            generator.set_state(state)
+        present = iter(batches)
+        found = sum(1 for _ in islice(present, self.taken))
+        if found < self.taken:
+            raise self._misfit(f"was made with {self.taken} or more batches a pass, Task.batches holds {found}")
+        _set_random_state(now)
+        return present
 
 
 def descend(
@@ -128,7 +148,8 @@ def descend(
     """Minimise the sum of `loss_terms(batch)`; yield a Step after every update.
 
     `stage.keeps` must hold whatever changes here, the optimiser and the schedule included, for a run to be resumable.
-    A loss that is not finite raises FloatingPointError before the update; the last checkpoint stays.
+    A loss that is not finite raises FloatingPointError before the update, weights that are not finite are never saved:
+    the last checkpoint stays.
     """
     stream = stage.stream(batches)
     done = len(stage.trace)
@@ -148,24 +169,42 @@ def descend(
             stage.trace.append(step)
             yield step
             bar.update()
-            if (index + 1) % stage.every == 0 or index + 1 == steps:
+            if stage.is_due(index + 1, steps):
+                if not _is_finite(p for group in optimiser.param_groups for p in group["params"]):
+                    raise FloatingPointError(
+                        f"{stage.name} step {index}: weights are not finite; lower lr{_kept(stage)}"
+                    )
                 stage.save()
 
 
 def _not_finite(stage: Stage, index: int, terms: Mapping[str, torch.Tensor], batch: Any) -> str:
     names = ", ".join(name for name, term in terms.items() if not math.isfinite(float(term.detach())))
-    x = inputs(batch)
-    broken = torch.is_floating_point(x) and not torch.isfinite(x).all()
+    parts = batch if isinstance(batch, (tuple, list)) else [batch]
+    broken = not _is_finite(part for part in parts if isinstance(part, torch.Tensor))
     remedy = "the batch holds NaN or infinite values: clean the data" if broken else "lower lr"
-    kept = f"; the last checkpoint is in {stage.folder}" if stage.folder is not None else ""
-    return f"{stage.name} step {index}: {names or 'the loss'} is not finite; {remedy}{kept}"
+    return f"{stage.name} step {index}: {names or 'the loss'} is not finite; {remedy}{_kept(stage)}"
+
+
+def _kept(stage: Stage) -> str:
+    saved = stage.folder is not None and store.exists(stage.folder, stage.name)
+    return f"; the last checkpoint is in {stage.folder}" if saved else ""
+
+
+def _is_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _generators(batches: Iterable) -> list[torch.Generator]:
+    """The random generators that a DataLoader was given, which are not the global ones."""
+    found = (getattr(owner, "generator", None) for owner in (batches, getattr(batches, "sampler", None)))
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
 def _random_state() -> dict[str, Any]:
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, gauss],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

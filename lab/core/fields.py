@@ -59,7 +59,7 @@ def demand(recipe: Any, **fields: Allowed) -> None:
             object.__setattr__(recipe, name, value)
         try:
             holds = allowed.holds(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             holds = False
         if not holds:
             raise ValueError(f"{type(recipe).__name__}: {name}={_shown(value)} is not allowed: give {allowed.words}")

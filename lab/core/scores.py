@@ -13,24 +13,30 @@ LUMA = (65.481, 128.553, 24.966)  # ITU-R BT.601, 8-bit: Y = 16 + 65.481 R + 128
 def accuracy(batches: Iterable) -> Callable[[nn.Module], float]:
     """A score: the percentage of labels of `batches` that the model's largest output names.
 
-    A batch is (x, y): the model takes x to (N, classes), y holds (N,) class numbers; for dense labels (N, classes, H, W)
-    and (N, H, W). Raises ValueError when there is no data or when the shapes do not go together.
+    A batch is (x, y): the model takes x to (N, classes), y holds (N,) class numbers; for dense labels
+    (N, classes, H, W) and (N, H, W). Raises ValueError when there is no data or when the shapes do not go together.
     """
     _check(batches, "accuracy")
 
     def score(model: nn.Module) -> float:
         right = total = 0
-        for answer, y in _answers(model, batches, "accuracy"):
-            named = answer.argmax(1)
-            if named.shape != y.shape:
-                raise ValueError(
-                    f"accuracy: the model names classes of shape {tuple(named.shape)}, the labels have {tuple(y.shape)}: "
-                    "give one class number per sample"
-                )
-            right, total = right + int((named == y).sum()), total + y.numel()
+        with torch.no_grad(), evaluating(model):
+            for answer, y in _answers(model, batches, "accuracy"):
+                right, total = right + int(_right(answer, y).sum()), total + y.numel()
         return 100 * right / total
 
     return score
+
+
+def _right(answer: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Whether the largest output is the label: (N, classes, ...) and (N, ...) -> (N, ...)."""
+    named = answer.argmax(1)
+    if named.shape != y.shape:
+        raise ValueError(
+            f"accuracy: the model names classes of shape {tuple(named.shape)}, the labels have {tuple(y.shape)}: "
+            "give one class number per sample"
+        )
+    return named == y
 
 
 def psnr(batches: Iterable, border: int = 0) -> Callable[[nn.Module], float]:
@@ -46,7 +52,8 @@ def psnr(batches: Iterable, border: int = 0) -> Callable[[nn.Module], float]:
         raise ValueError(f"psnr: border={border!r}: give a whole number of pixels, 0 or more")
 
     def score(model: nn.Module) -> float:
-        values = torch.cat([_decibels(answer, y, border) for answer, y in _answers(model, batches, "psnr")])
+        with torch.no_grad(), evaluating(model):
+            values = torch.cat([_decibels(answer, y, border) for answer, y in _answers(model, batches, "psnr")])
         return float(values.mean())
 
     return score
@@ -55,7 +62,7 @@ def psnr(batches: Iterable, border: int = 0) -> Callable[[nn.Module], float]:
 def _decibels(answer: torch.Tensor, y: torch.Tensor, border: int) -> torch.Tensor:
     """PSNR of each picture: (N, C, H, W) twice -> (N,) float64; a perfect picture counts as 100 dB."""
     if answer.shape != y.shape:
-        raise ValueError(f"psnr: the model gives pictures of shape {tuple(answer.shape)}, the data have {tuple(y.shape)}")
+        raise ValueError(f"psnr: the model gives shape {tuple(answer.shape)}, the data have {tuple(y.shape)}")
     if min(y.shape[-2:]) <= 2 * border:
         raise ValueError(f"psnr: border={border} leaves nothing of pictures of {y.shape[-2]} x {y.shape[-1]}: lower it")
     rounded = (answer.double().clamp(0, 1) * 255).round() / 255
@@ -72,15 +79,13 @@ def luma(x: torch.Tensor) -> torch.Tensor:
 
 
 def _answers(model: nn.Module, batches: Iterable, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The model's answer to each batch and what was wanted, on the model's device, in eval mode without gradients."""
+    """The model's answer to each batch and what was wanted, both on the model's device."""
     empty = True
-    parameter = next(model.parameters(), None)
-    with torch.no_grad(), evaluating(model):
-        for x, y in batches:
-            if len(x):
-                empty = False
-                place = x.device if parameter is None else parameter.device
-                yield model(x.to(place)), y.to(place)
+    for x, y in batches:
+        if len(x):
+            empty = False
+            place = next(model.parameters(), x).device
+            yield model(x.to(place)), y.to(place)
     if empty:
         raise ValueError(f"{name}: the held-out data are empty: give at least one batch (x, y)")
 

@@ -27,7 +27,9 @@ def artefact(name: str) -> Path:
     for folder in (package / "data", package.parent / "data"):
         if (folder / name).exists():
             return folder / name
-    raise FileNotFoundError(f"the lab's data file {name!r} is missing: install the package again, or see data/README.md")
+    raise FileNotFoundError(
+        f"the lab's data file {name!r} is missing: install the package again, or see data/README.md"
+    )
 
 
 def write(path: str | Path, content: bytes) -> None:
@@ -111,7 +113,9 @@ def load(folder: str | Path, name: str) -> dict[str, Any]:
             return _unpack(document["tree"], tensors_from_bytes(content))
     except _DAMAGE as error:
         raise ValueError(f"{path} is damaged ({_first_line(error)}): delete the folder and save it again") from error
-    raise ValueError(f"{path} has format {found!r}, this version of the lab reads {FORMAT}: load it with the one that wrote it")
+    raise ValueError(
+        f"{path} has format {found!r}, this version of the lab reads {FORMAT}: load it with the one that wrote it"
+    )
 
 
 def exists(folder: str | Path, name: str) -> bool:
@@ -131,7 +135,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _pack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The tree with each tensor moved to `tensors` and its key left behind; dicts as pairs, for JSON keys are strings."""
+    """The tree with each tensor moved to `tensors` and its key put there; dicts as pairs, for JSON keys are strings."""
     if isinstance(tree, torch.Tensor):
         key = str(len(tensors))
         tensors[key] = _dense(tree).detach().cpu().contiguous().clone()
@@ -148,7 +152,9 @@ def _plain(value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"cannot store a {type(value).__name__}: only numbers, strings, tensors, lists and dicts are stored")
+    raise TypeError(
+        f"cannot store a {type(value).__name__}: only numbers, strings, tensors, lists and dicts are stored"
+    )
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:

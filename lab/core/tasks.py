@@ -1,58 +1,188 @@
-"""The embedded tasks: real data that `pip install` brings along, and scores for data of one's own."""
+"""Real tasks that come with the lab, and the same tasks on data of one's own, by path."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
-from . import nets, store
-from .task import Task, inputs
+from . import nets, reading, store
+from .batches import AUGMENTATIONS, Pairs, Patches, Pictures, in_order, reduced, shuffled
+from .scores import accuracy, psnr
+from .task import Task
 
+__all__ = ["accuracy", "digits", "images", "photos", "psnr"]
 
-def accuracy(batches: Iterable) -> Callable[[nn.Module], float]:
-    """A score for classifiers: the percentage of held-out `(x, y)` batches that `model(x).argmax(1)` gets right."""
-
-    def score(model: nn.Module) -> float:
-        place = next(model.parameters()).device
-        right = seen = 0
-        for batch in batches:
-            x, y = inputs(batch).to(place), batch[1].to(place)
-            right += int((model(x).argmax(1) == y).sum())
-            seen += len(y)
-        if not seen:
-            raise ValueError("the held-out batches are empty: accuracy needs at least one picture")
-        return 100 * right / seen
-
-    return score
-
-
-def shuffled(x: Tensor, y: Tensor, size: int = 64) -> DataLoader:
-    """Batches of two tensors in a new order each pass, drawn from torch's global generator; the odd rest is dropped."""
-    data = TensorDataset(x, y)
-    return DataLoader(data, sampler=BatchSampler(RandomSampler(data), size, drop_last=True), batch_size=None)
+# Every name is a picture inside the wheels of scikit-image or scikit-learn; no photograph is in both lists.
+PHOTOS_TRAIN = (
+    "coffee", "china", "rocket", "hubble_deep_field", "immunohistochemistry", "retina", "camera", "brick", "grass",
+    "gravel", "coins",
+)  # fmt: skip
+PHOTOS_HELD_OUT = ("astronaut", "cat", "flower", "stereo_motorcycle")
 
 
 def digits(model: nn.Module | None = None, batch_size: int = 64) -> Task:
-    """Handwritten digits (scikit-learn's, UCI): 1,297 pictures to learn from, 500 held out; 1 x 8 x 8, in [-0.5, 0.5].
+    """Handwritten digits: scikit-learn's 1,797 scans, 1,297 to learn from and 500 held out for the score in percent.
 
-    The model, unless given, is a ResNet-20 trained on the 1,297 (`data/digits`).
+    Inputs (N, 1, 8, 8) float32 in [-0.5, 0.5], ten classes, both parts with the classes in the same proportion. The
+    same writers are in both. Without `model`, a trained ResNet-20 of `data/digits`.
     """
-    train, test = digits_data()
-    if model is None:
-        model = nets.resnet_cifar(20, channels=1)
-        model.load_state_dict(load_file(store.artefact("digits/resnet20.safetensors")))
-    score = accuracy([test])
-    return Task(model=model, batches=shuffled(*train, batch_size), score=score, example=test[0][:1], name="digits")
+    x, y, x_test, y_test = digits_data()
+    return Task(
+        model=model if model is not None else _trained("digits/resnet20", net="resnet_cifar", depth=20, channels=1),
+        batches=shuffled(TensorDataset(x, y), batch_size),
+        score=accuracy(in_order(TensorDataset(x_test, y_test))),
+        example=x[:1],
+        name="digits",
+    )
 
 
-def digits_data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The digits as ((x, y), (x, y)) for training and held out, split once and for all, stratified by class."""
+def digits_data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x (1297, 1, 8, 8) and y (1297,) to learn from, x (500, 1, 8, 8) and y (500,) held out, always the same."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    x, y = load_digits(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=500, stratify=y, random_state=0)
-    pictures = [torch.tensor(part, dtype=torch.float32).view(-1, 1, 8, 8) / 16 - 0.5 for part in (x_train, x_test)]
-    return (pictures[0], torch.tensor(y_train)), (pictures[1], torch.tensor(y_test))
+    images, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(images / 16 - 0.5).float().view(-1, 1, 8, 8)  # 17 grey levels, 0 to 16
+    y = torch.from_numpy(labels.astype(np.int64))
+    train, test = train_test_split(np.arange(len(y)), test_size=500, stratify=labels, random_state=0)
+    return x[train], y[train], x[test], y[test]
+
+
+def photos(
+    scale: int = 2,
+    model: nn.Module | None = None,
+    *,
+    folder: str | Path | None = None,
+    held_out: str | Path | None = None,
+    patch: int = 64,
+    batch_size: int = 16,
+) -> Task:
+    """Super-resolution of photographs: small picture in, `scale` times larger picture out, scored in dB.
+
+    Batches are random aligned patches, low resolution (N, 3, patch / scale, patch / scale) and high resolution
+    (N, 3, patch, patch), float32 in [0, 1]; a pass sees as many pixels as the pictures have. Low resolution is made by
+    bicubic reduction with antialiasing, rounded to 8 bits. The score is PSNR on luma, a border of `scale` pixels left
+    out, the mean over the held-out pictures; the loss is L1. `folder` and `held_out` name folders of pictures of one's
+    own (DIV2K, Set5; all are held in memory); left out, the photographs of scikit-image and scikit-learn, kept apart by
+    name in `PHOTOS_TRAIN` and `PHOTOS_HELD_OUT`. Without `model`, a trained small EDSR of `data/photos`.
+    """
+    if scale not in (2, 3, 4):
+        raise ValueError(f"photos: scale={scale!r}: give 2, 3 or 4")
+    if not isinstance(patch, int) or patch < 8 * scale or patch % scale:
+        raise ValueError(f"photos: patch={patch!r}: give a multiple of scale={scale}, {8 * scale} or more")
+    if model is None:
+        model = _trained(f"photos/edsr_x{scale}", net="edsr", scale=scale)
+    train = _pairs(_photographs(folder, PHOTOS_TRAIN), scale, patch)
+    test = _pairs(_photographs(held_out, PHOTOS_HELD_OUT), scale, 4 * scale)
+    pixels = sum(high.shape[1] * high.shape[2] for _, high in train)
+    low = test[0][0][None, :, : patch // scale, : patch // scale]
+    return Task(
+        model=model,
+        batches=Patches(train, patch, batch_size, count=max(1, pixels // (batch_size * patch**2))),
+        score=psnr(Pairs(test), border=scale),
+        example=low.float() / 255,
+        metric="psnr",
+        unit="dB",
+        loss=F.l1_loss,
+        name=f"photos x{scale}",
+    )
+
+
+def _photographs(folder: str | Path | None, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Each picture by name, uint8 (3, H, W)."""
+    if folder is not None:
+        return {path.name: reading.picture(path, "RGB") for path in reading.picture_files(folder)}
+    return {name: _photograph(name) for name in names}
+
+
+def _photograph(name: str) -> torch.Tensor:
+    """A photograph out of the wheels of scikit-learn or scikit-image, uint8 (3, H, W)."""
+    import skimage.data
+    from sklearn.datasets import load_sample_image
+
+    try:
+        x = load_sample_image(f"{name}.jpg") if name in ("china", "flower") else getattr(skimage.data, name)()
+    except Exception as error:  # packagers may leave sample data out; scikit-image then wants to download
+        raise FileNotFoundError(
+            f"the photograph {name!r} is not in the installed scikit-image or scikit-learn: install their wheels, "
+            "or give photos(folder=..., held_out=...)"
+        ) from error
+    x = x[0] if isinstance(x, tuple) else x  # the left eye of a stereo pair
+    x = np.repeat(x[..., None], 3, axis=2) if x.ndim == 2 else x
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(2, 0, 1)))
+
+
+def _pairs(pictures: dict[str, torch.Tensor], scale: int, least: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Low and high resolution of each picture, cropped to a multiple of scale."""
+    pairs = []
+    for name, high in pictures.items():
+        h, w = (side - side % scale for side in high.shape[1:])
+        if min(h, w) < least:
+            raise ValueError(f"photos: {name} is {h} x {w}, below {least} pixels: leave it out or lower patch")
+        high = high[:, :h, :w].contiguous()
+        pairs.append((reduced(high, scale), high))
+    return pairs
+
+
+def images(
+    path: str | Path,
+    model: nn.Module,
+    *,
+    batch_size: int = 128,
+    augment: Sequence[str] = (),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: int | None = None,
+) -> Task:
+    """Classification of labelled pictures of one's own, scored in percent on the held-out part.
+
+    `path` is a .npz with x_train, y_train, x_test, y_test; a folder of MNIST IDX files; CIFAR-10's binary version
+    (folder or tar.gz); or a folder with train/<class>/ and test/<class>/ (or val/), whose pictures are brought to
+    `size` x `size` if that is given. Inputs are (N, C, H, W) float32, (pixel / 255 - mean) / std for each channel; left
+    out, mean and std are those of up to 2,000 training pictures. `augment` holds "pad-crop" (4 pixels), "flip"
+    (left-right), "shift" (1 pixel). Raises ValueError or FileNotFoundError in one line.
+    """
+    strange = [name for name in ((augment,) if isinstance(augment, str) else augment) if name not in AUGMENTATIONS]
+    if strange or isinstance(augment, str):
+        raise ValueError(f"images: augment={augment!r}: give a tuple of {', '.join(AUGMENTATIONS)}")
+    split = reading.read(path, size)
+    mean, std = _statistics(split.x, mean, std)
+    test = Pictures(split.x_test, split.y_test, mean, std)
+    train = Pictures(split.x, split.y, mean, std, augment)
+    return Task(
+        model=model,
+        batches=shuffled(train, batch_size),
+        score=accuracy(in_order(test)),
+        example=Pictures(split.x, split.y, mean, std)[torch.tensor([0])][0],
+        name=Path(path).name,
+    )
+
+
+def _statistics(x: Any, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, given or measured on evenly spaced pictures."""
+    sample = x[torch.linspace(0, len(x) - 1, min(len(x), 2000)).long()].double() / 255  # (n, C, H, W)
+    if (mean is None) != (std is None):
+        raise ValueError("images: mean and std go together: give both or neither")
+    if mean is None or std is None:
+        spread = sample.std((0, 2, 3))
+        return sample.mean((0, 2, 3)).tolist(), torch.where(spread > 0, spread, 1.0).tolist()
+    if len(mean) != sample.shape[1] or len(std) != sample.shape[1] or min(std) <= 0:
+        raise ValueError(
+            f"images: mean={mean!r}, std={std!r}: give {sample.shape[1]} numbers each, one a channel, std above 0"
+        )
+    return list(mean), list(std)
+
+
+def _trained(artefact: str, **config: Any) -> nn.Module:
+    """A network of the lab with the weights of `data/`, in eval mode; torch's generator is left as it was."""
+    path = store.artefact(f"{artefact}.safetensors")
+    with torch.random.fork_rng(devices=[]):
+        model = nets.build(config)
+    model.load_state_dict(load_file(path))
+    return model.eval()

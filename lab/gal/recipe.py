@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
-from ..core import cost, nets, surgery, tasks
+from ..core import cost, export, nets, surgery, tasks
 from ..core.channels import NORMS
 from ..core.descent import Stage, Step, descend, seeded
 from ..core.fields import demand, number, one_of, some_of, whole
@@ -248,8 +248,10 @@ class GAL:
     def _notes(self, task: Task, masked: Masked, empty: tuple[str, ...]) -> list[str]:
         notes = []
         if masked.dense:
-            reasons = "; ".join(f"{name} ({reason})" for name, reason in masked.dense.items())
-            notes.append(f"left dense: {reasons}")
+            by_reason: dict[str, list[str]] = {}
+            for name, reason in masked.dense.items():
+                by_reason.setdefault(reason, []).append(name)
+            notes += [f"left dense, since {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
         if empty:
             notes.append(f"wholly masked, kept with one dead channel: {', '.join(empty)}")
         if not _has_labels(task):
@@ -306,6 +308,10 @@ class GALOutcome(Outcome):
             base=found["base"],
             example=tuple(found["example"]),
         )
+
+    def export(self, path: str | Path) -> Path:
+        """Write the smaller network as an ONNX file with a free batch axis; needs the extra `export`."""
+        return export.onnx(self.model, path, torch.zeros(self.example))
 
     def masks(self) -> dict[str, Tensor]:
         """The final mask of each structure, by the name of its module."""

@@ -53,7 +53,8 @@ def test_fista_reaches_the_lasso_that_scikit_learn_finds():
 
     A, b, lr = correlated()
     lam = 3.0
-    known = Lasso(alpha=lam / len(b), positive=True, fit_intercept=False, tol=1e-10, max_iter=100_000).fit(A.numpy(), b.numpy())
+    lasso = Lasso(alpha=lam / len(b), positive=True, fit_intercept=False, tol=1e-8, max_iter=100_000)
+    known = lasso.fit(A.double().numpy(), b.double().numpy())
     found = solve(Fista([nn.Parameter(torch.ones(8))]), lambda m: A.T @ (A @ m - b), lr, lam, 2000)
     assert found.tolist() == pytest.approx(known.coef_.tolist(), abs=1e-3)
 

@@ -115,5 +115,5 @@ def test_a_mask_goes_before_an_activation_that_a_scale_does_not_pass():
 
 
 def test_nothing_to_mask_is_an_error_that_says_so():
-    with pytest.raises(ValueError, match=r"units=\('block',\): nothing in LeNet can be masked"):
+    with pytest.raises(ValueError, match=r"units=\('block',\): nothing in Sequential can be masked"):
         structures.attach(nets.lenet(), ("block",), torch.zeros(1, 1, 28, 28))

@@ -44,7 +44,7 @@ class EDSR(nn.Module):
 
 
 def upsampler(width: int, scale: int) -> list[nn.Module]:
-    """A convolution and a pixel shuffle, (N, C, H, W) -> (N, C, 2 H, 2 W); twice for scale 4, by 3 at once for scale 3."""
+    """Convolutions and pixel shuffles, (N, C, H, W) -> (N, C, scale H, scale W); scale 4 is made in two steps of 2."""
     layers: list[nn.Module] = []
     for factor in (2, 2) if scale == 4 else (scale,):
         layers += [nn.Conv2d(width, width * factor**2, 3, padding=1), nn.PixelShuffle(factor)]

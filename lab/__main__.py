@@ -1,0 +1,241 @@
+"""The `lab` command: start the notebooks, look at the machine, run a recipe without a notebook, run a benchmark."""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import shutil
+import subprocess
+import sys
+import types
+import typing
+from pathlib import Path
+
+import lab
+
+PACKAGE = Path(__file__).parent
+FIRST = "00_tour.ipynb"
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class Refused(Exception):
+    """What the user asked for cannot be done; the message is one line."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 1 if the work failed, 2 if what was asked is not there."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.do(options) or 0
+    except Refused as error:
+        return _say(error, 2)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        return _say(error, 1)
+    except KeyboardInterrupt:
+        return _say("stopped; what --checkpoint stored is kept, and the same command goes on from there", 130)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The four commands and their options."""
+    top = argparse.ArgumentParser(prog="lab", description="Make neural networks smaller, faster or easier to read.")
+    top.add_argument("--version", action="version", version=f"lab {lab.__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    start = commands.add_parser("start", help="copy the notebooks to a folder and open JupyterLab there")
+    start.add_argument("folder", nargs="?", default="lab-notebooks", type=Path, help="default: lab-notebooks")
+    start.add_argument("--no-open", action="store_true", help="copy the notebooks, do not start JupyterLab")
+    start.set_defaults(do=start_command)
+
+    doctor = commands.add_parser("doctor", help="what this machine has, what is missing and how to get it")
+    doctor.set_defaults(do=doctor_command)
+
+    run = commands.add_parser("run", help="run a recipe on its own task and print the report")
+    run.add_argument("method", help="a recipe's name, such as gal")
+    run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe; repeat")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--device", help="such as cpu or cuda")
+    run.add_argument("--out", type=Path, metavar="DIR", help="save the outcome there, for lab.load(DIR)")
+    run.add_argument("--checkpoint", type=Path, metavar="DIR", help="keep the run's state there: it survives a kill")
+    run.add_argument("--quiet", action="store_true", help="no progress bar")
+    run.set_defaults(do=run_command)
+
+    bench = commands.add_parser("bench", help="measure what the lab claims: benchmarks/<method>.py")
+    bench.add_argument("method", nargs="?", help="one method; left out, all that have a benchmark")
+    bench.add_argument("--quick", action="store_true", help="under two minutes a method")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures, settings, seeds and the machine")
+    bench.set_defaults(do=bench_command)
+    return top
+
+
+def start_command(options: argparse.Namespace) -> int:
+    """Copy the notebooks, keeping what is there, and put JupyterLab in this process's place."""
+    source, folder = _brought("notebooks"), options.folder
+    if folder.resolve() != source.resolve():
+        new, kept = copy_notebooks(source, folder)
+        print(f"{new} notebooks copied to {folder}{f', {kept} that were there are kept' if kept else ''}", flush=True)
+    if not options.no_open:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a busy neighbour makes two threads ten times slower than one
+        command = jupyter(folder)
+        os.execv(command[0], command)
+    return 0
+
+
+def copy_notebooks(source: Path, folder: Path) -> tuple[int, int]:
+    """Copy what `folder` has not got: (files copied, files left as they were)."""
+    files = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [path for path in files if not (folder / path.name).exists()]
+    for path in missing:
+        shutil.copyfile(path, folder / path.name)
+    return len(missing), len(files) - len(missing)
+
+
+def jupyter(folder: Path) -> list[str]:
+    """The command that serves a folder on loopback, behind a token, and opens the tour where it is there."""
+    port = os.environ.get("LAB_PORT", "")
+    if port and not (port.isdigit() and 0 < int(port) < 65536):
+        raise Refused(f"LAB_PORT={port!r} is not a port: give a number from 1 to 65535")
+    tour = folder / FIRST
+    return [
+        *(sys.executable, "-m", "jupyterlab", str((tour if tour.exists() else folder).resolve())),
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.root_dir={folder.resolve()}",
+        "--ServerApp.log_level=WARN",  # leaves the lines with the URL and its token
+        *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port else []),
+        *(["--no-browser"] if os.environ.get("LAB_NO_BROWSER", "") not in ("", "0") else []),
+        *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
+    ]
+
+
+def doctor_command(options: argparse.Namespace) -> int:
+    """Print what the machine has; exit status 1 if something that the lab cannot do without is missing."""
+    from .doctor import examine
+
+    findings = examine()
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        remedy = f"; to get it: {finding.remedy}" if finding.remedy else ""
+        print(f"{finding.name:<{width}}  {finding.state}{remedy}")
+    return int(any(finding.essential and finding.remedy for finding in findings))
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run a recipe, print its report, save its outcome."""
+    recipe = _recipe(options.method)
+    fields = dict(parse_field(recipe, text) for text in options.set)
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise Refused(f"--out {options.out} is a file: name a folder")
+    outcome = recipe(**fields).run(
+        seed=options.seed, device=options.device, progress=not options.quiet, checkpoint=options.checkpoint
+    )
+    print(outcome)
+    if options.out:
+        outcome.save(options.out)
+        print(f"saved: lab.load({str(options.out)!r})")
+    return 0
+
+
+def parse_field(recipe: type, text: str) -> tuple[str, object]:
+    """The name and the value of `FIELD=VALUE`, read by the type of the recipe's field."""
+    name, equals, value = text.partition("=")
+    hints = typing.get_type_hints(recipe)
+    names = [field.name for field in dataclasses.fields(recipe)]
+    if not equals:
+        raise Refused(f"--set {text}: write FIELD=VALUE")
+    if name not in names:
+        raise Refused(f"{recipe.__name__} has no field {name!r}{_meant(name, names)}; it has {', '.join(names)}")
+    try:
+        return name, parse_value(hints[name], value)
+    except ValueError:
+        raise Refused(f"{recipe.__name__}: {name}={value!r} is not allowed: give {describe(hints[name])}") from None
+
+
+def parse_value(kind: typing.Any, text: str) -> typing.Any:
+    """The text as a value of a field's type; ValueError where it isn't one."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _first_that_fits(parts, text)
+    if origin is typing.Literal:
+        return {str(part): part for part in parts}[text] if text in map(str, parts) else _no(text)
+    if origin in (tuple, list) or kind in (tuple, list):
+        item = parts[0] if parts else str
+        return (origin or kind)(
+            parse_value(item, piece.strip()) for piece in text.strip("()[]").split(",") if piece.strip()
+        )
+    if kind is bool:
+        return TRUTH[text.lower()] if text.lower() in TRUTH else _no(text)
+    if kind is type(None):
+        return None if text.lower() == "none" else _no(text)
+    return kind(text) if kind in (int, float, str, Path) else text
+
+
+def describe(kind: typing.Any) -> str:
+    """A field's type in words."""
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(part) for part in parts)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin in (tuple, list):
+        return f"values separated by commas, each {describe(parts[0])}"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "none"}
+    return words.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def bench_command(options: argparse.Namespace) -> int:
+    """Run benchmarks/<method>.py, one or all of them."""
+    folder = _brought("benchmarks")
+    known = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+    if options.method and options.method.lower() not in known:
+        have = f"there are {', '.join(known)}" if known else "there are none yet"
+        raise Refused(f"no benchmark {options.method!r}{_meant(options.method, known)}; {have}")
+    chosen = [options.method.lower()] if options.method else known
+    if not chosen:
+        raise Refused(f"no benchmark in {folder} yet")
+    if options.json and len(chosen) > 1:
+        raise Refused(f"--json writes one benchmark's figures: name one of {', '.join(known)}")
+    extra = [*(["--quick"] if options.quick else []), *(["--json", str(options.json)] if options.json else [])]
+    return max(subprocess.call([sys.executable, str(folder / f"{name}.py"), *extra]) for name in chosen)
+
+
+def _recipe(name: str) -> type:
+    recipes = {recipe.__name__.lower(): recipe for recipe in lab.RECIPES}
+    if name.lower() not in recipes:
+        names = [recipe.__name__ for recipe in lab.RECIPES]
+        raise Refused(f"no method {name!r}{_meant(name, names)}; there are {', '.join(names)}")
+    return recipes[name.lower()]
+
+
+def _brought(folder: str) -> Path:
+    """A folder that travels with the lab: inside the installed package, or beside it in a checkout."""
+    for place in (PACKAGE / folder, PACKAGE.parent / folder):
+        if place.is_dir():
+            return place
+    raise Refused(f"the lab's {folder} are missing: install the package again")
+
+
+def _meant(name: str, names: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], 1)
+    return f" (did you mean {next(n for n in names if n.lower() == near[0])!r}?)" if near else ""
+
+
+def _first_that_fits(kinds: tuple, text: str) -> typing.Any:
+    for kind in sorted(kinds, key=lambda kind: kind is str):  # a text fits everything: last
+        try:
+            return parse_value(kind, text)
+        except ValueError:
+            continue
+    return _no(text)
+
+
+def _no(text: str) -> typing.Any:
+    raise ValueError(text)
+
+
+def _say(error: object, status: int) -> int:
+    print(f"lab: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

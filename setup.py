@@ -1,0 +1,25 @@
+"""The parts of the build that pyproject.toml cannot say: the C kernels, and the folders that travel inside the wheel."""
+
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+TRAVELS = ("notebooks", "data", "benchmarks")  # each becomes lab/<folder> in the wheel
+
+
+class BuildWithFolders(build_py):
+    """Copy the folders beside the package into it; an editable install reads them where they are."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for folder in TRAVELS:
+            if Path(folder).is_dir():
+                skip = ignore_patterns("__pycache__", ".*")
+                copytree(folder, Path(self.build_lib) / "lab" / folder, ignore=skip, dirs_exist_ok=True)
+
+
+setup(cffi_modules=["ckernels/build.py:ffi"], cmdclass={"build_py": BuildWithFolders})

@@ -1,0 +1,186 @@
+"""GAL run: label-free, exact, controlled, and clear about what goes wrong."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lab
+from lab.core.task import Task
+from lab.gal import GAL
+
+QUICK = {"steps": 40, "finetune_steps": 10, "mask_every": 1, "mask_lr": 0.1, "lam": 0.4}
+
+
+def run(recipe: GAL, task: Task, **options):
+    return recipe.run(task, progress=False, **options)
+
+
+def small(channels: int = 3, classes: int = 4, **changes) -> Task:
+    """A network and data of one's own: a DataLoader of random pictures whose class is a colour."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(96) % classes
+    x = torch.randn(96, channels, 8, 8, generator=generator) + torch.nn.functional.one_hot(y, channels * 2)[:, :channels, None, None]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(channels, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 16, classes),
+        )  # fmt: skip
+        optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+        for _ in range(40):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(network(x), y).backward()
+            optimiser.step()
+        network.zero_grad(set_to_none=True)
+    loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
+    fields = {"model": network, "batches": loader, "score": lab.tasks.accuracy([(x, y)])}
+    return Task(**{**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    return run(GAL(units="channel", **QUICK), small())
+
+
+def test_the_pruned_network_is_smaller_and_plain(outcome):
+    assert outcome.report["macs"].after < outcome.report["macs"].before
+    assert all(type(module).__module__.startswith("torch.") for module in outcome.model.modules() if module is not outcome.model)
+    assert outcome.report["parameters"].after == sum(p.numel() for p in outcome.model.parameters())
+    assert outcome.model(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+
+
+def test_the_report_shows_before_and_after_fine_tuning(outcome):
+    names = [row.name for row in outcome.report]
+    assert names[-2:] == ["accuracy before fine-tuning", "accuracy"]
+    assert {step.stage for step in outcome.trace} == {"prune", "finetune"}
+
+
+def test_labels_play_no_part_in_the_pruning_stage():
+    """With other labels the pruning stage is bit-identical; only the fine-tuning differs."""
+    task = small()
+    x, y = task.batches.dataset.tensors
+    wrong = DataLoader(TensorDataset(x, (y + 1) % 4), batch_size=16, shuffle=True)
+    a = run(GAL(units="channel", **QUICK), task)
+    b = run(GAL(units="channel", **QUICK), small(batches=wrong))
+    assert torch.equal(a.history, b.history)
+    assert [s for s in a.trace if s.stage == "prune"] == [s for s in b.trace if s.stage == "prune"]
+    assert [s for s in a.trace if s.stage == "finetune"] != [s for s in b.trace if s.stage == "finetune"]
+
+
+def test_data_without_labels_is_pruned_and_not_fine_tuned():
+    task = small()
+    bare = run(GAL(units="channel", **QUICK), small(batches=[task.batches.dataset.tensors[0]]))
+    assert {step.stage for step in bare.trace} == {"prune"}
+    assert "the batches hold no labels: not fine-tuned" in bare.report.notes
+    assert bare.report["accuracy"].after == bare.report["accuracy before fine-tuning"].after
+
+
+def test_at_first_the_generator_answers_like_the_baseline(outcome):
+    assert outcome.trace[0].terms["data"] == 0
+    assert torch.equal(outcome.history[0], torch.ones_like(outcome.history[0]))
+
+
+def test_masks_are_never_negative_and_zeros_are_exact(outcome):
+    assert (outcome.history >= 0).all()
+    assert (outcome.history[-1] == 0).any()
+
+
+@pytest.mark.parametrize("adversary", ["AR", "L1", "L2", "none", "off"])
+def test_every_adversary_plays(adversary):
+    found = run(GAL(units="channel", adversary=adversary, **QUICK), small())
+    assert ("adversary" in found.trace[0].terms) == (adversary != "off")
+
+
+@pytest.mark.parametrize("switch", ["l1_in_gradient", "grad_at_current", "normal_masks", "affine_discriminator", "batch_statistics"])
+def test_every_released_behaviour_changes_the_run(switch, outcome):
+    found = run(GAL(units="channel", released=switch, **QUICK), small())
+    assert found.history.shape == outcome.history.shape
+    assert not torch.equal(found.history, outcome.history)
+
+
+def test_masks_move_only_when_they_are_due():
+    found = run(GAL(units="channel", **{**QUICK, "steps": 25, "mask_every": 10}), small())
+    moved = [k for k in range(1, len(found.history)) if not torch.equal(found.history[k], found.history[k - 1])]
+    assert moved == [10, 20]  # snapshot k is the state after k steps
+
+
+def test_the_baseline_is_frozen_with_its_buffers():
+    task = small()
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    run(GAL(units="channel", **QUICK), task)
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in task.model.parameters())
+
+
+def test_an_own_network_is_reloaded_with_its_class_and_only_then(outcome, tmp_path):
+    outcome.save(tmp_path / "pruned")
+    with pytest.raises(ValueError, match=r"lab.load\(folder, base=net\)"):
+        lab.load(tmp_path / "pruned")
+    again = lab.load(tmp_path / "pruned", base=small().model)
+    x = torch.randn(3, 3, 8, 8)
+    assert torch.equal(again.model.eval()(x), outcome.model.eval()(x))
+    assert again.report == outcome.report and again.trace == outcome.trace
+    with pytest.raises(ValueError, match="plan|network that was pruned"):
+        lab.load(tmp_path / "pruned", base=nn.Sequential(nn.Conv2d(3, 12, 3), nn.Flatten(), nn.Linear(432, 4)))
+
+
+def test_a_mask_that_closes_everything_is_stopped():
+    with pytest.raises(ValueError, match="lam=1000: all 28 mask entries are 0 after step 0.*lower lam") as caught:
+        run(GAL(units="channel", **{**QUICK, "lam": 1000}), small())
+    assert "\n" not in str(caught.value)
+
+
+def test_losses_that_are_not_finite_stop_the_run_and_keep_the_checkpoint(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"prune step \d+: .* not finite; lower lr"):
+        run(GAL(units="channel", **QUICK, lr=1e9), small(), checkpoint=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batches": []}, "Task.batches is empty"),
+        ({"batches": [torch.full((4, 3, 8, 8), float("nan"))]}, "NaN or infinite"),
+        ({"batches": [torch.zeros(4, 1, 8, 8)]}, r"shape \(4, 1, 8, 8\), which the model does not take"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(192, 4))}, "can be masked"),
+    ],
+)
+def test_bad_tasks_are_one_line(changes, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        run(GAL(units="channel", **QUICK), small(**changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("lam", -1, "lam=-1 is not allowed: give a number >= 0"),
+        ("lam", float("nan"), "lam=nan is not allowed"),
+        ("lam", "much", "lam='much' is not allowed"),
+        ("steps", 0, "steps=0 is not allowed: give a whole number >= 1"),
+        ("units", ("filter",), r"units=\('filter',\) is not allowed: give at least 1 of 'channel', 'block'"),
+        ("mask_every", 601, "mask_every=601 is not allowed: give a whole number in"),
+        ("adversary", "wgan", "adversary='wgan' is not allowed"),
+        ("released", ("bugs",), r"released=\('bugs',\) is not allowed"),
+    ],
+)
+def test_bad_fields_are_one_line(field, value, words):
+    with pytest.raises(ValueError, match=words):
+        GAL(**{field: value})
+
+
+def test_paper_settings_are_the_released_ones():
+    recipe = GAL.paper("resnet56")
+    assert (recipe.lam, recipe.mu, recipe.units, recipe.mask_every, recipe.lr) == (0.6, 1.0, ("block",), 200, 0.01)
+    assert recipe.steps == 39_100
+    with pytest.raises(ValueError, match="name='resnet18'.*resnet56"):
+        GAL.paper("resnet18")
+
+
+@pytest.mark.slow
+def test_the_default_run_meets_its_promise():
+    """On digits: half the multiply-adds or fewer, at most one point of accuracy, and a network that is faster."""
+    report = lab.GAL().run(progress=False).report
+    assert report["macs"].ratio >= 2
+    assert report["accuracy"].change >= -1.0
+    assert report["latency"].ratio > 1
