@@ -22,7 +22,7 @@ check: setup
 	$(PY) -m pytest -m "not slow" tests
 
 tour: setup
-	$(PY) -m nbconvert --to html --execute --allow-errors=False --ExecutePreprocessor.store_widget_state=False \
+	$(PY) -m nbconvert --to html --execute --ExecutePreprocessor.store_widget_state=False \
 	  --output-dir . --output tour notebooks/00_tour.ipynb
 
 setup:

@@ -1,4 +1,4 @@
-"""The parts of the build that pyproject.toml cannot say: the C kernels, and the folders that travel inside the wheel."""
+"""What pyproject.toml cannot say: the C kernels, and the folders that travel inside the wheel."""
 
 from pathlib import Path
 from shutil import copytree, ignore_patterns
@@ -18,7 +18,7 @@ class BuildWithFolders(build_py):
             return
         for folder in TRAVELS:
             if Path(folder).is_dir():
-                skip = ignore_patterns("__pycache__", ".*")
+                skip = ignore_patterns("__pycache__", ".*", "runs", "*.html")
                 copytree(folder, Path(self.build_lib) / "lab" / folder, ignore=skip, dirs_exist_ok=True)
 
 

@@ -19,6 +19,7 @@ _PLACES = {
     "Task": ("core.task", "Task"),
     "view": ("ui", "view"),
     "compare": ("ui", "compare"),
+    "finetune": ("core.finetune", "finetune"),
     "map": ("core.parallel", "map"),
     "tasks": "core.tasks",
     "nets": "core.nets",

@@ -95,12 +95,12 @@ def jupyter(folder: Path) -> list[str]:
     port = os.environ.get("LAB_PORT", "")
     if port and not (port.isdigit() and 0 < int(port) < 65536):
         raise Refused(f"LAB_PORT={port!r} is not a port: give a number from 1 to 65535")
-    tour = folder / FIRST
     return [
-        *(sys.executable, "-m", "jupyterlab", str((tour if tour.exists() else folder).resolve())),
+        *(sys.executable, "-m", "jupyterlab"),
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.root_dir={folder.resolve()}",
-        "--ServerApp.log_level=WARN",  # leaves the lines with the URL and its token
+        f"--LabApp.default_url=/lab{f'/tree/{FIRST}' if (folder / FIRST).exists() else ''}",
+        "--Application.log_level=WARN",  # leaves the lines with the URL and its token
         *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port else []),
         *(["--no-browser"] if os.environ.get("LAB_NO_BROWSER", "") not in ("", "0") else []),
         *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),

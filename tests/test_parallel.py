@@ -111,10 +111,12 @@ def test_bad_arguments_are_told_in_one_line(arguments, message):
         parallel.map(square, [1], **arguments)
 
 
-@pytest.mark.parametrize(("backend", "module"), [("dask", "distributed"), ("ray", "ray")])
-def test_missing_backend_names_the_extra(monkeypatch, backend, module):
+@pytest.mark.parametrize(
+    ("backend", "module", "remedy"), [("dask", "distributed", r'"lab\[distributed\]"'), ("ray", "ray", "ray")]
+)
+def test_missing_backend_names_the_remedy(monkeypatch, backend, module, remedy):
     monkeypatch.setitem(sys.modules, module, None)  # makes its import fail
-    with pytest.raises(ImportError, match=rf'backend={backend!r} needs {module}: pip install "lab\[distributed\]"'):
+    with pytest.raises(ImportError, match=rf"backend={backend!r} needs {module}: pip install {remedy}$"):
         parallel.map(square, [1, 2], backend=backend, progress=False)
 
 

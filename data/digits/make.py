@@ -1,4 +1,4 @@
-"""Train the ResNet-20 that `lab.tasks.digits()` starts from: `python data/digits/make.py`, half a minute on one core."""
+"""Train the ResNet-20 that `lab.tasks.digits()` starts from: `python data/digits/make.py`, half a minute."""
 
 import hashlib
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The C kernels as functions on arrays; numpy does the same work where they are not built, and says so.
 
-`LAB_KERNELS=numpy` chooses the numpy twin, `LAB_KERNELS=c` demands the compiled kernels; left out, the compiled ones are
-used where they are there. Every timing names `backend()`.
+`LAB_KERNELS=numpy` chooses the numpy twin, `LAB_KERNELS=c` demands the compiled kernels; left out, the compiled ones
+are used where they are there. Every timing names `backend()`.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def pack(w: np.ndarray) -> Sparse:
         raise ValueError(f"w has shape {w.shape}: give a matrix (rows, columns)")
     rows, columns = w.shape
     padded = np.pad(w, ((0, -rows % BLOCK), (0, 0)))
-    blocks = padded.reshape(-1, BLOCK, columns).transpose(0, 2, 1)  # (block rows, columns, 4)
+    blocks = padded.reshape(len(padded) // BLOCK, BLOCK, columns).transpose(0, 2, 1)  # (block rows, columns, 4)
     keep = (blocks != 0).any(-1)
     row_start = np.concatenate([[0], keep.sum(1).cumsum()])
     return Sparse(rows, columns, row_start, np.nonzero(keep)[1], blocks[keep])
@@ -101,7 +102,7 @@ def _spmm_numpy(w: Sparse, x: np.ndarray, y: np.ndarray) -> int:
         return 2
     if ((w.col < 0) | (w.col >= w.columns)).any():
         return 3
-    for b, (first, last) in enumerate(zip(start, start[1:], strict=False)):
+    for b, (first, last) in enumerate(pairwise(start)):
         y[BLOCK * b : BLOCK * (b + 1)] = w.blocks[first:last].T @ x[w.col[first:last]]  # (4, nnz_b) (nnz_b, n)
     return 0
 
@@ -147,7 +148,7 @@ def built_from() -> str:
 
 
 def sources_now() -> str:
-    """The SHA-256 of the C sources beside the package, taken as ckernels/build.py takes it; empty outside a checkout."""
+    """The SHA-256 of the C sources beside the package, taken as ckernels/build.py does; empty outside a checkout."""
     digest = hashlib.sha256()
     files = sorted([*_SOURCES.glob("*.c"), *_SOURCES.glob("*.h")], key=lambda path: path.name)
     for path in files:

@@ -115,11 +115,11 @@ def _workers(backend: str, n_jobs: int | None):
     """joblib's configuration for a backend by its name in the lab; a one-line error where it is not installed."""
     if backend == "processes":
         return joblib.parallel_config(backend="loky", n_jobs=n_jobs or -1, inner_max_num_threads=1)
-    module = {"dask": "distributed", "ray": "ray"}[backend]
+    module, remedy = {"dask": ("distributed", '"lab[distributed]"'), "ray": ("ray", "ray")}[backend]
     try:
         import_module(module)
     except ImportError as error:
-        raise ImportError(f'lab.map: backend={backend!r} needs {module}: pip install "lab[distributed]"') from error
+        raise ImportError(f"lab.map: backend={backend!r} needs {module}: pip install {remedy}") from error
     if backend == "ray":
         import_module("ray.util.joblib").register_ray()
     else:

@@ -85,7 +85,7 @@ def _line(error: BaseException) -> str:
 
 def _npz(path: Path) -> Split:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = ("x_train", "y_train", "x_test", "y_test")
             missing = [name for name in names if name not in file]
             if missing:
@@ -106,7 +106,7 @@ def _pixels(name: str, x: np.ndarray) -> torch.Tensor:
         x = x.transpose(0, 3, 1, 2)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"{name} has shape {x.shape}: give (N, H, W) or (N, H, W, C) with 1 or 3 channels")
-    return torch.from_numpy(np.ascontiguousarray(x))
+    return torch.from_numpy(np.require(x, requirements=["C", "W"]))
 
 
 def _labels(y: np.ndarray) -> torch.Tensor:

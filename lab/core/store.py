@@ -78,7 +78,7 @@ def save(folder: str | Path, name: str, tree: Mapping[str, Any]) -> None:
     digest = hashlib.sha256(content).hexdigest()
     file = f"{name}-{digest[:12]}.safetensors"
     document = {"format": FORMAT, "tensors": file, "sha256": digest, "tree": skeleton}
-    text = json.dumps(document, allow_nan=True, indent=1)
+    text = json.dumps(document)  # not indented: Python indents slowly, and a trace is long
     write(folder / file, content)
     try:
         write(folder / f"{name}.json", text.encode())

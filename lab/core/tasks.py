@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -60,22 +61,26 @@ def photos(
     *,
     folder: str | Path | None = None,
     held_out: str | Path | None = None,
-    patch: int = 64,
+    patch: int | None = None,
     batch_size: int = 16,
 ) -> Task:
     """Super-resolution of photographs: small picture in, `scale` times larger picture out, scored in dB.
 
     Batches are random aligned patches, low resolution (N, 3, patch / scale, patch / scale) and high resolution
-    (N, 3, patch, patch), float32 in [0, 1]; a pass sees as many pixels as the pictures have. Low resolution is made by
-    bicubic reduction with antialiasing, rounded to 8 bits. The score is PSNR on luma, a border of `scale` pixels left
-    out, the mean over the held-out pictures; the loss is L1. `folder` and `held_out` name folders of pictures of one's
-    own (DIV2K, Set5; all are held in memory); left out, the photographs of scikit-image and scikit-learn, kept apart by
-    name in `PHOTOS_TRAIN` and `PHOTOS_HELD_OUT`. Without `model`, a trained small EDSR of `data/photos`.
+    (N, 3, patch, patch), float32 in [0, 1], `patch` being 32 * scale if left out; a pass sees as many pixels as the
+    pictures have. Low resolution is made by bicubic reduction with antialiasing, rounded to 8 bits. The score is PSNR
+    on luma, a border of `scale` pixels left out, the mean over the held-out pictures; the loss is L1. `folder` and
+    `held_out` name folders of pictures of one's own (DIV2K, Set5; all are held in memory); left out, the photographs of
+    scikit-image and scikit-learn, kept apart by name in `PHOTOS_TRAIN` and `PHOTOS_HELD_OUT`. Without `model`, a
+    trained small EDSR of `data/photos`.
     """
     if scale not in (2, 3, 4):
         raise ValueError(f"photos: scale={scale!r}: give 2, 3 or 4")
+    patch = 32 * scale if patch is None else patch
     if not isinstance(patch, int) or patch < 8 * scale or patch % scale:
         raise ValueError(f"photos: patch={patch!r}: give a multiple of scale={scale}, {8 * scale} or more")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"photos: batch_size={batch_size!r}: give a whole number, 1 or more")
     if model is None:
         model = _trained(f"photos/edsr_x{scale}", net="edsr", scale=scale)
     train = _pairs(_photographs(folder, PHOTOS_TRAIN), scale, patch)
@@ -184,5 +189,9 @@ def _trained(artefact: str, **config: Any) -> nn.Module:
     path = store.artefact(f"{artefact}.safetensors")
     with torch.random.fork_rng(devices=[]):
         model = nets.build(config)
-    model.load_state_dict(load_file(path))
+    try:
+        model.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not the lab's checkpoint ({reason}): install the package again") from error
     return model.eval()

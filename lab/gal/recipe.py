@@ -15,6 +15,7 @@ from ..core import cost, export, nets, surgery, tasks
 from ..core.channels import NORMS
 from ..core.descent import Stage, Step, descend, seeded
 from ..core.fields import demand, number, one_of, some_of, whole
+from ..core.finetune import finetune, has_labels
 from ..core.outcome import Outcome
 from ..core.report import Report, Row
 from ..core.task import Task, inputs
@@ -74,7 +75,6 @@ class GAL:
         """The published settings by network: 100 epochs of CIFAR-10 each stage, masks updated each 200th step."""
         settings = {
             "resnet56": {"lam": 0.6, "mu": 1.0, "units": ("block",)},
-            "resnet110": {"lam": 0.1, "mu": 1.0, "units": ("block",)},
             "vgg16": {"lam": 0.05, "mu": 0.1, "units": ("channel",)},
             "googlenet": {"lam": 0.05, "mu": 0.1, "units": ("branch",), "batch": 64},
             "densenet40": {"lam": 0.01, "mu": 0.1, "units": ("input",), "batch": 64},
@@ -133,12 +133,12 @@ class GAL:
         weights = [p for p in G.parameters() if not any(p is m for m in masks)]
         optimiser_G = SGD(weights, lr=self.lr, momentum=0.9, weight_decay=2e-4)
         optimiser_D = SGD(D.parameters(), lr=self.lr, momentum=0.9, weight_decay=2e-4)
-        schedule = StepLR(optimiser_G, max(1, round(0.3 * self.steps)), 0.1)
+        schedule, schedule_D = (StepLR(o, max(1, round(0.3 * self.steps)), 0.1) for o in (optimiser_G, optimiser_D))
         fista = Fista(masks, look_ahead="grad_at_current" not in self.released)
         history = History(masks, every=max(1, self.steps // SNAPSHOTS))
         stage = Stage(
             checkpoint, "prune", owner, G=G, D=D, optimiser_G=optimiser_G, optimiser_D=optimiser_D, schedule=schedule,
-            fista=fista, history=history,
+            schedule_D=schedule_D, fista=fista, history=history,
         )  # fmt: skip
 
         def play(batch: Any) -> dict[str, Tensor]:
@@ -170,6 +170,7 @@ class GAL:
                 self._demand_survivors(fista, step.index)
             if due(step.index + 1):
                 fista.look_ahead()
+            schedule_D.step()
             history.note(step.index, fista.now)
         for m, now in zip(masks, fista.now, strict=True):
             m.data.copy_(now.clamp(min=0))
@@ -212,23 +213,12 @@ class GAL:
 
     def _finetune(self, task, model, checkpoint, owner, progress) -> list[Step]:
         """Stage 2, with labels: train what is left on the task's own loss."""
-        if not self.finetune_steps or not _has_labels(task):
+        if not self.finetune_steps or not has_labels(task):
             return []
-        place = _place(model)
-        optimiser = SGD(model.parameters(), lr=self.finetune_lr, momentum=0.9, weight_decay=2e-4)
-        schedule = StepLR(optimiser, max(1, round(0.3 * self.finetune_steps)), 0.1)
-        stage = Stage(checkpoint, "finetune", owner, model=model, optimiser=optimiser, schedule=schedule)
-        model.train()
-
-        def fit(batch: Any) -> dict[str, Tensor]:
-            return {"task": task.loss(model(batch[0].to(place)), batch[1].to(place))}
-
-        for _ in descend(
-            fit, task.batches, optimiser, stage, steps=self.finetune_steps, schedule=schedule, progress=progress
-        ):
-            pass
-        model.eval()
-        return list(stage.trace)
+        return finetune(
+            task, model, steps=self.finetune_steps, lr=self.finetune_lr, checkpoint=checkpoint, owner=owner,
+            progress=progress,
+        )  # fmt: skip
 
     def _report(self, task, baseline, masked, model, before_tuning, empty) -> Report:
         example = task.example.to(_place(baseline))
@@ -254,7 +244,7 @@ class GAL:
             notes += [f"left dense, since {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
         if empty:
             notes.append(f"wholly masked, kept with one dead channel: {', '.join(empty)}")
-        if not _has_labels(task):
+        if not has_labels(task):
             notes.append("the batches hold no labels: not fine-tuned")
         if self.steps // self.mask_every < 100:
             notes.append(f"only {self.steps // self.mask_every} mask updates: fewer than about 100 rarely settle")
@@ -338,11 +328,6 @@ def _counts(masked: Masked, model: fx.GraphModule) -> list[Row]:
             kept = sum(max(int((m > 0).sum()), int(m.numel() > 1)) for s, m in entries if s.name in alive)
             rows.append(Row(f"{unit}s" if unit != "branch" else "branches", sum(s.entries for s, _ in entries), kept))
     return rows
-
-
-def _has_labels(task: Task) -> bool:
-    batch = task.first_batch()
-    return isinstance(batch, (tuple, list)) and len(batch) > 1
 
 
 def _place(model: nn.Module) -> torch.device:

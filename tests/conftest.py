@@ -1,0 +1,6 @@
+"""One torch thread in every test and in every process that a test starts; set here, before torch is imported."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a reader's own kernels and settings must not be found first

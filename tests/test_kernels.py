@@ -1,0 +1,178 @@
+"""The kernels against numpy's dense product, over shapes that hurt, in both backends."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lab.core import kernels
+
+ROOT = Path(__file__).parents[1]
+SHAPES = [  # rows, columns, n, share of nonzero blocks
+    (4, 1, 1, 1.0),
+    (1, 1, 1, 1.0),  # less than a block
+    (7, 5, 3, 0.5),  # ragged
+    (8, 16, 1, 0.0),  # all zero
+    (64, 48, 17, 0.1),
+    (13, 1, 9, 0.7),  # one column
+    (4, 300, 2, 0.02),
+    (0, 5, 3, 1.0),
+    (4, 0, 3, 1.0),
+    (5, 6, 0, 1.0),
+]
+needs_c = pytest.mark.skipif(kernels.lib is None, reason="the C kernels are not built")
+
+
+@pytest.fixture(params=[pytest.param("c", marks=needs_c), "numpy"])
+def backend(request, monkeypatch):
+    monkeypatch.setenv("LAB_KERNELS", request.param)
+    return request.param
+
+
+@pytest.fixture
+def fresh():
+    """Forget what was said and checked before, and after."""
+    caches = kernels._say_numpy, kernels._refuse_stale
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+def operands(rows, columns, n, density, seed=0):
+    """w (rows, columns) with whole 4x1 blocks zeroed, x (columns, n)."""
+    g = np.random.default_rng(seed)
+    keep = np.repeat(g.random((-(-rows // 4), columns)) < density, 4, 0)[:rows]
+    return (g.normal(size=(rows, columns)) * keep).astype(np.float32), g.normal(size=(columns, n)).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_spmm_is_the_dense_product(backend, shape):
+    w, x = operands(*shape)
+    assert kernels.backend() == backend
+    exact = w.astype(np.float64) @ x.astype(np.float64)
+    y = kernels.spmm(kernels.pack(w), x)
+    assert y.dtype == np.float32
+    assert y.shape == exact.shape
+    np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5)
+
+
+@needs_c
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20), st.floats(0, 1), st.integers(0, 99))
+def test_c_and_numpy_agree(rows, columns, n, density, seed):
+    w, x = operands(rows, columns, n, density, seed)
+    packed = kernels.pack(w)
+    twins = []
+    for multiply in (kernels._spmm_c, kernels._spmm_numpy):
+        y = np.full((4 * (len(packed.row_start) - 1), n), np.nan, np.float32)
+        assert multiply(packed, x, y) == 0
+        twins.append(y)
+    np.testing.assert_allclose(*twins, rtol=1e-5, atol=1e-5)
+
+
+def test_a_vector_gives_a_vector(backend):
+    w, x = operands(10, 6, 1, 0.5)
+    np.testing.assert_allclose(kernels.spmm(kernels.pack(w), x[:, 0]), w @ x[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_operands_of_any_layout_and_type(backend):
+    w, x = operands(12, 8, 6, 0.5)
+    y = kernels.spmm(kernels.pack(np.asfortranarray(w)), x.astype(np.float64)[:, ::2])
+    np.testing.assert_allclose(y, w @ x[:, ::2], rtol=1e-5, atol=1e-5)
+
+
+def test_pack_keeps_only_blocks_that_are_not_zero():
+    w = np.zeros((8, 3), np.float32)
+    w[5, 2] = 7
+    packed = kernels.pack(w)
+    assert (packed.row_start.tolist(), packed.col.tolist(), packed.blocks.tolist()) == ([0, 0, 1], [2], [[0, 7, 0, 0]])
+
+
+BROKEN = {
+    "row_start begins at 1": {"row_start": [1, 2, 3]},
+    "row_start falls": {"row_start": [0, 4, 3]},
+    "row_start ends early": {"row_start": [0, 1, 2]},
+    "a column beyond the last": {"col": [0, 1, 2]},
+    "a negative column": {"col": [0, -1, 1]},
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_indices_are_an_error_and_not_a_crash(backend, name):
+    whole = kernels.Sparse(8, 2, [0, 1, 3], [0, 0, 1], np.ones((3, 4)))
+    kernels.spmm(whole, np.ones((2, 1)))
+    with pytest.raises(ValueError, match=r"broken: .*; make it with kernels\.pack"):
+        kernels.spmm(dataclasses.replace(whole, **BROKEN[name]), np.ones((2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: kernels.pack(np.ones(3)), r"w has shape \(3,\)"),
+        (lambda: kernels.Sparse(8, 2, [0, 0], [], np.ones((0, 4))), "row_start has 2 entries: 8 rows need 3"),
+        (lambda: kernels.Sparse(4, 2, [0, 1], [0], np.ones((2, 4))), r"blocks has shape \(2, 4\)"),
+        (lambda: kernels.spmm(kernels.pack(np.ones((4, 3))), np.ones((2, 5))), r"x has shape \(2, 5\).*\(3, n\)"),
+    ],
+)
+def test_wrong_shapes_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="no C compiler")
+def test_with_a_compiler_the_kernels_are_built_from_these_sources():
+    assert kernels.built_from() == kernels.sources_now() != ""
+
+
+@needs_c
+def test_a_stale_build_is_refused_with_the_command_that_rebuilds_it(fresh, monkeypatch, tmp_path):
+    shutil.copytree(ROOT / "ckernels", tmp_path / "ckernels")
+    monkeypatch.setattr(kernels, "_SOURCES", tmp_path / "ckernels")
+    assert kernels.backend() == "c"
+    with open(tmp_path / "ckernels" / "kernels.h", "a") as header:
+        header.write("/* newer */\n")
+    kernels._refuse_stale.cache_clear()
+    with pytest.raises(RuntimeError, match=r"built from other sources .* `python ckernels/build\.py`"):
+        kernels.backend()
+
+
+def test_without_the_compiled_module_numpy_is_used_and_said(fresh, monkeypatch):
+    monkeypatch.delenv("LAB_KERNELS", raising=False)
+    monkeypatch.setattr(kernels, "lib", None)
+    with pytest.warns(RuntimeWarning, match=r"not built, numpy .* install a C compiler"):
+        assert kernels.backend() == "numpy"
+    monkeypatch.setenv("LAB_KERNELS", "c")
+    with pytest.raises(RuntimeError, match="LAB_KERNELS='c', but the C kernels are not built"):
+        kernels.backend()
+
+
+def test_an_unknown_backend_is_refused(monkeypatch):
+    monkeypatch.setenv("LAB_KERNELS", "cuda")
+    with pytest.raises(RuntimeError, match="LAB_KERNELS='cuda' is not allowed: give 'c' or 'numpy'"):
+        kernels.backend()
+
+
+@pytest.mark.slow
+def test_a_build_without_a_compiler_succeeds(tmp_path):
+    copy = tmp_path / "check out"
+    ignore = shutil.ignore_patterns("__pycache__", "*.so", "_kernels.c")
+    for folder in ("ckernels", "lab"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
+    for file in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / file, copy)
+    build = [sys.executable, "ckernels/build.py"]
+    absent = {"PATH": str(tmp_path), "CC": "no-such-compiler"}
+    done = subprocess.run(build, cwd=copy, env=absent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    code = "from lab.core import kernels; print(kernels.backend())"
+    told = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
+    assert told.stdout == "numpy\n"
+    assert "the C kernels are not built" in told.stderr

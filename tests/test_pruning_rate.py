@@ -1,0 +1,94 @@
+"""The pruning-rate slider: counts that are counted, scores that are measured or said to be estimates."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import lab
+from lab.core import cost
+from lab.core.task import Task
+from lab.ui import pruning
+
+
+def task() -> Task:
+    """A small network that names the colour of noisy pictures; it is right about nearly all."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(120) % 3
+    x = torch.randn(120, 3, 6, 6, generator=generator) + 1.5 * nn.functional.one_hot(y, 3)[:, :, None, None]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20), nn.ReLU(), nn.Conv2d(20, 10, 3), nn.ReLU(), nn.Flatten(),
+            nn.Linear(40, 3),
+        )  # fmt: skip
+        made = Task(model=network, batches=[(x, y)], score=lab.tasks.accuracy([(x, y)]), name="colours")
+        lab.finetune(made, network, steps=40, lr=0.05, progress=False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def slider():
+    return lab.ui.pruning_rate(task(), progress=False)
+
+
+def test_every_rate_is_counted_on_a_network_that_was_really_cut():
+    made = task()
+    curve = pruning.curve(made, rates=(0.0, 0.3, 0.6), measured=(0.0,), progress=False)
+    for rate, state in curve.states.items():
+        model = curve.prune(rate)
+        assert state.parameters == cost.parameters(model)
+        assert state.macs == cost.macs(model, made.example)
+        kept = {name: kept for name, kept, _ in state.layers}
+        assert kept == {"0": model.get_submodule("0").out_channels, "3": model.get_submodule("3").out_channels}
+    assert sum(kept for _, kept, _ in curve.states[0.3].layers) == 30 - 9
+
+
+def test_more_pruning_leaves_less(slider):
+    seen = [slider.set(rate=rate).frame.facts["parameters"] for rate in (0.0, 0.25, 0.5, 0.75, 0.95)]
+    assert seen == sorted(seen, reverse=True) and len(set(seen)) == 5
+
+
+def test_measured_scores_are_measured_and_the_rest_are_estimates(slider):
+    assert slider.set(rate=0.0).frame.facts["accuracy"].endswith("measured, not fine-tuned")
+    assert slider.set(rate=0.3).frame.facts["accuracy"].endswith("estimate, not fine-tuned")
+    made = task()
+    curve = pruning.curve(made, rates=(0.0, 0.5), measured=(0.0, 0.5), progress=False)
+    assert curve.measured[0.5] == made.measure(curve.prune(0.5))
+    assert curve.estimate(0.25) == pytest.approx((curve.measured[0.0] + curve.measured[0.5]) / 2)
+
+
+def test_the_button_prunes_for_real_and_turns_the_estimate_into_a_measurement():
+    made = task()
+    slider = lab.ui.pruning_rate(made, start=0.6, progress=False)
+    assert "estimate" in slider.frame.facts["accuracy"]
+    slider.press("Prune for real")
+    assert cost.parameters(slider.model) == slider.frame.facts["parameters"] < cost.parameters(made.model)
+    assert slider.frame.facts["accuracy"] == f"{made.measure(slider.model):.1f} % measured, not fine-tuned"
+
+
+def test_an_outcomes_masks_rank_in_place_of_magnitude():
+    made = task()
+    recipe = lab.GAL(units="channel", steps=60, finetune_steps=0, mask_every=1, mask_lr=0.05)
+    outcome = recipe.run(made, progress=False)
+    by_masks = pruning.curve(made, outcome, rates=(0.4,), measured=(), progress=False)
+    scores = torch.cat(list(outcome.scores().values()))
+    gone = 30 - sum(kept for _, kept, _ in by_masks.states[0.4].layers)
+    assert gone == 12
+    assert by_masks.states[0.4] != pruning.curve(made, rates=(0.4,), measured=(), progress=False).states[0.4]
+    assert len(scores) == 30 and (scores >= 0).all()
+
+
+def test_a_step_is_quick_and_small(slider):
+    slider.set(rate=0.1)
+    start = time.perf_counter()
+    slider.set(rate=0.15)
+    assert time.perf_counter() - start < 0.15
+    assert len(slider.frame.svg.encode()) < 10_000
+
+
+def test_a_network_in_which_nothing_can_go_says_so():
+    whole = Task(model=nn.Linear(4, 2), batches=[torch.zeros(2, 4)], score=lambda _: 0.0)
+    with pytest.raises(ValueError, match="nothing in this network can lose channels"):
+        lab.ui.pruning_rate(whole, progress=False)

@@ -1,0 +1,250 @@
+"""Pictures by path: each archive written here in its own format and read back; damage is told in one line."""
+
+import gzip
+import io
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lab.core import reading
+
+RANDOM = np.random.default_rng(0)
+X, Y = RANDOM.integers(0, 256, (12, 6, 5), np.uint8), RANDOM.integers(0, 10, 12).astype(np.uint8)
+X_TEST, Y_TEST = RANDOM.integers(0, 256, (4, 6, 5), np.uint8), RANDOM.integers(0, 10, 4).astype(np.uint8)
+CIFAR = {
+    name: (RANDOM.integers(0, 10, 3).astype(np.uint8), RANDOM.integers(0, 256, (3, 3, 32, 32), np.uint8))
+    for name in reading.CIFAR_TRAIN + reading.CIFAR_TEST
+}
+
+
+def is_grey_set(split):
+    assert split.x.dtype == split.x_test.dtype == torch.uint8
+    assert torch.equal(split.x, torch.from_numpy(X)[:, None])
+    assert torch.equal(split.x_test, torch.from_numpy(X_TEST)[:, None])
+    assert split.y.tolist() == Y.tolist() and split.y_test.tolist() == Y_TEST.tolist()
+
+
+def idx(array) -> bytes:
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_idx(folder, pack=lambda data: data, suffix=""):
+    for stem, array in (("train", X), ("t10k", X_TEST)):
+        (folder / f"{stem}-images-idx3-ubyte{suffix}").write_bytes(pack(idx(array)))
+    for stem, array in (("train", Y), ("t10k", Y_TEST)):
+        (folder / f"{stem}-labels-idx1-ubyte{suffix}").write_bytes(pack(idx(array)))
+    return folder
+
+
+def cifar_bytes(name) -> bytes:
+    return b"".join(bytes([label]) + picture.tobytes() for label, picture in zip(*CIFAR[name], strict=True))
+
+
+def write_cifar(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in CIFAR:
+        (folder / name).write_bytes(cifar_bytes(name))
+    return folder
+
+
+def is_cifar_set(split):
+    pictures = np.concatenate([CIFAR[name][1] for name in reading.CIFAR_TRAIN])
+    assert np.array_equal(split.x.numpy(), pictures)
+    assert split.y.tolist() == np.concatenate([CIFAR[name][0] for name in reading.CIFAR_TRAIN]).tolist()
+    assert np.array_equal(split.x_test.numpy(), CIFAR["test_batch.bin"][1])
+
+
+def write_classes(folder, parts=("train", "test"), size=(5, 6)):
+    """Two classes, a picture's grey level is 100 x class + its number."""
+    for part in parts:
+        for label, name in enumerate(("ant", "bee")):
+            (folder / part / name).mkdir(parents=True, exist_ok=True)
+            for number in range(3):
+                Image.new("RGB", size, (100 * label + number,) * 3).save(folder / part / name / f"{number}.png")
+    return folder
+
+
+# -- archives ---------------------------------------------------------------------------------------------------------
+
+
+def test_npz(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", x_train=X, y_train=Y, x_test=X_TEST, y_test=Y_TEST)
+    is_grey_set(reading.read(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_npz_of_colour(tmp_path, layout):
+    colour = RANDOM.integers(0, 256, (4, 3, 8, 7), np.uint8)
+    stored = colour if layout == "NCHW" else colour.transpose(0, 2, 3, 1)
+    np.savez(tmp_path / "a.npz", x_train=stored, y_train=Y_TEST[:, None], x_test=stored, y_test=Y_TEST)
+    split = reading.read(tmp_path / "a.npz")
+    assert np.array_equal(split.x.numpy(), colour) and split.y.tolist() == Y_TEST.tolist()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x_train": X.astype(np.float32)}, "x_train is float32, not uint8"),
+        ({"y_test": Y_TEST.astype(float)}, "labels are float64, not whole numbers"),
+        ({"x_test": X_TEST[:, 0]}, r"x_test has shape \(4, 5\)"),
+        ({"y_train": Y[:5]}, "12 training pictures and 5 labels"),
+        ({"x_test": X_TEST[:0], "y_test": Y_TEST[:0]}, "0 held-out pictures and 0 labels"),
+        ({"y_train": Y.astype(int) - 20}, "labels must be class numbers, 0 or more"),
+        ({"x_train": np.array([{}], dtype=object)}, "cannot be used .*allow_pickle"),
+    ],
+)
+def test_npz_of_another_kind_is_told_in_one_line(tmp_path, changed, message):
+    arrays = {"x_train": X, "y_train": Y, "x_test": X_TEST, "y_test": Y_TEST} | changed
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=message) as caught:
+        reading.read(tmp_path / "a.npz")
+    assert "\n" not in str(caught.value)
+
+
+def test_npz_that_lacks_an_array_or_is_torn(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=X, y_train=Y)
+    with pytest.raises(ValueError, match="it has no x_test, y_test; it has x_train, y_train"):
+        reading.read(tmp_path / "a.npz")
+    content = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"a\.npz cannot be used"):
+        reading.read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(("pack", "suffix"), [(lambda data: data, ""), (gzip.compress, ".gz")])
+def test_idx(tmp_path, pack, suffix):
+    is_grey_set(reading.read(write_idx(tmp_path, pack, suffix)))
+
+
+def test_damaged_idx_is_told_in_one_line(tmp_path):
+    path = write_idx(tmp_path) / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte is no whole IDX file"):
+        reading.read(tmp_path)
+    path.write_bytes(gzip.compress(idx(X))[:-20])
+    with pytest.raises(ValueError, match="cannot be read"):
+        reading.read(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    path.write_bytes(idx(X))
+    with pytest.raises(ValueError, match="has no t10k-labels-idx"):
+        reading.read(tmp_path)
+
+
+def test_cifar_folders_and_archive(tmp_path):
+    folder = write_cifar(tmp_path / "cifar-10-batches-bin")
+    is_cifar_set(reading.read(folder))
+    is_cifar_set(reading.read(tmp_path))
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        archive.add(folder, "cifar-10-batches-bin")
+    is_cifar_set(reading.read(tmp_path / "cifar-10-binary.tar.gz"))
+
+
+def test_pickled_cifar_is_refused_and_the_binary_version_named(tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"")
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
+    for path in (tmp_path, tmp_path / "cifar-10-batches-py", tmp_path / "cifar-10-python.tar.gz"):
+        with pytest.raises(ValueError, match=r"pickled and not read: take cifar-10-binary\.tar\.gz"):
+            reading.read(path)
+
+
+def test_damaged_cifar_is_told_in_one_line(tmp_path):
+    write_cifar(tmp_path)
+    (tmp_path / "data_batch_3.bin").write_bytes(b"12345")
+    with pytest.raises(ValueError, match=r"data_batch_3\.bin has 5 bytes, no multiple of 3073"):
+        reading.read(tmp_path)
+    (tmp_path / "test_batch.bin").unlink()
+    with pytest.raises(ValueError, match=r"not whole, test_batch\.bin missing"):
+        reading.read(tmp_path)
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w:gz") as archive:
+        archive.add(tmp_path, "x")
+    (tmp_path / "torn.tar.gz").write_bytes(whole.getvalue()[:-400])
+    with pytest.raises(ValueError, match=r"torn\.tar\.gz cannot be read"):
+        reading.read(tmp_path / "torn.tar.gz")
+
+
+def test_unknown_forms_are_told_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: give a \.npz"):
+        reading.read(tmp_path / "nowhere")
+    (tmp_path / "notes.txt").write_text("")
+    for path in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(ValueError, match=r"is of no known form: give a \.npz"):
+            reading.read(path)
+
+
+# -- folders of pictures -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_class_folders(tmp_path, held_out):
+    split = reading.read(write_classes(tmp_path, ("train", held_out)))
+    assert split.x.shape == (6, 3, 6, 5) and split.y.tolist() == [0, 0, 0, 1, 1, 1]
+    assert split.x[:, 0, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
+    assert torch.equal(split.x_test, split.x) and torch.equal(split.y_test, split.y)
+
+
+def test_folders_that_do_not_fit_into_memory_are_read_batch_by_batch(tmp_path, monkeypatch):
+    whole = reading.read(write_classes(tmp_path))
+    monkeypatch.setattr(reading, "IN_MEMORY", 10)
+    split = reading.read(tmp_path)
+    assert isinstance(split.x, reading.Files)
+    assert torch.equal(split.x[torch.tensor([4, 0])], whole.x[[4, 0]])
+
+
+def test_grey_pictures_have_one_channel(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part / "one").mkdir(parents=True)
+        Image.new("L", (4, 4), 9).save(tmp_path / part / "one" / "a.png")
+    split = reading.read(tmp_path)
+    assert split.x.shape == split.x_test.shape == (1, 1, 4, 4)
+
+
+def test_size_brings_pictures_to_a_square(tmp_path):
+    write_classes(tmp_path, size=(64, 32))
+    assert reading.read(tmp_path, size=28).x.shape == (6, 3, 28, 28)
+    middle = Image.new("L", (64, 32), 0)
+    middle.paste(255, (18, 2, 46, 30))  # shorter side 32 = 28 / 0.875: nothing is scaled, the middle is taken
+    middle.save(tmp_path / "a.png")
+    assert (reading.picture(tmp_path / "a.png", "L", 28) == 255).all()
+    Image.new("L", (28, 28), 7).save(tmp_path / "b.png")
+    assert torch.equal(reading.picture(tmp_path / "b.png", "L", 28), torch.full((1, 28, 28), 7, dtype=torch.uint8))
+
+
+def test_pictures_of_unlike_sizes_ask_for_size(tmp_path):
+    write_classes(tmp_path)
+    Image.new("RGB", (9, 9)).save(tmp_path / "train" / "bee" / "2.png")
+    with pytest.raises(ValueError, match=r"bee.2\.png is 9 x 9, the first picture \(6, 5\): give size="):
+        reading.read(tmp_path)
+    assert reading.read(tmp_path, size=8).x.shape == (6, 3, 8, 8)
+
+
+def test_broken_class_folders_are_told_in_one_line(tmp_path):
+    write_classes(tmp_path, ("train",))
+    with pytest.raises(ValueError, match="has train/ but no test/ or val/"):
+        reading.read(tmp_path)
+    (tmp_path / "test" / "cow").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has classes that train/ lacks: cow"):
+        reading.read(tmp_path)
+    (tmp_path / "test" / "cow").rmdir()
+    with pytest.raises(ValueError, match="holds no pictures in class folders"):
+        reading.read(tmp_path)
+    write_classes(tmp_path)
+    (tmp_path / "train" / "ant" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"1\.png is no readable picture"):
+        reading.read(tmp_path)
+
+
+def test_picture_files_are_sorted_and_must_exist(tmp_path):
+    for name in ("b.png", "a.JPG", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in reading.picture_files(tmp_path)] == ["a.JPG", "b.png"]
+    for folder in (tmp_path / "none", Path(tmp_path / "notes.txt")):
+        with pytest.raises(FileNotFoundError, match="holds no pictures: give a folder"):
+            reading.picture_files(folder)

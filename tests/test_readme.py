@@ -1,0 +1,36 @@
+"""The README's example on a network of one's own runs as it stands."""
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_own_network_is_pruned_in_about_ten_lines(tmp_path, monkeypatch, capsys):
+    (example,) = (block for block in blocks() if "DataLoader" in block)
+    assert len(example.strip().splitlines()) <= 14
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(compile(example, "README.md", "exec"), found)
+    report = found["outcome"].report
+    assert report["parameters"].after < report["parameters"].before
+    assert "accuracy before fine-tuning" in capsys.readouterr().out
+
+
+def test_every_recipe_that_works_is_in_the_table():
+    import lab
+
+    working = re.findall(r"\| `lab\.(\w+)` \|.*\| yes \|", README)
+    assert working == [recipe.__name__ for recipe in lab.RECIPES]
+
+
+def test_every_name_of_the_lab_exists():
+    import lab
+
+    for block in blocks():
+        for name in re.findall(r"\blab\.(\w+)", block):
+            assert hasattr(lab, name), name
