@@ -154,7 +154,7 @@ def test_a_broken_batch_stops_the_run_before_the_update(bad, part):
 def test_a_rate_too_high_is_named_and_stops_before_the_update():
     message, unchanged, step = diverge([(torch.ones(4, 3), torch.ones(4, 1))], lr=1e9, every=1000)
     assert unchanged and step > 0
-    assert message == f"fit step {step}: error is not finite; lower lr"
+    assert message == f"fit step {step}: error is not finite; lower the learning rates"
 
 
 def test_the_last_checkpoint_is_named_only_if_there_is_one(tmp_path):
@@ -173,6 +173,6 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 
     with pytest.raises(FloatingPointError) as caught:
         list(descend(lambda loss: {"a": loss(weight)}, finite_loss, optimiser, stage, steps=5, progress=False))
-    expected = f"fit step 1: weights are not finite; lower lr; the last checkpoint is in {tmp_path}"
+    expected = f"fit step 1: weights are not finite; lower the learning rates; the last checkpoint is in {tmp_path}"
     assert str(caught.value) == expected
     assert len(store.load(tmp_path, "fit")["trace"]) == 1

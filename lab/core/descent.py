@@ -172,7 +172,7 @@ def descend(
             if stage.is_due(index + 1, steps):
                 if not _is_finite(p for group in optimiser.param_groups for p in group["params"]):
                     raise FloatingPointError(
-                        f"{stage.name} step {index}: weights are not finite; lower lr{_kept(stage)}"
+                        f"{stage.name} step {index}: weights are not finite; lower the learning rates{_kept(stage)}"
                     )
                 stage.save()
 
@@ -181,7 +181,7 @@ def _not_finite(stage: Stage, index: int, terms: Mapping[str, torch.Tensor], bat
     names = ", ".join(name for name, term in terms.items() if not math.isfinite(float(term.detach())))
     parts = batch if isinstance(batch, (tuple, list)) else [batch]
     broken = not _is_finite(part for part in parts if isinstance(part, torch.Tensor))
-    remedy = "the batch holds NaN or infinite values: clean the data" if broken else "lower lr"
+    remedy = "the batch holds NaN or infinite values: clean the data" if broken else "lower the learning rates"
     return f"{stage.name} step {index}: {names or 'the loss'} is not finite; {remedy}{_kept(stage)}"
 
 

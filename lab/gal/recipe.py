@@ -39,7 +39,7 @@ class GAL:
     released: behaviours of the authors' code to switch on, of RELEASED. Both rates fall tenfold each 30 % of a stage.
     """
 
-    lam: float = 0.3
+    lam: float = 0.25
     mu: float = 1.0
     units: tuple[str, ...] = ("channel", "block")
     adversary: str = "AR"
