@@ -22,4 +22,8 @@ class BuildWithFolders(build_py):
                 copytree(folder, Path(self.build_lib) / "lab" / folder, ignore=skip, dirs_exist_ok=True)
 
 
-setup(cffi_modules=["ckernels/build.py:ffi"], cmdclass={"build_py": BuildWithFolders})
+setup(
+    cffi_modules=["ckernels/build.py:ffi"],
+    cmdclass={"build_py": BuildWithFolders},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # cffi builds for the stable interface: one wheel for all
+)

@@ -78,7 +78,7 @@ def row(name: str, seed: int, task: Task, model: nn.Module, before: float, untun
     }  # fmt: skip
 
 
-# -- the rivals: each gives a network of at most `budget` multiply-adds, and whether it is trained already ----------------
+# -- the rivals: each gives a network of at most `budget` multiply-adds, and whether it is trained already -----------
 
 
 def no_adversary(recipe, task, seed, budget, outcome):
@@ -172,7 +172,7 @@ def is_stream(name: str, module: nn.Module) -> bool:
     return isinstance(module, (nn.Conv2d, nn.Linear)) and not (name.startswith("layer") and name.endswith("conv1"))
 
 
-# -- what is reported ---------------------------------------------------------------------------------------------------
+# -- what is reported -----------------------------------------------------------------------------------------------
 
 
 def by_method(table: pandas.DataFrame) -> pandas.DataFrame:

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _RECIPES = {"GAL": ("gal", "GAL")}
 _PLACES = {
     **_RECIPES,
+    **{package: package for package, _ in _RECIPES.values()},  # the methods' rooms: help(lab.gal) is a card
     "Task": ("core.task", "Task"),
     "view": ("ui", "view"),
     "compare": ("ui", "compare"),

@@ -158,10 +158,8 @@ def parse_value(kind: typing.Any, text: str) -> typing.Any:
     if origin is typing.Literal:
         return {str(part): part for part in parts}[text] if text in map(str, parts) else _no(text)
     if origin in (tuple, list) or kind in (tuple, list):
-        item = parts[0] if parts else str
-        return (origin or kind)(
-            parse_value(item, piece.strip()) for piece in text.strip("()[]").split(",") if piece.strip()
-        )
+        pieces = [piece.strip(" '\"") for piece in text.strip("()[] ").split(",")]
+        return (origin or kind)(parse_value(parts[0] if parts else str, piece) for piece in pieces if piece)
     if kind is bool:
         return TRUTH[text.lower()] if text.lower() in TRUTH else _no(text)
     if kind is type(None):

@@ -1,7 +1,6 @@
 """Who may import whom: the folder is the floor, a lower floor never looks up, and methods never look sideways."""
 
 import ast
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -108,25 +107,6 @@ def cycle(package: Path) -> list[str]:
     return []
 
 
-def foreign(notebook: Path) -> list[str]:
-    """What a notebook imports beside the lab; a cell tagged 'own-model' may import torch to write a network in."""
-    found = []
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            allowed = {"lab", "torch"} if "own-model" in cell["metadata"].get("tags", ()) else {"lab"}
-            found += [name for name in _imported("".join(cell["source"])) if name.split(".")[0] not in allowed]
-    return found
-
-
-def _imported(cell: str) -> Iterator[str]:
-    lines = ("pass" if line.lstrip().startswith(("%", "!")) else line for line in cell.splitlines())
-    for node in ast.walk(ast.parse("\n".join(lines))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.module or "."
-
-
 # -- the rules -------------------------------------------------------------------------------------------------------
 
 
@@ -158,11 +138,6 @@ def test_a_file_says_what_it_is_and_can_be_scrolled(name):
     assert path.stem not in NOT_A_NAME
     assert len(path.read_text(encoding="utf-8").splitlines()) < LONGEST
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-
-
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
-def test_notebooks_import_only_the_lab(path):
-    assert foreign(path) == []
 
 
 # -- the rules catch what they are there for ---------------------------------------------------------------------------
@@ -245,21 +220,3 @@ def test_a_planted_breach_is_found(tmp_path, file, line, breach):
 )
 def test_a_planted_cycle_is_found(tmp_path, file, line):
     assert f"lab.{file.replace('/', '.')}" in cycle(house(tmp_path, **{file: line}))
-
-
-@pytest.mark.parametrize(
-    ("line", "tags", "count"),
-    [
-        ("import torch", [], 1),
-        ("from lab import view\nimport lab, os.path", [], 1),
-        ("def f():\n  from . import a", [], 1),
-        ("from torch.utils.data import DataLoader\nimport torch", ["own-model"], 0),
-        ("import numpy", ["own-model"], 1),
-        ("import lab\nimport lab.ui", [], 0),
-    ],
-)
-def test_a_planted_import_in_a_notebook_is_found(tmp_path, line, tags, count):
-    path = tmp_path / "a.ipynb"
-    code = {"cell_type": "code", "metadata": {"tags": tags}, "source": ["%time\n", line]}
-    path.write_text(json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": ["import"]}, code]}))
-    assert len(foreign(path)) == count

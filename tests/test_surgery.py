@@ -89,7 +89,8 @@ def test_removing_dead_channels_of_every_class_changes_nothing():
 def test_a_residual_class_is_cut_everywhere_at_once():
     network, x = own()
     smaller = surgery.remove(network, Plan(channels={"stem": tuple(range(8)), "wide": (0, 5, 7)}), x[:1])
-    shapes = {name: tuple(module.weight.shape[:2]) for name, module in smaller.named_modules() if hasattr(module, "weight")}
+    weighted = {name: module for name, module in smaller.named_modules() if hasattr(module, "weight")}
+    shapes = {name: tuple(module.weight.shape[:2]) for name, module in weighted.items()}
     assert shapes["stem"] == (8, 3) and shapes["narrow"] == (8, 3) and shapes["excite"] == (8, 4)
     assert shapes["squeeze"] == (4, 8) and shapes["left"] == (6, 8) and shapes["depthwise"] == (3, 1)
     assert smaller(x).shape == (2, 5)
@@ -149,7 +150,8 @@ def test_what_is_not_followed_is_pinned_with_a_reason():
 def test_magnitude_ranks_and_plans_are_monotone():
     network, x = own()
     scores = surgery.magnitude(network, x[:1])
-    kept = [cost.parameters(surgery.remove(network, surgery.plan_at(scores, rate), x[:1])) for rate in (0, 0.3, 0.6, 0.9)]
+    plans = [surgery.plan_at(scores, rate) for rate in (0, 0.3, 0.6, 0.9)]
+    kept = [cost.parameters(surgery.remove(network, plan, x[:1])) for plan in plans]
     assert kept == sorted(kept, reverse=True) and kept[0] == cost.parameters(network)
     weakest = min((float(s.min()), key) for key, s in scores.items())[1][1][0]
     assert weakest in surgery.plan_at(scores, 0.05).channels

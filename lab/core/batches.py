@@ -60,7 +60,7 @@ def shuffled(dataset: Dataset, size: int) -> DataLoader:
 def in_order(dataset: Dataset, size: int = 250) -> DataLoader:
     """A loader for scores: every sample once, in order, without touching torch's global generator."""
     parts = torch.arange(len(dataset)).split(size)  # type: ignore[arg-type]
-    return DataLoader(dataset, sampler=parts, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
+    return DataLoader(dataset, sampler=parts, batch_size=None, generator=torch.Generator())
 
 
 # -- augmentation, each picture of the batch by its own draw --------------------------------------------------------

@@ -69,7 +69,7 @@ def propagate(graph: fx.GraphModule, example: torch.Tensor) -> None:
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of channels in an axis: `size` channels of class `group`, each standing for `repeat` entries of the axis."""
+    """A run of channels in an axis: `size` channels of class `group`, each standing for `repeat` of its entries."""
 
     group: int
     size: int
@@ -199,8 +199,8 @@ class Channels:
         return tuple(Segment(s.group, s.size, s.repeat * entries) for s in self.layouts[source])
 
     def _refuse(self, node: fx.Node, sources: list[fx.Node]) -> Layout:
-        kind = type(module_of(node)).__name__ if node.op == "call_module" else getattr(node.target, "__name__", node.target)
-        reason = f"{kind} is not followed"
+        kind = node.target if module_of(node) is None else type(module_of(node))
+        reason = f"{getattr(kind, '__name__', kind)} is not followed"
         for source in sources:
             self._pin(self.layouts[source], reason)
         return self._open(width(node), reason)
@@ -269,9 +269,7 @@ def is_per_channel(node: fx.Node) -> bool:
     module = module_of(node)
     if module is not None:
         return isinstance(module, (*_ZERO_MODULES, *_OTHER_MODULES))
-    return (
-        node.target in _ZERO_FUNCTIONS | _OTHER_FUNCTIONS or node.target in _ZERO_METHODS | {"sigmoid", "sigmoid_"}
-    )
+    return node.target in _ZERO_FUNCTIONS | _OTHER_FUNCTIONS or node.target in _ZERO_METHODS | {"sigmoid", "sigmoid_"}
 
 
 def is_homogeneous(node: fx.Node) -> bool:
@@ -286,7 +284,7 @@ def _keeps_channel_axis(node: fx.Node) -> bool:
         return len(pads) <= 2 * (len(shape(node)) - 2) and len(node.args) < 4 and not node.kwargs.get("value")
     if node.target is operator.getitem and isinstance(node.args[1], tuple):
         return _whole_channels(node.args[1], len(shape(node.all_input_nodes[0])))
-    if node.target in (torch.mean, torch.amax) or node.op == "call_method" and node.target in ("mean", "amax"):
+    if node.target in (torch.mean, torch.amax) or (node.op == "call_method" and node.target in ("mean", "amax")):
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         dims = dims if isinstance(dims, (tuple, list)) else (dims,)
         rank = len(shape(node.all_input_nodes[0]))
@@ -303,7 +301,7 @@ def _whole_channels(index: tuple, rank: int) -> bool:
 
 
 def _flattens(node: fx.Node) -> bool:
-    if node.target is torch.flatten or node.op == "call_method" and node.target == "flatten":
+    if node.target is torch.flatten or (node.op == "call_method" and node.target == "flatten"):
         start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
         return start == 1 and len(shape(node)) == 2
     if node.op == "call_method" and node.target in ("view", "reshape"):

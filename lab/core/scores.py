@@ -1,6 +1,6 @@
 """Score functions over held-out data: accuracy and PSNR."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 
 import torch
 from torch import nn
@@ -94,5 +94,5 @@ def _check(batches: Iterable, name: str) -> None:
     if isinstance(batches, Iterator):
         kind = type(batches).__name__
         raise TypeError(f"{name}: batches is a {kind}, which ends after one pass: give a DataLoader or a list")
-    if hasattr(batches, "__len__") and len(batches) == 0:
+    if isinstance(batches, Sized) and len(batches) == 0:
         raise ValueError(f"{name}: the held-out data are empty: give at least one batch (x, y)")

@@ -50,7 +50,7 @@ def remove(model: nn.Module, plan: Plan, example: torch.Tensor) -> fx.GraphModul
     channels = Channels(graph)
     kept = _kept_channels(channels, plan)
     branches = [_operand(graph, name, _cats(graph)) for name in plan.branches]
-    for cat, operand in branches:
+    for _, operand in branches:
         for segment in channels.layouts[operand]:
             kept[channels.find(segment.group)] = torch.zeros(segment.size, dtype=torch.bool)
     blocks = [_operand(graph, name, _adds(graph)) for name in plan.blocks]
@@ -122,8 +122,8 @@ def is_cat(node: fx.Node) -> bool:
     return node.target in (torch.cat, torch.concat)
 
 
-# What is ranked: the unit ('channel', 'input', 'block', 'branch') with the names that share a score tensor, one a channel
-# of the one module named, or one a name.
+# What is ranked: a unit ('channel', 'input', 'block', 'branch') and the names that share a score tensor, which has one
+# entry for each channel of the one module named, or one for each name.
 Scores = dict[tuple[str, tuple[str, ...]], torch.Tensor]
 
 
@@ -135,7 +135,8 @@ def magnitude(model: nn.Module, example: torch.Tensor) -> Scores:
     channels = Channels(trace(model, example))
     scores: Scores = {}
     for _, writers in channels.free():
-        norms = torch.stack([model.get_submodule(name).weight.detach().flatten(1).norm(dim=1) for name in writers]).sum(0)
+        weights = [model.get_submodule(name).weight.detach() for name in writers]
+        norms = torch.stack([weight.flatten(1).norm(dim=1) for weight in weights]).sum(0)
         scores["channel", (writers[0],)] = (norms / norms.mean().clamp(min=1e-12)).cpu()
     return scores
 
@@ -154,7 +155,8 @@ def plan_at(scores: Scores, rate: float) -> Plan:
     stays[ranked.argsort(stable=True)[: int(rate * len(ranked))]] = False
     kept: dict[str, dict[str, Kept]] = {"channel": {}, "input": {}}
     gone: dict[str, list[str]] = {"block": [], "branch": []}
-    for ((unit, names), score), part in zip(scores.items(), stays.split([len(s) for s in scores.values()]), strict=True):
+    parts = stays.split([len(score) for score in scores.values()])
+    for ((unit, names), score), part in zip(scores.items(), parts, strict=True):
         if unit != "block":
             part[score.argmax()] = True
         if unit in gone:

@@ -16,13 +16,14 @@ class Task:
 
     `batches` is anything that can be iterated again and again: a DataLoader, a list; a batch is `(x, y)` or `x` alone
     for methods that need no labels. `score(model)` gives one number in `unit`. `example` is one input with its batch
-    axis, (1, C, H, W) for pictures; left out, it is the first picture of the first batch.
+    axis, (1, C, H, W) for pictures; left out, it is the first picture of the first batch. A loader with a
+    `generator` of its own goes on where it stood: two runs in one process then see other orders.
     """
 
     model: nn.Module = field(repr=False)
     batches: Iterable = field(repr=False)
     score: Callable[[nn.Module], float] = field(repr=False)
-    example: torch.Tensor | None = field(default=None, repr=False)
+    example: torch.Tensor = field(default=None, repr=False)  # type: ignore[assignment]  # filled in below
     metric: str = "accuracy"
     unit: str = "%"
     higher_is_better: bool = True

@@ -5,8 +5,8 @@ arXiv 1903.09291).
                 like B that a discriminator D can't tell them apart, while an L1 norm closes masks; FISTA makes them
                 exactly 0. Zeroed channels, blocks, branches and inputs are removed together, without labels until the
                 fine-tuning.
-    symbols     m mask   lam (λ) weight of the L1 norm   mu (μ) weight of the data loss   f_b, f_g output vectors
-                d_b, d_g raw logits of D   alpha (α) FISTA's momentum   y the extrapolated mask   R(W_D) regulariser
+    symbols     m mask   lam weight of the L1 norm   mu weight of the data loss   f_b, f_g output vectors
+                d_b, d_g raw logits of D   alpha FISTA's momentum   y the extrapolated mask   R(W_D) regulariser
     equations   (1) masked   (2) adversarial_value   (3) data_loss   (4) sparsity   (5) regulariser_l1
                 (6) regulariser_l2   (7) regulariser_adversarial   (8) generator_loss   (9) momentum
                 (10) extrapolate   (11) shrink
@@ -14,11 +14,11 @@ arXiv 1903.09291).
     where       structures.find places masks, structures.fold multiplies them into the weights exactly
     picture     view.explore
 
-    departures  The paper's full text could not be had: the equations' numbers are this card's own, and the losses follow
-                the authors' released code where sources disagree (mean squared error over batch and classes; G minimises
-                -log D(f_g)).
-                Masks start at 1, so that G equals B at first; the release draws N(0, 1), which closes half of them before
-                any evidence ('normal_masks').
+    departures  The paper's full text could not be had: the equations' numbers are this card's own, and where sources
+                disagree the losses follow the authors' released code (mean squared error over batch and classes;
+                G minimises -log D(f_g)).
+                Masks start at 1, so that G equals B at first; the release draws N(0, 1), whose negative half is closed
+                before any evidence ('normal_masks').
                 The gradient is taken at the extrapolated mask; the release takes it at the present one
                 ('grad_at_current') and also back-propagates the L1 norm beside the proximal step ('l1_in_gradient').
                 D has LeakyReLU between its layers and one raw logit; the release has none, and a sigmoid before a loss

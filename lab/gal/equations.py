@@ -4,6 +4,8 @@ B is the baseline, G the generator (a masked copy of B), D the discriminator; `d
 output vectors f_b and f_g, so that log D(f) = logsigmoid(d).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,12 +34,12 @@ def sparsity(m: Tensor, lam: float) -> Tensor:
     return lam * m.abs().sum()
 
 
-def regulariser_l1(weights: list[Tensor]) -> Tensor:
+def regulariser_l1(weights: Sequence[Tensor]) -> Tensor:
     """Eq. (5): R(W_D) = ||W_D||_1."""
     return torch.stack([w.abs().sum() for w in weights]).sum()
 
 
-def regulariser_l2(weights: list[Tensor]) -> Tensor:
+def regulariser_l2(weights: Sequence[Tensor]) -> Tensor:
     """Eq. (6): R(W_D) = ||W_D||_2^2."""
     return torch.stack([w.square().sum() for w in weights]).sum()
 

@@ -1,6 +1,7 @@
 """Where GAL's state is learned: the soft masks, the discriminator, and FISTA's memory."""
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Discriminator(nn.Module):
         super().__init__()
         widths = (outputs, 128, 256, 128)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after)] + ([] if affine else [nn.LeakyReLU(0.2)])
         layers.append(nn.Linear(128, 1))
         self.layers = nn.Sequential(*layers, *([nn.Sigmoid()] if affine else []))
@@ -67,6 +68,7 @@ class Fista:
         """From the gradients that the masks hold: u = y - lr * grad, m = shrink(u, lr * lam) (Eqs. 9 to 11)."""
         for index, m in enumerate(self.masks):
             y = eq.extrapolate(self.now[index], self.previous[index], self.alpha)
+            assert m.grad is not None, "the masks hold no gradient: call step after a backward pass"
             after = eq.shrink(y - lr * m.grad, lr * lam)
             self.previous[index], self.now[index] = self.now[index], after
             m.copy_(after)
@@ -103,10 +105,11 @@ class History:
         return torch.stack(self.kept if self.last is self.kept[-1] else [*self.kept, self.last])
 
     def state_dict(self) -> dict:
-        return {"kept": list(self.kept), "last": self.last}
+        return {"kept": list(self.kept), "last": None if self.last is self.kept[-1] else self.last}
 
     def load_state_dict(self, state: dict) -> None:
-        self.kept, self.last = list(state["kept"]), state["last"]
+        self.kept = list(state["kept"])
+        self.last = self.kept[-1] if state["last"] is None else state["last"]
 
 
 def _flat(masks: list) -> Tensor:

@@ -54,7 +54,8 @@ class GAL:
     def __post_init__(self) -> None:
         for name in ("units", "released"):
             value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+            if isinstance(value, (str, list)):
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         demand(
             self,
             lam=number(0),
@@ -73,17 +74,21 @@ class GAL:
     @classmethod
     def paper(cls, name: str) -> "GAL":
         """The published settings by network: 100 epochs of CIFAR-10 each stage, masks updated each 200th step."""
-        settings = {
-            "resnet56": {"lam": 0.6, "mu": 1.0, "units": ("block",)},
-            "vgg16": {"lam": 0.05, "mu": 0.1, "units": ("channel",)},
-            "googlenet": {"lam": 0.05, "mu": 0.1, "units": ("branch",), "batch": 64},
-            "densenet40": {"lam": 0.01, "mu": 0.1, "units": ("input",), "batch": 64},
+        # network: lam, mu, unit, batch size of the 50,000 training pictures
+        published = {
+            "resnet56": (0.6, 1.0, "block", 128),
+            "vgg16": (0.05, 0.1, "channel", 128),
+            "googlenet": (0.05, 0.1, "branch", 64),
+            "densenet40": (0.01, 0.1, "input", 64),
         }
-        if name not in settings:
-            raise ValueError(f"name={name!r}: the paper's settings are kept for {', '.join(settings)}")
-        chosen = dict(settings[name])
-        steps = 100 * -(-50_000 // chosen.pop("batch", 128))
-        return cls(steps=steps, lr=0.01, mask_lr=0.01, mask_every=200, finetune_steps=steps, finetune_lr=1e-4, **chosen)
+        if name not in published:
+            raise ValueError(f"name={name!r}: the paper's settings are kept for {', '.join(published)}")
+        lam, mu, unit, batch = published[name]
+        steps = 100 * -(-50_000 // batch)
+        return cls(
+            lam=lam, mu=mu, units=(unit,), steps=steps, lr=0.01, mask_lr=0.01, mask_every=200, finetune_steps=steps,
+            finetune_lr=1e-4,
+        )  # fmt: skip
 
     def run(
         self,
@@ -96,8 +101,8 @@ class GAL:
     ) -> "GALOutcome":
         """Prune the task's network (Algorithm 1) and fine-tune what is left; the network passed in is not changed."""
         task = task or tasks.digits()
-        task.check()
         with seeded(seed):
+            task.check()
             owner = f"{self!r} with seed {seed} on {task.name}"
             baseline = deepcopy(task.model).to(device).eval() if device else deepcopy(task.model).eval()
             example = task.example.to(_place(baseline))
@@ -105,12 +110,12 @@ class GAL:
             trace, history = self._prune(task, baseline, masked, checkpoint, owner, progress)
             removal, empty = plan(masked)
             model = surgery.remove(fold(masked), removal, example)
-            empty = tuple(name for name in empty if name in dict(model.named_modules()))
-            before_tuning = task.measure(model)
+            untuned = task.measure(model)
             trace += self._finetune(task, model, checkpoint, owner, progress)
+            report = self._report(task, baseline, masked, model, untuned, empty)
         return GALOutcome(
             recipe=self,
-            report=self._report(task, baseline, masked, model, before_tuning, empty),
+            report=report,
             trace=tuple(trace),
             model=model,
             plan=removal,
@@ -126,7 +131,7 @@ class GAL:
         masks = masked.masks()
         if "normal_masks" in self.released:
             for m in masks:
-                nn.init.normal_(m)
+                nn.init.normal_(m).data.clamp_(min=0)
         with torch.no_grad():
             outputs = baseline(task.example.to(place)).flatten(1).shape[1]
         D = Discriminator(outputs, affine="affine_discriminator" in self.released).to(place)
@@ -166,11 +171,12 @@ class GAL:
             play, task.batches, optimiser_G, stage, steps=self.steps, schedule=schedule, progress=progress
         ):
             if due(step.index):
-                fista.step(self.mask_lr * schedule.get_last_lr()[0] / self.lr, self.lam)
+                fista.step(self.mask_lr * float(schedule.get_last_lr()[0]) / self.lr, self.lam)
                 self._demand_survivors(fista, step.index)
             if due(step.index + 1):
                 fista.look_ahead()
-            schedule_D.step()
+            if self.adversary != "off":
+                schedule_D.step()
             history.note(step.index, fista.now)
         for m, now in zip(masks, fista.now, strict=True):
             m.data.copy_(now.clamp(min=0))
@@ -220,7 +226,7 @@ class GAL:
             progress=progress,
         )  # fmt: skip
 
-    def _report(self, task, baseline, masked, model, before_tuning, empty) -> Report:
+    def _report(self, task, baseline, masked, model, untuned, empty) -> Report:
         example = task.example.to(_place(baseline))
         timed = cost.latencies({"before": baseline, "after": model}, example)
         before, tuned = task.measure(baseline), task.measure(model)
@@ -230,20 +236,21 @@ class GAL:
             Row("macs", cost.macs(baseline, example), cost.macs(model, example)),
             Row("bytes", cost.bytes_stored(baseline), cost.bytes_stored(model), "B"),
             Row("latency", timed["before"].median, timed["after"].median, "ms", "timed", 2),
-            Row(f"{task.metric} before fine-tuning", before, before_tuning, task.unit, "learned"),
+            Row(f"{task.metric} before fine-tuning", before, untuned, task.unit, "learned"),
             Row(task.metric, before, tuned, task.unit, "learned"),
         ]
-        return Report(repr(self), tuple(rows), tuple(self._notes(task, masked, empty)))
+        return Report(repr(self), tuple(rows), tuple(self._notes(task, masked, model, empty)))
 
-    def _notes(self, task: Task, masked: Masked, empty: tuple[str, ...]) -> list[str]:
+    def _notes(self, task: Task, masked: Masked, model: nn.Module, empty: tuple[str, ...]) -> list[str]:
         notes = []
+        alive = {name for name, _ in model.named_modules()}
         if masked.dense:
             by_reason: dict[str, list[str]] = {}
             for name, reason in masked.dense.items():
                 by_reason.setdefault(reason, []).append(name)
             notes += [f"left dense, since {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
-        if empty:
-            notes.append(f"wholly masked, kept with one dead channel: {', '.join(empty)}")
+        if dead := [name for name in empty if name in alive]:
+            notes.append(f"wholly masked, kept with one dead channel: {', '.join(dead)}")
         if not has_labels(task):
             notes.append("the batches hold no labels: not fine-tuned")
         if self.steps // self.mask_every < 100:
@@ -277,17 +284,18 @@ class GALOutcome(Outcome):
 
     @classmethod
     def restore(cls, saved: dict[str, Any], recipe: GAL, base: nn.Module | None = None) -> "GALOutcome":
-        """Cut the base down by the plan and load the stored weights; `base` is the user's own network, untrained or not."""
+        """Cut the base down by the plan and load the stored weights; `base` is the user's own network, any weights."""
         found = saved["found"]
         if base is None and found["base"] is None:
-            raise ValueError("this outcome was made from a network of your own: lab.load(folder, base=net) with its class")
+            raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
         dense = base if base is not None else nets.build(found["base"])
         removal = surgery.Plan.from_dict(found["plan"])
         model = surgery.remove(dense, removal, torch.zeros(found["example"]))
         try:
             model.load_state_dict(found["weights"])
         except RuntimeError as error:
-            raise ValueError(f"base={type(dense).__name__} is not the network that was pruned: {_short(error)}") from error
+            kind = type(dense).__name__
+            raise ValueError(f"base={kind} is not the network that was pruned: {_short(error)}") from error
         return cls(
             recipe=recipe,
             **cls.records(saved),
@@ -309,13 +317,16 @@ class GALOutcome(Outcome):
         return {f"{s.unit} {s.name}": part for s, part in zip(self.structures, parts, strict=True)}
 
     def scores(self) -> surgery.Scores:
-        """Each entry's mean mask over the run, which ranks entries by how early they closed, for `lab.ui.pruning_rate`."""
+        """Each entry's mean mask over the run, which ranks entries by how early they closed: `lab.ui.pruning_rate`."""
         parts = self.history.mean(0).split([s.entries for s in self.structures])
         together: dict[tuple[str, str], list[tuple[str, Tensor]]] = {}
         for structure, part in zip(self.structures, parts, strict=True):
             joint = {"block": "", "branch": structure.reader}.get(structure.unit, structure.name)
             together.setdefault((structure.unit, joint), []).append((structure.name, part))
-        return {(unit, tuple(n for n, _ in found)): torch.cat([p for _, p in found]) for (unit, _), found in together.items()}
+        return {
+            (unit, tuple(name for name, _ in found)): torch.cat([part for _, part in found])
+            for (unit, _), found in together.items()
+        }
 
 
 def _counts(masked: Masked, model: fx.GraphModule) -> list[Row]:
@@ -336,4 +347,3 @@ def _place(model: nn.Module) -> torch.device:
 
 def _short(error: Exception) -> str:
     return str(error).replace("\t", " ").replace("\n", " ")[:160]
-

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from ..core.channels import CONVS, NORMS, OUTPUT, Channels, is_depthwise, is_homogeneous, keeps_zero, module_of, trace, width
+from ..core.channels import (
+    CONVS,
+    NORMS,
+    OUTPUT,
+    Channels,
+    is_depthwise,
+    is_homogeneous,
+    keeps_zero,
+    module_of,
+    trace,
+    width,
+)
 from ..core.surgery import Plan, ancestors, is_add, is_cat, private_chain, residual_branch
 from .layers import Mask
 
@@ -168,7 +179,7 @@ def _branch_units(graph: fx.GraphModule) -> Found:
 
 
 def _input_units(graph: fx.GraphModule, channels: Channels) -> Found:
-    """What one convolution reads of a shared tensor (DenseNet, a bottleneck's first layer): one entry a channel read."""
+    """What one convolution reads of a shared tensor (DenseNet, a bottleneck's first layer): one entry a channel."""
     shortcuts = _shortcut_nodes(graph)
     for node in graph.graph.nodes:
         module = module_of(node)
@@ -228,7 +239,7 @@ def _reads_channels(node: fx.Node) -> bool:
 
 
 def _homogeneous_source(node: fx.Node) -> fx.Node | None:
-    """The layer behind `node`, up through operations that a scale passes, if it alone feeds them and a mask folds in."""
+    """The layer behind `node`, through operations that a scale passes, if it alone feeds them and a mask folds in."""
     while len(node.users) == 1:
         if _foldable(node):
             return node

@@ -1,11 +1,14 @@
 """GAL seen: the masks closing step by step, the network shrinking with them."""
 
-import os
+import json
+from itertools import takewhile
 from typing import Any
 
+import plotly.graph_objects as go
 from torch import Tensor
 
-from ..ui import Control, Explorer, Frame, svg, view
+from ..core import store
+from ..ui import Control, Explorer, Frame, figure, svg, view
 from .recipe import GALOutcome
 from .structures import UNITS
 
@@ -52,10 +55,16 @@ def explore(outcome: GALOutcome) -> Explorer:
 def _blocks(unit: str, parts: list[tuple[str, int, int]]) -> str:
     """The structures of a unit as a row of blocks, their names without what they all share."""
     names = [name for name, _, _ in parts]
-    head = os.path.commonprefix(names)
-    tail = os.path.commonprefix([name[len(head) :][::-1] for name in names])[::-1]
+    head = _shared_start(names)
+    tail = _shared_start([name[len(head) :][::-1] for name in names])[::-1]
     brief = [(name[len(head) : len(name) - len(tail)] or name, kept, total) for name, kept, total in parts]
     return svg.blocks(brief, title=f"{unit} masks open ({head}…{tail})" if len(names) > 1 else f"{unit} masks open")
+
+
+def _shared_start(names: list[str]) -> str:
+    return "".join(
+        letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    )
 
 
 def _losses(outcome: GALOutcome) -> list[svg.Series]:
@@ -67,3 +76,18 @@ def _losses(outcome: GALOutcome) -> list[svg.Series]:
 
 def _parts(outcome: GALOutcome, snapshot: int) -> tuple[Tensor, ...]:
     return outcome.history[snapshot].split([s.entries for s in outcome.structures])
+
+
+def contest() -> Any:
+    """The benchmark as it was last run (`data/gal`): a frame with one row a method and seed."""
+    import pandas
+
+    return pandas.DataFrame(json.loads(store.artefact("gal/controls.json").read_text())["rows"])
+
+
+def controls() -> go.Figure:
+    """GAL beside its rivals and controls at equal multiply-adds: points of accuracy lost, mean and range of seeds."""
+    lost = contest().groupby("method", sort=False)["accuracy_drop"].agg(["mean", "min", "max"])[::-1]
+    whiskers = {"type": "data", "array": lost["max"] - lost["mean"], "arrayminus": lost["mean"] - lost["min"]}
+    bars = go.Bar(x=lost["mean"], y=list(lost.index), orientation="h", error_x=whiskers)
+    return figure(bars, x="points of accuracy lost after fine-tuning (smaller is better)", title="digits, ResNet-20")

@@ -99,7 +99,7 @@ def pruning_rate(
         between = [(r, drawn.estimate(r)) for r in rates if r not in drawn.measured]
         points = svg.Series(task.metric, sorted(drawn.measured.items()), between)
         picture = svg.bars(state.layers, title="channels kept") + svg.lines([points], "pruning rate", unit, at=rate)
-        facts = {
+        facts: dict[str, str | int | float] = {
             "parameters": state.parameters,
             "macs": state.macs,
             task.metric: f"{value:.1f} {task.unit} {'measured' if known else 'estimate'}, not fine-tuned",

@@ -36,7 +36,7 @@ def family(name: str) -> tuple[nn.Module, torch.Tensor, tuple[str, ...], int]:
 
 
 def close_some(masked, share: float = 0.5) -> None:
-    """Draw every mask from [0.3, 1.2] and close a share of it; one channel layer wholly; every module keeps a branch."""
+    """Draw every mask from [0.3, 1.2] and close a share of it; one layer wholly; every concatenation keeps a branch."""
     generator = torch.Generator().manual_seed(2)
     for mask in masked.masks():
         mask.data.uniform_(0.3, 1.2, generator=generator)

@@ -8,8 +8,13 @@ from lab.gal.layers import Discriminator, Fista, History, Mask
 
 
 def test_the_discriminator_has_the_published_widths_and_one_logit():
-    widths = [(layer.in_features, layer.out_features) for layer in Discriminator(10).layers if isinstance(layer, nn.Linear)]
-    assert widths == [(10, 128), (128, 256), (256, 128), (128, 1)]
+    linear = [layer for layer in Discriminator(10).layers if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [
+        (10, 128),
+        (128, 256),
+        (256, 128),
+        (128, 1),
+    ]
 
 
 def test_the_released_discriminator_is_an_affine_map_before_its_sigmoid():

@@ -65,7 +65,7 @@ def test_the_masks_of_resnet50_sit_on_blocks_and_three_inputs_of_each():
 
 
 def test_first_blocks_of_a_stage_leave_their_shortcut():
-    network, x, units, _ = family("resnet56 blocks")
+    network, x, *_ = family("resnet56 blocks")
     plan = surgery.Plan(blocks=("layer2.0.bn2", "layer3.0.bn2"))
     smaller = surgery.remove(network, plan, x[:1])
     assert smaller(x).shape == (2, 10)
@@ -103,7 +103,9 @@ def test_a_mask_in_front_of_a_batch_norm_is_not_placed():
 
 
 def test_a_mask_goes_before_an_activation_that_a_scale_does_not_pass():
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 2)
+    )
     masked = structures.attach(network.eval(), ("channel",), torch.zeros(1, 3, 8, 8))
     assert masked.structures[0].after == "_1"
     close_some(masked)

@@ -1,0 +1,193 @@
+"""What a stranger installs: the wheel by itself, the files that pin versions, and how fast `import lab` is."""
+
+import json
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import lab
+from lab.core import kernels
+
+ROOT = Path(__file__).parents[1]
+UNTRACKED = (
+    *(".venv", ".git", ".*_cache", "__pycache__", ".ipynb_checkpoints"),
+    *("build", "dist", "artefacts", "runs", "*.egg-info", "*.so", "_kernels.c"),
+)
+TRIAL = """
+import json
+import lab
+from lab.core import kernels, store
+outcome = lab.GAL(steps=20, finetune_steps=10).run(progress=False)
+rows = {row.name: row.after for row in outcome.report}
+outcome.save("saved")
+again = lab.load("saved")
+print(json.dumps({"from": lab.__file__, "backend": kernels.backend(), "data": str(store.artefact("digits")),
+                  "accuracy": rows["accuracy"], "same": again.report == outcome.report}))
+"""
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements():
+    """Every package that pyproject.toml names, in the core or an extra, the lab itself left out."""
+    texts = chain(project()["dependencies"], *project()["optional-dependencies"].values())
+    return [need for need in map(Requirement, texts) if need.name != "lab"]
+
+
+def pins():
+    """Package -> version of constraints.txt."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^\s+]+", line) for line in lines), (
+        "only name==version, no local versions"
+    )
+    return {canonicalize_name(name): Version(version) for name, _, version in (line.partition("==") for line in lines)}
+
+
+def test_every_requirement_is_pinned_within_its_range():
+    pinned = pins()
+    assert str(pinned["torch"]) == "2.13.0"
+    for need in requirements():
+        assert need.specifier, f"{need.name} has no lower bound"
+        assert need.specifier.contains(pinned[canonicalize_name(need.name)]), need
+
+
+def test_no_pin_is_a_cuda_package():
+    assert [name for name in pins() if name.startswith(("nvidia", "cuda", "triton"))] == []
+
+
+def test_the_environment_has_the_pinned_versions():
+    here = {canonicalize_name(dist.name): Version(dist.version).public for dist in metadata.distributions()}
+    wrong = {name: here[name] for name, version in pins().items() if here.get(name, str(version)) != str(version)}
+    assert wrong == {}
+
+
+def test_the_extra_all_holds_all_extras():
+    extras = project()["optional-dependencies"]
+    (everything,) = extras["all"]
+    assert Requirement(everything).extras == set(extras) - {"all"}
+
+
+def test_the_conda_environment_names_the_same_things():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    *plain, nested = environment["dependencies"]
+    assert environment["name"] == project()["name"]
+    assert {"pip", "c-compiler"} <= set(plain)
+    python = next(Requirement(text.replace("=", "==", 1)) for text in plain if text.startswith("python="))
+    (version,) = (clause.version for clause in python.specifier)
+    assert Requirement(f"python{project()['requires-python']}").specifier.contains(version)
+    assert nested["pip"] == ["-c constraints.txt", f"torch=={pins()['torch']}", "-e .[all]"]
+
+
+def test_import_is_fast_and_leaves_torch_alone():
+    code = (
+        "import sys, time; start = time.perf_counter(); import lab; seconds = time.perf_counter() - start\n"
+        "print(seconds, sorted({'torch', 'numpy', 'plotly', 'ipywidgets', 'sklearn'} & set(sys.modules)))"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True) for _ in range(3)]
+    answers = [run.stdout.split(" ", 1) for run in runs]
+    assert {loaded for _, loaded in answers} == {"[]\n"}
+    assert min(float(seconds) for seconds, _ in answers) < 0.3
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy of the checkout without anything that git does not hold."""
+    folder = tmp_path_factory.mktemp("build")
+    shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(*UNTRACKED))
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(folder),
+        str(folder / "checkout"),
+    ]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def elsewhere(wheel, tmp_path_factory):
+    """A fresh environment with the wheel in it; the packages it needs are lent from this one, the lab is not."""
+    folder = tmp_path_factory.mktemp("fresh")
+    venv.create(folder / "env", with_pip=False, symlinks=True)
+    python = folder / "env" / "bin" / "python"
+    (packages,) = folder.glob("env/lib/python3*/site-packages")
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*install, str(wheel)], check=True)
+    (packages / "lent.pth").write_text(f"{next(p for p in site.getsitepackages() if (Path(p) / 'torch').is_dir())}\n")
+    return folder, python
+
+
+def names(wheel):
+    return zipfile.ZipFile(wheel).namelist()
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_everything_and_nothing_else(wheel):
+    held = names(wheel)
+    for folder in ("notebooks", "data", "benchmarks"):
+        sources = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+        tracked = {f"lab/{path.relative_to(ROOT).as_posix()}" for path in sources if not ignored(path)}
+        assert tracked == {name for name in held if name.startswith(f"lab/{folder}/")}
+    assert {"lab/notebooks/00_tour.ipynb", "lab/__main__.py", "lab/py.typed", "lab/ui/static/explorer.js"} <= set(held)
+    assert {name.split("/")[0] for name in held} == {"lab", f"lab-{lab.__version__}.dist-info"}
+    assert not [name for name in held if name.endswith((".pyc", "_kernels.c"))]
+
+
+def ignored(path):
+    return bool({"runs", "__pycache__", ".ipynb_checkpoints"} & set(path.parts)) or path.name.startswith(".")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(kernels.lib is None, reason="no C compiler")
+def test_one_wheel_serves_every_python(wheel):
+    assert "-cp311-abi3-" in wheel.name
+    assert [name for name in names(wheel) if re.search(r"_kernels.*\.(so|pyd)$", name)]
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_outside_the_checkout(elsewhere):
+    folder, python = elsewhere
+    answer = json.loads(answered(python, folder, "-c", TRIAL))
+    assert answer["from"].startswith(str(folder)) and answer["data"].startswith(str(folder))
+    assert answer["backend"] == kernels.backend()
+    assert answer["accuracy"] > 50
+    assert answer["same"]
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_the_notebooks_and_the_command(elsewhere):
+    folder, python = elsewhere
+    answered(python.with_name("lab"), folder, "start", "--no-open", "my notebooks")
+    copied = {path.name: path.read_bytes() for path in (folder / "my notebooks").iterdir()}
+    assert copied == {path.name: path.read_bytes() for path in (ROOT / "notebooks").iterdir() if path.is_file()}
+
+
+def answered(program, folder, *arguments):
+    """What a program of the fresh environment prints; no path of the checkout is handed on."""
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run([program, *arguments], cwd=folder, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
