@@ -19,7 +19,7 @@ check: setup
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m pytest -m "not slow" tests
+	$(PY) -m pytest -n 2 --dist loadscope -m "not slow" tests
 
 tour: setup
 	$(PY) -m nbconvert --to html --execute --ExecutePreprocessor.store_widget_state=False \

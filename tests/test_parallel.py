@@ -160,6 +160,16 @@ def test_second_start_skips_what_is_done_and_says_how_many(tmp_path, capsys):
     assert len(lines(tmp_path)) == 5
 
 
+def test_each_result_is_on_the_disk_before_the_next_item_starts(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(file) or fsync(file))
+
+    def job(x):
+        return [len(synced), len(lines(tmp_path)) if x else 0]
+
+    assert parallel.map(job, range(3), journal=tmp_path, progress=False) == [[0, 0], [1, 1], [2, 2]]
+
+
 def test_torn_last_line_is_tolerated(tmp_path):
     parallel.map(square, range(3), journal=tmp_path, progress=False)
     path = tmp_path / "journal.jsonl"

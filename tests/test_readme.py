@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -10,6 +12,7 @@ def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_own_network_is_pruned_in_about_ten_lines(tmp_path, monkeypatch, capsys):
     (example,) = (block for block in blocks() if "DataLoader" in block)
     assert len(example.strip().splitlines()) <= 14

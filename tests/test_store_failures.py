@@ -182,6 +182,7 @@ for step in range(10**6):
 """
 
 
+@pytest.mark.slow
 def test_whatever_a_kill_leaves_loads(tmp_path):
     seen, litter = set(), 0
     for pause in (0.0, 0.011, 0.023):

@@ -125,6 +125,7 @@ def test_photos_are_kept_apart_by_name():
     assert len(set(tasks.PHOTOS_TRAIN)) == len(tasks.PHOTOS_TRAIN)
 
 
+@pytest.mark.slow
 def test_photos_need_no_download():
     """In a process where pooch cannot be imported and no socket can be opened."""
     code = """

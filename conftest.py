@@ -1,4 +1,4 @@
-"""One torch thread in every test and in every process that a test starts; set here, before torch is imported."""
+"""One torch thread in every test, every notebook and every process that a test starts; set before torch is imported."""
 
 import os
 
