@@ -172,7 +172,7 @@ class GAL:
         ):
             if due(step.index):
                 fista.step(self.mask_lr * float(schedule.get_last_lr()[0]) / self.lr, self.lam)
-                self._demand_survivors(fista, step.index)
+                self._demand_survivors(fista, step)
             if due(step.index + 1):
                 fista.look_ahead()
             if self.adversary != "off":
@@ -209,12 +209,12 @@ class GAL:
         }
         return loss + penalties[self.adversary]() if self.adversary in penalties else loss
 
-    def _demand_survivors(self, fista: Fista, index: int) -> None:
+    def _demand_survivors(self, fista: Fista, step: Step) -> None:
         zeros, entries = fista.zeros()
         if zeros == entries:
             raise ValueError(
-                f"lam={self.lam}: all {entries} mask entries are 0 after step {index}, nothing of the network is left; "
-                "lower lam (a tenth, say) or mask_lr"
+                f"lam={self.lam}: all {entries} mask entries are 0 after step {step.index}, nothing of the network is left "
+                f"(data loss {step.terms['data']:.3g}); lower lam (a tenth, say), mask_lr or lr"
             )
 
     def _finetune(self, task, model, checkpoint, owner, progress) -> list[Step]:
