@@ -25,6 +25,8 @@ arXiv 1903.09291).
                 that applies another ('affine_discriminator').
                 Batch norms keep the baseline's statistics while masks train: on batch statistics a mask in front of a
                 norm shrinks at no cost ('batch_statistics'). Ours.
+                The gradient of a step is clipped: without that the data loss now and then runs away, and the masks
+                with it (`clip`). Ours.
                 Each name in quotes goes into the recipe's `released`. The R(W_D) weights of L1 and L2 (1e-4) are ours.
 """
 

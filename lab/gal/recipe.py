@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
@@ -35,7 +36,8 @@ class GAL:
     lam: weight of ||m||_1; more prunes more. mu: weight of the data loss. units: which structures are masked, of
     'channel', 'block', 'branch', 'input'. adversary: the discriminator's regulariser, 'AR', 'L1', 'L2' or 'none';
     'off' plays without a discriminator. steps, lr: updates and rate of the pruning stage; mask_lr, mask_every: FISTA's
-    own rate, and how many steps lie between its updates. finetune_steps, finetune_lr: the stage with labels.
+    own rate, and how many steps lie between its updates; clip: the largest norm of a step's gradient, over weights and
+    masks together, None for no limit. finetune_steps, finetune_lr: the stage with labels.
     released: behaviours of the authors' code to switch on, of RELEASED. Both rates fall tenfold each 30 % of a stage.
     """
 
@@ -47,6 +49,7 @@ class GAL:
     lr: float = 0.003
     mask_lr: float = 0.01
     mask_every: int = 2
+    clip: float | None = 20.0
     finetune_steps: int = 500
     finetune_lr: float = 0.02
     released: tuple[str, ...] = ()
@@ -65,6 +68,7 @@ class GAL:
             steps=whole(1),
             lr=number(above=0),
             mask_lr=number(above=0),
+            clip=number(above=0) if self.clip is not None else one_of(None),
             finetune_steps=whole(0),
             finetune_lr=number(above=0),
             released=some_of(*RELEASED),
@@ -86,8 +90,8 @@ class GAL:
         lam, mu, unit, batch = published[name]
         steps = 100 * -(-50_000 // batch)
         return cls(
-            lam=lam, mu=mu, units=(unit,), steps=steps, lr=0.01, mask_lr=0.01, mask_every=200, finetune_steps=steps,
-            finetune_lr=1e-4,
+            lam=lam, mu=mu, units=(unit,), steps=steps, lr=0.01, mask_lr=0.01, mask_every=200, clip=None,
+            finetune_steps=steps, finetune_lr=1e-4,
         )  # fmt: skip
 
     def run(
@@ -139,6 +143,7 @@ class GAL:
         optimiser_G = SGD(weights, lr=self.lr, momentum=0.9, weight_decay=2e-4)
         optimiser_D = SGD(D.parameters(), lr=self.lr, momentum=0.9, weight_decay=2e-4)
         schedule, schedule_D = (StepLR(o, max(1, round(0.3 * self.steps)), 0.1) for o in (optimiser_G, optimiser_D))
+        optimiser_G.register_step_pre_hook(lambda *_: self._clip([*weights, *masks]))
         fista = Fista(masks, look_ahead="grad_at_current" not in self.released)
         history = History(masks, every=max(1, self.steps // SNAPSHOTS))
         stage = Stage(
@@ -194,6 +199,10 @@ class GAL:
                     module.eval()
         return G
 
+    def _clip(self, parameters: list[nn.Parameter]) -> None:
+        if self.clip is not None:
+            clip_grad_norm_(parameters, self.clip)
+
     def _mask_due(self, index: int) -> bool:
         return (index + 1) % self.mask_every == 0
 
@@ -213,7 +222,7 @@ class GAL:
         zeros, entries = fista.zeros()
         if zeros == entries:
             raise ValueError(
-                f"lam={self.lam}: all {entries} mask entries are 0 after step {step.index}, nothing of the network is left "
+                f"lam={self.lam}: all {entries} mask entries are 0 after step {step.index}, nothing is left "
                 f"(data loss {step.terms['data']:.3g}); lower lam (a tenth, say), mask_lr or lr"
             )
 
