@@ -9,6 +9,16 @@ On a network and data of your own: `lab.GAL().run(lab.Task(model=net, batches=lo
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what the names below are, for editors and type checkers
+    from . import gal, ui
+    from .core import cost, nets, tasks
+    from .core.finetune import finetune
+    from .core.parallel import map
+    from .core.task import Task
+    from .gal import GAL
+    from .ui import compare, view
 
 __version__ = "0.1.0"
 
@@ -27,7 +37,7 @@ _PLACES = {
     "cost": "core.cost",
     "ui": "ui",
 }
-__all__ = ["RECIPES", "load", *_PLACES]
+__all__ = ["GAL", "RECIPES", "Task", "compare", "cost", "finetune", "gal", "load", "map", "nets", "tasks", "ui", "view"]
 
 
 def __getattr__(name):
