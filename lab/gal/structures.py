@@ -106,6 +106,7 @@ def fold(masked: Masked) -> fx.GraphModule:
 
 def plan(masked: Masked) -> tuple[Plan, tuple[str, ...]]:
     """What the exact zeros of the masks let us remove, and the layers whose mask is all zero (they keep channel 0)."""
+    _demand_branches(masked)
     kept: dict[str, dict[str, tuple[int, ...]]] = {"channel": {}, "input": {}}
     gone: dict[str, list[str]] = {"block": [], "branch": []}
     empty = []
@@ -117,6 +118,17 @@ def plan(masked: Masked) -> tuple[Plan, tuple[str, ...]]:
             empty += [] if stays.any() else [structure.name]
             kept[structure.unit][structure.name] = tuple(stays.nonzero().flatten().tolist()) or (0,)
     return Plan(kept["channel"], kept["input"], tuple(gone["block"]), tuple(gone["branch"])), tuple(empty)
+
+
+def _demand_branches(masked: Masked) -> None:
+    """Raise a one-line ValueError if every branch of a concatenation is closed: nothing would be left to read."""
+    open_at: dict[str, list[bool]] = {}
+    for structure, mask in zip(masked.structures, masked.masks(), strict=True):
+        if structure.unit == "branch":
+            open_at.setdefault(structure.reader, []).append(bool(mask > 0))
+    if closed := [reader for reader, branches in open_at.items() if not any(branches)]:
+        names = ", ".join(s.name for s in masked.structures if s.unit == "branch" and s.reader == closed[0])
+        raise ValueError(f"all branches of {closed[0]} are closed ({names}), nothing would be left to read: lower lam")
 
 
 # -- finding ---------------------------------------------------------------------------------------------------------

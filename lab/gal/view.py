@@ -68,9 +68,9 @@ def _shared_start(names: list[str]) -> str:
 
 
 def _losses(outcome: GALOutcome) -> list[svg.Series]:
-    """The terms of the pruning stage, each thinned to at most 60 points."""
+    """The terms of the pruning stage, each thinned to about 50 points."""
     pruning = [step for step in outcome.trace if step.stage == "prune"]
-    thin = pruning[:: max(1, len(pruning) // 60)]
+    thin = pruning[:: max(1, len(pruning) // 50)]
     return [svg.Series(name, [(step.index, step.terms[name]) for step in thin]) for name in thin[0].terms]
 
 

@@ -249,7 +249,7 @@ def _curve(series: Series, colour: int, px, py) -> str:
     if series.joined and len(line) > 1:
         kind = "lab-guess" if guessed else "lab-line"
         parts.append(_path("M" + " ".join(f"{_n(a)} {_n(b)}" for a, b in _thin(line)), f"{kind} c{colour % 6}"))
-    if len(dots) <= 60 or not series.joined:  # more would touch each other
+    if len(dots) <= 40 or not series.joined:  # more would touch each other
         parts += [f'<circle class="{dot} c{colour % 6}" cx="{_n(a)}" cy="{_n(b)}" r="3.5"/>' for dot, a, b in dots]
     return "".join(parts)
 

@@ -128,6 +128,16 @@ def test_an_own_network_is_reloaded_with_its_class_and_only_then(outcome, tmp_pa
         lab.load(tmp_path / "pruned", base=nn.Sequential(nn.Conv2d(3, 12, 3), nn.Flatten(), nn.Linear(432, 4)))
 
 
+@pytest.mark.slow
+def test_the_outcome_is_exported(outcome, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    session = onnxruntime.InferenceSession(outcome.export(tmp_path / "small.onnx"), providers=["CPUExecutionProvider"])
+    x = torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        expected = outcome.model.eval()(x)
+    assert (torch.from_numpy(session.run(None, {"input": x.numpy()})[0]) - expected).abs().max() < 1e-4
+
+
 def test_a_mask_that_closes_everything_is_stopped():
     with pytest.raises(ValueError, match=r"lam=1000: all 28 mask entries are 0 after step 0.*lower lam") as caught:
         run(GAL(units="channel", **{**QUICK, "lam": 1000}), small())

@@ -116,6 +116,15 @@ def test_a_mask_goes_before_an_activation_that_a_scale_does_not_pass():
         assert distance(removed(x), masked.model(x)) < 1e-5
 
 
+def test_a_module_without_branches_is_refused():
+    network, x, units, _ = family("googlenet branches")
+    masked = structures.attach(network, units, x[:1])
+    for mask in masked.masks()[:4]:
+        mask.data.zero_()
+    with pytest.raises(ValueError, match=r"all branches of cat are closed \(.*\), nothing would be left.*lower lam"):
+        structures.plan(masked)
+
+
 def test_nothing_to_mask_is_an_error_that_says_so():
     with pytest.raises(ValueError, match=r"units=\('block',\): nothing in Sequential can be masked"):
         structures.attach(nets.lenet(), ("block",), torch.zeros(1, 1, 28, 28))
