@@ -205,7 +205,7 @@ def lenet(folder: Path) -> tuple[Task, lab.GAL]:
     with seeded(0):
         task = lab.tasks.images(folder / "mnist" / "mnist.npz", lab.nets.lenet())
         lab.finetune(task, task.model, steps=2 * len(task.batches), lr=0.05)
-    return replace(task, name="LeNet, MNIST"), lab.GAL(units="channel", steps=600, lam=0.4, finetune_steps=400)
+    return replace(task, name="LeNet, MNIST"), lab.GAL(units="channel", lam=0.2, finetune_steps=400)
 
 
 def cifar(folder: Path, depth: int) -> tuple[Task, lab.GAL]:
@@ -217,8 +217,8 @@ def cifar(folder: Path, depth: int) -> tuple[Task, lab.GAL]:
     test = Pictures(*tiles(folder / "cifar10" / "cifar10_test1k.zip"), **statistics)
     score = lab.tasks.accuracy(in_order(test))
     task = Task(model=model, batches=shuffled(train, 128), score=score, name=f"ResNet-{depth}, CIFAR-10")
-    steps = 200 if depth == 20 else 100
-    return task, lab.GAL(steps=steps, mask_every=1, lam=0.4, finetune_steps=steps, finetune_lr=0.01)
+    steps, lam = (200, 0.2) if depth == 20 else (100, 0.4)
+    return task, lab.GAL(steps=steps, mask_every=1, lam=lam, finetune_steps=steps, finetune_lr=0.002)
 
 
 def tiles(path: Path) -> tuple[torch.Tensor, torch.Tensor]:

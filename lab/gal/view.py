@@ -58,7 +58,7 @@ def _blocks(unit: str, parts: list[tuple[str, int, int]]) -> str:
     head = _shared_start(names)
     tail = _shared_start([name[len(head) :][::-1] for name in names])[::-1]
     brief = [(name[len(head) : len(name) - len(tail)] or name, kept, total) for name, kept, total in parts]
-    return svg.blocks(brief, title=f"{unit} masks open ({head}…{tail})" if len(names) > 1 else f"{unit} masks open")
+    return svg.blocks(brief, title=f"{unit} masks open ({head}*{tail})" if len(names) > 1 else f"{unit} masks open")
 
 
 def _shared_start(names: list[str]) -> str:
