@@ -23,6 +23,7 @@ arXiv 1903.09291).
                 ('grad_at_current') and also back-propagates the L1 norm beside the proximal step ('l1_in_gradient').
                 D has LeakyReLU between its layers and one raw logit; the release has none, and a sigmoid before a loss
                 that applies another ('affine_discriminator').
+                The noise z is the network's own dropout modules, where it has any.
                 Batch norms keep the baseline's statistics while masks train: on batch statistics a mask in front of a
                 norm shrinks at no cost ('batch_statistics'). Ours.
                 The gradient of a step is clipped: without that the data loss now and then runs away, and the masks

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import SGD
-from torch.optim.lr_scheduler import StepLR
 
 from ..core import cost, export, nets, surgery, tasks
 from ..core.channels import NORMS
 from ..core.descent import Stage, Step, descend, seeded
 from ..core.fields import demand, number, one_of, some_of, whole
-from ..core.finetune import finetune, has_labels
+from ..core.finetune import finetune, has_labels, sgd
 from ..core.outcome import Outcome
 from ..core.report import Report, Row
 from ..core.task import Task, inputs
@@ -140,9 +138,8 @@ class GAL:
             outputs = baseline(task.example.to(place)).flatten(1).shape[1]
         D = Discriminator(outputs, affine="affine_discriminator" in self.released).to(place)
         weights = [p for p in G.parameters() if not any(p is m for m in masks)]
-        optimiser_G = SGD(weights, lr=self.lr, momentum=0.9, weight_decay=2e-4)
-        optimiser_D = SGD(D.parameters(), lr=self.lr, momentum=0.9, weight_decay=2e-4)
-        schedule, schedule_D = (StepLR(o, max(1, round(0.3 * self.steps)), 0.1) for o in (optimiser_G, optimiser_D))
+        optimiser_G, schedule = sgd(weights, self.lr, self.steps)
+        optimiser_D, schedule_D = sgd(D.parameters(), self.lr, self.steps)
         optimiser_G.register_step_pre_hook(lambda *_: self._clip([*weights, *masks]))
         fista = Fista(masks, look_ahead="grad_at_current" not in self.released)
         history = History(masks, every=max(1, self.steps // SNAPSHOTS))

@@ -1,0 +1,24 @@
+"""Everything kept in `data/` is what its SHA256SUMS says, has its README, and stays small."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).parents[1] / "data"
+FOLDERS = sorted(path for path in DATA.iterdir() if path.is_dir())
+ASIDE = {"README.md", "SHA256SUMS", "make.py"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_every_file_is_the_one_that_was_kept(folder):
+    kept = dict(line.split()[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
+    files = {path.name: path for path in folder.iterdir() if path.is_file() and path.name not in ASIDE}
+    assert set(files) == set(kept)
+    for name, path in files.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == kept[name], f"{path} was altered"
+    assert "python " in (folder / "README.md").read_text()  # the command that makes it again
+
+
+def test_all_of_it_stays_small():
+    assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) < 25_000_000
