@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
     from . import gal, ui
-    from .core import cost, nets, tasks
+    from .core import cost, nets, surgery, tasks
     from .core.finetune import finetune
     from .core.parallel import map
     from .core.task import Task
@@ -35,9 +35,25 @@ _PLACES = {
     "tasks": "core.tasks",
     "nets": "core.nets",
     "cost": "core.cost",
+    "surgery": "core.surgery",
     "ui": "ui",
 }
-__all__ = ["GAL", "RECIPES", "Task", "compare", "cost", "finetune", "gal", "load", "map", "nets", "tasks", "ui", "view"]
+__all__ = [
+    "GAL",
+    "RECIPES",
+    "Task",
+    "compare",
+    "cost",
+    "finetune",
+    "gal",
+    "load",
+    "map",
+    "nets",
+    "surgery",
+    "tasks",
+    "ui",
+    "view",
+]
 
 
 def __getattr__(name):

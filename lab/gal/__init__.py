@@ -31,6 +31,7 @@ arXiv 1903.09291).
                 Each name in quotes goes into the recipe's `released`. The R(W_D) weights of L1 and L2 (1e-4) are ours.
 """
 
-from .recipe import GAL, GALOutcome
+from .outcome import GALOutcome
+from .recipe import GAL
 
 __all__ = ["GAL", "GALOutcome"]

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import clip_grad_norm_
 
-from ..core import cost, export, nets, surgery, tasks
+from ..core import cost, surgery, tasks
 from ..core.channels import NORMS
 from ..core.descent import Stage, Step, descend, seeded
 from ..core.fields import demand, number, one_of, some_of, whole
 from ..core.finetune import finetune, has_labels, sgd
-from ..core.outcome import Outcome
 from ..core.report import Report, Row
 from ..core.task import Task, inputs
 from . import equations as eq
 from .layers import Discriminator, Fista, History
-from .structures import UNITS, Masked, Structure, attach, fold, plan
+from .outcome import GALOutcome
+from .structures import UNITS, Masked, attach, fold, plan
 
 ADVERSARIES = ("AR", "L1", "L2", "none", "off")
 RELEASED = ("l1_in_gradient", "grad_at_current", "normal_masks", "affine_discriminator", "batch_statistics")
@@ -100,7 +100,7 @@ class GAL:
         device: str | torch.device | None = None,
         progress: bool = True,
         checkpoint: str | Path | None = None,
-    ) -> "GALOutcome":
+    ) -> GALOutcome:
         """Prune the task's network (Algorithm 1) and fine-tune what is left; the network passed in is not changed."""
         task = task or tasks.digits()
         with seeded(seed):
@@ -264,77 +264,6 @@ class GAL:
         return notes
 
 
-@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class GALOutcome(Outcome):
-    """A smaller network, the plan that made it, and its masks over time.
-
-    history (snapshots, entries) holds the mask entries of all `structures` in order; its last row is the final mask.
-    """
-
-    model: nn.Module
-    plan: surgery.Plan
-    structures: tuple[Structure, ...]
-    history: Tensor
-    base: dict | None
-    example: tuple[int, ...]
-
-    def found(self) -> dict[str, Any]:
-        return {
-            "plan": self.plan.to_dict(),
-            "structures": [list(vars(s).values()) for s in self.structures],
-            "history": self.history,
-            "base": self.base,
-            "example": list(self.example),
-            "weights": dict(self.model.state_dict()),
-        }
-
-    @classmethod
-    def restore(cls, saved: dict[str, Any], recipe: GAL, base: nn.Module | None = None) -> "GALOutcome":
-        """Cut the base down by the plan and load the stored weights; `base` is the user's own network, any weights."""
-        found = saved["found"]
-        if base is None and found["base"] is None:
-            raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
-        dense = base if base is not None else nets.build(found["base"])
-        removal = surgery.Plan.from_dict(found["plan"])
-        model = surgery.remove(dense, removal, torch.zeros(found["example"]))
-        try:
-            model.load_state_dict(found["weights"])
-        except RuntimeError as error:
-            kind = type(dense).__name__
-            raise ValueError(f"base={kind} is not the network that was pruned: {_short(error)}") from error
-        return cls(
-            recipe=recipe,
-            **cls.records(saved),
-            model=model,
-            plan=removal,
-            structures=tuple(Structure(*values) for values in found["structures"]),
-            history=found["history"],
-            base=found["base"],
-            example=tuple(found["example"]),
-        )
-
-    def export(self, path: str | Path) -> Path:
-        """Write the smaller network as an ONNX file with a free batch axis; needs the extra `export`."""
-        return export.onnx(self.model, path, torch.zeros(self.example))
-
-    def masks(self) -> dict[str, Tensor]:
-        """The final mask of each structure, by the name of its module."""
-        parts = self.history[-1].split([s.entries for s in self.structures])
-        return {f"{s.unit} {s.name}": part for s, part in zip(self.structures, parts, strict=True)}
-
-    def scores(self) -> surgery.Scores:
-        """Each entry's mean mask over the run, which ranks entries by how early they closed: `lab.ui.pruning_rate`."""
-        parts = self.history.mean(0).split([s.entries for s in self.structures])
-        together: dict[tuple[str, str], list[tuple[str, Tensor]]] = {}
-        for structure, part in zip(self.structures, parts, strict=True):
-            joint = {"block": "", "branch": structure.reader}.get(structure.unit, structure.name)
-            together.setdefault((structure.unit, joint), []).append((structure.name, part))
-        return {
-            (unit, tuple(name for name, _ in found)): torch.cat([part for _, part in found])
-            for (unit, _), found in together.items()
-        }
-
-
 def _counts(masked: Masked, model: fx.GraphModule) -> list[Row]:
     """One row a unit: how many of its entries there were and how many of them the smaller network still has."""
     alive = {name for name, _ in model.named_modules()}
@@ -349,7 +278,3 @@ def _counts(masked: Masked, model: fx.GraphModule) -> list[Row]:
 
 def _place(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def _short(error: Exception) -> str:
-    return str(error).replace("\t", " ").replace("\n", " ")[:160]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core import store
 from ..ui import Control, Explorer, Frame, figure, svg, view
-from .recipe import GALOutcome
+from .outcome import GALOutcome
 from .structures import UNITS
 
 

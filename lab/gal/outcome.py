@@ -1,0 +1,87 @@
+"""What a run of GAL leaves behind: a smaller network, the plan that made it, and its masks over time."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import export, nets, surgery
+from ..core.outcome import Outcome
+from .structures import Structure
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class GALOutcome(Outcome):
+    """A smaller network, the plan that made it, and its masks over time.
+
+    history (snapshots, entries) holds the mask entries of all `structures` in order; its last row is the final mask.
+    """
+
+    model: nn.Module
+    plan: surgery.Plan
+    structures: tuple[Structure, ...]
+    history: Tensor
+    base: dict | None
+    example: tuple[int, ...]
+
+    def found(self) -> dict[str, Any]:
+        return {
+            "plan": self.plan.to_dict(),
+            "structures": [list(vars(s).values()) for s in self.structures],
+            "history": self.history,
+            "base": self.base,
+            "example": list(self.example),
+            "weights": dict(self.model.state_dict()),
+        }
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "GALOutcome":
+        """Cut the base down by the plan and load the stored weights; `base` is the user's own network, any weights."""
+        found = saved["found"]
+        if base is None and found["base"] is None:
+            raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
+        dense = base if base is not None else nets.build(found["base"])
+        removal = surgery.Plan.from_dict(found["plan"])
+        model = surgery.remove(dense, removal, torch.zeros(found["example"]))
+        try:
+            model.load_state_dict(found["weights"])
+        except RuntimeError as error:
+            kind = type(dense).__name__
+            raise ValueError(f"base={kind} is not the network that was pruned: {_short(error)}") from error
+        return cls(
+            recipe=recipe,
+            **cls.records(saved),
+            model=model,
+            plan=removal,
+            structures=tuple(Structure(*values) for values in found["structures"]),
+            history=found["history"],
+            base=found["base"],
+            example=tuple(found["example"]),
+        )
+
+    def export(self, path: str | Path) -> Path:
+        """Write the smaller network as an ONNX file with a free batch axis; needs the extra `export`."""
+        return export.onnx(self.model, path, torch.zeros(self.example))
+
+    def masks(self) -> dict[str, Tensor]:
+        """The final mask of each structure, by the name of its module."""
+        parts = self.history[-1].split([s.entries for s in self.structures])
+        return {f"{s.unit} {s.name}": part for s, part in zip(self.structures, parts, strict=True)}
+
+    def scores(self) -> surgery.Scores:
+        """Each entry's mean mask over the run, which ranks entries by how early they closed: `lab.ui.pruning_rate`."""
+        parts = self.history.mean(0).split([s.entries for s in self.structures])
+        together: dict[tuple[str, str], list[tuple[str, Tensor]]] = {}
+        for structure, part in zip(self.structures, parts, strict=True):
+            joint = {"block": "", "branch": structure.reader}.get(structure.unit, structure.name)
+            together.setdefault((structure.unit, joint), []).append((structure.name, part))
+        return {
+            (unit, tuple(name for name, _ in found)): torch.cat([part for _, part in found])
+            for (unit, _), found in together.items()
+        }
+
+
+def _short(error: Exception) -> str:
+    return str(error).replace("\t", " ").replace("\n", " ")[:160]
