@@ -8,13 +8,16 @@ rearrangement all ask this question.
 import math
 import operator
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass, field
+from io import StringIO
 
 import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from .task import evaluating
 
@@ -37,14 +40,18 @@ _OTHER_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
 _OTHER_FUNCTIONS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus}
 _SUMS = {operator.add, operator.iadd, torch.add, operator.sub, operator.isub, torch.sub}
 _PRODUCTS = {operator.mul, operator.imul, torch.mul}
+_PLAIN = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 # Positively homogeneous: f(m x) = m f(x) for m >= 0, so that a scale may be moved through them exactly.
 _HOMOGENEOUS_MODULES = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout2d)
 _HOMOGENEOUS_FUNCTIONS = {F.relu, torch.relu, F.leaky_relu, F.dropout, F.dropout2d}
 
 
 def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
-    """A traced copy of the model in eval mode, every node with its shape; the model itself is left as it is."""
-    copy = deepcopy(model).eval()
+    """A traced copy of the model in eval mode, every node with its shape; the model itself is left as it is.
+
+    Parametrizations are computed once and for all in the copy, and nothing in it works in place.
+    """
+    copy = _plain_copy(model).eval()
     try:
         graph = fx.symbolic_trace(copy)
     except Exception as error:  # a tracer meets whatever the user's forward raises
@@ -52,15 +59,65 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
             f"{type(model).__name__} cannot be traced ({str(error).splitlines()[0]}): its forward must not branch on "
             "values or sizes of tensors; move such code out of forward"
         ) from error
+    _out_of_place(graph)
     propagate(graph, example)
     return graph
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    """A copy whose weights are plain parameters."""
+    for name, module in model.named_modules():
+        if hasattr(module, "weight_g") or hasattr(module, "weight_orig"):
+            remedy = "call torch.nn.utils.remove_weight_norm, or prune.remove, first"
+            raise ValueError(f"{name or type(model).__name__} computes its weight in a hook: {remedy}")
+    try:
+        copy = deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]})") from error
+    for name, module in list(copy.named_modules()):
+        if parametrize.is_parametrized(module) and name:
+            copy.set_submodule(name, _unparametrized(module))
+    return copy
+
+
+def _unparametrized(module: nn.Module) -> nn.Module:
+    """The module with its computed weights as plain parameters.
+
+    `remove_parametrizations` would not do: it changes the class, which the user's own module shares with its copy.
+    """
+    kind = type(module).__bases__[0]
+    plain: nn.Module = object.__new__(kind)
+    plain.__dict__.update(module.__dict__)
+    plain._parameters = dict(module._parameters)
+    plain._modules = {name: child for name, child in module._modules.items() if name != "parametrizations"}
+    for name in module.parametrizations:
+        plain.register_parameter(name, nn.Parameter(getattr(module, name).detach().clone()))
+    return plain
+
+
+def _out_of_place(graph: fx.GraphModule) -> None:
+    """Turn in-place operations into plain ones: once a graph is cut, they could overwrite what is still needed."""
+    for node in graph.graph.nodes:
+        module = module_of(node)
+        inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
+        method = node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__")
+        if (inplace or method) and not node.users:
+            raise ValueError(f"{node.name} works in place and its result is not used: write x = {node.name}(x)")
+        if getattr(module, "inplace", False):
+            module.inplace = False
+        if "inplace" in node.kwargs:
+            node.kwargs = {**node.kwargs, "inplace": False}
+        if method:
+            node.target = node.target[:-1]
+        node.target = _PLAIN.get(node.target, node.target) if node.op == "call_function" else node.target
+    graph.recompile()
 
 
 def propagate(graph: fx.GraphModule, example: torch.Tensor) -> None:
     """Note each node's output shape in `node.meta`; a shape that does not fit is a one-line ValueError."""
     place = next(graph.parameters(), example).device
     try:
-        with torch.no_grad(), evaluating(graph):
+        with torch.no_grad(), evaluating(graph), redirect_stderr(StringIO()):  # it prints a traceback of its own
             ShapeProp(graph).propagate(example.to(place))
     except RuntimeError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
@@ -140,25 +197,33 @@ class Channels:
     def _layout(self, node: fx.Node) -> Layout:
         if node.op == "placeholder":
             return self._open(width(node), "the network's input")
-        sources = [source for source in node.all_input_nodes if shape(source)]  # sizes are no tensors
+        sources = [source for source in node.all_input_nodes if shape(source)]  # sizes and tuples have none
         if node.op == "output":
             for source in sources:
                 self._pin(self.layouts[source], OUTPUT)
             return ()
+        if not shape(node):
+            return self._shapeless(node, sources)
         if node.op == "call_module":
             return self._module(node, self.graph.get_submodule(str(node.target)))
         if node.target in _SUMS | _PRODUCTS | {"add", "add_", "mul", "mul_"}:
             return self._join(node, sources)
-        if node.target in (torch.cat, torch.concat) and _cat_dim(node) in (1, 1 - len(shape(node))):
-            return tuple(segment for source in sources for segment in self.layouts[source])
-        if not shape(node):
-            return ()
+        if is_cat(node) and all(shape(operand) for operand in operands(node)):
+            return tuple(segment for operand in operands(node) for segment in self.layouts[operand])
         if len(sources) == 1:
             if is_per_channel(node) or _keeps_channel_axis(node):
                 return self.layouts[sources[0]]
             if _flattens(node):
                 return self._flatten(node, sources[0])
         return self._refuse(node, sources)
+
+    def _shapeless(self, node: fx.Node, sources: list[fx.Node]) -> Layout:
+        """A node that gives no tensor: sizes are harmless, but for the number of channels; tuples are not followed."""
+        is_size = node.target in ("size", "dim") or (node.target is getattr and node.args[1] in ("shape", "ndim"))
+        if not is_size or _asks_for_channels(node, sources):
+            for source in sources:
+                self._pin(self.layouts[source], f"{node.name} is not followed")
+        return ()
 
     def _module(self, node: fx.Node, module: nn.Module) -> Layout:
         source = self.layouts[node.all_input_nodes[0]]
@@ -259,7 +324,7 @@ def keeps_zero(node: fx.Node) -> bool:
     if module is not None:
         plain_dw = is_depthwise(module) and module.bias is None
         return isinstance(module, (*_ZERO_MODULES, nn.Flatten)) or plain_dw
-    if node.target in _ZERO_FUNCTIONS | _PRODUCTS | {torch.cat, torch.concat} or node.target in _ZERO_METHODS:
+    if node.target in _ZERO_FUNCTIONS | _PRODUCTS or node.target in _ZERO_METHODS or is_cat(node):
         return True
     return _keeps_channel_axis(node) or _flattens(node)
 
@@ -309,5 +374,23 @@ def _flattens(node: fx.Node) -> bool:
     return False
 
 
-def _cat_dim(node: fx.Node) -> int:
-    return node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+def is_cat(node: fx.Node) -> bool:
+    """Whether a node concatenates tensors along their channels."""
+    if node.target not in (torch.cat, torch.concat):
+        return False
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    return dim in (1, 1 - len(shape(node)))
+
+
+def operands(cat: fx.Node) -> list[fx.Node]:
+    """What a concatenation joins, in order, a tensor that stands twice included."""
+    return list(cat.args[0] if cat.args else cat.kwargs["tensors"])
+
+
+def _asks_for_channels(node: fx.Node, sources: list[fx.Node]) -> bool:
+    """Whether a size is read on the channel axis: the number would change with the channels that are left."""
+    axes = {1, 1 - len(shape(sources[0]))} if sources else {1}
+    if node.target == "size" and len(node.args) > 1:
+        return node.args[1] in axes
+    reads = [user.args[1] for user in node.users if user.target is operator.getitem]
+    return node.target != "dim" and (any(read in axes for read in reads) or len(reads) < len(node.users))

@@ -11,7 +11,20 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import fx, nn
 
-from .channels import CONVS, NORMS, Channels, Layout, is_depthwise, is_per_channel, module_of, propagate, shape, trace
+from .channels import (
+    CONVS,
+    NORMS,
+    Channels,
+    Layout,
+    is_cat,
+    is_depthwise,
+    is_per_channel,
+    module_of,
+    operands,
+    propagate,
+    shape,
+    trace,
+)
 
 Kept = tuple[int, ...]
 
@@ -78,12 +91,14 @@ def residual_branch(add: fx.Node) -> fx.Node | None:
     """
     if len(add.all_input_nodes) != 2:
         return None
+    if add.kwargs.get("alpha", 1) != 1:
+        return None
     a, b = add.all_input_nodes
     above_a, above_b = ancestors(a), ancestors(b)
     weight = {a: _count_convs(above_a - above_b), b: _count_convs(above_b - above_a)}
-    if weight[a] == weight[b]:
-        return None
-    return max(weight, key=lambda operand: weight[operand])
+    branch, shortcut = (a, b) if weight[a] > weight[b] else (b, a)
+    whole = shape(shortcut) == shape(add) and any(node.op == "placeholder" for node in ancestors(shortcut))
+    return branch if weight[a] != weight[b] and whole else None
 
 
 def _count_convs(nodes: set[fx.Node]) -> int:
@@ -104,7 +119,7 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
 
 def anchor(node: fx.Node) -> str:
     """The last module with weights on the way to a node, following first inputs: the name a plan knows it by."""
-    while node.op != "placeholder":
+    while node.all_input_nodes:
         module = module_of(node)
         if module is not None and next(module.parameters(), None) is not None:
             return str(node.target)
@@ -115,11 +130,6 @@ def anchor(node: fx.Node) -> str:
 def is_add(node: fx.Node) -> bool:
     """Whether a node sums two tensors."""
     return getattr(node.target, "__name__", node.target) in ("add", "iadd", "add_") and len(node.all_input_nodes) == 2
-
-
-def is_cat(node: fx.Node) -> bool:
-    """Whether a node concatenates tensors."""
-    return node.target in (torch.cat, torch.concat)
 
 
 # What is ranked: a unit ('channel', 'input', 'block', 'branch') and the names that share a score tensor, which has one
@@ -299,7 +309,7 @@ def _adds(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
 
 
 def _cats(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
-    return [(node, operand) for node in graph.graph.nodes if is_cat(node) for operand in node.all_input_nodes]
+    return [(node, operand) for node in graph.graph.nodes if is_cat(node) for operand in operands(node)]
 
 
 def _operand(graph: fx.GraphModule, name: str, pairs: list[tuple[fx.Node, fx.Node]]) -> tuple[fx.Node, fx.Node]:
@@ -316,10 +326,13 @@ def _drop_block(add: fx.Node, branch: fx.Node) -> None:
 
 
 def _drop_branch(cat: fx.Node, operand: fx.Node) -> None:
-    rest = [other for other in cat.args[0] if other is not operand]
+    rest = [other for other in operands(cat) if other is not operand]
     if not rest:
         raise ValueError(f"{cat.name} would have 0 branches: keep at least one")
-    cat.update_arg(0, rest)
+    if cat.args:
+        cat.update_arg(0, rest)
+    else:
+        cat.update_kwarg("tensors", rest)
 
 
 def _tidy(graph: fx.GraphModule) -> None:

@@ -135,8 +135,12 @@ class GAL:
             for m in masks:
                 nn.init.normal_(m).data.clamp_(min=0)
         with torch.no_grad():
-            outputs = baseline(task.example.to(place)).flatten(1).shape[1]
-        D = Discriminator(outputs, affine="affine_discriminator" in self.released).to(place)
+            answer = baseline(task.example.to(place))
+        if not isinstance(answer, Tensor):
+            raise ValueError(
+                f"the model answers with a {type(answer).__name__}: GAL compares tensors; return one tensor"
+            )
+        D = Discriminator(answer[0].numel(), affine="affine_discriminator" in self.released).to(place, answer.dtype)
         weights = [p for p in G.parameters() if not any(p is m for m in masks)]
         optimiser_G, schedule = sgd(weights, self.lr, self.steps)
         optimiser_D, schedule_D = sgd(D.parameters(), self.lr, self.steps)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import permutations
 
 import torch
 from torch import fx, nn
@@ -12,14 +13,16 @@ from ..core.channels import (
     NORMS,
     OUTPUT,
     Channels,
+    is_cat,
     is_depthwise,
     is_homogeneous,
     keeps_zero,
     module_of,
+    operands,
     trace,
     width,
 )
-from ..core.surgery import Plan, ancestors, is_add, is_cat, private_chain, residual_branch
+from ..core.surgery import Plan, ancestors, is_add, private_chain, residual_branch
 from .layers import Mask
 
 UNITS = ("channel", "block", "branch", "input")
@@ -77,8 +80,8 @@ def find(graph: fx.GraphModule, units: tuple[str, ...]) -> tuple[list[Structure]
     dense: dict[str, str] = {}
     finders = {
         "channel": lambda: _channel_units(graph, channels, units),
-        "block": lambda: _block_units(graph),
-        "branch": lambda: _branch_units(graph),
+        "block": lambda: _block_units(graph, channels),
+        "branch": lambda: _branch_units(graph, channels),
         "input": lambda: _input_units(graph, channels),
     }
     for unit in units:
@@ -142,7 +145,7 @@ def _channel_units(graph: fx.GraphModule, channels: Channels, units: tuple[str, 
     Channels whose readers have input masks of their own are not masked twice.
     """
     nodes = {node.target: node for node in graph.graph.nodes if node.op == "call_module"}
-    masked_inputs = {s.name for s in _input_units(graph, channels)} if "input" in units else set()
+    masked_inputs = _names(_input_units(graph, channels)) if "input" in units else set()
     for group, writers in channels.writers.items():
         if not writers:
             continue
@@ -162,30 +165,41 @@ def _channel_units(graph: fx.GraphModule, channels: Channels, units: tuple[str, 
                 yield Structure("channel", writers[0], width(last), str(last.target), spot.name)
 
 
-def _block_units(graph: fx.GraphModule) -> Found:
+def _names(found: Found) -> set[str]:
+    return {structure.name for structure in found if isinstance(structure, Structure)}
+
+
+def _block_units(graph: fx.GraphModule, channels: Channels) -> Found:
     """Residual branches: one entry each, just before the sum."""
     for node in graph.graph.nodes:
         if not is_add(node):
             continue
         branch = residual_branch(node)
         if branch is None:
-            yield node.name, "its two operands hold the same number of convolutions: no shortcut can be told"
+            yield node.name, "no shortcut can be told from a branch"
         elif (source := _homogeneous_source(branch)) is None:
             yield node.name, "its branch does not end in a layer that a mask folds into"
+        elif source.target in channels.shared:
+            yield str(source.target), "it is called more than once"
         else:
             yield Structure("block", str(source.target), 1, str(source.target), branch.name, node.name)
 
 
-def _branch_units(graph: fx.GraphModule) -> Found:
+def _branch_units(graph: fx.GraphModule, channels: Channels) -> Found:
     """Operands of a concatenation that do not feed one another (Inception): one entry each."""
     for node in graph.graph.nodes:
-        operands = node.all_input_nodes if is_cat(node) else []
-        if len(operands) < 2 or any(a is not b and a in ancestors(b) for a in operands for b in operands):
+        joined = operands(node) if is_cat(node) else []
+        if len(joined) < 2 or any(a in ancestors(b) for a, b in permutations(joined, 2)):
             continue
-        for operand in operands:
+        for operand in joined:
+            groups = {channels.find(segment.group) for segment in channels.layouts[operand]}
             source = _homogeneous_source(operand)
             if source is None:
                 yield operand.name, "the branch does not end in a layer that a mask folds into"
+            elif source.target in channels.shared:
+                yield str(source.target), "it is called more than once"
+            elif any(group in channels.pinned or len(channels.writers[group]) > 1 for group in groups):
+                yield str(source.target), "its width is fixed by what reads it"
             else:
                 yield Structure("branch", str(source.target), 1, str(source.target), operand.name, node.name)
 
@@ -196,6 +210,9 @@ def _input_units(graph: fx.GraphModule, channels: Channels) -> Found:
     for node in graph.graph.nodes:
         module = module_of(node)
         if not isinstance(module, CONVS) or module.groups != 1 or node in shortcuts:
+            continue
+        if node.target in channels.shared:
+            yield str(node.target), "it is called more than once"
             continue
         source = [node, *private_chain(node)][-1].all_input_nodes[0]
         if source.op != "placeholder" and (len(source.users) > 1 or len(channels.layouts[source]) > 1):
@@ -295,10 +312,10 @@ def _insert(graph: fx.GraphModule, after: fx.Node, reader: fx.Node | None, name:
 
 @torch.no_grad()
 def _scale(module: nn.Module, m: torch.Tensor, columns: bool) -> None:
-    """Multiply a mask into the rows that a module writes, or into the columns that it reads."""
+    """Multiply a mask into the rows that a module writes, or into the columns that it reads; tied weights part."""
     if columns:
-        module.weight.mul_(m.view(1, -1, *[1] * (module.weight.dim() - 2)))
+        module.weight = nn.Parameter(module.weight * m.view(1, -1, *[1] * (module.weight.dim() - 2)))
         return
-    module.weight.mul_(m.view(-1, *[1] * (module.weight.dim() - 1)))
+    module.weight = nn.Parameter(module.weight * m.view(-1, *[1] * (module.weight.dim() - 1)))
     if module.bias is not None:
-        module.bias.mul_(m)
+        module.bias = nn.Parameter(module.bias * m)

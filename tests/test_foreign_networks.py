@@ -1,0 +1,203 @@
+"""Networks as people write them: what is removed is removed exactly, and what is not followed is left alone."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
+
+import lab
+from lab.core import surgery
+from lab.core.channels import trace
+from lab.core.task import Task
+from lab.gal import structures
+
+
+class Net(nn.Module):
+    """A network given by its layers and its forward."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.steps = forward
+
+    def forward(self, x):
+        return self.steps(self, x)
+
+
+def conv(inside, outside, size=3, **options):
+    return nn.Conv2d(inside, outside, size, padding=size // 2, **options)
+
+
+def tied():
+    net = Net(lambda s, x: s.head(F.relu(s.b(F.relu(s.a(F.relu(s.stem(x))))))).mean((2, 3)),
+              stem=conv(3, 8), a=conv(8, 8), b=conv(8, 8), head=conv(8, 4))  # fmt: skip
+    net.b.weight = net.a.weight
+    return net
+
+
+def weight_normed():
+    normed = parametrizations.weight_norm
+    return nn.Sequential(normed(conv(3, 8)), nn.ReLU(), normed(conv(8, 6)), nn.ReLU(), conv(6, 4), nn.Flatten())
+
+
+def called_twice(s, x):
+    x = F.relu(s.stem(x))
+    x = x + s.norm(s.b(x))
+    x = x + s.norm(s.b(x))
+    return s.head(x).mean((2, 3))
+
+
+def in_place_after_a_block(s, x):
+    x = s.norm(s.stem(x))
+    y = s.relu(s.q(x) + x)
+    return s.head(torch.cat([x, y], 1)).mean((2, 3))
+
+
+def gated_halves(s, x):
+    p, q = s.b(F.relu(s.stem(x))).chunk(2, 1)
+    return s.head(p.sigmoid() * q).mean((2, 3))
+
+
+def hard_flatten(s, x):
+    x = s.b(F.relu(s.stem(x)))
+    return s.line(x.view(x.size(0), x.size(1) * x.size(2) * x.size(3)))
+
+
+NETS = {
+    "tied weights": tied,
+    "weight norm": weight_normed,
+    "a block called twice": lambda: Net(
+        called_twice, stem=conv(3, 8), b=conv(8, 8), norm=nn.BatchNorm2d(8), head=conv(8, 4)
+    ),
+    "rows joined": lambda: Net(
+        lambda s, x: s.head(torch.cat([F.relu(s.b(x)), F.relu(s.c(x))], 2)).mean((2, 3)),
+        b=conv(3, 8), c=conv(3, 8), head=conv(8, 4),
+    ),
+    "a joined output": lambda: Net(
+        lambda s, x: torch.cat([s.b(x), s.c(x)], 1).mean((2, 3)), b=conv(3, 4), c=conv(3, 4)
+    ),
+    "in place after a block": lambda: Net(
+        in_place_after_a_block, stem=conv(3, 8), norm=nn.BatchNorm2d(8), q=conv(8, 8),
+        relu=nn.ReLU(inplace=True), head=conv(16, 4),
+    ),
+    "a gate from two halves": lambda: Net(gated_halves, stem=conv(3, 8), b=conv(8, 16), head=conv(8, 4)),
+    "the largest channel": lambda: Net(
+        lambda s, x: s.head(s.k(F.relu(s.stem(x))).max(1, keepdim=True)[0]).mean((2, 3)),
+        stem=conv(3, 8), k=conv(8, 8), head=conv(1, 4),
+    ),
+    "scaled by its width": lambda: Net(
+        lambda s, x: s.head(F.relu(s.b(x)) * s.b(x).shape[1] ** -0.5).mean((2, 3)), b=conv(3, 8), head=conv(8, 4)
+    ),
+    "a sum with alpha": lambda: Net(
+        lambda s, x: s.head(torch.add(s.b(F.relu(s.stem(x))), F.relu(s.stem(x)), alpha=0.5)).mean((2, 3)),
+        stem=conv(3, 8), b=conv(8, 8), head=conv(8, 4),
+    ),
+    "a narrow shortcut": lambda: Net(
+        lambda s, x: (x.mean((2, 3), keepdim=True) + s.b(x)).mean((2, 3)), b=conv(3, 3)
+    ),
+    "flattened by sizes": lambda: Net(hard_flatten, stem=conv(3, 8), b=conv(8, 6), line=nn.Linear(6 * 64, 4)),
+    "a tensor joined to itself": lambda: Net(
+        lambda s, x: s.head(torch.cat(tensors=[F.relu(s.b(x))] * 2, dim=1)).mean((2, 3)), b=conv(3, 8), head=conv(16, 4)
+    ),
+    "groups and dilation": lambda: nn.Sequential(
+        conv(3, 8), nn.PReLU(8), nn.Conv2d(8, 8, 3, groups=2, dilation=2), nn.Hardswish(), conv(8, 4), nn.Flatten()
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=NETS)
+def network(request):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return NETS[request.param]().eval()
+
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(3))
+def test_masked_folded_and_removed_are_one_function(network, seed):
+    """Every unit at once, masks drawn at random; what cannot be masked exactly must have been left dense."""
+    before = network(X)
+    try:
+        masked = structures.attach(network, structures.UNITS, X[:1])
+    except ValueError as error:
+        assert "can be masked" in str(error) and "\n" not in str(error)
+        return
+    assert torch.allclose(masked.model(X), before, atol=1e-6)
+    generator = torch.Generator().manual_seed(seed)
+    readers = set()
+    for structure, mask in zip(masked.structures, masked.masks(), strict=True):
+        mask.data.uniform_(0.3, 1.2, generator=generator)
+        mask.data[torch.rand(mask.shape, generator=generator) < 0.5] = 0
+        if structure.unit == "branch" and structure.reader not in readers:
+            mask.data.fill_(0.7)
+            readers.add(structure.reader)
+    expected = masked.model(X)
+    folded = structures.fold(masked)
+    plan, _ = structures.plan(masked)
+    removed = surgery.remove(folded, plan, X[:1])
+    scale = expected.abs().max().clamp(min=1e-3)
+    assert (folded(X) - expected).abs().max() / scale < 1e-5
+    assert (removed(X) - expected).abs().max() / scale < 1e-5
+    assert torch.equal(network(X), before)
+
+
+@torch.no_grad()
+def test_half_of_all_channels_can_go_or_one_line_says_why_not(network):
+    before = network(X)
+    scores = surgery.magnitude(network, X[:1])
+    if not scores:
+        return
+    smaller = surgery.remove(network, surgery.plan_at(scores, 0.5), X[:1])
+    assert smaller(X).shape == before.shape
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in network.parameters())
+
+
+def test_channels_whose_number_is_read_stay():
+    for name in ("scaled by its width", "a gate from two halves", "the largest channel"):
+        scores = surgery.magnitude(NETS[name](), X[:1])
+        assert ("channel", ("b",)) not in scores and ("channel", ("k",)) not in scores, name
+
+
+def test_a_result_in_place_that_nobody_uses_is_refused():
+    def forward(s, x):
+        x = s.b(x)
+        s.relu(x)
+        return s.head(x).mean((2, 3))
+
+    net = Net(forward, b=conv(3, 8), relu=nn.ReLU(inplace=True), head=conv(8, 4))
+    with pytest.raises(ValueError, match="relu works in place and its result is not used"):
+        trace(net, X[:1])
+
+
+def test_weights_computed_in_a_hook_are_refused():
+    net = nn.Sequential(prune.l1_unstructured(conv(3, 8), "weight", 0.5), nn.Flatten())
+    with pytest.raises(ValueError, match=r"0 computes its weight in a hook: .*prune\.remove"):
+        trace(net, X[:1])
+
+
+def test_a_shape_that_does_not_fit_prints_nothing_but_its_line(capfd):
+    with pytest.raises(ValueError, match="does not run on an input") as caught:
+        trace(nn.Sequential(conv(1, 8)), X[:1])
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_float64_network_is_pruned():
+    net = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    x, y = X.double(), torch.tensor([0, 1])
+    task = Task(model=net, batches=[(x, y)], score=lab.tasks.accuracy([(x, y)]))
+    outcome = lab.GAL(units="channel", steps=4, mask_every=1, finetune_steps=2).run(task, progress=False)
+    assert next(outcome.model.parameters()).dtype == torch.float64
+
+
+def test_a_network_with_two_answers_is_one_line():
+    net = Net(lambda s, x: (s.b(x).mean((2, 3)), s.b(x)), b=conv(3, 4))
+    task = Task(model=net, batches=[X], score=lambda _: 0.0)
+    with pytest.raises(ValueError, match=r"answers with a tuple|can be masked") as caught:
+        lab.GAL(units="channel", steps=2, mask_every=1).run(task, progress=False)
+    assert "\n" not in str(caught.value)
