@@ -219,7 +219,8 @@ def cifar(folder: Path, depth: int) -> tuple[Task, lab.GAL]:
     test = Pictures(*tiles(folder / "cifar10" / "cifar10_test1k.zip"), **statistics)
     score = lab.tasks.accuracy(in_order(test))
     task = Task(model=model, batches=shuffled(train, 128), score=score, name=f"ResNet-{depth}, CIFAR-10")
-    return task, lab.GAL(lam=0.15, steps=1000, mask_every=5, finetune_steps=500, finetune_lr=0.01)
+    settings = {"lam": 0.6, "lr": 0.001, "clip": 200.0, "steps": 300, "mask_every": 1}  # logits are larger here
+    return task, lab.GAL(**settings, finetune_steps=300, finetune_lr=0.01)
 
 
 def tiles(path: Path) -> tuple[torch.Tensor, torch.Tensor]:

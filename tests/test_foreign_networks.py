@@ -8,8 +8,8 @@ from torch.nn.utils import parametrizations, prune
 
 import lab
 from lab.core import surgery
-from lab.core.channels import trace
 from lab.core.task import Task
+from lab.core.tracing import trace
 from lab.gal import structures
 
 

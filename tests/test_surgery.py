@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lab.core import cost, nets, surgery
-from lab.core.channels import Channels, trace
+from lab.core.channels import Channels
 from lab.core.surgery import Plan
+from lab.core.tracing import trace
 
 GOLDEN = [
     ("ResNet-56 GAL-0.6", 56, [(1, i) for i in range(1, 7)] + [(2, i) for i in range(1, 5)], 78_299_776, 747_578),

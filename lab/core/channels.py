@@ -8,18 +8,13 @@ rearrangement all ask this question.
 import math
 import operator
 from collections.abc import Iterator
-from contextlib import redirect_stderr
-from copy import deepcopy
 from dataclasses import dataclass, field
-from io import StringIO
 
 import torch
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
-from .task import evaluating
+from .tracing import module_of, shape, width
 
 OUTPUT = "the network's output"
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -34,94 +29,15 @@ _ZERO_FUNCTIONS = {
     F.relu, torch.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.hardswish, F.tanh, torch.tanh, F.elu, F.dropout,
     F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
 }  # fmt: skip
-_ZERO_METHODS = {"relu", "relu_", "tanh", "contiguous", "clone", "float", "detach"}
+_ZERO_METHODS = {"relu", "tanh", "contiguous", "clone", "float", "detach"}
 # Per-channel operations that do not: a channel of zeros comes out as a constant.
 _OTHER_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
 _OTHER_FUNCTIONS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus}
-_SUMS = {operator.add, operator.iadd, torch.add, operator.sub, operator.isub, torch.sub}
-_PRODUCTS = {operator.mul, operator.imul, torch.mul}
-_PLAIN = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+_SUMS = {operator.add, torch.add, operator.sub, torch.sub}
+_PRODUCTS = {operator.mul, torch.mul}
 # Positively homogeneous: f(m x) = m f(x) for m >= 0, so that a scale may be moved through them exactly.
 _HOMOGENEOUS_MODULES = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout2d)
 _HOMOGENEOUS_FUNCTIONS = {F.relu, torch.relu, F.leaky_relu, F.dropout, F.dropout2d}
-
-
-def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
-    """A traced copy of the model in eval mode, every node with its shape; the model itself is left as it is.
-
-    Parametrizations are computed once and for all in the copy, and nothing in it works in place.
-    """
-    copy = _plain_copy(model).eval()
-    try:
-        graph = fx.symbolic_trace(copy)
-    except Exception as error:  # a tracer meets whatever the user's forward raises
-        raise ValueError(
-            f"{type(model).__name__} cannot be traced ({str(error).splitlines()[0]}): its forward must not branch on "
-            "values or sizes of tensors; move such code out of forward"
-        ) from error
-    _out_of_place(graph)
-    propagate(graph, example)
-    return graph
-
-
-def _plain_copy(model: nn.Module) -> nn.Module:
-    """A copy whose weights are plain parameters."""
-    for name, module in model.named_modules():
-        if hasattr(module, "weight_g") or hasattr(module, "weight_orig"):
-            remedy = "call torch.nn.utils.remove_weight_norm, or prune.remove, first"
-            raise ValueError(f"{name or type(model).__name__} computes its weight in a hook: {remedy}")
-    try:
-        copy = deepcopy(model)
-    except RuntimeError as error:
-        raise ValueError(f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]})") from error
-    for name, module in list(copy.named_modules()):
-        if parametrize.is_parametrized(module) and name:
-            copy.set_submodule(name, _unparametrized(module))
-    return copy
-
-
-def _unparametrized(module: nn.Module) -> nn.Module:
-    """The module with its computed weights as plain parameters.
-
-    `remove_parametrizations` would not do: it changes the class, which the user's own module shares with its copy.
-    """
-    kind = type(module).__bases__[0]
-    plain: nn.Module = object.__new__(kind)
-    plain.__dict__.update(module.__dict__)
-    plain._parameters = dict(module._parameters)
-    plain._modules = {name: child for name, child in module._modules.items() if name != "parametrizations"}
-    for name in module.parametrizations:
-        plain.register_parameter(name, nn.Parameter(getattr(module, name).detach().clone()))
-    return plain
-
-
-def _out_of_place(graph: fx.GraphModule) -> None:
-    """Turn in-place operations into plain ones: once a graph is cut, they could overwrite what is still needed."""
-    for node in graph.graph.nodes:
-        module = module_of(node)
-        inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
-        method = node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__")
-        if (inplace or method) and not node.users:
-            raise ValueError(f"{node.name} works in place and its result is not used: write x = {node.name}(x)")
-        if getattr(module, "inplace", False):
-            module.inplace = False
-        if "inplace" in node.kwargs:
-            node.kwargs = {**node.kwargs, "inplace": False}
-        if method:
-            node.target = node.target[:-1]
-        node.target = _PLAIN.get(node.target, node.target) if node.op == "call_function" else node.target
-    graph.recompile()
-
-
-def propagate(graph: fx.GraphModule, example: torch.Tensor) -> None:
-    """Note each node's output shape in `node.meta`; a shape that does not fit is a one-line ValueError."""
-    place = next(graph.parameters(), example).device
-    try:
-        with torch.no_grad(), evaluating(graph), redirect_stderr(StringIO()):  # it prints a traceback of its own
-            ShapeProp(graph).propagate(example.to(place))
-    except RuntimeError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"the network does not run on an input of shape {tuple(example.shape)} ({reason})") from error
 
 
 @dataclass(frozen=True)
@@ -206,7 +122,7 @@ class Channels:
             return self._shapeless(node, sources)
         if node.op == "call_module":
             return self._module(node, self.graph.get_submodule(str(node.target)))
-        if node.target in _SUMS | _PRODUCTS | {"add", "add_", "mul", "mul_"}:
+        if node.target in _SUMS | _PRODUCTS | {"add", "mul"}:
             return self._join(node, sources)
         if is_cat(node) and all(shape(operand) for operand in operands(node)):
             return tuple(segment for operand in operands(node) for segment in self.layouts[operand])
@@ -297,22 +213,6 @@ class Channels:
 # -- what a node is ----------------------------------------------------------------------------------------------------
 
 
-def shape(node: fx.Node) -> tuple[int, ...]:
-    """The shape of a node's output, () where it is no tensor."""
-    meta = node.meta.get("tensor_meta")
-    return tuple(getattr(meta, "shape", ()))
-
-
-def width(node: fx.Node) -> int:
-    """The length of a node's channel axis."""
-    return shape(node)[1] if len(shape(node)) > 1 else 0
-
-
-def module_of(node: fx.Node) -> nn.Module | None:
-    """The module that a node calls, if it calls one."""
-    return node.graph.owning_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
 def is_depthwise(module: nn.Module | None) -> bool:
     """Whether a convolution has one filter for each of its input channels."""
     return isinstance(module, CONVS) and module.groups == module.in_channels == module.out_channels > 1
@@ -334,7 +234,7 @@ def is_per_channel(node: fx.Node) -> bool:
     module = module_of(node)
     if module is not None:
         return isinstance(module, (*_ZERO_MODULES, *_OTHER_MODULES))
-    return node.target in _ZERO_FUNCTIONS | _OTHER_FUNCTIONS or node.target in _ZERO_METHODS | {"sigmoid", "sigmoid_"}
+    return node.target in _ZERO_FUNCTIONS | _OTHER_FUNCTIONS or node.target in _ZERO_METHODS | {"sigmoid"}
 
 
 def is_homogeneous(node: fx.Node) -> bool:

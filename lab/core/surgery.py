@@ -11,20 +11,8 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import fx, nn
 
-from .channels import (
-    CONVS,
-    NORMS,
-    Channels,
-    Layout,
-    is_cat,
-    is_depthwise,
-    is_per_channel,
-    module_of,
-    operands,
-    propagate,
-    shape,
-    trace,
-)
+from .channels import CONVS, NORMS, Channels, Layout, is_cat, is_depthwise, is_per_channel, operands
+from .tracing import module_of, propagate, shape, trace
 
 Kept = tuple[int, ...]
 
@@ -129,7 +117,7 @@ def anchor(node: fx.Node) -> str:
 
 def is_add(node: fx.Node) -> bool:
     """Whether a node sums two tensors."""
-    return getattr(node.target, "__name__", node.target) in ("add", "iadd", "add_") and len(node.all_input_nodes) == 2
+    return getattr(node.target, "__name__", node.target) == "add" and len(node.all_input_nodes) == 2
 
 
 # What is ranked: a unit ('channel', 'input', 'block', 'branch') and the names that share a score tensor, which has one

@@ -8,21 +8,9 @@ from itertools import permutations
 import torch
 from torch import fx, nn
 
-from ..core.channels import (
-    CONVS,
-    NORMS,
-    OUTPUT,
-    Channels,
-    is_cat,
-    is_depthwise,
-    is_homogeneous,
-    keeps_zero,
-    module_of,
-    operands,
-    trace,
-    width,
-)
+from ..core.channels import CONVS, NORMS, OUTPUT, Channels, is_cat, is_depthwise, is_homogeneous, keeps_zero, operands
 from ..core.surgery import Plan, ancestors, is_add, private_chain, residual_branch
+from ..core.tracing import module_of, trace, width
 from .layers import Mask
 
 UNITS = ("channel", "block", "branch", "input")
