@@ -219,7 +219,7 @@ def cifar(folder: Path, depth: int) -> tuple[Task, lab.GAL]:
     test = Pictures(*tiles(folder / "cifar10" / "cifar10_test1k.zip"), **statistics)
     score = lab.tasks.accuracy(in_order(test))
     task = Task(model=model, batches=shuffled(train, 128), score=score, name=f"ResNet-{depth}, CIFAR-10")
-    settings = {"lam": 0.6, "lr": 0.001, "clip": 200.0, "steps": 300, "mask_every": 1}  # logits are larger here
+    settings = {"lam": 0.35, "lr": 0.001, "clip": 200.0, "steps": 300, "mask_every": 1}  # logits are larger here
     return task, lab.GAL(**settings, finetune_steps=300, finetune_lr=0.01)
 
 
