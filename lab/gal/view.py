@@ -90,4 +90,4 @@ def controls() -> go.Figure:
     lost = contest().groupby("method", sort=False)["accuracy_drop"].agg(["mean", "min", "max"])[::-1]
     whiskers = {"type": "data", "array": lost["max"] - lost["mean"], "arrayminus": lost["mean"] - lost["min"]}
     bars = go.Bar(x=lost["mean"], y=list(lost.index), orientation="h", error_x=whiskers)
-    return figure(bars, x="points of accuracy lost after fine-tuning (smaller is better)", title="digits, ResNet-20")
+    return figure(bars, x="points of accuracy lost (less is better)", title="digits, ResNet-20")
