@@ -41,7 +41,8 @@ class Curve:
 
     def note(self, rate: float) -> None:
         """Count what a rate leaves."""
-        plan, model = surgery.plan_at(self.scores, rate), self.prune(rate)
+        plan = surgery.plan_at(self.scores, rate)
+        model = surgery.remove(self.task.model, plan, self.task.example)
         self.states[rate] = State(
             layers=tuple(self._layers(plan, {name for name, _ in model.named_modules()})),
             dropped=(*plan.blocks, *plan.branches),
