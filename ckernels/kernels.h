@@ -1,13 +1,93 @@
 /* The only declaration of the kernels: the C compiler and cffi read this same file, so it holds no preprocessor lines.
 
-   Letters: m rows and k columns of the sparse matrix W, n columns of the dense X; all dense arrays are row-major.
-   Every kernel checks its indices before it uses them and returns 0, or one of
-     1  a size is negative
-     2  row_start does not start at 0, end at nnz, or falls somewhere
-     3  a column lies outside 0 .. k-1
-   and writes nothing to y then. */
+   A feature map is kept as C planes of H x W pixels, plane c at x + c * pitch. A pitch is at least H * W rounded up to
+   16 floats: kernels read and write whole vectors, what lies between a plane's last pixel and its pitch is never used.
+   lo and hi clamp what is written (ReLU: 0 and infinity); a NaN stays a NaN. */
 
-/* Y (4*block_rows, n) = W (4*block_rows, k) X (k, n), where W is kept as its nnz nonzero blocks of 4 rows x 1 column:
-   blocks[row_start[b]] .. blocks[row_start[b + 1] - 1] are block row b, col[i] is the column of blocks (nnz, 4)[i]. */
-int spmm_f32_ref(int block_rows, int k, int n, int nnz, const int32_t *row_start, const int32_t *col,
-                 const float *blocks, const float *x, float *y);
+/* Y = clamp(W X + bias + add): a 1x1 convolution, or any other whose taps im2col_f32 has laid out as rows of X.
+
+   W (4 * groups rows) is kept as blocks of 4 rows x 1 column. Its columns are cut into `chunks` runs of `chunk`, so that
+   a run of X stays in the first-level cache: blocks come chunk by chunk, group of rows by group, and count (chunks,
+   groups) says how many each has. col is a block's column within its chunk; without col, W is dense and a group has
+   every column of its chunk. w (blocks, 4); bias (4 * groups). add, if any, is laid out as Y. */
+typedef struct {
+    int32_t groups, chunks, chunk, n;
+    const uint16_t *count, *col;
+    const float *w, *bias, *x, *add;
+    float *y;
+    int64_t x_pitch, y_pitch, add_pitch;
+    float lo, hi;
+} spmm_f32;
+
+/* Rows top .. bottom - 1 of one channel of a k x k depthwise convolution, k = 3 or 5, stride 1 or 2, zeros `pad` deep
+   around the plane x (h, w). y gets its out_w wide rows without a gap, and up to 16 floats behind them are overwritten.
+   room holds depthwise_room() floats. */
+typedef struct {
+    int32_t h, w, k, stride, pad, out_w, top, bottom;
+    const float *x, *weight;
+    float *y, *room;
+    float bias, lo, hi;
+} depthwise_f32;
+
+/* Rows top .. bottom - 1 of a k x k convolution's output, laid out for spmm_f32: row (c * k + i) * k + j of y holds the
+   pixels that tap (i, j) of input channel c meets. x is planes (x_channel = pitch, x_pixel = 1) or pixels of
+   interleaved channels (x_channel = 1, x_pixel = c). */
+typedef struct {
+    int32_t c, h, w, k, stride, pad, out_w, top, bottom;
+    int64_t x_channel, x_pixel, y_pitch;
+    const float *x;
+    float *y;
+} im2col_f32;
+
+/* y = clamp(W x + bias) for one vector x: W (16 * groups rows) as count[g] blocks of 16 rows x 1 column each; without
+   col, dense. w (blocks, 16). */
+typedef struct {
+    int32_t groups, n;
+    const uint16_t *count, *col;
+    const float *w, *bias, *x;
+    float *y;
+    float lo, hi;
+} gemv_f32;
+
+/* y[c] = the mean of the n pixels of plane c; y = clamp(a + b), n floats. */
+typedef struct {
+    int32_t c, n;
+    int64_t x_pitch;
+    const float *x;
+    float *y;
+} mean_f32;
+typedef struct {
+    int64_t n;
+    const float *a, *b;
+    float *y;
+    float lo, hi;
+} add_f32;
+
+/* One instruction set: its kernels, and how many floats a vector of it holds. */
+typedef struct {
+    const char *name;
+    int32_t lanes;
+    void (*spmm)(const spmm_f32 *);
+    void (*depthwise)(const depthwise_f32 *);
+    void (*im2col)(const im2col_f32 *);
+    void (*gemv)(const gemv_f32 *);
+    void (*mean)(const mean_f32 *);
+    void (*add)(const add_f32 *);
+} isa;
+
+/* The instruction set of that name, or the best one for an empty name; NULL where this machine lacks it. */
+const isa *isa_named(const char *name);
+
+/* Floats of `room` that a depthwise kernel needs for a band of `rows` output rows. */
+int64_t depthwise_room(int w, int k, int stride, int pad, int rows);
+
+/* The engine: a packed network (see packed.py for its format), run op by op.
+   engine_check reads a file that may be anything and returns 0, or the number of what is wrong with it; all others
+   trust a file that it has passed. arena holds engine_arena() floats, aligned to 64 bytes. */
+int engine_check(const uint8_t *file, uint64_t size);
+uint64_t engine_arena(const uint8_t *file);
+int engine_ops(const uint8_t *file);
+void engine_put(const uint8_t *file, float *arena, const float *x);
+void engine_step(const uint8_t *file, float *arena, const isa *with, int op);
+void engine_get(const uint8_t *file, const float *arena, float *y);
+void engine_run(const uint8_t *file, float *arena, const isa *with, const float *x, float *y);

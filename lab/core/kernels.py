@@ -1,110 +1,220 @@
 """The C kernels as functions on arrays; numpy does the same work where they are not built, and says so.
 
 `LAB_KERNELS=numpy` chooses the numpy twin, `LAB_KERNELS=c` demands the compiled kernels; left out, the compiled ones
-are used where they are there. Every timing names `backend()`.
+are used where they are there. `LAB_ISA` names the instruction set of the compiled ones, else it is the best that this
+machine has. Every timing names `backend()` and `isa_name()`.
 """
 
 import hashlib
+import mmap
 import os
 import warnings
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 try:
     from ._kernels import ffi, lib
 except ImportError:
-    lib = None
+    ffi = lib = None
 
-BLOCK = 4  # rows of a block
+BLOCK = 4  # rows of a block of `spmm`
+LONG_BLOCK = 16  # rows of a block of `gemv`
+CHUNK = 65_535  # the most columns that 16-bit indices reach
+SLACK = 16  # floats that a kernel may read or write behind the last pixel of a plane
+ISAS = ("avx512", "avx2", "neon", "ref")
 BACKENDS = ("c", "numpy")
 REBUILD = "python ckernels/build.py"
 GET = "install a C compiler (apt-get install gcc, xcode-select --install), then install the lab again"
 _SOURCES = Path(__file__).parents[2] / "ckernels"  # there in a checkout only
-_WRONG = {
-    1: "a size is negative",
-    2: "row_start must start at 0, never fall, and end at the number of blocks",
-    3: "a column of col lies outside the matrix",
-}
 
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
-    """A matrix (rows, columns) kept as its nonzero blocks of 4 rows x 1 column; `pack` makes one.
+    """A matrix (rows, columns) kept as blocks of a few rows x 1 column; `pack` makes one.
 
-    row_start (block rows + 1,) int32: where each block row begins in col and blocks; col (nnz,) int32: each block's
-    column; blocks (nnz, 4) float32. Rows beyond a multiple of 4 are zeros in the last block.
+    The columns are cut into runs of `chunk`; blocks come run by run, group of rows by group. count (runs * groups,)
+    uint16: how many blocks each has; col (blocks,) uint16: each block's column within its run, None where every column
+    is there; blocks (blocks, 4 or 16) float32. Rows beyond a multiple of the block's are zeros in the last group.
     """
 
     rows: int
     columns: int
-    row_start: np.ndarray
-    col: np.ndarray
+    chunk: int
+    count: np.ndarray
+    col: np.ndarray | None
     blocks: np.ndarray
 
     def __post_init__(self) -> None:
-        for name, kind in (("row_start", np.int32), ("col", np.int32), ("blocks", np.float32)):
-            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), kind))
-        block_rows, nnz = -(-self.rows // BLOCK), len(self.col)
-        if len(self.row_start) != block_rows + 1:
-            raise ValueError(f"row_start has {len(self.row_start)} entries: {self.rows} rows need {block_rows + 1}")
-        if self.blocks.shape != (nnz, BLOCK):
-            raise ValueError(f"blocks has shape {self.blocks.shape}: {nnz} columns in col need {(nnz, BLOCK)}")
+        for name, kind in (("count", np.uint16), ("col", np.uint16), ("blocks", np.float32)):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else np.ascontiguousarray(value, kind))
+        n, widths = len(self.blocks), self.widths()
+        if len(self.count) != len(widths):
+            raise ValueError(f"count has {len(self.count)} entries: {self.rows} x {self.columns} needs {len(widths)}")
+        if self.count.sum(dtype=np.int64) != n or (self.col is not None and len(self.col) != n):
+            raise ValueError(f"the sparse matrix is broken: count and col do not go with {n} blocks; make it with pack")
+        limits = np.repeat(widths, self.count)
+        if (self.count != widths).any() if self.col is None else (self.col >= limits).any():
+            raise ValueError("the sparse matrix is broken: a column lies outside its run; make it with kernels.pack")
+
+    @property
+    def block(self) -> int:
+        """Rows of a block."""
+        return self.blocks.shape[1]
+
+    @property
+    def groups(self) -> int:
+        """Groups of rows."""
+        return -(-self.rows // self.block)
+
+    def widths(self) -> np.ndarray:
+        """Columns of the run that each entry of count belongs to."""
+        starts = np.arange(0, self.columns, self.chunk)
+        return np.repeat(np.minimum(self.chunk, self.columns - starts), self.groups)
+
+    def to_dense(self) -> np.ndarray:
+        """The matrix (rows, columns)."""
+        runs = np.repeat(np.arange(len(self.count)) // max(self.groups, 1), self.count)
+        groups = np.repeat(np.arange(len(self.count)) % max(self.groups, 1), self.count)
+        whole = self.col is None
+        within = np.concatenate([np.arange(n) for n in self.count]) if whole and len(self.count) else self.col
+        dense = np.zeros((self.groups, self.columns, self.block), np.float32)
+        if len(self.blocks):
+            dense[groups, runs * self.chunk + within] = self.blocks
+        return dense.transpose(0, 2, 1).reshape(-1, self.columns)[: self.rows]
 
 
-def pack(w: np.ndarray) -> Sparse:
-    """The nonzero 4x1 blocks of w (rows, columns), in fp32; a block is kept if any of its four weights is not 0."""
+def pack(w: np.ndarray, *, block: int = BLOCK, chunk: int = CHUNK, dense: bool = False) -> Sparse:
+    """The nonzero blocks of w (rows, columns) in fp32, `block` rows x 1 column each, or all of them.
+
+    A block is kept if any of its weights is not 0. Columns are cut into runs of `chunk`, at most 65,535.
+    """
     w = np.asarray(w, np.float32)
     if w.ndim != 2:
         raise ValueError(f"w has shape {w.shape}: give a matrix (rows, columns)")
+    if not 1 <= chunk <= CHUNK:
+        raise ValueError(f"chunk={chunk}: give 1 to {CHUNK} columns")
     rows, columns = w.shape
-    padded = np.pad(w, ((0, -rows % BLOCK), (0, 0)))
-    blocks = padded.reshape(len(padded) // BLOCK, BLOCK, columns).transpose(0, 2, 1)  # (block rows, columns, 4)
-    keep = (blocks != 0).any(-1)
-    row_start = np.concatenate([[0], keep.sum(1).cumsum()])
-    return Sparse(rows, columns, row_start, np.nonzero(keep)[1], blocks[keep])
+    padded = np.pad(w, ((0, -rows % block), (0, 0)))
+    groups = len(padded) // block
+    blocks = padded.reshape(groups, block, columns).transpose(0, 2, 1)  # (groups, columns, block)
+    count, col, kept = [], [], []
+    for start in range(0, columns, chunk):
+        run = blocks[:, start : start + chunk]
+        keep = np.ones(run.shape[:2], bool) if dense else (run != 0).any(-1)
+        count.append(keep.sum(1))
+        col.append(np.nonzero(keep)[1])
+        kept.append(run[keep])
+    none = np.zeros((0, block), np.float32)
+    index = None if dense else np.concatenate([*col, []])
+    return Sparse(rows, columns, chunk, np.concatenate([*count, []]), index, np.concatenate([*kept, none]))
 
 
-def spmm(w: Sparse, x: np.ndarray) -> np.ndarray:
+def pitch_for(pixels: int) -> int:
+    """Floats from one plane to the next: whole vectors, room behind them, an odd number of cache lines.
+
+    Planes a power of two apart would all fall into the same few sets of the first-level cache.
+    """
+    lines = -(-(pixels + SLACK) // SLACK)
+    return SLACK * (lines + 1 - lines % 2)
+
+
+def planes(x: np.ndarray, channels: int = 0) -> np.ndarray:
+    """x (C, n) as planes with room behind each, at least `channels` of them: float32 (C, pitch), zeros added."""
+    wide = aligned((max(len(x), channels), pitch_for(x.shape[1])))
+    wide[: len(x), : x.shape[1]] = x
+    return wide
+
+
+def aligned(shape: tuple[int, ...], kind: Any = np.float32) -> np.ndarray:
+    """Zeros on a page border, in large pages where the system has them: for what kernels walk through."""
+    size = max(1, int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize)
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:  # a kernel without them
+            pass
+    return np.frombuffer(memory, kind, count=int(np.prod(shape, dtype=np.int64))).reshape(shape)
+
+
+def spmm(w: Sparse, x: np.ndarray, *, bias: Any = 0.0, add: np.ndarray | None = None, clamp: Any = None) -> np.ndarray:
     """w (rows, columns) times x (columns, n): y (rows, n) in fp32; x (columns,) gives y (rows,).
 
-    Raises ValueError for shapes that don't match and for a `w` whose indices point outside of it.
+    `bias` (rows,) and `add` (rows, n) are added, `clamp` (low, high) bounds the result; a NaN stays a NaN.
+    Raises ValueError for shapes that don't match.
     """
-    x = np.ascontiguousarray(x, np.float32)
+    x = np.asarray(x, np.float32)
     if x.ndim not in (1, 2) or len(x) != w.columns:
         raise ValueError(f"x has shape {x.shape}: a matrix of {w.columns} columns needs ({w.columns}, n)")
     wide = x.reshape(w.columns, -1) if x.size else np.zeros((w.columns, x.shape[1] if x.ndim == 2 else 1), np.float32)
+    low, high = clamp or (-np.inf, np.inf)
+    padded = np.zeros(w.groups * w.block, np.float32)
+    padded[: w.rows] = bias
+    if w.rows == 0 or wide.shape[1] == 0:
+        return np.zeros((w.rows, *x.shape[1:]), np.float32)
     multiply = {"c": _spmm_c, "numpy": _spmm_numpy}[backend()]
-    y = np.empty((BLOCK * (len(w.row_start) - 1), wide.shape[1]), np.float32)
-    wrong = multiply(w, wide, y)
-    if wrong:
-        raise ValueError(f"the sparse matrix is broken: {_WRONG[wrong]}; make it with kernels.pack")
+    y = multiply(w, wide, padded, None if add is None else np.asarray(add, np.float32).reshape(w.rows, -1), low, high)
     return y[: w.rows].reshape(w.rows, *x.shape[1:])
 
 
-def _spmm_c(w: Sparse, x: np.ndarray, y: np.ndarray) -> int:
-    sizes = len(w.row_start) - 1, w.columns, x.shape[1], len(w.col)
-    pointers = [_pointer(a) for a in (w.row_start, w.col, w.blocks, x, y)]
-    return lib.spmm_f32_ref(*sizes, *pointers)
+def _spmm_c(w: Sparse, x: np.ndarray, bias: np.ndarray, add: np.ndarray | None, low: float, high: float) -> np.ndarray:
+    """The kernel of the present instruction set on planes of its own."""
+    if w.block != BLOCK:
+        raise ValueError(f"spmm takes blocks of {BLOCK} rows, this matrix has {w.block}")
+    n, rows = x.shape[1], w.groups * BLOCK
+    source, y = planes(x), planes(np.zeros((0, n), np.float32), rows)
+    more = None if add is None else planes(add, rows)
+    call = ffi.new("spmm_f32 *")
+    call.groups, call.chunks, call.chunk, call.n = w.groups, -(-w.columns // w.chunk), w.chunk, n
+    call.count, call.w, call.bias = pointer(w.count), pointer(w.blocks), pointer(bias)
+    call.col = ffi.NULL if w.col is None else pointer(w.col)
+    call.x, call.x_pitch, call.y, call.y_pitch = pointer(source), source.shape[1], pointer(y), y.shape[1]
+    call.add, call.add_pitch = (ffi.NULL, 0) if more is None else (pointer(more), more.shape[1])
+    call.lo, call.hi = low, high
+    if not w.columns:  # no run at all: the kernel would write nothing
+        y[:, :n] = bias[:, None] + (0 if more is None else more[:, :n])
+        return y[:, :n].clip(low, high)
+    isa().spmm(call)
+    return y[:, :n]
 
 
-def _pointer(array: np.ndarray):
-    return ffi.cast("int32_t *" if array.dtype == np.int32 else "float *", ffi.from_buffer(array))
+def _spmm_numpy(w: Sparse, x: np.ndarray, bias: np.ndarray, add: np.ndarray | None, low: float, high: float) -> np.ndarray:
+    """The twin of spmm_f32."""
+    y = w.to_dense() @ x + bias[: w.rows, None]
+    return (y if add is None else y + add).clip(low, high)
 
 
-def _spmm_numpy(w: Sparse, x: np.ndarray, y: np.ndarray) -> int:
-    """The twin of spmm_f32_ref: the same sums block row by block row, the same error codes."""
-    start = w.row_start
-    if start[0] != 0 or start[-1] != len(w.col) or (np.diff(start) < 0).any():
-        return 2
-    if ((w.col < 0) | (w.col >= w.columns)).any():
-        return 3
-    for b, (first, last) in enumerate(pairwise(start)):
-        y[BLOCK * b : BLOCK * (b + 1)] = w.blocks[first:last].T @ x[w.col[first:last]]  # (4, nnz_b) (nnz_b, n)
-    return 0
+def pointer(array: np.ndarray) -> Any:
+    """The address of an array's first number, in C's type; the array must outlive it."""
+    kinds = {np.dtype(np.float32): "float *", np.dtype(np.uint16): "uint16_t *", np.dtype(np.uint8): "uint8_t *"}
+    return ffi.cast(kinds[array.dtype], ffi.from_buffer(array, require_writable=False))
+
+
+def isa(name: str | None = None) -> Any:
+    """The kernels of an instruction set, in C's struct `isa`: the named one, that of `LAB_ISA`, or the best here.
+
+    Raises RuntimeError for one that this machine lacks.
+    """
+    wish = os.environ.get("LAB_ISA", "") if name is None else name
+    found = lib.isa_named(wish.encode())
+    if found == ffi.NULL:
+        raise RuntimeError(f"LAB_ISA={wish!r} is not to be had here: this machine has {', '.join(isas())}")
+    return found
+
+
+def isas() -> list[str]:
+    """The instruction sets that this machine can run, best first; none without the compiled kernels."""
+    return [name for name in ISAS if lib is not None and lib.isa_named(name.encode()) != ffi.NULL]
+
+
+def isa_name() -> str:
+    """The instruction set in use, or 'numpy'."""
+    return ffi.string(isa().name).decode() if backend() == "c" else "numpy"
 
 
 def backend() -> str:

@@ -1,0 +1,35 @@
+/* Which instruction sets this machine has. */
+#include "isa.h"
+
+extern const isa isa_ref, isa_avx2, isa_avx512, isa_neon, isa_simd128;
+
+static int same(const char *a, const char *b) {
+    while (*a && *a == *b) a++, b++;
+    return *a == *b;
+}
+
+const isa *isa_named(const char *name) {
+    const isa *here[3]; /* best first */
+    int n = 0;
+#if defined __x86_64__
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw"))
+        here[n++] = &isa_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) here[n++] = &isa_avx2;
+#elif defined __aarch64__
+    here[n++] = &isa_neon;
+#elif defined __wasm_simd128__
+    here[n++] = &isa_simd128;
+#endif
+    here[n++] = &isa_ref;
+    for (int i = 0; i < n; i++)
+        if (!*name || same(name, here[i]->name)) return here[i];
+    return NULL;
+}
+
+int64_t depthwise_room(int w, int k, int stride, int pad, int rows) {
+    const int out_w = (w + 2 * pad - k) / stride + 1;
+    const int64_t line = ((out_w > 16 ? out_w : 16) + k + 15) / 16 * 16;
+    return line * stride * ((int64_t)(rows - 1) * stride + k);
+}

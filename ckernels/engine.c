@@ -1,0 +1,264 @@
+/* The engine: reads a packed network (lab/sparsebytenn/packed.py writes it and describes the format), checks every
+   number in it that could lead out of bounds, and runs it op by op over one arena. It allocates nothing. */
+#include "isa.h"
+
+enum { HEADER = 16, TENSOR = 8, OP = 32, NONE = 0xffffffffu, MAGIC = 0x4e4e4253, VERSION = 1, LARGEST = 1 << 20 };
+enum { CONV = 1, POINTWISE, DEPTHWISE, SEPARABLE, MEAN, LINEAR, ADD };
+
+typedef struct {
+    uint32_t magic, version, size, crc, n_tensors, n_ops, tensors, ops, arena, room, room_floats, input, output;
+    uint32_t meta, meta_size, zero;
+} header;
+typedef struct {
+    uint32_t c, h, w, pitch, at, interleaved, zero[2];
+} tensor;
+typedef struct {
+    uint32_t kind, x, add, y, k, stride, pad, band, chunk, sparse, blocks, w, col, count, bias;
+    float lo, hi;
+    uint32_t dw_w, dw_bias;
+    float dw_lo, dw_hi;
+    uint32_t pitch, zero[10]; /* pitch: of the band that a convolution or a separable pair is laid out in */
+} op;
+
+static const header *head(const uint8_t *file) { return (const header *)file; }
+static const tensor *tensor_of(const uint8_t *file, uint32_t i) { return (const tensor *)(file + head(file)->tensors) + i; }
+static const op *op_of(const uint8_t *file, uint32_t i) { return (const op *)(file + head(file)->ops) + i; }
+static const float *floats(const uint8_t *file, uint32_t at) { return (const float *)(file + at); }
+static uint64_t up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+
+/* -- what may be wrong with a file ----------------------------------------------------------------------------------- */
+
+enum { TRUNCATED = 1, NOT_OURS, OTHER_VERSION, CHANGED, BAD_TENSOR, BAD_OP, BAD_SHAPE, BAD_SECTION, BAD_BLOCKS, BAD_ARENA };
+
+static uint32_t crc32(const uint8_t *p, uint64_t n) {
+    uint32_t crc = ~0u, table[256];
+    for (uint32_t i = 0; i < 256; i++) {
+        table[i] = i;
+        for (int bit = 0; bit < 8; bit++) table[i] = table[i] >> 1 ^ (table[i] & 1 ? 0xedb88320u : 0);
+    }
+    for (; n; n--) crc = crc >> 8 ^ table[(crc ^ *p++) & 255];
+    return ~crc;
+}
+
+static int section(const header *h, uint64_t at, uint64_t bytes) {
+    return at % 4 == 0 && at >= 4 * HEADER && at <= h->size && bytes <= h->size - at;
+}
+
+static int check_tensor(const header *h, const tensor *t) {
+    const uint64_t pixels = (uint64_t)t->h * t->w;
+    if (!t->c || !t->h || !t->w || t->c > LARGEST || t->h > LARGEST || t->w > LARGEST || t->interleaved > 1) return BAD_TENSOR;
+    if (pixels > 1u << 28 || t->at % 16 || t->pitch % 16) return BAD_TENSOR;
+    const uint64_t floats = t->interleaved ? up(pixels * t->c, 16) + 16 : up(t->c, 4) * t->pitch;
+    if (!t->interleaved && t->pitch < up(pixels, 16) + 16) return BAD_TENSOR;
+    return floats > h->arena || t->at > h->arena - floats ? BAD_ARENA : 0;
+}
+
+/* `columns` of X against the blocks of an op of `groups` groups of `rows` rows. */
+static int check_blocks(const uint8_t *file, const op *o, uint64_t groups, uint64_t rows, uint64_t columns) {
+    const header *h = head(file);
+    if (!o->chunk || o->chunk > 65535 || o->sparse > 1) return BAD_BLOCKS;
+    const uint64_t chunks = (columns + o->chunk - 1) / o->chunk;
+    if (!section(h, o->count, 2 * chunks * groups) || !section(h, o->bias, 4 * rows * groups)) return BAD_SECTION;
+    if (!section(h, o->w, 4 * rows * o->blocks)) return BAD_SECTION;
+    if (o->sparse && !section(h, o->col, 2 * (uint64_t)o->blocks)) return BAD_SECTION;
+    const uint16_t *count = (const uint16_t *)(file + o->count), *col = (const uint16_t *)(file + o->col);
+    uint64_t block = 0;
+    for (uint64_t c = 0; c < chunks; c++) {
+        const uint64_t width = c + 1 < chunks ? o->chunk : columns - c * o->chunk;
+        for (uint64_t g = 0; g < groups; g++) {
+            const uint64_t n = *count++;
+            if (n > o->blocks - block || (!o->sparse && n != width)) return BAD_BLOCKS;
+            for (uint64_t i = 0; o->sparse && i < n; i++)
+                if (col[block + i] >= width) return BAD_BLOCKS;
+            block += n;
+        }
+    }
+    return block == o->blocks ? 0 : BAD_BLOCKS;
+}
+
+/* Whether a window of k, stride and pad leads from x to y's height and width, and a band of it fits the room. */
+static int check_window(const header *h, const op *o, const tensor *x, const tensor *y, uint64_t rows) {
+    if (!o->k || o->k > 64 || !o->stride || o->stride > 64 || o->pad >= o->k || !o->band || o->band > y->h) return BAD_OP;
+    const uint64_t tall = (uint64_t)x->h + 2 * o->pad, wide = (uint64_t)x->w + 2 * o->pad;
+    if (tall < o->k || wide < o->k) return BAD_SHAPE;
+    if ((tall - o->k) / o->stride + 1 != y->h || (wide - o->k) / o->stride + 1 != y->w) return BAD_SHAPE;
+    if (rows && (o->pitch % 16 || o->pitch < up((uint64_t)o->band * y->w, 16) + 16)) return BAD_OP;
+    const int depthwise = o->kind == DEPTHWISE || o->kind == SEPARABLE;
+    if (depthwise && (x->interleaved || (o->k != 3 && o->k != 5) || o->stride > 2)) return BAD_OP;
+    const uint64_t room = depthwise ? (uint64_t)depthwise_room((int)x->w, (int)o->k, (int)o->stride, (int)o->pad, (int)o->band) : 0;
+    return rows * o->pitch + room > h->room_floats ? BAD_ARENA : 0;
+}
+
+static int check_op(const uint8_t *file, const op *o) {
+    const header *h = head(file);
+    if (o->x >= h->n_tensors || o->y >= h->n_tensors || o->x == o->y) return BAD_OP;
+    const tensor *x = tensor_of(file, o->x), *y = tensor_of(file, o->y);
+    const int has_add = o->add != NONE;
+    if (has_add && o->add >= h->n_tensors) return BAD_OP;
+    const tensor *a = has_add ? tensor_of(file, o->add) : y;
+    if (y->interleaved || a->interleaved || a->c != y->c || a->h != y->h || a->w != y->w || (has_add && a->pitch != y->pitch)) return BAD_SHAPE;
+    if (x->interleaved && o->kind != CONV) return BAD_SHAPE;
+    const uint64_t groups = up(y->c, 4) / 4;
+    int wrong = 0;
+    switch (o->kind) {
+        case CONV: {
+            if (!o->k || o->k > 64) return BAD_OP;
+            const uint64_t columns = (uint64_t)x->c * o->k * o->k;
+            wrong = check_window(h, o, x, y, columns);
+            return wrong ? wrong : check_blocks(file, o, groups, 4, columns);
+        }
+        case POINTWISE:
+            if (x->h != y->h || x->w != y->w) return BAD_SHAPE;
+            return check_blocks(file, o, groups, 4, x->c);
+        case DEPTHWISE:
+        case SEPARABLE:
+            if (!section(h, o->dw_w, 4 * (uint64_t)x->c * o->k * o->k) || o->k > 64) return BAD_SECTION;
+            if (!section(h, o->dw_bias, 4 * (uint64_t)x->c)) return BAD_SECTION;
+            if (o->kind == DEPTHWISE && x->c != y->c) return BAD_SHAPE;
+            wrong = check_window(h, o, x, y, o->kind == SEPARABLE ? x->c : 0);
+            return wrong || o->kind == DEPTHWISE ? wrong : check_blocks(file, o, groups, 4, x->c);
+        case MEAN: return y->c == 1 && y->h == 1 && y->w == x->c ? 0 : BAD_SHAPE;
+        case LINEAR:
+            if (x->c != 1 || x->h != 1 || y->c != 1 || y->h != 1) return BAD_SHAPE;
+            if (o->chunk < x->w) return BAD_OP; /* one chunk */
+            return check_blocks(file, o, up(y->w, 16) / 16, 16, x->w);
+        case ADD: return has_add && x->c == y->c && x->h == y->h && x->w == y->w && x->pitch == y->pitch ? 0 : BAD_SHAPE;
+    }
+    return BAD_OP;
+}
+
+int engine_check(const uint8_t *file, uint64_t size) {
+    const header *h = head(file);
+    if (size < 4 * HEADER) return TRUNCATED;
+    if (h->magic != MAGIC) return NOT_OURS;
+    if (h->version != VERSION) return OTHER_VERSION;
+    if (h->size != size) return TRUNCATED;
+    if (crc32(file + 16, size - 16) != h->crc) return CHANGED;
+    if (!section(h, h->tensors, 4ull * TENSOR * h->n_tensors) || !section(h, h->ops, 4ull * OP * h->n_ops)) return BAD_SECTION;
+    if (!section(h, h->meta, h->meta_size)) return BAD_SECTION;
+    if (h->input >= h->n_tensors || h->output >= h->n_tensors || tensor_of(file, h->output)->interleaved) return BAD_TENSOR;
+    if (h->room % 16 || h->room > h->arena || h->room_floats > h->arena - h->room) return BAD_ARENA;
+    for (uint32_t i = 0; i < h->n_tensors; i++) {
+        const int wrong = check_tensor(h, tensor_of(file, i));
+        if (wrong) return wrong;
+    }
+    for (uint32_t i = 0; i < h->n_ops; i++) {
+        const int wrong = check_op(file, op_of(file, i));
+        if (wrong) return wrong;
+    }
+    return 0;
+}
+
+uint64_t engine_arena(const uint8_t *file) { return head(file)->arena; }
+int engine_ops(const uint8_t *file) { return (int)head(file)->n_ops; }
+
+/* -- running -------------------------------------------------------------------------------------------------------- */
+
+static void copy(float *to, const float *from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) to[i] = from[i];
+}
+
+void engine_put(const uint8_t *file, float *arena, const float *x) {
+    const tensor *t = tensor_of(file, head(file)->input);
+    const int64_t pixels = (int64_t)t->h * t->w;
+    if (t->interleaved) copy(arena + t->at, x, pixels * t->c);
+    else
+        for (uint32_t c = 0; c < t->c; c++) copy(arena + t->at + (int64_t)c * t->pitch, x + c * pixels, pixels);
+}
+
+void engine_get(const uint8_t *file, const float *arena, float *y) {
+    const tensor *t = tensor_of(file, head(file)->output);
+    const int64_t pixels = (int64_t)t->h * t->w;
+    for (uint32_t c = 0; c < t->c; c++) copy(y + c * pixels, arena + t->at + (int64_t)c * t->pitch, pixels);
+}
+
+/* n pixels of Y from pixel `at` on, from X at `in`, whose planes are `pitch` apart and start at that pixel. */
+static void product(const uint8_t *file, float *arena, const isa *with, const op *o, int64_t columns, const float *in,
+                    int64_t pitch, int64_t at, int64_t n) {
+    const tensor *y = tensor_of(file, o->y), *a = o->add == NONE ? NULL : tensor_of(file, o->add);
+    const spmm_f32 s = {
+        .groups = (int32_t)(up(y->c, 4) / 4), .chunks = (int32_t)((columns + o->chunk - 1) / o->chunk),
+        .chunk = (int32_t)o->chunk, .n = (int32_t)n, .count = (const uint16_t *)(file + o->count),
+        .col = o->sparse ? (const uint16_t *)(file + o->col) : NULL, .w = floats(file, o->w),
+        .bias = floats(file, o->bias), .x = in, .x_pitch = pitch, .y = arena + y->at + at, .y_pitch = y->pitch,
+        .add = a ? arena + a->at + at : NULL, .add_pitch = a ? a->pitch : 0, .lo = o->lo, .hi = o->hi,
+    };
+    with->spmm(&s);
+}
+
+static void depthwise_channel(const uint8_t *file, float *arena, const isa *with, const op *o, uint32_t c, uint32_t top,
+                              uint32_t bottom, float *room, float *to) {
+    const tensor *x = tensor_of(file, o->x), *y = tensor_of(file, o->y);
+    const int last = o->kind == DEPTHWISE; /* else its clamp is the pair's inner one */
+    const depthwise_f32 s = {
+        .h = (int32_t)x->h, .w = (int32_t)x->w, .k = (int32_t)o->k, .stride = (int32_t)o->stride,
+        .pad = (int32_t)o->pad, .out_w = (int32_t)y->w, .top = (int32_t)top, .bottom = (int32_t)bottom,
+        .x = arena + x->at + (int64_t)c * x->pitch, .weight = floats(file, o->dw_w) + (int64_t)c * o->k * o->k, .y = to,
+        .room = room, .bias = floats(file, o->dw_bias)[c], .lo = last ? o->lo : o->dw_lo, .hi = last ? o->hi : o->dw_hi,
+    };
+    with->depthwise(&s);
+}
+
+/* The bands of a convolution, a depthwise one, or a depthwise one that a pointwise one reads while it is in the cache. */
+static void banded(const uint8_t *file, float *arena, const isa *with, const op *o) {
+    const tensor *x = tensor_of(file, o->x), *y = tensor_of(file, o->y);
+    float *room = arena + head(file)->room;
+    const int64_t columns = o->kind == CONV ? (int64_t)x->c * o->k * o->k : x->c;
+    for (uint32_t top = 0; top < y->h; top += o->band) {
+        const uint32_t bottom = top + o->band < y->h ? top + o->band : y->h;
+        const int64_t at = (int64_t)top * y->w, n = (int64_t)(bottom - top) * y->w;
+        if (o->kind == CONV) {
+            const im2col_f32 s = {
+                .c = (int32_t)x->c, .h = (int32_t)x->h, .w = (int32_t)x->w, .k = (int32_t)o->k,
+                .stride = (int32_t)o->stride, .pad = (int32_t)o->pad, .out_w = (int32_t)y->w, .top = (int32_t)top,
+                .bottom = (int32_t)bottom, .x_channel = x->interleaved ? 1 : x->pitch,
+                .x_pixel = x->interleaved ? x->c : 1, .y_pitch = o->pitch, .x = arena + x->at, .y = room,
+            };
+            with->im2col(&s);
+        } else
+            for (uint32_t c = 0; c < x->c; c++) {
+                float *to = o->kind == DEPTHWISE ? arena + y->at + (int64_t)c * y->pitch + at : room + (int64_t)c * o->pitch;
+                float *own = o->kind == DEPTHWISE ? room : room + (int64_t)x->c * o->pitch;
+                depthwise_channel(file, arena, with, o, c, top, bottom, own, to);
+            }
+        if (o->kind != DEPTHWISE) product(file, arena, with, o, columns, room, o->pitch, at, n);
+    }
+}
+
+void engine_step(const uint8_t *file, float *arena, const isa *with, int index) {
+    const op *o = op_of(file, (uint32_t)index);
+    const tensor *x = tensor_of(file, o->x), *y = tensor_of(file, o->y);
+    float *in = arena + x->at, *out = arena + y->at;
+    switch (o->kind) {
+        case CONV:
+        case DEPTHWISE:
+        case SEPARABLE: banded(file, arena, with, o); break;
+        case POINTWISE: product(file, arena, with, o, x->c, in, x->pitch, 0, (int64_t)x->h * x->w); break;
+        case MEAN: {
+            const mean_f32 s = {.c = (int32_t)x->c, .n = (int32_t)(x->h * x->w), .x_pitch = x->pitch, .x = in, .y = out};
+            with->mean(&s);
+            break;
+        }
+        case LINEAR: {
+            const gemv_f32 s = {
+                .groups = (int32_t)(up(y->w, 16) / 16), .n = (int32_t)x->w, .count = (const uint16_t *)(file + o->count),
+                .col = o->sparse ? (const uint16_t *)(file + o->col) : NULL, .w = floats(file, o->w),
+                .bias = floats(file, o->bias), .x = in, .y = out, .lo = o->lo, .hi = o->hi,
+            };
+            with->gemv(&s);
+            break;
+        }
+        case ADD: {
+            const add_f32 s = {.n = (int64_t)y->c * y->pitch, .a = in, .b = arena + tensor_of(file, o->add)->at, .y = out,
+                               .lo = o->lo, .hi = o->hi};
+            with->add(&s);
+            break;
+        }
+    }
+}
+
+void engine_run(const uint8_t *file, float *arena, const isa *with, const float *x, float *y) {
+    engine_put(file, arena, x);
+    for (int i = 0; i < engine_ops(file); i++) engine_step(file, arena, with, i);
+    engine_get(file, arena, y);
+}

@@ -1,0 +1,11 @@
+/* WebAssembly: compiled once as SIMD128, once with relaxed SIMD's fused multiply-add. */
+#if defined __wasm_simd128__
+#define LANES 4
+#define MAXV 2 /* 8 sums, 2 of X and 1 weight of the 16 registers that x86 gives to a browser */
+#include "isa.h"
+#include "spmm_f32.h"
+#include "depthwise_f32.h"
+#include "im2col_f32.h"
+#include "vector_f32.h"
+const isa isa_simd128 = {"simd128", LANES, spmm, depthwise, im2col, gemv, mean, add};
+#endif

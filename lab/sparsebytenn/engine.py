@@ -1,0 +1,90 @@
+"""The engine: a packed network, run by the C kernels."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..core import kernels, store
+from . import packed, twin
+
+
+class Engine:
+    """A packed network that runs: `engine(x)` with x (N, C, H, W), or (N, H, W, C) where pictures are interleaved.
+
+    One thread a call; several Python threads may call at once, each with an arena of its own. Without the C kernels
+    numpy does the work, and says so.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = bytes(data)
+        if kernels.backend() == "c":
+            packed.check(self.data)
+            self._file = kernels.aligned((len(self.data),), np.uint8)
+            self._file[:] = np.frombuffer(self.data, np.uint8)
+        self.network = packed.read(self.data)
+        self._own = threading.local()
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Engine":
+        """The engine of a packed file; one that is damaged is a one-line ValueError."""
+        return cls(Path(path).read_bytes())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the packed file."""
+        store.write(Path(path), self.data)
+        return Path(path)
+
+    def __call__(self, x: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """The network's answer to each picture: (N, classes), or (N, C, H, W) where it ends in a map."""
+        pictures = np.ascontiguousarray(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x, np.float32)
+        if pictures.ndim != 4 or pictures.shape[1:] != self.shape:
+            raise ValueError(f"x has shape {pictures.shape}: this engine takes (N, {', '.join(map(str, self.shape))})")
+        run = self._run if kernels.backend() == "c" else lambda one: twin.run(self.network, one)
+        out = self.network.maps[self.network.output]
+        answers = np.stack([run(one) for one in pictures]) if len(pictures) else np.zeros((0, out.c, out.h, out.w))
+        flat = out.pixels == 1 or (out.c == 1 and out.h == 1)
+        return torch.from_numpy(answers.reshape(len(answers), *((-1,) if flat else (out.c, out.h, out.w))))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of a picture."""
+        m = self.network.maps[self.network.input]
+        return (m.h, m.w, m.c) if m.interleaved else (m.c, m.h, m.w)
+
+    def _run(self, picture: np.ndarray) -> np.ndarray:
+        out = self.network.maps[self.network.output]
+        y = np.empty((out.c, out.h, out.w), np.float32)
+        numbers = kernels.pointer(picture), kernels.pointer(y)
+        kernels.lib.engine_run(kernels.pointer(self._file), self._arena(), kernels.isa(), *numbers)
+        return y
+
+    def _arena(self) -> Any:
+        """This thread's arena."""
+        if not hasattr(self._own, "arena"):
+            self._own.arena = kernels.aligned((kernels.lib.engine_arena(kernels.pointer(self._file)),))
+        return kernels.pointer(self._own.arena)
+
+    def times(self, repeats: int = 20) -> list[float]:
+        """Each operator's time in ms, the median of `repeats` runs on a picture of noise, CPU time of one thread."""
+        if kernels.backend() != "c":
+            raise RuntimeError(f"the numpy twin is not timed: {kernels.GET}")
+        file, arena, isa = kernels.pointer(self._file), self._arena(), kernels.isa()
+        picture = np.random.default_rng(0).standard_normal(self.shape, np.float32)
+        kernels.lib.engine_put(file, arena, kernels.pointer(picture))
+        steps = [lambda i=i: kernels.lib.engine_step(file, arena, isa, i) for i in range(len(self.network.ops))]
+        return [1000 * t for t in np.median([[_clocked(step) for step in steps] for _ in range(repeats + 2)][2:], axis=0)]
+
+    def __repr__(self) -> str:
+        kinds = [op.kind for op in self.network.ops]
+        return f"Engine({len(kinds)} operators, {len(self.data):,} bytes, pictures {self.shape})"
+
+
+def _clocked(call: Callable[[], None]) -> float:
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start

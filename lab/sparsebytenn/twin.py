@@ -1,0 +1,44 @@
+"""The engine's numpy twin: reads the same packed network, takes the same steps, shares no code with the C engine."""
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from .packed import Map, Network, Op
+
+
+def run(network: Network, picture: np.ndarray) -> np.ndarray:
+    """The network's answer (C, H, W) to one picture."""
+    values = {network.input: picture.transpose(2, 0, 1) if network.maps[network.input].interleaved else picture}
+    for op in network.ops:
+        add = None if op.add is None else values[op.add]
+        values[op.y] = step(op, network.maps[op.y], values[op.x], add)
+    return values[network.output]
+
+
+def step(op: Op, out: Map, x: np.ndarray, add: np.ndarray | None) -> np.ndarray:
+    """One operator: x (C, H, W) -> (C', H', W')."""
+    if op.kind == "mean":
+        return x.mean((1, 2), dtype=np.float32).reshape(1, 1, -1)
+    if op.kind == "add":
+        return (x + add).clip(*op.clamp)
+    if op.taps is not None:
+        inner = op.clamp if op.kind == "depthwise" else op.inner
+        taps = op.taps.astype(np.float32).reshape(len(x), op.k, op.k)
+        x = (np.einsum("cyxij,cij->cyx", _windows(x, op), taps) + _column(op.taps_bias)).clip(*inner)
+        if op.kind == "depthwise":
+            return x
+    elif op.kind == "conv":
+        x = _windows(x, op).transpose(0, 3, 4, 1, 2)  # (C, k, k, H', W')
+    columns = x.reshape(op.weights.columns, -1)
+    y = (op.weights.to_dense() @ columns + np.asarray(op.bias, np.float32)[:, None]).reshape(out.c, out.h, out.w)
+    return (y if add is None else y + add).clip(*op.clamp)
+
+
+def _windows(x: np.ndarray, op: Op) -> np.ndarray:
+    """What each output pixel sees: (C, H, W) -> (C, H', W', k, k)."""
+    padded = np.pad(x, ((0, 0), (op.pad, op.pad), (op.pad, op.pad)))
+    return sliding_window_view(padded, (op.k, op.k), (1, 2))[:, :: op.stride, :: op.stride]
+
+
+def _column(v: np.ndarray) -> np.ndarray:
+    return np.asarray(v, np.float32)[:, None, None]
