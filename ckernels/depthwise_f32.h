@@ -1,69 +1,172 @@
-/* depthwise_f32: the rows that a band needs are copied once into a room with their zeros around them, even and odd
-   columns apart for stride 2; then every tap is a plain vector load, shared by up to four output rows. */
+/* depthwise_f32: the rows that a band needs are copied once into a room, each with its zeros around it and, for stride
+   2, its even and odd columns apart; then every tap is a plain vector load, shared by up to four output rows. A line of
+   the room is 16 floats that end in the zeros to the left, the pixels from a cache line's start on, 16 floats that begin
+   with the zeros to the right. Vectors may copy more than a row: what that spoils is written after it, or lies in lanes
+   that nobody keeps. */
+#define BEFORE 16
 
-/* Rows y0 .. y0 + rows - 1 of the plane into the room, `pitch` floats each (for stride 2: pitch / 2 even columns, then
-   as many odd ones), zeros where the plane has no pixel. */
-INLINE void depthwise_fill(const int stride, const depthwise_f32 *s, int y0, int rows, int pitch) {
-    const int half = pitch / 2, pad = s->pad;
-    for (int r = 0; r < rows; r++) {
-        float *to = s->room + (ptrdiff_t)r * pitch;
-        const int y = y0 + r, inside = y >= 0 && y < s->h;
-        const float *from = s->x + (ptrdiff_t)y * s->w;
-        if (stride == 1 && inside) {
-            for (int x = 0; x < pad; x++) to[x] = 0.0f;
-            for (int x = 0; x < s->w; x++) to[x + pad] = from[x];
-            for (int x = pad + s->w; x < pitch; x++) to[x] = 0.0f;
-            continue;
-        }
-        for (int x = 0; x < pitch; x++) to[x] = 0.0f;
-        if (!inside) continue;
-        float *first = to + pad % 2 * half + pad / 2, *second = to + (pad + 1) % 2 * half + (pad + 1) / 2;
-        for (int x = 0; x < s->w / 2; x++) first[x] = from[2 * x];
-        for (int x = 0; x < s->w / 2; x++) second[x] = from[2 * x + 1];
-        if (s->w % 2) first[s->w / 2] = from[s->w - 1];
+INLINE void depthwise_zeros(float *line, ptrdiff_t n, int pad) {
+    for (int p = 1; p <= pad; p++) line[BEFORE - p] = line[BEFORE + n + p - 1] = 0.0f;
+}
+
+/* One row of w pixels into a line. */
+INLINE void depthwise_line(const int stride, const float *from, ptrdiff_t w, int pad, float *line, ptrdiff_t half) {
+    if (stride == 1) {
+        for (ptrdiff_t x = 0; x < w; x += LANES) store(line + BEFORE + x, load(from + x));
+        depthwise_zeros(line, w, pad);
+        return;
+    }
+    ptrdiff_t x = 0;
+    for (; x + LANES < w; x += 2 * LANES) {
+        const V a = load(from + x), b = load(from + x + LANES);
+        store(line + BEFORE + x / 2, EVEN(a, b));
+        store(line + half + BEFORE + x / 2, ODD(a, b));
+    }
+    if (x < w) { /* a last vector alone: the floats behind it may not be ours to read */
+        const V a = load(from + x);
+        store(line + BEFORE + x / 2, EVEN(a, a));
+        store(line + half + BEFORE + x / 2, ODD(a, a));
+    }
+    depthwise_zeros(line, (w + 1) / 2, pad);
+    depthwise_zeros(line + half, w / 2, pad);
+}
+
+INLINE void depthwise_fill(const int stride, const depthwise_f32 *s, const float *plane, ptrdiff_t pitch) {
+    const int first = s->top * stride - s->pad, rows = (s->bottom - s->top - 1) * stride + s->k;
+    float *line = s->room;
+    for (int y = first; y < first + rows; y++, line += pitch) {
+        if (y >= 0 && y < s->h) depthwise_line(stride, plane + (ptrdiff_t)y * s->w, s->w, s->pad, line, pitch / 2);
+        else
+            for (ptrdiff_t x = 0; x < pitch; x += LANES) store(line + x, (V){0});
     }
 }
 
-/* `rows` output rows at once. The last vector of a row ends with it, over what the one before has written; where a row
-   is shorter than a vector, what it spoils of the next row is written after it. */
-INLINE void depthwise_rows(const int k, const int stride, const int rows, const depthwise_f32 *s, const float *in,
-                           int pitch, float *y) {
+/* `rows` output rows at once; `in` is where tap 0 of output 0 stands. The last vector of a row ends with it, over what
+   the one before has written; where a row is shorter than a vector, what it spoils of the next is written after it. */
+INLINE void depthwise_rows(const int k, const int stride, const int odd, const int rows, const depthwise_f32 *s,
+                           const V *taps, V bias, const float *in, ptrdiff_t pitch, float *y) {
     const V lo = splat(s->lo), hi = splat(s->hi);
-    for (int next = 0; next < s->out_w; next += LANES) {
-        const int x = next + LANES > s->out_w && next ? s->out_w - LANES : next;
+    const ptrdiff_t out_w = s->out_w, half = pitch / 2;
+    for (ptrdiff_t next = 0; next < out_w; next += LANES) {
+        const ptrdiff_t x = next + LANES > out_w && next ? out_w - LANES : next;
         V acc[4];
-        UNROLL for (int r = 0; r < rows; r++) acc[r] = splat(s->bias);
-        UNROLL for (int line = 0; line < (rows - 1) * stride + k; line++)
+        UNROLL for (int r = 0; r < rows; r++) acc[r] = bias;
+        const float *line = in + x;
+        UNROLL for (int l = 0; l < (rows - 1) * stride + k; l++, line += pitch)
             UNROLL for (int j = 0; j < k; j++) {
-                const V v = load(in + line * pitch + x + (stride == 1 ? j : j % 2 * (pitch / 2) + j / 2));
+                V v = load(stride == 1 ? line + j : line + (j + odd) / 2 + ((j + odd) % 2 ? half : 0));
+                KEEP(v);
                 UNROLL for (int r = 0; r < rows; r++) {
-                    const int i = line - r * stride;
-                    if (i >= 0 && i < k) acc[r] = madd(splat(s->weight[i * k + j]), v, acc[r]);
+                    const int i = l - r * stride;
+                    if (i >= 0 && i < k) acc[r] = madd(taps[i * k + j], v, acc[r]);
                 }
             }
-        UNROLL for (int r = 0; r < rows; r++) store(y + (ptrdiff_t)r * s->out_w + x, clamp(acc[r], lo, hi));
+        UNROLL for (int r = 0; r < rows; r++) store(y + r * out_w + x, clamp(acc[r], lo, hi));
     }
 }
 
-INLINE void depthwise_band(const int k, const int stride, const int together, const depthwise_f32 *s) {
-    const int pitch = (int)(depthwise_room(s->w, k, stride, s->pad, 1) / k), rows = s->bottom - s->top;
-    depthwise_fill(stride, s, s->top * stride - s->pad, (rows - 1) * stride + k, pitch);
-    for (int r = 0; r < rows;) {
-        const float *in = s->room + (ptrdiff_t)r * stride * pitch;
-        float *y = s->y + (ptrdiff_t)r * s->out_w;
-        if (r + together <= rows) {
-            depthwise_rows(k, stride, together, s, in, pitch, y);
-            r += together;
-        } else
-            depthwise_rows(k, stride, 1, s, in, pitch, y), r++;
+INLINE void depthwise_band(const int k, const int stride, const int odd, const int together, const depthwise_f32 *s) {
+    const ptrdiff_t pitch = depthwise_pitch(s->w, stride);
+    const float *in = s->room + BEFORE - (stride == 1 ? s->pad : (s->pad + odd) / 2);
+    const int rows = s->bottom - s->top;
+    for (int c = 0; c < s->c; c++) {
+        const float *weight = s->weight + c * k * k;
+        float *y = s->y + c * s->y_pitch;
+        const V bias = splat(s->bias[c]);
+        V taps[25];
+        UNROLL for (int t = 0; t < k * k; t++) taps[t] = splat(weight[t]);
+        depthwise_fill(stride, s, s->x + c * s->x_pitch, pitch);
+        int r = 0;
+        for (; r + together <= rows; r += together)
+            depthwise_rows(k, stride, odd, together, s, taps, bias, in + r * stride * pitch, pitch, y + (ptrdiff_t)r * s->out_w);
+        for (; r < rows; r++)
+            depthwise_rows(k, stride, odd, 1, s, taps, bias, in + r * stride * pitch, pitch, y + (ptrdiff_t)r * s->out_w);
+    }
+}
+
+/* -- 3 x 3 with zeros one deep, which is nearly all there is: no room; down a column of vectors, each row read once ---- */
+
+typedef struct {
+    V left, mid, right;
+} Three;
+
+/* Columns x * stride + {-1, 0, 1} of a row of w pixels for outputs x .. x + LANES - 1. */
+INLINE Three depthwise_three(const int stride, const float *row, ptrdiff_t w, ptrdiff_t x, V edge) {
+    const float *at = row + stride * x;
+    if (stride == 1) {
+        const V mid = load(at);
+        return (Three){x ? load(at - 1) : AFTER_ZERO(mid), mid, only(edge, load(at + 1))};
+    }
+    const int two = w - 2 * x > LANES; /* else a second vector holds nothing of this row, and may not be ours to read */
+    const V a = load(at), b = two ? load(at + LANES) : a, odd = ODD(a, b);
+    const V left = x ? EVEN(load(at - 1), two ? load(at + LANES - 1) : a) : AFTER_ZERO(odd);
+    return (Three){left, EVEN(a, b), only(edge, odd)};
+}
+
+INLINE V depthwise_dot(V acc, Three in, const V *taps) {
+    return madd(taps[2], in.right, madd(taps[1], in.mid, madd(taps[0], in.left, acc)));
+}
+
+/* Outputs x .. x + LANES - 1 of the band's rows: row r sums input rows stride * r + {-1, 0, 1}, the last of which begins
+   the next one too. */
+INLINE void depthwise_column(const int stride, const depthwise_f32 *s, const float *plane, const V *taps, V bias,
+                             ptrdiff_t x, float *y) {
+    const V lo = splat(s->lo), hi = splat(s->hi);
+    const ptrdiff_t w = s->w;
+    const V edge = lanes_below((int)((stride == 1 ? w - 1 : w / 2) - x)); /* outputs that have a right neighbour */
+    const float *row = plane + (stride * (ptrdiff_t)s->top - 1) * w;
+    V now = bias, next = bias;
+    if (s->top > 0) now = depthwise_dot(bias, depthwise_three(stride, row, w, x, edge), taps);
+    row += w;
+    if (stride == 1) { /* rows overlap by two: the middle of the first one begins the second */
+        const Three in = depthwise_three(1, row, w, x, edge);
+        now = depthwise_dot(now, in, taps + 3);
+        next = depthwise_dot(bias, in, taps);
+        row += w;
+    }
+    for (int r = s->top; r < s->bottom; r++, y += s->out_w) {
+        V after = bias;
+        if (stride == 2) {
+            now = depthwise_dot(now, depthwise_three(2, row, w, x, edge), taps + 3);
+            row += w;
+        }
+        if (stride * r + 1 < s->h) {
+            const Three in = depthwise_three(stride, row, w, x, edge);
+            PREFETCH(row + stride * x + s->x_pitch); /* the next channel's */
+            now = depthwise_dot(now, in, taps + 6);
+            if (stride == 1) next = depthwise_dot(next, in, taps + 3);
+            after = depthwise_dot(bias, in, taps);
+            row += w;
+        }
+        store(y, clamp(now, lo, hi));
+        now = stride == 1 ? next : after;
+        next = after;
+    }
+}
+
+INLINE void depthwise_columns(const int stride, const depthwise_f32 *s) {
+    for (int c = 0; c < s->c; c++) {
+        V taps[9];
+        UNROLL for (int t = 0; t < 9; t++) taps[t] = splat(s->weight[9 * c + t]);
+        for (ptrdiff_t next = 0; next < s->out_w; next += LANES) {
+            const ptrdiff_t x = next + LANES > s->out_w && next ? s->out_w - LANES : next;
+            depthwise_column(stride, s, s->x + c * s->x_pitch, taps, splat(s->bias[c]), x, s->y + c * s->y_pitch + x);
+        }
     }
 }
 
 static void depthwise(const depthwise_f32 *s) {
-    switch (2 * s->k + s->stride) {
-        case 7: depthwise_band(3, 1, 4, s); break;
-        case 8: depthwise_band(3, 2, 2, s); break;
-        case 11: depthwise_band(5, 1, 2, s); break;
-        case 12: depthwise_band(5, 2, 1, s); break;
+    if (s->k == 3 && s->pad == 1) {
+        if (s->stride == 1) depthwise_columns(1, s);
+        else depthwise_columns(2, s);
+        return;
+    }
+    switch (4 * s->k + 2 * (s->stride - 1) + s->pad % 2 * (s->stride - 1)) {
+        case 12: depthwise_band(3, 1, 0, 4, s); break;
+        case 14: depthwise_band(3, 2, 0, 2, s); break;
+        case 15: depthwise_band(3, 2, 1, 2, s); break;
+        case 20: depthwise_band(5, 1, 0, 2, s); break;
+        case 22: depthwise_band(5, 2, 0, 1, s); break;
+        case 23: depthwise_band(5, 2, 1, 1, s); break;
     }
 }

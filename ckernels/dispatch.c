@@ -19,7 +19,7 @@ const isa *isa_named(const char *name) {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) here[n++] = &isa_avx2;
 #elif defined __aarch64__
     here[n++] = &isa_neon;
-#elif defined __wasm_simd128__
+#elif defined __wasm__
     here[n++] = &isa_simd128;
 #endif
     here[n++] = &isa_ref;
@@ -28,8 +28,11 @@ const isa *isa_named(const char *name) {
     return NULL;
 }
 
-int64_t depthwise_room(int w, int k, int stride, int pad, int rows) {
-    const int out_w = (w + 2 * pad - k) / stride + 1;
-    const int64_t line = ((out_w > 16 ? out_w : 16) + k + 15) / 16 * 16;
-    return line * stride * ((int64_t)(rows - 1) * stride + k);
+int64_t depthwise_pitch(int w, int stride) {
+    const int pixels = stride == 1 ? w : (w + 1) / 2;
+    return (((pixels > 16 ? pixels : 16) + 15) / 16 * 16 + 32) * (int64_t)stride;
+}
+
+int64_t depthwise_room(int w, int k, int stride, int rows) {
+    return depthwise_pitch(w, stride) * ((int64_t)(rows - 1) * stride + k);
 }

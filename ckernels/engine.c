@@ -85,7 +85,7 @@ static int check_window(const header *h, const op *o, const tensor *x, const ten
     if (rows && (o->pitch % 16 || o->pitch < up((uint64_t)o->band * y->w, 16) + 16)) return BAD_OP;
     const int depthwise = o->kind == DEPTHWISE || o->kind == SEPARABLE;
     if (depthwise && (x->interleaved || (o->k != 3 && o->k != 5) || o->stride > 2)) return BAD_OP;
-    const uint64_t room = depthwise ? (uint64_t)depthwise_room((int)x->w, (int)o->k, (int)o->stride, (int)o->pad, (int)o->band) : 0;
+    const uint64_t room = depthwise ? (uint64_t)depthwise_room((int)x->w, (int)o->k, (int)o->stride, (int)o->band) : 0;
     return rows * o->pitch + room > h->room_floats ? BAD_ARENA : 0;
 }
 
@@ -137,6 +137,7 @@ int engine_check(const uint8_t *file, uint64_t size) {
     if (!section(h, h->tensors, 4ull * TENSOR * h->n_tensors) || !section(h, h->ops, 4ull * OP * h->n_ops)) return BAD_SECTION;
     if (!section(h, h->meta, h->meta_size)) return BAD_SECTION;
     if (h->input >= h->n_tensors || h->output >= h->n_tensors || tensor_of(file, h->output)->interleaved) return BAD_TENSOR;
+    if (h->arena * (uint64_t)sizeof(float) > PTRDIFF_MAX) return BAD_ARENA; /* no 32-bit machine has it */
     if (h->room % 16 || h->room > h->arena || h->room_floats > h->arena - h->room) return BAD_ARENA;
     for (uint32_t i = 0; i < h->n_tensors; i++) {
         const int wrong = check_tensor(h, tensor_of(file, i));
@@ -150,6 +151,9 @@ int engine_check(const uint8_t *file, uint64_t size) {
 }
 
 uint64_t engine_arena(const uint8_t *file) { return head(file)->arena; }
+static uint64_t floats_of(const tensor *t) { return (uint64_t)t->c * t->h * t->w; }
+uint64_t engine_in(const uint8_t *file) { return floats_of(tensor_of(file, head(file)->input)); }
+uint64_t engine_out(const uint8_t *file) { return floats_of(tensor_of(file, head(file)->output)); }
 int engine_ops(const uint8_t *file) { return (int)head(file)->n_ops; }
 
 /* -- running -------------------------------------------------------------------------------------------------------- */
@@ -186,15 +190,17 @@ static void product(const uint8_t *file, float *arena, const isa *with, const op
     with->spmm(&s);
 }
 
-static void depthwise_channel(const uint8_t *file, float *arena, const isa *with, const op *o, uint32_t c, uint32_t top,
-                              uint32_t bottom, float *room, float *to) {
+/* The depthwise convolution of a band, to planes `pitch` apart. */
+static void depthwise_rows(const uint8_t *file, float *arena, const isa *with, const op *o, uint32_t top, uint32_t bottom,
+                           float *room, float *to, int64_t pitch) {
     const tensor *x = tensor_of(file, o->x), *y = tensor_of(file, o->y);
     const int last = o->kind == DEPTHWISE; /* else its clamp is the pair's inner one */
     const depthwise_f32 s = {
-        .h = (int32_t)x->h, .w = (int32_t)x->w, .k = (int32_t)o->k, .stride = (int32_t)o->stride,
+        .c = (int32_t)x->c, .h = (int32_t)x->h, .w = (int32_t)x->w, .k = (int32_t)o->k, .stride = (int32_t)o->stride,
         .pad = (int32_t)o->pad, .out_w = (int32_t)y->w, .top = (int32_t)top, .bottom = (int32_t)bottom,
-        .x = arena + x->at + (int64_t)c * x->pitch, .weight = floats(file, o->dw_w) + (int64_t)c * o->k * o->k, .y = to,
-        .room = room, .bias = floats(file, o->dw_bias)[c], .lo = last ? o->lo : o->dw_lo, .hi = last ? o->hi : o->dw_hi,
+        .x_pitch = x->pitch, .y_pitch = pitch, .x = arena + x->at, .weight = floats(file, o->dw_w),
+        .bias = floats(file, o->dw_bias), .y = to, .room = room, .lo = last ? o->lo : o->dw_lo,
+        .hi = last ? o->hi : o->dw_hi,
     };
     with->depthwise(&s);
 }
@@ -215,12 +221,10 @@ static void banded(const uint8_t *file, float *arena, const isa *with, const op 
                 .x_pixel = x->interleaved ? x->c : 1, .y_pitch = o->pitch, .x = arena + x->at, .y = room,
             };
             with->im2col(&s);
-        } else
-            for (uint32_t c = 0; c < x->c; c++) {
-                float *to = o->kind == DEPTHWISE ? arena + y->at + (int64_t)c * y->pitch + at : room + (int64_t)c * o->pitch;
-                float *own = o->kind == DEPTHWISE ? room : room + (int64_t)x->c * o->pitch;
-                depthwise_channel(file, arena, with, o, c, top, bottom, own, to);
-            }
+        } else if (o->kind == DEPTHWISE)
+            depthwise_rows(file, arena, with, o, top, bottom, room, arena + y->at + at, y->pitch);
+        else
+            depthwise_rows(file, arena, with, o, top, bottom, room + (int64_t)x->c * o->pitch, room, o->pitch);
         if (o->kind != DEPTHWISE) product(file, arena, with, o, columns, room, o->pitch, at, n);
     }
 }

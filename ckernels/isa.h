@@ -16,7 +16,58 @@ typedef float Unaligned4 __attribute__((vector_size(16), aligned(4), may_alias))
 INLINE V load(const float *p) { return *(const Unaligned *)p; }
 INLINE void store(float *p, V v) { *(Unaligned *)p = v; }
 INLINE V splat(float s) { return s - (V){0}; }
+/* Hold v in a register: gcc would rather load it again for each use. */
+#if defined __x86_64__
+#define KEEP(v) __asm__("" : "+v"(v))
+#define PREFETCH(p) __builtin_prefetch(p)
+#else
+#define KEEP(v) (void)(v)
+#define PREFETCH(p) (void)(p)
+#endif
 INLINE V4 load4(const float *p) { return *(const Unaligned4 *)p; }
+
+/* The four weights of a block, in the form that a set multiplies by: NEON takes a lane of a register, so one load serves
+   all four; the others broadcast each from memory as they load it.
+   FIXED: a number kept in a register as it is. Without it gcc takes NEON's addresses apart again, one sum a load. */
+#if defined __aarch64__
+#define FIXED(p) __asm__("" : "+r"(p))
+typedef V4 Weights;
+INLINE Weights weights(const float *p) { return load4(p); }
+#else
+#define FIXED(p) (void)0
+typedef const float *Weights;
+INLINE Weights weights(const float *p) { return p; }
+#endif
+
+/* Every other float of two vectors. */
+#if LANES == 16
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
+#elif LANES == 8
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15)
+#else
+#define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6)
+#define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7)
+#endif
+
+/* A zero, then all but the last float of v. */
+#if LANES == 16
+#define AFTER_ZERO(v) __builtin_shufflevector((V){0}, v, 0, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30)
+#elif LANES == 8
+#define AFTER_ZERO(v) __builtin_shufflevector((V){0}, v, 0, 8, 9, 10, 11, 12, 13, 14)
+#else
+#define AFTER_ZERO(v) __builtin_shufflevector((V){0}, v, 0, 4, 5, 6)
+#endif
+
+/* All bits set in the first n lanes, none in the others; and v where the bits are set, else 0. */
+typedef int32_t Bits __attribute__((vector_size(4 * LANES)));
+INLINE V lanes_below(int n) {
+    Bits lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return (V)(lane < n - (Bits){0});
+}
+INLINE V only(V bits, V v) { return (V)((Bits)bits & (Bits)v); }
 
 /* vmax and vmin give their second operand where either is NaN: clamp(NaN) is NaN. */
 #if defined __AVX512F__ && LANES == 16
@@ -35,6 +86,15 @@ INLINE V vmin(V a, V b) { return (V)vminq_f32((float32x4_t)a, (float32x4_t)b); }
 #include <wasm_simd128.h>
 INLINE V vmax(V a, V b) { return (V)wasm_f32x4_pmax((v128_t)b, (v128_t)a); } /* pmax(b, a) = b < a ? a : b */
 INLINE V vmin(V a, V b) { return (V)wasm_f32x4_pmin((v128_t)b, (v128_t)a); }
+#else /* a set without vectors: the compiler takes them apart */
+INLINE V vmax(V a, V b) {
+    UNROLL for (int i = 0; i < LANES; i++) a[i] = a[i] > b[i] ? a[i] : b[i];
+    return a;
+}
+INLINE V vmin(V a, V b) {
+    UNROLL for (int i = 0; i < LANES; i++) a[i] = a[i] < b[i] ? a[i] : b[i];
+    return a;
+}
 #endif
 INLINE V clamp(V v, V lo, V hi) { return vmin(hi, vmax(lo, v)); }
 INLINE float clamp1(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }

@@ -19,14 +19,15 @@ typedef struct {
     float lo, hi;
 } spmm_f32;
 
-/* Rows top .. bottom - 1 of one channel of a k x k depthwise convolution, k = 3 or 5, stride 1 or 2, zeros `pad` deep
-   around the plane x (h, w). y gets its out_w wide rows without a gap, and up to 16 floats behind them are overwritten.
-   room holds depthwise_room() floats. */
+/* Rows top .. bottom - 1 of a k x k depthwise convolution of c channels, k = 3 or 5, stride 1 or 2, zeros `pad` deep
+   around the planes x (h, w). A plane of y gets its out_w wide rows without a gap, and up to 16 floats behind them are
+   overwritten. weight (c, k * k), bias (c). room holds depthwise_room() floats. */
 typedef struct {
-    int32_t h, w, k, stride, pad, out_w, top, bottom;
-    const float *x, *weight;
+    int32_t c, h, w, k, stride, pad, out_w, top, bottom;
+    int64_t x_pitch, y_pitch;
+    const float *x, *weight, *bias;
     float *y, *room;
-    float bias, lo, hi;
+    float lo, hi;
 } depthwise_f32;
 
 /* Rows top .. bottom - 1 of a k x k convolution's output, laid out for spmm_f32: row (c * k + i) * k + j of y holds the
@@ -78,14 +79,18 @@ typedef struct {
 /* The instruction set of that name, or the best one for an empty name; NULL where this machine lacks it. */
 const isa *isa_named(const char *name);
 
-/* Floats of `room` that a depthwise kernel needs for a band of `rows` output rows. */
-int64_t depthwise_room(int w, int k, int stride, int pad, int rows);
+/* Floats of `room` that a depthwise kernel needs for a band of `rows` output rows, and of one line of it. */
+int64_t depthwise_room(int w, int k, int stride, int rows);
+int64_t depthwise_pitch(int w, int stride);
 
 /* The engine: a packed network (see packed.py for its format), run op by op.
    engine_check reads a file that may be anything and returns 0, or the number of what is wrong with it; all others
-   trust a file that it has passed. arena holds engine_arena() floats, aligned to 64 bytes. */
+   trust a file that it has passed. arena holds engine_arena() floats, aligned to 64 bytes; x and y, a picture and the
+   network's answer, engine_in() and engine_out() floats. */
 int engine_check(const uint8_t *file, uint64_t size);
 uint64_t engine_arena(const uint8_t *file);
+uint64_t engine_in(const uint8_t *file);
+uint64_t engine_out(const uint8_t *file);
 int engine_ops(const uint8_t *file);
 void engine_put(const uint8_t *file, float *arena, const float *x);
 void engine_step(const uint8_t *file, float *arena, const isa *with, int op);

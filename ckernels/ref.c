@@ -24,17 +24,19 @@ static void spmm_ref(const spmm_f32 *s) {
 }
 
 static void depthwise_ref(const depthwise_f32 *s) {
-    for (int y = s->top; y < s->bottom; y++)
-        for (int x = 0; x < s->out_w; x++) {
-            float sum = s->bias;
-            for (int i = 0; i < s->k; i++)
-                for (int j = 0; j < s->k; j++) {
-                    const int from_y = y * s->stride + i - s->pad, from_x = x * s->stride + j - s->pad;
-                    const int inside = from_y >= 0 && from_y < s->h && from_x >= 0 && from_x < s->w;
-                    sum += s->weight[i * s->k + j] * (inside ? s->x[from_y * s->w + from_x] : 0.0f);
-                }
-            s->y[(y - s->top) * s->out_w + x] = clamped(sum, s->lo, s->hi);
-        }
+    for (int c = 0; c < s->c; c++)
+        for (int y = s->top; y < s->bottom; y++)
+            for (int x = 0; x < s->out_w; x++) {
+                float sum = s->bias[c];
+                for (int i = 0; i < s->k; i++)
+                    for (int j = 0; j < s->k; j++) {
+                        const int from_y = y * s->stride + i - s->pad, from_x = x * s->stride + j - s->pad;
+                        const int inside = from_y >= 0 && from_y < s->h && from_x >= 0 && from_x < s->w;
+                        const float pixel = inside ? s->x[c * s->x_pitch + (int64_t)from_y * s->w + from_x] : 0.0f;
+                        sum += s->weight[(c * s->k + i) * s->k + j] * pixel;
+                    }
+                s->y[c * s->y_pitch + (int64_t)(y - s->top) * s->out_w + x] = clamped(sum, s->lo, s->hi);
+            }
 }
 
 static void im2col_ref(const im2col_f32 *s) {

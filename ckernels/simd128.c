@@ -1,5 +1,6 @@
-/* WebAssembly: compiled once as SIMD128, once with relaxed SIMD's fused multiply-add. */
-#if defined __wasm_simd128__
+/* WebAssembly: the same body compiled three times, with relaxed SIMD's fused multiply-add, with SIMD128, and for engines
+   that have neither, where the compiler takes each vector apart. */
+#if defined __wasm__
 #define LANES 4
 #define MAXV 2 /* 8 sums, 2 of X and 1 weight of the 16 registers that x86 gives to a browser */
 #include "isa.h"

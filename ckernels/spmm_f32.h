@@ -16,12 +16,22 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
                 for (int r = 0; r < 4; r++) last[r] = c ? y[r * s->y_pitch + nv * LANES] : s->bias[4 * g + r];
 
             const int n = *count++;
+            const char *base = (const char *)x;
+            ptrdiff_t step = s->x_pitch * (ptrdiff_t)sizeof(float); /* in bytes: one multiply-add makes an address */
+            FIXED(base);
+            FIXED(step);
             for (int i = 0; i < n; i++, w += 4) {
-                const float *in = x + (sparse ? col[i] : i) * s->x_pitch;
+                const float *in = (const float *)(base + (sparse ? col[i] : i) * step);
+                if (sparse) {
+                    FIXED(w);
+                    FIXED(in);
+                }
                 V xs[MAXV];
                 UNROLL for (int v = 0; v < nv; v++) xs[v] = load(in + v * LANES);
+                PREFETCH(w + 1024); /* the stream of weights comes from far: most layers are read once a picture */
+                const Weights four = weights(w);
                 UNROLL for (int r = 0; r < 4; r++) {
-                    const V weight = splat(w[r]);
+                    const V weight = splat(four[r]);
                     UNROLL for (int v = 0; v < nv; v++) acc[r][v] = madd(weight, xs[v], acc[r][v]);
                 }
                 if (tail) last = madd4(load4(w), in[nv * LANES] - (V4){0}, last);

@@ -1,17 +1,34 @@
 /* gemv_f32, mean_f32 and add_f32: what is left behind the last feature map. */
-static void gemv(const gemv_f32 *s) {
+#define GEMV (16 / LANES) /* vectors of a block of 16 rows */
+
+/* `together` groups of the same length at once: as many streams of weights, which come from far, as many sums under way. */
+INLINE void gemv_groups(const int together, const gemv_f32 *s, int g, const float *w, const uint16_t *col) {
     const V lo = splat(s->lo), hi = splat(s->hi);
+    const int n = s->count[g];
+    V acc[4][GEMV];
+    UNROLL for (int t = 0; t < together; t++)
+        UNROLL for (int v = 0; v < GEMV; v++) acc[t][v] = load(s->bias + 16 * (g + t) + v * LANES);
+    for (int i = 0; i < n; i++) {
+        const V x = splat(s->x[col ? col[i] : i]);
+        UNROLL for (int t = 0; t < together; t++)
+            UNROLL for (int v = 0; v < GEMV; v++)
+                acc[t][v] = madd(load(w + 16 * ((ptrdiff_t)t * n + i) + v * LANES), x, acc[t][v]);
+    }
+    UNROLL for (int t = 0; t < together; t++)
+        UNROLL for (int v = 0; v < GEMV; v++) store(s->y + 16 * (g + t) + v * LANES, clamp(acc[t][v], lo, hi));
+}
+
+static void gemv(const gemv_f32 *s) {
     const float *w = s->w;
     const uint16_t *col = s->col;
-    for (int g = 0; g < s->groups; g++) {
-        V acc[16 / LANES];
-        UNROLL for (int v = 0; v < 16 / LANES; v++) acc[v] = load(s->bias + 16 * g + v * LANES);
-        for (int i = 0; i < s->count[g]; i++, w += 16) {
-            const V x = splat(s->x[col ? col[i] : i]);
-            UNROLL for (int v = 0; v < 16 / LANES; v++) acc[v] = madd(load(w + v * LANES), x, acc[v]);
-        }
+    int g = 0;
+    if (!col)
+        for (; g + 4 / GEMV <= s->groups && GEMV < 4; g += 4 / GEMV, w += 16 * (ptrdiff_t)s->n * (4 / GEMV))
+            gemv_groups(4 / GEMV, s, g, w, NULL);
+    for (; g < s->groups; g++) {
+        gemv_groups(1, s, g, w, col);
+        w += 16 * (ptrdiff_t)s->count[g];
         if (col) col += s->count[g];
-        UNROLL for (int v = 0; v < 16 / LANES; v++) store(s->y + 16 * g + v * LANES, clamp(acc[v], lo, hi));
     }
 }
 

@@ -183,7 +183,9 @@ def _spmm_c(w: Sparse, x: np.ndarray, bias: np.ndarray, add: np.ndarray | None, 
     return y[:, :n]
 
 
-def _spmm_numpy(w: Sparse, x: np.ndarray, bias: np.ndarray, add: np.ndarray | None, low: float, high: float) -> np.ndarray:
+def _spmm_numpy(
+    w: Sparse, x: np.ndarray, bias: np.ndarray, add: np.ndarray | None, low: float, high: float
+) -> np.ndarray:
     """The twin of spmm_f32."""
     y = w.to_dense() @ x + bias[: w.rows, None]
     return (y if add is None else y + add).clip(low, high)

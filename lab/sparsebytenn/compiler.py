@@ -19,7 +19,7 @@ from ..core.channels import is_depthwise
 from ..core.tracing import module_of, shape, trace
 from .packed import Map, Network, Op
 
-BAND = 384  # about as many pixels a separable pair or a convolution lays out at a time
+BAND = 48 << 10  # floats, about, that a separable pair or a convolution lays out at a time: they stay in the cache
 RUN = 128  # columns of X that stay in the first-level cache
 _ACTIVATIONS = {
     nn.ReLU: (0.0, np.inf), nn.ReLU6: (0.0, 6.0), F.relu: (0.0, np.inf), torch.relu: (0.0, np.inf),
@@ -122,10 +122,12 @@ class _Builder:
         weight = module.weight.detach().double().numpy()  # (OC, IC / groups, k, k)
         bias = np.zeros(c) if module.bias is None else module.bias.detach().double().numpy()
         op = Op("conv", str(node.target), x, self._new(Map(c, h, w)), k=k, stride=stride, pad=pad, bias=bias)
-        op.band = _band(h, w)
+        op.band = _band(h, w, module.in_channels // module.groups * k * k if module.groups == 1 else c)
         if is_depthwise(module) and module.in_channels == module.out_channels and module.in_channels > 1:
             if k not in (3, 5) or stride > 2:
-                raise ValueError(f"{node.target}: depthwise {k} x {k}, stride {stride}: the engine has 3 x 3 and 5 x 5, 1 and 2")
+                raise ValueError(
+                    f"{node.target}: depthwise {k} x {k}, stride {stride}: the engine has 3 x 3 and 5 x 5, 1 and 2"
+                )
             op.kind, op.taps, op.taps_bias, op.bias = "depthwise", weight.reshape(c, k * k), bias, None
         elif module.groups != 1:
             raise ValueError(f"{node.target} has {module.groups} groups: the engine has 1 group, or depthwise")
@@ -138,7 +140,9 @@ class _Builder:
         """Fold y = (x - mean) / std * weight + bias into the convolution before it."""
         op = self._writer(node)
         if op.clamp != FREE or op.add is not None or op.kind not in ("conv", "pointwise", "depthwise"):
-            raise ValueError(f"{node.target} (BatchNorm2d) does not stand right behind a convolution: the engine folds it there")
+            raise ValueError(
+                f"{node.target} (BatchNorm2d) does not stand right behind a convolution: the engine folds it there"
+            )
         mean, var = (t.double().numpy() for t in (module.running_mean, module.running_var))
         gain = 1 / np.sqrt(var + module.eps)
         if module.weight is not None:
@@ -158,12 +162,22 @@ class _Builder:
     def _sum(self, node: fx.Node) -> None:
         """Fuse a sum into the convolution that made one of its parts last, else add two maps."""
         a, b = node.args[:2]
-        if not all(isinstance(part, fx.Node) and shape(part) == shape(node) for part in (a, b)) or node.kwargs.get("alpha", 1) != 1:
+        if (
+            not all(isinstance(part, fx.Node) and shape(part) == shape(node) for part in (a, b))
+            or node.kwargs.get("alpha", 1) != 1
+        ):
             raise ValueError(f"the engine has no operator for {node.name}: it adds two maps of one shape")
         for part, other in ((a, b), (b, a)):
             op = self.ops[-1]
-            fits = op.y == self.values[part] and op.kind in ("conv", "pointwise") and op.add is None and op.clamp == FREE
-            if fits and len(part.users) == 1 and self.values[other] != op.y and not self.maps[self.values[other]].interleaved:
+            fits = (
+                op.y == self.values[part] and op.kind in ("conv", "pointwise") and op.add is None and op.clamp == FREE
+            )
+            if (
+                fits
+                and len(part.users) == 1
+                and self.values[other] != op.y
+                and not self.maps[self.values[other]].interleaved
+            ):
                 op.add = self.values[other]
                 self.values[node] = op.y
                 return
@@ -181,7 +195,9 @@ class _Builder:
             op.weights = sparse_or_dense(weight, kernels.LONG_BLOCK, kernels.CHUNK)
         else:
             if source.h != source.w:
-                raise ValueError(f"{node.target} reads a flattened map of {source.h} x {source.w}: the engine needs a square")
+                raise ValueError(
+                    f"{node.target} reads a flattened map of {source.h} x {source.w}: the engine needs a square"
+                )
             kind = "pointwise" if source.h == 1 else "conv"
             op = Op(kind, str(node.target), x, self._new(Map(len(weight), 1, 1)), k=source.h, bias=bias)
             op.weights = packed_rows(weight)
@@ -238,9 +254,9 @@ def _window(node: fx.Node, module: nn.Conv2d) -> tuple[int, int, int]:
     return k[0], stride[0], int(pad[0])
 
 
-def _band(h: int, w: int) -> int:
-    """Rows of a band of about BAND pixels, bands as equal as can be."""
-    bands = max(1, round(h * w / BAND))
+def _band(h: int, w: int, rows: int) -> int:
+    """Rows of a band of about BAND floats, at least 384 pixels, bands as equal as can be."""
+    bands = max(1, round(h * w / max(384, BAND // rows)))
     return -(-h // bands)
 
 
@@ -257,7 +273,14 @@ def _is_mean(node: fx.Node, module: nn.Module | None) -> bool:
 
 def _is_flatten(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether a node only drops axes of one picture: (1, C, H, W) -> (1, C * H * W)."""
-    named = isinstance(module, nn.Flatten) or node.target in ("flatten", "view", "reshape", "squeeze", torch.flatten, torch.squeeze)
+    named = isinstance(module, nn.Flatten) or node.target in (
+        "flatten",
+        "view",
+        "reshape",
+        "squeeze",
+        torch.flatten,
+        torch.squeeze,
+    )
     before = shape(node.all_input_nodes[0]) if node.all_input_nodes else ()
     return named and shape(node) == (1, int(np.prod(before)))
 

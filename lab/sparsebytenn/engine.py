@@ -77,7 +77,9 @@ class Engine:
         picture = np.random.default_rng(0).standard_normal(self.shape, np.float32)
         kernels.lib.engine_put(file, arena, kernels.pointer(picture))
         steps = [lambda i=i: kernels.lib.engine_step(file, arena, isa, i) for i in range(len(self.network.ops))]
-        return [1000 * t for t in np.median([[_clocked(step) for step in steps] for _ in range(repeats + 2)][2:], axis=0)]
+        return [
+            1000 * t for t in np.median([[_clocked(step) for step in steps] for _ in range(repeats + 2)][2:], axis=0)
+        ]
 
     def __repr__(self) -> str:
         kinds = [op.kind for op in self.network.ops]

@@ -40,6 +40,7 @@ WRONG = {
     9: "its block counts or columns do not fit",
     10: "its arena is too small",
 }
+REFUSED, AGAIN = "this is no packed network that can be run", "make it again with outcome.engine()"
 _HEADER, _MAP, _OP = struct.Struct("<4s15I"), struct.Struct("<8I"), struct.Struct("<15I2f2I2f11I")
 
 
@@ -101,9 +102,11 @@ class Op:
     def room(self, x: Map, out: Map) -> int:
         """Floats of scratch that the operator needs."""
         rows = {"conv": x.c * self.k**2, "separable": x.c}.get(self.kind, 0) * self.pitch(out)
-        line = (max((x.w + 2 * self.pad - self.k) // self.stride + 1, 16) + self.k + 15) // 16 * 16
-        lines = ((self.band - 1) * self.stride + self.k) * self.stride
-        return rows + (lines * line if self.taps is not None else 0)
+        if self.taps is None:
+            return rows
+        pixels = x.w if self.stride == 1 else (x.w + 1) // 2
+        line = self.stride * (_up(max(pixels, 16), 16) + 32)  # depthwise_pitch of ckernels/dispatch.c
+        return rows + line * ((self.band - 1) * self.stride + self.k)
 
 
 @dataclass
@@ -154,7 +157,9 @@ def write(network: Network) -> bytes:
     counts = len(network.maps), len(network.ops), 64, ops_at, arena, room, room_floats
     head = [*counts, network.input, network.output, meta_at, len(meta), 0]
     tables = maps.ljust(ops_at - 64, b"\0") + ops
-    body = (_HEADER.pack(MAGIC, VERSION, size, 0, *head)[16:] + tables).ljust(sections.start - 16, b"\0") + sections.bytes()
+    body = (_HEADER.pack(MAGIC, VERSION, size, 0, *head)[16:] + tables).ljust(
+        sections.start - 16, b"\0"
+    ) + sections.bytes()
     return MAGIC + struct.pack("<3I", VERSION, size, zlib.crc32(body)) + body
 
 
@@ -207,7 +212,7 @@ def check(data: bytes) -> None:
     """Raise a one-line ValueError unless `data` is a packed network that the engine may run."""
     wrong = kernels.lib.engine_check(kernels.ffi.from_buffer("uint8_t[]", data), len(data))
     if wrong:
-        raise ValueError(f"this is no packed network that can be run: {WRONG[wrong]}; make it again with outcome.engine()")
+        raise ValueError(f"{REFUSED}: {WRONG[wrong]}; {AGAIN}")
 
 
 def read(data: bytes) -> Network:
@@ -215,10 +220,20 @@ def read(data: bytes) -> Network:
     head = _HEADER.unpack_from(data)
     _, _, _, _, n_maps, n_ops, maps_at, ops_at, _, _, _, first, last, meta_at, meta_size, _ = head
     maps = [_map(_MAP.unpack_from(data, maps_at + 32 * i)) for i in range(n_maps)]
-    meta = json.loads(data[meta_at : meta_at + meta_size])
+    meta = _meta(data[meta_at : meta_at + meta_size], n_ops)
     names = meta.pop("names")
     ops = [_op(data, _OP.unpack_from(data, ops_at + 128 * i), names[i], maps) for i in range(n_ops)]
     return Network(maps, ops, first, last, meta)
+
+
+def _meta(text: bytes, n_ops: int) -> dict[str, Any]:
+    try:
+        meta = json.loads(text)
+        if len(meta["names"]) == n_ops:
+            return meta
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{REFUSED}: its description is malformed; {AGAIN}")
 
 
 def _map(fields: tuple) -> Map:
@@ -227,7 +242,9 @@ def _map(fields: tuple) -> Map:
 
 
 def _op(data: bytes, fields: tuple, name: str, maps: list[Map]) -> Op:
-    kind, x, add, y, k, stride, pad, band, chunk, sparse, blocks, w, col, count, bias, lo, hi, taps, taps_bias = fields[:19]
+    kind, x, add, y, k, stride, pad, band, chunk, sparse, blocks, w, col, count, bias, lo, hi, taps, taps_bias = fields[
+        :19
+    ]
     kind = NAMES[kind]
     op = Op(kind, name, x, y, None if add == NONE else add, k, stride, pad, band, clamp=(lo, hi), inner=fields[19:21])
     channels = maps[x].c
