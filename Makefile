@@ -2,8 +2,10 @@
 # make test   proves that everything works
 # make check  its fast part, for daily work
 # make tour   runs the tour without a browser and writes tour.html
+# make kernels-arm  compiles SparseByteNN's engine for 64-bit ARM: a static library and its headers in build/arm
+# make kernels-wasm  compiles it for browsers, into the package: needs clang-19 and lld-19
 # make clean  removes what the others made
-.PHONY: lab test check tour setup clean
+.PHONY: lab test check tour setup clean kernels-arm kernels-wasm
 
 export OMP_NUM_THREADS ?= 1
 export JUPYTER_PREFER_ENV_PATH = 1
@@ -24,6 +26,24 @@ check: setup
 tour: setup
 	$(PY) -m nbconvert --to html --execute --ExecutePreprocessor.store_widget_state=False \
 	  --output-dir . --output tour notebooks/00_tour.ipynb
+
+# For a phone: make kernels-arm CC=$NDK/.../aarch64-linux-android24-clang AR=$NDK/.../llvm-ar
+kernels-arm: CC = aarch64-linux-gnu-gcc
+kernels-arm: AR = aarch64-linux-gnu-ar
+kernels-arm: CFLAGS = -O3 -fPIC
+kernels-arm: ARM = build/arm
+kernels-arm: ARM_SOURCES = $(filter-out %/avx2.c %/avx512.c %/simd128.c %/wasm.c,$(wildcard ckernels/*.c))
+kernels-arm:
+	@mkdir -p $(ARM) && rm -f $(ARM)/*.o $(ARM)/libsbnn.a
+	@for source in $(ARM_SOURCES); do \
+	  $(CC) $(CFLAGS) -c $$source -o $(ARM)/$$(basename $$source .c).o || exit 1; \
+	done
+	@$(AR) rcs $(ARM)/libsbnn.a $(ARM)/*.o && rm -f $(ARM)/*.o
+	@cp ckernels/sbnn.h ckernels/kernels.h $(ARM)
+	@echo "$(ARM)/libsbnn.a ($(notdir $(ARM_SOURCES))) and $(ARM)/sbnn.h: ckernels/examples/run.c shows their use"
+
+kernels-wasm:
+	@python3 ckernels/wasm.py
 
 setup:
 	@.ci/setup

@@ -12,18 +12,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import gal, ui
+    from . import gal, sparsebytenn, ui
     from .core import cost, nets, surgery, tasks
     from .core.finetune import finetune
     from .core.parallel import map
     from .core.task import Task
     from .gal import GAL
+    from .sparsebytenn import SparseByteNN
     from .ui import compare, view
 
 __version__ = "0.1.0"
 
 # Public name -> module, or (module, attribute). Loaded at first use: `import lab` is fast and imports no torch.
-_RECIPES = {"GAL": ("gal", "GAL")}
+_RECIPES = {"GAL": ("gal", "GAL"), "SparseByteNN": ("sparsebytenn", "SparseByteNN")}
 _PLACES = {
     **_RECIPES,
     **{package: package for package, _ in _RECIPES.values()},  # the methods' rooms: help(lab.gal) is a card
@@ -41,6 +42,7 @@ _PLACES = {
 __all__ = [
     "GAL",
     "RECIPES",
+    "SparseByteNN",
     "Task",
     "compare",
     "cost",
@@ -49,6 +51,7 @@ __all__ = [
     "load",
     "map",
     "nets",
+    "sparsebytenn",
     "surgery",
     "tasks",
     "ui",

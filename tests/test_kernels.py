@@ -64,20 +64,6 @@ def test_spmm_is_the_dense_product(backend, shape):
     np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5)
 
 
-@needs_c
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20), st.floats(0, 1), st.integers(0, 99))
-def test_c_and_numpy_agree(rows, columns, n, density, seed):
-    w, x = operands(rows, columns, n, density, seed)
-    packed = kernels.pack(w)
-    twins = []
-    for multiply in (kernels._spmm_c, kernels._spmm_numpy):
-        y = np.full((4 * (len(packed.row_start) - 1), n), np.nan, np.float32)
-        assert multiply(packed, x, y) == 0
-        twins.append(y)
-    np.testing.assert_allclose(*twins, rtol=1e-5, atol=1e-5)
-
-
 def test_a_vector_gives_a_vector(backend):
     w, x = operands(10, 6, 1, 0.5)
     np.testing.assert_allclose(kernels.spmm(kernels.pack(w), x[:, 0]), w @ x[:, 0], rtol=1e-5, atol=1e-5)
@@ -93,32 +79,78 @@ def test_pack_keeps_only_blocks_that_are_not_zero():
     w = np.zeros((8, 3), np.float32)
     w[5, 2] = 7
     packed = kernels.pack(w)
-    assert (packed.row_start.tolist(), packed.col.tolist(), packed.blocks.tolist()) == ([0, 0, 1], [2], [[0, 7, 0, 0]])
+    assert (packed.count.tolist(), packed.col.tolist(), packed.blocks.tolist()) == ([0, 1], [2], [[0, 7, 0, 0]])
+    in_runs = kernels.pack(w, chunk=2)
+    assert (in_runs.count.tolist(), in_runs.col.tolist()) == ([0, 0, 0, 1], [0])
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 20), st.integers(0, 20), st.sampled_from([1, 4, 16]), st.integers(1, 25), st.booleans())
+def test_pack_and_to_dense_are_inverse(rows, columns, block, chunk, dense):
+    w, _ = operands(rows, columns, 1, 0.5)
+    assert np.array_equal(kernels.pack(w, block=block, chunk=chunk, dense=dense).to_dense(), w)
+
+
+@needs_c
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(kernels.isas() or ["ref"]),
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 220)),
+    density=st.floats(0, 1),
+    chunk=st.sampled_from([1, 7, 16, 65_535]),
+    dense=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_every_instruction_set_gives_the_exact_product(name, shape, density, chunk, dense, seed):
+    """Bias, sum, clamp and runs of columns included, against numpy in double precision."""
+    (w, x), g = operands(*shape, density, seed), np.random.default_rng(seed)
+    bias, add = g.normal(size=shape[0]), g.normal(size=(shape[0], shape[2]))
+    exact = (w.astype(np.float64) @ x + bias[:, None] + add).clip(-1, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAB_ISA", name)
+        y = kernels.spmm(kernels.pack(w, chunk=chunk, dense=dense), x, bias=bias, add=add, clamp=(-1, 2))
+    np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-4)
+
+
+@needs_c
+@pytest.mark.parametrize("name", kernels.isas())
+@pytest.mark.parametrize("n", [1, 17, 49, 96])
+def test_a_nan_stays_a_nan_and_touches_nothing_else(name, n, monkeypatch):
+    monkeypatch.setenv("LAB_ISA", name)
+    w, x = operands(8, 5, n, 1.0)
+    x[2, n // 2] = np.nan
+    y = kernels.spmm(kernels.pack(w), x, clamp=(0, 6))
+    assert np.isnan(y[:, n // 2]).all() and np.isfinite(np.delete(y, n // 2, 1)).all()
+
+
+@needs_c
+def test_an_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv("LAB_ISA", "mmx")
+    with pytest.raises(RuntimeError, match=r"LAB_ISA='mmx' is not to be had here: this machine has .*ref"):
+        kernels.isa_name()
+
+
+WHOLE = kernels.pack(np.ones((8, 2)), chunk=1)
 BROKEN = {
-    "row_start begins at 1": {"row_start": [1, 2, 3]},
-    "row_start falls": {"row_start": [0, 4, 3]},
-    "row_start ends early": {"row_start": [0, 1, 2]},
-    "a column beyond the last": {"col": [0, 1, 2]},
-    "a negative column": {"col": [0, -1, 1]},
+    "counts beyond the blocks": {"count": [1, 1, 1, 2]},
+    "fewer counts than groups": {"count": [2, 2]},
+    "a column beyond its run": {"col": [0, 1, 0, 0]},
+    "columns for other blocks": {"col": [0, 0]},
+    "dense with a column missing": {"col": None, "count": [0, 2, 1, 1]},
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_indices_are_an_error_and_not_a_crash(backend, name):
-    whole = kernels.Sparse(8, 2, [0, 1, 3], [0, 0, 1], np.ones((3, 4)))
-    kernels.spmm(whole, np.ones((2, 1)))
-    with pytest.raises(ValueError, match=r"broken: .*; make it with kernels\.pack"):
-        kernels.spmm(dataclasses.replace(whole, **BROKEN[name]), np.ones((2, 1)))
+def test_broken_indices_are_an_error_and_not_a_crash(name):
+    with pytest.raises(ValueError, match=r"broken: .*; make it with|count has 2 entries"):
+        dataclasses.replace(WHOLE, **BROKEN[name])
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: kernels.pack(np.ones(3)), r"w has shape \(3,\)"),
-        (lambda: kernels.Sparse(8, 2, [0, 0], [], np.ones((0, 4))), "row_start has 2 entries: 8 rows need 3"),
-        (lambda: kernels.Sparse(4, 2, [0, 1], [0], np.ones((2, 4))), r"blocks has shape \(2, 4\)"),
+        (lambda: kernels.pack(np.ones((4, 3)), chunk=0), r"chunk=0: give 1 to 65535"),
         (lambda: kernels.spmm(kernels.pack(np.ones((4, 3))), np.ones((2, 5))), r"x has shape \(2, 5\).*\(3, n\)"),
     ],
 )

@@ -158,3 +158,15 @@ def test_magnitude_ranks_and_plans_are_monotone():
     assert weakest in surgery.plan_at(scores, 0.05).channels
     with pytest.raises(ValueError, match="rate=1"):
         surgery.plan_at(scores, 1)
+
+
+def test_gather_lists_what_stays_of_an_axis_and_in_which_order():
+    channels = Channels(
+        trace(nn.Sequential(nn.Conv2d(1, 3, 1), nn.Flatten(), nn.Linear(12, 2)), torch.zeros(1, 1, 2, 2))
+    )
+    flat = next(layout for node, layout in channels.layouts.items() if node.target == "1")
+    group = channels.group_of("0")
+    assert channels.gather(flat, {}).tolist() == list(range(12))
+    assert channels.gather(flat, {group: torch.tensor([2, 0])}).tolist() == [8, 9, 10, 11, 0, 1, 2, 3]
+    joined = (*flat, *flat)
+    assert channels.gather(joined, {group: torch.tensor([1])}).tolist() == [4, 5, 6, 7, 16, 17, 18, 19]

@@ -19,7 +19,10 @@ from lab.core import nets, reading, store, tasks
 from lab.core.batches import enlarged
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-ARTEFACTS = ["digits/resnet20.safetensors", *(f"photos/edsr_x{scale}.safetensors" for scale in (2, 3, 4))]
+ARTEFACTS = [
+    "digits/resnet20.safetensors", "digits/mobilenet_v1.safetensors",
+    *(f"photos/edsr_x{scale}.safetensors" for scale in (2, 3, 4)),
+]  # fmt: skip
 
 
 class Bicubic(nn.Module):
@@ -46,7 +49,7 @@ def test_artefacts_are_those_that_were_made(name):
 
 
 def test_artefacts_are_small():
-    assert sum(store.artefact(name).stat().st_size for name in ARTEFACTS) < 2_000_000
+    assert sum(store.artefact(name).stat().st_size for name in ARTEFACTS) < 3_000_000
 
 
 def test_damaged_checkpoint_is_told_in_one_line(tmp_path, monkeypatch):
@@ -92,6 +95,35 @@ def test_digits_start_from_a_trained_network():
     assert 98.5 <= task.measure(task.model) <= 99.9
     assert task.measure(nets.build(task.model.config)) < 30  # the control: the same network, untrained
     task.check()
+
+
+def test_digits_of_another_size_are_the_same_digits():
+    x, y, x_test, _ = tasks.digits_data(32, 3)
+    plain, labels, *_ = tasks.digits_data()
+    assert x.shape == (1297, 3, 32, 32) and x_test.shape == (500, 3, 32, 32) and torch.equal(y, labels)
+    assert torch.equal(x[:, 0], x[:, 1]) and torch.equal(x[:, 0], x[:, 2])
+    assert x.min() >= -0.5 and x.max() <= 0.5
+    assert torch.allclose(x[:, 0].mean((1, 2)), plain[:, 0].mean((1, 2)), atol=0.02)
+
+
+def test_large_digits_start_from_a_trained_mobilenet():
+    task = tasks.digits(size=32, channels=3)
+    assert task.name == "digits 32 x 32" and task.example.shape == (1, 3, 32, 32)
+    assert task.model.config == {"net": "mobilenet_v1", "width": 0.25, "classes": 10}
+    assert task.measure(task.model) >= 98.5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"size": 16}, "no trained network for size=16, channels=1: give a model"),
+        ({"size": 0}, "digits: size=0: give a whole number"),
+        ({"channels": 1.5}, "digits: channels=1.5: give a whole number"),
+    ],
+)
+def test_digits_that_cannot_be_made_are_one_line(options, words):
+    with pytest.raises(ValueError, match=words):
+        tasks.digits(**options)
 
 
 def test_digits_batches_hold_every_sample_once_a_pass():

@@ -209,6 +209,16 @@ class Channels:
             parts.append(mask.repeat_interleave(segment.repeat))
         return torch.cat(parts)
 
+    def gather(self, layout: Layout, index: dict[int, torch.Tensor]) -> torch.Tensor:
+        """Which entries of an axis stay, and in which order, when `index` lists the channels of a class likewise."""
+        parts, start = [], 0
+        for segment in layout:
+            channels = index.get(self.find(segment.group), torch.arange(segment.size))
+            entries = channels[:, None] * segment.repeat + torch.arange(segment.repeat)  # (channels, repeat)
+            parts.append(start + entries.flatten())
+            start += segment.size * segment.repeat
+        return torch.cat(parts) if parts else torch.arange(0)
+
 
 # -- what a node is ----------------------------------------------------------------------------------------------------
 

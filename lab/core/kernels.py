@@ -85,7 +85,7 @@ class Sparse:
         dense = np.zeros((self.groups, self.columns, self.block), np.float32)
         if len(self.blocks):
             dense[groups, runs * self.chunk + within] = self.blocks
-        return dense.transpose(0, 2, 1).reshape(-1, self.columns)[: self.rows]
+        return dense.transpose(0, 2, 1).reshape(self.groups * self.block, self.columns)[: self.rows]
 
 
 def pack(w: np.ndarray, *, block: int = BLOCK, chunk: int = CHUNK, dense: bool = False) -> Sparse:

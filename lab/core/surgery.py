@@ -55,7 +55,8 @@ def remove(model: nn.Module, plan: Plan, example: torch.Tensor) -> fx.GraphModul
         for segment in channels.layouts[operand]:
             kept[channels.find(segment.group)] = torch.zeros(segment.size, dtype=torch.bool)
     blocks = [_operand(graph, name, _adds(graph)) for name in plan.blocks]
-    slices = {node: _Slice(channels, node, kept) for node in graph.graph.nodes if _has_channels(node)}
+    stays = {group: mask.nonzero().flatten() for group, mask in kept.items()}
+    slices = {node: Slice(channels, node, stays) for node in graph.graph.nodes if has_channels(node)}
     for add, operand in blocks:
         _drop_block(add, operand)
     for cat, operand in branches:
@@ -192,41 +193,48 @@ def _mask(name: str, index: Iterable[int], size: int) -> torch.Tensor:
     return mask
 
 
-def _has_channels(node: fx.Node) -> bool:
+def has_channels(node: fx.Node) -> bool:
+    """Whether a node calls a module whose weights belong to channels."""
     module = module_of(node)
     per_channel = isinstance(module, nn.PReLU) and module.num_parameters > 1
     return isinstance(module, (*CONVS, *NORMS, nn.Linear)) or per_channel
 
 
-class _Slice:
-    """What one module loses: the rows that it writes and the columns that it reads, as boolean vectors."""
+class Slice:
+    """What one module keeps, and in which order: the indices of the rows that it writes and the columns that it reads.
 
-    def __init__(self, channels: Channels, node: fx.Node, kept: dict[int, torch.Tensor]) -> None:
+    `index` lists the channels of a class that stay; every other class stays as it is.
+    """
+
+    def __init__(self, channels: Channels, node: fx.Node, index: dict[int, torch.Tensor]) -> None:
         source: Layout = channels.layouts[node.all_input_nodes[0]]
-        self.rows = channels.expand(channels.layouts[node], kept)
-        self.columns = channels.expand(source, kept)
+        self.rows = channels.gather(channels.layouts[node], index)
+        self.columns = channels.gather(source, index)
+        self.sizes = len(channels.gather(channels.layouts[node], {})), len(channels.gather(source, {}))
 
     def apply(self, module: nn.Module) -> None:
-        if self.rows.all() and self.columns.all():
+        """Cut and reorder the module's weights in place; its parameters are new ones where anything changes."""
+        if all(
+            torch.equal(part, torch.arange(n)) for part, n in zip((self.rows, self.columns), self.sizes, strict=True)
+        ):
             return
-        rows = self.rows.nonzero().flatten()
         if isinstance(module, nn.Linear):
-            _cut(module, "weight", rows, self.columns.nonzero().flatten())
-            _cut(module, "bias", rows)
+            _cut(module, "weight", self.rows, self.columns)
+            _cut(module, "bias", self.rows)
             module.out_features, module.in_features = module.weight.shape
         elif isinstance(module, CONVS):
             depthwise = is_depthwise(module)
             whole = module.groups > 1 and not depthwise  # a grouped convolution is pinned on both sides
-            _cut(module, "weight", rows, None if depthwise or whole else self.columns.nonzero().flatten())
-            _cut(module, "bias", rows)
-            module.out_channels = len(rows)
-            module.in_channels = len(rows) if depthwise else int(self.columns.sum())
-            module.groups = len(rows) if depthwise else module.groups
+            _cut(module, "weight", self.rows, None if depthwise or whole else self.columns)
+            _cut(module, "bias", self.rows)
+            module.out_channels = len(self.rows)
+            module.in_channels = len(self.rows if depthwise else self.columns)
+            module.groups = len(self.rows) if depthwise else module.groups
         else:
             for name in ("weight", "bias", "running_mean", "running_var"):
-                _cut(module, name, rows)
+                _cut(module, name, self.rows)
             size = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
-            setattr(module, size, len(rows))
+            setattr(module, size, len(self.rows))
 
 
 def _cut(module: nn.Module, name: str, rows: torch.Tensor, columns: torch.Tensor | None = None) -> None:
@@ -260,7 +268,7 @@ def _is_elementwise(node: fx.Node) -> bool:
 def _narrow(
     graph: fx.GraphModule,
     channels: Channels,
-    slices: dict[fx.Node, _Slice],
+    slices: dict[fx.Node, Slice],
     name: str,
     index: Kept,
     kept: dict[int, torch.Tensor],
@@ -285,10 +293,11 @@ def _narrow(
     with graph.graph.inserting_before(first):
         selected = graph.graph.call_function(torch.index_select, (source, 1, graph.graph.get_attr(buffer)))
     first.replace_input_with(source, selected)
+    read = reads.nonzero().flatten()
     for link in chain:
         if link in slices:
-            slices[link].rows = slices[link].columns = reads
-    slices[node].columns = reads
+            slices[link].rows = slices[link].columns = read
+    slices[node].columns = read
 
 
 def _adds(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:

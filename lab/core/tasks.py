@@ -27,32 +27,50 @@ PHOTOS_TRAIN = (
 PHOTOS_HELD_OUT = ("astronaut", "cat", "flower", "stereo_motorcycle")
 
 
-def digits(model: nn.Module | None = None, batch_size: int = 64) -> Task:
+def digits(model: nn.Module | None = None, batch_size: int = 64, *, size: int = 8, channels: int = 1) -> Task:
     """Handwritten digits: scikit-learn's 1,797 scans, 1,297 to learn from and 500 held out for the score in percent.
 
-    Inputs (N, 1, 8, 8) float32 in [-0.5, 0.5], ten classes, both parts with the classes in the same proportion. The
-    same writers are in both. Without `model`, a trained ResNet-20 of `data/digits`.
+    Inputs (N, channels, size, size) float32 in [-0.5, 0.5], ten classes, both parts with the classes in the same
+    proportion. The same writers are in both. The scans are 8 x 8 and grey: another size is bilinear, more channels
+    repeat them. Without `model`, a trained network of `data/digits`: ResNet-20 for 8 x 8 and one channel, a thin
+    MobileNet-v1 for 32 x 32 and three.
     """
-    x, y, x_test, y_test = digits_data()
+    x, y, x_test, y_test = digits_data(size, channels)
     return Task(
-        model=model if model is not None else _trained("digits/resnet20", net="resnet_cifar", depth=20, channels=1),
+        model=model if model is not None else _digits_model(size, channels),
         batches=shuffled(TensorDataset(x, y), batch_size),
         score=accuracy(in_order(TensorDataset(x_test, y_test))),
         example=x[:1],
-        name="digits",
+        name="digits" if (size, channels) == (8, 1) else f"digits {size} x {size}",
     )
 
 
-def digits_data() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x (1297, 1, 8, 8) and y (1297,) to learn from, x (500, 1, 8, 8) and y (500,) held out, always the same."""
+def digits_data(size: int = 8, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x (1297, channels, size, size) and y (1297,) to learn from, 500 of each held out, always the same."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
+    for name, value in (("size", size), ("channels", channels)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"digits: {name}={value!r}: give a whole number, 1 or more")
     images, labels = load_digits(return_X_y=True)
     x = torch.from_numpy(images / 16 - 0.5).float().view(-1, 1, 8, 8)  # 17 grey levels, 0 to 16
+    x = x if size == 8 else F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+    x = x.repeat(1, channels, 1, 1)
     y = torch.from_numpy(labels.astype(np.int64))
     train, test = train_test_split(np.arange(len(y)), test_size=500, stratify=labels, random_state=0)
     return x[train], y[train], x[test], y[test]
+
+
+def _digits_model(size: int, channels: int) -> nn.Module:
+    if (size, channels) == (8, 1):
+        return _trained("digits/resnet20", net="resnet_cifar", depth=20, channels=1)
+    if (size, channels) == (32, 3):
+        return _trained("digits/mobilenet_v1", net="mobilenet_v1", width=0.25, classes=10)
+    raise ValueError(
+        f"digits: no trained network for size={size}, channels={channels}: give a model, or take size 8 and "
+        "1 channel, or size 32 and 3 channels"
+    )
 
 
 def photos(

@@ -5,7 +5,6 @@ ReLU6, sums of two maps, the mean over the picture and linear layers. Anything e
 """
 
 import operator
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -216,6 +215,17 @@ def sparse_or_dense(weight: np.ndarray, block: int, chunk: int) -> Any:
     return packed if len(packed.blocks) < 0.97 * whole else kernels.pack(weight, block=block, chunk=chunk, dense=True)
 
 
+def whole(network: Network) -> Network:
+    """The same network with its zeros stored and multiplied: the dense rival in the same engine."""
+    return replace(
+        network, ops=[op if op.weights is None else replace(op, weights=_dense(op.weights)) for op in network.ops]
+    )
+
+
+def _dense(weights: Any) -> Any:
+    return kernels.pack(weights.to_dense(), block=weights.block, chunk=weights.chunk, dense=True)
+
+
 def joined(network: Network) -> Network:
     """Depthwise convolutions joined to the pointwise one that alone reads them: their map is never written out."""
     readers: dict[int, list[Op]] = {}
@@ -249,7 +259,7 @@ def _window(node: fx.Node, module: nn.Conv2d) -> tuple[int, int, int]:
     square = isinstance(pad, tuple) and all(v[0] == v[1] for v in (k, stride, pad)) and dilation == (1, 1)
     if not square or module.padding_mode != "zeros" or pad[0] >= k[0] or k[0] > 64:
         raise ValueError(
-            f"{node.target}: {module}: the engine has square windows, equal strides, zero padding below the window's size"
+            f"{node.target}: {module}: the engine has square windows, one stride, zero padding below the window's size"
         )
     return k[0], stride[0], int(pad[0])
 
@@ -289,8 +299,3 @@ def _called(node: fx.Node, module: nn.Module | None) -> str:
     if module is not None:
         return f"{node.target} ({type(module).__name__})"
     return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
-
-
-def products(network: Network) -> Iterator[Op]:
-    """The operators whose weights may be sparse."""
-    return (op for op in network.ops if op.weights is not None)

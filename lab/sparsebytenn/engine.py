@@ -11,6 +11,7 @@ import torch
 
 from ..core import kernels, store
 from . import packed, twin
+from .packed import Map, Op
 
 
 class Engine:
@@ -46,9 +47,11 @@ class Engine:
             raise ValueError(f"x has shape {pictures.shape}: this engine takes (N, {', '.join(map(str, self.shape))})")
         run = self._run if kernels.backend() == "c" else lambda one: twin.run(self.network, one)
         out = self.network.maps[self.network.output]
-        answers = np.stack([run(one) for one in pictures]) if len(pictures) else np.zeros((0, out.c, out.h, out.w))
-        flat = out.pixels == 1 or (out.c == 1 and out.h == 1)
-        return torch.from_numpy(answers.reshape(len(answers), *((-1,) if flat else (out.c, out.h, out.w))))
+        answers = np.empty((len(pictures), out.c, out.h, out.w), np.float32)
+        for one, y in zip(pictures, answers, strict=True):
+            y[:] = run(one)
+        is_vector = out.pixels == 1 or (out.c == 1 and out.h == 1)
+        return torch.from_numpy(answers.reshape(len(answers), out.c * out.w) if is_vector else answers)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -70,23 +73,57 @@ class Engine:
         return kernels.pointer(self._own.arena)
 
     def times(self, repeats: int = 20) -> list[float]:
-        """Each operator's time in ms, the median of `repeats` runs on a picture of noise, CPU time of one thread."""
+        """Each operator's time in ms, the median of `repeats` runs on a picture of noise; one thread."""
+        file, arena, isa = self._ready()
+        steps = [lambda i=i: kernels.lib.engine_step(file, arena, isa, i) for i in range(len(self.network.ops))]
+        kernels.lib.engine_put(file, arena, kernels.pointer(self._noise()))
+        taken = [[_clocked(step) for step in steps] for _ in range(repeats + 2)][2:]
+        return [1000 * t for t in np.median(taken, axis=0)]
+
+    def profile(self, repeats: int = 20) -> Any:
+        """A frame with one row an operator: form, blocks kept, multiply-adds, ms and 10^9 multiply-adds a second."""
+        import pandas
+
+        rows = [
+            _facts(op, self.network.maps) | {"ms": ms}
+            for op, ms in zip(self.network.ops, self.times(repeats), strict=True)
+        ]
+        frame = pandas.DataFrame(rows)
+        return frame.assign(**{"GMAC/s": frame["macs"] / frame["ms"] / 1e6})
+
+    def _noise(self) -> np.ndarray:
+        return np.random.default_rng(0).standard_normal(self.shape, np.float32)
+
+    def _ready(self) -> tuple[Any, Any, Any]:
+        """What the C engine is called with; an error where there is none."""
         if kernels.backend() != "c":
             raise RuntimeError(f"the numpy twin is not timed: {kernels.GET}")
-        file, arena, isa = kernels.pointer(self._file), self._arena(), kernels.isa()
-        picture = np.random.default_rng(0).standard_normal(self.shape, np.float32)
-        kernels.lib.engine_put(file, arena, kernels.pointer(picture))
-        steps = [lambda i=i: kernels.lib.engine_step(file, arena, isa, i) for i in range(len(self.network.ops))]
-        return [
-            1000 * t for t in np.median([[_clocked(step) for step in steps] for _ in range(repeats + 2)][2:], axis=0)
-        ]
+        return kernels.pointer(self._file), self._arena(), kernels.isa()
 
     def __repr__(self) -> str:
-        kinds = [op.kind for op in self.network.ops]
-        return f"Engine({len(kinds)} operators, {len(self.data):,} bytes, pictures {self.shape})"
+        return f"Engine({len(self.network.ops)} operators, {len(self.data):,} bytes, pictures {self.shape})"
 
 
-def _clocked(call: Callable[[], None]) -> float:
+def race(*engines: Engine, repeats: int = 15) -> list[float]:
+    """The time in ms of one picture in each engine, the median of runs taken in turn, one thread."""
+    pictures = [engine._noise() for engine in engines]
+    taken = []
+    for _ in range(repeats + 2):
+        taken.append([_clocked(lambda e=e, p=p: e._run(p)) for e, p in zip(engines, pictures, strict=True)])
+    return [1000 * t for t in np.median(taken[2:], axis=0)]
+
+
+def _facts(op: Op, maps: list[Map]) -> dict[str, Any]:
+    """A row of the profile: multiply-adds are those that are done, zero blocks left out."""
+    out, w = maps[op.y], op.weights
+    macs = 0 if w is None else w.blocks.size * (1 if op.kind == "linear" else out.pixels)
+    macs += 0 if op.taps is None else op.taps.size * out.pixels
+    form = "" if w is None else "dense" if w.col is None else "sparse"
+    kept = np.nan if w is None else len(w.blocks) / max(w.groups * w.columns, 1)
+    return {"layer": op.name, "operator": op.kind, "form": form, "blocks kept": kept, "macs": macs}
+
+
+def _clocked(call: Callable[[], Any]) -> float:
     start = time.thread_time()
     call()
     return time.thread_time() - start

@@ -75,8 +75,8 @@ class Map:
 class Op:
     """One operator: the maps it reads and writes (by number), its window, its weights, its clamp.
 
-    `band`: rows of the output that are made at a time, over a scratch of `pitch` floats a row of X; `inner` is the
-    clamp between the depthwise and the pointwise half of a separable pair, `taps` (C, k * k) and `taps_bias` the former's.
+    `band`: rows of the output that are made at a time, over a scratch of `pitch` floats a row of X. `taps` (C, k * k)
+    and `taps_bias` are the depthwise half's of a separable pair, `inner` the clamp between its halves.
     """
 
     kind: str

@@ -7,12 +7,24 @@ from importlib.util import find_spec
 from typing import Any
 
 from . import svg
+from .classifier import Classifier
 from .comparison import Comparison, compare
 from .explorer import Control, Explorer, Frame
 from .figures import figure
 from .pruning import pruning_rate
 
-__all__ = ["Comparison", "Control", "Explorer", "Frame", "compare", "figure", "pruning_rate", "svg", "view"]
+__all__ = [
+    "Classifier",
+    "Comparison",
+    "Control",
+    "Explorer",
+    "Frame",
+    "compare",
+    "figure",
+    "pruning_rate",
+    "svg",
+    "view",
+]
 
 
 @singledispatch

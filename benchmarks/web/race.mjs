@@ -1,0 +1,87 @@
+// Whole networks and one product under node, one thread, in turns: ours against onnxruntime-web and tfjs.
+//     node race.mjs FOLDER ROUNDS RIVALS        FOLDER as benchmarks/sparsebytenn_web.py fills it, RIVALS where npm
+//                                               has installed them; prints JSON
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+
+const [folder, rounds, rivals] = process.argv.slice(2);
+const plan = JSON.parse(readFileSync(`${folder}/plan.json`));
+const { builds, Network } = await import(new URL("engine.mjs", plan.static));
+const require = createRequire(`${rivals}/package.json`);
+const bytes = (name) => readFileSync(`${folder}/${name}`);
+const floats = (name) => new Float32Array(Uint8Array.from(bytes(name)).buffer);
+const compiled = (build) => new WebAssembly.Module(readFileSync(new URL(`${build}.wasm`, plan.static)));
+
+async function onnx() {
+  const ort = require("onnxruntime-web");
+  Object.assign(ort.env.wasm, { numThreads: 1, proxy: false });
+  const options = { executionProviders: ["wasm"], graphOptimizationLevel: "all" };
+  const session = await ort.InferenceSession.create(Uint8Array.from(bytes("dense.onnx")), options);
+  const input = new ort.Tensor("float32", floats("planes.f32"), [1, ...plan.shape]);
+  return async () => (await session.run({ input })).output.data;
+}
+
+async function tfjs() {
+  const tf = require("@tensorflow/tfjs-core");
+  const { setThreadsCount } = require("@tensorflow/tfjs-backend-wasm");
+  setThreadsCount(1);
+  tf.env().set("WASM_HAS_MULTITHREAD_SUPPORT", false);
+  await tf.setBackend("wasm");
+  await tf.ready();
+  const [c, h, w] = plan.shape;
+  const input = tf.tensor(floats("pixels.f32"), [1, h, w, c]);
+  const steps = plan.layers.map((layer) => {
+    const bias = tf.tensor1d(floats(`${layer.file}.bias`));
+    const filter = tf.tensor(floats(`${layer.file}.weight`), layer.shape);
+    const { stride: strides, pad, activation } = layer;
+    if (layer.kind === "linear") return (x) => tf.add(tf.matMul(tf.mean(x, [1, 2]), filter), bias);
+    const convolve = layer.kind === "depthwise" ? tf.fused.depthwiseConv2d : tf.fused.conv2d;
+    return (x) => convolve({ x, filter, bias, strides, pad, activation });
+  });
+  return async () => tf.tidy(() => steps.reduce((x, step) => step(x), input).dataSync());
+}
+
+function ours(build, file) {
+  const network = new Network(compiled(build), bytes(file));
+  const picture = floats("pixels.f32");
+  return async () => network.run(picture);
+}
+
+function product(build, reference) {
+  const network = new Network(compiled(build), bytes("product.sbnn"));
+  network.run(new Float32Array(network.channels * network.height * network.width).fill(0.5));
+  return async () => network.step(0, reference);
+}
+
+/** Each contestant's times over the rounds, CPU ms and wall ms; their order changes from round to round. */
+async function race(contestants, rounds) {
+  const names = Object.keys(contestants);
+  const found = Object.fromEntries(names.map((name) => [name, { cpu: [], wall: [] }]));
+  for (let round = 0; round < rounds; round++) {
+    for (let i = 0; i < names.length; i++) {
+      const name = names[(i + round) % names.length];
+      const [wall, cpu] = [performance.now(), process.cpuUsage()];
+      await contestants[name]();
+      const used = process.cpuUsage(cpu);
+      found[name].wall.push(performance.now() - wall);
+      found[name].cpu.push((used.user + used.system) / 1000);
+    }
+  }
+  return found;
+}
+
+const here = builds();
+const [fastest] = here;
+const networks = { "onnxruntime-web": await onnx(), tfjs: await tfjs() };
+for (const share of plan.shares) {
+  for (const build of here.filter((build) => build !== "scalar")) {
+    networks[`ours ${share} % ${build}`] = ours(build, `${share}.sbnn`);
+  }
+}
+const answers = {};
+for (const name of ["onnxruntime-web", "tfjs", `ours 0 % ${fastest}`]) answers[name] = Array.from(await networks[name]());
+const products = Object.fromEntries(here.map((build) => [build, product(build, false)]));
+await race(networks, Math.ceil(Number(rounds) / 3)); // engines compile what runs often, once more and in the background
+await race(products, 30);
+const result = { builds: here, answers, networks: await race(networks, Number(rounds)), products: await race(products, 60) };
+process.stdout.write(JSON.stringify({ ...result, node: process.version, v8: process.versions.v8 }));

@@ -1,0 +1,32 @@
+"""SparseByteNN: fine-grained kernel sparsity with kernels that make it fast (Xu, Liu, Xu, Wang, Li, Yan, Li, Fu, Pan,
+Chen; 2023, arXiv 2310.19509). After the abstract; the paper's body could not be had, the design is ours.
+
+    idea        Between whole channels, which cost accuracy, and single weights, which no kernel can make fast, lies the
+                block: G rows of a weight matrix that lose the same input together. A kernel then loads an input once
+                and multiplies it with G weights. Which rows form a block is free: rows are rearranged over the whole
+                network until blocks hold what may go, and the network computes the same function as before.
+    symbols     W weight (OC, IC, taps)   S saliency of its kernels   G rows of a block   B block scores   M mask
+                s share of blocks removed   t threshold, or the step   z answer   T temperature
+    equations   (1) saliency   (2) block_scores   (3) mask_layer   (4) mask_global   (5) spread   (6) retained
+                (7) objective   (8) sort   (9) greedy   (10) swaps   (11) cubic   (12) distillation
+    patterns    1 x 1 convolution and linear layer: G x 1. k x k convolution: G rows x 1 input x all taps. First
+                convolution, depthwise convolutions and the last layer: dense.
+    procedure   recipe.SparseByteNN.run: sparsity rises along Eq. (11) while orders and masks are found anew, then both
+                are frozen; the dense network is the teacher throughout
+    where       rearrange.survey sorts the layers, pattern.Pattern holds orders and masks while they train,
+                rearrange.permute moves rows, columns, norms and depthwise filters of a whole class at once
+    picture     view.explore
+
+    departures  From the abstract come the goal, MobileNet-v1, 30 % sparsity, one pattern for each kind of operator, and
+                that the whole network is rearranged. Blocks, equations, searches, schedule and losses are ours, and
+                their numbers this card's own; no table of the paper is reproduced.
+                Saliency is relative to its layer, since a batch norm undoes a layer's own scale.
+                Orders are searched for the final sparsity from the first step on; a search never returns an order that
+                keeps less than the present one.
+                A kernel removed early may grow again when its block is taken back before the pattern is frozen.
+"""
+
+from .outcome import SparseByteNNOutcome
+from .recipe import SparseByteNN
+
+__all__ = ["SparseByteNN", "SparseByteNNOutcome"]

@@ -1,0 +1,100 @@
+"""What a run of SparseByteNN leaves behind: a network whose zeros stand in blocks, its masks and its row orders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import export, nets
+from ..core.outcome import Outcome
+from ..core.tracing import trace
+from . import compiler, packed, web
+from .engine import Engine
+from .tuning import tuned
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class SparseByteNNOutcome(Outcome):
+    """A rearranged network whose pruned blocks are exactly 0, and what was found on the way.
+
+    masks: layer -> (groups, IC) bool, a group being `block` rows as they stand in `model`, True what is kept.
+    orders: for each class of channels, by the name of its first writer, (C,) where each channel stood before.
+    classes: the pruned layers that write each class. saliencies: layer -> (OC, IC) float16, the kernels' magnitudes in
+    the dense network, rows as they came.
+    """
+
+    model: nn.Module
+    masks: dict[str, Tensor]
+    orders: dict[str, Tensor]
+    classes: dict[str, tuple[str, ...]]
+    saliencies: dict[str, Tensor]
+    base: dict | None
+    example: tuple[int, ...]
+
+    def found(self) -> dict[str, Any]:
+        return {
+            "masks": self.masks,
+            "orders": self.orders,
+            "classes": {name: list(layers) for name, layers in self.classes.items()},
+            "saliencies": self.saliencies,
+            "base": self.base,
+            "example": list(self.example),
+            "weights": dict(self.model.state_dict()),
+        }
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "SparseByteNNOutcome":
+        """Trace the base and load the stored weights; `base` is the user's own network, with any weights."""
+        found = saved["found"]
+        if base is None and found["base"] is None:
+            raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
+        with torch.random.fork_rng(devices=[]):
+            dense = base if base is not None else nets.build(found["base"])
+        model = trace(dense, torch.zeros(found["example"], dtype=next(dense.parameters()).dtype))
+        try:
+            model.load_state_dict(found["weights"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"base={type(dense).__name__} is not the network that was pruned: {reason}") from error
+        return cls(
+            recipe=recipe,
+            **cls.records(saved),
+            model=model,
+            masks=found["masks"],
+            orders=found["orders"],
+            classes={name: tuple(layers) for name, layers in found["classes"].items()},
+            saliencies=found["saliencies"],
+            base=found["base"],
+            example=tuple(found["example"]),
+        )
+
+    def export(self, path: str | Path) -> Path:
+        """Write the network as an ONNX file with a free batch axis, its zeros in place; needs the extra `export`."""
+        return export.onnx(self.model, path, torch.zeros(self.example))
+
+    def engine(self, *, dense: bool = False, measure: bool = True, interleaved: bool = False) -> Engine:
+        """The network in the sparse engine, norms folded; `dense` keeps its zeros, as the rival of the same kernels.
+
+        measure: take each product in the form that is fastest on this machine, which takes some seconds, else in the
+        form that usually is. interleaved: pictures (H, W, C). Raises ValueError naming an operator it does not have.
+        """
+        network = compiler.compile(self.model, torch.zeros(self.example), interleaved=interleaved)
+        network = compiler.whole(network) if dense else network
+        return Engine(packed.write(tuned(network) if measure else network))
+
+    def export_web(self, folder: str | Path, **options: Any) -> Path:
+        """Write a folder with one page that runs the network in a browser, sparse beside dense; its path.
+
+        Options (labels, mean, std, pictures, title) as `lab.sparsebytenn.web.bundle` takes them.
+        """
+        sparse, dense = (self.engine(dense=dense, measure=False) for dense in (False, True))
+        return web.export_web(sparse, folder, **({"dense": dense} | options))
+
+    def order(self, layer: str) -> Tensor:
+        """Where each row of a pruned layer stood in the dense network: (OC,)."""
+        for name, layers in self.classes.items():
+            if layer in layers:
+                return self.orders[name]
+        return torch.arange(len(self.saliencies[layer]))

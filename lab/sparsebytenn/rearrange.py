@@ -1,0 +1,159 @@
+"""Whole-network rearrangement: which layers are pruned in blocks, which rows must move together, and moving them.
+
+A block is G rows that stand side by side, so the order of rows decides what is pruned together. A new order of a
+layer's output channels is a new order for everything that these channels meet: batch norms, depthwise filters, residual
+sums and the columns of all readers. `core.channels` says which axes are one class; a class moves as one, or not at all.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..core.channels import CONVS, Channels, is_depthwise
+from ..core.surgery import Slice, ancestors, has_channels
+from ..core.tracing import module_of, propagate, trace
+
+LAYERS = (*CONVS, nn.Linear)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What of a traced network can be pruned and moved.
+
+    layers: the layers pruned in blocks. dense: those left as they are, with the reason. classes: for each class of
+    channels that may move, the pruned layers that write it, under the name of its first writer. fixed: pruned layers
+    whose rows cannot move, with the reason.
+    """
+
+    layers: tuple[str, ...]
+    dense: dict[str, str]
+    classes: dict[str, tuple[str, ...]]
+    fixed: dict[str, str]
+
+
+def survey(graph: fx.GraphModule, block: int) -> Ground:
+    """Sort the layers of a traced network; ValueError in one line if nothing in it can be pruned in blocks."""
+    dense: dict[str, str] = {}
+    layers: list[str] = []
+    for node in graph.graph.nodes:
+        module = module_of(node)
+        if not _is_layer(node):
+            continue
+        if reason := _stays_dense(graph, node, module, block):
+            dense[str(node.target)] = reason
+        else:
+            layers.append(str(node.target))
+    if not layers:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:4]) or "it has no such layers"
+        raise ValueError(f"nothing in this network can be pruned in blocks of {block} rows ({reasons})")
+    channels, frozen = Channels(graph), _frozen(graph)
+    classes: dict[str, tuple[str, ...]] = {}
+    fixed: dict[str, str] = {}
+    for group, writers in channels.writers.items():
+        pruned = tuple(name for name in writers if name in layers)
+        if stuck := channels.pinned.get(group) or frozen.get(group):
+            fixed |= dict.fromkeys(pruned, stuck)
+        elif pruned:
+            classes[writers[0]] = pruned
+    written = {name for writers in channels.writers.values() for name in writers}
+    fixed |= dict.fromkeys([name for name in layers if name not in written], "its rows are not followed")
+    return Ground(tuple(layers), dense, classes, fixed)
+
+
+def permute(model: nn.Module, orders: Mapping[str, Tensor], example: Tensor) -> fx.GraphModule:
+    """A traced copy of the model with its channels in other orders; it computes the same function.
+
+    `orders` gives for a class, by the name of a layer that writes it, where each new channel stood: (C,) of 0..C-1.
+    Raises ValueError for a name, an order or a class that does not allow it.
+    """
+    graph = trace(model, example)
+    for name, part in moves(graph, orders).items():
+        part.apply(graph.get_submodule(name))
+    graph.recompile()
+    propagate(graph, example)
+    return graph
+
+
+def moves(graph: fx.GraphModule, orders: Mapping[str, Tensor]) -> dict[str, Slice]:
+    """For each module, where its rows and columns stood before, when the classes take these orders."""
+    channels, frozen = Channels(graph), _frozen(graph)
+    index = {}
+    for name, order in orders.items():
+        try:
+            group = channels.group_of(name)
+        except KeyError:
+            raise ValueError(f"orders names {name!r}, which writes no channels of this network") from None
+        if reason := channels.pinned.get(group) or frozen.get(group):
+            raise ValueError(f"the channels of {name} cannot move: {reason}; leave it out of orders")
+        if not torch.equal(order.sort().values, torch.arange(channels.sizes[group])):
+            raise ValueError(f"orders[{name!r}] is no order of {channels.sizes[group]} channels: give each of 0.. once")
+        index[group] = order
+    return {str(node.target): Slice(channels, node, index) for node in graph.graph.nodes if has_channels(node)}
+
+
+def _stays_dense(graph: fx.GraphModule, node: fx.Node, module: nn.Module, block: int) -> str:
+    """Why a layer is not pruned, '' if it is."""
+    if not isinstance(module, LAYERS):
+        return f"{type(module).__name__} is not pruned"
+    if is_depthwise(module):
+        return "depthwise"
+    if isinstance(module, CONVS) and module.groups > 1:
+        return "convolution in groups"
+    if node.target in _shared(graph):
+        return "its weight is used more than once"
+    if not any(map(_is_layer, ancestors(node) - {node})):
+        return "it reads the network's input"
+    if not any(map(_is_layer, _descendants(node) - {node})):
+        return "it gives the network's answer"
+    return f"fewer than {block} rows" if len(module.weight) < block else ""
+
+
+def _is_layer(node: fx.Node) -> bool:
+    """Whether a node calls a module that mixes what it reads: one with a weight of two axes or more."""
+    module = module_of(node)
+    return module is not None and any(p.dim() > 1 for p in module.parameters())
+
+
+def _descendants(node: fx.Node) -> set[fx.Node]:
+    seen: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        present = todo.pop()
+        if present not in seen:
+            seen.add(present)
+            todo += present.users
+    return seen
+
+
+def _shared(graph: fx.GraphModule) -> set[str]:
+    """The modules that are called more than once, or whose weight another module has too."""
+    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+    weights = Counter(id(getattr(graph.get_submodule(name), "weight", None)) for name in calls)
+    read = {id(_attribute(graph, str(node.target))) for node in graph.graph.nodes if node.op == "get_attr"}
+
+    def is_shared(name: str) -> bool:
+        weight = getattr(graph.get_submodule(name), "weight", None)
+        return calls[name] > 1 or (weight is not None and (weights[id(weight)] > 1 or id(weight) in read))
+
+    return {name for name in calls if is_shared(name)}
+
+
+def _attribute(graph: fx.GraphModule, target: str) -> object:
+    value: object = graph
+    for name in target.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _frozen(graph: fx.GraphModule) -> dict[int, str]:
+    """The classes that a shared weight belongs to: it has no order of its own for each of its uses."""
+    channels, shared = Channels(graph), _shared(graph)
+    found: dict[int, str] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.target in shared and has_channels(node):
+            for layout in (channels.layouts[node], channels.layouts[node.all_input_nodes[0]]):
+                found |= {channels.find(s.group): f"the weight of {node.target} is used more than once" for s in layout}
+    return found

@@ -1,0 +1,66 @@
+"""The engine's cost model, measured: how each product runs fastest on this machine, sparse or dense, in which runs."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from ..core import kernels
+from ..core.kernels import Sparse
+from .packed import Map, Network, Op, write
+
+RUNS = (64, 128, 192, 256, kernels.CHUNK)  # columns of X that stay in the first-level cache while all rows pass
+REPEATS = 7
+
+
+def tuned(network: Network) -> Network:
+    """The network with every product in the form that took the least time here; without the C kernels, as it is.
+
+    A product of 4 x 1 blocks is timed with its zero blocks left out and with them, its columns cut into each of RUNS.
+    """
+    if kernels.backend() != "c":
+        return network
+    return replace(network, ops=[_fastest(op, network.maps) for op in network.ops])
+
+
+def _fastest(op: Op, maps: list[Map]) -> Op:
+    if op.weights is None or op.weights.block != kernels.BLOCK:
+        return op
+    candidates = [replace(op, weights=form) for form in _forms(op.weights)]
+    clocks = [_Clock(candidate, maps) for candidate in candidates]
+    times: list[list[float]] = [[] for _ in clocks]
+    for _ in range(REPEATS):  # in turn, so that a noisy machine disturbs all alike
+        for clock, taken in zip(clocks, times, strict=True):
+            taken.append(clock.once())
+    return candidates[min(range(len(candidates)), key=lambda i: statistics.median(times[i]))]
+
+
+def _forms(weights: Sparse) -> Iterator[Sparse]:
+    """Every way to pack the same matrix."""
+    w = weights.to_dense()
+    has_zeros = not (w.reshape(-1) != 0).all()
+    for dense in (True, False) if has_zeros else (True,):
+        for run in RUNS:
+            if run < weights.columns or run == RUNS[-1]:
+                yield kernels.pack(w, chunk=run, dense=dense)
+
+
+class _Clock:
+    """One operator in a network of its own, on noise; a sum it takes in costs every form the same, and is left out."""
+
+    def __init__(self, op: Op, maps: list[Map]) -> None:
+        alone = replace(op, x=0, y=1, add=None)
+        data = write(Network([replace(maps[op.x]), replace(maps[op.y])], [alone], 0, 1))
+        self.file = kernels.aligned((len(data),), np.uint8)
+        self.file[:] = np.frombuffer(data, np.uint8)
+        self.arena = kernels.aligned((kernels.lib.engine_arena(kernels.pointer(self.file)),))
+        self.arena[:] = np.random.default_rng(0).random(len(self.arena), np.float32)
+        self.once()
+
+    def once(self) -> float:
+        """Seconds of this thread for one run."""
+        start = time.thread_time()
+        kernels.lib.engine_step(kernels.pointer(self.file), kernels.pointer(self.arena), kernels.isa(), 0)
+        return time.thread_time() - start

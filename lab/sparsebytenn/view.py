@@ -1,0 +1,137 @@
+"""SparseByteNN seen: which blocks of a layer go, and what the order of its rows saves."""
+
+import json
+from functools import lru_cache
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+from ..core import store
+from ..ui import Control, Explorer, Frame, figure, svg, view
+from . import equations as eq
+from .outcome import SparseByteNNOutcome
+from .pattern import search
+
+SEARCHES = ("none", "sort", "greedy", "swaps")
+SHARES = tuple(round(0.1 * k, 1) for k in range(10))
+SHOWN = (16, 48)  # the groups and inputs of a layer that a picture shows
+
+
+def pattern(outcome: SparseByteNNOutcome, layer: str, s: float, rearranged: bool = True) -> Tensor:
+    """Which blocks of a layer of the dense network stay when the share s goes: (groups, IC), True is kept."""
+    S = outcome.saliencies[layer].float()
+    S = S[outcome.order(layer)] if rearranged else S
+    return eq.mask_layer(eq.block_scores(S, outcome.recipe.block), s)
+
+
+def numbers(outcome: SparseByteNNOutcome, s: float) -> dict[str, tuple[float, float]]:
+    """For each layer, the shares of its dense magnitude that the largest blocks hold: rows as they came, as found."""
+    G, found = outcome.recipe.block, {}
+    for layer, half in outcome.saliencies.items():
+        S = half.float()
+        found[layer] = eq.retained(S, G, s), eq.retained(S[outcome.order(layer)], G, s)
+    return found
+
+
+def searched(outcome: SparseByteNNOutcome, layer: str) -> dict[str, list[float]]:
+    """For each search, the retained share of a layer over SHARES; orders are searched at the recipe's sparsity.
+
+    The layers of a class are searched together, as they must share one order.
+    """
+    recipe = outcome.recipe
+    together = next((layers for layers in outcome.classes.values() if layer in layers), None)
+    S, found = outcome.saliencies[layer].float(), {}
+    for name in SEARCHES:
+        order = torch.arange(len(S))
+        if together is not None:
+            order = search([outcome.saliencies[one].float() for one in together], name, recipe.block, recipe.sparsity)
+        found[name] = [eq.retained(S[order], recipe.block, s) for s in SHARES]
+    return found
+
+
+@view.register
+def explore(outcome: SparseByteNNOutcome) -> Explorer:
+    """A layer's pattern before and after rearrangement, and what blocks retain: sliders for layer and sparsity."""
+    remembered = lru_cache(maxsize=None)(lambda layer: searched(outcome, layer))
+    layers = list(outcome.saliencies)
+
+    def draw(layer: str, sparsity: float) -> Frame:
+        shown = numbers(outcome, sparsity)
+        pictures = [
+            _blocks(pattern(outcome, layer, sparsity, rearranged=False), "blocks kept, rows as they came"),
+            _blocks(pattern(outcome, layer, sparsity), "blocks kept, rows rearranged"),
+            _curves(remembered(layer), layer, sparsity),
+            _by_layer(shown, layers.index(layer)),
+        ]
+        came, found = shown[layer]
+        mask = pattern(outcome, layer, sparsity)
+        facts: dict[str, Any] = {
+            "blocks kept": f"{int(mask.sum()):,} of {mask.numel():,}",
+            "shown": _part(mask),
+            "magnitude retained as it came": f"{100 * came:.1f} %",
+            "rearranged": f"{100 * found:.1f} %",
+        }
+        return Frame("".join(pictures), facts)
+
+    own = outcome.recipe.sparsity
+    shares = sorted({*SHARES, own})
+    controls = {
+        "layer": Control(layers, label="layer", start=layers[len(layers) // 2]),
+        "sparsity": Control(shares, label="share of blocks removed", start=own),
+    }
+    title = f"SparseByteNN(block={outcome.recipe.block}, search={outcome.recipe.search!r}): what a row order saves"
+    return Explorer(draw, controls, title=title)
+
+
+# -- pictures of numbers -----------------------------------------------------------------------------------------------
+
+
+def _blocks(mask: Tensor, title: str) -> str:
+    """The first groups and inputs of a layer: a cell is a block, dark where it is kept."""
+    return svg.heat(mask[: SHOWN[0], : SHOWN[1]].float().tolist(), x="input", title=title)
+
+
+def _part(mask: Tensor) -> str:
+    groups, inputs = mask.shape
+    return f"{min(groups, SHOWN[0])} of {groups} groups, {min(inputs, SHOWN[1])} of {inputs} inputs"
+
+
+def _curves(found: dict[str, list[float]], layer: str, sparsity: float) -> str:
+    """What each search gains over rows as they came: the retained shares themselves lie too close to be told apart."""
+    series = [
+        svg.Series(name, [(s, 100 * (v - none)) for s, v, none in zip(SHARES, found[name], found["none"], strict=True)])
+        for name in SEARCHES[1:]
+    ]
+    return svg.lines(series, "share of blocks removed", "points gained by the row order", title=layer, at=sparsity)
+
+
+def _by_layer(shown: dict[str, tuple[float, float]], at: int) -> str:
+    names = ("as it came", "rearranged")
+    series = [svg.Series(name, [(i, 100 * pair[k]) for i, pair in enumerate(shown.values())], joined=False)
+              for k, name in enumerate(names)]  # fmt: skip
+    return svg.lines(series, "layer", "magnitude retained (%)", title="all layers", at=at)
+
+
+# -- the benchmark as it was last run ----------------------------------------------------------------------------------
+
+
+def accuracies() -> Any:
+    """`data/sparsebytenn/accuracy.json` as a frame, one row a setting and seed."""
+    import pandas
+
+    return pandas.DataFrame(json.loads(store.artefact("sparsebytenn/accuracy.json").read_text())["rows"])
+
+
+def accuracy() -> go.Figure:
+    """Points of accuracy lost by block size, order and control: mean and range of the seeds, 30 and 50 % removed."""
+    table, bars = accuracies(), []
+    for sparsity in sorted(table.sparsity.unique(), reverse=True):
+        part = table[table.sparsity == sparsity].groupby("method", sort=False)["accuracy_drop"]
+        lost = part.agg(["mean", "min", "max"])[::-1]
+        whiskers = {"type": "data", "array": lost["max"] - lost["mean"], "arrayminus": lost["mean"] - lost["min"]}
+        bars.append(
+            go.Bar(x=lost["mean"], y=list(lost.index), orientation="h", error_x=whiskers, name=f"{sparsity:.0%}")
+        )
+    return figure(*bars, x="points of accuracy lost (less is better)", title="digits, thin MobileNet-v1")

@@ -1,0 +1,203 @@
+"""A packed network in a browser: a folder to put on any web server, and what a notebook's widget is made of.
+
+The same module (static/classify.mjs over static/engine.mjs) runs in both. The kernels are three builds of WebAssembly
+that ckernels/wasm.py makes: relaxed SIMD, SIMD128, and one without SIMD; the browser takes the first that it can run.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core import store
+from . import packed
+from .engine import Engine
+from .packed import Network
+
+BUILDS = ("relaxed", "simd128", "scalar")
+FILES = {"sparse": "model.sbnn", "dense": "dense.sbnn"}
+INLINE = 24_000_000  # bytes of files that the page itself also holds, so that it opens without a server
+TITLE = "A sparse network in your browser"
+_STATIC = Path(__file__).parent / "static"
+
+
+def export_web(engine: Engine | Network, folder: str | Path, **options: Any) -> Path:
+    """Write a folder with one page that classifies a picture in the browser and times the network there; its path.
+
+    Options as `bundle` takes them. Up to 24 MB of networks, the page holds everything and opens without a server. A
+    failed export leaves no new file behind.
+    """
+    setup, parts = bundle(engine, **options)
+    inline = sum(map(len, parts.values())) <= INLINE
+    files = {**parts, "index.html": page(setup, parts if inline else {})}
+    folder = Path(folder)
+    new = [folder / name for name in files if not (folder / name).exists()]
+    try:
+        for name, content in files.items():
+            store.write(folder / name, content)
+    except OSError:
+        for path in new:
+            path.unlink(missing_ok=True)
+        raise
+    return folder / "index.html"
+
+
+def bundle(
+    engine: Engine | Network,
+    *,
+    dense: Engine | Network | None = None,
+    labels: Sequence[str] = (),
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+    pictures: Sequence[Any] = (),
+    title: str = TITLE,
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What the browser is told, and the files it needs by name.
+
+    dense: the same network with nothing removed, timed beside it. labels: the classes' names. mean, std: how the
+    network takes a picture, (v - mean) / std with v in [0, 1], one number or one a channel. pictures: samples, uint8
+    (H, W) or (H, W, 3), or as the network takes them, floats (C, H, W).
+    """
+    networks = {"sparse": _engine(engine)} | ({} if dense is None else {"dense": _engine(dense)})
+    channels = _checked(networks, labels)
+    scale = {"mean": _each(mean, channels, "mean"), "std": _each(std, channels, "std")}
+    if 0 in scale["std"]:
+        raise ValueError("std holds a 0: give what the network's pictures were divided by")
+    samples = [_address(_bytes(picture, scale)) for picture in pictures]
+    files = {name: FILES[name] for name in networks}
+    told = {"title": title, "labels": list(labels), **scale, "samples": samples, "networks": files}
+    parts = {f"{build}.wasm": (_STATIC / f"{build}.wasm").read_bytes() for build in BUILDS}
+    parts |= {files[name]: one.data for name, one in networks.items()}
+    return {**told, "facts": _facts(networks)}, parts
+
+
+def widget(engine: Engine | Network, **options: Any) -> dict[str, Any]:
+    """The arguments of `lab.ui.Classifier`; options as `bundle` takes them."""
+    setup, parts = bundle(engine, **options)
+    return {"setup": setup, "parts": parts, "script": script(), "style": style()}
+
+
+def script() -> str:
+    """The browser's side as one module."""
+    engine, face = ((_STATIC / name).read_text(encoding="utf-8") for name in ("engine.mjs", "classify.mjs"))
+    return engine + face.replace('import { builds, measure, Network } from "./engine.mjs";\n', "")
+
+
+def style() -> str:
+    """Its style sheet."""
+    return (_STATIC / "classify.css").read_text(encoding="utf-8")
+
+
+def page(setup: Mapping[str, Any], parts: Mapping[str, bytes]) -> bytes:
+    """The page; files that are not among `parts` are fetched from beside it."""
+    held = [
+        f'<script type="text/plain" id="{name}">{base64.b64encode(part).decode()}</script>\n'
+        for name, part in parts.items()
+    ]
+    told = json.dumps(setup).replace("<", "\\u003c")
+    code = script().replace("</", "<\\/")
+    title = escape(setup["title"])
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><link rel="icon" href="data:,">
+<style>:root{{color-scheme:light dark}}
+body{{margin:2.5rem auto;padding:0 1.25rem;max-width:860px;background:Canvas;color:CanvasText}}
+{style()}</style></head>
+<body><main id="classifier"><h2>{title}</h2>
+<noscript>This page computes in the browser: allow scripts.</noscript></main>
+<script type="application/json" id="setup">{told}</script>
+{"".join(held)}<script type="module">
+{code}
+{_OPEN}</script></body></html>
+""".encode()
+
+
+_OPEN = """
+async function part(name) {
+  const held = document.getElementById(name);
+  try {
+    const answer = await fetch(held ? `data:application/octet-stream;base64,${held.textContent}` : name);
+    if (!answer.ok) throw new Error(answer.status);
+    return new Uint8Array(await answer.arrayBuffer());
+  } catch (error) {
+    throw new Error(
+      location.protocol === "file:"
+        ? `A page that is opened as a file may not read ${name} beside it. Run "python -m http.server" in this ` +
+          "folder and open localhost:8000."
+        : `${name} could not be loaded (${error.message}): it must lie beside this page.`,
+    );
+  }
+}
+classifier(document.getElementById("classifier"), JSON.parse(document.getElementById("setup").textContent), part);
+"""
+
+
+def _engine(network: Engine | Network) -> Engine:
+    if isinstance(network, Network):
+        return Engine(packed.write(network))
+    if not isinstance(network, Engine):
+        raise TypeError(f"this is a {type(network).__name__}: give an engine, as outcome.engine() makes it")
+    return network
+
+
+def _checked(networks: Mapping[str, Engine], labels: Sequence[str]) -> int:
+    """The channels of a picture, once the networks are found to classify pictures, and the same ones."""
+    shapes = set()
+    for one in networks.values():
+        picture, answer = (one.network.maps[i] for i in (one.network.input, one.network.output))
+        if answer.pixels != 1 and (answer.c, answer.h) != (1, 1):
+            size = f"({answer.c}, {answer.h}, {answer.w})"
+            raise ValueError(f"the network answers with a map {size}: the page shows classes")
+        shapes.add((picture.c, picture.h, picture.w, picture.interleaved, answer.c * answer.w))
+    if len(shapes) > 1:
+        raise ValueError("dense takes other pictures or has other classes than the sparse network: compile both alike")
+    channels, _, _, _, classes = shapes.pop()
+    if channels not in (1, 3):
+        raise ValueError(f"the network takes {channels} channels: a browser's pictures have 3, or 1 when grey")
+    if labels and len(labels) != classes:
+        raise ValueError(f"{len(labels)} labels are given: the network has {classes} classes")
+    return channels
+
+
+def _each(value: float | Sequence[float], channels: int, name: str) -> list[float]:
+    """One number for each channel."""
+    values = np.broadcast_to(np.asarray(value, float), channels) if np.ndim(value) == 0 else np.asarray(value, float)
+    if values.shape != (channels,):
+        raise ValueError(f"{name}={value!r}: give one number, or {channels}")
+    return values.tolist()
+
+
+def _bytes(picture: Any, scale: Mapping[str, list[float]]) -> np.ndarray:
+    """A sample as uint8 (H, W) or (H, W, 3)."""
+    array = np.asarray(picture)
+    if array.dtype.kind == "f" and array.ndim == 3 and len(array) == len(scale["mean"]):
+        mean, std = (np.reshape(scale[name], (-1, 1, 1)) for name in ("mean", "std"))
+        array = (255 * (array * std + mean)).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0).squeeze()
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
+        raise ValueError(
+            f"a picture is {array.dtype} {array.shape}: give uint8 (H, W) or (H, W, 3), or floats (C, H, W) as the "
+            "network takes them"
+        )
+    return array
+
+
+def _address(array: np.ndarray) -> str:
+    """A picture as a data: address."""
+    from PIL import Image
+
+    png = io.BytesIO()
+    Image.fromarray(array).save(png, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+
+
+def _facts(networks: Mapping[str, Engine]) -> list[tuple[str, str]]:
+    """What the page says below: weights kept and bytes."""
+    products = [op.weights for op in networks["sparse"].network.ops if op.weights is not None]
+    kept, whole = (sum(counts) for counts in zip(*((w.blocks.size, w.rows * w.columns) for w in products), strict=True))
+    sizes = ", ".join(f"{name} {len(one.data) / 1e6:.2f} MB" for name, one in networks.items())
+    return [("weights that are kept", f"{min(1, kept / whole):.0%} of {whole:,}"), ("file", sizes)]

@@ -1,0 +1,219 @@
+/* kernels [isa] [seed] [rounds]: every kernel of an instruction set against the reference over random shapes that hurt.
+
+   All memory is cut to the size that kernels.h promises to be enough, so an address sanitizer sees a step too far; what
+   a kernel may read but must not use (behind a plane's last pixel) is NaN. Prints what was compared; ends with 1 and a
+   line for each kernel that is wrong. */
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "sbnn.h"
+
+enum { KINDS = 6 };
+static const char *const NAMES[KINDS] = {"spmm", "depthwise", "im2col", "gemv", "mean", "add"};
+
+typedef struct {
+    uint64_t state;
+    const isa *with, *ref;
+    int poison; /* one input number is NaN: the answer must have a NaN wherever the reference has one, and some */
+    long compared[KINDS], nans[KINDS], wrong[KINDS];
+} test;
+
+static uint32_t random32(test *t) {
+    t->state = t->state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(t->state >> 33);
+}
+static int between(test *t, int low, int high) { return low + (int)(random32(t) % (uint32_t)(high - low + 1)); }
+static float number(test *t) { return (float)between(t, -1000, 1000) / 500.0f; }
+static int64_t up(int64_t n) { return (n + 15) / 16 * 16; }
+static int64_t pitch(test *t, int64_t pixels) { return up(pixels) + 16 + 16 * between(t, 0, 1); }
+
+static float *numbers(test *t, int64_t n) {
+    float *made = malloc((size_t)n * sizeof(float) + !n);
+    for (int64_t i = 0; i < n; i++) made[i] = number(t);
+    return made;
+}
+
+/* c planes of n pixels, NaN behind each. */
+static float *planes(test *t, int64_t c, int64_t n, int64_t pitch) {
+    float *made = numbers(t, c * pitch);
+    for (int64_t p = 0; p < c; p++)
+        for (int64_t i = n; i < pitch; i++) made[p * pitch + i] = NAN;
+    return made;
+}
+
+static void bounds(test *t, float *lo, float *hi) {
+    *lo = between(t, 0, 1) ? 0.0f : -INFINITY;
+    *hi = between(t, 0, 1) ? 6.0f : INFINITY;
+}
+
+/* The first n pixels of c planes beside those of the reference. */
+static void compare(test *t, int kind, const float *a, const float *b, int64_t c, int64_t n, int64_t pitch) {
+    int wrong = 0;
+    for (int64_t p = 0; p < c; p++)
+        for (int64_t i = 0; i < n; i++) {
+            const float x = a[p * pitch + i], y = b[p * pitch + i];
+            t->nans[kind] += isnan(y) != 0;
+            if (isnan(x) != isnan(y) || (!isnan(x) && !(x == y || fabsf(x - y) <= 2e-4f * (1 + fabsf(y))))) wrong = 1;
+        }
+    t->compared[kind]++;
+    t->wrong[kind] += wrong;
+}
+
+/* count and col of a random matrix; returns how many blocks it has. `share` in percent of all, 100 is dense. */
+static int64_t blocks(test *t, int groups, int columns, int chunk, int share, uint16_t **count, uint16_t **col) {
+    const int chunks = (columns + chunk - 1) / chunk;
+    *count = malloc(sizeof(uint16_t) * (size_t)(chunks * groups));
+    uint16_t *every = malloc(sizeof(uint16_t) * (size_t)(groups * columns));
+    int64_t n = 0;
+    for (int c = 0; c < chunks; c++)
+        for (int g = 0; g < groups; g++) {
+            const int64_t before = n;
+            for (int i = 0; i < chunk && c * chunk + i < columns; i++)
+                if (between(t, 1, 100) <= share) every[n++] = (uint16_t)i;
+            (*count)[c * groups + g] = (uint16_t)(n - before);
+        }
+    *col = malloc(sizeof(uint16_t) * (size_t)n + !n);
+    memcpy(*col, every, sizeof(uint16_t) * (size_t)n);
+    free(every);
+    return n;
+}
+
+static void test_spmm(test *t) {
+    const int columns = between(t, 1, 40), chunk = between(t, 1, columns), share = between(t, 0, 2) ? between(t, 0, 99) : 100;
+    const int n = between(t, 0, 1) ? between(t, 1, 40) : between(t, 1, 300);
+    spmm_f32 s = {.groups = between(t, 1, 6), .chunks = (columns + chunk - 1) / chunk, .chunk = chunk, .n = n};
+    uint16_t *count, *col;
+    const int64_t made = blocks(t, s.groups, columns, chunk, share, &count, &col), rows = 4 * s.groups;
+    s.x_pitch = pitch(t, n), s.y_pitch = s.add_pitch = pitch(t, n);
+    float *w = numbers(t, 4 * made), *bias = numbers(t, rows), *x = planes(t, columns, n, s.x_pitch);
+    float *more = planes(t, rows, n, s.y_pitch), *y = planes(t, rows, n, s.y_pitch), *z = planes(t, rows, n, s.y_pitch);
+    if (t->poison) x[between(t, 0, columns - 1) * s.x_pitch + between(t, 0, n - 1)] = NAN;
+    bounds(t, &s.lo, &s.hi);
+    s.count = count, s.col = share == 100 ? NULL : col, s.w = w, s.bias = bias, s.x = x;
+    s.add = between(t, 0, 1) ? more : NULL;
+    s.y = y, t->with->spmm(&s);
+    s.y = z, t->ref->spmm(&s);
+    compare(t, 0, y, z, rows, n, s.y_pitch);
+    free(count), free(col), free(w), free(bias), free(x), free(more), free(y), free(z);
+}
+
+static void test_depthwise(test *t) {
+    const int k = between(t, 0, 1) ? 3 : 5, pad = between(t, 0, k - 1), least = k - 2 * pad > 1 ? k - 2 * pad : 1;
+    depthwise_f32 s = {.c = between(t, 1, 3), .k = k, .stride = between(t, 1, 2), .pad = pad};
+    s.h = least + between(t, 0, 12), s.w = least + (between(t, 0, 1) ? between(t, 0, 20) : between(t, 0, 80));
+    const int out_h = (s.h + 2 * pad - k) / s.stride + 1;
+    s.out_w = (s.w + 2 * pad - k) / s.stride + 1;
+    s.top = between(t, 0, out_h - 1), s.bottom = between(t, s.top + 1, out_h);
+    const int64_t n = (int64_t)s.h * s.w, made = (int64_t)(s.bottom - s.top) * s.out_w;
+    s.x_pitch = pitch(t, n), s.y_pitch = made + 16;
+    float *x = planes(t, s.c, n, s.x_pitch), *weight = numbers(t, s.c * k * k), *bias = numbers(t, s.c);
+    float *room = planes(t, 1, 0, depthwise_room(s.w, k, s.stride, s.bottom - s.top));
+    float *y = planes(t, s.c, 0, s.y_pitch), *z = planes(t, s.c, 0, s.y_pitch);
+    if (t->poison) x[between(t, 0, s.c - 1) * s.x_pitch + between(t, 0, (int)n - 1)] = NAN;
+    bounds(t, &s.lo, &s.hi);
+    s.x = x, s.weight = weight, s.bias = bias, s.room = room;
+    s.y = y, t->with->depthwise(&s);
+    s.y = z, t->ref->depthwise(&s);
+    compare(t, 1, y, z, s.c, made, s.y_pitch);
+    free(x), free(weight), free(bias), free(room), free(y), free(z);
+}
+
+static void test_im2col(test *t) {
+    const int k = between(t, 1, 7), pad = between(t, 0, k - 1), least = k - 2 * pad > 1 ? k - 2 * pad : 1;
+    im2col_f32 s = {.c = between(t, 1, 4), .k = k, .stride = between(t, 1, 4), .pad = pad};
+    s.h = least + between(t, 0, 12), s.w = least + between(t, 0, 40);
+    const int out_h = (s.h + 2 * pad - k) / s.stride + 1, interleaved = between(t, 0, 1);
+    s.out_w = (s.w + 2 * pad - k) / s.stride + 1;
+    s.top = between(t, 0, out_h - 1), s.bottom = between(t, s.top + 1, out_h);
+    const int64_t n = (int64_t)s.h * s.w, made = (int64_t)(s.bottom - s.top) * s.out_w;
+    const int64_t plane = pitch(t, n), rows = (int64_t)s.c * k * k;
+    s.x_channel = interleaved ? 1 : plane, s.x_pixel = interleaved ? s.c : 1, s.y_pitch = pitch(t, made);
+    float *x = interleaved ? planes(t, 1, n * s.c, up(n * s.c) + 16) : planes(t, s.c, n, plane);
+    float *y = planes(t, rows, 0, s.y_pitch), *z = planes(t, rows, 0, s.y_pitch);
+    if (t->poison) x[between(t, 0, (int)n - 1)] = NAN;
+    s.x = x;
+    s.y = y, t->with->im2col(&s);
+    s.y = z, t->ref->im2col(&s);
+    compare(t, 2, y, z, rows, made, s.y_pitch);
+    free(x), free(y), free(z);
+}
+
+static void test_gemv(test *t) {
+    const int share = between(t, 0, 2) ? between(t, 0, 99) : 100;
+    gemv_f32 s = {.groups = between(t, 1, 5), .n = between(t, 1, 300)};
+    uint16_t *count, *col;
+    const int64_t made = blocks(t, s.groups, s.n, s.n, share, &count, &col), rows = 16 * s.groups;
+    float *w = numbers(t, 16 * made), *bias = numbers(t, rows), *x = numbers(t, s.n);
+    float *y = numbers(t, rows), *z = numbers(t, rows);
+    if (t->poison) x[between(t, 0, s.n - 1)] = NAN;
+    bounds(t, &s.lo, &s.hi);
+    s.count = count, s.col = share == 100 ? NULL : col, s.w = w, s.bias = bias, s.x = x;
+    s.y = y, t->with->gemv(&s);
+    s.y = z, t->ref->gemv(&s);
+    compare(t, 3, y, z, 1, rows, rows);
+    free(count), free(col), free(w), free(bias), free(x), free(y), free(z);
+}
+
+static void test_mean(test *t) {
+    mean_f32 s = {.c = between(t, 1, 9), .n = between(t, 1, 200)};
+    s.x_pitch = pitch(t, s.n);
+    float *x = planes(t, s.c, s.n, s.x_pitch), *y = numbers(t, s.c), *z = numbers(t, s.c);
+    if (t->poison) x[between(t, 0, s.n - 1)] = NAN;
+    s.x = x;
+    s.y = y, t->with->mean(&s);
+    s.y = z, t->ref->mean(&s);
+    compare(t, 4, y, z, 1, s.c, s.c);
+    free(x), free(y), free(z);
+}
+
+static void test_add(test *t) {
+    add_f32 s = {.n = between(t, 1, 300)};
+    float *a = numbers(t, s.n), *b = numbers(t, s.n), *y = numbers(t, s.n), *z = numbers(t, s.n);
+    if (t->poison) (between(t, 0, 1) ? a : b)[between(t, 0, (int)s.n - 1)] = NAN;
+    bounds(t, &s.lo, &s.hi);
+    s.a = a, s.b = b;
+    s.y = y, t->with->add(&s);
+    s.y = z, t->ref->add(&s);
+    compare(t, 5, y, z, 1, s.n, s.n);
+    free(a), free(b), free(y), free(z);
+}
+
+static void (*const TESTS[KINDS])(test *) = {test_spmm, test_depthwise, test_im2col, test_gemv, test_mean, test_add};
+
+static long rounds;
+
+static void *run(void *made) {
+    test *t = made;
+    for (long i = 0; i < rounds; i++)
+        for (int kind = 0; kind < KINDS; kind++) {
+            t->poison = i % 4 == 3;
+            TESTS[kind](t);
+        }
+    return NULL;
+}
+
+int main(int argc, char **argv) {
+    enum { THREADS = 3 };
+    test tests[THREADS] = {0};
+    pthread_t threads[THREADS];
+    int wrong = 0;
+    rounds = argc > 3 ? atol(argv[3]) : 100;
+    for (int i = 0; i < THREADS; i++) {
+        tests[i].state = 7919u * (uint64_t)(argc > 2 ? atol(argv[2]) : 0) + (uint64_t)i;
+        tests[i].with = isa_named(argc > 1 ? argv[1] : ""), tests[i].ref = isa_named("ref");
+        if (!tests[i].with) return puts("absent"), 0;
+        if (pthread_create(&threads[i], NULL, run, &tests[i])) return puts("no threads"), 2;
+    }
+    for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
+    for (int kind = 0; kind < KINDS; kind++) {
+        long sums[3] = {0};
+        for (int i = 0; i < THREADS; i++) {
+            sums[0] += tests[i].compared[kind], sums[1] += tests[i].wrong[kind], sums[2] += tests[i].nans[kind];
+        }
+        printf("%s %s compared %ld wrong %ld nan %ld\n", tests[0].with->name, NAMES[kind], sums[0], sums[1], sums[2]);
+        wrong |= sums[1] > 0;
+    }
+    return wrong;
+}

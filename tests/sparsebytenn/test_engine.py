@@ -1,0 +1,254 @@
+"""The engine against torch: every operator, every instruction set, other people's networks, files that are broken."""
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lab.core import kernels, nets
+from lab.sparsebytenn import compiler, packed, twin
+from lab.sparsebytenn.engine import Engine, race
+from lab.sparsebytenn.tuning import tuned
+
+needs_c = pytest.mark.skipif(kernels.lib is None, reason="the C kernels are not built")
+
+
+def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The network in eval mode with norms that do something."""
+    g = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2, generator=g)
+            module.running_var.uniform_(0.5, 1.5, generator=g)
+            module.weight.data.uniform_(0.5, 1.5, generator=g)
+            module.bias.data.normal_(0, 0.1, generator=g)
+    return model.eval()
+
+
+def pruned(model: nn.Module, share: float, block: int = 4) -> nn.Module:
+    """Random blocks of `block` rows set to 0 in every ordinary convolution but the first."""
+    g = torch.Generator().manual_seed(1)
+    for module in [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1][1:]:
+        w = module.weight.data
+        keep = torch.rand(-(-len(w) // block), w.shape[1], generator=g) >= share
+        w *= keep.repeat_interleave(block, 0)[: len(w), :, None, None]
+    return model
+
+
+class Residual(nn.Module):
+    """Sums of all kinds: into a convolution, of two that are read twice, with and without an activation behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 9, 3, 2, 1, bias=False), nn.BatchNorm2d(9), nn.ReLU6())
+        self.a, self.b = nn.Conv2d(9, 9, 1), nn.Conv2d(9, 9, 3, 1, 1)
+        self.wide = nn.Conv2d(9, 9, 5, 1, 2, groups=9)
+        self.down = nn.Conv2d(9, 11, 1, 2)
+        self.head = nn.Linear(11, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = x + self.a(x)
+        z = F.relu(self.b(y) + y)
+        u = torch.add(z, y)
+        v = torch.relu(self.wide(u)) + z
+        return self.head(self.down(v).mean((2, 3)))
+
+
+def plain() -> nn.Module:
+    """A chain that ends in a linear layer on a flattened map, as LeNet does."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 5), nn.ReLU(), nn.Dropout2d(), nn.Conv2d(6, 10, 3, 2), nn.BatchNorm2d(10), nn.ReLU(),
+        nn.Flatten(), nn.Linear(10 * 5 * 5, 20), nn.ReLU(), nn.Linear(20, 7),
+    )  # fmt: skip
+
+
+def mapped() -> nn.Module:
+    """A network that gives a map, not a vector."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding="same"), nn.ReLU(), nn.Conv2d(8, 2, 1))
+
+
+NETWORKS = {  # name -> network, side of its picture
+    "mobilenet_v1": (lambda: nets.mobilenet_v1(0.25, 10), 64),
+    "mobilenet_v1, odd sides": (lambda: nets.mobilenet_v1(0.25, 10), 71),
+    "mobilenet_v2": (lambda: nets.mobilenet_v2(0.35, 10), 64),
+    "residual": (Residual, 33),
+    "plain": (plain, 16),
+    "mapped": (mapped, 13),
+}
+
+
+def built(name: str, share: float = 0.5) -> tuple[nn.Module, torch.Tensor]:
+    make, side = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return pruned(shaken(make()), share), torch.randn(2, 3, side, side)
+
+
+def answer(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(x)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+@needs_c
+@pytest.mark.parametrize("isa", kernels.isas())
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_answers_as_torch_does(name, isa, monkeypatch):
+    monkeypatch.setenv("LAB_ISA", isa)
+    model, x = built(name)
+    engine = Engine(packed.write(compiler.compile(model, x[:1])))
+    y = engine(x)
+    assert y.shape == answer(model, x).shape and distance(y, answer(model, x)) < 1e-4
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_numpy_twin_answers_as_torch_does(name, monkeypatch):
+    monkeypatch.setenv("LAB_KERNELS", "numpy")
+    model, x = built(name)
+    engine = Engine(packed.write(compiler.compile(model, x[:1])))
+    assert distance(engine(x), answer(model, x)) < 1e-4
+
+
+@needs_c
+@pytest.mark.parametrize("name", ["mobilenet_v1", "residual"])
+def test_interleaved_pictures(name):
+    model, x = built(name)
+    engine = Engine(packed.write(compiler.compile(model, x[:1], interleaved=True)))
+    assert distance(engine(x.permute(0, 2, 3, 1)), answer(model, x)) < 1e-4
+
+
+@needs_c
+def test_dense_and_tuned_forms_answer_alike():
+    model, x = built("mobilenet_v1", 0.7)
+    network = compiler.compile(model, x[:1])
+    for form in (compiler.whole(network), tuned(network), tuned(compiler.whole(network))):
+        assert distance(Engine(packed.write(form))(x), answer(model, x)) < 1e-4
+    assert all(op.weights.col is None for op in compiler.whole(network).ops if op.weights is not None)
+
+
+def test_the_model_is_left_as_it_was():
+    model, x = built("residual")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    compiler.compile(model.train(), x[:1])
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("share", "least"), [(0.3, 0.85), (0.5, 0.68), (0.9, 0.35)])
+def test_a_sparse_file_is_smaller_than_the_dense_one(share, least):
+    """16-bit columns: at 30 % the index does not eat what the zeros save."""
+    model = pruned(shaken(nets.mobilenet_v1(1.0)), share)
+    network = compiler.compile(model, torch.zeros(1, 3, 224, 224))
+    sparse, dense = len(packed.write(network)), len(packed.write(compiler.whole(network)))
+    assert sparse < least * dense
+
+
+# -- what it does not have ---------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "maxpool": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)), r"no operator for 1 \(MaxPool2d\): it has"),
+    "groups": (lambda: nn.Conv2d(3, 6, 3, groups=3), "6|groups|depthwise"),
+    "dilation": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2)), "square windows"),
+    "reflection": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")), "zero padding"),
+    "a window of two sides": (lambda: nn.Sequential(nn.Conv2d(3, 4, (3, 1))), "square windows"),
+    "7 x 7 depthwise": (lambda: nn.Sequential(nn.Conv2d(3, 3, 7, groups=3)), "3 x 3 and 5 x 5"),
+    "a norm alone": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), "BatchNorm2d.*folds it"),
+    "sigmoid": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid()), r"1 \(Sigmoid\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_operator_it_lacks_is_named_in_one_line(name):
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message) as caught:
+        compiler.compile(make(), torch.zeros(1, 3, 16, 16))
+    assert "\n" not in str(caught.value)
+
+
+@needs_c
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (3, 64, 64), (1, 1, 64, 64)])
+def test_a_picture_of_another_shape_is_refused(shape):
+    model, x = built("mobilenet_v1")
+    engine = Engine(packed.write(compiler.compile(model, x[:1])))
+    with pytest.raises(ValueError, match=r"x has shape .*: this engine takes \(N, 3, 64, 64\)"):
+        engine(torch.zeros(shape))
+    assert engine(torch.zeros(0, 3, 64, 64)).shape == (0, 10)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def file() -> bytes:
+    model, x = built("mobilenet_v1")
+    return packed.write(compiler.compile(model, x[:1]))
+
+
+def test_a_file_reads_as_it_was_written(file):
+    again = packed.write(packed.read(file))
+    assert again == file and file[:4] == b"SBNN"
+
+
+def test_a_saved_engine_is_the_same_engine(file, tmp_path):
+    path = Engine(file).save(tmp_path / "net.sbnn")
+    assert Engine.load(path).data == file and repr(Engine.load(path)) == repr(Engine(file))
+
+
+@needs_c
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-1], "cut short"),
+        (lambda data: data[:40], "cut short"),
+        (lambda data: b"", "cut short"),
+        (lambda data: b"PK" + data[2:], "does not begin as"),
+        (lambda data: data[:4] + b"\7" + data[5:], "another version"),
+        (lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], "checksum"),
+    ],
+)
+def test_a_damaged_file_is_refused(file, damage, message):
+    with pytest.raises(ValueError, match=f"no packed network that can be run: .*{message}"):
+        Engine(damage(file))
+
+
+# -- use ---------------------------------------------------------------------------------------------------------------
+
+
+@needs_c
+def test_several_threads_may_call_at_once(file):
+    engine, x = Engine(file), torch.randn(24, 3, 64, 64)
+    alone = engine(x)
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda i: engine(x[i : i + 1]), range(24)))
+    assert torch.equal(torch.cat(together), alone)
+
+
+@needs_c
+def test_a_nan_in_the_picture_is_not_hidden(file):
+    x = torch.zeros(1, 3, 64, 64)
+    x[0, 1, 30, 30] = math.nan
+    assert torch.isnan(Engine(file)(x)).all()
+
+
+@needs_c
+def test_the_profile_counts_what_is_done(file):
+    frame = Engine(file).profile(repeats=2)
+    assert list(frame.layer)[:2] == ["features.0.0", "features.1.3"] and (frame.ms >= 0).all()
+    assert frame.macs[0] == 8 * 27 * 32 * 32 and frame["blocks kept"][1] < 0.7
+    assert all(ms > 0 for ms in race(Engine(file), Engine(file), repeats=3))
+
+
+def test_the_twin_and_the_file_agree_on_names(file):
+    network = packed.read(file)
+    head = np.frombuffer(file, np.uint32, 16)
+    meta = json.loads(file[head[13] : head[13] + head[14]])
+    assert meta["names"] == [op.name for op in network.ops] and meta["classes"] == 10
+    assert twin.run(network, np.zeros((3, 64, 64), np.float32)).shape == (1, 1, 10)

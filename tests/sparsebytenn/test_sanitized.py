@@ -1,0 +1,173 @@
+"""The C code under the address and undefined-behaviour sanitizers: hurting shapes, and files that may be anything."""
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import zlib
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+import lab
+from lab.core import kernels
+from lab.sparsebytenn import compiler, packed
+from lab.sparsebytenn.engine import Engine
+
+from .native import HERE, ROOT, small_networks, thinned
+
+SOURCES = ("ref", "avx2", "avx512", "neon", "engine", "dispatch")
+SANITIZERS = "-fsanitize=address,undefined"
+slow = pytest.mark.slow  # the sanitizers make long programs, which take long to compile
+needs_c = pytest.mark.skipif(kernels.lib is None, reason="the C kernels are not built")
+
+
+def can_sanitize():
+    """Whether this machine's gcc links the sanitizers: they come with it, but not everywhere."""
+    if not shutil.which("gcc"):
+        return False
+    command = ["gcc", SANITIZERS, "-x", "c", "-", "-o", os.devnull]
+    return subprocess.run(command, input=b"int main(void) { return 0; }", capture_output=True).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory):
+    """Compiles a driver with all kernels under the sanitizers."""
+    if not can_sanitize():
+        pytest.skip("no gcc with the sanitizers: apt-get install gcc")
+    folder = tmp_path_factory.mktemp("sanitized")
+    flags = ["-O1", "-g1", "-Wall", "-Wextra", "-Werror", SANITIZERS, "-fno-sanitize-recover=all"]
+    flags.append(f"-I{ROOT / 'ckernels'}")
+    objects = [str(folder / f"{name}.o") for name in SOURCES]
+    for name, made in zip(SOURCES, objects, strict=True):
+        subprocess.run(["gcc", *flags, "-c", str(ROOT / "ckernels" / f"{name}.c"), "-o", made], check=True)
+
+    @cache
+    def compiled(driver):
+        inputs = [str(HERE / f"{driver}.c"), *objects, "-lm", "-lpthread"]
+        subprocess.run(["gcc", *flags, *inputs, "-o", str(folder / driver)], check=True)
+        return folder / driver
+
+    return compiled
+
+
+def said(command):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@slow
+@pytest.mark.parametrize("isa", ["ref", "avx2", "avx512", "neon"])
+def test_kernels_stay_in_bounds_agree_and_keep_nan_from_three_threads(sanitized, isa):
+    lines = said([sanitized("kernels"), isa, 0, 150]).splitlines()
+    if lines == ["absent"]:
+        pytest.skip(f"this machine has no {isa}")
+    found = [re.fullmatch(rf"{isa} (\w+) compared (\d+) wrong 0 nan (\d+)", line) for line in lines]
+    assert [match[1] for match in found] == ["spmm", "depthwise", "im2col", "gemv", "mean", "add"]
+    assert all(int(match[2]) == 3 * 150 and int(match[3]) > 50 for match in found)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Packed networks, pictures with their channels apart and interleaved."""
+    folder = tmp_path_factory.mktemp("files")
+    made = []
+    for name, (net, shape) in small_networks().items():
+        for interleaved in (False, True) if name in ("every", "convolution") else (False,):
+            network = compiler.compile(net, torch.zeros(1, *shape), interleaved=interleaved)
+            made.append(folder / f"{name}{' interleaved' * interleaved}.sbnn")
+            made[-1].write_bytes(packed.write(network))
+    return made
+
+
+def fuzz(program, file, rounds, seed=1):
+    """How often the engine ran, and how often each reason to refuse a file was given."""
+    numbers = [int(n) for n in re.findall(r"\d+", said([program, file, seed, rounds]))]
+    assert numbers[0] == rounds == numbers[1] + sum(numbers[4:])
+    return numbers[2], np.array(numbers[4:])
+
+
+@slow
+def test_damaged_files_are_refused_or_run_in_bounds(sanitized, files):
+    program, rounds = sanitized("fuzz"), 3_000
+    found = [fuzz(program, file, rounds) for file in files]
+    ran, refused = sum(ran for ran, _ in found), sum(refused for _, refused in found)
+    assert ran > 0.1 * rounds * len(files)
+    assert set(np.flatnonzero(refused) + 1) >= set(packed.WRONG) - {2, 3}  # magic and version are tested below
+
+
+# -- the same through Python: always a one-line ValueError -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(files):
+    return files[0].read_bytes()
+
+
+def repaired(data):
+    """The file with its size and checksum put right."""
+    return data[:8] + struct.pack("<2I", len(data), zlib.crc32(data[16:])) + data[16:]
+
+
+@needs_c
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda d: b"", "cut short"),
+        (lambda d: d[:40], "cut short"),
+        (lambda d: d[:-1], "cut short"),
+        (lambda d: d + b"\0", "cut short"),
+        (lambda d: b"X" + d[1:], "does not begin"),
+        (lambda d: d[:4] + b"\x09" + d[5:], "another version"),
+        (lambda d: d[:-80] + b"\x01" + d[-79:], "checksum"),
+        (lambda d: repaired(d[:16] + b"\xff\xff\xff\xff" + d[20:]), "a section lies outside"),
+        (lambda d: repaired(d[:32] + b"\0\0\0\0" + d[36:]), "arena is too small"),
+        (
+            lambda d: repaired(d[:32] + b"\xff\xff\xff\xff" + d[36:48] + b"\x00\x00\xff\xff" + d[52:]),
+            "a section lies|malformed",
+        ),
+        (lambda d: repaired(d.replace(b'"names"', b'"nemas"')), "description is malformed"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_in_one_line(data, damage, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        Engine(damage(data))
+    assert "\n" not in str(caught.value)
+
+
+@needs_c
+def test_a_file_with_flipped_bits_runs_or_is_a_value_error(data):
+    g = np.random.default_rng(0)
+    ran = 0
+    for _ in range(400):
+        flipped = np.frombuffer(data, np.uint8).copy()
+        for at in g.integers(16, len(data), g.integers(1, 4)):
+            flipped[at] ^= 1 << g.integers(8)
+        try:
+            engine = Engine(repaired(flipped.tobytes()))
+        except ValueError as error:
+            assert "\n" not in str(error)
+            continue
+        if np.prod(engine.shape) < 10**6:
+            engine(torch.zeros(1, *engine.shape))
+            ran += 1
+    assert ran > 100
+
+
+@slow
+def test_a_mobilenet_is_fuzzed_too(sanitized, tmp_path):
+    net = thinned(lab.nets.mobilenet_v1(0.25, 10), 0.5)
+    file = tmp_path / "model.sbnn"
+    file.write_bytes(packed.write(compiler.compile(net, torch.zeros(1, 3, 32, 32))))
+    assert fuzz(sanitized("fuzz"), file, 60)[0] > 5
+
+
+@needs_c
+def test_names_are_kept_beside_the_operators(data):
+    meta = json.loads(data[slice(*np.cumsum(struct.unpack_from("<2I", data, 52)))])
+    assert len(meta["names"]) == len(packed.read(data).ops)
