@@ -5,7 +5,7 @@
 Needs node 20 or newer and npm, which installs the rivals into build/web of the present folder. All take turns in one
 process; times are CPU time, medians over the rounds. Every contestant answers the same picture with the same dense
 weights first, and the answers must agree; blocks of 4 x 1 then go at random. The rivals have no sparse kernels: they
-run the dense network, with SIMD128; ours is given with relaxed SIMD, which browsers have had since 2023, and without.
+run the dense network, with SIMD128; ours is given with relaxed SIMD, which Chromium has had since 2023, and without.
 """
 
 import argparse

@@ -11,7 +11,7 @@
 #include "depthwise_f32.h"
 #include "im2col_f32.h"
 #include "vector_f32.h"
-const isa isa_avx2 = {"avx2", LANES, spmm, depthwise, im2col, gemv, mean, add};
+const isa isa_avx2 = {"avx2", LANES, spmm, depthwise, im2col, gemv, mean, add, peak};
 #if defined __clang__
 #pragma clang attribute pop
 #endif

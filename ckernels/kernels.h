@@ -74,6 +74,7 @@ typedef struct {
     void (*gemv)(const gemv_f32 *);
     void (*mean)(const mean_f32 *);
     void (*add)(const add_f32 *);
+    float (*peak)(int64_t rounds); /* 16 * lanes multiply-adds a round, on registers: what the machine can do at best */
 } isa;
 
 /* The instruction set of that name, or the best one for an empty name; NULL where this machine lacks it. */

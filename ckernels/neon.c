@@ -6,5 +6,5 @@
 #include "depthwise_f32.h"
 #include "im2col_f32.h"
 #include "vector_f32.h"
-const isa isa_neon = {"neon", LANES, spmm, depthwise, im2col, gemv, mean, add};
+const isa isa_neon = {"neon", LANES, spmm, depthwise, im2col, gemv, mean, add, peak};
 #endif

@@ -80,4 +80,13 @@ static void add_ref(const add_f32 *s) {
     for (int64_t i = 0; i < s->n; i++) s->y[i] = clamped(s->a[i] + s->b[i], s->lo, s->hi);
 }
 
-const isa isa_ref = {"ref", 1, spmm_ref, depthwise_ref, im2col_ref, gemv_ref, mean_ref, add_ref};
+static float peak_ref(int64_t rounds) {
+    float sums[16] = {0}, sum = 0.0f;
+    const volatile float a = 0.5f;
+    for (int64_t r = 0; r < rounds; r++)
+        for (int i = 0; i < 16; i++) sums[i] = sums[i] * a + (float)i;
+    for (int i = 0; i < 16; i++) sum += sums[i];
+    return sum;
+}
+
+const isa isa_ref = {"ref", 1, spmm_ref, depthwise_ref, im2col_ref, gemv_ref, mean_ref, add_ref, peak_ref};

@@ -8,5 +8,5 @@
 #include "depthwise_f32.h"
 #include "im2col_f32.h"
 #include "vector_f32.h"
-const isa isa_simd128 = {"simd128", LANES, spmm, depthwise, im2col, gemv, mean, add};
+const isa isa_simd128 = {"simd128", LANES, spmm, depthwise, im2col, gemv, mean, add, peak};
 #endif

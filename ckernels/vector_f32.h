@@ -54,3 +54,17 @@ static void add(const add_f32 *s) {
     for (; i + LANES <= s->n; i += LANES) store(s->y + i, clamp(load(s->a + i) + load(s->b + i), lo, hi));
     for (; i < s->n; i++) s->y[i] = clamp1(s->a[i] + s->b[i], s->lo, s->hi);
 }
+
+/* Chains of multiply-adds, more than the latency of one needs to be hidden; LANES of a chain count as as many. */
+#define CHAINS (MAXV > 3 ? 16 : 8)
+static float peak(int64_t rounds) {
+    V sums[16], total = {0};
+    UNROLL for (int i = 0; i < CHAINS; i++) sums[i] = splat((float)i);
+    const V half = splat(0.5f), one = splat(1.0f);
+    for (int64_t r = 0; r < rounds * 16 / CHAINS; r++) {
+        UNROLL for (int i = 0; i < CHAINS; i++) sums[i] = madd(sums[i], half, one);
+        KEEP(sums[0]);
+    }
+    UNROLL for (int i = 0; i < CHAINS; i++) total += sums[i];
+    return total[0];
+}

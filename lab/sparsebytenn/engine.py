@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class Engine:
     def times(self, repeats: int = 20) -> list[float]:
         """Each operator's time in ms, the median of `repeats` runs on a picture of noise; one thread."""
         file, arena, isa = self._ready()
-        steps = [lambda i=i: kernels.lib.engine_step(file, arena, isa, i) for i in range(len(self.network.ops))]
+        steps = [partial(kernels.lib.engine_step, file, arena, isa, i) for i in range(len(self.network.ops))]
         kernels.lib.engine_put(file, arena, kernels.pointer(self._noise()))
         taken = [[_clocked(step) for step in steps] for _ in range(repeats + 2)][2:]
         return [1000 * t for t in np.median(taken, axis=0)]
@@ -109,7 +110,7 @@ def race(*engines: Engine, repeats: int = 15) -> list[float]:
     pictures = [engine._noise() for engine in engines]
     taken = []
     for _ in range(repeats + 2):
-        taken.append([_clocked(lambda e=e, p=p: e._run(p)) for e, p in zip(engines, pictures, strict=True)])
+        taken.append([_clocked(partial(e._run, p)) for e, p in zip(engines, pictures, strict=True)])
     return [1000 * t for t in np.median(taken[2:], axis=0)]
 
 

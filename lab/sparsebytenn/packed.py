@@ -191,7 +191,8 @@ class _Sections:
     """Sections behind the tables, each on a multiple of 64 bytes."""
 
     def __init__(self, start: int) -> None:
-        self.start, self.parts, self.at = _up(start, 64), [], _up(start, 64)
+        self.start = self.at = _up(start, 64)
+        self.parts: list[bytes] = []
 
     def add(self, part: np.ndarray | bytes) -> int:
         """Append a section; returns where it begins."""

@@ -29,6 +29,7 @@ def step(op: Op, out: Map, x: np.ndarray, add: np.ndarray | None) -> np.ndarray:
             return x
     elif op.kind == "conv":
         x = _windows(x, op).transpose(0, 3, 4, 1, 2)  # (C, k, k, H', W')
+    assert op.weights is not None  # every other kind has gone
     columns = x.reshape(op.weights.columns, -1)
     y = (op.weights.to_dense() @ columns + np.asarray(op.bias, np.float32)[:, None]).reshape(out.c, out.h, out.w)
     return (y if add is None else y + add).clip(*op.clamp)
@@ -40,5 +41,5 @@ def _windows(x: np.ndarray, op: Op) -> np.ndarray:
     return sliding_window_view(padded, (op.k, op.k), (1, 2))[:, :: op.stride, :: op.stride]
 
 
-def _column(v: np.ndarray) -> np.ndarray:
+def _column(v: np.ndarray | None) -> np.ndarray:
     return np.asarray(v, np.float32)[:, None, None]

@@ -82,14 +82,14 @@ static int64_t blocks(test *t, int groups, int columns, int chunk, int share, ui
 
 static void test_spmm(test *t) {
     const int columns = between(t, 1, 40), chunk = between(t, 1, columns), share = between(t, 0, 2) ? between(t, 0, 99) : 100;
-    const int n = between(t, 0, 1) ? between(t, 1, 40) : between(t, 1, 300);
+    const int n = between(t, 0, 1) ? between(t, 1, 40) : between(t, 0, 1) ? between(t, 1, 300) : 16 * between(t, 1, 9) + 1;
     spmm_f32 s = {.groups = between(t, 1, 6), .chunks = (columns + chunk - 1) / chunk, .chunk = chunk, .n = n};
     uint16_t *count, *col;
     const int64_t made = blocks(t, s.groups, columns, chunk, share, &count, &col), rows = 4 * s.groups;
     s.x_pitch = pitch(t, n), s.y_pitch = s.add_pitch = pitch(t, n);
     float *w = numbers(t, 4 * made), *bias = numbers(t, rows), *x = planes(t, columns, n, s.x_pitch);
     float *more = planes(t, rows, n, s.y_pitch), *y = planes(t, rows, n, s.y_pitch), *z = planes(t, rows, n, s.y_pitch);
-    if (t->poison) x[between(t, 0, columns - 1) * s.x_pitch + between(t, 0, n - 1)] = NAN;
+    if (t->poison) x[between(t, 0, columns - 1) * s.x_pitch + (between(t, 0, 1) ? between(t, 0, n - 1) : n - 1)] = NAN;
     bounds(t, &s.lo, &s.hi);
     s.count = count, s.col = share == 100 ? NULL : col, s.w = w, s.bias = bias, s.x = x;
     s.add = between(t, 0, 1) ? more : NULL;
