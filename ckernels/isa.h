@@ -26,8 +26,8 @@ INLINE V splat(float s) { return s - (V){0}; }
 #endif
 INLINE V4 load4(const float *p) { return *(const Unaligned4 *)p; }
 
-/* The four weights of a block, in the form that a set multiplies by: NEON takes a lane of a register, so one load serves
-   all four; the others broadcast each from memory as they load it.
+/* The four weights of a block, in the form that a set multiplies by: NEON takes a lane of a register, so one load
+   serves all four; the others broadcast each from memory as they load it.
    FIXED: a number kept in a register as it is. Without it gcc takes NEON's addresses apart again, one sum a load. */
 #if defined __aarch64__
 #define FIXED(p) __asm__("" : "+r"(p))

@@ -1,7 +1,8 @@
 /* The only declaration of the kernels: the C compiler and cffi read this same file, so it holds no preprocessor lines.
 
    A feature map is kept as C planes of H x W pixels, plane c at x + c * pitch. A pitch is at least H * W rounded up to
-   16 floats: kernels read and write whole vectors, what lies between a plane's last pixel and its pitch is never used.
+   16 floats, and 16 more: kernels read and write whole vectors from any pixel on, and what lies between a plane's last
+   pixel and its pitch is never used.
    lo and hi clamp what is written (ReLU: 0 and infinity); a NaN stays a NaN. */
 
 /* Y = clamp(W X + bias + add): a 1x1 convolution, or any other whose taps im2col_f32 has laid out as rows of X.

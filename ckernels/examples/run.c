@@ -4,7 +4,7 @@
        aarch64-linux-gnu-gcc -O2 -static -Ibuild/arm ckernels/examples/run.c build/arm/libsbnn.a -o run
        qemu-aarch64 ./run model.sbnn picture.f32 >answer.txt
 
-   picture.f32 holds the picture's floats as they lie in memory, (C, H, W) or (H, W, C) as the network was compiled for. */
+   picture.f32 holds the picture's floats as they lie in memory: (C, H, W), or (H, W, C) for an interleaved network. */
 #include <stdio.h>
 #include <stdlib.h>
 #include "sbnn.h"

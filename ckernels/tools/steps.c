@@ -1,5 +1,5 @@
-/* steps model.sbnn times [op]: a packed network's operators, all or one, that many times on a picture of noise. Two runs
-   that differ by one time differ by what one pass executes. */
+/* steps model.sbnn times [op]: a packed network's operators, all or one, that many times on a picture of noise. Two
+   runs that differ by one time differ by what one pass executes. */
 #include <stdio.h>
 #include <stdlib.h>
 #include "sbnn.h"

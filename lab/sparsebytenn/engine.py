@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from .packed import Map, Op
 class Engine:
     """A packed network that runs: `engine(x)` with x (N, C, H, W), or (N, H, W, C) where pictures are interleaved.
 
-    One thread a call; several Python threads may call at once, each with an arena of its own. Without the C kernels
-    numpy does the work, and says so.
+    Several Python threads may call at once, each with an arena of its own; the interpreter's lock is free meanwhile.
+    Without the C kernels numpy does the work, and says so.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -41,16 +42,22 @@ class Engine:
         store.write(Path(path), self.data)
         return Path(path)
 
-    def __call__(self, x: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """The network's answer to each picture: (N, classes), or (N, C, H, W) where it ends in a map."""
+    def __call__(self, x: torch.Tensor | np.ndarray, *, threads: int = 1) -> torch.Tensor:
+        """The network's answer to each picture: (N, classes), or (N, C, H, W) where it ends in a map.
+
+        A picture is one thread's work; more `threads` share out the pictures.
+        """
+        if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+            raise ValueError(f"threads={threads!r}: give a whole number, 1 or more")
         pictures = np.ascontiguousarray(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x, np.float32)
         if pictures.ndim != 4 or pictures.shape[1:] != self.shape:
             raise ValueError(f"x has shape {pictures.shape}: this engine takes (N, {', '.join(map(str, self.shape))})")
         run = self._run if kernels.backend() == "c" else lambda one: twin.run(self.network, one)
         out = self.network.maps[self.network.output]
         answers = np.empty((len(pictures), out.c, out.h, out.w), np.float32)
-        for one, y in zip(pictures, answers, strict=True):
-            y[:] = run(one)
+        with ThreadPoolExecutor(threads) as pool:
+            for y, answer in zip(answers, map(run, pictures) if threads == 1 else pool.map(run, pictures), strict=True):
+                y[:] = answer
         is_vector = out.pixels == 1 or (out.c == 1 and out.h == 1)
         return torch.from_numpy(answers.reshape(len(answers), out.c * out.w) if is_vector else answers)
 

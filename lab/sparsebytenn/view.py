@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..core import store
 from ..ui import Control, Explorer, Frame, figure, svg, view
+from ..ui.classifier import Classifier
 from . import equations as eq
+from . import web
 from .outcome import SparseByteNNOutcome
 from .pattern import search
 
@@ -64,6 +66,7 @@ def explore(outcome: SparseByteNNOutcome) -> Explorer:
             _blocks(pattern(outcome, layer, sparsity), "blocks kept, rows rearranged"),
             _curves(remembered(layer), layer, sparsity),
             _by_layer(shown, layers.index(layer)),
+            *_measured(sparsity),
         ]
         came, found = shown[layer]
         mask = pattern(outcome, layer, sparsity)
@@ -112,6 +115,64 @@ def _by_layer(shown: dict[str, tuple[float, float]], at: int) -> str:
     series = [svg.Series(name, [(i, 100 * pair[k]) for i, pair in enumerate(shown.values())], joined=False)
               for k, name in enumerate(names)]  # fmt: skip
     return svg.lines(series, "layer", "magnitude retained (%)", title="all layers", at=at)
+
+
+def _measured(sparsity: float) -> list[str]:
+    """What was measured once and kept: speed against the share removed, and accuracy lost where that was taken."""
+    found = []
+    try:
+        speed = svg.Series("MobileNet-v1, 224 x 224", speedups())
+        found.append(
+            svg.lines([speed], "share of blocks removed", "x the best dense engine", title="speed", at=sparsity)
+        )
+        lost = accuracies().groupby(["method", "sparsity"]).accuracy_drop.mean()["blocks of 4"]
+        points = [(0.0, 0.0), *((float(s), float(v)) for s, v in lost.items())]
+        series = svg.Series("digits, thin MobileNet-v1", points)
+        found.append(svg.lines([series], "share of blocks removed", "points lost", title="accuracy", at=sparsity))
+    except FileNotFoundError:  # an installation without data/
+        pass
+    return found
+
+
+# -- the engine --------------------------------------------------------------------------------------------------------
+
+
+def layer_times(outcome: SparseByteNNOutcome, repeats: int = 20) -> Any:
+    """Each operator's ms in the dense engine and in the sparse one, on this machine: one row an operator."""
+    dense, sparse = (outcome.engine(dense=dense).profile(repeats) for dense in (True, False))
+    return sparse[["layer", "operator", "blocks kept"]].assign(dense=dense.ms, sparse=sparse.ms)
+
+
+def layers(outcome: SparseByteNNOutcome, repeats: int = 20) -> go.Figure:
+    """The same as bars: where the time goes, and what the zeros save."""
+    table = layer_times(outcome, repeats)
+    bars = [go.Bar(x=table.layer, y=table[name], name=name) for name in ("dense", "sparse")]
+    return figure(*bars, y="ms", title="one picture, one thread, this machine")
+
+
+def browser(outcome: SparseByteNNOutcome, **options: Any) -> Classifier:
+    """A widget that classifies pictures in the reader's own browser and times the network there, sparse beside dense.
+
+    Options (labels, mean, std, pictures, title) as `web.bundle` takes them.
+    """
+    sparse, dense = (outcome.engine(dense=dense, measure=False) for dense in (False, True))
+    return Classifier(**web.widget(sparse, **({"dense": dense} | options)))
+
+
+def speeds() -> Any:
+    """`data/sparsebytenn/speed.json` as a frame: whole MobileNet-v1, one row a contender."""
+    import pandas
+
+    return pandas.DataFrame(json.loads(store.artefact("sparsebytenn/speed.json").read_text())["network"])
+
+
+def speedups() -> list[tuple[float, float]]:
+    """(share of blocks removed, times as fast as the best dense engine) as last measured, whole MobileNet-v1."""
+    table = speeds()
+    ours = table[table["index"].str.startswith("engine")]
+    return [
+        (float(name.split(", ")[1][:-1]) / 100, ratio) for name, ratio in ours[["index", "over the best dense"]].values
+    ]
 
 
 # -- the benchmark as it was last run ----------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ def bundle(
     scale = {"mean": _each(mean, channels, "mean"), "std": _each(std, channels, "std")}
     if 0 in scale["std"]:
         raise ValueError("std holds a 0: give what the network's pictures were divided by")
-    samples = [_address(_bytes(picture, scale)) for picture in pictures]
+    shown = networks["sparse"].network.maps[networks["sparse"].network.input]
+    samples = [_address(_bytes(picture, scale), max(shown.h, shown.w)) for picture in pictures]
     files = {name: FILES[name] for name in networks}
     told = {"title": title, "labels": list(labels), **scale, "samples": samples, "networks": files}
     parts = {f"{build}.wasm": (_STATIC / f"{build}.wasm").read_bytes() for build in BUILDS}
@@ -186,12 +187,14 @@ def _bytes(picture: Any, scale: Mapping[str, list[float]]) -> np.ndarray:
     return array
 
 
-def _address(array: np.ndarray) -> str:
-    """A picture as a data: address."""
+def _address(array: np.ndarray, side: int) -> str:
+    """A picture as a data: address, its shorter side no longer than `side`: the network sees no more."""
     from PIL import Image
 
-    png = io.BytesIO()
-    Image.fromarray(array).save(png, "PNG", optimize=True)
+    image, png = Image.fromarray(array), io.BytesIO()
+    if min(image.size) > side:
+        image = image.resize([round(edge * side / min(image.size)) for edge in image.size], Image.Resampling.LANCZOS)
+    image.save(png, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
 
 

@@ -228,7 +228,9 @@ def test_several_threads_may_call_at_once(file):
     alone = engine(x)
     with ThreadPoolExecutor(6) as pool:
         together = list(pool.map(lambda i: engine(x[i : i + 1]), range(24)))
-    assert torch.equal(torch.cat(together), alone)
+    assert torch.equal(torch.cat(together), alone) and torch.equal(engine(x, threads=3), alone)
+    with pytest.raises(ValueError, match="threads=0: give a whole number"):
+        engine(x, threads=0)
 
 
 @needs_c

@@ -10,6 +10,10 @@ const make = (tag, className, text = "") => {
   if (text) node.textContent = text;
   return node;
 };
+const keyed = (input, settings) => {
+  input.setAttribute("data-lm-suppress-shortcuts", "true"); // else JupyterLab takes its keys
+  return Object.assign(input, settings);
+};
 const ms = (t) => `${t.toFixed(t < 1 ? 3 : t < 10 ? 2 : 1)} ms`;
 const percent = (p) => (p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
 
@@ -66,7 +70,7 @@ function bar(name, className = "") {
 function chooser(setup, canvas, open) {
   const box = make("div", "chooser");
   const pick = make("label", "pick", "Choose a picture");
-  const input = Object.assign(make("input"), { type: "file", accept: "image/*" });
+  const input = keyed(make("input"), { type: "file", accept: "image/*" });
   input.addEventListener("change", () => input.files[0] && open(input.files[0], input.files[0].name));
   pick.append(input);
   const drop = make("div", "drop");
@@ -81,7 +85,7 @@ function chooser(setup, canvas, open) {
   });
   const samples = make("div", "samples");
   for (const [i, source] of setup.samples.entries()) {
-    const button = Object.assign(make("button"), { type: "button", title: `sample picture ${i + 1}` });
+    const button = keyed(make("button"), { type: "button", title: `sample picture ${i + 1}` });
     const image = Object.assign(make("img"), { src: source, alt: `sample picture ${i + 1}` });
     button.append(image);
     button.addEventListener("click", () => open(image, `sample picture ${i + 1}`));
@@ -119,7 +123,7 @@ function clock(names, again) {
   const bars = Object.fromEntries(names.map((name) => [name, bar(name, name)]));
   const verdict = make("p", "verdict");
   const detail = make("p", "detail");
-  const button = Object.assign(make("button", "again", "Measure again"), { type: "button", disabled: true });
+  const button = keyed(make("button", "again", "Measure again"), { type: "button", disabled: true });
   button.addEventListener("click", again);
   box.append(make("h3", "", "Time for one picture, here"), ...names.map((name) => bars[name].row), verdict, detail, button);
   const progress = (share) => {
@@ -130,7 +134,7 @@ function clock(names, again) {
     const longest = Math.max(...Object.values(times));
     for (const name of names) bars[name].show(times[name] / longest, ms(times[name]));
     verdict.textContent = times.dense ? `${(times.dense / times.sparse).toFixed(2)}× as fast as dense` : "";
-    detail.textContent = `WebAssembly, ${BUILDS[build]}, one thread; median of runs that take turns`;
+    detail.textContent = `WebAssembly, ${BUILDS[build]}, one thread; lower quartile of runs that take turns`;
   };
   return { box, progress, show };
 }

@@ -35,8 +35,8 @@ static uint32_t checksum(const uint8_t *p, uint32_t n) {
 
 /* A number that was there, a little changed; a small, a huge, a negative or any other one. */
 static uint32_t nasty(uint32_t old, uint32_t size) {
-    static const uint32_t edges[] = {0, 1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 255, 65535, 65536, 1u << 20, (1u << 20) + 1,
-                                     1u << 28, 0x7fffffff, 0x80000000, 0xfffffff0, 0xffffffff};
+    static const uint32_t edges[] = {0, 1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 255, 65535, 65536, 1u << 20, 1u << 28,
+                                     0x7fffffff, 0x80000000, 0xfffffff0, 0xffffffff};
     switch (below(8)) {
         case 0: return old + 1 + below(3);
         case 1: return old - 1 - below(3);

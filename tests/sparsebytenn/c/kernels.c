@@ -81,8 +81,9 @@ static int64_t blocks(test *t, int groups, int columns, int chunk, int share, ui
 }
 
 static void test_spmm(test *t) {
-    const int columns = between(t, 1, 40), chunk = between(t, 1, columns), share = between(t, 0, 2) ? between(t, 0, 99) : 100;
-    const int n = between(t, 0, 1) ? between(t, 1, 40) : between(t, 0, 1) ? between(t, 1, 300) : 16 * between(t, 1, 9) + 1;
+    const int columns = between(t, 1, 40), chunk = between(t, 1, columns);
+    const int share = between(t, 0, 2) ? between(t, 0, 99) : 100;
+    const int sizes[] = {between(t, 1, 40), between(t, 1, 300), 16 * between(t, 1, 9) + 1}, n = sizes[between(t, 0, 2)];
     spmm_f32 s = {.groups = between(t, 1, 6), .chunks = (columns + chunk - 1) / chunk, .chunk = chunk, .n = n};
     uint16_t *count, *col;
     const int64_t made = blocks(t, s.groups, columns, chunk, share, &count, &col), rows = 4 * s.groups;
