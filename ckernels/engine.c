@@ -4,6 +4,7 @@
 
 enum { HEADER = 16, TENSOR = 8, OP = 32, NONE = 0xffffffffu, MAGIC = 0x4e4e4253, VERSION = 1, LARGEST = 1 << 20 };
 enum { CONV = 1, POINTWISE, DEPTHWISE, SEPARABLE, MEAN, LINEAR, ADD };
+enum { INDEXED = 1, BYTES = 2, MOST_BYTES = 1 << 16 }; /* of op.form; so many products of bytes an int32 can hold */
 
 typedef struct {
     uint32_t magic, version, size, crc, n_tensors, n_ops, tensors, ops, arena, room, room_floats, input, output;
@@ -13,11 +14,13 @@ typedef struct {
     uint32_t c, h, w, pitch, at, interleaved, zero[2];
 } tensor;
 typedef struct {
-    uint32_t kind, x, add, y, k, stride, pad, band, chunk, sparse, blocks, w, col, count, bias;
+    uint32_t kind, x, add, y, k, stride, pad, band, chunk, form, blocks, w, col, count, bias;
     float lo, hi;
     uint32_t dw_w, dw_bias;
     float dw_lo, dw_hi;
-    uint32_t pitch, zero[10]; /* pitch: of the band that a convolution or a separable pair is laid out in */
+    uint32_t pitch; /* of the band that a convolution or a separable pair is laid out in */
+    float gain;     /* with BYTES: a byte of X is x * gain + zero_point */
+    uint32_t zero_point, scale, sums, zero[6];
 } op;
 
 static const header *head(const uint8_t *file) { return (const header *)file; }
@@ -25,6 +28,16 @@ static const tensor *tensor_of(const uint8_t *file, uint32_t i) { return (const 
 static const op *op_of(const uint8_t *file, uint32_t i) { return (const op *)(file + head(file)->ops) + i; }
 static const float *floats(const uint8_t *file, uint32_t at) { return (const float *)(file + at); }
 static uint64_t up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+
+static uint64_t fours(uint64_t columns) { return (columns + 3) / 4; }
+
+/* Floats that lie before the bytes of X in the room: what convolutions lay out, and what depthwise ones work in. */
+static uint64_t before_bytes(const op *o, const tensor *x) {
+    const int depthwise = o->kind == DEPTHWISE || o->kind == SEPARABLE;
+    const uint64_t rows = o->kind == CONV ? (uint64_t)x->c * o->k * o->k : o->kind == SEPARABLE ? x->c : 0;
+    const uint64_t lines = depthwise ? (uint64_t)depthwise_room((int)x->w, (int)o->k, (int)o->stride, (int)o->band) : 0;
+    return rows * o->pitch + lines;
+}
 
 /* -- what may be wrong with a file ----------------------------------------------------------------------------------- */
 
@@ -56,19 +69,24 @@ static int check_tensor(const header *h, const tensor *t) {
 /* `columns` of X against the blocks of an op of `groups` groups of `rows` rows. */
 static int check_blocks(const uint8_t *file, const op *o, uint64_t groups, uint64_t rows, uint64_t columns) {
     const header *h = head(file);
-    if (!o->chunk || o->chunk > 65535 || o->sparse > 1) return BAD_BLOCKS;
+    if (o->form & BYTES) {
+        if (rows != 4 || columns > MOST_BYTES || o->zero_point > 255 || !(o->gain > 0)) return BAD_OP;
+        if (!section(h, o->scale, 16 * groups) || !section(h, o->sums, 16 * groups)) return BAD_SECTION;
+        columns = fours(columns); /* a block of 16 bytes is 4 columns wide */
+    }
+    if (!o->chunk || o->chunk > 65535 || o->form > (INDEXED | BYTES)) return BAD_BLOCKS;
     const uint64_t chunks = (columns + o->chunk - 1) / o->chunk;
     if (!section(h, o->count, 2 * chunks * groups) || !section(h, o->bias, 4 * rows * groups)) return BAD_SECTION;
     if (!section(h, o->w, 4 * rows * o->blocks)) return BAD_SECTION;
-    if (o->sparse && !section(h, o->col, 2 * (uint64_t)o->blocks)) return BAD_SECTION;
+    if ((o->form & INDEXED) && !section(h, o->col, 2 * (uint64_t)o->blocks)) return BAD_SECTION;
     const uint16_t *count = (const uint16_t *)(file + o->count), *col = (const uint16_t *)(file + o->col);
     uint64_t block = 0;
     for (uint64_t c = 0; c < chunks; c++) {
         const uint64_t width = c + 1 < chunks ? o->chunk : columns - c * o->chunk;
         for (uint64_t g = 0; g < groups; g++) {
             const uint64_t n = *count++;
-            if (n > o->blocks - block || (!o->sparse && n != width)) return BAD_BLOCKS;
-            for (uint64_t i = 0; o->sparse && i < n; i++)
+            if (n > o->blocks - block || (!(o->form & INDEXED) && n != width)) return BAD_BLOCKS;
+            for (uint64_t i = 0; (o->form & INDEXED) && i < n; i++)
                 if (col[block + i] >= width) return BAD_BLOCKS;
             block += n;
         }
@@ -89,6 +107,13 @@ static int check_window(const header *h, const op *o, const tensor *x, const ten
     return rows * o->pitch + room > h->room_floats ? BAD_ARENA : 0;
 }
 
+/* The blocks that multiply `columns` of what is laid out of x, and where they are bytes, whether those fit the room. */
+static int check_product(const uint8_t *file, const op *o, const tensor *x, const tensor *y, uint64_t columns) {
+    const uint64_t pitch = o->kind == POINTWISE ? x->pitch : o->pitch;
+    if (o->form & BYTES && before_bytes(o, x) + fours(columns) * pitch > head(file)->room_floats) return BAD_ARENA;
+    return check_blocks(file, o, up(y->c, 4) / 4, 4, columns);
+}
+
 static int check_op(const uint8_t *file, const op *o) {
     const header *h = head(file);
     if (o->x >= h->n_tensors || o->y >= h->n_tensors || o->x == o->y) return BAD_OP;
@@ -98,25 +123,24 @@ static int check_op(const uint8_t *file, const op *o) {
     const tensor *a = has_add ? tensor_of(file, o->add) : y;
     if (y->interleaved || a->interleaved || a->c != y->c || a->h != y->h || a->w != y->w || (has_add && a->pitch != y->pitch)) return BAD_SHAPE;
     if (x->interleaved && o->kind != CONV) return BAD_SHAPE;
-    const uint64_t groups = up(y->c, 4) / 4;
     int wrong = 0;
     switch (o->kind) {
         case CONV: {
             if (!o->k || o->k > 64) return BAD_OP;
             const uint64_t columns = (uint64_t)x->c * o->k * o->k;
             wrong = check_window(h, o, x, y, columns);
-            return wrong ? wrong : check_blocks(file, o, groups, 4, columns);
+            return wrong ? wrong : check_product(file, o, x, y, columns);
         }
         case POINTWISE:
             if (x->h != y->h || x->w != y->w) return BAD_SHAPE;
-            return check_blocks(file, o, groups, 4, x->c);
+            return check_product(file, o, x, y, x->c);
         case DEPTHWISE:
         case SEPARABLE:
             if (!section(h, o->dw_w, 4 * (uint64_t)x->c * o->k * o->k) || o->k > 64) return BAD_SECTION;
             if (!section(h, o->dw_bias, 4 * (uint64_t)x->c)) return BAD_SECTION;
             if (o->kind == DEPTHWISE && x->c != y->c) return BAD_SHAPE;
             wrong = check_window(h, o, x, y, o->kind == SEPARABLE ? x->c : 0);
-            return wrong || o->kind == DEPTHWISE ? wrong : check_blocks(file, o, groups, 4, x->c);
+            return wrong || o->kind == DEPTHWISE ? wrong : check_product(file, o, x, y, x->c);
         case MEAN: return y->c == 1 && y->h == 1 && y->w == x->c ? 0 : BAD_SHAPE;
         case LINEAR:
             if (x->c != 1 || x->h != 1 || y->c != 1 || y->h != 1) return BAD_SHAPE;
@@ -176,14 +200,48 @@ void engine_get(const uint8_t *file, const float *arena, float *y) {
     for (uint32_t c = 0; c < t->c; c++) copy(y + c * pixels, arena + t->at + (int64_t)c * t->pitch, pixels);
 }
 
+/* NaN in every channel of a pixel of Y that has one in X: bytes cannot tell it. */
+static void keep_nan(const float *x, int64_t x_pitch, int64_t columns, const spmm_i8 *s) {
+    for (int64_t p = 0; p < s->n; p++)
+        for (int64_t c = 0; c < columns; c++) {
+            const float pixel = x[c * x_pitch + p];
+            for (int64_t r = 0; pixel != pixel && r < 4 * s->groups; r++) s->y[r * s->y_pitch + p] = pixel;
+        }
+}
+
+/* As product, X taken in bytes. */
+static void product_of_bytes(const uint8_t *file, float *arena, const isa *with, const op *o, int64_t columns, const float *in,
+                             int64_t pitch, int64_t at, int64_t n) {
+    const tensor *y = tensor_of(file, o->y), *a = o->add == NONE ? NULL : tensor_of(file, o->add);
+    const quantise_i8 q = {
+        .c = (int32_t)columns, .n = (int32_t)n, .zero = (int32_t)o->zero_point, .gain = o->gain, .x_pitch = pitch,
+        .y_pitch = pitch, .x = in, .y = (uint8_t *)(arena + head(file)->room + before_bytes(o, tensor_of(file, o->x))),
+    };
+    const spmm_i8 s = {
+        .groups = (int32_t)(up(y->c, 4) / 4), .chunks = (int32_t)((fours((uint64_t)columns) + o->chunk - 1) / o->chunk),
+        .chunk = (int32_t)o->chunk, .n = (int32_t)n, .zero = q.zero, .count = (const uint16_t *)(file + o->count),
+        .col = o->form & INDEXED ? (const uint16_t *)(file + o->col) : NULL, .w = (const int8_t *)(file + o->w),
+        .sums = (const int32_t *)(file + o->sums), .scale = floats(file, o->scale), .bias = floats(file, o->bias),
+        .x = q.y, .x_pitch = pitch, .y = arena + y->at + at, .y_pitch = y->pitch, .add = a ? arena + a->at + at : NULL,
+        .add_pitch = a ? a->pitch : 0, .lo = o->lo, .hi = o->hi,
+    };
+    const int odd = with->quantise(&q);
+    with->spmm_bytes(&s);
+    if (odd) keep_nan(in, pitch, columns, &s);
+}
+
 /* n pixels of Y from pixel `at` on, from X at `in`, whose planes are `pitch` apart and start at that pixel. */
 static void product(const uint8_t *file, float *arena, const isa *with, const op *o, int64_t columns, const float *in,
                     int64_t pitch, int64_t at, int64_t n) {
+    if (o->form & BYTES) {
+        product_of_bytes(file, arena, with, o, columns, in, pitch, at, n);
+        return;
+    }
     const tensor *y = tensor_of(file, o->y), *a = o->add == NONE ? NULL : tensor_of(file, o->add);
     const spmm_f32 s = {
         .groups = (int32_t)(up(y->c, 4) / 4), .chunks = (int32_t)((columns + o->chunk - 1) / o->chunk),
         .chunk = (int32_t)o->chunk, .n = (int32_t)n, .count = (const uint16_t *)(file + o->count),
-        .col = o->sparse ? (const uint16_t *)(file + o->col) : NULL, .w = floats(file, o->w),
+        .col = o->form & INDEXED ? (const uint16_t *)(file + o->col) : NULL, .w = floats(file, o->w),
         .bias = floats(file, o->bias), .x = in, .x_pitch = pitch, .y = arena + y->at + at, .y_pitch = y->pitch,
         .add = a ? arena + a->at + at : NULL, .add_pitch = a ? a->pitch : 0, .lo = o->lo, .hi = o->hi,
     };
@@ -246,7 +304,7 @@ void engine_step(const uint8_t *file, float *arena, const isa *with, int index) 
         case LINEAR: {
             const gemv_f32 s = {
                 .groups = (int32_t)(up(y->w, 16) / 16), .n = (int32_t)x->w, .count = (const uint16_t *)(file + o->count),
-                .col = o->sparse ? (const uint16_t *)(file + o->col) : NULL, .w = floats(file, o->w),
+                .col = o->form & INDEXED ? (const uint16_t *)(file + o->col) : NULL, .w = floats(file, o->w),
                 .bias = floats(file, o->bias), .x = in, .y = out, .lo = o->lo, .hi = o->hi,
             };
             with->gemv(&s);

@@ -7,6 +7,10 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
+/* A float this large has no fraction: adding a small number to it rounds that number to a whole one, to even if halfway,
+   the same in every instruction set. */
+enum { ROUND = 1 << 23 };
+
 #ifdef LANES
 typedef float V __attribute__((vector_size(4 * LANES)));
 typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));

@@ -65,6 +65,33 @@ typedef struct {
     float lo, hi;
 } add_f32;
 
+/* Bytes of n pixels of c planes: channels 4 g .. 4 g + 3 of pixel p, one byte each, begin at y + 4 * (g * y_pitch + p).
+   A byte is x * gain + zero, rounded, within 0 and 255; channels beyond c, whose weights are 0, repeat the last.
+   Returns 0 if no x is NaN or infinite: a byte cannot be NaN. Only spmm_i8 of the same set reads the bytes. */
+typedef struct {
+    int32_t c, n, zero;
+    float gain;
+    int64_t x_pitch, y_pitch;
+    const float *x;
+    uint8_t *y;
+} quantise_i8;
+
+/* Y = clamp(scale * (W (X - zero)) + bias + add) with int8 W and bytes X as quantise_i8 lays them out; sums are int32.
+
+   W is kept as spmm_f32's, but a block is 4 rows x 4 columns, row after row: chunk, count and col count columns by fours.
+   w (blocks, 16); scale, bias and sums, the sum of a row's weights, (4 * groups). */
+typedef struct {
+    int32_t groups, chunks, chunk, n, zero;
+    const uint16_t *count, *col;
+    const int8_t *w;
+    const int32_t *sums;
+    const float *scale, *bias, *add;
+    const uint8_t *x;
+    float *y;
+    int64_t x_pitch, y_pitch, add_pitch;
+    float lo, hi;
+} spmm_i8;
+
 /* One instruction set: its kernels, and how many floats a vector of it holds. */
 typedef struct {
     const char *name;
@@ -76,6 +103,8 @@ typedef struct {
     void (*mean)(const mean_f32 *);
     void (*add)(const add_f32 *);
     float (*peak)(int64_t rounds); /* 16 * lanes multiply-adds a round, on registers: what the machine can do at best */
+    int (*quantise)(const quantise_i8 *);
+    void (*spmm_bytes)(const spmm_i8 *);
 } isa;
 
 /* The instruction set of that name, or the best one for an empty name; NULL where this machine lacks it. */

@@ -6,5 +6,23 @@
 #include "depthwise_f32.h"
 #include "im2col_f32.h"
 #include "vector_f32.h"
-const isa isa_neon = {"neon", LANES, spmm, depthwise, im2col, gemv, mean, add, peak};
+#define NAME(function) function##_plain
+#define BYTES_MAXV 4
+#include "bytes_i8.h"
+const isa isa_neon = {"neon", LANES, spmm, depthwise, im2col, gemv, mean, add, peak, quantise_plain, spmm_plain};
+
+/* Armv8.2 and its dot products, which a core may lack. */
+#if defined __clang__
+#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+#else
+#pragma GCC target("arch=armv8.2-a+dotprod")
+#endif
+#undef NAME
+#define NAME(function) function##_dot
+#define DOT_SDOT
+#include "bytes_i8.h"
+const isa isa_neondot = {"neondot", LANES, spmm, depthwise, im2col, gemv, mean, add, peak, quantise_dot, spmm_dot};
+#if defined __clang__
+#pragma clang attribute pop
+#endif
 #endif

@@ -89,4 +89,41 @@ static float peak_ref(int64_t rounds) {
     return sum;
 }
 
-const isa isa_ref = {"ref", 1, spmm_ref, depthwise_ref, im2col_ref, gemv_ref, mean_ref, add_ref, peak_ref};
+static int quantise_ref(const quantise_i8 *s) {
+    int odd = 0;
+    for (int c = 0; c < (s->c + 3) / 4 * 4; c++)
+        for (int p = 0; p < s->n; p++) {
+            const float x = s->x[(c < s->c ? c : s->c - 1) * s->x_pitch + p];
+            /* the clamp keeps the product and the sum apart: fused, they would round differently */
+            const float whole = clamped(x * s->gain, (float)-s->zero, (float)(255 - s->zero)) + (float)(ROUND + s->zero);
+            odd |= x - x != 0.0f;
+            s->y[4 * (c / 4 * s->y_pitch + p) + c % 4] = (uint8_t)(int32_t)(whole == whole ? whole : 0.0f);
+        }
+    return odd;
+}
+
+static void spmm_bytes_ref(const spmm_i8 *s) {
+    for (int r = 0; r < 4 * s->groups; r++) {
+        for (int p = 0; p < s->n; p++) {
+            uint32_t sum = (uint32_t)-s->zero * (uint32_t)s->sums[r]; /* unsigned: it may wrap, as in all other sets */
+            int64_t block = 0;
+            for (int c = 0; c < s->chunks; c++)
+                for (int g = 0; g < s->groups; g++) {
+                    const int n = s->count[c * s->groups + g];
+                    for (int i = 0; g == r / 4 && i < n; i++) {
+                        const int64_t column = (int64_t)c * s->chunk + (s->col ? s->col[block + i] : i);
+                        const int8_t *w = s->w + 16 * (block + i) + 4 * (r % 4);
+                        const uint8_t *x = s->x + 4 * (column * s->x_pitch + p);
+                        for (int j = 0; j < 4; j++) sum += (uint32_t)(w[j] * x[j]);
+                    }
+                    block += n;
+                }
+            float y = (float)(int32_t)sum * s->scale[r] + s->bias[r];
+            if (s->add) y += s->add[r * s->add_pitch + p];
+            s->y[r * s->y_pitch + p] = clamped(y, s->lo, s->hi);
+        }
+    }
+}
+
+const isa isa_ref = {"ref", 1, spmm_ref, depthwise_ref, im2col_ref, gemv_ref, mean_ref, add_ref, peak_ref,
+                     quantise_ref, spmm_bytes_ref};

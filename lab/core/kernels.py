@@ -13,7 +13,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,7 +26,7 @@ BLOCK = 4  # rows of a block of `spmm`
 LONG_BLOCK = 16  # rows of a block of `gemv`
 CHUNK = 65_535  # the most columns that 16-bit indices reach
 SLACK = 16  # floats that a kernel may read or write behind the last pixel of a plane
-ISAS = ("avx512", "avx2", "neon", "ref")
+ISAS = ("avx512vnni", "avx512", "avx2vnni", "avx2", "neondot", "neon", "ref")
 BACKENDS = ("c", "numpy")
 REBUILD = "python ckernels/build.py"
 GET = "install a C compiler (apt-get install gcc, xcode-select --install), then install the lab again"
@@ -49,8 +49,10 @@ class Sparse:
     col: np.ndarray | None
     blocks: np.ndarray
 
+    KIND: ClassVar[Any] = np.float32
+
     def __post_init__(self) -> None:
-        for name, kind in (("count", np.uint16), ("col", np.uint16), ("blocks", np.float32)):
+        for name, kind in (("count", np.uint16), ("col", np.uint16), ("blocks", self.KIND)):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else np.ascontiguousarray(value, kind))
         n, widths = len(self.blocks), self.widths()
@@ -74,8 +76,13 @@ class Sparse:
 
     def widths(self) -> np.ndarray:
         """Columns of the run that each entry of count belongs to."""
-        starts = np.arange(0, self.columns, self.chunk)
-        return np.repeat(np.minimum(self.chunk, self.columns - starts), self.groups)
+        starts = np.arange(0, self.across, self.chunk)
+        return np.repeat(np.minimum(self.chunk, self.across - starts), self.groups)
+
+    @property
+    def across(self) -> int:
+        """Blocks side by side in a group of rows that lacks none."""
+        return self.columns
 
     def to_dense(self) -> np.ndarray:
         """The matrix (rows, columns)."""
@@ -83,10 +90,12 @@ class Sparse:
         groups = np.repeat(np.arange(len(self.count)) % max(self.groups, 1), self.count)
         every = np.concatenate([np.arange(n) for n in self.count]) if len(self.count) else np.zeros(0, int)
         within = every if self.col is None else self.col
-        dense = np.zeros((self.groups, self.columns, self.block), np.float32)
+        dense = np.zeros((self.groups, self.across, *self.blocks.shape[1:]), self.KIND)
         if len(self.blocks):
             dense[groups, runs * self.chunk + within] = self.blocks
-        return dense.transpose(0, 2, 1).reshape(self.groups * self.block, self.columns)[: self.rows]
+        wide = dense if dense.ndim == 4 else dense[..., None]  # (groups, blocks, rows of a block, its columns)
+        rows = wide.transpose(0, 2, 1, 3).reshape(self.groups * self.block, self.across * wide.shape[3])
+        return rows[: self.rows, : self.columns]
 
 
 def pack(w: np.ndarray, *, block: int = BLOCK, chunk: int = CHUNK, dense: bool = False) -> Sparse:
@@ -195,6 +204,7 @@ def _spmm_numpy(
 def pointer(array: np.ndarray) -> Any:
     """The address of an array's first number, in C's type; the array must outlive it."""
     kinds = {np.dtype(np.float32): "float *", np.dtype(np.uint16): "uint16_t *", np.dtype(np.uint8): "uint8_t *"}
+    kinds |= {np.dtype(np.int32): "int32_t *", np.dtype(np.int8): "int8_t *"}
     return ffi.cast(kinds[array.dtype], ffi.from_buffer(array, require_writable=False))
 
 

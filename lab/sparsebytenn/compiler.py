@@ -216,10 +216,9 @@ def sparse_or_dense(weight: np.ndarray, block: int, chunk: int) -> Any:
 
 
 def whole(network: Network) -> Network:
-    """The same network with its zeros stored and multiplied: the dense rival in the same engine."""
-    return replace(
-        network, ops=[op if op.weights is None else replace(op, weights=_dense(op.weights)) for op in network.ops]
-    )
+    """The same network with its zeros stored and multiplied, but for int8: the dense rival in the same engine."""
+    dense = [op if op.weights is None or op.bytes else replace(op, weights=_dense(op.weights)) for op in network.ops]
+    return replace(network, ops=dense)
 
 
 def _dense(weights: Any) -> Any:

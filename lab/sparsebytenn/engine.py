@@ -127,7 +127,8 @@ def _facts(op: Op, maps: list[Map]) -> dict[str, Any]:
     macs = 0 if w is None else w.blocks.size * (1 if op.kind == "linear" else out.pixels)
     macs += 0 if op.taps is None else op.taps.size * out.pixels
     form = "" if w is None else "dense" if w.col is None else "sparse"
-    kept = np.nan if w is None else len(w.blocks) / max(w.groups * w.columns, 1)
+    form += "" if op.bytes is None else ", int8"
+    kept = np.nan if w is None else len(w.blocks) / max(w.groups * w.across, 1)
     return {"layer": op.name, "operator": op.kind, "form": form, "blocks kept": kept, "macs": macs}
 
 

@@ -9,7 +9,8 @@ Little-endian; every section begins on a multiple of 64 bytes, and all positions
                 1 if its channels are interleaved (a picture as browsers hold it), 0, 0
     operator    32 x uint32, floats as their bits: the fields of `Op` in order
     weights     count uint16 (runs of columns, groups of rows), col uint16 (blocks,), blocks float32 (blocks, 4 or 16),
-                bias float32; see `core.kernels.Sparse`
+                bias float32; see `core.kernels.Sparse`. In int8: blocks int8 (blocks, 4, 4), and for each row its
+                scale float32 and the sum of its weights int32; see `SparseBytes`
 
 ckernels/engine.c reads the same tables and checks them before it runs anything.
 """
@@ -18,7 +19,7 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from ..core import kernels
 from ..core.kernels import Sparse
 
 MAGIC, VERSION, NONE = b"SBNN", 1, 0xFFFFFFFF
+INDEXED, IN_BYTES = 1, 2  # of an operator's form
 KINDS = {"conv": 1, "pointwise": 2, "depthwise": 3, "separable": 4, "mean": 5, "linear": 6, "add": 7}
 NAMES = {number: name for name, number in KINDS.items()}
 WRONG = {
@@ -41,7 +43,7 @@ WRONG = {
     10: "its arena is too small",
 }
 REFUSED, AGAIN = "this is no packed network that can be run", "make it again with outcome.engine()"
-_HEADER, _MAP, _OP = struct.Struct("<4s15I"), struct.Struct("<8I"), struct.Struct("<15I2f2I2f11I")
+_HEADER, _MAP, _OP = struct.Struct("<4s15I"), struct.Struct("<8I"), struct.Struct("<15I2f2I2fIf9I")
 
 
 @dataclass
@@ -71,12 +73,36 @@ class Map:
         return _up(self.c, 4) * self.pitch
 
 
+@dataclass(frozen=True, eq=False)
+class SparseBytes(Sparse):
+    """A matrix of int8 as blocks of 4 rows x 4 columns: blocks (blocks, 4, 4); chunk, count and col are in fours.
+
+    Columns beyond a multiple of four are zeros in a row's last block.
+    """
+
+    KIND: ClassVar[Any] = np.int8
+
+    @property
+    def across(self) -> int:
+        return -(-self.columns // 4)
+
+
+@dataclass(frozen=True, eq=False)
+class Bytes:
+    """How a product is done in int8: X as bytes x * gain + zero, rounded, 0 to 255; whole sums times scale (rows,)."""
+
+    gain: float
+    zero: int
+    scale: np.ndarray
+
+
 @dataclass
 class Op:
     """One operator: the maps it reads and writes (by number), its window, its weights, its clamp.
 
     `band`: rows of the output that are made at a time, over a scratch of `pitch` floats a row of X. `taps` (C, k * k)
-    and `taps_bias` are the depthwise half's of a separable pair, `inner` the clamp between its halves.
+    and `taps_bias` are the depthwise half's of a separable pair, `inner` the clamp between its halves. With `bytes` the
+    product is done in int8 and its weights are `SparseBytes`.
     """
 
     kind: str
@@ -93,6 +119,7 @@ class Op:
     clamp: tuple[float, float] = (-np.inf, np.inf)
     taps: np.ndarray | None = None
     taps_bias: np.ndarray | None = None
+    bytes: Bytes | None = None
     inner: tuple[float, float] = (-np.inf, np.inf)
 
     def pitch(self, out: Map) -> int:
@@ -102,6 +129,8 @@ class Op:
     def room(self, x: Map, out: Map) -> int:
         """Floats of scratch that the operator needs."""
         rows = {"conv": x.c * self.k**2, "separable": x.c}.get(self.kind, 0) * self.pitch(out)
+        if isinstance(self.weights, SparseBytes):
+            rows += self.weights.across * (x.pitch if self.kind == "pointwise" else self.pitch(out))
         if self.taps is None:
             return rows
         pixels = x.w if self.stride == 1 else (x.w + 1) // 2
@@ -171,19 +200,26 @@ def _op_bytes(op: Op, out: Map, sections: "_Sections") -> bytes:
     bias = 0 if s is None else sections.add(_padded(op.bias, rows))
     taps, taps_bias = (0 if a is None else sections.add(np.asarray(a, np.float32)) for a in (op.taps, op.taps_bias))
     chunk, blocks = (0, 0) if s is None else (s.chunk, len(s.blocks))
-    sparse = int(s is not None and s.col is not None)
+    form = int(s is not None and s.col is not None)
+    in_bytes: tuple = (0.0, 0, 0, 0)
+    if isinstance(s, SparseBytes) and op.bytes is not None:
+        form |= IN_BYTES
+        scale = sections.add(_padded(op.bytes.scale, rows))
+        sums = sections.add(_padded(s.to_dense().sum(1, dtype=np.int32), rows, np.int32))
+        in_bytes = op.bytes.gain, op.bytes.zero, scale, sums
     add = NONE if op.add is None else op.add
     pitch = op.pitch(out) if op.kind in ("conv", "separable") else 0
     return _OP.pack(
-        KINDS[op.kind], op.x, add, op.y, op.k, op.stride, op.pad, op.band, chunk, sparse, blocks, w, col, count, bias,
-        *op.clamp, taps, taps_bias, *op.inner, pitch, *[0] * 10,
+        KINDS[op.kind], op.x, add, op.y, op.k, op.stride, op.pad, op.band, chunk, form, blocks, w, col, count, bias,
+        *op.clamp, taps, taps_bias, *op.inner, pitch, *in_bytes, *[0] * 6,
     )  # fmt: skip
 
 
-def _padded(bias: np.ndarray | None, rows: int) -> np.ndarray:
-    padded = np.zeros(rows, np.float32)
-    if bias is not None:
-        padded[: len(bias)] = bias
+def _padded(numbers: np.ndarray | None, rows: int, kind: Any = np.float32) -> np.ndarray:
+    """A number a row, zeros for rows that are not there."""
+    padded = np.zeros(rows, kind)
+    if numbers is not None:
+        padded[: len(numbers)] = numbers
     return padded
 
 
@@ -243,7 +279,7 @@ def _map(fields: tuple) -> Map:
 
 
 def _op(data: bytes, fields: tuple, name: str, maps: list[Map]) -> Op:
-    kind, x, add, y, k, stride, pad, band, chunk, sparse, blocks, w, col, count, bias, lo, hi, taps, taps_bias = fields[
+    kind, x, add, y, k, stride, pad, band, chunk, form, blocks, w, col, count, bias, lo, hi, taps, taps_bias = fields[
         :19
     ]
     kind = NAMES[kind]
@@ -253,10 +289,17 @@ def _op(data: bytes, fields: tuple, name: str, maps: list[Map]) -> Op:
         block = kernels.LONG_BLOCK if kind == "linear" else kernels.BLOCK
         columns = {"conv": channels * k * k, "linear": maps[x].w}.get(kind, channels)
         rows = maps[y].w if kind == "linear" else maps[y].c
-        runs, groups = -(-columns // chunk), -(-rows // block)
-        index = _array(data, np.uint16, col, blocks) if sparse else None
+        across = -(-columns // 4) if form & IN_BYTES else columns
+        runs, groups = -(-across // chunk), -(-rows // block)
+        index = _array(data, np.uint16, col, blocks) if form & INDEXED else None
         counts = _array(data, np.uint16, count, runs * groups)
-        op.weights = Sparse(rows, columns, chunk, counts, index, _array(data, np.float32, w, blocks * block, block))
+        if form & IN_BYTES:
+            gain, zero, scale, _ = fields[22:26]
+            op.bytes = Bytes(gain, zero, _array(data, np.float32, scale, rows))
+            whole = _array(data, np.int8, w, 16 * blocks).reshape(blocks, 4, 4)
+            op.weights = SparseBytes(rows, columns, chunk, counts, index, whole)
+        else:
+            op.weights = Sparse(rows, columns, chunk, counts, index, _array(data, np.float32, w, blocks * block, block))
         op.bias = _array(data, np.float32, bias, rows)
     if kind in ("depthwise", "separable"):
         op.taps = _array(data, np.float32, taps, channels * k * k, k * k)

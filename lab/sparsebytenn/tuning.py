@@ -26,7 +26,7 @@ def tuned(network: Network) -> Network:
 
 
 def _fastest(op: Op, maps: list[Map]) -> Op:
-    if op.weights is None or op.weights.block != kernels.BLOCK:
+    if op.weights is None or op.weights.block != kernels.BLOCK or op.bytes is not None:
         return op
     candidates = [replace(op, weights=form) for form in _forms(op.weights)]
     clocks = [_Clock(candidate, maps) for candidate in candidates]

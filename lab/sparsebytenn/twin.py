@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from .packed import Map, Network, Op
+from .packed import Bytes, Map, Network, Op
 
 
 def run(network: Network, picture: np.ndarray) -> np.ndarray:
@@ -31,8 +31,27 @@ def step(op: Op, out: Map, x: np.ndarray, add: np.ndarray | None) -> np.ndarray:
         x = _windows(x, op).transpose(0, 3, 4, 1, 2)  # (C, k, k, H', W')
     assert op.weights is not None  # every other kind has gone
     columns = x.reshape(op.weights.columns, -1)
-    y = (op.weights.to_dense() @ columns + np.asarray(op.bias, np.float32)[:, None]).reshape(out.c, out.h, out.w)
+    y = product(op, columns).reshape(out.c, out.h, out.w)
     return (y if add is None else y + add).clip(*op.clamp)
+
+
+def product(op: Op, x: np.ndarray) -> np.ndarray:
+    """W x + bias (OC, n); in int8 where the operator is, its sums whole numbers, exact as the kernels' are."""
+    assert op.weights is not None
+    bias = np.asarray(op.bias, np.float32)[:, None]
+    if op.bytes is None:
+        return op.weights.to_dense() @ x + bias
+    sums = op.weights.to_dense().astype(np.float64) @ (quantise(op.bytes, x) - float(op.bytes.zero))
+    y = sums.astype(np.float32) * np.asarray(op.bytes.scale, np.float32)[:, None] + bias
+    y[:, np.isnan(x).any(0)] = np.nan  # a byte cannot be one
+    return y
+
+
+def quantise(how: Bytes, x: np.ndarray) -> np.ndarray:
+    """x as bytes, halves to even."""
+    large = np.float32(1 << 23)  # such a float has no fraction: the sum is rounded as the kernels round
+    clipped = (x * np.float32(how.gain)).clip(np.float32(-how.zero), np.float32(255 - how.zero))
+    return (np.nan_to_num(clipped) + (large + np.float32(how.zero)) - large).astype(np.uint8)
 
 
 def _windows(x: np.ndarray, op: Op) -> np.ndarray:

@@ -8,6 +8,7 @@ from torch import nn
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent / "c"
+KERNELS = ["spmm", "depthwise", "im2col", "gemv", "mean", "add", "quantise", "spmm_bytes"]  # as c/kernels.c tests them
 
 _spec = importlib.util.spec_from_file_location("arm", ROOT / "ckernels" / "arm.py")
 arm = importlib.util.module_from_spec(_spec)
@@ -43,6 +44,7 @@ def small_networks():
         "every": (Every(), (3, 18, 18)),
         "pointwise": (nn.Sequential(nn.Conv2d(5, 6, 1)), (5, 6, 7)),
         "convolution": (nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1)), (3, 9, 9)),
+        "two convolutions": (nn.Sequential(nn.Conv2d(2, 5, 1), nn.Conv2d(5, 6, 3, 2, 1)), (2, 9, 9)),
         "depthwise": (nn.Sequential(nn.Conv2d(4, 4, 3, 1, 1, groups=4)), (4, 9, 9)),
         "depthwise, stride 2": (nn.Sequential(nn.Conv2d(4, 4, 5, 2, 2, groups=4)), (4, 11, 9)),
         "separable": (nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1, groups=4), nn.Conv2d(4, 9, 1)), (4, 9, 9)),

@@ -54,7 +54,7 @@ static uint32_t field(const uint8_t *file) {
     switch (below(4)) {
         case 0: return 4 * (4 + below(HEADER / 4 - 4));
         case 1: return get(file + MAPS_AT) + MAP * below(get(file + MAPS)) + 4 * below(6);
-        default: return get(file + OPS_AT) + OP * below(get(file + OPS)) + 4 * below(22);
+        default: return get(file + OPS_AT) + OP * below(get(file + OPS)) + 4 * below(26);
     }
 }
 
@@ -134,7 +134,7 @@ static void run(const uint8_t *file, const isa *with) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const names[] = {"ref", "avx2", "avx512", "neon"};
+    static const char *const names[] = {"ref", "avx2", "avx512", "neon", "avx2vnni", "avx512vnni", "neondot"};
     long reasons[REASONS] = {0}, ran = 0, large = 0;
     FILE *f = argc > 1 ? fopen(argv[1], "rb") : NULL;
     if (!f || fseek(f, 0, SEEK_END)) return puts("no file"), 2;
@@ -155,7 +155,7 @@ int main(int argc, char **argv) {
         if (!file) return 2;
         memcpy(file, copy, left);
         const int wrong = engine_check(file, left);
-        const isa *with = isa_named(names[i % 4]);
+        const isa *with = isa_named(names[i % (long)(sizeof names / sizeof *names)]);
         reasons[wrong & (REASONS - 1)]++;
         if (!wrong && engine_arena(file) > LARGEST_ARENA) large++;
         else if (!wrong && with) run(file, with), ran++;

@@ -10,8 +10,8 @@
 #include <string.h>
 #include "sbnn.h"
 
-enum { KINDS = 6 };
-static const char *const NAMES[KINDS] = {"spmm", "depthwise", "im2col", "gemv", "mean", "add"};
+enum { KINDS = 8 };
+static const char *const NAMES[KINDS] = {"spmm", "depthwise", "im2col", "gemv", "mean", "add", "quantise", "spmm_bytes"};
 
 typedef struct {
     uint64_t state;
@@ -181,14 +181,53 @@ static void test_add(test *t) {
     free(a), free(b), free(y), free(z);
 }
 
-static void (*const TESTS[KINDS])(test *) = {test_spmm, test_depthwise, test_im2col, test_gemv, test_mean, test_add};
+/* What a set makes of numbers, some of them on the border between two bytes: of itself, for no other set reads it. */
+static void test_bytes(test *t) {
+    const int columns = between(t, 1, 70), n = between(t, 0, 1) ? between(t, 1, 40) : between(t, 1, 300);
+    const int fours = (columns + 3) / 4, chunk = between(t, 1, fours);
+    const int share = between(t, 0, 2) ? between(t, 0, 99) : 100;
+    spmm_i8 s = {.groups = between(t, 1, 6), .chunks = (fours + chunk - 1) / chunk, .chunk = chunk, .n = n};
+    quantise_i8 q = {.c = columns, .n = n, .gain = (float)between(t, 1, 250) / 2.0f};
+    s.zero = q.zero = between(t, 0, 1) ? 0 : between(t, 1, 255);
+    uint16_t *count, *col;
+    const int64_t made = blocks(t, s.groups, fours, chunk, share, &count, &col), rows = 4 * s.groups;
+    q.x_pitch = pitch(t, n), q.y_pitch = s.x_pitch = pitch(t, n), s.y_pitch = s.add_pitch = pitch(t, n);
+    int8_t *w = malloc((size_t)(16 * made) + !made);
+    for (int64_t i = 0; i < 16 * made; i++) w[i] = (int8_t)between(t, -128, 127);
+    int32_t *sums = calloc((size_t)rows, sizeof(int32_t));
+    for (int64_t i = 0, block = 0; i < s.chunks * s.groups; block += count[i++])
+        for (int64_t j = 16 * block; j < 16 * (block + count[i]); j++) sums[4 * (i % s.groups) + j / 4 % 4] += w[j];
+    float *bias = numbers(t, rows), *scale = numbers(t, rows), *x = planes(t, columns, n, q.x_pitch);
+    float *more = planes(t, rows, n, s.y_pitch), *y = planes(t, rows, n, s.y_pitch), *z = planes(t, rows, n, s.y_pitch);
+    uint8_t *room = malloc((size_t)(4 * fours * q.y_pitch)), *other = malloc((size_t)(4 * fours * q.y_pitch));
+    for (int64_t i = 0; i < rows; i++) scale[i] /= 1 << 12;
+    if (t->poison) x[between(t, 0, columns - 1) * q.x_pitch + between(t, 0, n - 1)] = between(t, 0, 1) ? NAN : INFINITY;
+    bounds(t, &s.lo, &s.hi);
+    q.x = x;
+    s.count = count, s.col = share == 100 ? NULL : col, s.w = w, s.sums = sums, s.scale = scale, s.bias = bias;
+    s.add = between(t, 0, 1) ? more : NULL;
+    q.y = room;
+    const int odd = t->with->quantise(&q);
+    s.x = room, s.y = y, t->with->spmm_bytes(&s);
+    q.y = other;
+    const int is_odd = t->ref->quantise(&q);
+    s.x = other, s.y = z, t->ref->spmm_bytes(&s);
+    t->wrong[6] += odd != t->poison || is_odd != t->poison;
+    t->compared[6]++;
+    t->nans[6] += is_odd;
+    compare(t, 7, y, z, rows, t->poison ? 0 : n, s.y_pitch);
+    free(count), free(col), free(w), free(sums), free(bias), free(scale), free(x), free(more), free(y), free(z);
+    free(room), free(other);
+}
+
+static void (*const TESTS[])(test *) = {test_spmm, test_depthwise, test_im2col, test_gemv, test_mean, test_add, test_bytes};
 
 static long rounds;
 
 static void *run(void *made) {
     test *t = made;
     for (long i = 0; i < rounds; i++)
-        for (int kind = 0; kind < KINDS; kind++) {
+        for (int kind = 0; kind < (int)(sizeof TESTS / sizeof *TESTS); kind++) {
             t->poison = i % 4 == 3;
             TESTS[kind](t);
         }
