@@ -46,13 +46,16 @@ def main(arguments: list[str] | None = None) -> dict:
     seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.quick else None]
     recipe = lab.SparseByteNN(block=BLOCK)
     recipe = replace(recipe, steps=recipe.steps // 5, regroup_every=5) if options.quick else recipe
-    rows = [row for seed in tqdm(seeds, desc="seeds") for row in contest(recipe, seed)]
-    report = {"figures": figures(rows), "rows": rows, "settings": repr(recipe), "seeds": seeds, "machine": machine()}
+    rows: list[dict] = []
+    for seed in tqdm(seeds, desc="seeds"):
+        rows += contest(recipe, seed)
+        done = seeds[: seeds.index(seed) + 1]
+        report = {"figures": figures(rows), "rows": rows, "settings": repr(recipe), "seeds": done, "machine": machine()}
+        if options.json:  # after each: all of them take a quarter of an hour
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"{recipe}\nseeds {seeds}; one thread of {report['machine']['processor']}; torch {torch.__version__}")
     print(by_method(rows).to_string())
     print(json.dumps(report["figures"], indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
     return report
 
 

@@ -7,6 +7,7 @@ fp32 and in int8, all in one run, interleaved as in sparsebytenn.py. Zeros stand
 4 x 4 in int8, for whose instructions that is the smallest block; so the two networks of one share are not the same.
 With --imagenet, a folder that holds mobilenet_v1_100_224.npz (8-bit weights, norms folded) and
 imagenet_sample_224.zip: top-1 on every fourth picture, ranges from 32 others.
+Those weights were trained for 8 bits and are kept in them: there, only taking the inputs in bytes can lose anything.
 """
 
 import argparse

@@ -87,7 +87,8 @@ def kernels() -> Finding:
     except RuntimeError as error:
         return Finding("kernels", f"unusable ({error})", kernels.REBUILD, True)
     missing = backend == "numpy" and os.environ.get("LAB_KERNELS") != "numpy"
-    return Finding("kernels", f"backend {backend}", kernels.GET if missing else "")
+    named = f"backend {backend}" if backend == "numpy" else f"backend {backend}, {kernels.isa_name()}"
+    return Finding("kernels", named, kernels.GET if missing else "")
 
 
 def compiler() -> Finding:

@@ -7,6 +7,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from lab.core.batches import (
+    Moved,
     Pairs,
     Patches,
     Pictures,
@@ -121,3 +122,16 @@ def test_bicubic_is_that_of_pillow(scale):
     grey = x[0].float().numpy()
     large = np.asarray(Image.fromarray(grey).resize((30 * scale, 36 * scale), Image.Resampling.BICUBIC))
     assert np.abs(enlarged(torch.from_numpy(grey)[None, None], 3)[0, 0].numpy() - large).max() < 0.01
+
+
+def test_moved_pictures_are_moved_anew_and_keep_their_labels():
+    x = torch.full((40, 1, 9, 9), -0.5)
+    x[:, :, 4, 4] = 0.5  # one dot on paper of -0.5
+    pictures = Moved(x, torch.arange(40), reach=2, edge=-0.5)
+    first, labels = pictures[torch.arange(40)]
+    assert len(pictures) == 40 and torch.equal(labels, torch.arange(40))
+    assert set(first.unique().tolist()) == {-0.5, 0.5} and ((first == 0.5).sum((1, 2, 3)) == 1).all()
+    places = {tuple(place) for place in (first[:, 0] == 0.5).nonzero()[:, 1:].tolist()}
+    assert len(places) > 5 and all(2 <= a <= 6 and 2 <= b <= 6 for a, b in places)
+    assert not torch.equal(first, pictures[torch.arange(40)][0])
+    assert torch.equal(Moved(x, torch.arange(40), reach=0, edge=-0.5)[torch.arange(40)][0], x)

@@ -194,7 +194,8 @@ def test_bench_names_what_there_is(benchmarks, capsys):
 def test_doctor_names_what_it_found(capsys):
     assert cli.main(["doctor"]) == 0
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
-    assert lines["kernels"] == f"backend {kernels.backend()}"
+    isa = "" if kernels.backend() == "numpy" else f", {kernels.isa_name()}"
+    assert lines["kernels"] == f"backend {kernels.backend()}{isa}"
     assert lines["threads"].startswith("torch uses 1 of")
     assert lines["notebooks"].startswith("JupyterLab")
     assert {"python", "lab", "torch", "devices", "compiler", "chromium"} <= set(lines)

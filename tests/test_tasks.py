@@ -111,6 +111,10 @@ def test_large_digits_start_from_a_trained_mobilenet():
     assert task.name == "digits 32 x 32" and task.example.shape == (1, 3, 32, 32)
     assert task.model.config == {"net": "mobilenet_v1", "width": 0.25, "classes": 10}
     assert task.measure(task.model) >= 98.5
+    batch, labels = task.first_batch()
+    assert batch.shape[1:] == (3, 32, 32) and batch.min() == -0.5 and len(labels) == len(batch)
+    x = tasks.digits_data(32, 3)[0].flatten(1)
+    assert not all((x == picture.flatten()).all(1).any() for picture in batch)  # most have moved
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,19 @@ class Pictures(Dataset):
         return (x.float() / 255 - self.mean) / self.std, self.y[index]
 
 
+class Moved(Dataset):
+    """Labelled pictures, each moved by up to `reach` pixels whenever it is taken; `edge` is the value that comes in."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, reach: int, edge: float = 0.0) -> None:
+        self.x, self.y, self.reach, self.edge = x, y, reach, edge
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return shifted(self.x[index] - self.edge, self.reach) + self.edge, self.y[index]
+
+
 class Shuffled:
     """The indices of one pass, in an order drawn anew each pass: near-equal batches of at most `size`, none of one.
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from . import nets, reading, store
-from .batches import AUGMENTATIONS, Pairs, Patches, Pictures, in_order, reduced, shuffled
+from .batches import AUGMENTATIONS, Moved, Pairs, Patches, Pictures, in_order, reduced, shuffled
 from .scores import accuracy, psnr
 from .task import Task
 
@@ -32,13 +32,14 @@ def digits(model: nn.Module | None = None, batch_size: int = 64, *, size: int = 
 
     Inputs (N, channels, size, size) float32 in [-0.5, 0.5], ten classes, both parts with the classes in the same
     proportion. The same writers are in both. The scans are 8 x 8 and grey: another size is bilinear, more channels
-    repeat them. Without `model`, a trained network of `data/digits`: ResNet-20 for 8 x 8 and one channel, a thin
-    MobileNet-v1 for 32 x 32 and three.
+    repeat them, and batches move each picture by up to a tenth of its side (not at all at 8 x 8). Without `model`, a
+    trained network of `data/digits`: ResNet-20 for 8 x 8 and one channel, a thin MobileNet-v1 for 32 x 32 and three.
     """
     x, y, x_test, y_test = digits_data(size, channels)
+    train = Moved(x, y, size // 10, edge=-0.5) if size >= 10 else TensorDataset(x, y)
     return Task(
         model=model if model is not None else _digits_model(size, channels),
-        batches=shuffled(TensorDataset(x, y), batch_size),
+        batches=shuffled(train, batch_size),
         score=accuracy(in_order(TensorDataset(x_test, y_test))),
         example=x[:1],
         name="digits" if (size, channels) == (8, 1) else f"digits {size} x {size}",

@@ -5,10 +5,12 @@
                 x' = round(x * gain) + zero, which is 0 to 255; behind a ReLU zero is 0
     product     y = clamp(scale * sum of q (x' - zero) + bias + add), whole sums, exact on every machine
     left fp32   the maps themselves, depthwise convolutions, what reads the picture, sums, the mean, linear layers
-    blocks      4 rows x 4 columns, for these instructions multiply four inputs at once: a block is kept if any of its
-                16 weights is not 0, so patterns of 4 x 1 fill up, and only 4 x 4 ones keep all of their zeros
+    blocks      4 rows x 4 columns, since these instructions multiply four inputs at once. A block is kept if any of
+                its 16 weights is not 0: patterns of 4 x 1 fill up, only those of 4 x 4 keep all of their zeros
 
-Nothing is trained. A NaN in a pixel of X gives NaN in all channels of that pixel.
+Measured on MobileNet-v1: twice as fast as fp32 with VNNI; without it at 0.8 to 0.95 of fp32's speed, where only the
+file, less than half as large, is a reason. Nothing is trained. A NaN in a pixel of X gives NaN in all channels of that
+pixel.
 """
 
 from collections.abc import Iterator

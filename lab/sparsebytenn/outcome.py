@@ -81,8 +81,8 @@ class SparseByteNNOutcome(Outcome):
         form that usually is. interleaved: pictures (H, W, C). Raises ValueError naming an operator it does not have.
         """
         network = compiler.compile(self.model, torch.zeros(self.example), interleaved=interleaved)
-        network = compiler.whole(network) if dense else network
-        return Engine(packed.write(tuned(network) if measure else network))
+        network = tuned(network) if measure else network
+        return Engine(packed.write(compiler.whole(network) if dense else network))
 
     def export_web(self, folder: str | Path, **options: Any) -> Path:
         """Write a folder with one page that runs the network in a browser, sparse beside dense; its path.

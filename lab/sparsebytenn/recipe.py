@@ -44,10 +44,10 @@ class SparseByteNN:
     budget: str = "layer"
     search: str = "greedy"
     score: str = "magnitude"
-    steps: int = 200
-    lr: float = 0.01
+    steps: int = 400
+    lr: float = 0.003
     ramp: float = 0.5
-    regroup_every: int = 10
+    regroup_every: int = 20
     distil: float = 4.0
     temperature: float = 4.0
 
