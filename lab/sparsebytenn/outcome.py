@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..core import export, nets
 from ..core.outcome import Outcome
 from ..core.tracing import trace
-from . import compiler, packed, web
+from . import compiler, int8, packed, web
 from .engine import Engine
 from .tuning import tuned
 
@@ -74,13 +74,17 @@ class SparseByteNNOutcome(Outcome):
         """Write the network as an ONNX file with a free batch axis, its zeros in place; needs the extra `export`."""
         return export.onnx(self.model, path, torch.zeros(self.example))
 
-    def engine(self, *, dense: bool = False, measure: bool = True, interleaved: bool = False) -> Engine:
+    def engine(
+        self, *, dense: bool = False, measure: bool = True, interleaved: bool = False, calibrate: Tensor | None = None
+    ) -> Engine:
         """The network in the sparse engine, norms folded; `dense` keeps its zeros, as the rival of the same kernels.
 
         measure: take each product in the form that is fastest on this machine, which takes some seconds, else in the
-        form that usually is. interleaved: pictures (H, W, C). Raises ValueError naming an operator it does not have.
+        form that usually is. interleaved: pictures (H, W, C). calibrate: pictures as the engine takes them, (N, ...):
+        products run in int8 over the ranges that these have. Raises ValueError naming an operator it does not have.
         """
         network = compiler.compile(self.model, torch.zeros(self.example), interleaved=interleaved)
+        network = network if calibrate is None else int8.quantised(network, calibrate)
         network = tuned(network) if measure else network
         return Engine(packed.write(compiler.whole(network) if dense else network))
 
