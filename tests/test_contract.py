@@ -18,7 +18,7 @@ from lab.core.report import Report
 
 # Settings under which each recipe runs in seconds and still changes its network.
 QUICK = {
-    "GAL": {"steps": 40, "finetune_steps": 20, "lam": 2.0, "mask_every": 1},
+    "GAL": {"steps": 40, "finetune_steps": 20, "lam": 0.6, "mask_every": 1},
 }
 NAMES = [recipe.__name__ for recipe in lab.RECIPES]
 each_recipe = pytest.mark.parametrize("recipe", lab.RECIPES, ids=NAMES)

@@ -27,9 +27,9 @@ arXiv 1903.09291).
                 The noise z is the network's own dropout modules, where it has any.
                 Batch norms keep the baseline's statistics while masks train: on batch statistics a mask in front of a
                 norm shrinks at no cost ('batch_statistics'). Ours.
-                Both players see the outputs divided by sigma, the standard deviation of f_b over the batch, so that L_data
-                is a share of variance and one mu, lam and clip mean the same whatever the size of a network's outputs; the
-                release takes them as they are ('raw_outputs', which the paper's settings need). Ours.
+                Both players see the outputs divided by sigma, so that L_data is a share of f_b's variance, and one mu,
+                lam and clip mean the same whatever the size of a network's outputs; the release takes them as they are
+                ('raw_outputs', which the paper's settings need). Ours.
                 The gradient of G's weights is clipped: without that the data loss now and then runs away (`clip`). The
                 masks' gradient never is: it alone holds masks open, while the pull of lam stays whole. Ours.
                 Each name in quotes goes into the recipe's `released`. The R(W_D) weights of L1 and L2 (1e-4) are ours.

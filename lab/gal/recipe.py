@@ -33,16 +33,16 @@ SNAPSHOTS = 120  # the most mask states that an outcome keeps
 class GAL:
     """Generative adversarial learning of what to prune (Lin et al., CVPR 2019, arXiv 1903.09291).
 
-    lam: weight of ||m||_1; more prunes more. mu: weight of the data loss, which is the share of the original output's
-    variance that G misses. units: which structures are masked, of 'channel', 'block', 'branch', 'input'. adversary: the
+    lam: weight of ||m||_1; more prunes more. mu: weight of the data loss, the share of the original output's variance
+    that G misses. units: which structures are masked, of 'channel', 'block', 'branch', 'input'. adversary: the
     discriminator's regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps, lr: updates and
     rate of the pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its updates; clip:
-    the largest norm of a step's gradient, over G's weights and over its masks, None for no limit. finetune_steps, finetune_lr: the stage
-    with labels. released: behaviours of the authors' code to switch on, of RELEASED. Both rates fall tenfold each 30 %
-    of a stage.
+    the largest norm of a step's gradient, over G's weights and over its masks, None for no limit. finetune_steps,
+    finetune_lr: the stage with labels. released: behaviours of the authors' code to switch on, of RELEASED. Both rates
+    fall tenfold each 30 % of a stage.
     """
 
-    lam: float = 0.08
+    lam: float = 0.07
     mu: float = 10.0
     units: tuple[str, ...] = ("channel", "block")
     adversary: str = "AR"
@@ -52,7 +52,7 @@ class GAL:
     mask_every: int = 2
     clip: float | None = 10.0
     finetune_steps: int = 500
-    finetune_lr: float = 0.02
+    finetune_lr: float = 0.05
     released: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
