@@ -241,14 +241,14 @@ def lenet(folder: Path) -> tuple[Task, lab.GAL]:
 
 def resnet20(folder: Path) -> tuple[Task, lab.GAL]:
     """ResNet-20 on CIFAR-10, blocks alone: each is worth far more than a channel, hence the larger `lam`."""
-    settings = {"lam": 3.0, "steps": 800, "mask_lr": 0.005, "mask_every": 5}
+    settings = {"lam": 1.6, "steps": 700, "mask_lr": 0.01, "mask_every": 4}
     return cifar(folder, 20), lab.GAL(units="block", **settings, finetune_steps=400, finetune_lr=0.01)
 
 
 def resnet56(folder: Path) -> tuple[Task, lab.GAL]:
     """ResNet-56 on CIFAR-10, blocks alone as in the paper."""
-    settings = {"lam": 0.5, "steps": 1000, "lr": 0.015, "mask_lr": 0.015, "mask_every": 4}
-    return cifar(folder, 56), lab.GAL(units="block", **settings, finetune_steps=300, finetune_lr=0.01)
+    settings = {"lam": 0.4, "steps": 600, "lr": 0.015, "mask_lr": 0.015, "mask_every": 3}
+    return cifar(folder, 56), lab.GAL(units="block", **settings, finetune_steps=200, finetune_lr=0.01)
 
 
 def cifar(folder: Path, depth: int, batch: int = 32) -> Task:
