@@ -241,7 +241,7 @@ def lenet(folder: Path) -> tuple[Task, lab.GAL]:
 
 def resnet20(folder: Path) -> tuple[Task, lab.GAL]:
     """ResNet-20 on CIFAR-10, blocks alone: each is worth far more than a channel, hence the larger `lam`."""
-    settings = {"lam": 1.6, "steps": 700, "mask_lr": 0.01, "mask_every": 4}
+    settings = {"lam": 2.3, "steps": 600, "mask_lr": 0.01, "mask_every": 4}
     return cifar(folder, 20), lab.GAL(units="block", **settings, finetune_steps=400, finetune_lr=0.01)
 
 

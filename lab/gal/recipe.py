@@ -206,8 +206,9 @@ class GAL:
 
     def _clip(self, *players: list[nn.Parameter]) -> None:
         """Weights and masks each by their own norm: a steep loss of weights must not weaken what holds masks open."""
-        for parameters in players if self.clip is not None else ():
-            clip_grad_norm_(parameters, self.clip)
+        if self.clip is not None:
+            for parameters in players:
+                clip_grad_norm_(parameters, self.clip)
 
     def _mask_due(self, index: int) -> bool:
         return (index + 1) % self.mask_every == 0
