@@ -8,8 +8,8 @@ fine-tuned for as many steps at the same rate. The sparse-training rivals see la
 stage runs without them.
 
 `--cifar` runs GAL on real data where it is at hand (`mnist/mnist.npz`, and `cifar10/` with its weights): LeNet on
-MNIST, ResNet-20 and ResNet-56 on CIFAR-10, each beside two controls of as many multiply-adds, on a schedule short enough
-for one core, which is no measure of the paper's.
+MNIST, ResNet-20 and ResNet-56 on CIFAR-10, each beside two controls of as many multiply-adds. The schedules are short
+enough for one core and no measure of the paper's.
 """
 
 import argparse
