@@ -241,8 +241,8 @@ def lenet(folder: Path) -> tuple[Task, lab.GAL]:
 
 
 def resnet20(folder: Path) -> tuple[Task, lab.GAL]:
-    """ResNet-20 on CIFAR-10, channels and blocks, with the settings of the digits."""
-    return cifar(folder, 20), lab.GAL(finetune_lr=0.01)
+    """ResNet-20 on CIFAR-10, channels and blocks."""
+    return cifar(folder, 20), lab.GAL(lam=0.05, steps=1500, finetune_lr=0.01)
 
 
 def resnet56(folder: Path) -> tuple[Task, lab.GAL]:
