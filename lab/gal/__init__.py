@@ -7,9 +7,10 @@ arXiv 1903.09291).
                 fine-tuning.
     symbols     m mask   lam weight of the L1 norm   mu weight of the data loss   f_b, f_g output vectors
                 d_b, d_g raw logits of D   alpha FISTA's momentum   y the extrapolated mask   R(W_D) regulariser
+                sigma standard deviation of f_b
     equations   (1) masked   (2) adversarial_value   (3) data_loss   (4) sparsity   (5) regulariser_l1
                 (6) regulariser_l2   (7) regulariser_adversarial   (8) generator_loss   (9) momentum
-                (10) extrapolate   (11) shrink
+                (10) extrapolate   (11) shrink   (12) output_scale
     procedure   recipe.GAL.run: stage `prune` (recipe.GAL._prune), removal (core.surgery.remove), stage `finetune`
     where       structures.find places masks, structures.fold multiplies them into the weights exactly
     picture     view.explore
@@ -26,8 +27,11 @@ arXiv 1903.09291).
                 The noise z is the network's own dropout modules, where it has any.
                 Batch norms keep the baseline's statistics while masks train: on batch statistics a mask in front of a
                 norm shrinks at no cost ('batch_statistics'). Ours.
-                The gradient of a step is clipped: without that the data loss now and then runs away, and the masks
-                with it (`clip`). Ours.
+                Both players see the outputs divided by sigma, so that L_data is a share of f_b's variance, and one mu,
+                lam and clip mean the same whatever the size of a network's outputs; the release takes them as they are
+                ('raw_outputs', which the paper's settings need). Ours.
+                The gradient of a step is clipped: without that the data loss now and then runs away (`clip`). Weights
+                and masks have a norm each: steep weights must not weaken what holds masks open against lam. Ours.
                 Each name in quotes goes into the recipe's `released`. The R(W_D) weights of L1 and L2 (1e-4) are ours.
 """
 

@@ -67,3 +67,12 @@ def extrapolate(m: Tensor, m_previous: Tensor, alpha: float) -> Tensor:
 def shrink(u: Tensor, threshold: float) -> Tensor:
     """Eq. (11): the proximal step, max(0, sign(u) max(|u| - threshold, 0)): small and negative entries become 0."""
     return (u - threshold).clamp(min=0)
+
+
+def output_scale(f_b: Tensor) -> Tensor:
+    """Eq. (12): sigma, the standard deviation of f_b over batch and outputs (ours); 1 where all of them are equal.
+
+    Both players see f_b / sigma and f_g / sigma, so that L_data is the share of f_b's variance that G misses.
+    """
+    sigma = f_b.std(correction=0)
+    return torch.where(sigma > 0, sigma, torch.ones_like(sigma))

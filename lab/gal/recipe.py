@@ -23,7 +23,9 @@ from .outcome import GALOutcome
 from .structures import UNITS, Masked, attach, fold, plan
 
 ADVERSARIES = ("AR", "L1", "L2", "none", "off")
-RELEASED = ("l1_in_gradient", "grad_at_current", "normal_masks", "affine_discriminator", "batch_statistics")
+RELEASED = (
+    "l1_in_gradient", "grad_at_current", "normal_masks", "affine_discriminator", "batch_statistics", "raw_outputs",
+)  # fmt: skip
 SNAPSHOTS = 120  # the most mask states that an outcome keeps
 
 
@@ -31,25 +33,26 @@ SNAPSHOTS = 120  # the most mask states that an outcome keeps
 class GAL:
     """Generative adversarial learning of what to prune (Lin et al., CVPR 2019, arXiv 1903.09291).
 
-    lam: weight of ||m||_1; more prunes more. mu: weight of the data loss. units: which structures are masked, of
-    'channel', 'block', 'branch', 'input'. adversary: the discriminator's regulariser, 'AR', 'L1', 'L2' or 'none';
-    'off' plays without a discriminator. steps, lr: updates and rate of the pruning stage; mask_lr, mask_every: FISTA's
-    own rate, and how many steps lie between its updates; clip: the largest norm of a step's gradient, over weights and
-    masks together, None for no limit. finetune_steps, finetune_lr: the stage with labels.
-    released: behaviours of the authors' code to switch on, of RELEASED. Both rates fall tenfold each 30 % of a stage.
+    lam: weight of ||m||_1; more prunes more. mu: weight of the data loss, the share of the original output's variance
+    that G misses. units: which structures are masked, of 'channel', 'block', 'branch', 'input'. adversary: the
+    discriminator's regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps, lr: updates and
+    rate of the pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its updates; clip:
+    the largest norm of a step's gradient, over G's weights and over its masks, None for no limit. finetune_steps,
+    finetune_lr: the stage with labels. released: behaviours of the authors' code to switch on, of RELEASED. Both rates
+    fall tenfold each 30 % of a stage.
     """
 
-    lam: float = 0.25
-    mu: float = 1.0
+    lam: float = 0.07
+    mu: float = 10.0
     units: tuple[str, ...] = ("channel", "block")
     adversary: str = "AR"
     steps: int = 600
-    lr: float = 0.003
-    mask_lr: float = 0.01
+    lr: float = 0.01
+    mask_lr: float = 0.03
     mask_every: int = 2
-    clip: float | None = 20.0
+    clip: float | None = 10.0
     finetune_steps: int = 500
-    finetune_lr: float = 0.02
+    finetune_lr: float = 0.05
     released: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -89,7 +92,7 @@ class GAL:
         steps = 100 * -(-50_000 // batch)
         return cls(
             lam=lam, mu=mu, units=(unit,), steps=steps, lr=0.01, mask_lr=0.01, mask_every=200, clip=None,
-            finetune_steps=steps, finetune_lr=1e-4,
+            finetune_steps=steps, finetune_lr=1e-4, released=("raw_outputs",),
         )  # fmt: skip
 
     def run(
@@ -144,7 +147,7 @@ class GAL:
         weights = [p for p in G.parameters() if not any(p is m for m in masks)]
         optimiser_G, schedule = sgd(weights, self.lr, self.steps)
         optimiser_D, schedule_D = sgd(D.parameters(), self.lr, self.steps)
-        optimiser_G.register_step_pre_hook(lambda *_: self._clip([*weights, *masks]))
+        optimiser_G.register_step_pre_hook(lambda *_: self._clip(weights, masks))
         fista = Fista(masks, look_ahead="grad_at_current" not in self.released)
         history = History(masks, every=max(1, self.steps // SNAPSHOTS))
         stage = Stage(
@@ -157,7 +160,8 @@ class GAL:
             x = inputs(batch).to(place)
             with torch.no_grad():
                 f_b = baseline(x).flatten(1)
-            f_g = G(x).flatten(1)
+            sigma = 1 if "raw_outputs" in self.released else eq.output_scale(f_b)
+            f_b, f_g = f_b / sigma, G(x).flatten(1) / sigma
             terms = {"data": self.mu * eq.data_loss(f_b, f_g)}
             if self.adversary != "off":
                 optimiser_D.zero_grad(set_to_none=True)
@@ -200,9 +204,11 @@ class GAL:
                     module.eval()
         return G
 
-    def _clip(self, parameters: list[nn.Parameter]) -> None:
+    def _clip(self, *players: list[nn.Parameter]) -> None:
+        """Weights and masks each by their own norm: a steep loss of weights must not weaken what holds masks open."""
         if self.clip is not None:
-            clip_grad_norm_(parameters, self.clip)
+            for parameters in players:
+                clip_grad_norm_(parameters, self.clip)
 
     def _mask_due(self, index: int) -> bool:
         return (index + 1) % self.mask_every == 0

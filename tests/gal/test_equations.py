@@ -78,3 +78,17 @@ def test_shrink_minimises_what_it_stands_for():
     for u in (-0.5, 0.02, 0.3, 1.4):
         best = grid[((grid - u) ** 2 / 2 + 0.1 * grid).argmin()].item()
         assert eq.shrink(torch.tensor(u), 0.1).item() == pytest.approx(best, abs=1e-4)
+
+
+def test_the_scale_of_outputs_is_their_standard_deviation_and_never_zero():
+    f = torch.tensor([[1.0, 3.0], [3.0, 1.0]])
+    assert eq.output_scale(f).item() == 1
+    assert eq.output_scale(8 * f).item() == 8
+    assert eq.output_scale(torch.full((1, 1), 7.0)).item() == 1
+
+
+def test_the_data_loss_of_scaled_outputs_is_the_share_of_variance_missed():
+    f_b = torch.randn(64, 10) * 7
+    sigma = eq.output_scale(f_b)
+    mean = f_b.mean().expand_as(f_b)
+    assert eq.data_loss(f_b / sigma, mean / sigma).item() == pytest.approx(1, rel=1e-5)

@@ -10,7 +10,7 @@ from lab.core.task import Task
 from lab.gal import GAL
 from lab.gal.recipe import RELEASED
 
-QUICK = {"steps": 40, "finetune_steps": 10, "mask_every": 1, "mask_lr": 0.1, "lam": 0.4}
+QUICK = {"steps": 40, "finetune_steps": 10, "mask_every": 1, "mask_lr": 0.03, "lam": 0.8}
 
 
 def run(recipe: GAL, task: Task, **options):
@@ -126,6 +126,27 @@ def test_an_own_network_is_reloaded_with_its_class_and_only_then(outcome, tmp_pa
     assert again.report == outcome.report and again.trace == outcome.trace
     with pytest.raises(ValueError, match=r"plan|network that was pruned"):
         lab.load(tmp_path / "pruned", base=nn.Sequential(nn.Conv2d(3, 12, 3), nn.Flatten(), nn.Linear(432, 4)))
+
+
+@pytest.mark.parametrize(("released", "is_equal"), [((), True), (("raw_outputs",), False)])
+def test_masks_close_alike_whatever_the_size_of_the_outputs(released, is_equal):
+    """A network whose outputs are eight times as large has the same masks, unless the losses see them as they are."""
+    plain, large = small(), small()
+    with torch.no_grad():
+        large.model[-1].weight.mul_(8)
+        large.model[-1].bias.mul_(8)
+    settings = {**QUICK, "lr": 1e-6, "finetune_steps": 0}  # as good as fixed: training moves larger weights less
+    a, b = (run(GAL(units="channel", released=released, **settings), task).history for task in (plain, large))
+    assert torch.allclose(a, b, atol=1e-3) == is_equal
+
+
+def test_weights_are_clipped_apart_from_masks():
+    """A steep loss of weights must not weaken what holds masks open."""
+    weights, masks = [nn.Parameter(torch.zeros(4))], [nn.Parameter(torch.ones(4))]
+    weights[0].grad, masks[0].grad = torch.full((4,), 50.0), torch.full((4,), 0.5)
+    GAL(clip=10)._clip(weights, masks)
+    assert weights[0].grad.norm().item() == pytest.approx(10)
+    assert torch.equal(masks[0].grad, torch.full((4,), 0.5))
 
 
 @pytest.mark.slow
