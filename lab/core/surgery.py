@@ -5,7 +5,7 @@ or what one consumer reads, nor follow the zero-padded shortcuts of the CIFAR Re
 names, so that it is stored as JSON and applied again when a network is loaded.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -96,13 +96,22 @@ def _count_convs(nodes: set[fx.Node]) -> int:
 
 def ancestors(node: fx.Node) -> set[fx.Node]:
     """A node and everything that it is computed from."""
+    return _reached(node, lambda present: present.all_input_nodes)
+
+
+def descendants(node: fx.Node) -> set[fx.Node]:
+    """A node and everything that is computed from it."""
+    return _reached(node, lambda present: list(present.users))
+
+
+def _reached(node: fx.Node, following: Callable[[fx.Node], list[fx.Node]]) -> set[fx.Node]:
     seen: set[fx.Node] = set()
     todo = [node]
     while todo:
         present = todo.pop()
         if present not in seen:
             seen.add(present)
-            todo += present.all_input_nodes
+            todo += following(present)
     return seen
 
 

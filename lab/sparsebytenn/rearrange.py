@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..core.channels import CONVS, Channels, is_depthwise
-from ..core.surgery import Slice, ancestors, has_channels
+from ..core.surgery import Slice, ancestors, descendants, has_channels
 from ..core.tracing import module_of, propagate, trace
 
 LAYERS = (*CONVS, nn.Linear)
@@ -106,7 +106,7 @@ def _stays_dense(graph: fx.GraphModule, node: fx.Node, module: nn.Module, block:
         return "its weight is used more than once"
     if not any(map(_is_layer, ancestors(node) - {node})):
         return "it reads the network's input"
-    if not any(map(_is_layer, _descendants(node) - {node})):
+    if not any(map(_is_layer, descendants(node) - {node})):
         return "it gives the network's answer"
     return f"fewer than {block} rows" if len(module.weight) < block else ""
 
@@ -115,17 +115,6 @@ def _is_layer(node: fx.Node) -> bool:
     """Whether a node calls a module that mixes what it reads: one with a weight of two axes or more."""
     module = module_of(node)
     return module is not None and any(p.dim() > 1 for p in module.parameters())
-
-
-def _descendants(node: fx.Node) -> set[fx.Node]:
-    seen: set[fx.Node] = set()
-    todo = [node]
-    while todo:
-        present = todo.pop()
-        if present not in seen:
-            seen.add(present)
-            todo += present.users
-    return seen
 
 
 def _shared(graph: fx.GraphModule) -> set[str]:

@@ -202,7 +202,7 @@ def test_a_saved_engine_is_the_same_engine(file, tmp_path):
     assert Engine.load(path).data == file and repr(Engine.load(path)) == repr(Engine(file))
 
 
-@needs_c
+@pytest.mark.parametrize("backend", [pytest.param("c", marks=needs_c), "numpy"])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -214,7 +214,8 @@ def test_a_saved_engine_is_the_same_engine(file, tmp_path):
         (lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:], "checksum"),
     ],
 )
-def test_a_damaged_file_is_refused(file, damage, message):
+def test_a_damaged_file_is_refused(file, damage, message, backend, monkeypatch):
+    monkeypatch.setenv("LAB_KERNELS", backend)
     with pytest.raises(ValueError, match=f"no packed network that can be run: .*{message}"):
         Engine(damage(file))
 
