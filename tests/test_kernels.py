@@ -1,9 +1,11 @@
 """The kernels against numpy's dense product, over shapes that hurt, in both backends."""
 
 import dataclasses
+import gc
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,15 @@ def test_a_nan_stays_a_nan_and_touches_nothing_else(name, n, monkeypatch):
     x[2, n // 2] = np.nan
     y = kernels.spmm(kernels.pack(w), x, clamp=(0, 6))
     assert np.isnan(y[:, n // 2]).all() and np.isfinite(np.delete(y, n // 2, 1)).all()
+
+
+@needs_c
+def test_a_pointer_keeps_its_array():
+    array = np.ones(1 << 20, np.float32)
+    alive, p = weakref.ref(array), kernels.pointer(array)
+    del array
+    gc.collect()
+    assert alive() is not None and p[len(p) - 1] == 1
 
 
 @needs_c

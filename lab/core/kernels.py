@@ -202,10 +202,10 @@ def _spmm_numpy(
 
 
 def pointer(array: np.ndarray) -> Any:
-    """The address of an array's first number, in C's type; the array must outlive it."""
-    kinds = {np.dtype(np.float32): "float *", np.dtype(np.uint16): "uint16_t *", np.dtype(np.uint8): "uint8_t *"}
-    kinds |= {np.dtype(np.int32): "int32_t *", np.dtype(np.int8): "int8_t *"}
-    return ffi.cast(kinds[array.dtype], ffi.from_buffer(array, require_writable=False))
+    """An array as C's functions take it; it lives as long as this does. In a struct's field it must be held besides."""
+    kinds = {np.dtype(np.float32): "float[]", np.dtype(np.uint16): "uint16_t[]", np.dtype(np.uint8): "uint8_t[]"}
+    kinds |= {np.dtype(np.int32): "int32_t[]", np.dtype(np.int8): "int8_t[]"}
+    return ffi.from_buffer(kinds[array.dtype], array, require_writable=False)
 
 
 def isa(name: str | None = None) -> Any:
