@@ -19,7 +19,6 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +31,7 @@ import lab
 from lab.core import export, kernels, store
 from lab.core.descent import seeded
 from lab.sparsebytenn import compiler, packed
-from lab.sparsebytenn.engine import Engine
+from lab.sparsebytenn.engine import Engine, clocked
 from lab.sparsebytenn.packed import Map, Network, Op
 from lab.sparsebytenn.tuning import tuned
 
@@ -123,12 +122,6 @@ def onnxruntime(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
         path = export.onnx(model, Path(folder) / "dense.onnx", x)
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"input": x.numpy()})
-
-
-def clocked(call: Callable[[], object]) -> float:
-    start = time.thread_time()
-    call()
-    return time.thread_time() - start
 
 
 def speedups(times: dict[str, list[float]]) -> pandas.DataFrame:

@@ -214,15 +214,21 @@ def isa(name: str | None = None) -> Any:
     Raises RuntimeError for one that this machine lacks.
     """
     wish = os.environ.get("LAB_ISA", "") if name is None else name
-    found = lib.isa_named(wish.encode())
+    found = _isa_named(wish)
     if found == ffi.NULL:
         raise RuntimeError(f"LAB_ISA={wish!r} is not to be had here: this machine has {', '.join(isas())}")
     return found
 
 
+@cache
+def _isa_named(name: str) -> Any:
+    """C's answer, asked once: under a hypervisor each look at the processor's abilities costs microseconds."""
+    return lib.isa_named(name.encode())
+
+
 def isas() -> list[str]:
     """The instruction sets that this machine can run, best first; none without the compiled kernels."""
-    return [name for name in ISAS if lib is not None and lib.isa_named(name.encode()) != ffi.NULL]
+    return [name for name in ISAS if lib is not None and _isa_named(name) != ffi.NULL]
 
 
 def peak(seconds: float = 0.05) -> float:

@@ -37,23 +37,23 @@ def compile(model: nn.Module, example: torch.Tensor, *, interleaved: bool = Fals
     """
     if example.dim() != 4 or len(example) != 1:
         raise ValueError(f"example has shape {tuple(example.shape)}: the engine takes one picture, (1, C, H, W)")
-    graph = trace(model.cpu() if _is_moved(model) else model, example.cpu())
-    network = _Builder(graph, interleaved).network()
-    return joined(network)
-
-
-def _is_moved(model: nn.Module) -> bool:
-    return any(p.device.type != "cpu" for p in model.parameters())
+    graph = trace(model, example).cpu()  # a copy: the network stays on its own device
+    return joined(_Builder(graph, interleaved).network())
 
 
 class _Builder:
-    """Walks a traced graph and writes down operators; `values` says which map holds a node's output."""
+    """Walks a traced graph and writes down operators.
+
+    `values` says which map holds a node's output; `rows` holds the matrix of the operator that writes a map, until all
+    norms are folded into it and it is packed.
+    """
 
     def __init__(self, graph: fx.GraphModule, interleaved: bool) -> None:
         self.graph, self.interleaved = graph, interleaved
         self.maps: list[Map] = []
         self.ops: list[Op] = []
         self.values: dict[fx.Node, int] = {}
+        self.rows: dict[int, np.ndarray] = {}
 
     def network(self) -> Network:
         output = first = -1
@@ -68,7 +68,8 @@ class _Builder:
             else:
                 self._operator(node)
         meta = {"classes": self.maps[output].w if self.maps[output].c == 1 else self.maps[output].c}
-        return Network(self.maps, self.ops, first, output, meta)
+        ops = [replace(op, weights=packed_rows(op, self.rows[op.y])) if op.y in self.rows else op for op in self.ops]
+        return Network(self.maps, ops, first, output, meta)
 
     def _new(self, made: Map) -> int:
         self.maps.append(made)
@@ -132,7 +133,7 @@ class _Builder:
             raise ValueError(f"{node.target} has {module.groups} groups: the engine has 1 group, or depthwise")
         else:
             op.kind = "pointwise" if (k, stride, pad) == (1, 1, 0) and not self.maps[x].interleaved else "conv"
-            op.weights = packed_rows(weight.reshape(c, -1))
+            self.rows[op.y] = weight.reshape(c, -1)
         self._emit(op, node)
 
     def _norm(self, node: fx.Node, module: nn.BatchNorm2d) -> None:
@@ -150,7 +151,7 @@ class _Builder:
         if op.taps is not None:
             op.taps, op.taps_bias = op.taps * gain[:, None], op.taps_bias * gain + shift
         else:
-            op.weights, op.bias = packed_rows(op.weights.to_dense() * gain[:, None]), op.bias * gain + shift
+            self.rows[op.y], op.bias = self.rows[op.y] * gain[:, None], op.bias * gain + shift
         self.values[node] = op.y
 
     def _activation(self, node: fx.Node, bounds: tuple[float, float]) -> None:
@@ -191,7 +192,6 @@ class _Builder:
         bias = np.zeros(len(weight)) if module.bias is None else module.bias.detach().numpy()
         if source.c == 1 and source.h == 1:
             op = Op("linear", str(node.target), x, self._new(Map(1, 1, len(weight))), bias=bias)
-            op.weights = sparse_or_dense(weight, kernels.LONG_BLOCK, kernels.CHUNK)
         else:
             if source.h != source.w:
                 raise ValueError(
@@ -199,17 +199,16 @@ class _Builder:
                 )
             kind = "pointwise" if source.h == 1 else "conv"
             op = Op(kind, str(node.target), x, self._new(Map(len(weight), 1, 1)), k=source.h, bias=bias)
-            op.weights = packed_rows(weight)
+        self.rows[op.y] = weight
         self._emit(op, node)
 
 
-def packed_rows(weight: np.ndarray) -> Any:
-    """The blocks of a matrix (OC, columns), in runs that stay in the cache."""
-    return sparse_or_dense(weight, kernels.BLOCK, RUN)
+def packed_rows(op: Op, weight: np.ndarray) -> Any:
+    """The blocks of a matrix (OC, columns), in runs that stay in the cache where a map is multiplied.
 
-
-def sparse_or_dense(weight: np.ndarray, block: int, chunk: int) -> Any:
-    """Packed with its zero blocks left out, or dense where there are none to speak of: an index costs a load each."""
+    Zero blocks are left out, but where there are none to speak of: an index costs a load each.
+    """
+    block, chunk = (kernels.LONG_BLOCK, kernels.CHUNK) if op.kind == "linear" else (kernels.BLOCK, RUN)
     packed = kernels.pack(weight, block=block, chunk=chunk)
     whole = packed.groups * packed.columns
     return packed if len(packed.blocks) < 0.97 * whole else kernels.pack(weight, block=block, chunk=chunk, dense=True)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,7 @@ class Engine:
         self.data = bytes(data)
         if kernels.backend() == "c":
             packed.check(self.data)
-            self._file = kernels.aligned((len(self.data),), np.uint8)
-            self._file[:] = np.frombuffer(self.data, np.uint8)
+            self._file = placed(self.data)
         self.network = packed.read(self.data)
         self._own = threading.local()
 
@@ -55,9 +54,8 @@ class Engine:
         run = self._run if kernels.backend() == "c" else lambda one: twin.run(self.network, one)
         out = self.network.maps[self.network.output]
         answers = np.empty((len(pictures), out.c, out.h, out.w), np.float32)
-        with ThreadPoolExecutor(threads) as pool:
-            for y, answer in zip(answers, map(run, pictures) if threads == 1 else pool.map(run, pictures), strict=True):
-                y[:] = answer
+        for y, answer in zip(answers, _shared_out(run, pictures, threads), strict=True):
+            y[:] = answer
         is_vector = out.pixels == 1 or (out.c == 1 and out.h == 1)
         return torch.from_numpy(answers.reshape(len(answers), out.c * out.w) if is_vector else answers)
 
@@ -77,7 +75,7 @@ class Engine:
     def _arena(self) -> Any:
         """This thread's arena."""
         if not hasattr(self._own, "arena"):
-            self._own.arena = kernels.aligned((kernels.lib.engine_arena(kernels.pointer(self._file)),))
+            self._own.arena = arena_for(self._file)
         return kernels.pointer(self._own.arena)
 
     def times(self, repeats: int = 20) -> list[float]:
@@ -85,7 +83,7 @@ class Engine:
         file, arena, isa = self._ready()
         steps = [partial(kernels.lib.engine_step, file, arena, isa, i) for i in range(len(self.network.ops))]
         kernels.lib.engine_put(file, arena, kernels.pointer(self._noise()))
-        taken = [[_clocked(step) for step in steps] for _ in range(repeats + 2)][2:]
+        taken = [[clocked(step) for step in steps] for _ in range(repeats + 2)][2:]
         return [1000 * t for t in np.median(taken, axis=0)]
 
     def profile(self, repeats: int = 20) -> Any:
@@ -112,12 +110,32 @@ class Engine:
         return f"Engine({len(self.network.ops)} operators, {len(self.data):,} bytes, pictures {self.shape})"
 
 
+def _shared_out(run: Callable, pictures: np.ndarray, threads: int) -> Iterator[np.ndarray]:
+    if threads == 1:
+        yield from map(run, pictures)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(run, pictures)
+
+
+def placed(data: bytes) -> np.ndarray:
+    """A packed file where the C engine walks through it."""
+    file = kernels.aligned((len(data),), np.uint8)
+    file[:] = np.frombuffer(data, np.uint8)
+    return file
+
+
+def arena_for(file: np.ndarray) -> np.ndarray:
+    """Room for all feature maps of a placed file, and for what its operators lay out."""
+    return kernels.aligned((kernels.lib.engine_arena(kernels.pointer(file)),))
+
+
 def race(*engines: Engine, repeats: int = 15) -> list[float]:
     """The time in ms of one picture in each engine, the median of runs taken in turn, one thread."""
     pictures = [engine._noise() for engine in engines]
     taken = []
     for _ in range(repeats + 2):
-        taken.append([_clocked(partial(e._run, p)) for e, p in zip(engines, pictures, strict=True)])
+        taken.append([clocked(partial(e._run, p)) for e, p in zip(engines, pictures, strict=True)])
     return [1000 * t for t in np.median(taken[2:], axis=0)]
 
 
@@ -132,7 +150,8 @@ def _facts(op: Op, maps: list[Map]) -> dict[str, Any]:
     return {"layer": op.name, "operator": op.kind, "form": form, "blocks kept": kept, "macs": macs}
 
 
-def _clocked(call: Callable[[], Any]) -> float:
+def clocked(call: Callable[[], Any]) -> float:
+    """Seconds of this thread that a call takes."""
     start = time.thread_time()
     call()
     return time.thread_time() - start

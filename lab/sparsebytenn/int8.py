@@ -15,13 +15,13 @@ pixel.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..core import kernels
 from . import packed, twin
+from .engine import arena_for, placed
 from .packed import Bytes, Map, Network, Op, SparseBytes
 
 RUN = 128  # fours of columns of X that stay in the first-level cache
@@ -135,12 +135,9 @@ def _run_twin(network: Network, pictures: np.ndarray) -> Iterator[tuple[int, np.
 
 def _run_c(network: Network, pictures: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """The same by the engine, whose arena holds each map while it is read."""
-    data = packed.write(network)
-    file = kernels.aligned((len(data),), np.uint8)
-    file[:] = np.frombuffer(data, np.uint8)
-    model = kernels.pointer(file)
-    arena = kernels.aligned((kernels.lib.engine_arena(model),))
-    memory: Any = kernels.pointer(arena)
+    file = placed(packed.write(network))
+    arena = arena_for(file)
+    model, memory = kernels.pointer(file), kernels.pointer(arena)
     for picture in pictures:
         kernels.lib.engine_put(model, memory, kernels.pointer(picture))
         for i, op in enumerate(network.ops):

@@ -1,14 +1,15 @@
 """The engine's cost model, measured: how each product runs fastest on this machine, sparse or dense, in which runs."""
 
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from ..core import kernels
 from ..core.kernels import Sparse
+from .engine import arena_for, clocked, placed
 from .packed import Map, Network, Op, write
 
 RUNS = (64, 128, 192, 256, kernels.CHUNK)  # columns of X that stay in the first-level cache while all rows pass
@@ -53,14 +54,12 @@ class _Clock:
     def __init__(self, op: Op, maps: list[Map]) -> None:
         alone = replace(op, x=0, y=1, add=None)
         data = write(Network([replace(maps[op.x]), replace(maps[op.y])], [alone], 0, 1))
-        self.file = kernels.aligned((len(data),), np.uint8)
-        self.file[:] = np.frombuffer(data, np.uint8)
-        self.arena = kernels.aligned((kernels.lib.engine_arena(kernels.pointer(self.file)),))
+        self.file = placed(data)
+        self.arena = arena_for(self.file)
         self.arena[:] = np.random.default_rng(0).random(len(self.arena), np.float32)
         self.once()
 
     def once(self) -> float:
         """Seconds of this thread for one run."""
-        start = time.thread_time()
-        kernels.lib.engine_step(kernels.pointer(self.file), kernels.pointer(self.arena), kernels.isa(), 0)
-        return time.thread_time() - start
+        where = kernels.pointer(self.file), kernels.pointer(self.arena), kernels.isa()
+        return clocked(partial(kernels.lib.engine_step, *where, 0))

@@ -142,6 +142,14 @@ def test_the_model_is_left_as_it_was():
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_model_elsewhere_stays_there():
+    model, x = built("mobilenet_v1")
+    network = compiler.compile(model.cuda(), x[:1])
+    assert all(p.is_cuda for p in model.parameters())
+    assert distance(Engine(packed.write(network))(x), answer(model, x.cuda()).cpu()) < 1e-4
+
+
 @pytest.mark.parametrize(("share", "least"), [(0.3, 0.85), (0.5, 0.68), (0.9, 0.35)])
 def test_a_sparse_file_is_smaller_than_the_dense_one(share, least):
     """16-bit columns: at 30 % the index does not eat what the zeros save."""
