@@ -8,7 +8,8 @@ from itertools import permutations
 import torch
 from torch import fx, nn
 
-from ..core.channels import CONVS, NORMS, OUTPUT, Channels, is_cat, is_depthwise, is_homogeneous, keeps_zero, operands
+from ..core.chains import last_affine, not_zero_after, readers
+from ..core.channels import CONVS, NORMS, OUTPUT, Channels, is_cat, is_homogeneous, operands
 from ..core.surgery import Plan, ancestors, is_add, private_chain, residual_branch
 from ..core.tracing import module_of, trace, width
 from .layers import Mask
@@ -144,12 +145,12 @@ def _channel_units(graph: fx.GraphModule, channels: Channels, units: tuple[str, 
             yield from ((name, "its channels are shared with " + writers[0]) for name in writers[1:])
             yield writers[0], "its channels are a residual stream"
         else:
-            last, spot = _last_affine(nodes[writers[0]])
+            last, spot = last_affine(nodes[writers[0]])
             if not _foldable(last):
                 yield writers[0], f"{last.target} has no weights to fold a mask into"
-            elif blocker := _not_zero_after(spot):
+            elif blocker := not_zero_after(spot):
                 yield writers[0], f"{blocker.name} would turn a zero channel into a constant"
-            elif not masked_inputs & _readers(spot):
+            elif not masked_inputs & readers(spot):
                 yield Structure("channel", writers[0], width(last), str(last.target), spot.name)
 
 
@@ -206,53 +207,6 @@ def _input_units(graph: fx.GraphModule, channels: Channels) -> Found:
         if source.op != "placeholder" and (len(source.users) > 1 or len(channels.layouts[source]) > 1):
             name, spot = str(node.target), node.all_input_nodes[0].name
             yield Structure("input", name, module.in_channels, name, spot, node.name)
-
-
-def _last_affine(node: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """From the layer that writes channels: the last layer with weights before the way forks, and where a mask goes.
-
-    The mask goes behind the activation that follows where a scale passes through it (ReLU), else before it.
-    """
-    last = spot = node
-    while len(spot.users) == 1:
-        reader = next(iter(spot.users))
-        if width(reader) != width(node):
-            break
-        if isinstance(module_of(reader), NORMS) or is_depthwise(module_of(reader)):
-            last = spot = reader
-        elif len(reader.all_input_nodes) == 1 and (is_homogeneous(reader) or keeps_zero(reader)):
-            spot = reader
-        else:
-            break
-    spot = last
-    while len(spot.users) == 1 and is_homogeneous(next(iter(spot.users))):
-        spot = next(iter(spot.users))
-    return last, spot
-
-
-def _not_zero_after(spot: fx.Node) -> fx.Node | None:
-    """The first node behind `spot` that does not keep zero channels zero, before a layer reads them; None if all do."""
-    return next((node for node in _between(spot) if not _reads_channels(node) and not keeps_zero(node)), None)
-
-
-def _readers(spot: fx.Node) -> set[str]:
-    """The layers that read the channels of `spot`."""
-    return {str(node.target) for node in _between(spot) if _reads_channels(node)}
-
-
-def _between(spot: fx.Node) -> Iterator[fx.Node]:
-    """All nodes behind `spot` up to and with the layers that read its channels."""
-    todo = list(spot.users)
-    while todo:
-        node = todo.pop()
-        yield node
-        if not _reads_channels(node):
-            todo += node.users
-
-
-def _reads_channels(node: fx.Node) -> bool:
-    module = module_of(node)
-    return isinstance(module, nn.Linear) or (isinstance(module, CONVS) and module.groups == 1)
 
 
 def _homogeneous_source(node: fx.Node) -> fx.Node | None:

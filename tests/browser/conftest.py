@@ -24,7 +24,10 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-NEWS = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+# No news from elsewhere, and no debugger: where a kernel ends while it is asked, JupyterLab reports that as an error.
+QUIET = {
+    "disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True, "@jupyterlab/debugger-extension": True}
+}
 
 
 def pytest_configure(config):
@@ -104,7 +107,7 @@ def server(tmp_path_factory):
     own |= {f"JUPYTERLAB_{name}_DIR": str(home / name.lower()) for name in ("SETTINGS", "WORKSPACES")}
     config = home / "config_dir" / "labconfig"
     config.mkdir(parents=True)
-    (config / "page_config.json").write_text(json.dumps(NEWS))
+    (config / "page_config.json").write_text(json.dumps(QUIET))
     running = Server(folder, f"http://127.0.0.1:{free_port()}", "only-for-this-test")
     with open(home / "log.txt", "wb") as log:
         process = subprocess.Popen(command(running), cwd=folder, env=environment(own), stdout=log, stderr=log)

@@ -1,0 +1,55 @@
+"""From the layer that writes channels to the layers that read them: where a mask or a gate stands in between."""
+
+from collections.abc import Iterator
+
+from torch import fx, nn
+
+from .channels import CONVS, NORMS, is_depthwise, is_homogeneous, keeps_zero
+from .tracing import module_of, width
+
+
+def last_affine(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """From the layer that writes channels: the last layer with weights before the way forks, and where a mask goes.
+
+    The mask goes behind the activation that follows where a scale passes through it (ReLU), else before it.
+    """
+    last = spot = node
+    while len(spot.users) == 1:
+        reader = next(iter(spot.users))
+        if width(reader) != width(node):
+            break
+        if isinstance(module_of(reader), NORMS) or is_depthwise(module_of(reader)):
+            last = spot = reader
+        elif len(reader.all_input_nodes) == 1 and (is_homogeneous(reader) or keeps_zero(reader)):
+            spot = reader
+        else:
+            break
+    spot = last
+    while len(spot.users) == 1 and is_homogeneous(next(iter(spot.users))):
+        spot = next(iter(spot.users))
+    return last, spot
+
+
+def not_zero_after(spot: fx.Node) -> fx.Node | None:
+    """The first node behind `spot` that does not keep zero channels zero, before a layer reads them; None if all do."""
+    return next((node for node in _between(spot) if not _reads_channels(node) and not keeps_zero(node)), None)
+
+
+def readers(spot: fx.Node) -> set[str]:
+    """The layers that read the channels of `spot`."""
+    return {str(node.target) for node in _between(spot) if _reads_channels(node)}
+
+
+def _between(spot: fx.Node) -> Iterator[fx.Node]:
+    """All nodes behind `spot` up to and with the layers that read its channels."""
+    todo = list(spot.users)
+    while todo:
+        node = todo.pop()
+        yield node
+        if not _reads_channels(node):
+            todo += node.users
+
+
+def _reads_channels(node: fx.Node) -> bool:
+    module = module_of(node)
+    return isinstance(module, nn.Linear) or (isinstance(module, CONVS) and module.groups == 1)
