@@ -12,11 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import gal, sparsebytenn, ui
+    from . import decoupling, gal, sparsebytenn, ui
     from .core import cost, nets, surgery, tasks
     from .core.finetune import finetune
     from .core.parallel import map
     from .core.task import Task
+    from .decoupling import Decoupling
     from .gal import GAL
     from .sparsebytenn import SparseByteNN
     from .ui import compare, view
@@ -24,7 +25,11 @@ if TYPE_CHECKING:  # what the names below are, for editors and type checkers
 __version__ = "0.1.0"
 
 # Public name -> module, or (module, attribute). Loaded at first use: `import lab` is fast and imports no torch.
-_RECIPES = {"GAL": ("gal", "GAL"), "SparseByteNN": ("sparsebytenn", "SparseByteNN")}
+_RECIPES = {
+    "GAL": ("gal", "GAL"),
+    "Decoupling": ("decoupling", "Decoupling"),
+    "SparseByteNN": ("sparsebytenn", "SparseByteNN"),
+}
 _PLACES = {
     **_RECIPES,
     **{package: package for package, _ in _RECIPES.values()},  # the methods' rooms: help(lab.gal) is a card
@@ -42,10 +47,12 @@ _PLACES = {
 __all__ = [
     "GAL",
     "RECIPES",
+    "Decoupling",
     "SparseByteNN",
     "Task",
     "compare",
     "cost",
+    "decoupling",
     "finetune",
     "gal",
     "load",

@@ -53,3 +53,12 @@ def _between(spot: fx.Node) -> Iterator[fx.Node]:
 def _reads_channels(node: fx.Node) -> bool:
     module = module_of(node)
     return isinstance(module, nn.Linear) or (isinstance(module, CONVS) and module.groups == 1)
+
+
+def between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
+    """The nodes of a chain behind `first` up to and with `last`, each the only reader of the one before."""
+    way, node = [], first
+    while node is not last:
+        node = next(iter(node.users))
+        way.append(node)
+    return way

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import fx, nn
 
+from .chains import between, last_affine
 from .channels import CONVS, NORMS, Channels, Layout, is_cat, is_depthwise, is_per_channel, operands
 from .tracing import module_of, propagate, shape, trace
 
@@ -22,12 +23,14 @@ class Plan:
     """What stays of a network, in the names of its modules.
 
     `channels`: module that writes them -> output channels kept. `inputs`: convolution -> input channels that it alone
-    still reads. `blocks`: residual branches dropped, each by the last module with weights in it; `branches`: operands
-    dropped from a concatenation, named likewise.
+    still reads; `outputs`: convolution -> output channels that it alone still writes, into a tensor as wide as before.
+    `blocks`: residual branches dropped, each by the last module with weights in it; `branches`: operands dropped from a
+    concatenation, named likewise.
     """
 
     channels: dict[str, Kept] = field(default_factory=dict)
     inputs: dict[str, Kept] = field(default_factory=dict)
+    outputs: dict[str, Kept] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
     branches: tuple[str, ...] = ()
 
@@ -38,7 +41,8 @@ class Plan:
     @classmethod
     def from_dict(cls, values: dict) -> "Plan":
         """The plan that `to_dict` wrote."""
-        kept = {kind: {name: tuple(index) for name, index in values[kind].items()} for kind in ("channels", "inputs")}
+        kinds = ("channels", "inputs", "outputs")
+        kept = {kind: {name: tuple(index) for name, index in values.get(kind, {}).items()} for kind in kinds}
         return cls(**kept, blocks=tuple(values["blocks"]), branches=tuple(values["branches"]))
 
 
@@ -64,6 +68,8 @@ def remove(model: nn.Module, plan: Plan, example: torch.Tensor) -> fx.GraphModul
     _tidy(graph)
     for name, index in plan.inputs.items():
         _narrow(graph, channels, slices, name, index, kept)
+    for name, index in plan.outputs.items():
+        _thin(graph, channels, slices, name, index, kept)
     alive = set(graph.graph.nodes)
     for node, cut in slices.items():
         if node in alive:
@@ -171,7 +177,7 @@ def plan_at(scores: Scores, rate: float) -> Plan:
             gone[unit] += [name for name, stay in zip(names, part.tolist(), strict=True) if not stay]
         elif not part.all():
             kept[unit][names[0]] = tuple(part.nonzero().flatten().tolist())
-    return Plan(kept["channel"], kept["input"], tuple(gone["block"]), tuple(gone["branch"]))
+    return Plan(kept["channel"], kept["input"], blocks=tuple(gone["block"]), branches=tuple(gone["branch"]))
 
 
 # -- the parts of `remove` -------------------------------------------------------------------------------------------
@@ -283,11 +289,9 @@ def _narrow(
     kept: dict[int, torch.Tensor],
 ) -> None:
     """Let one convolution read only `index` of a shared tensor: an index_select before its own norm and activation."""
-    node = next((n for n in slices if n.target == name), None)
-    if node is not None and node not in set(graph.graph.nodes):
+    node = _live_conv(graph, slices, name, "inputs")
+    if node is None:
         return  # it went with its block or branch
-    if node is None or not isinstance(module_of(node), CONVS):
-        raise ValueError(f"the plan names {name!r} under inputs, which is no convolution of this network")
     chain = private_chain(node)
     first = (chain or [node])[-1]
     source = first.all_input_nodes[0]
@@ -307,6 +311,53 @@ def _narrow(
         if link in slices:
             slices[link].rows = slices[link].columns = read
     slices[node].columns = read
+
+
+def _thin(
+    graph: fx.GraphModule,
+    channels: Channels,
+    slices: dict[fx.Node, Slice],
+    name: str,
+    index: Kept,
+    kept: dict[int, torch.Tensor],
+) -> None:
+    """Let one convolution write only `index` of a shared tensor: zeros are put between its channels behind its norm."""
+    node = _live_conv(graph, slices, name, "outputs")
+    if node is None:
+        return  # it went with its block or branch
+    last, spot = last_affine(node)
+    survivors = channels.expand(channels.layouts[node], kept)
+    writes = _mask(name, index, len(survivors)) & survivors
+    if not writes.any():
+        writes[survivors.nonzero()[0]] = True
+    count = int(writes.sum())
+    positions = torch.where(writes, writes.cumsum(0) - 1, count)[survivors]  # channel `count` is the zero one
+    buffer = f"{name.replace('.', '_')}_writes"
+    graph.register_buffer(buffer, positions)
+    with graph.graph.inserting_after(spot):
+        pads = [0, 0] * (len(shape(spot)) - 2) + [0, 1]
+        padded = graph.graph.call_function(nn.functional.pad, (spot, pads))
+    with graph.graph.inserting_after(padded):
+        index_node = graph.graph.get_attr(buffer)
+    with graph.graph.inserting_after(index_node):
+        selected = graph.graph.call_function(torch.index_select, (padded, 1, index_node))
+    for user in [user for user in spot.users if user is not padded]:
+        user.replace_input_with(spot, selected)
+    written = writes.nonzero().flatten()
+    for link in [node, *between(node, last)]:
+        if link in slices:
+            slices[link].rows = written
+            slices[link].columns = slices[link].columns if link is node else written
+
+
+def _live_conv(graph: fx.GraphModule, slices: dict[fx.Node, Slice], name: str, part: str) -> fx.Node | None:
+    """The node of a convolution that a part of the plan names; None where it has gone already."""
+    node = next((n for n in slices if n.target == name), None)
+    if node is not None and node not in set(graph.graph.nodes):
+        return None
+    if node is None or not isinstance(module_of(node), CONVS):
+        raise ValueError(f"the plan names {name!r} under {part}, which is no convolution of this network")
+    return node
 
 
 def _adds(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:

@@ -109,7 +109,8 @@ def plan(masked: Masked) -> tuple[Plan, tuple[str, ...]]:
         elif not stays.all():
             empty += [] if stays.any() else [structure.name]
             kept[structure.unit][structure.name] = tuple(stays.nonzero().flatten().tolist()) or (0,)
-    return Plan(kept["channel"], kept["input"], tuple(gone["block"]), tuple(gone["branch"])), tuple(empty)
+    found = Plan(kept["channel"], kept["input"], blocks=tuple(gone["block"]), branches=tuple(gone["branch"]))
+    return found, tuple(empty)
 
 
 def _demand_branches(masked: Masked) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from .chain import lenet, vgg16_cifar
+from .chain import lenet, vgg16, vgg16_cifar, vgg19_cifar
 from .densenet import densenet40
 from .googlenet import googlenet_cifar
 from .mobilenet import mobilenet_v1, mobilenet_v2
-from .resnet import resnet50, resnet_cifar
+from .resnet import resnet18, resnet50, resnet_cifar
 from .superres import edsr
 
 __all__ = [
@@ -25,9 +25,12 @@ __all__ = [
     "lenet",
     "mobilenet_v1",
     "mobilenet_v2",
+    "resnet18",
     "resnet50",
     "resnet_cifar",
+    "vgg16",
     "vgg16_cifar",
+    "vgg19_cifar",
 ]
 
 

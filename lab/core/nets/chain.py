@@ -29,7 +29,9 @@ def lenet(classes: int = 10, channels: int = 1) -> nn.Module:
     return named(nn.Sequential(layers), "lenet", classes=classes, channels=channels)
 
 
-_VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # a pool between the stages
+# Widths of the convolutions, a pool between the stages; of the VGG paper, configurations D and E.
+_VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_VGG19 = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 
 
 def vgg16_cifar(classes: int = 10, channels: int = 3) -> nn.Module:
@@ -38,13 +40,51 @@ def vgg16_cifar(classes: int = 10, channels: int = 3) -> nn.Module:
     H, W: 32 in the papers; any size works, the last map is averaged. Raises ValueError for a count below 1.
     """
     check_counts(classes=classes, channels=channels)
+    classifier = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, classes))
+    net = nn.Sequential(OrderedDict(features=_stages(_VGG16, channels), classifier=classifier))
+    return named(net, "vgg16_cifar", classes=classes, channels=channels)
+
+
+def vgg19_cifar(classes: int = 10, channels: int = 3) -> nn.Module:
+    """VGG-19 for small pictures, with batch norm and no hidden layer: (N, channels, H, W) -> (N, classes).
+
+    H, W: 32 in the papers; any size works, the last map is averaged. Raises ValueError for a count below 1.
+    """
+    check_counts(classes=classes, channels=channels)
+    net = nn.Sequential(OrderedDict(features=_stages(_VGG19, channels), classifier=nn.Linear(512, classes)))
+    return named(net, "vgg19_cifar", classes=classes, channels=channels)
+
+
+def _stages(stages: tuple[tuple[int, ...], ...], channels: int) -> nn.Sequential:
+    """Convolutions with norms, a pool behind each stage, the mean behind the last."""
     features, width = [], channels
-    for stage in _VGG16:
+    for stage in stages:
         for c_out in stage:
             features += conv_bn(width, c_out, 3, bias=True)
             width = c_out
         features.append(nn.MaxPool2d(2, ceil_mode=True))  # ceil: an 8 x 8 picture still has a pixel at the end
     features[-1] = Mean()  # the papers' average over the last 2 x 2
-    classifier = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, classes))
-    net = nn.Sequential(OrderedDict(features=nn.Sequential(*features), classifier=classifier))
-    return named(net, "vgg16_cifar", classes=classes, channels=channels)
+    return nn.Sequential(*features)
+
+
+def vgg16(classes: int = 1000) -> nn.Module:
+    """VGG-16 as published (configuration D, no norms): (N, 3, H, W) -> (N, classes), H, W: 224 in the paper.
+
+    Weights of torchvision's VGG-16 load with `strict=True`. Raises ValueError for a count below 1.
+    """
+    check_counts(classes=classes)
+    features: list[nn.Module] = []
+    width = 3
+    for stage in _VGG16:
+        for c_out in stage:
+            features += [nn.Conv2d(width, c_out, 3, padding=1), nn.ReLU()]
+            width = c_out
+        features.append(nn.MaxPool2d(2))
+    hidden = [nn.Linear(512 * 7 * 7, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout()]
+    head = OrderedDict(
+        features=nn.Sequential(*features),
+        avgpool=nn.AdaptiveAvgPool2d(7),
+        flatten=nn.Flatten(),  # (N, 512, 7, 7) -> (N, 25088)
+        classifier=nn.Sequential(*hidden, nn.Linear(4096, classes)),
+    )
+    return named(nn.Sequential(head), "vgg16", classes=classes)

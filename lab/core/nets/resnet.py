@@ -1,5 +1,7 @@
 """Residual networks: basic blocks for small pictures, bottlenecks for large ones."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -67,6 +69,23 @@ def resnet_cifar(depth: int, classes: int = 10, channels: int = 3) -> nn.Module:
     return named(net, "resnet_cifar", depth=depth, classes=classes, channels=channels)
 
 
+class DownsamplingBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut with a convolution of its own where widths differ."""
+
+    def __init__(self, c_in: int, c: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu1 = conv_bn(c_in, c, 3, stride=stride)
+        self.conv2, self.bn2 = conv_bn(c, c, 3, act=None)
+        self.downsample = (
+            nn.Identity() if c_in == c else nn.Sequential(*conv_bn(c_in, c, 1, act=None, stride=stride))
+        )  # fmt: skip
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        return self.relu2(self.downsample(x) + y)
+
+
 class Bottleneck(nn.Module):
     """1 x 1, 3 x 3 and 1 x 1 convolutions beside a shortcut; the stride is in the 3 x 3 one."""
 
@@ -85,27 +104,44 @@ class Bottleneck(nn.Module):
         return self.relu3(self.downsample(x) + self.bn3(self.conv3(y)))
 
 
-class ResNet50(nn.Module):
-    """A stem and four stages of 3, 4, 6 and 3 bottlenecks; parameters are named as in torchvision."""
+Block = Callable[[int, int, int], nn.Module]  # channels that come in, channels inside, stride
 
-    def __init__(self, classes: int) -> None:
+
+class ImageNetResNet(nn.Module):
+    """A stem and four stages of blocks with 64, 128, 256 and 512 channels, `widen` times as many behind each block.
+
+    Parameters are named as in torchvision.
+    """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(self, block: Block, depths: tuple[int, ...], widen: int, classes: int) -> None:
         super().__init__()
         self.conv1, self.bn1, self.relu = conv_bn(3, 64, 7, stride=2)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = self.stage(3, 64, 64, 1)
-        self.layer2 = self.stage(4, 256, 128, 2)
-        self.layer3 = self.stage(6, 512, 256, 2)
-        self.layer4 = self.stage(3, 1024, 512, 2)
-        self.fc = nn.Linear(2048, classes)
-
-    @staticmethod
-    def stage(n: int, c_in: int, c: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(Bottleneck(c_in, c, stride), *(Bottleneck(4 * c, c, 1) for _ in range(n - 1)))
+        width = 64
+        for index, (n, c) in enumerate(zip(depths, (64, 128, 256, 512), strict=True)):
+            blocks = [block(width, c, 1 if index == 0 else 2), *(block(widen * c, c, 1) for _ in range(n - 1))]
+            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+            width = widen * c
+        self.fc = nn.Linear(width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 64, H/4, W/4)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (N, 2048, H/32, W/32)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (N, widen 512, H/32, W/32)
         return self.fc(x.mean((2, 3)))
+
+
+def resnet18(classes: int = 1000) -> nn.Module:
+    """ResNet-18: (N, 3, H, W) -> (N, classes), H, W: 224 in the papers.
+
+    Weights of torchvision's ResNet-18 load with `strict=True`. Raises ValueError for a count below 1.
+    """
+    check_counts(classes=classes)
+    return named(ImageNetResNet(DownsamplingBlock, (2, 2, 2, 2), 1, classes), "resnet18", classes=classes)
 
 
 def resnet50(classes: int = 1000) -> nn.Module:
@@ -114,4 +150,4 @@ def resnet50(classes: int = 1000) -> nn.Module:
     Weights of torchvision's ResNet-50 load with `strict=True`. Raises ValueError for a count below 1.
     """
     check_counts(classes=classes)
-    return named(ResNet50(classes), "resnet50", classes=classes)
+    return named(ImageNetResNet(Bottleneck, (3, 4, 6, 3), 4, classes), "resnet50", classes=classes)

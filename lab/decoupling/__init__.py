@@ -1,0 +1,6 @@
+"""Decoupling."""
+
+from .outcome import DecouplingOutcome
+from .recipe import Decoupling
+
+__all__ = ["Decoupling", "DecouplingOutcome"]

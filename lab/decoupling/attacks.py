@@ -1,0 +1,123 @@
+"""Pictures altered to be misread: FGSM, PGD, the targeted basic iterative method, and one that also hides its path.
+
+Captum (Kokhlikyan et al., 2020) takes the steps; what is attacked, and with which loss, is said here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.task import evaluating
+from . import equations as eq
+from .layers import gates
+from .placement import Decoupled
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Altered pictures (N, C, H, W), what they were to be called (N,), and which of them are misread (N,) booleans."""
+
+    x: Tensor
+    target: Tensor
+    misread: Tensor
+
+
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, low: float, high: float) -> Attack:
+    """One step of size eps up the loss (Goodfellow et al., 2015); pixels stay in [low, high]."""
+    with _attackable(model):
+        altered = _captum().FGSM(model, _misfit, low, high).perturb(x, eps, y)
+    return _judged(model, altered, y, y)
+
+
+def pgd(
+    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, step: float, steps: int, low: float, high: float
+) -> Attack:
+    """Steps up the loss from a random start within eps, which no pixel leaves (Madry et al., 2018)."""
+    with _attackable(model):
+        attack = _captum().PGD(model, _misfit, low, high)
+        altered = attack.perturb(x, eps, step, steps, y, random_start=True)
+    return _judged(model, altered, y, y)
+
+
+def bim(
+    model: nn.Module, x: Tensor, y: Tensor, target: Tensor,
+    *, eps: float, step: float, steps: int, low: float, high: float,
+) -> Attack:  # fmt: skip
+    """Steps towards being called `target` (N,), within eps (Kurakin et al., 2017)."""
+    with _attackable(model):
+        attack = _captum().PGD(model, _misfit, low, high)
+        altered = attack.perturb(x, eps, step, steps, target, targeted=True)
+    return _judged(model, altered, y, target)
+
+
+def adaptive(
+    decoupled: Decoupled, x: Tensor, y: Tensor, target: Tensor, paths: Tensor, *, weight: float, **settings: float
+) -> Attack:  # fmt: skip
+    """As `bim`, by someone who knows the detector: the altered picture is also to take the path of `target`.
+
+    `paths` (classes, filters) are class paths. To the loss comes `weight` times the mean squared distance between v1,
+    through which gradients pass, and the path of the target.
+    """
+    model = decoupled.model
+
+    def answer(pictures: Tensor) -> Tensor:
+        """Class scores and soft encodings side by side: (N, classes + filters)."""
+        logits = []
+        hooks = [
+            gate.controller.register_forward_hook(lambda _, __, y: logits.append(y)) for gate in gates(model).values()
+        ]
+        try:
+            scores = model(pictures)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat([scores, eq.saturating_sigmoid(torch.cat(logits, 1))], 1)
+
+    def loss(given: Tensor, wanted: Tensor) -> Tensor:
+        scores, soft = given[:, : paths.shape[0]], given[:, paths.shape[0] :]
+        return _misfit(scores, wanted) + weight * (soft - paths.to(soft)[wanted]).square().mean(1)
+
+    with _attackable(model):
+        attack = _captum().PGD(answer, loss, settings["low"], settings["high"])
+        altered = attack.perturb(x, settings["eps"], settings["step"], settings["steps"], target, targeted=True)
+    return _judged(model, altered, y, target)
+
+
+def _misfit(scores: Tensor, wanted: Tensor) -> Tensor:
+    """The cross-entropy of each picture: (N, classes), (N,) -> (N,)."""
+    return F.cross_entropy(scores, wanted, reduction="none")
+
+
+@contextmanager
+def _attackable(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, its weights without gradients, both given back."""
+    wanted = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for p, _ in wanted:
+            p.requires_grad_(False)
+        with evaluating(model), torch.enable_grad():
+            yield
+    finally:
+        for p, before in wanted:
+            p.requires_grad_(before)
+
+
+def _judged(model: nn.Module, altered: Tensor, y: Tensor, target: Tensor) -> Attack:
+    """Which pictures are misread: called what they were to be called, or, without a target of its own, not called y."""
+    altered = altered.detach()
+    with torch.no_grad(), evaluating(model):
+        named = model(altered).argmax(1)
+    return Attack(altered, target, named == target if target is not y else named != y)
+
+
+def _captum() -> Any:
+    try:
+        from captum import robust
+    except ImportError as error:
+        raise ImportError("attacks need Captum: pip install 'lab[lens]'") from error
+    return robust

@@ -1,0 +1,118 @@
+"""Does a path mean anything? Force a class's path, or knock out the bits of a class, and see which pictures suffer."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .layers import changing
+from .paths import Paths, class_paths, record
+from .placement import Decoupled
+
+
+def specific_bits(paths: Paths, label: int, count: int) -> np.ndarray:
+    """The `count` filters that are on for a class far more often than for the others: their indices among all.
+
+    Filters are ranked by the on-frequency within the class minus its mean over the other classes; a filter that is not
+    on more often within is never taken.
+    """
+    frequency, classes = class_paths(paths), paths.classes()
+    own = int(_place(classes, label))
+    more = frequency[own] - np.delete(frequency, own, axis=0).mean(0)
+    ranked = np.argsort(-more, kind="stable")[:count]
+    return ranked[more[ranked] > 0]
+
+
+def random_bits(paths: Paths, bits: np.ndarray, pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The control: as many filters of each layer as `bits` has there, drawn from `pool` (filters,) booleans."""
+    chosen = []
+    for name in paths.layers:
+        span = paths.span(name)
+        wanted = int(((bits >= span.start) & (bits < span.stop)).sum())
+        here = span.start + np.flatnonzero(pool[span])
+        chosen.append(rng.choice(here, min(wanted, len(here)), replace=False))
+    return np.concatenate(chosen).astype(int)
+
+
+def knock_out(
+    decoupled: Decoupled, paths: Paths, batches: Iterable, *, count: int = 100, draws: int = 5, seed: int = 0
+):
+    """What it costs each class to lose its `count` most specific filters, beside random ones: a DataFrame.
+
+    Filters are chosen on `paths`, accuracies in percent are those of `batches`, which should hold other pictures. A row
+    a class: `own`, its accuracy as it is; `specific`, without its most specific filters; `random`, without as many
+    conditional filters of the same layers; `random used`, without as many filters of the same layers that are on for
+    half of the class's pictures or more, always-on ones among them (means of `draws`). `others` is the accuracy of the
+    other classes as it is, `others specific` without this class's specific filters.
+    """
+    import pandas
+    from tqdm.auto import tqdm
+
+    rng = np.random.default_rng(seed)
+    batches = list(batches)
+    before, frequency = record(decoupled, batches), class_paths(paths)
+    rows = []
+    for label, used in zip(tqdm(paths.classes(), desc="knocking out", leave=False), frequency, strict=True):
+        bits, own = specific_bits(paths, label, count), before.labels == label
+        after = _without(decoupled, paths, bits, batches)
+        row = {"class": int(label), "filters": len(bits), "own": _right(before, own), "specific": _right(after, own)}
+        for name, pool in (("random", paths.conditional()), ("random used", used >= 0.5)):
+            drawn = (random_bits(paths, bits, pool, rng) for _ in range(draws))
+            row[name] = float(np.mean([_right(_without(decoupled, paths, one, batches), own) for one in drawn]))
+        rows.append({**row, "others": _right(before, ~own), "others specific": _right(after, ~own)})
+    return pandas.DataFrame(rows).set_index("class")
+
+
+def force(decoupled: Decoupled, paths: Paths, label: int, batches: Iterable, *, seed: int = 0):
+    """Every picture on the majority path of one class: how often it is then called that class, beside random paths.
+
+    Rows are the pictures' own classes; columns, in percent: `own` and `named` (called its class, or called `label`) as
+    it was, `forced` and `forced own` on the class's path, `random` on a path with as many filters of each layer on,
+    drawn at random.
+    """
+    import pandas
+
+    rng = np.random.default_rng(seed)
+    batches = list(batches)
+    path = class_paths(paths)[_place(paths.classes(), label)] >= 0.5
+    control = np.concatenate([rng.permutation(path[paths.span(name)]) for name in paths.layers])
+    runs = [record(decoupled, batches)]
+    for forced in (path, control):
+        with _changed(decoupled, paths, lambda bits: lambda z: bits.to(z).expand_as(z), forced):
+            runs.append(record(decoupled, batches))
+    before, on_path, _ = runs
+    rows = []
+    for own in before.classes():
+        mine = before.labels == own
+        named = [100 * float((run.predicted[mine] == label).mean()) for run in runs]
+        rows.append((int(own), _right(before, mine), named[0], named[1], _right(on_path, mine), named[2]))
+    columns = ["class", "own", "named", "forced", "forced own", "random"]
+    return pandas.DataFrame(rows, columns=columns).set_index("class")
+
+
+def _without(decoupled: Decoupled, paths: Paths, bits: np.ndarray, batches: Sequence[Any]) -> Paths:
+    """What the network does with some filters switched off."""
+    stays = np.ones(sum(paths.sizes), dtype=bool)
+    stays[bits] = False
+    with _changed(decoupled, paths, lambda kept: lambda z: z * kept.to(z), stays):
+        return record(decoupled, batches)
+
+
+def _changed(
+    decoupled: Decoupled, paths: Paths, change: Callable[[Tensor], Callable[[Tensor], Tensor]], bits: np.ndarray
+):
+    """All gates changed by their part of `bits`, for a block."""
+    parts = {site.gate: torch.from_numpy(bits[paths.span(site.conv)].copy()) for site in decoupled.sites}
+    return changing(decoupled.model, {gate: change(part) for gate, part in parts.items()})
+
+
+def _right(paths: Paths, chosen: np.ndarray) -> float:
+    return 100 * float((paths.predicted == paths.labels)[chosen].mean())
+
+
+def _place(classes: np.ndarray, label: int) -> np.ndarray:
+    if label not in classes:
+        raise ValueError(f"label={label!r}: the paths know the classes {', '.join(map(str, classes))}")
+    return np.flatnonzero(classes == label)[0]

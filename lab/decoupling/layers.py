@@ -1,0 +1,116 @@
+"""Where decoupling's state is learned: the controlling module, and the gate that it steers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import equations as eq
+
+MIXES = ("sample", "element", "channel", "index")
+
+
+class Controller(nn.Module):
+    """The controlling module of one layer: a_l (N, C_in, ...) -> logits y_l (N, C_out), a quarter as wide inside.
+
+    At first fc1 is 0 with bias 1 and fc2 Kaiming with `bias`: encodings do not depend on the input yet, and are mostly
+    on.
+    """
+
+    def __init__(self, c_in: int, c_out: int, bias: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(c_in, max(1, c_in // 4))
+        self.fc2 = nn.Linear(max(1, c_in // 4), c_out)
+        nn.init.zeros_(self.fc1.weight)
+        nn.init.ones_(self.fc1.bias)
+        nn.init.kaiming_normal_(self.fc2.weight)
+        nn.init.constant_(self.fc2.bias, bias)
+
+    def forward(self, a: Tensor) -> Tensor:
+        return eq.control(eq.squeeze(a), self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one gate did in a forward pass: the encoding z (N, C), and the mean of each map before the gate (N, C)."""
+
+    z: Tensor
+    out: Tensor
+
+
+class Gate(nn.Module):
+    """z_l * out_l, z_l from what the convolution reads. Noise in training, bits in use.
+
+    `mix` says what is binarised in training: half of the 'sample's, half of the 'element's, or as the releases did,
+    'channel's drawn with replacement, or samples under the numbers of channels ('index'). `record` and `change`
+    are there for a moment only: see `recording` and `changing`.
+    """
+
+    def __init__(self, controller: Controller, mix: str = "sample") -> None:
+        super().__init__()
+        self.controller, self.mix = controller, mix
+        self.record: list[Seen] | None = None
+        self.change: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, out: Tensor, a: Tensor) -> Tensor:
+        """out (N, C_out, ...) gated by the encoding that a (N, C_in, ...) asks for."""
+        z = self.architecture(self.controller(a))
+        if self.change is not None:
+            z = self.change(z)
+        if self.record is not None:
+            self.record.append(Seen(z, eq.squeeze(out)))
+        return eq.gated(out, z)
+
+    def architecture(self, y: Tensor) -> Tensor:
+        """The encoding z_l of logits y_l (N, C)."""
+        if not self.training:
+            every = torch.ones((), dtype=torch.bool, device=y.device)
+            return eq.semhash(y, torch.zeros_like(y), every) if y.requires_grad else eq.encoding(y)
+        return eq.semhash(y, torch.randn_like(y), self._hard(y))
+
+    def _hard(self, y: Tensor) -> Tensor:
+        n, c = y.shape
+        if self.mix == "element":
+            return torch.rand_like(y) < 0.5
+        if self.mix == "sample":
+            return torch.rand(n, 1, device=y.device) < 0.5
+        length, axis = (c, 1) if self.mix == "channel" else (n, 0)
+        drawn = torch.randint(min(c, length), (max(1, c // 2),), device=y.device)
+        hard = torch.zeros(length, dtype=torch.bool, device=y.device)
+        hard[drawn] = True
+        return hard.unsqueeze(1 - axis)
+
+
+def gates(model: nn.Module) -> dict[str, Gate]:
+    """The gates of a decoupled network by their names, in the order in which they run."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Gate)}
+
+
+@contextmanager
+def recording(model: nn.Module) -> Iterator[list[list[Seen]]]:
+    """For each gate the list of what it does within the block; nothing is kept afterwards."""
+    found = list(gates(model).values())
+    records: list[list[Seen]] = [[] for _ in found]
+    try:
+        for gate, record in zip(found, records, strict=True):
+            gate.record = record
+        yield records
+    finally:
+        for gate in found:
+            gate.record = None
+
+
+@contextmanager
+def changing(model: nn.Module, changes: dict[str, Callable[[Tensor], Tensor]]) -> Iterator[Any]:
+    """Let each named gate use change(z) in place of z within the block."""
+    found = gates(model)
+    try:
+        for name, change in changes.items():
+            found[name].change = change
+        yield model
+    finally:
+        for name in changes:
+            found[name].change = None

@@ -1,0 +1,73 @@
+"""What a run of decoupling leaves: a network with gates, and the questions that its paths answer."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core import export, nets
+from ..core.outcome import Outcome
+from ..core.surgery import Plan
+from .paths import Paths, record
+from .placement import Decoupled, attach
+from .removal import removed
+from .skipping import Skipping, skipping
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class DecouplingOutcome(Outcome):
+    """A network whose gates choose its filters input by input; what was never on is gone (`plan`)."""
+
+    model: nn.Module
+    decoupled: Decoupled
+    plan: Plan
+    base: dict | None
+    example: tuple[int, ...]
+
+    def paths(self, batches: Iterable, limit: int | None = None) -> Paths:
+        """The paths of the pictures of `batches`, in one pass: see `lab.decoupling.paths`."""
+        return record(self.decoupled, batches, limit)
+
+    def skipping(self) -> Skipping:
+        """The network as it saves time: one picture at a time, only what is on is computed. Same answers."""
+        return skipping(self.decoupled)
+
+    def export(self, path: str | Path) -> Path:
+        """Write the gated network as an ONNX file with a free batch axis; needs the extra `export`."""
+        return export.onnx(self.model, path, torch.zeros(self.example))
+
+    def found(self) -> dict[str, Any]:
+        return {
+            "plan": self.plan.to_dict(),
+            "base": self.base,
+            "example": list(self.example),
+            "weights": dict(self.model.state_dict()),
+        }
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "DecouplingOutcome":
+        """Put gates into the base, cut it by the plan and load the stored weights; `base` is the user's own network."""
+        found = saved["found"]
+        if base is None and found["base"] is None:
+            raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
+        dense = base if base is not None else nets.build(found["base"])
+        example, plan = torch.zeros(found["example"]), Plan.from_dict(found["plan"])
+        with torch.random.fork_rng(devices=[]):
+            decoupled = removed(attach(dense, example), plan, example)
+        try:
+            decoupled.model.load_state_dict(found["weights"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ValueError(f"base={type(dense).__name__} is not the network that was decoupled: {reason}") from error
+        return cls(
+            recipe=recipe,
+            **cls.records(saved),
+            model=decoupled.model,
+            decoupled=decoupled,
+            plan=plan,
+            base=found["base"],
+            example=tuple(found["example"]),
+        )

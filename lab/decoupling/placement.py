@@ -1,0 +1,169 @@
+"""Where gates sit in a network, which gates a convolution reads through, and what a path through them costs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..core import cost
+from ..core.chains import between, last_affine
+from ..core.channels import CONVS, OUTPUT, Channels, is_cat, is_depthwise, keeps_zero, operands
+from ..core.surgery import ancestors
+from ..core.tracing import module_of, trace, width
+from . import equations as eq
+from .layers import Controller, Gate, gates
+
+DENSE = -1  # what a convolution reads without a gate in between
+Sources = tuple[tuple[int, int], ...]  # (index of the gate or DENSE, channels), along the input axis
+
+
+@dataclass(frozen=True)
+class Site:
+    """One gated convolution: its name, its gate's name, its filters, and through which gates it reads.
+
+    `macs` are its multiply-adds if everything is on, `tail` those of the depthwise layers between it and its gate,
+    `control` those of its controller.
+    """
+
+    conv: str
+    gate: str
+    filters: int
+    sources: Sources
+    macs: int
+    tail: int
+    control: int
+
+
+@dataclass(frozen=True)
+class Decoupled:
+    """A network with gates, their sites, its other multiply-adds, and what stays ungated with the reason."""
+
+    model: fx.GraphModule
+    sites: tuple[Site, ...]
+    rest: int
+    ungated: dict[str, str]
+
+    @property
+    def dense(self) -> int:
+        """Multiply-adds of the network without gates."""
+        return self.rest + sum(site.macs + site.tail for site in self.sites)
+
+    @property
+    def control(self) -> int:
+        """Multiply-adds of all controllers."""
+        return sum(site.control for site in self.sites)
+
+    def macs(self, z: list[Tensor]) -> Tensor:
+        """Multiply-adds of each picture's path with the controllers': encodings (N, C_l) of every site -> (N,)."""
+        on = [bits.double().mean(1) for bits in z]  # (N,) each
+        read = [_share_read(site.sources, z) for site in self.sites]
+        one = torch.ones_like(on[0])
+        terms = [(site.macs, read[i], on[i]) for i, site in enumerate(self.sites)]
+        terms += [(site.tail, one, on[i]) for i, site in enumerate(self.sites)]
+        terms += [(self.rest + self.control, one, one)]
+        macs, on_in, on_out = zip(*terms, strict=True)
+        return eq.path_macs(torch.tensor(macs, dtype=torch.float64), torch.stack(on_in, 1), torch.stack(on_out, 1))
+
+
+def _share_read(sources: Sources, z: list[Tensor]) -> Tensor:
+    """The share of the input channels that is on, for each picture: (N,)."""
+    parts = [z[gate].double().sum(1) if gate != DENSE else torch.full((len(z[0]),), float(n)) for gate, n in sources]
+    return torch.stack(parts).sum(0) / sum(n for _, n in sources)
+
+
+def attach(model: nn.Module, example: Tensor, *, bias: float = 2.0, mix: str = "sample") -> Decoupled:
+    """A copy of the network with a gate behind each convolution but the first; the network itself is never changed.
+
+    A gate stands behind the batch norm and the activation, its controller reads what the convolution reads.
+    """
+    graph = trace(model, example)
+    found, ungated = _find(graph)
+    if not found:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(ungated.items())[:3])
+        raise ValueError(
+            f"{type(model).__name__} has no convolution that can be gated ({reasons or 'it has none at all'}): "
+            "decoupling needs convolutions behind the first one"
+        )
+    macs = cost.layer_macs(graph, example)
+    sites: list[Site] = []
+    for index, (conv, spot, tail) in enumerate(found):
+        name, a = f"gate_{index}", conv.all_input_nodes[0]
+        controller = Controller(width(a), width(conv), bias)
+        graph.add_submodule(name, Gate(controller, mix))
+        _insert(graph, spot, a, name)
+        control = controller.fc1.weight.numel() + controller.fc2.weight.numel()
+        own, behind = macs.pop(str(conv.target), 0), sum(macs.pop(layer, 0) for layer in tail)
+        sites.append(Site(str(conv.target), name, width(conv), (), own, behind, control))
+    graph.recompile()
+    sources = _sources(graph, {site.gate: index for index, site in enumerate(sites)})
+    sites = [Site(**{**vars(site), "sources": sources[site.conv]}) for site in sites]
+    return Decoupled(graph.to(next(model.parameters()).device), tuple(sites), sum(macs.values()), ungated)
+
+
+def strip(graph: fx.GraphModule) -> None:
+    """Take every gate out of a network."""
+    names = set(gates(graph))
+    for node in list(graph.graph.nodes):
+        if node.op == "call_module" and node.target in names:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+
+
+def _find(graph: fx.GraphModule) -> tuple[list[tuple[fx.Node, fx.Node, list[str]]], dict[str, str]]:
+    """(convolution, where its gate goes, the depthwise layers on the way), and what stays ungated with the reason."""
+    channels = Channels(graph)
+    found, ungated = [], {}
+    for node in graph.graph.nodes:
+        module = module_of(node)
+        if not isinstance(module, CONVS) or is_depthwise(module):
+            continue
+        reason = _reason(node, module, channels)
+        if reason:
+            ungated[str(node.target)] = reason
+            continue
+        last, spot = last_affine(node)
+        found.append((node, spot, [str(n.target) for n in between(node, last) if is_depthwise(module_of(n))]))
+    return found, ungated
+
+
+def _reason(node: fx.Node, module: Any, channels: Channels) -> str:
+    """Why a convolution is not gated, '' if it can be."""
+    if not any(isinstance(module_of(above), CONVS) for above in ancestors(node) - {node}):
+        return "it is a first layer"
+    if node.target in channels.shared:
+        return "it is called more than once"
+    if module.groups > 1:
+        return "it has groups"
+    if any(channels.pinned.get(channels.find(part.group)) == OUTPUT for part in channels.layouts[node]):
+        return "its channels are the network's output"
+    return ""
+
+
+def _insert(graph: fx.GraphModule, spot: fx.Node, a: fx.Node, name: str) -> None:
+    with graph.graph.inserting_after(spot):
+        gate = graph.graph.call_module(name, (spot, a))
+    gate.meta = dict(spot.meta)
+    for user in [user for user in spot.users if user is not gate]:
+        user.replace_input_with(spot, gate)
+
+
+def _sources(graph: fx.GraphModule, index: dict[str, int]) -> dict[str, Sources]:
+    """For each convolution, the gates whose zeros it reads."""
+    origin: dict[fx.Node, Sources] = {}
+    read: dict[str, Sources] = {}
+    for node in graph.graph.nodes:
+        above = node.all_input_nodes
+        if node.op == "call_module" and node.target in index:
+            origin[node] = ((index[str(node.target)], width(above[0])),)
+        elif is_cat(node):
+            origin[node] = tuple(part for operand in operands(node) for part in origin[operand])
+        elif len(above) == 1 and keeps_zero(node) and width(node) == width(above[0]):
+            origin[node] = origin[above[0]]
+        else:
+            origin[node] = ((DENSE, width(node)),)
+        if isinstance(module_of(node), CONVS):
+            read[str(node.target)] = origin[above[0]]
+    return read

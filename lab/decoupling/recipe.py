@@ -1,0 +1,232 @@
+"""Decoupling's procedure: gates learn, together with the network, which filters each input needs."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.optim.lr_scheduler import MultiStepLR
+
+from ..core import cost, tasks
+from ..core.descent import Stage, Step, descend, seeded
+from ..core.fields import Allowed, demand, number, one_of, whole
+from ..core.finetune import has_labels
+from ..core.report import Report, Row
+from ..core.task import Task, inputs
+from . import equations as eq
+from .layers import MIXES, Seen, recording
+from .outcome import DecouplingOutcome
+from .paths import Paths, record
+from .placement import Decoupled, attach
+from .removal import never_on, removed
+from .skipping import skipping
+
+KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"out||z": eq.kl_out_z, "z||out": eq.kl_z_out}
+PICTURES = 2_000  # the most pictures of the task's batches that on-rates are measured on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoupling:
+    """Interpretable neural network decoupling (Li et al., ECCV 2020, arXiv 1906.01166).
+
+    lam_m, lam_k, lam_s: weights of the losses of mutual information, of agreement between a layer's output and its
+    encoding, and of sparsity. r: the share of filters that is to stay on in each layer; 0 presses it as low as lam_s
+    can. kl: the direction of the divergence, 'out||z' or 'z||out'; detach: the side that takes no gradient from it,
+    'none', 'out' or 'z'. mix: what is binarised in training, half of the 'sample's, half of the 'element's, or as in
+    the releases 'channel' or 'index'. target: what encodings tell about, the 'label' or the network's own 'prediction'.
+    bias: where the controllers' logits start. steps, lr, milestones: updates, rate, and the shares of the steps after
+    which it falls tenfold.
+    """
+
+    lam_m: float = 0.3
+    lam_k: float = 1.0
+    lam_s: float = 0.02
+    r: float = 0.6
+    kl: str = "out||z"
+    detach: str = "none"
+    mix: str = "sample"
+    target: str = "label"
+    bias: float = 2.0
+    steps: int = 500
+    lr: float = 0.1
+    milestones: tuple[float, ...] = (0.5, 0.75)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.milestones, list):
+            object.__setattr__(self, "milestones", tuple(self.milestones))
+        demand(
+            self,
+            lam_m=number(0),
+            lam_k=number(0),
+            lam_s=number(0),
+            r=number(0, 1),
+            kl=one_of(*KL),
+            detach=one_of("none", "out", "z"),
+            mix=one_of(*MIXES),
+            target=one_of("label", "prediction"),
+            bias=number(),
+            steps=whole(1),
+            lr=number(above=0),
+            milestones=Allowed(_are_shares, "a tuple of rising numbers between 0 and 1"),
+        )
+
+    @classmethod
+    def paper(cls, name: str) -> "Decoupling":
+        """The released settings by network: CIFAR-10 in 200 epochs of batches of 128, ImageNet in 120 of 256 or 64."""
+        quarters, cifar, imagenet = (0.25, 0.5, 0.75), 200 * -(-50_000 // 128), 1_281_167
+        # network: lam_m, lam_s, r, rate, milestones, steps, direction
+        published = {
+            "resnet56": (0.01, 1.5e-4, 0, 0.1, (0.5, 0.75), cifar, "out||z"),
+            "resnet56 v1": (0.005, 1e-4, 0, 0.01, (0.5,), cifar, "out||z"),
+            "vgg19": (0.04, 2e-4, 0, 0.1, (0.5, 0.75), cifar, "z||out"),
+            "googlenet": (0.006, 5e-5, 0, 0.1, (0.5, 0.75), cifar, "out||z"),
+            "resnet18": (0.005, 0.01, 0.6, 0.01, quarters, 120 * -(-imagenet // 256), "out||z"),
+            "vgg16": (0.01, 0.01, 0.5, 0.01, quarters, 120 * -(-imagenet // 64), "z||out"),
+        }
+        if name not in published:
+            raise ValueError(f"name={name!r}: the released settings are kept for {', '.join(published)}")
+        lam_m, lam_s, r, lr, milestones, steps, kl = published[name]
+        return cls(
+            lam_m=lam_m, lam_k=1.0, lam_s=lam_s, r=r, kl=kl, lr=lr, milestones=milestones, steps=steps, bias=1.0
+        )  # fmt: skip
+
+    def run(
+        self,
+        task: Task | None = None,
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        progress: bool = True,
+        checkpoint: str | Path | None = None,
+    ) -> DecouplingOutcome:
+        """Decouple the task's network: train it with its gates, and take out what is never on."""
+        task = task or tasks.digits()
+        with seeded(seed):
+            task.check()
+            baseline = deepcopy(task.model).to(device).eval() if device else deepcopy(task.model).eval()
+            place = next(baseline.parameters()).device
+            example = task.example.to(place)
+            classes = _classes(baseline, example)
+            decoupled = attach(baseline, example, bias=self.bias, mix=self.mix)
+            started = record(decoupled, task.batches, PICTURES).on_rate()
+            owner = f"{self!r} with seed {seed} on {task.name}"
+            trace = self._train(task, baseline, decoupled, classes, checkpoint, owner, progress)
+            plan = never_on(decoupled, record(decoupled, task.batches, PICTURES), example)
+            smaller = removed(decoupled, plan, example)
+            report = self._report(task, baseline, decoupled, smaller, started)
+        return DecouplingOutcome(
+            recipe=self,
+            report=report,
+            trace=tuple(trace),
+            model=smaller.model,
+            decoupled=smaller,
+            plan=plan,
+            base=getattr(task.model, "config", None),
+            example=tuple(example.shape),
+        )
+
+    def _train(self, task, baseline, decoupled: Decoupled, classes, checkpoint, owner, progress) -> list[Step]:
+        """All weights together: the network's, the controllers', and the heads that are there in training only."""
+        G, place = decoupled.model, next(baseline.parameters()).device
+        heads = nn.ModuleList(nn.Linear(site.filters, classes, bias=False) for site in decoupled.sites).to(place)
+        weights = [*G.parameters(), *heads.parameters()]
+        optimiser = SGD(weights, lr=self.lr, momentum=0.9, weight_decay=1e-4)
+        schedule = MultiStepLR(optimiser, [round(share * self.steps) for share in self.milestones], 0.1)
+        stage = Stage(
+            checkpoint, "decouple", owner, model=G, heads=heads, optimiser=optimiser, schedule=schedule
+        )  # fmt: skip
+        labelled = has_labels(task)
+        G.train()
+
+        def learn(batch: Any) -> dict[str, Tensor]:
+            """The task's loss, and the three losses of every gate."""
+            x = inputs(batch).to(place)
+            y = batch[1].to(place) if labelled else _predicted(baseline, x)
+            t = y if self.target == "label" else _predicted(baseline, x)
+            with recording(G) as records:
+                answer = G(x)
+            seen = [record.pop() for record in records]
+            losses = [self._gate_losses(one, head, t) for one, head in zip(seen, heads, strict=True)]
+            mi, kl, sparse = (torch.stack(terms).sum() for terms in zip(*losses, strict=True))
+            fit = (task.loss if labelled else F.cross_entropy)(answer, y)
+            return {"task": fit, "mutual information": mi, "agreement": kl, "sparsity": sparse}
+
+        steps = descend(
+            learn, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=progress
+        )  # fmt: skip
+        for _ in steps:
+            pass
+        G.eval()
+        return list(stage.trace)
+
+    def _gate_losses(self, seen: Seen, head: Any, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """lam_m L_mi, lam_k L_kl and lam_s L_s of one gate."""
+        z, out = seen.z, seen.out
+        return (
+            self.lam_m * eq.mutual_information_loss(z, head.weight, t),
+            self.lam_k
+            * KL[self.kl](out.detach() if self.detach == "out" else out, z.detach() if self.detach == "z" else z),
+            self.lam_s * (eq.sparsity_at(z, self.r) if self.r else eq.sparsity(z)),
+        )
+
+    def _report(self, task: Task, baseline: nn.Module, whole: Decoupled, after: Decoupled, started: float) -> Report:
+        example = task.example.to(next(baseline.parameters()).device)
+        timed = cost.latencies({"before": baseline, "after": skipping(after)}, example)
+        paths = record(after, task.batches, PICTURES)
+        states = paths.states().sum()
+        on = [torch.from_numpy(bits) for bits in paths.split()]
+        filters = [sum(site.filters for site in sites) for sites in (whole.sites, after.sites)]
+        rows = [
+            Row("gated filters", filters[0], filters[1]),
+            Row("conditional filters", None, int(states["conditional"]), kind="learned", digits=0),
+            Row("on-rate", started, _on_rate(paths, whole), "of filters", "learned", 3),
+            Row("parameters", cost.parameters(baseline), cost.parameters(after.model)),
+            Row("macs", whole.dense, float(after.macs(on).mean()), "a picture, mean", "learned", 0),
+            Row("bytes", cost.bytes_stored(baseline), cost.bytes_stored(after.model), "B"),
+            Row("latency", timed["before"].median, timed["after"].median, "ms", "timed", 2),
+            Row(task.metric, task.measure(baseline), task.measure(after.model), task.unit, "learned"),
+        ]
+        return Report(repr(self), tuple(rows), tuple(self._notes(task, whole, paths)))
+
+    def _notes(self, task: Task, whole: Decoupled, paths: Paths) -> list[str]:
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in whole.ungated.items():
+            by_reason.setdefault(reason, []).append(name)
+        notes = [f"not gated, since {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+        if not has_labels(task):
+            notes.append("the batches hold no labels: trained on the network's own predictions")
+        notes.append(f"on-rate, macs and conditional filters of {len(paths):,} pictures of the task's batches")
+        return notes
+
+
+def _on_rate(paths: Paths, whole: Decoupled) -> float:
+    """The share of the filters that there were which is on, the mean over layers and pictures."""
+    return sum(
+        bits.sum() / len(bits) / site.filters for bits, site in zip(paths.split(), whole.sites, strict=True)
+    ) / len(whole.sites)
+
+
+def _predicted(baseline: nn.Module, x: Tensor) -> Tensor:
+    """The class that the network as it came gives to each picture: (N,)."""
+    with torch.no_grad():
+        return baseline(x).argmax(1)
+
+
+def _classes(baseline: nn.Module, example: Tensor) -> int:
+    """How many classes the network tells apart."""
+    with torch.no_grad():
+        answer = baseline(example)
+    if not isinstance(answer, Tensor) or answer.dim() != 2:
+        given = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise ValueError(f"the model answers with {given}: decoupling needs class scores of shape (N, classes)")
+    return answer.shape[1]
+
+
+def _are_shares(values: Any) -> bool:
+    rising = isinstance(values, tuple) and all(isinstance(v, float) and 0 < v < 1 for v in values)
+    return rising and list(values) == sorted(set(values))

@@ -1,0 +1,84 @@
+"""What is never on is taken out for good: exactly the same answers on every input whose path is among those seen."""
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from ..core import surgery
+from ..core.chains import last_affine, not_zero_after
+from ..core.channels import Channels
+from ..core.surgery import Plan
+from ..core.tracing import trace
+from .layers import Controller, gates
+from .paths import Paths
+from .placement import Decoupled, attach, strip
+
+
+def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
+    """The plan that takes out every filter that no path uses; a layer that is never on keeps its first filter.
+
+    Filters that one convolution alone writes go for all their readers; those that join a residual stream go at their
+    writer only.
+    """
+    graph = _backbone(decoupled, example)
+    channels = Channels(graph)
+    nodes = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
+    plan = Plan()
+    for name, bits in zip(paths.layers, paths.split(), strict=True):
+        used = bits.any(0)
+        if used.all():
+            continue
+        index = tuple(np.flatnonzero(used).tolist()) or (0,)
+        group = channels.find(channels.layouts[nodes[name]][0].group)
+        alone = group not in channels.pinned and len(channels.writers[group]) == 1
+        exact = alone and not_zero_after(last_affine(nodes[name])[1]) is None
+        (plan.channels if exact else plan.outputs)[name] = index
+    return plan
+
+
+def removed(decoupled: Decoupled, plan: Plan, example: Tensor) -> Decoupled:
+    """The network without what the plan drops, its gates and controllers cut to match; the one given stays as it is."""
+    graph = _backbone(decoupled, example)
+    channels = Channels(graph)
+    kept = {
+        channels.find(channels.group_of(name)): _mask(index, channels.sizes[channels.group_of(name)])
+        for name, index in plan.channels.items()
+    }
+    sources = {str(node.target): node.all_input_nodes[0] for node in graph.graph.nodes if node.op == "call_module"}
+    smaller = attach(surgery.remove(graph, plan, example), example)
+    old, new = gates(decoupled.model), gates(smaller.model)
+    filters = {**plan.channels, **plan.outputs}
+    for before, after in zip(decoupled.sites, smaller.sites, strict=True):
+        read = channels.expand(channels.layouts[sources[before.conv]], kept)
+        rows = torch.tensor(filters.get(before.conv, range(before.filters)))
+        _cut(old[before.gate].controller, new[after.gate].controller, read.nonzero().flatten(), rows)
+        new[after.gate].mix = old[before.gate].mix
+    smaller.model.eval()
+    return smaller
+
+
+def _backbone(decoupled: Decoupled, example: Tensor) -> fx.GraphModule:
+    graph = deepcopy(decoupled.model)
+    strip(graph)
+    return trace(graph, example)
+
+
+def _mask(index: tuple[int, ...], size: int) -> Tensor:
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[list(index)] = True
+    return mask
+
+
+@torch.no_grad()
+def _cut(old: Controller, new: Controller, columns: Tensor, rows: Tensor) -> None:
+    """Copy a controller without the inputs and filters that are gone; inside it stays as wide as it was."""
+    hidden = old.fc1.out_features
+    new.fc1, new.fc2 = nn.Linear(len(columns), hidden), nn.Linear(hidden, len(rows))
+    place = old.fc1.weight.device
+    columns, rows = columns.to(place), rows.to(place)
+    new.fc1.weight = nn.Parameter(old.fc1.weight[:, columns].clone())
+    new.fc1.bias = nn.Parameter(old.fc1.bias.clone())
+    new.fc2.weight = nn.Parameter(old.fc2.weight[rows].clone())
+    new.fc2.bias = nn.Parameter(old.fc2.bias[rows].clone())

@@ -1,0 +1,155 @@
+"""The decoupled network as it saves time: one picture at a time, filters that are off are not computed at all."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from ..core.chains import between
+from ..core.channels import CONVS, NORMS
+from ..core.tracing import module_of
+from . import equations as eq
+from .layers import Controller, gates
+from .placement import DENSE, Decoupled, Site
+
+PIXELS = 64  # output pixels below which picking weights out costs more than it saves
+MACS = 4e6  # multiply-adds below which a layer is done before its filters are chosen
+
+
+class Skipping(nn.Module):
+    """A decoupled network that computes only what is on: the same answers as with gates, picture by picture."""
+
+    graph: Any
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.graph(picture) for picture in x.split(1)])
+
+
+class GatedConv(nn.Module):
+    """A convolution, what stands between it and its gate, and the gate, for the filters and inputs that are on.
+
+    `on` are the filters of the present picture; a later convolution that reads them asks here for its columns. `whole`
+    computes everything and gates it, which is faster where there is little to compute.
+    """
+
+    conv: Any  # Conv1d, Conv2d or Conv3d
+    controller: Any
+
+    def __init__(self, conv: Any, way: list[fx.Node], controller: Controller, site: Site, whole: bool) -> None:
+        super().__init__()
+        self.conv, self.controller, self.sources, self.whole = conv, controller, site.sources, whole
+        self.parts = nn.ModuleList(module_of(node) or Call(node) for node in way)
+        if len(self.parts) and isinstance(self.parts[0], NORMS):
+            self.conv = torch.nn.utils.fusion.fuse_conv_bn_eval(conv, self.parts[0])
+            del self.parts[0]
+        self.readable: list[GatedConv] = []  # all of them, by the number of their gate
+        self.on = torch.empty(0, dtype=torch.int64)
+
+    def forward(self, a: Tensor) -> Tensor:
+        """a (1, C_in, ...) -> (1, C_out, ...), exactly zero where filters are off."""
+        z = eq.encoding(self.controller(a))
+        self.on = z[0].nonzero().flatten()
+        if self.whole or not len(self.on):
+            y = self.conv(a)
+            for part in self.parts:
+                y = part(y)
+            return eq.gated(y, z)
+        weight = self.conv.weight.index_select(0, self.on)
+        if any(gate != DENSE for gate, _ in self.sources):
+            columns = self._columns(a.device)
+            a, weight = a.index_select(1, columns), weight.index_select(1, columns)
+        bias = None if self.conv.bias is None else self.conv.bias.index_select(0, self.on)
+        if not a.shape[1]:  # nothing comes in: what is left is the bias
+            a, weight = _one_dark_channel(a), _one_dark_channel(weight)
+        y = _convolve(self.conv, a, weight, bias)
+        for part in self.parts:
+            y = _apply(part, y, self.on)
+        return y.new_zeros(1, len(self.conv.weight), *y.shape[2:]).index_copy(1, self.on, y)
+
+    def _columns(self, device: torch.device) -> Tensor:
+        """The input channels that are on, or may be."""
+        start, found = 0, []
+        for gate, count in self.sources:
+            own = torch.arange(count, device=device) if gate == DENSE else self.readable[gate].on
+            found.append(own + start)
+            start += count
+        return torch.cat(found)
+
+
+class Call(nn.Module):
+    """A function or method of the graph, such as F.relu, as a module."""
+
+    target: Any
+
+    def __init__(self, node: fx.Node) -> None:
+        super().__init__()
+        self.op, self.target, self.rest, self.named = node.op, node.target, node.args[1:], dict(node.kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.op == "call_method":
+            return getattr(x, self.target)(*self.rest, **self.named)
+        return self.target(x, *self.rest, **self.named)
+
+
+def skipping(decoupled: Decoupled, *, everywhere: bool = False) -> Skipping:
+    """The network as it is run one picture at a time, on copies of its weights; filters that are off cost nothing.
+
+    Small layers are computed whole and gated, which is faster; with `everywhere` they too are skipped filter by filter.
+    """
+    graph = deepcopy(decoupled.model).eval()
+    nodes = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
+    found = gates(graph)
+    convs: list[GatedConv] = []
+    for site in decoupled.sites:
+        conv, gate = nodes[site.conv], nodes[site.gate]
+        way = between(conv, gate.all_input_nodes[0])
+        module: Any = graph.get_submodule(site.conv)
+        small = site.macs < MACS or site.macs < PIXELS * module.weight.numel()
+        convs.append(GatedConv(module, way, found[site.gate].controller, site, small and not everywhere))
+        name = f"skip_{site.gate}"
+        graph.add_submodule(name, convs[-1])
+        with graph.graph.inserting_before(conv):
+            skip = graph.graph.call_module(name, (conv.all_input_nodes[0],))
+        gate.replace_all_uses_with(skip)
+        for node in (gate, *reversed(way), conv):
+            graph.graph.erase_node(node)
+    for conv in convs:
+        object.__setattr__(conv, "readable", convs)  # a plain list: they are not one another's children
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return Skipping(graph).eval()
+
+
+def _convolve(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if conv.padding_mode != "zeros":
+        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+    padding = conv.padding if conv.padding_mode == "zeros" else 0
+    function = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.dim()]
+    return function(x, weight, bias, conv.stride, padding, conv.dilation)
+
+
+def _one_dark_channel(x: Tensor) -> Tensor:
+    return x.new_zeros(len(x), 1, *x.shape[2:])
+
+
+def _apply(part: Any, y: Tensor, on: Tensor) -> Tensor:
+    """A part on the channels that are on."""
+    if isinstance(part, NORMS):
+        mean, var, weight, bias = (
+            None if value is None else value[on]
+            for value in (part.running_mean, part.running_var, part.weight, part.bias)
+        )
+        return F.batch_norm(y, mean, var, weight, bias, False, 0.0, part.eps)
+    if isinstance(part, CONVS):  # depthwise
+        function = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[y.dim()]
+        bias = None if part.bias is None else part.bias[on]
+        return function(y, part.weight[on], bias, part.stride, part.padding, part.dilation, len(on))
+    if isinstance(part, nn.PReLU) and part.num_parameters > 1:
+        return F.prelu(y, part.weight[on])
+    return part(y)
