@@ -219,7 +219,7 @@ def test_a_page_that_would_be_too_large_is_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-DRIVER = """
+DOM = """
 import explorer from "./explorer.mjs";
 import { readFileSync } from "node:fs";
 
@@ -232,12 +232,31 @@ class Node {
   setAttribute(name, value) { this.attributes[name] = value; }
   addEventListener(name, hear) { this.heard[name] = hear; }
   get classList() { return { add: () => {} }; }
+  closest() { return this.dataset.set ? this : null; }
+  focus() { document.activeElement = this; }
+  getAttribute(name) { return this.attributes[name]; }
+  querySelectorAll() {
+    if (!this.targets || this.read !== this.innerHTML) {
+      this.read = this.innerHTML;
+      const found = (this.read ?? "").matchAll(/data-set="([^"]*)" aria-pressed="([a-z]*)"/g);
+      this.targets = [...found].map(([_, set, pressed]) => {
+        const node = new Node("g");
+        const plain = { quot: '"', amp: "&", lt: "<", gt: ">" };
+        node.dataset.set = set.replace(/&(\\w+);/g, (_, name) => plain[name]);
+        node.attributes["aria-pressed"] = pressed;
+        return node;
+      });
+    }
+    return this.targets;
+  }
   all(test) { return [...(test(this) ? [this] : []), ...this.children.flatMap((c) => c.all?.(test) ?? [])]; }
 }
-globalThis.document = { createElement: (tag) => new Node(tag) };
+globalThis.document = { createElement: (tag) => new Node(tag), activeElement: null };
 const model = explorer.replay(await explorer.unpack(readFileSync("states.txt", "utf8")));
 const el = new Node("main");
 const stop = explorer.render({ model, el });
+"""
+DRIVER = """
 const [range] = el.all((n) => n.tag === "input");
 const [select] = el.all((n) => n.tag === "select");
 const [picture] = el.all((n) => n.className === "picture");
@@ -253,18 +272,90 @@ console.log(JSON.stringify(seen));
 """
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-def test_the_module_draws_a_saved_page_in_node(tmp_path):
-    text = make().save(tmp_path / "page.html").read_text()
-    (tmp_path / "states.txt").write_text(re.search('id="states">(.*?)</script>', text).group(1))
-    (tmp_path / "explorer.mjs").write_text(Explorer._esm)
-    (tmp_path / "driver.mjs").write_text(DRIVER)
-    ran = subprocess.run(["node", "driver.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+CLICKS = """
+const [picture] = el.all((n) => n.className === "picture");
+const seen = [];
+const told = ({ attributes: a }) => `${a.role} ${a.tabindex} ${a["aria-pressed"]}`;
+const focused = () => document.activeElement?.dataset.set ?? "";
+const look = () =>
+  seen.push([model.get("layer"), model.get("filter"), focused(), picture.querySelectorAll().map(told)]);
+const key = (name, target) => {
+  let stopped = false;
+  picture.heard.keydown({ key: name, target, preventDefault: () => (stopped = true) });
+  return stopped;
+};
+look();
+picture.querySelectorAll()[2].focus();
+picture.heard.click({ target: picture.querySelectorAll()[2] });
+look();
+seen.push(key(" ", picture.querySelectorAll()[0]), key("d", picture.querySelectorAll()[0]));
+look();
+picture.heard.click({ target: picture });
+picture.heard.click({ target: picture.querySelectorAll()[3] });
+look();
+seen.push(el.all((n) => n.tag === "output").map((n) => n.textContent));
+const grid = [0, 1, 2, 3, 4, 5].map((i) => ({ x: 20 * (i % 3), y: 20 * Math.floor(i / 3) }));
+seen.push([[1, 0], [-1, 0], [0, 1], [0, -1]].map((arrow) => explorer.nearest(grid, 1, arrow)));
+console.log(JSON.stringify(seen));
+"""
+
+
+def run_in_node(explorer, folder, script):
+    """What a script printed that drives a saved explorer in node, on a document of a few lines."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    text = explorer.save(folder / "page.html").read_text()
+    (folder / "states.txt").write_text(re.search('id="states">(.*?)</script>', text).group(1))
+    (folder / "explorer.mjs").write_text(Explorer._esm)
+    (folder / "driver.mjs").write_text(DOM + script)
+    ran = subprocess.run(["node", "driver.mjs"], cwd=folder, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
-    start, moved, stopped = json.loads(ran.stdout)
+    return json.loads(ran.stdout)
+
+
+def test_the_module_draws_a_saved_page_in_node(tmp_path):
+    start, moved, stopped = run_in_node(make(), tmp_path, DRIVER)
     assert start == ["12,345", "conv1", "0", 2]
     assert moved == ["4,938", "conv2", "0.6", len(draw(0.6, "conv2").svg)]
     assert stopped == moved[:2]  # a closed view follows no more
+
+
+def filters(layer, filter):
+    """Three filters to click, and a target whose second value is on no control."""
+    cells = [svg.target((20 * k, 0, 18, 18), f"filter {k}", k == filter, filter=k) for k in range(3)]
+    cells.append(svg.target((60, 0, 18, 18), 'to "b" & <c>', layer='b "&" <c>', filter=9))
+    return Frame(svg.whole(80, 20, "", "filters", cells))
+
+
+def clickable():
+    return Explorer(filters, {"layer": ["a", 'b "&" <c>'], "filter": [0, 1, 2]})
+
+
+def test_parts_of_a_picture_can_be_clicked(tmp_path):
+    start, clicked, space, other, keyed, both, shown, arrows = run_in_node(clickable(), tmp_path, CLICKS)
+    off, reached = "button -1 false", "button 0 true"
+    assert start == ["a", 0, "", [reached, off, off, off]]
+    assert clicked == ["a", 2, '{"filter": 2}', [off, off, reached, off]]  # the focus outlives the picture
+    assert (space, other) == (True, False)  # other keys stay the page's
+    assert keyed[1] == 0
+    assert both[:2] == ['b "&" <c>', 0]  # 9 is not on the control
+    assert shown == ["0"]  # the slider follows
+    assert arrows == [2, 0, 4, 1]
+
+
+def test_a_clickable_picture_says_what_it_is():
+    picture = clickable().frame.svg
+    root = ElementTree.fromstring(picture)
+    assert root.get("role") == "group"  # an img would hide its buttons from screen readers
+    groups = root.findall("g")
+    assert [json.loads(group.get("data-set")) for group in groups[2:]] == [
+        {"filter": 2},
+        {"layer": 'b "&" <c>', "filter": 9},
+    ]
+    assert [group.get("aria-pressed") for group in groups] == ["true", "false", "false", "false"]
+    assert groups[3].find("title").text == 'to "b" & <c>'
+    image = unquote(re.search('src="data:image/svg.xml,([^"]*)"', clickable().static()).group(1))
+    assert [json.loads(g.get("data-set"))["filter"] for g in ElementTree.fromstring(image)[1:]] == [0, 1, 2, 9]
 
 
 # pictures

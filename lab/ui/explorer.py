@@ -105,6 +105,7 @@ class Explorer(anywidget.AnyWidget):
     `controls` maps names to lists of values (or Controls), `actions` maps button labels to functions of the explorer
     that return None (draw again), a Frame (show it) or a string (say it). Set a control as an attribute or with `set`,
     press a button with `press`; the repr is the state. An error in `draw` or an action is raised, and shown as a line.
+    Parts of the picture can be clicked: see `svg.target`.
     """
 
     _esm = (_STATIC / "explorer.js").read_text()

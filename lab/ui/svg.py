@@ -4,6 +4,7 @@ Each returns one whole `<svg>`; several stand side by side by adding the strings
 so one picture serves light and dark pages. Lengths are px; text is never under 11 px.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def bars(
         wholes += _box(x + left, y + 3, total * scale, LINE - 6)
         fills += _box(x + left, y + 3, kept * scale, LINE - 6) if kept else ""
     parts = [_path(fills, "lab-fill c0"), _path(wholes, "lab-track"), *texts]
-    return _svg(width, top + deep * LINE + 4, title, "what is kept", parts)
+    return whole(width, top + deep * LINE + 4, title, "what is kept", parts)
 
 
 def lines(
@@ -107,7 +108,7 @@ def lines(
     series = list(series)
     points = [p for s in series for p in _finite((*s.points, *s.estimated))]
     if not points:
-        return _svg(width, 44, title, "no points", [_text(0, 34, "nothing measured yet")])
+        return whole(width, 44, title, "no points", [_text(0, 34, "nothing measured yet")])
     across = [p[0] for p in points] + ([] if at is None else [at])
     (x0, x1), (y0, y1) = _span(across), _span([p[1] for p in points])
     rows = ticks(y0, y1)
@@ -127,7 +128,7 @@ def lines(
     if at is not None:
         parts.append(_path(f"M{_n(px(at))} {_n(top)}V{_n(bottom)}", "lab-now"))
     parts += [_curve(s, i, px, py) for i, s in enumerate(series)]
-    return _svg(width, bottom + (2 * LINE + 6 if x else LINE + 6), title, f"{y} against {x}", parts)
+    return whole(width, bottom + (2 * LINE + 6 if x else LINE + 6), title, f"{y} against {x}", parts)
 
 
 def blocks(
@@ -153,7 +154,7 @@ def blocks(
     middle = _body(pitch, wide) / 2
     roofs = [(x + middle, y, y + _HIGH - h - 2) for (x, y), h in zip(places, heights, strict=True)]
     arcs = [_skip(roofs[i], roofs[j], per_row * pitch) for i, j in skips]
-    return _svg(width, top + rows * tall, title, "blocks of the network", [*arcs, *drawn])
+    return whole(width, top + rows * tall, title, "blocks of the network", [*arcs, *drawn])
 
 
 def heat(
@@ -167,7 +168,7 @@ def heat(
     rows, names = [list(row) for row in values], list(names)
     steps = len(rows[0]) if rows else 0
     if not steps:
-        return _svg(width, 44, title, "no values", [_text(0, 34, "nothing recorded yet")])
+        return whole(width, 44, title, "no values", [_text(0, 34, "nothing recorded yet")])
     down, across = -(-len(rows) // 48), -(-steps // 120)
     table = [row[::across] for row in rows[::down]]
     left = min(max((text_width(name) for name in names), default=0), width * 0.3) + (8 if names else 1)
@@ -189,7 +190,20 @@ def heat(
     key = [_rect(left + 10 + 8 * k, top - 16, 8, 10, f"lab-shade c0 s{k}") for k in range(8)]
     scale = [_text(left, top - 7, "0"), *key, _text(left + 78, top - 7, "1")]
     drawn = [*scale, cells, frame, marker, *labels, *ends]
-    return _svg(width, top + h + LINE + 4, title, "values over steps", drawn)
+    return whole(width, top + h + LINE + 4, title, "values over steps", drawn)
+
+
+def target(
+    box: tuple[float, float, float, float], hint: str, pressed: bool = False, content: str = "", **values: str | float
+) -> str:
+    """A part of a picture that is a button: a click on it sets the explorer's controls to `values`.
+
+    box is (x, y, width, height) in px; `content` is SVG that lies under it, `hint` what it says on hover and aloud,
+    `pressed` whether the values are the present ones.
+    """
+    state = ' aria-pressed="true"' if pressed else ' aria-pressed="false"'
+    label = f"<title>{escape(hint)}</title>"
+    return f'<g data-set="{escape(json.dumps(values))}"{state}>{label}{content}{_rect(*box, "lab-target")}</g>'
 
 
 def _runs(table: list[list[float]]) -> str:
@@ -327,7 +341,9 @@ def _text(x: float, y: float, text: str, kind: str = "", hint: str = "") -> str:
     return f'<text x="{_n(x)}" y="{_n(y)}"{chosen}>{title}{escape(text)}</text>' if text else ""
 
 
-def _svg(width: float, height: float, title: str, label: str, parts: Iterable[str]) -> str:
+def whole(width: float, height: float, title: str, label: str, parts: Iterable[str]) -> str:
+    """The `<svg>` around parts, width x height px, under its title; `label` says aloud what it shows without one."""
     size = f'viewBox="0 0 {_n(width)} {_n(height)}" width="{_n(width)}"'
-    heading = _text(0, 13, title, "strong")
-    return f'<svg {size} role="img" aria-label="{escape(title or label)}">{heading}{"".join(parts)}</svg>'
+    inside = _text(0, 13, title, "strong") + "".join(parts)
+    role = "group" if "data-set=" in inside else "img"  # what is inside an img is nobody's button
+    return f'<svg {size} role="{role}" aria-label="{escape(title or label)}">{inside}</svg>'

@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 
 import lab_page
 import nbformat
@@ -145,6 +146,82 @@ def test_text_of_pictures_is_neither_cut_off_nor_overlapping(saved, open_page):
         page.select_option("select", label=view)
         assert page.evaluate(CLIPPED) == []
         assert page.evaluate(OVERLAPPING) == []
+
+
+CLICKABLE = """
+from lab.ui import Explorer, Frame, svg
+
+
+def draw(filter, rate):
+    places = [(24 * (k % 4), 24 * (k // 4), 22, 22) for k in range(8)]
+    cells = [svg.target(place, f"filter {k}", k == filter, filter=k) for k, place in enumerate(places)]
+    return Frame(svg.whole(96, 48, "", "eight filters", cells), {"filter": filter})
+
+
+explorer = Explorer(draw, {"filter": range(8), "rate": [0, 1]})
+"""
+CLICK = """
+async (target) => {
+  const facts = target.closest(".lab-explorer").querySelector(".facts");
+  const old = facts.textContent;
+  const start = performance.now();
+  target.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+  while (facts.textContent === old && performance.now() - start < 5000) {
+    await new Promise((next) => setTimeout(next, 1));
+  }
+  return performance.now() - start;
+}
+"""
+
+
+def pressed(page, filter):
+    """Wait until a filter is the pressed one, on the picture and on its slider."""
+    page.wait_for_selector(f".lab-explorer [data-set='{{\"filter\": {filter}}}'][aria-pressed=true]", state="attached")
+    page.wait_for_function(f"() => document.querySelector('input[name=filter]').value === '{filter}'")
+
+
+def click_through(page):
+    """Click a filter, walk to another with the keys, press it."""
+    page.click("[data-set='{\"filter\": 5}']")
+    pressed(page, 5)
+    cursor = page.locator("[data-set]").first.evaluate("e => getComputedStyle(e).cursor")
+    assert cursor == "pointer"
+    for key in ("ArrowRight", "ArrowUp"):  # from 5 to 6 to 2
+        page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    pressed(page, 2)
+    page.keyboard.press("ArrowLeft")  # the new picture has kept the focus
+    page.keyboard.press("Space")
+    pressed(page, 1)
+
+
+def test_a_click_on_the_picture_sets_a_control_in_jupyterlab(server, open_page, artefacts, record_property):
+    cells = [nbformat.v4.new_code_cell(source) for source in (CLICKABLE, "explorer", "'last'")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), server.folder / "clickable.ipynb")
+    page = open_page(server.page("clickable.ipynb"))
+    lab_page.wait_for_notebook(page)
+    lab_page.run_all(page)
+    page.wait_for_selector(lab_page.RATE)
+    click_through(page)
+    targets = page.locator("[data-set]")
+    times = {"click, ms": statistics.median(targets.nth(3 + k % 2).evaluate(CLICK) for k in range(20))}
+    print(json.dumps(times))
+    record_property("click", times)
+    assert times["click, ms"] < 150
+    assert page.locator(".lab-explorer .facts").inner_text() == "filter 4"  # Python drew it
+    page.screenshot(path=artefacts / "clickable.png")
+
+
+def test_a_click_on_the_picture_of_a_saved_page(open_page, tmp_path):
+    names = {}
+    exec(CLICKABLE, names)
+    page = open_page(names["explorer"].save(tmp_path / "page.html").as_uri())
+    page.wait_for_selector("[data-set]", state="attached")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")  # the slider, the other control, then the pressed filter
+    assert page.evaluate("document.activeElement.dataset.set") == '{"filter": 0}'
+    click_through(page)
 
 
 CLIPPED = """

@@ -40,6 +40,63 @@ function control(spec, id, choose) {
   return { box, show };
 }
 
+// The place of the point nearest to point `from` in a direction [dx, dy] of the screen; `from` where nothing lies there.
+function nearest(points, from, [dx, dy]) {
+  const distance = ({ x, y }) => {
+    const [right, down] = [x - points[from].x, y - points[from].y];
+    const along = right * dx + down * dy;
+    return along > 1 ? along + 2 * Math.abs(right * dy - down * dx) : Infinity;
+  };
+  const best = points.reduce((k, point, i) => (distance(point) < distance(points[k]) ? i : k), from);
+  return distance(points[best]) < Infinity ? best : from;
+}
+
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+// Elements of the picture with data-set='{"control": value}' are buttons: a click, Enter or Space sets those controls.
+// One of each <svg> is reached with Tab, the others from there with the arrows. Returns what puts a new picture in place.
+function clickable(picture, choose) {
+  const targets = () => [...picture.querySelectorAll("[data-set]")];
+  const focus = (target) => target?.focus({ preventScroll: true });
+  const press = (target) => choose(JSON.parse(target.dataset.set));
+  const walk = (target, arrow) => {
+    const all = targets();
+    const middle = (one) => {
+      const box = one.getBoundingClientRect();
+      return { x: box.x + box.width / 2, y: box.y + box.height / 2 };
+    };
+    focus(all[nearest(all.map(middle), all.indexOf(target), arrow)]);
+  };
+  keepKeys(picture);
+  picture.addEventListener("click", (event) => {
+    const target = event.target.closest("[data-set]");
+    if (target) press(target);
+  });
+  picture.addEventListener("keydown", (event) => {
+    const target = event.target.closest("[data-set]");
+    if (!target || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.key === "Enter" || event.key === " ") press(target);
+    else if (event.key in ARROWS) walk(target, ARROWS[event.key]);
+    else return;
+    event.preventDefault();
+  });
+  return (svg) => {
+    const old = targets().indexOf(document.activeElement);
+    const set = document.activeElement?.dataset?.set;
+    picture.innerHTML = svg;
+    const all = targets();
+    const seen = new Map(); // the one of each <svg> that Tab reaches: the pressed one, or the first
+    for (const one of all) {
+      one.setAttribute("role", "button");
+      one.setAttribute("tabindex", "-1");
+      const pressed = one.getAttribute("aria-pressed") === "true";
+      if (pressed || !seen.has(one.ownerSVGElement)) seen.set(one.ownerSVGElement, one);
+    }
+    for (const one of seen.values()) one.setAttribute("tabindex", "0");
+    if (old >= 0) focus(all.find((one) => one.dataset.set === set) ?? all[Math.min(old, all.length - 1)]);
+  };
+}
+
 let count = 0;
 
 function render({ model, el }) {
@@ -62,11 +119,14 @@ function render({ model, el }) {
     undo.push(() => model.off(`change:${name}`, update));
     update();
   };
+  const choose = (values) => {
+    for (const { name, values: allowed } of spec.controls) {
+      if (name in values && allowed.includes(values[name])) model.set(name, values[name]);
+    }
+    model.save_changes();
+  };
   for (const one of spec.controls) {
-    const { box, show } = control(one, `${id}-${one.name}`, (value) => {
-      model.set(one.name, value);
-      model.save_changes();
-    });
+    const { box, show } = control(one, `${id}-${one.name}`, (value) => choose({ [one.name]: value }));
     controls.append(box);
     follow(one.name, () => show(model.get(one.name)));
   }
@@ -85,9 +145,10 @@ function render({ model, el }) {
       if (button.textContent === model.get("busy")) button.textContent += " …";
     }
   });
+  const put = clickable(picture, choose);
   follow("frame", () => {
     const frame = model.get("frame");
-    picture.innerHTML = frame.svg;
+    put(frame.svg);
     facts.replaceChildren(
       ...frame.facts.map(([name, value]) => {
         const fact = make("span", "", `${name} `);
@@ -107,7 +168,10 @@ function replay({ state, frames }) {
   const key = () => state.spec.controls.map((c) => c.values.indexOf(state[c.name])).join();
   return {
     get: (name) => state[name],
-    set: (name, value) => (state[name] = value),
+    set: (name, value) => {
+      state[name] = value;
+      emit(name);
+    },
     save_changes: () => {
       state.frame = frames[key()];
       emit("frame");
@@ -125,4 +189,4 @@ async function unpack(text) {
   return JSON.parse(await new Response(stream).text());
 }
 
-export default { render, replay, unpack };
+export default { render, replay, unpack, nearest };
