@@ -12,8 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import decoupling, gal, sparsebytenn, ui
-    from .core import cost, nets, surgery, tasks
+    from . import decoupling, gal, lens, sparsebytenn, ui
+    from .core import cost, nets, scenes, surgery, tasks
     from .core.finetune import finetune
     from .core.parallel import map
     from .core.task import Task
@@ -39,9 +39,11 @@ _PLACES = {
     "finetune": ("core.finetune", "finetune"),
     "map": ("core.parallel", "map"),
     "tasks": "core.tasks",
+    "scenes": "core.scenes",
     "nets": "core.nets",
     "cost": "core.cost",
     "surgery": "core.surgery",
+    "lens": "lens",
     "ui": "ui",
 }
 __all__ = [
@@ -55,9 +57,11 @@ __all__ = [
     "decoupling",
     "finetune",
     "gal",
+    "lens",
     "load",
     "map",
     "nets",
+    "scenes",
     "sparsebytenn",
     "surgery",
     "tasks",

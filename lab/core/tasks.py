@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from . import nets, reading, store
+from . import scenes as drawn
 from .batches import AUGMENTATIONS, Moved, Pairs, Patches, Pictures, in_order, reduced, shuffled
 from .scores import accuracy, psnr
 from .task import Task
 
-__all__ = ["accuracy", "digits", "images", "photos", "psnr"]
+__all__ = ["accuracy", "digits", "images", "photos", "psnr", "scenes"]
 
 # Every name is a picture inside the wheels of scikit-image or scikit-learn; no photograph is in both lists.
 PHOTOS_TRAIN = (
@@ -72,6 +73,52 @@ def _digits_model(size: int, channels: int) -> nn.Module:
         f"digits: no trained network for size={size}, channels={channels}: give a model, or take size 8 and "
         "1 channel, or size 32 and 3 channels"
     )
+
+
+def scenes(model: nn.Module | None = None, batch_size: int = 64, *, label: str = "shape", size: int = 32) -> Task:
+    """Pictures drawn by rule (`lab.scenes`): 1,920 to learn from and 480 held out, scored in percent.
+
+    Inputs (N, 3, size, size) float32 in [-0.5, 0.5]. `label` is what the network names: "shape" or "colour" (four
+    classes each), "count" (three) or "place" (five). Without `model`, the trained ResNet-8 of `data/scenes`, for
+    shapes at 32 x 32.
+    """
+    x, y, x_test, y_test = scenes_data(label, size)
+    if model is None and (label, size) != ("shape", 32):
+        raise ValueError(
+            f"scenes: no trained network for label={label!r}, size={size!r}: give a model, or take shape and 32"
+        )
+    return Task(
+        model=model if model is not None else _trained("scenes/resnet8", net="resnet_cifar", depth=8, classes=4),
+        batches=shuffled(TensorDataset(x, y), batch_size),
+        score=accuracy(in_order(TensorDataset(x_test, y_test))),
+        example=x[:1],
+        name=f"scenes, {label}",
+    )
+
+
+def scenes_data(label: str = "shape", size: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x (1920, 3, size, size) and y (1920,) to learn from, 480 of each held out, drawn from other seeds."""
+    if label not in drawn.LABELS:
+        raise ValueError(f"scenes: label={label!r}: give one of {', '.join(map(repr, drawn.LABELS))}")
+    values = list(drawn.LABELS[label])
+    parts = []
+    for made in (_scenes_train(), _scenes_held_out()):
+        parts += [drawn.draw(made, size)[0] - 0.5, torch.tensor([values.index(getattr(one, label)) for one in made])]
+    return parts[0], parts[1], parts[2], parts[3]
+
+
+def scenes_concepts(size: int = 32) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """The held-out x (480, 3, size, size), their masks (480, 8, size, size) bool, and the masks' concepts by name."""
+    pictures, masks = drawn.draw(_scenes_held_out(), size)
+    return pictures - 0.5, masks, drawn.CONCEPTS
+
+
+def _scenes_train() -> list[drawn.Scene]:
+    return drawn.random_scenes(1920, seed=0)  # each of the 240 captions eight times
+
+
+def _scenes_held_out() -> list[drawn.Scene]:
+    return drawn.random_scenes(480, seed=1)  # and twice
 
 
 def photos(

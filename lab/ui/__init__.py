@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from . import svg
+from . import raster, svg
 from .classifier import Classifier
 from .comparison import Comparison, compare
 from .explorer import Control, Explorer, Frame
@@ -22,6 +22,7 @@ __all__ = [
     "compare",
     "figure",
     "pruning_rate",
+    "raster",
     "svg",
     "view",
 ]

@@ -93,8 +93,8 @@ def bars(
     for i, ((name, kept, total), note) in enumerate(zip(rows, numbers, strict=True)):
         x, y = (i // deep) * column, top + (i % deep) * LINE
         scale = room / ((total or 1) if share else most)
-        texts.append(_text(x, y + 12, fit(name, left - 8), hint=name))
-        texts.append(_text(x + left + total * scale + 6, y + 12, note, "num"))
+        texts.append(text(x, y + 12, fit(name, left - 8), hint=name))
+        texts.append(text(x + left + total * scale + 6, y + 12, note, "num"))
         wholes += _box(x + left, y + 3, total * scale, LINE - 6)
         fills += _box(x + left, y + 3, kept * scale, LINE - 6) if kept else ""
     parts = [_path(fills, "lab-fill c0"), _path(wholes, "lab-track"), *texts]
@@ -108,7 +108,7 @@ def lines(
     series = list(series)
     points = [p for s in series for p in _finite((*s.points, *s.estimated))]
     if not points:
-        return whole(width, 44, title, "no points", [_text(0, 34, "nothing measured yet")])
+        return whole(width, 44, title, "no points", [text(0, 34, "nothing measured yet")])
     across = [p[0] for p in points] + ([] if at is None else [at])
     (x0, x1), (y0, y1) = _span(across), _span([p[1] for p in points])
     rows = ticks(y0, y1)
@@ -122,9 +122,9 @@ def lines(
     def py(v: float) -> float:
         return bottom - 6 - (v - y0) / (y1 - y0) * (bottom - top - 12)
 
-    parts = [legend, _text(0, top - 6, y) if y else "", _axes(rows, ticks(x0, x1), px, py, (left, right, bottom))]
+    parts = [legend, text(0, top - 6, y) if y else "", _axes(rows, ticks(x0, x1), px, py, (left, right, bottom))]
     if x:
-        parts.append(_text((left + right) / 2, bottom + 2 * LINE, x, "mid"))
+        parts.append(text((left + right) / 2, bottom + 2 * LINE, x, "mid"))
     if at is not None:
         parts.append(_path(f"M{_n(px(at))} {_n(top)}V{_n(bottom)}", "lab-now"))
     parts += [_curve(s, i, px, py) for i, s in enumerate(series)]
@@ -168,7 +168,7 @@ def heat(
     rows, names = [list(row) for row in values], list(names)
     steps = len(rows[0]) if rows else 0
     if not steps:
-        return whole(width, 44, title, "no values", [_text(0, 34, "nothing recorded yet")])
+        return whole(width, 44, title, "no values", [text(0, 34, "nothing recorded yet")])
     down, across = -(-len(rows) // 48), -(-steps // 120)
     table = [row[::across] for row in rows[::down]]
     left = min(max((text_width(name) for name in names), default=0), width * 0.3) + (8 if names else 1)
@@ -176,19 +176,19 @@ def heat(
     w, h, top = width - left - 8, tall * len(table), _top(title) + LINE + 2
     every = math.ceil(14 / tall) if tall < 14 else 1  # name only as many rows as have room for their text
     labels = [
-        _text(0, top + (i + 0.5) * tall + 4, fit(name, left - 8), hint=name)
+        text(0, top + (i + 0.5) * tall + 4, fit(name, left - 8), hint=name)
         for i, name in enumerate(names[::down])
         if i % every == 0
     ]
     place = f"translate({_n(left)} {_n(top)}) scale({w / len(table[0]):.4f} {tall:.4f})"
     cells = f'<g transform="{place}">{_runs(table)}</g>'
-    frame = _rect(left, top, w, h, "lab-track")
+    frame = rect(left, top, w, h, "lab-track")
     thinned = f" (1 row in {down}, 1 {x} in {across} shown)" if max(down, across) > 1 else ""
-    ends = [_text(left, top + h + 15, f"{x} 0{thinned}"), _text(left + w, top + h + 15, str(steps - 1), "end")]
+    ends = [text(left, top + h + 15, f"{x} 0{thinned}"), text(left + w, top + h + 15, str(steps - 1), "end")]
     now = left + ((at or 0) + 0.5) / steps * w
     marker = "" if at is None else _path(f"M{_n(now)} {_n(top - 3)}v{_n(h + 6)}", "lab-now")
-    key = [_rect(left + 10 + 8 * k, top - 16, 8, 10, f"lab-shade c0 s{k}") for k in range(8)]
-    scale = [_text(left, top - 7, "0"), *key, _text(left + 78, top - 7, "1")]
+    key = [rect(left + 10 + 8 * k, top - 16, 8, 10, f"lab-shade c0 s{k}") for k in range(8)]
+    scale = [text(left, top - 7, "0"), *key, text(left + 78, top - 7, "1")]
     drawn = [*scale, cells, frame, marker, *labels, *ends]
     return whole(width, top + h + LINE + 4, title, "values over steps", drawn)
 
@@ -203,7 +203,7 @@ def target(
     """
     state = ' aria-pressed="true"' if pressed else ' aria-pressed="false"'
     label = f"<title>{escape(hint)}</title>"
-    return f'<g data-set="{escape(json.dumps(values))}"{state}>{label}{content}{_rect(*box, "lab-target")}</g>'
+    return f'<g data-set="{escape(json.dumps(values))}"{state}>{label}{content}{rect(*box, "lab-target")}</g>'
 
 
 def _runs(table: list[list[float]]) -> str:
@@ -230,13 +230,13 @@ def _block(part: tuple[str, float, float], x: float, y: float, pitch: float, mos
     full, left = _HIGH * math.sqrt(total / most), _HIGH * math.sqrt(kept / most)  # areas as seen go with the counts
     inner = w * math.sqrt(kept / total) if total else 0
     numbers = f"{number(kept)}/{number(total)}"
-    notes = _text(x + w / 2, floor + 14, fit(name, pitch - 3), "mid") + _text(
+    notes = text(x + w / 2, floor + 14, fit(name, pitch - 3), "mid") + text(
         x + w / 2, floor + 14 + 15, numbers if text_width(numbers) < pitch + 8 else number(kept), "mid num"
     )
     return (
         f"<g><title>{escape(name)}: {number(kept)} of {number(total)}</title>"
-        + _rect(x, floor - full, w, full, "lab-track" if kept else "lab-gone")
-        + (_rect(x + (w - inner) / 2, floor - left, inner, left, "lab-fill c0") if kept else "")
+        + rect(x, floor - full, w, full, "lab-track" if kept else "lab-gone")
+        + (rect(x + (w - inner) / 2, floor - left, inner, left, "lab-fill c0") if kept else "")
         + (notes if wide else "")
         + "</g>"
     )
@@ -294,7 +294,7 @@ def _legend(series: list[Series], width: float, top: float) -> tuple[str, float]
         if x and x + 16 + text_width(name) > width:
             x, top = 0.0, top + LINE
         parts.append(f'<circle class="{dot} c{colour % 6}" cx="{_n(x + 5)}" cy="{_n(top + 8)}" r="3.5"/>')
-        parts.append(_text(x + 14, top + 12, name))
+        parts.append(text(x + 14, top + 12, name))
         x += 28 + text_width(name)
     return "".join(parts), top + LINE + 4
 
@@ -303,8 +303,8 @@ def _axes(rows: list[float], columns: list[float], px, py, box: tuple[float, flo
     left, right, bottom = box
     grid = "".join(f"M{_n(left)} {_n(py(t))}H{_n(right)}" for t in rows)
     marks = "".join(f"M{_n(px(t))} {_n(bottom)}v4" for t in columns)
-    labels = [_text(left - 5, py(t) + 4, short(t), "end num") for t in rows]
-    labels += [_text(px(t), bottom + 17, short(t), "mid num") for t in columns]
+    labels = [text(left - 5, py(t) + 4, short(t), "end num") for t in rows]
+    labels += [text(px(t), bottom + 17, short(t), "mid num") for t in columns]
     return _path(grid, "lab-grid") + _path(f"M{_n(left)} {_n(bottom)}H{_n(right)}{marks}", "lab-axis") + "".join(labels)
 
 
@@ -331,19 +331,21 @@ def _path(d: str, kind: str) -> str:
     return f'<path class="{kind}" d="{d}"/>'
 
 
-def _rect(x: float, y: float, w: float, h: float, kind: str) -> str:
+def rect(x: float, y: float, w: float, h: float, kind: str) -> str:
+    """A rectangle whose looks are the class `kind`."""
     return _path(_box(x, y, w, h), kind)
 
 
-def _text(x: float, y: float, text: str, kind: str = "", hint: str = "") -> str:
-    title = f"<title>{escape(hint)}</title>" if hint and hint != text else ""
+def text(x: float, y: float, words: str, kind: str = "", hint: str = "") -> str:
+    """A line of text whose baseline starts at x, y; `hint` is what it says on hover."""
+    title = f"<title>{escape(hint)}</title>" if hint and hint != words else ""
     chosen = f' class="{kind}"' if kind else ""
-    return f'<text x="{_n(x)}" y="{_n(y)}"{chosen}>{title}{escape(text)}</text>' if text else ""
+    return f'<text x="{_n(x)}" y="{_n(y)}"{chosen}>{title}{escape(words)}</text>' if words else ""
 
 
 def whole(width: float, height: float, title: str, label: str, parts: Iterable[str]) -> str:
     """The `<svg>` around parts, width x height px, under its title; `label` says aloud what it shows without one."""
     size = f'viewBox="0 0 {_n(width)} {_n(height)}" width="{_n(width)}"'
-    inside = _text(0, 13, title, "strong") + "".join(parts)
+    inside = text(0, 13, title, "strong") + "".join(parts)
     role = "group" if "data-set=" in inside else "img"  # what is inside an img is nobody's button
     return f'<svg {size} role="{role}" aria-label="{escape(title or label)}">{inside}</svg>'

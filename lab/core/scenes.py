@@ -1,0 +1,123 @@
+"""Captioned pictures drawn by rule: how many things, of which colour, which shape and where, known to the pixel.
+
+A scene is a row of equal things along one side of the picture, or through its middle. What its caption says can be
+checked exactly, and every picture comes with the masks of its shape and of its colour.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+
+COUNTS = (1, 2, 3)
+COLOURS = {
+    "red": (0.90, 0.15, 0.15),
+    "green": (0.15, 0.75, 0.25),
+    "blue": (0.20, 0.35, 0.95),
+    "yellow": (0.95, 0.85, 0.10),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom",
+          "middle": "in the middle"}  # fmt: skip
+LABELS = {"shape": SHAPES, "colour": tuple(COLOURS), "count": COUNTS, "place": tuple(PLACES)}
+CONCEPTS = (*SHAPES, *COLOURS)  # what a pixel can belong to: the channels of the masks
+_NUMBERS = ("one", "two", "three")
+_RADIUS = (0.080, 0.103)  # of a circle, as a share of the side; the other shapes have its area
+_EDGE = 0.21  # how far from its side a row stands
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows; `seed` fixes what the caption leaves open: sizes, places within reach, grey and noise."""
+
+    count: int
+    colour: str
+    shape: str
+    place: str
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in LABELS.items():
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(map(repr, allowed))
+                raise ValueError(f"Scene: {name}={getattr(self, name)!r} is not allowed: give one of {choices}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise ValueError(f"Scene: seed={self.seed!r} is not allowed: give a whole number >= 0")
+
+    @property
+    def caption(self) -> str:
+        """In plain English: 'two red circles on the left'."""
+        plural = {"cross": "crosses"}.get(self.shape, f"{self.shape}s")
+        thing = self.shape if self.count == 1 else plural
+        return f"{_NUMBERS[self.count - 1]} {self.colour} {thing} {PLACES[self.place]}"
+
+
+def random_scenes(count: int, seed: int = 0) -> list[Scene]:
+    """`count` scenes, every caption as often as any other, in random order; other seeds draw other pictures."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"count={count!r}: give a whole number of scenes, 1 or more")
+    kinds = list(product(COUNTS, COLOURS, SHAPES, PLACES))
+    random = np.random.default_rng(seed)
+    order = np.concatenate([random.permutation(len(kinds)) for _ in range(-(-count // len(kinds)))])[:count].tolist()
+    seeds = random.integers(2**62, size=count).tolist()
+    return [
+        Scene(number, colour, shape, place, own)
+        for (number, colour, shape, place), own in zip((kinds[k] for k in order), seeds, strict=True)
+    ]
+
+
+def draw(scenes: Iterable[Scene], size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pictures (N, 3, size, size) float32 in [0, 1] and their masks (N, len(CONCEPTS), size, size) bool.
+
+    A mask's pixel is true where at least half of it is covered by a thing of that shape or colour. The same scene
+    gives the same picture, whatever it is drawn with. ValueError below 16 pixels, where shapes can't be told apart.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 16:
+        raise ValueError(f"size={size!r}: give a whole number of pixels, 16 or more")
+    scenes = list(scenes)
+    pictures = np.empty((len(scenes), 3, size, size), np.float32)
+    masks = np.zeros((len(scenes), len(CONCEPTS), size, size), bool)
+    for i, scene in enumerate(scenes):
+        random = np.random.default_rng(scene.seed)
+        grey, light = random.uniform(0.1, 0.5), random.uniform(0.75, 1.0)
+        cover = _cover(scene, random, size)  # (size, size)
+        ink = light * np.array(COLOURS[scene.colour])[:, None, None]
+        noise = random.normal(0, 0.03, (3, size, size))
+        pictures[i] = np.clip(grey + cover * (ink - grey) + noise, 0, 1)
+        masks[i, [CONCEPTS.index(scene.shape), CONCEPTS.index(scene.colour)]] = cover >= 0.5
+    return torch.from_numpy(pictures), torch.from_numpy(masks)
+
+
+def _cover(scene: Scene, random: np.random.Generator, size: int) -> np.ndarray:
+    """How much of each pixel the things cover, (size, size) in [0, 1]."""
+    middles = (np.arange(size) + 0.5) / size
+    cover = np.zeros((size, size))
+    for x, y, radius in _things(scene, random):
+        inside = _distance(scene.shape, middles[None, :] - x, middles[:, None] - y, radius)
+        cover = np.maximum(cover, np.clip(0.5 - inside * size, 0, 1))
+    return cover
+
+
+def _things(scene: Scene, random: np.random.Generator) -> list[tuple[float, float, float]]:
+    """(x, y, radius) of each thing in shares of the side, y downwards: a row with some jitter; none touches another."""
+    along = 0.5 + (np.arange(scene.count) - (scene.count - 1) / 2) / 3 + random.uniform(-0.02, 0.02, scene.count)
+    line = {"left": _EDGE, "top": _EDGE, "middle": 0.5, "right": 1 - _EDGE, "bottom": 1 - _EDGE}[scene.place]
+    across = line + random.uniform(-0.05, 0.05, scene.count)
+    x, y = (across, along) if scene.place in ("left", "right") else (along, across)
+    return list(zip(x.tolist(), y.tolist(), random.uniform(*_RADIUS, scene.count).tolist(), strict=True))
+
+
+def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    """The distance to the outline of a shape about 0, negative inside; all have the area of the circle."""
+    if shape == "circle":
+        return np.hypot(x, y) - radius
+    if shape == "square":
+        return np.maximum(abs(x), abs(y)) - radius * np.sqrt(np.pi) / 2
+    if shape == "triangle":  # equilateral, a corner up; its inner circle is about 0
+        slanted = np.sqrt(3) / 2 * abs(x) - y / 2
+        return np.maximum(slanted, y) - radius * np.sqrt(np.pi / (3 * np.sqrt(3)))
+    arm = radius * np.sqrt(9 * np.pi / 20)  # a cross whose arms are a third as wide as it is long
+    bars = [np.maximum(abs(x) - a, abs(y) - b) for a, b in ((arm, arm / 3), (arm / 3, arm))]
+    return np.minimum(*bars)

@@ -1,0 +1,175 @@
+"""What every layer of a model answers, read by hooks that are always taken away again."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.task import evaluating
+
+Input = torch.Tensor | tuple | dict  # one input, the positional inputs, or the inputs by name
+
+
+def activations(model: nn.Module, x: Input, layers: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+    """What the layers answer to x, by name in the order in which they ran; the model is left as it was.
+
+    `layers` are names of `named_modules()`; left out, all modules without children. A layer that runs again gives
+    'name#2', a tuple or a dict of tensors 'name[0]', 'name[key]'. x is a tensor with its batch axis, a tuple of inputs
+    or a dict of inputs by name; floats are brought to the model's dtype and device. In eval mode, without gradients,
+    and copied, so that a later layer in place changes nothing. Raises ValueError for a layer that is not there or did
+    not run, and for an input that the model does not take.
+    """
+    names = leaves(model) if layers is None else named(model, layers)
+    found: dict[str, torch.Tensor] = {}
+    calls: Counter[str] = Counter()
+
+    def note(name: str, answer: Any) -> None:
+        calls[name] += 1
+        key = name if calls[name] == 1 else f"{name}#{calls[name]}"
+        found.update((key + place, tensor.detach().clone()) for place, tensor in _tensors(answer))
+
+    with hooked(model, {name: partial(note, name) for name in names}):
+        run(model, x)
+    silent = [name for name in names if not calls[name]]
+    if silent and layers is not None:
+        raise ValueError(f"{silent[0]!r} did not run on this input: {type(model).__name__}'s forward does not call it")
+    return found
+
+
+def maps(model: nn.Module, x: Input, layers: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+    """The answers that are feature maps, (N, C, H, W) of more than one pixel, by layer.
+
+    ValueError where a named layer, or the whole model, gives none.
+    """
+    seen = activations(model, x, layers)
+    found = {name: answer for name, answer in seen.items() if _is_map(answer)}
+    for name in layers or ():
+        if name not in found:
+            shape = _shapes(seen, name)
+            raise ValueError(f"{name!r} gives {shape}, no feature maps (N, C, H, W): {_hint(model, x)}")
+    if not found:
+        kind = type(model).__name__
+        raise ValueError(f"no layer of {kind} gives feature maps (N, C, H, W): this needs a network of convolutions")
+    return found
+
+
+def features(answer: Any, name: str) -> torch.Tensor:
+    """The first tensor of a layer's answer, (N, filters) or (N, filters, H, W); ValueError for another shape."""
+    tensor = next((tensor for _, tensor in _tensors(answer)), None)
+    if tensor is None or tensor.ndim not in (2, 4):
+        shape = None if tensor is None else tuple(tensor.shape)
+        raise ValueError(f"{name!r} gives {shape}, where filters are axis 1 of (N, filters) or (N, filters, H, W)")
+    return tensor
+
+
+def reading(model: nn.Module, layer: str, x: Input) -> torch.Tensor:
+    """What one layer gives at its first call: (N, filters) or (N, filters, H, W)."""
+    return features(next(iter(activations(model, x, [layer]).values())), layer)
+
+
+def leaves(model: nn.Module) -> list[str]:
+    """The names of the modules without children, each module once."""
+    return [name for name, module in model.named_modules() if name and not any(module.children())]
+
+
+def named(model: nn.Module, layers: Iterable[str] | str) -> list[str]:
+    """The names, each once, or a one-line ValueError that offers the nearest ones."""
+    known = dict(model.named_modules(remove_duplicate=False))
+    names = [layers] if isinstance(layers, str) else list(layers)
+    for name in names:
+        if name not in known or name == "":
+            near = get_close_matches(str(name), known, n=3, cutoff=0.5) or [name for name in known if name][:5]
+            hint = ", ".join(map(repr, near)) or "none, for it has no layers inside"
+            raise ValueError(f"no layer {name!r} in {type(model).__name__}: the nearest are {hint}")
+    return list(dict.fromkeys(names))
+
+
+@contextmanager
+def hooked(model: nn.Module, notes: Mapping[str, Callable[[Any], Any]]) -> Iterator[None]:
+    """For a `with` block, hand each named layer's answer to a function; what it returns, if not None, replaces it."""
+    known = dict(model.named_modules(remove_duplicate=False))
+    with ExitStack() as hooks:
+        for name, note in notes.items():
+            handle = known[name].register_forward_hook(lambda _, __, answer, note=note: note(answer))
+            hooks.callback(handle.remove)
+        yield
+
+
+def run(model: nn.Module, x: Input) -> Any:
+    """The model's answer in eval mode without gradients; the model's modes and torch's generator are left as they were.
+
+    ValueError in one line where the model does not take x.
+    """
+    moved = as_taken(model, x)
+    try:
+        with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
+            return call(model, moved)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        shapes = ", ".join(str(tuple(t.shape)) for _, t in _tensors(x)) or type(x).__name__
+        raise ValueError(
+            f"the model does not take an input of shape {shapes} ({reason}): give one that it does"
+        ) from error
+
+
+def call(model: nn.Module, x: Input) -> Any:
+    """The model applied to an input, its positional inputs or its inputs by name."""
+    if isinstance(x, dict):
+        return model(**x)
+    return model(*x) if isinstance(x, tuple) else model(x)
+
+
+def as_taken(model: nn.Module, x: Any) -> Any:
+    """The input on the model's device, floats in its dtype."""
+    if isinstance(x, dict):
+        return {name: as_taken(model, value) for name, value in x.items()}
+    if isinstance(x, tuple):
+        return tuple(as_taken(model, value) for value in x)
+    if not isinstance(x, torch.Tensor):
+        return x
+    like = next((p for p in model.parameters() if p.is_floating_point()), x)
+    return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+
+
+def pictures(x: Any, name: str = "x") -> torch.Tensor:
+    """x as a batch of pictures (N, C, H, W); ValueError in one line for anything else, and for NaN."""
+    if not isinstance(x, torch.Tensor) or x.ndim != 4 or not len(x):
+        shape = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(f"{name} is {shape}: give a batch of pictures (N, C, H, W)")
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{name} holds NaN or infinite values: clean the pictures first")
+    return x.detach()
+
+
+def _is_map(answer: torch.Tensor) -> bool:
+    return answer.ndim == 4 and answer.shape[2] * answer.shape[3] > 1
+
+
+def _tensors(answer: Any, place: str = "") -> list[tuple[str, torch.Tensor]]:
+    """The tensors of an answer with their places in it: '' for a tensor alone, '[0]', '[1][0]', '[key]'."""
+    if isinstance(answer, torch.Tensor):
+        return [(place, answer)]
+    if isinstance(answer, Mapping):
+        parts: Iterable = answer.items()
+    elif isinstance(answer, (tuple, list)):
+        parts = enumerate(answer)
+    else:
+        return []
+    return [found for key, value in parts for found in _tensors(value, f"{place}[{key}]")]
+
+
+def _shapes(seen: Mapping[str, torch.Tensor], name: str) -> str:
+    shapes = [str(tuple(answer.shape)) for key, answer in seen.items() if key == name or key.startswith(f"{name}[")]
+    return ", ".join(shapes) or "nothing"
+
+
+def _hint(model: nn.Module, x: Input) -> str:
+    found = [name for name, answer in activations(model, x).items() if _is_map(answer)]
+    if not found:
+        return f"no layer of {type(model).__name__} does"
+    return f"choose among {', '.join(map(repr, found[:4]))}{' ...' if len(found) > 4 else ''}"

@@ -1,0 +1,173 @@
+"""What a filter, or a few filters together, stands for: the overlap of its strong answers with exact masks.
+
+Network Dissection (Bau, Zhou, Khosla, Oliva, Torralba; CVPR 2017), on pictures whose masks are exact.
+"""
+
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..core.descent import seeded
+from .activations import named, pictures, reading
+
+_POOL = 24  # filters that a set may be built from: those nearest to the concept by themselves
+
+
+def unit_concepts(
+    model: nn.Module, layer: str, batches: Iterable, names: Sequence[str], *,
+    top: float = 0.005, seed: int = 0, progress: bool = True,
+) -> Any:  # fmt: skip
+    """The concept that each filter of a layer overlaps most: a pandas frame, one row a filter.
+
+    `batches` give (x, masks), masks (N, len(names), H, W) bool. A filter's strong pixels are those of its map, brought
+    to H x W (bilinear), at or above the answer that a share `top` of all its answers exceed; IoU is their overlap with
+    the mask over all pictures. Columns: concept, iou, ceiling (the IoU that so many pixels could reach at best), and
+    random: the best IoU of the same filter in the same network with fresh weights. The paper takes 0.005 and calls a
+    unit a detector from an IoU of 0.04. The ceiling and the control are ours. Holds all maps of the layer in memory.
+    """
+    import pandas
+
+    x, masks = _data(batches, names)
+    tables = []
+    for net in (model, with_fresh_weights(model, seed)):
+        units = _Units(_maps(net, layer, x, progress), masks, top)
+        tables.append(units.iou(masks, progress))
+    iou, ceiling = tables[0]
+    best = iou.argmax(1)
+    rows = np.arange(len(best))
+    columns = {"concept": [names[k] for k in best], "iou": iou[rows, best], "ceiling": ceiling[rows, best]}
+    return pandas.DataFrame({**columns, "random": tables[1][0].max(1)}).rename_axis("filter")
+
+
+def concept_sets(
+    model: nn.Module, layer: str, batches: Iterable, names: Sequence[str], *,
+    most: int = 4, top: float = 0.005, seed: int = 0, progress: bool = True,
+) -> Any:  # fmt: skip
+    """The few filters of a layer that together overlap each concept most: a pandas frame, one row a concept.
+
+    Pixels strong in any filter of a set are the set's. Sets grow one filter at a time, each the one that raises the
+    IoU most, up to `most`. Chosen on every second picture, measured on the others, so that a set is not praised for
+    what it was picked by. Columns: filter, iou (the best single one), filters, set_iou, random_iou and random_set_iou
+    (the same choice in the same network with fresh weights). Arguments as in `unit_concepts`; sets, halves and
+    control are ours.
+    """
+    import pandas
+
+    x, masks = _data(batches, names)
+    if len(x) < 2:
+        raise ValueError("one picture cannot be halved: give two or more")
+    found = []
+    for net in (model, with_fresh_weights(model, seed)):
+        maps = _maps(net, layer, x, progress)
+        chosen = _Units(maps[::2], masks[::2], top)
+        found.append([_best_set(chosen, maps[1::2], masks, k, most, top) for k in range(len(names))])
+    rows = [
+        {"concept": name, "filter": one[0][0], "iou": one[1], "filters": one[0], "set_iou": one[2],
+         "random_iou": other[1], "random_set_iou": other[2]}
+        for name, one, other in zip(names, *found, strict=True)
+    ]  # fmt: skip
+    return pandas.DataFrame(rows).set_index("concept")
+
+
+def with_fresh_weights(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy of the model as it was before it learned anything: the control of what is read out of one.
+
+    Modules that can reset themselves do; parameters of others are permuted. The batch norms' statistics start anew.
+    """
+    fresh = deepcopy(model)
+    with seeded(seed), torch.no_grad():
+        for module in fresh.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+            else:
+                for parameter in module.parameters(recurse=False):
+                    parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
+    return fresh
+
+
+class _Units:
+    """The maps of a layer (N, F, h, w), the threshold of each filter, and where it is above it."""
+
+    def __init__(self, maps: torch.Tensor, masks: torch.Tensor, top: float, threshold: torch.Tensor | None = None):
+        self.maps, self.size = maps, masks.shape[-2:]
+        answers = maps.transpose(0, 1).flatten(1)  # (F, N h w)
+        rank = max(1, int(answers.shape[1] * top))
+        self.threshold = answers.topk(rank, 1).values[:, -1] if threshold is None else threshold
+        self.masks = masks
+
+    def strong(self, filters: torch.Tensor | slice = slice(None), part: slice = slice(None)) -> torch.Tensor:
+        """Which pixels are strong: (n, filters, H, W) bool. A filter that is as high everywhere is strong nowhere."""
+        maps, threshold = self.maps[part][:, filters], self.threshold[filters]
+        large = F.interpolate(maps, size=self.size, mode="bilinear", align_corners=False)
+        flat = self.maps[:, filters].amax((0, 2, 3)) <= self.maps[:, filters].amin((0, 2, 3))
+        return (large >= threshold.view(1, -1, 1, 1)) & ~flat.view(1, -1, 1, 1)
+
+    def iou(self, masks: torch.Tensor, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """IoU of each filter and concept, and the most that their areas allow: (F, K) twice."""
+        both = torch.zeros(self.maps.shape[1], masks.shape[1], dtype=torch.double)
+        mine, theirs = torch.zeros(self.maps.shape[1], dtype=torch.double), masks.sum((0, 2, 3)).double()
+        for start in tqdm(range(0, len(masks), 32), desc="overlap", disable=not progress, leave=False):
+            part = slice(start, start + 32)
+            strong = self.strong(part=part).transpose(0, 1).flatten(1).float()
+            both += strong @ masks[part].transpose(0, 1).flatten(1).float().T
+            mine += strong.sum(1)
+        union = mine[:, None] + theirs[None, :] - both
+        least, largest = torch.minimum(mine[:, None], theirs[None]), torch.maximum(mine[:, None], theirs[None])
+        return (both / union.clamp(min=1)).numpy(), (least / largest.clamp(min=1)).numpy()
+
+
+def _best_set(
+    units: _Units, held_out: torch.Tensor, masks: torch.Tensor, concept: int, most: int, top: float
+) -> tuple[list[int], float, float]:
+    """The greedy set of filters for a concept, and the IoU of its first filter and of all on the held-out half."""
+    wanted = masks[::2, concept]
+    alone = units.iou(masks[::2, concept : concept + 1])[0][:, 0]
+    pool = torch.from_numpy(np.argsort(-alone, kind="stable")[:_POOL].copy())
+    strong = units.strong(pool)  # (n, pool, H, W)
+    have, picked, score = torch.zeros_like(wanted), [], -1.0
+    for _ in range(most):
+        scores = [_iou(have | strong[:, k], wanted) for k in range(len(pool))]
+        best = int(np.argmax(scores))
+        if scores[best] <= score:
+            break
+        score = scores[best]
+        picked.append(best)
+        have = have | strong[:, best]
+    filters = pool[picked]
+    other = _Units(held_out, masks[1::2], top, units.threshold).strong(filters)
+    truth = masks[1::2, concept]
+    return filters.tolist(), _iou(other[:, 0], truth), _iou(other.any(1), truth)
+
+
+def _iou(a: torch.Tensor, b: torch.Tensor) -> float:
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 0.0
+
+
+def _maps(model: nn.Module, layer: str, x: list[torch.Tensor], progress: bool) -> torch.Tensor:
+    """The maps of a layer on all pictures, (N, F, h, w)."""
+    (layer,) = named(model, layer)
+    found = [
+        reading(model, layer, part).float().cpu() for part in tqdm(x, desc="maps", disable=not progress, leave=False)
+    ]
+    if found[0].ndim != 4:
+        raise ValueError(f"{layer!r} gives {tuple(found[0].shape)}, no feature maps (N, C, H, W): name a convolution")
+    return torch.cat(found)
+
+
+def _data(batches: Iterable, names: Sequence[str]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The pictures by batch and all masks, (N, K, H, W) bool."""
+    data = [(pictures(x, "a batch"), masks) for x, masks in batches]
+    if not data:
+        raise ValueError("the batches are empty: give at least one (x, masks)")
+    for x, masks in data:
+        if masks.ndim != 4 or len(masks) != len(x) or masks.shape[1] != len(names):
+            wanted = f"({len(x)}, {len(names)}, H, W)"
+            raise ValueError(f"masks are {tuple(masks.shape)}: give {wanted}, a bool for each picture, name and pixel")
+    return [x for x, _ in data], torch.cat([masks.bool().cpu() for _, masks in data])
