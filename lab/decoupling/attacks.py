@@ -3,6 +3,7 @@
 Captum (Kokhlikyan et al., 2020) takes the steps; what is attacked, and with which loss, is said here.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,7 +101,8 @@ def _attackable(model: nn.Module) -> Iterator[None]:
     try:
         for p, _ in wanted:
             p.requires_grad_(False)
-        with evaluating(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Input Tensor", UserWarning)  # Captum says that it sets requires_grad
             yield
     finally:
         for p, before in wanted:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import export, nets
 from ..core.outcome import Outcome
 from ..core.surgery import Plan
-from .paths import Paths, record
+from .paths import Paths, paths_of, record
 from .placement import Decoupled, attach
 from .removal import removed
 from .skipping import Skipping, skipping
@@ -19,11 +19,18 @@ from .skipping import Skipping, skipping
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class DecouplingOutcome(Outcome):
-    """A network whose gates choose its filters input by input; what was never on is gone (`plan`)."""
+    """A network whose gates choose its filters input by input; what was never on is gone (`plan`).
+
+    `seen` are the paths of up to 2,000 pictures of the task's batches; `sample` holds some of these pictures
+    (n, C, H, W), for each class a few, and `sampled` (n,) says where among the paths they stand.
+    """
 
     model: nn.Module
     decoupled: Decoupled
     plan: Plan
+    seen: Paths
+    sample: Tensor
+    sampled: Tensor
     base: dict | None
     example: tuple[int, ...]
 
@@ -42,6 +49,11 @@ class DecouplingOutcome(Outcome):
     def found(self) -> dict[str, Any]:
         return {
             "plan": self.plan.to_dict(),
+            "packed": torch.from_numpy(self.seen.packed),
+            "labels": torch.from_numpy(self.seen.labels),
+            "predicted": torch.from_numpy(self.seen.predicted),
+            "sample": self.sample,
+            "sampled": self.sampled,
             "base": self.base,
             "example": list(self.example),
             "weights": dict(self.model.state_dict()),
@@ -68,6 +80,9 @@ class DecouplingOutcome(Outcome):
             model=decoupled.model,
             decoupled=decoupled,
             plan=plan,
+            seen=paths_of(decoupled, *(found[name].numpy() for name in ("packed", "labels", "predicted"))),
+            sample=found["sample"],
+            sampled=found["sampled"],
             base=found["base"],
             example=tuple(found["example"]),
         )

@@ -107,8 +107,13 @@ def record(decoupled: Decoupled, batches: Iterable, limit: int | None = None) ->
             labels.append(y.numpy())
     if not packed:
         raise ValueError("the batches hold no picture: give at least one")
+    return paths_of(decoupled, np.concatenate(packed), np.concatenate(labels), np.concatenate(predicted))
+
+
+def paths_of(decoupled: Decoupled, packed: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> Paths:
+    """Packed bits with the names and sizes of the layers that they are of."""
     layers, sizes = zip(*[(site.conv, site.filters) for site in decoupled.sites], strict=True)
-    return Paths(layers, sizes, np.concatenate(packed), np.concatenate(labels), np.concatenate(predicted))
+    return Paths(layers, sizes, packed, labels, predicted)
 
 
 def _chunks(batches: Iterable, limit: int | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -119,7 +124,7 @@ def _chunks(batches: Iterable, limit: int | None) -> Iterator[tuple[Tensor, Tens
             more = inputs(batch)[:left]
             left -= len(more)
             x = torch.cat([x, more]) if len(x) else more
-            y = torch.cat([y, _labels(batch, len(more))])
+            y = torch.cat([y, labels_of(batch, len(more))])
             while len(x) >= CHUNK:
                 yield x[:CHUNK], y[:CHUNK]
                 x, y = x[CHUNK:], y[CHUNK:]
@@ -129,7 +134,8 @@ def _chunks(batches: Iterable, limit: int | None) -> Iterator[tuple[Tensor, Tens
         yield x, y
 
 
-def _labels(batch: Any, count: int) -> Tensor:
+def labels_of(batch: Any, count: int) -> Tensor:
+    """The class numbers of a batch (N,), UNKNOWN where it has none."""
     known = isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor) and batch[1].dim() == 1
     return batch[1][:count].cpu().long() if known else torch.full((count,), UNKNOWN)
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,13 +23,14 @@ from ..core.task import Task, inputs
 from . import equations as eq
 from .layers import MIXES, Seen, recording
 from .outcome import DecouplingOutcome
-from .paths import Paths, record
+from .paths import Paths, labels_of, record
 from .placement import Decoupled, attach
 from .removal import never_on, removed
 from .skipping import skipping
 
 KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"out||z": eq.kl_out_z, "z||out": eq.kl_z_out}
 PICTURES = 2_000  # the most pictures of the task's batches that on-rates are measured on
+SAMPLE, VALUES = 40, 2**20  # the most pictures that an outcome keeps, and the most values in them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +116,15 @@ class Decoupling:
             example = task.example.to(place)
             classes = _classes(baseline, example)
             decoupled = attach(baseline, example, bias=self.bias, mix=self.mix)
-            started = record(decoupled, task.batches, PICTURES).on_rate()
+            pictures = _pictures(task)
+            started = record(decoupled, [pictures]).on_rate()
             owner = f"{self!r} with seed {seed} on {task.name}"
             trace = self._train(task, baseline, decoupled, classes, checkpoint, owner, progress)
-            plan = never_on(decoupled, record(decoupled, task.batches, PICTURES), example)
+            plan = never_on(decoupled, record(decoupled, [pictures]), example)
             smaller = removed(decoupled, plan, example)
-            report = self._report(task, baseline, decoupled, smaller, started)
+            seen = record(smaller, [pictures])
+            sampled = _sample(seen, pictures[0])
+            report = self._report(task, baseline, decoupled, smaller, seen, started)
         return DecouplingOutcome(
             recipe=self,
             report=report,
@@ -126,6 +132,9 @@ class Decoupling:
             model=smaller.model,
             decoupled=smaller,
             plan=plan,
+            seen=seen,
+            sample=pictures[0][sampled],
+            sampled=sampled,
             base=getattr(task.model, "config", None),
             example=tuple(example.shape),
         )
@@ -174,10 +183,9 @@ class Decoupling:
             self.lam_s * (eq.sparsity_at(z, self.r) if self.r else eq.sparsity(z)),
         )
 
-    def _report(self, task: Task, baseline: nn.Module, whole: Decoupled, after: Decoupled, started: float) -> Report:
+    def _report(self, task, baseline, whole: Decoupled, after: Decoupled, paths: Paths, started: float) -> Report:
         example = task.example.to(next(baseline.parameters()).device)
         timed = cost.latencies({"before": baseline, "after": skipping(after)}, example)
-        paths = record(after, task.batches, PICTURES)
         states = paths.states().sum()
         on = [torch.from_numpy(bits) for bits in paths.split()]
         filters = [sum(site.filters for site in sites) for sites in (whole.sites, after.sites)]
@@ -202,6 +210,26 @@ class Decoupling:
             notes.append("the batches hold no labels: trained on the network's own predictions")
         notes.append(f"on-rate, macs and conditional filters of {len(paths):,} pictures of the task's batches")
         return notes
+
+
+def _pictures(task: Task) -> tuple[Tensor, Tensor]:
+    """Up to PICTURES pictures of the task's batches (N, C, H, W) with their labels (N,)."""
+    x: list[Tensor] = []
+    y: list[Tensor] = []
+    for batch in task.batches:
+        x.append(inputs(batch).cpu())
+        y.append(labels_of(batch, len(x[-1])))
+        if sum(map(len, x)) >= PICTURES:
+            break
+    return torch.cat(x)[:PICTURES], torch.cat(y)[:PICTURES]
+
+
+def _sample(paths: Paths, x: Tensor) -> Tensor:
+    """Which pictures are kept to be looked at: the first of every class, the second ..., as many as may be kept."""
+    most = max(2, min(SAMPLE, VALUES // x[0].numel()))
+    by_class = [np.flatnonzero(paths.labels == label).tolist() for label in paths.classes()]
+    turns = [index for turn in zip_longest(*by_class) for index in turn if index is not None]
+    return torch.tensor(turns[:most])
 
 
 def _on_rate(paths: Paths, whole: Decoupled) -> float:
