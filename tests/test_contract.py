@@ -19,6 +19,7 @@ from lab.core.report import Report
 # Settings under which each recipe runs in seconds and still changes its network.
 QUICK = {
     "GAL": {"steps": 40, "finetune_steps": 20, "lam": 0.6, "mask_every": 1},
+    "Decoupling": {"steps": 40},
     "SparseByteNN": {"steps": 6, "regroup_every": 2, "sparsity": 0.5},
 }
 # The task that a recipe takes if it is given none, where that is not the digits as they are.

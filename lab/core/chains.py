@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from .channels import CONVS, NORMS, is_depthwise, is_homogeneous, keeps_zero
-from .tracing import module_of, width
+from .channels import CONVS, NORMS, is_depthwise, is_homogeneous, is_per_channel, keeps_zero
+from .tracing import module_of, shape, width
 
 
 def last_affine(node: fx.Node) -> tuple[fx.Node, fx.Node]:
@@ -62,3 +62,18 @@ def between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
         node = next(iter(node.users))
         way.append(node)
     return way
+
+
+def private_chain(node: fx.Node) -> list[fx.Node]:
+    """The batch norm and activation that only this convolution reads, nearest first."""
+    chain = []
+    source = node.all_input_nodes[0]
+    while len(source.users) == 1 and len(source.all_input_nodes) == 1 and _is_elementwise(source):
+        chain.append(source)
+        source = source.all_input_nodes[0]
+    return chain
+
+
+def _is_elementwise(node: fx.Node) -> bool:
+    module = module_of(node)
+    return isinstance(module, NORMS) or (is_per_channel(node) and shape(node) == shape(node.all_input_nodes[0]))

@@ -5,15 +5,15 @@ or what one consumer reads, nor follow the zero-padded shortcuts of the CIFAR Re
 names, so that it is stored as JSON and applied again when a network is loaded.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import fx, nn
 
-from .chains import between, last_affine
-from .channels import CONVS, NORMS, Channels, Layout, is_cat, is_depthwise, is_per_channel, operands
-from .tracing import module_of, propagate, shape, trace
+from .chains import between, last_affine, private_chain
+from .channels import CONVS, NORMS, Channels, Layout, is_cat, is_depthwise, operands
+from .tracing import ancestors, module_of, propagate, shape, trace
 
 Kept = tuple[int, ...]
 
@@ -98,27 +98,6 @@ def residual_branch(add: fx.Node) -> fx.Node | None:
 
 def _count_convs(nodes: set[fx.Node]) -> int:
     return sum(isinstance(module_of(node), (*CONVS, nn.Linear)) for node in nodes)
-
-
-def ancestors(node: fx.Node) -> set[fx.Node]:
-    """A node and everything that it is computed from."""
-    return _reached(node, lambda present: present.all_input_nodes)
-
-
-def descendants(node: fx.Node) -> set[fx.Node]:
-    """A node and everything that is computed from it."""
-    return _reached(node, lambda present: list(present.users))
-
-
-def _reached(node: fx.Node, following: Callable[[fx.Node], list[fx.Node]]) -> set[fx.Node]:
-    seen: set[fx.Node] = set()
-    todo = [node]
-    while todo:
-        present = todo.pop()
-        if present not in seen:
-            seen.add(present)
-            todo += following(present)
-    return seen
 
 
 def anchor(node: fx.Node) -> str:
@@ -263,21 +242,6 @@ def _cut(module: nn.Module, name: str, rows: torch.Tensor, columns: torch.Tensor
         setattr(module, name, nn.Parameter(new.clone(), requires_grad=old.requires_grad))
     else:
         setattr(module, name, new.clone())
-
-
-def private_chain(node: fx.Node) -> list[fx.Node]:
-    """The batch norm and activation that only this convolution reads, nearest first."""
-    chain = []
-    source = node.all_input_nodes[0]
-    while len(source.users) == 1 and len(source.all_input_nodes) == 1 and _is_elementwise(source):
-        chain.append(source)
-        source = source.all_input_nodes[0]
-    return chain
-
-
-def _is_elementwise(node: fx.Node) -> bool:
-    module = module_of(node)
-    return isinstance(module, NORMS) or (is_per_channel(node) and shape(node) == shape(node.all_input_nodes[0]))
 
 
 def _narrow(

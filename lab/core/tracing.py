@@ -1,6 +1,7 @@
 """A network as a graph: a traced copy that can be cut, each node with the shape of what it gives."""
 
 import operator
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from copy import deepcopy
 from io import StringIO
@@ -107,3 +108,24 @@ def width(node: fx.Node) -> int:
 def module_of(node: fx.Node) -> nn.Module | None:
     """The module that a node calls, if it calls one."""
     return node.graph.owning_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def ancestors(node: fx.Node) -> set[fx.Node]:
+    """A node and everything that it is computed from."""
+    return _reached(node, lambda present: present.all_input_nodes)
+
+
+def descendants(node: fx.Node) -> set[fx.Node]:
+    """A node and everything that is computed from it."""
+    return _reached(node, lambda present: list(present.users))
+
+
+def _reached(node: fx.Node, following: Callable[[fx.Node], list[fx.Node]]) -> set[fx.Node]:
+    seen: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        present = todo.pop()
+        if present not in seen:
+            seen.add(present)
+            todo += following(present)
+    return seen

@@ -114,7 +114,7 @@ def _judged(model: nn.Module, altered: Tensor, y: Tensor, target: Tensor) -> Att
     altered = altered.detach()
     with torch.no_grad(), evaluating(model):
         named = model(altered).argmax(1)
-    return Attack(altered, target, named == target if target is not y else named != y)
+    return Attack(altered, target, (named != y) & ((named == target) | (target is y)))
 
 
 def _captum() -> Any:

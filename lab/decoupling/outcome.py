@@ -66,9 +66,10 @@ class DecouplingOutcome(Outcome):
         if base is None and found["base"] is None:
             raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
         dense = base if base is not None else nets.build(found["base"])
-        example, plan = torch.zeros(found["example"]), Plan.from_dict(found["plan"])
+        example = torch.zeros(found["example"], dtype=next(dense.parameters(), torch.zeros(0)).dtype)
+        plan = Plan.from_dict(found["plan"])
         with torch.random.fork_rng(devices=[]):
-            decoupled = removed(attach(dense, example), plan, example)
+            decoupled = removed(attach(dense, example, mix=recipe.mix), plan, example)
         try:
             decoupled.model.load_state_dict(found["weights"])
         except RuntimeError as error:

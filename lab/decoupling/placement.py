@@ -8,9 +8,8 @@ from torch import Tensor, fx, nn
 
 from ..core import cost
 from ..core.chains import between, last_affine
-from ..core.channels import CONVS, OUTPUT, Channels, is_cat, is_depthwise, keeps_zero, operands
-from ..core.surgery import ancestors
-from ..core.tracing import module_of, trace, width
+from ..core.channels import CONVS, Channels, is_cat, is_depthwise, keeps_zero, operands
+from ..core.tracing import ancestors, module_of, trace, width
 from . import equations as eq
 from .layers import Controller, Gate, gates
 
@@ -90,7 +89,7 @@ def attach(model: nn.Module, example: Tensor, *, bias: float = 2.0, mix: str = "
     for index, (conv, spot, tail) in enumerate(found):
         name, a = f"gate_{index}", conv.all_input_nodes[0]
         controller = Controller(width(a), width(conv), bias)
-        graph.add_submodule(name, Gate(controller, mix))
+        graph.add_submodule(name, Gate(controller, mix).to(graph.get_parameter(f"{conv.target}.weight").dtype))
         _insert(graph, spot, a, name)
         control = controller.fc1.weight.numel() + controller.fc2.weight.numel()
         own, behind = macs.pop(str(conv.target), 0), sum(macs.pop(layer, 0) for layer in tail)
@@ -137,9 +136,22 @@ def _reason(node: fx.Node, module: Any, channels: Channels) -> str:
         return "it is called more than once"
     if module.groups > 1:
         return "it has groups"
-    if any(channels.pinned.get(channels.find(part.group)) == OUTPUT for part in channels.layouts[node]):
+    if _is_output(node):
         return "its channels are the network's output"
     return ""
+
+
+def _is_output(node: fx.Node) -> bool:
+    """Whether a layer's channels reach the network's answer without another layer that reads them."""
+    todo = list(node.users)
+    while todo:
+        user = todo.pop()
+        module = module_of(user)
+        if user.op == "output":
+            return True
+        if not isinstance(module, nn.Linear) and (not isinstance(module, CONVS) or is_depthwise(module)):
+            todo += user.users
+    return False
 
 
 def _insert(graph: fx.GraphModule, spot: fx.Node, a: fx.Node, name: str) -> None:

@@ -142,7 +142,8 @@ class Decoupling:
     def _train(self, task, baseline, decoupled: Decoupled, classes, checkpoint, owner, progress) -> list[Step]:
         """All weights together: the network's, the controllers', and the heads that are there in training only."""
         G, place = decoupled.model, next(baseline.parameters()).device
-        heads = nn.ModuleList(nn.Linear(site.filters, classes, bias=False) for site in decoupled.sites).to(place)
+        heads = nn.ModuleList(nn.Linear(site.filters, classes, bias=False) for site in decoupled.sites)
+        heads.to(next(baseline.parameters()))  # its place and its kind of numbers
         weights = [*G.parameters(), *heads.parameters()]
         optimiser = SGD(weights, lr=self.lr, momentum=0.9, weight_decay=1e-4)
         schedule = MultiStepLR(optimiser, [round(share * self.steps) for share in self.milestones], 0.1)

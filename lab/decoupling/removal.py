@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..core import surgery
-from ..core.chains import last_affine, not_zero_after
-from ..core.channels import Channels
+from ..core.chains import between, last_affine, not_zero_after
+from ..core.channels import Channels, is_depthwise
 from ..core.surgery import Plan
-from ..core.tracing import trace
+from ..core.tracing import module_of, trace
 from .layers import Controller, gates
 from .paths import Paths
 from .placement import Decoupled, attach, strip
@@ -20,7 +20,8 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
     """The plan that takes out every filter that no path uses; a layer that is never on keeps its first filter.
 
     Filters that one convolution alone writes go for all their readers; those that join a residual stream go at their
-    writer only.
+    writer only. Two filters stay where a depthwise layer follows, which would else be a plain one; a layer whose norm
+    is called elsewhere too stays whole.
     """
     graph = _backbone(decoupled, example)
     channels = Channels(graph)
@@ -28,12 +29,16 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
     plan = Plan()
     for name, bits in zip(paths.layers, paths.split(), strict=True):
         used = bits.any(0)
-        if used.all():
+        last, spot = last_affine(nodes[name])
+        way = between(nodes[name], last)
+        if used.all() or any(node.target in channels.shared for node in way):
             continue
-        index = tuple(np.flatnonzero(used).tolist()) or (0,)
         group = channels.find(channels.layouts[nodes[name]][0].group)
         alone = group not in channels.pinned and len(channels.writers[group]) == 1
-        exact = alone and not_zero_after(last_affine(nodes[name])[1]) is None
+        exact = alone and not_zero_after(spot) is None
+        least = 2 if any(_is_depthwise_of(node, group, channels) for node in graph.graph.nodes) else 1
+        stays = np.argsort(~used, kind="stable")[: max(least, used.sum())]
+        index = tuple(sorted(stays.tolist()))
         (plan.channels if exact else plan.outputs)[name] = index
     return plan
 
@@ -41,13 +46,13 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
 def removed(decoupled: Decoupled, plan: Plan, example: Tensor) -> Decoupled:
     """The network without what the plan drops, its gates and controllers cut to match; the one given stays as it is."""
     graph = _backbone(decoupled, example)
+    smaller = attach(surgery.remove(graph, plan, example), example)  # says in one line if the plan does not fit
     channels = Channels(graph)
     kept = {
         channels.find(channels.group_of(name)): _mask(index, channels.sizes[channels.group_of(name)])
         for name, index in plan.channels.items()
     }
     sources = {str(node.target): node.all_input_nodes[0] for node in graph.graph.nodes if node.op == "call_module"}
-    smaller = attach(surgery.remove(graph, plan, example), example)
     old, new = gates(decoupled.model), gates(smaller.model)
     filters = {**plan.channels, **plan.outputs}
     for before, after in zip(decoupled.sites, smaller.sites, strict=True):
@@ -57,6 +62,11 @@ def removed(decoupled: Decoupled, plan: Plan, example: Tensor) -> Decoupled:
         new[after.gate].mix = old[before.gate].mix
     smaller.model.eval()
     return smaller
+
+
+def _is_depthwise_of(node: fx.Node, group: int, channels: Channels) -> bool:
+    """Whether a node calls a depthwise layer of this class of channels."""
+    return is_depthwise(module_of(node)) and any(channels.find(part.group) == group for part in channels.layouts[node])
 
 
 def _backbone(decoupled: Decoupled, example: Tensor) -> fx.GraphModule:

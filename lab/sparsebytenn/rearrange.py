@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..core.channels import CONVS, Channels, is_depthwise
-from ..core.surgery import Slice, ancestors, descendants, has_channels
-from ..core.tracing import module_of, propagate, trace
+from ..core.surgery import Slice, has_channels
+from ..core.tracing import ancestors, descendants, module_of, propagate, trace
 
 LAYERS = (*CONVS, nn.Linear)
 
