@@ -10,7 +10,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..core.task import evaluating, inputs
-from .activations import as_taken, call, features, hooked, named, reading
+from .activations import as_taken, call, features, hooked, named, over, reading
 
 Filters = int | Sequence[int]
 
@@ -49,7 +49,7 @@ def switched_off(
     """
     import pandas
 
-    data = [(inputs(batch), batch[1]) for batch in batches]
+    data = [(inputs(batch), batch[1]) for batch in over(batches)]
     if not data:
         raise ValueError("the batches are empty: give at least one (x, y)")
     count = reading(model, layer, data[0][0][:1]).shape[1]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from ..core.task import evaluating
 
@@ -134,6 +135,15 @@ def as_taken(model: nn.Module, x: Any) -> Any:
         return x
     like = next((p for p in model.parameters() if p.is_floating_point()), x)
     return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+
+
+def over(batches: Iterable, progress: str = "") -> Iterator[Any]:
+    """The batches with a bar under that name; torch's generator, from which a shuffling loader draws, is given back."""
+    if isinstance(batches, Iterator):
+        kind = type(batches).__name__
+        raise TypeError(f"the batches are a {kind}, which ends after one pass: give a DataLoader or a list")
+    with torch.random.fork_rng(devices=[]):
+        yield from tqdm(batches, desc=progress, disable=not progress, leave=False)
 
 
 def pictures(x: Any, name: str = "x") -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..core.descent import seeded
-from .activations import named, pictures, reading
+from .activations import named, over, pictures, reading
 
 _POOL = 24  # filters that a set may be built from: those nearest to the concept by themselves
 
@@ -163,7 +163,7 @@ def _maps(model: nn.Module, layer: str, x: list[torch.Tensor], progress: bool) -
 
 def _data(batches: Iterable, names: Sequence[str]) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The pictures by batch and all masks, (N, K, H, W) bool."""
-    data = [(pictures(x, "a batch"), masks) for x, masks in batches]
+    data = [(pictures(x, "a batch"), masks) for x, masks in over(batches)]
     if not data:
         raise ValueError("the batches are empty: give at least one (x, masks)")
     for x, masks in data:

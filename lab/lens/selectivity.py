@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..core.task import inputs
-from .activations import named, reading
+from .activations import named, over, reading
 
 
 def selectivity(
@@ -27,7 +26,7 @@ def selectivity(
 
     (layer,) = named(model, layer)
     answers, labels = [], []
-    for batch in tqdm(batches, desc="selectivity", disable=not progress, leave=False):
+    for batch in over(batches, "selectivity" if progress else ""):
         answer = reading(model, layer, inputs(batch)).double()
         answers.append((answer.mean((2, 3)) if answer.ndim == 4 else answer).cpu())
         labels.append(batch[1].cpu())
