@@ -22,9 +22,8 @@ A layer is a name of `model.named_modules()`; its filters are axis 1 of what it 
 (N, filters). Pictures are as the model takes them; those within [0, 1] are shown as they are, others from their
 lowest value to their highest. Models run in eval mode. Exact masks come from `lab.tasks.scenes_concepts()`.
 
-departures    Network Dissection searches Broden, whose masks people drew; ours are drawn by rule. A filter
-              that answers the same everywhere is strong nowhere. Sets are chosen on one half of the pictures and measured
-              on the other.
+departures    Network Dissection searches Broden, whose masks people drew; ours are drawn by rule. A filter that answers
+              the same everywhere is strong nowhere. Sets are chosen on one half of the pictures, measured on the other.
 """
 
 from .ablation import switched_off, without

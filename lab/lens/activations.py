@@ -146,6 +146,19 @@ def over(batches: Iterable, progress: str = "") -> Iterator[Any]:
         yield from tqdm(batches, desc=progress, disable=not progress, leave=False)
 
 
+def labelled(batches: Iterable, progress: str = "", what: str = "y") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches as (x, y); ValueError where there are none, or one is not a pair of equal length."""
+    empty = True
+    for batch in over(batches, progress):
+        empty = False
+        pair = isinstance(batch, (tuple, list)) and len(batch) >= 2 and isinstance(batch[1], torch.Tensor)
+        if not pair or len(batch[0]) != len(batch[1]):
+            raise ValueError(f"a batch is no pair (x, {what}) of equal length: give one {what} for each picture")
+        yield batch[0], batch[1]
+    if empty:
+        raise ValueError(f"the batches are empty: give at least one (x, {what})")
+
+
 def pictures(x: Any, name: str = "x") -> torch.Tensor:
     """x as a batch of pictures (N, C, H, W); ValueError in one line for anything else, and for NaN."""
     if not isinstance(x, torch.Tensor) or x.ndim != 4 or not len(x):

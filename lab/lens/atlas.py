@@ -49,9 +49,9 @@ def atlas(model: nn.Module, x: torch.Tensor, layers: Sequence[str] | None = None
     return Explorer(draw, controls, title=f"{type(model).__name__}: feature maps")
 
 
-def span(seen: np.ndarray) -> tuple[float, float]:
+def span(*seen: np.ndarray) -> tuple[float, float]:
     """What is shown black and white: 0 and 1 for pictures within [0, 1], else their lowest and highest value."""
-    low, high = float(seen.min()), float(seen.max())
+    low, high = min(float(x.min()) for x in seen), max(float(x.max()) for x in seen)
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 

@@ -89,7 +89,7 @@ def explain(
         parts = [raster.photo(seen[picture], f"picture {picture}", low, high, longest=200)]
         for title, mark in zip(("this network", "control: fresh weights"), marks, strict=True):
             parts.append(raster.grid(mark, title, "attribution", longest=200, scale=raster.Scale.of(mark)))
-        name = classes[int(label)] if classes else f"class {int(label)}"
+        name = classes[int(label)] if int(label) < len(classes) else f"class {int(label)}"
         a, b = (mark.ravel() for mark in marks)
         return Frame("".join(parts), {"for": name, "correlation with control": _correlation(a, b)})
 
@@ -120,9 +120,7 @@ def _out_of_place(model: nn.Module) -> nn.Module:
     for module in copy.modules():
         if getattr(module, "inplace", False):
             setattr(module, "inplace", False)  # noqa: B010  # to mypy a module's attribute is a tensor
-    for parameter in copy.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    return copy
+    return copy.requires_grad_(False)  # only the pixels' gradient is asked for
 
 
 def _gradcam(captum, copy, answer, x, wanted, layer) -> torch.Tensor:

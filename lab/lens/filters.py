@@ -28,12 +28,14 @@ def filters(
     batches, and that of three other filters drawn at random. ValueError where a layer gives no feature maps.
     """
     names = named(model, layers)
+    if not isinstance(shown, int) or isinstance(shown, bool) or shown < 1:
+        raise ValueError(f"shown={shown!r}: give a whole number of pictures, 1 or more")
     first = _first(batches)
     x = pictures(inputs(first), "a batch")[:shown]
     found = {name: answer.float().cpu().numpy() for name, answer in maps(model, x, names).items() if name in names}
     tops = strongest_of(model, names, batches, k, progress=progress)
     seen, measured = x.float().cpu().numpy(), dict[tuple[str, int], Any]()
-    low, high = span(np.stack([*seen, *(p.float().numpy() for p in tops[names[0]].pictures.values())]))
+    low, high = span(*seen, *(picture.float().numpy() for top in tops.values() for picture in top.pictures.values()))
 
     def draw(filter: int, picture: int, layer: str = names[0]) -> Frame:
         answer, top = found[layer][picture], tops[layer]
