@@ -16,7 +16,7 @@ from ..core.task import evaluating
 Input = torch.Tensor | tuple | dict  # one input, the positional inputs, or the inputs by name
 
 
-def activations(model: nn.Module, x: Input, layers: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+def activations(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, torch.Tensor]:
     """What the layers answer to x, by name in the order in which they ran; the model is left as it was.
 
     `layers` are names of `named_modules()`; left out, all modules without children. A layer that runs again gives
@@ -42,14 +42,15 @@ def activations(model: nn.Module, x: Input, layers: Sequence[str] | None = None)
     return found
 
 
-def maps(model: nn.Module, x: Input, layers: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+def maps(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, torch.Tensor]:
     """The answers that are feature maps, (N, C, H, W) of more than one pixel, by layer.
 
     ValueError where a named layer, or the whole model, gives none.
     """
+    names = [] if layers is None else named(model, layers)
     seen = activations(model, x, layers)
     found = {name: answer for name, answer in seen.items() if _is_map(answer)}
-    for name in layers or ():
+    for name in names:
         if name not in found:
             shape = _shapes(seen, name)
             raise ValueError(f"{name!r} gives {shape}, no feature maps (N, C, H, W): {_hint(model, x)}")

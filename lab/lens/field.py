@@ -60,7 +60,7 @@ def _answers(model: nn.Module, layers: list[str], x: torch.Tensor) -> dict[str, 
 def _touched(answer: torch.Tensor, axis: int) -> torch.Tensor:
     """Which places along an axis of a map are NaN in any filter; a layer without maps has one place."""
     broken = torch.isnan(answer)
-    return broken.transpose(axis, -1).flatten(0, 2).any(0) if answer.ndim == 4 else broken.any().view(1)
+    return broken.transpose(axis, -1).flatten(0, 2).any(0).cpu() if answer.ndim == 4 else broken.any().view(1).cpu()
 
 
 def first(seen: dict[str, torch.Tensor], layer: str) -> torch.Tensor:

@@ -88,6 +88,19 @@ def test_fresh_weights_are_others_and_the_same_for_a_seed():
     assert not torch.equal(one[1].in_proj_weight, model[1].in_proj_weight) and not one[0][1].running_mean.any()
 
 
+def test_concepts_are_dissected_by_a_click():
+    x, masks = halves(12)
+    names = ("left", "right", "both")
+    explorer = lens.dissect(Shown(), "maps", [(x, masks)], names, top=8 / 64, progress=False)
+    frame = lens.concept_sets(Shown(), "maps", [(x, masks)], names, top=8 / 64, progress=False)
+    assert explorer.set(concept="both").frame.facts == {
+        "filters": "0, 1", "IoU": 1.0, "fresh weights": frame.loc["both", "random_set_iou"], "measured on": "6 pictures"
+    }  # fmt: skip
+    picture = explorer.frame.svg
+    assert picture.count("data-set=") == 3 and picture.count("lab-strong") == picture.count("lab-frame") == 6
+    assert explorer.set(filters="the best filter").frame.facts["IoU"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("act", "words"),
     [
@@ -96,7 +109,7 @@ def test_fresh_weights_are_others_and_the_same_for_a_seed():
         (lambda x, m: lens.unit_concepts(plain(), "4", [x], "abc"), "no pair (x, masks)"),
         (lambda x, m: lens.unit_concepts(plain(), "10", [(x, m)], "abc"), "gives (6, 3), no feature"),
         (lambda x, m: lens.unit_concepts(plain(), "4", [(x, m)], "abc", top=2, progress=False), "top=2"),
-        (lambda x, m: lens.concept_sets(plain(), "4", [(x[:1], m[:1])], "abc", progress=False), "cannot be halved"),
+        (lambda x, m: lens.concept_sets(plain(), "4", [(x[:1], m[:1])], "abc", progress=False), "one picture only"),
         (lambda x, m: lens.concept_sets(plain(), "4", [(x, m)], "abc", most=0), "most=0"),
         (lambda x, m: lens.unit_concepts(Tokens(), "head", [(pictures(6), m)], "abc"), "no feature maps"),
     ],
