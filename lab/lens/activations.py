@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from ..core.task import evaluating
 
 Input = torch.Tensor | tuple | dict  # one input, the positional inputs, or the inputs by name
 
 
-def activations(model: nn.Module, x: Input, layers: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+def activations(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, torch.Tensor]:
     """What the layers answer to x, by name in the order in which they ran; the model is left as it was.
 
     `layers` are names of `named_modules()`; left out, all modules without children. A layer that runs again gives
@@ -41,14 +42,15 @@ def activations(model: nn.Module, x: Input, layers: Sequence[str] | None = None)
     return found
 
 
-def maps(model: nn.Module, x: Input, layers: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+def maps(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, torch.Tensor]:
     """The answers that are feature maps, (N, C, H, W) of more than one pixel, by layer.
 
     ValueError where a named layer, or the whole model, gives none.
     """
+    names = [] if layers is None else named(model, layers)
     seen = activations(model, x, layers)
     found = {name: answer for name, answer in seen.items() if _is_map(answer)}
-    for name in layers or ():
+    for name in names:
         if name not in found:
             shape = _shapes(seen, name)
             raise ValueError(f"{name!r} gives {shape}, no feature maps (N, C, H, W): {_hint(model, x)}")
@@ -134,6 +136,28 @@ def as_taken(model: nn.Module, x: Any) -> Any:
         return x
     like = next((p for p in model.parameters() if p.is_floating_point()), x)
     return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+
+
+def over(batches: Iterable, progress: str = "") -> Iterator[Any]:
+    """The batches with a bar under that name; torch's generator, from which a shuffling loader draws, is given back."""
+    if isinstance(batches, Iterator):
+        kind = type(batches).__name__
+        raise TypeError(f"the batches are a {kind}, which ends after one pass: give a DataLoader or a list")
+    with torch.random.fork_rng(devices=[]):
+        yield from tqdm(batches, desc=progress, disable=not progress, leave=False)
+
+
+def labelled(batches: Iterable, progress: str = "", what: str = "y") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches as (x, y); ValueError where there are none, or one is not a pair of equal length."""
+    empty = True
+    for batch in over(batches, progress):
+        empty = False
+        pair = isinstance(batch, (tuple, list)) and len(batch) >= 2 and isinstance(batch[1], torch.Tensor)
+        if not pair or len(batch[0]) != len(batch[1]):
+            raise ValueError(f"a batch is no pair (x, {what}) of equal length: give one {what} for each picture")
+        yield batch[0], batch[1]
+    if empty:
+        raise ValueError(f"the batches are empty: give at least one (x, {what})")
 
 
 def pictures(x: Any, name: str = "x") -> torch.Tensor:

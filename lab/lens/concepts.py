@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..core.descent import seeded
-from .activations import named, pictures, reading
+from .activations import labelled, named, pictures, reading
 
 _POOL = 24  # filters that a set may be built from: those nearest to the concept by themselves
 
@@ -33,10 +33,10 @@ def unit_concepts(
     """
     import pandas
 
-    x, masks = _data(batches, names)
+    x, masks = concept_data(batches, names, top)
     tables = []
     for net in (model, with_fresh_weights(model, seed)):
-        units = _Units(_maps(net, layer, x, progress), masks, top)
+        units = Units(all_maps(net, layer, x, progress), masks, top)
         tables.append(units.iou(masks, progress))
     iou, ceiling = tables[0]
     best = iou.argmax(1)
@@ -59,14 +59,12 @@ def concept_sets(
     """
     import pandas
 
-    x, masks = _data(batches, names)
-    if len(x) < 2:
-        raise ValueError("one picture cannot be halved: give two or more")
+    x, masks = concept_data(batches, names, top, most)
     found = []
     for net in (model, with_fresh_weights(model, seed)):
-        maps = _maps(net, layer, x, progress)
-        chosen = _Units(maps[::2], masks[::2], top)
-        found.append([_best_set(chosen, maps[1::2], masks, k, most, top) for k in range(len(names))])
+        maps = all_maps(net, layer, x, progress)
+        chosen = Units(maps[::2], masks[::2], top)
+        found.append([best_set(chosen, maps[1::2], masks, k, most, top) for k in range(len(names))])
     rows = [
         {"concept": name, "filter": one[0][0], "iou": one[1], "filters": one[0], "set_iou": one[2],
          "random_iou": other[1], "random_set_iou": other[2]}
@@ -91,7 +89,7 @@ def with_fresh_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     return fresh
 
 
-class _Units:
+class Units:
     """The maps of a layer (N, F, h, w), the threshold of each filter, and where it is above it."""
 
     def __init__(self, maps: torch.Tensor, masks: torch.Tensor, top: float, threshold: torch.Tensor | None = None):
@@ -122,8 +120,8 @@ class _Units:
         return (both / union.clamp(min=1)).numpy(), (least / largest.clamp(min=1)).numpy()
 
 
-def _best_set(
-    units: _Units, held_out: torch.Tensor, masks: torch.Tensor, concept: int, most: int, top: float
+def best_set(
+    units: Units, held_out: torch.Tensor, masks: torch.Tensor, concept: int, most: int, top: float
 ) -> tuple[list[int], float, float]:
     """The greedy set of filters for a concept, and the IoU of its first filter and of all on the held-out half."""
     wanted = masks[::2, concept]
@@ -140,7 +138,7 @@ def _best_set(
         picked.append(best)
         have = have | strong[:, best]
     filters = pool[picked]
-    other = _Units(held_out, masks[1::2], top, units.threshold).strong(filters)
+    other = Units(held_out, masks[1::2], top, units.threshold).strong(filters)
     truth = masks[1::2, concept]
     return filters.tolist(), _iou(other[:, 0], truth), _iou(other.any(1), truth)
 
@@ -150,7 +148,7 @@ def _iou(a: torch.Tensor, b: torch.Tensor) -> float:
     return int((a & b).sum()) / union if union else 0.0
 
 
-def _maps(model: nn.Module, layer: str, x: list[torch.Tensor], progress: bool) -> torch.Tensor:
+def all_maps(model: nn.Module, layer: str, x: list[torch.Tensor], progress: bool) -> torch.Tensor:
     """The maps of a layer on all pictures, (N, F, h, w)."""
     (layer,) = named(model, layer)
     found = [
@@ -161,13 +159,19 @@ def _maps(model: nn.Module, layer: str, x: list[torch.Tensor], progress: bool) -
     return torch.cat(found)
 
 
-def _data(batches: Iterable, names: Sequence[str]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The pictures by batch and all masks, (N, K, H, W) bool."""
-    data = [(pictures(x, "a batch"), masks) for x, masks in batches]
-    if not data:
-        raise ValueError("the batches are empty: give at least one (x, masks)")
+def concept_data(
+    batches: Iterable, names: Sequence[str], top: float, most: int = 1
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The pictures by batch and all masks, (N, K, H, W) bool; ValueError for what does not fit."""
+    if not 0 < top < 1:
+        raise ValueError(f"top={top!r}: give the share of the answers that count as strong, between 0 and 1")
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        raise ValueError(f"most={most!r}: give a whole number of filters, 1 or more")
+    data = [(pictures(x, "a batch"), masks) for x, masks in labelled(batches, what="masks")]
     for x, masks in data:
         if masks.ndim != 4 or len(masks) != len(x) or masks.shape[1] != len(names):
             wanted = f"({len(x)}, {len(names)}, H, W)"
             raise ValueError(f"masks are {tuple(masks.shape)}: give {wanted}, a bool for each picture, name and pixel")
+    if sum(len(x) for x, _ in data) < 2:
+        raise ValueError("there is one picture only: give two or more, half of which to measure on")
     return [x for x, _ in data], torch.cat([masks.bool().cpu() for _, masks in data])

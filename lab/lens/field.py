@@ -32,7 +32,7 @@ def receptive_fields(model: nn.Module, layers: list[str], x: torch.Tensor, bands
     pixels, else to the whole band outwards. Whatever mixes the whole picture (attention, squeeze and excitation, group
     norms) sees all of it; so does, by assumption, a unit that no NaN reaches. Boxes: what lies inside may have gaps.
     """
-    x = pictures(x)[:1]
+    x = pictures(x)[:1].float()
     clean = _answers(model, layers, x)
     if any(torch.isnan(answer).any() for answer in clean.values()):
         raise ValueError("the model answers NaN on finite data: its weights are broken, load them again")
@@ -60,7 +60,7 @@ def _answers(model: nn.Module, layers: list[str], x: torch.Tensor) -> dict[str, 
 def _touched(answer: torch.Tensor, axis: int) -> torch.Tensor:
     """Which places along an axis of a map are NaN in any filter; a layer without maps has one place."""
     broken = torch.isnan(answer)
-    return broken.transpose(axis, -1).flatten(0, 2).any(0) if answer.ndim == 4 else broken.any().view(1)
+    return broken.transpose(axis, -1).flatten(0, 2).any(0).cpu() if answer.ndim == 4 else broken.any().view(1).cpu()
 
 
 def first(seen: dict[str, torch.Tensor], layer: str) -> torch.Tensor:

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..core.task import inputs
-from .activations import activations, features, named, pictures
+from .activations import activations, features, named, over, pictures
 from .field import Field, first, receptive_fields
 
 Top = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # values (F, k), numbers of the pictures (F, k), units (F, k, 2)
@@ -52,9 +51,9 @@ class Strongest:
 def strongest(model: nn.Module, layer: str, batches: Iterable, k: int = 9, *, progress: bool = True) -> Strongest:
     """The k pictures of `batches` that each filter of a layer answers to most, one pass, and what it sees in them.
 
-    A batch is (x, y) or x, all x (N, C, H, W) of one size; filters are axis 1 of what the layer gives. Held in memory:
-    at most filters * k pictures. The part is the unit's receptive field (`receptive_fields`). ValueError for an empty
-    stream, another shape, or k below 1.
+    A batch is (x, y) or x, all x (N, C, H, W) of one size; filters are axis 1 of what the layer gives, at its first
+    call if it runs more than once. The part is the unit's receptive field (`receptive_fields`). Held in memory: at
+    most filters * k pictures. ValueError for an empty stream, another shape, or k below 1.
     """
     return strongest_of(model, [layer], batches, k, progress=progress)[layer]
 
@@ -69,7 +68,7 @@ def strongest_of(
     tops: dict[str, Top] = {}
     kept: dict[int, torch.Tensor] = {}
     count, shape = 0, None
-    for batch in tqdm(batches, desc="strongest", disable=not progress, leave=False):
+    for batch in over(batches, "strongest" if progress else ""):
         x = pictures(inputs(batch), "a batch")
         shape = x.shape[1:] if shape is None else shape
         if x.shape[1:] != shape:
