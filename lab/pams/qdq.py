@@ -1,0 +1,280 @@
+"""A quantised network as ONNX: whole-number weights, and a quantiser with its inverse (Q, DQ) wherever a grid begins.
+
+onnxruntime turns what stands between two such pairs into integer kernels. What it asks for is kept here: uint8
+activations, with zero point 128 for signed grids and 0 behind a ReLU; int8 weights; int32 biases on the step
+s_x * s_w; a pair behind whatever only moves values (concatenation, pixel shuffle), on the step of what it moves.
+Fewer than 8 bits are first written on the 8-bit grid of the same largest value, then on their own.
+"""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from .. import __version__
+from ..core import store
+from ..core.channels import is_cat, operands
+from ..core.task import evaluating
+from ..core.tracing import module_of
+from .layers import QuantisedConv2d, Quantiser
+from .placement import passes
+
+OPSET, IR = 17, 8
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a tensor's values lie: (code - zero) * step, by the names of its step and zero point, and the step."""
+
+    step: str
+    zero: str
+    value: float
+
+
+def write(model: fx.GraphModule, path: str | Path) -> Path:
+    """Write a prepared network, quantised or not, as one ONNX file (N, C, H, W) with free N, H, W; returns the path.
+
+    Raises ImportError without the extra `export`, ValueError naming an operator that is not known here; neither
+    leaves a file behind.
+    """
+    store.write(Path(path), to_model(model).SerializeToString())
+    return Path(path)
+
+
+def to_model(model: fx.GraphModule) -> Any:
+    """The network as an `onnx.ModelProto`."""
+    try:
+        from onnx import TensorProto, helper
+    except ImportError as error:
+        raise ImportError("writing ONNX needs onnx: pip install 'lab[export]'") from error
+    writer = _Writer(model)
+    with torch.no_grad(), evaluating(model):
+        for node in model.graph.nodes:
+            writer.visit(node)
+    (entry,) = (node for node in model.graph.nodes if node.op == "placeholder")
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", f"C{k}", f"H{k}", f"W{k}"])
+        for k, name in enumerate((writer.names[entry], "output"))
+    ]
+    graph = helper.make_graph(writer.nodes, "lab", ends[:1], ends[1:], list(writer.constants.values()))
+    return helper.make_model(
+        graph, producer_name="lab", producer_version=__version__, ir_version=IR,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+    )  # fmt: skip
+
+
+@dataclass
+class _Writer:
+    """The graph as far as it is written: each node's tensor by name, and the grid that it lies on."""
+
+    model: fx.GraphModule
+    nodes: list[Any] = field(default_factory=list)
+    constants: dict[str, Any] = field(default_factory=dict)
+    names: dict[fx.Node, str] = field(default_factory=dict)
+    grids: dict[fx.Node, Grid] = field(default_factory=dict)
+
+    def visit(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self.names[node] = "input"
+        elif node.op == "output":
+            self.emit("Identity", [self.names[node.all_input_nodes[0]]], "output")
+        elif node.op == "get_attr":
+            self.names[node] = self.constant(str(node.target), _attribute(self.model, str(node.target)))
+        else:
+            self.names[node] = self.operator(node)
+            if is_cat(node) or passes(node):
+                self.keep_grid(node)
+
+    def operator(self, node: fx.Node) -> str:
+        """Write one operator; the name of what it gives."""
+        module = module_of(node)
+        make: Callable | None
+        if module is not None:
+            make = next((make for kind, make in _MODULES.items() if isinstance(module, kind)), None)
+        elif is_cat(node):
+            make = _concat
+        else:
+            make = _FUNCTIONS.get(node.target)
+        if make is None:
+            kind = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+            raise ValueError(f"{node.name} ({kind}) has no ONNX form here: known are {', '.join(_known())}")
+        return make(self, node)
+
+    def emit(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}:{kind}", **attributes))
+        return output
+
+    def constant(self, name: str, value: Any) -> str:
+        from onnx import numpy_helper
+
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
+        return name
+
+    def pair(self, source: str, name: str, grid: Grid) -> str:
+        """Round `source` to a grid and give it back as float."""
+        code = self.emit("QuantizeLinear", [source, grid.step, grid.zero], f"{name}.q")
+        return self.emit("DequantizeLinear", [code, grid.step, grid.zero], name)
+
+    def grid(self, name: str, alpha: float, n: int, signed: bool) -> Grid:
+        step = self.constant(f"{name}.step", np.float32(alpha / n))
+        return Grid(step, self.constant(f"zero{128 * signed}", np.uint8(128 * signed)), alpha / n)
+
+    def keep_grid(self, node: fx.Node) -> None:
+        """Behind an operator that moves values: round them to the grid that all of them lie on already."""
+        grids = {self.grids.get(source) for source in node.all_input_nodes}
+        grid = grids.pop() if len(grids) == 1 else None
+        if grid is not None:
+            self.grids[node] = grid
+            self.names[node] = self.pair(self.names[node], f"{node.name}.same", grid)
+
+
+# -- one function an operator ------------------------------------------------------------------------------------------
+
+
+def _quantise(writer: _Writer, node: fx.Node) -> str:
+    q: Any = module_of(node)
+    name, source, alpha = str(node.target), writer.names[node.all_input_nodes[0]], float(q.scale_of.detach())
+    if q.bits < 8:  # no saturation of 8-bit codes would clamp: first the 8-bit grid, which a convolution can write
+        wide = writer.grid(f"{name}.wide", alpha, 127 if q.signed else 255, q.signed)
+        ends = [writer.constant(f"{name}.{k}", np.float32(v)) for k, v in (("low", -alpha * q.signed), ("high", alpha))]
+        source = writer.emit("Clip", [writer.pair(source, f"{node.name}.wide", wide), *ends], f"{node.name}.clip")
+    writer.grids[node] = writer.grid(name, alpha, q.n, q.signed)
+    return writer.pair(source, node.name, writer.grids[node])
+
+
+def _conv(writer: _Writer, node: fx.Node) -> str:
+    conv: Any = module_of(node)
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        raise ValueError(f"{node.target}: padding {conv.padding!r}, {conv.padding_mode!r}: ONNX takes zeros by number")
+    name, source = str(node.target), node.all_input_nodes[0]
+    inputs = [writer.names[source], *(_rounded if isinstance(conv, QuantisedConv2d) else _plain)(writer, conv, name,
+                                                                                               writer.grids.get(source))]
+    common = {"strides": conv.stride, "pads": [*conv.padding, *conv.padding], "dilations": conv.dilation}
+    if isinstance(conv, nn.ConvTranspose2d):
+        kind, common["output_padding"] = "ConvTranspose", conv.output_padding
+    else:
+        kind = "Conv"
+    return writer.emit(kind, inputs, node.name, kernel_shape=conv.kernel_size, group=conv.groups, **common)
+
+
+def _plain(writer: _Writer, conv: Any, name: str, grid: Grid | None) -> list[str]:
+    parts = [writer.constant(f"{name}.weight", conv.weight)]
+    return parts if conv.bias is None else [*parts, writer.constant(f"{name}.bias", conv.bias)]
+
+
+def _rounded(writer: _Writer, conv: QuantisedConv2d, name: str, grid: Grid | None) -> list[str]:
+    """The weight as int8 codes, the bias as int32 where the input lies on a grid."""
+    codes, step = conv.codes()
+    axis = {"axis": 0} if conv.per_channel else {}
+    flat = step.flatten() if conv.per_channel else step.reshape(())
+    scale = writer.constant(f"{name}.weight.step", flat)
+    zero = writer.constant(f"{name}.zero" if conv.per_channel else "zero_w", torch.zeros_like(flat, dtype=torch.int8))
+    writer.constant(f"{name}.weight.q", codes)
+    parts = [writer.emit("DequantizeLinear", [f"{name}.weight.q", scale, zero], f"{name}.weight", **axis)]
+    if conv.bias is None:
+        return parts
+    if grid is None:
+        return [*parts, writer.constant(f"{name}.bias", conv.bias)]
+    unit = flat.double() * grid.value
+    whole = (conv.bias.detach().double() / unit).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
+    pair = [writer.constant(f"{name}.bias.q", whole), writer.constant(f"{name}.bias.step", unit.float())]
+    return [*parts, writer.emit("DequantizeLinear", pair, f"{name}.bias", **axis)]
+
+
+def _concat(writer: _Writer, node: fx.Node) -> str:
+    return writer.emit("Concat", [writer.names[one] for one in operands(node)], node.name, axis=1)
+
+
+def _shuffle(writer: _Writer, node: fx.Node) -> str:
+    module: Any = module_of(node)
+    factor = module.upscale_factor if module is not None else node.args[1]
+    return writer.emit("DepthToSpace", _tensors(writer, node), node.name, blocksize=factor, mode="CRD")
+
+
+def _enlarge(writer: _Writer, node: fx.Node) -> str:
+    module: Any = module_of(node)
+    how = vars(module) if module is not None else dict(zip(("size", "scale_factor", "mode"), node.args[1:], strict=False)) | node.kwargs
+    mode, factor = how.get("mode") or "nearest", how.get("scale_factor")
+    if factor is None or mode not in ("nearest", "bilinear", "bicubic") or how.get("antialias"):
+        raise ValueError(f"{node.name}: interpolation {mode!r} with scale_factor={factor}: give nearest, bilinear or "
+                         "bicubic, and a scale_factor")  # fmt: skip
+    places = "align_corners" if how.get("align_corners") else "half_pixel"
+    sizes = writer.constant(f"{node.name}.factors", np.array([1, 1, *np.broadcast_to(factor, 2)], np.float32))
+    kind = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}[mode]
+    extra = {"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"} if mode == "nearest" else {
+        "coordinate_transformation_mode": places, "cubic_coeff_a": -0.75}  # fmt: skip
+    return writer.emit("Resize", [*_tensors(writer, node), "", sizes], node.name, mode=kind, **extra)
+
+
+def _simple(kind: str, **attributes: Callable[[Any], Any]) -> Callable:
+    """An operator of the same tensors in the same order; numbers among them become constants."""
+
+    def make(writer: _Writer, node: fx.Node) -> str:
+        module = module_of(node)
+        found = {name: take(module if module is not None else node) for name, take in attributes.items()}
+        return writer.emit(kind, _tensors(writer, node), node.name, **found)
+
+    return make
+
+
+def _tensors(writer: _Writer, node: fx.Node) -> list[str]:
+    """The operands of a node: tensors by name, and numbers as constants where it takes two."""
+    two = node.op == "call_function" and node.target in _ARITHMETIC
+    args = node.args[:2] if two else node.args[:1]
+    return [
+        writer.names[arg] if isinstance(arg, fx.Node) else writer.constant(f"number {arg}", np.float32(arg))
+        for arg in args
+    ]
+
+
+def _prelu(writer: _Writer, node: fx.Node) -> str:
+    module: Any = module_of(node)
+    slope = writer.constant(f"{node.target}.slope", module.weight.view(-1, 1, 1))
+    return writer.emit("PRelu", [*_tensors(writer, node), slope], node.name)
+
+
+def _slope(thing: Any) -> float:
+    if isinstance(thing, fx.Node):
+        return thing.args[1] if len(thing.args) > 1 else thing.kwargs.get("negative_slope", 0.01)
+    return thing.negative_slope
+
+
+def _attribute(model: nn.Module, name: str) -> Tensor:
+    for part in name.split("."):
+        model = getattr(model, part)
+    return model  # type: ignore[return-value]
+
+
+def _same(writer: _Writer, node: fx.Node) -> str:
+    return writer.names[node.all_input_nodes[0]]
+
+
+_ARITHMETIC = {
+    operator.add: "Add", torch.add: "Add", operator.sub: "Sub", torch.sub: "Sub", operator.mul: "Mul", torch.mul: "Mul",
+    operator.truediv: "Div",
+}  # fmt: skip
+_RELU, _LEAKY, _SIGMOID = _simple("Relu"), _simple("LeakyRelu", alpha=_slope), _simple("Sigmoid")
+_MODULES: dict[type, Callable] = {
+    Quantiser: _quantise, nn.Conv2d: _conv, nn.ConvTranspose2d: _conv, nn.ReLU: _RELU, nn.LeakyReLU: _LEAKY,
+    nn.PReLU: _prelu, nn.Sigmoid: _SIGMOID, nn.Tanh: _simple("Tanh"), nn.PixelShuffle: _shuffle, nn.Upsample: _enlarge,
+    nn.Identity: _same, nn.Dropout: _same,
+}  # fmt: skip
+_FUNCTIONS: dict[Any, Callable] = {
+    **{target: _simple(kind) for target, kind in _ARITHMETIC.items()}, F.relu: _RELU, torch.relu: _RELU,
+    F.leaky_relu: _LEAKY, torch.sigmoid: _SIGMOID, F.pixel_shuffle: _shuffle, torch.pixel_shuffle: _shuffle,
+    F.interpolate: _enlarge,
+}  # fmt: skip
+
+
+def _known() -> list[str]:
+    return sorted({kind.__name__ for kind in _MODULES} | set(_ARITHMETIC.values()) | {"cat", "interpolate"})
