@@ -26,6 +26,7 @@ from .layers import QuantisedConv2d, Quantiser
 from .placement import passes
 
 OPSET, IR = 17, 8
+LANES = 16  # fewer output channels than this keep onnxruntime from its fast integer kernel: zeros fill them up
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class _Writer:
     constants: dict[str, Any] = field(default_factory=dict)
     names: dict[fx.Node, str] = field(default_factory=dict)
     grids: dict[fx.Node, Grid] = field(default_factory=dict)
+    padded: dict[fx.Node, int] = field(default_factory=dict)
 
     def visit(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -148,17 +150,24 @@ def _quantise(writer: _Writer, node: fx.Node) -> str:
         wide = writer.grid(f"{name}.wide", alpha, 127 if q.signed else 255, q.signed)
         ends = [writer.constant(f"{name}.{k}", np.float32(v)) for k, v in (("low", -alpha * q.signed), ("high", alpha))]
         source = writer.emit("Clip", [writer.pair(source, f"{node.name}.wide", wide), *ends], f"{node.name}.clip")
-    writer.grids[node] = writer.grid(name, alpha, q.n, q.signed)
-    return writer.pair(source, node.name, writer.grids[node])
+    grid = writer.grids[node] = writer.grid(name, alpha, q.n, q.signed)
+    if (channels := writer.padded.get(node.all_input_nodes[0])) is None:
+        return writer.pair(source, node.name, grid)
+    ends = [writer.constant(f"whole {k}", np.array([k])) for k in (0, channels, 1)]
+    return writer.pair(writer.emit("Slice", [writer.pair(source, f"{node.name}.padded", grid), *ends],
+                                   f"{node.name}.slice"), node.name, grid)  # fmt: skip
 
 
 def _conv(writer: _Writer, node: fx.Node) -> str:
     conv: Any = module_of(node)
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise ValueError(f"{node.target}: padding {conv.padding!r}, {conv.padding_mode!r}: ONNX takes zeros by number")
-    name, source = str(node.target), node.all_input_nodes[0]
-    inputs = [writer.names[source], *(_rounded if isinstance(conv, QuantisedConv2d) else _plain)(writer, conv, name,
-                                                                                               writer.grids.get(source))]
+    source = node.all_input_nodes[0]
+    grid = writer.grids.get(source)
+    if isinstance(conv, QuantisedConv2d) and grid is not None and conv.out_channels < LANES and _is_quantised(node):
+        writer.padded[node] = conv.out_channels
+    parts = _rounded(writer, node, grid) if isinstance(conv, QuantisedConv2d) else _plain(writer, node)
+    inputs = [writer.names[source], *parts]
     common = {"strides": conv.stride, "pads": [*conv.padding, *conv.padding], "dilations": conv.dilation}
     if isinstance(conv, nn.ConvTranspose2d):
         kind, common["output_padding"] = "ConvTranspose", conv.output_padding
@@ -167,16 +176,28 @@ def _conv(writer: _Writer, node: fx.Node) -> str:
     return writer.emit(kind, inputs, node.name, kernel_shape=conv.kernel_size, group=conv.groups, **common)
 
 
-def _plain(writer: _Writer, conv: Any, name: str, grid: Grid | None) -> list[str]:
+def _is_quantised(node: fx.Node) -> bool:
+    """Whether one quantiser alone reads a node."""
+    readers = list(node.users)
+    return len(readers) == 1 and isinstance(module_of(readers[0]), Quantiser)
+
+
+def _plain(writer: _Writer, node: fx.Node) -> list[str]:
+    conv: Any = module_of(node)
+    name = str(node.target)
     parts = [writer.constant(f"{name}.weight", conv.weight)]
     return parts if conv.bias is None else [*parts, writer.constant(f"{name}.bias", conv.bias)]
 
 
-def _rounded(writer: _Writer, conv: QuantisedConv2d, name: str, grid: Grid | None) -> list[str]:
+def _rounded(writer: _Writer, node: fx.Node, grid: Grid | None) -> list[str]:
     """The weight as int8 codes, the bias as int32 where the input lies on a grid."""
-    codes, step = conv.codes()
+    conv: Any = module_of(node)
+    name, (codes, step) = str(node.target), conv.codes()
     axis = {"axis": 0} if conv.per_channel else {}
     flat = step.flatten() if conv.per_channel else step.reshape(())
+    short = -len(codes) % LANES if node in writer.padded else 0
+    codes = F.pad(codes, (0, 0) * 3 + (0, short))
+    flat = F.pad(flat, (0, short), value=1.0) if conv.per_channel else flat
     scale = writer.constant(f"{name}.weight.step", flat)
     zero = writer.constant(f"{name}.zero" if conv.per_channel else "zero_w", torch.zeros_like(flat, dtype=torch.int8))
     writer.constant(f"{name}.weight.q", codes)
@@ -186,7 +207,7 @@ def _rounded(writer: _Writer, conv: QuantisedConv2d, name: str, grid: Grid | Non
     if grid is None:
         return [*parts, writer.constant(f"{name}.bias", conv.bias)]
     unit = flat.double() * grid.value
-    whole = (conv.bias.detach().double() / unit).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
+    whole = (F.pad(conv.bias.detach().double(), (0, short)) / unit).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
     pair = [writer.constant(f"{name}.bias.q", whole), writer.constant(f"{name}.bias.step", unit.float())]
     return [*parts, writer.emit("DequantizeLinear", pair, f"{name}.bias", **axis)]
 
