@@ -249,7 +249,20 @@ def _left(graph: fx.GraphModule, convs: tuple[str, ...], placement: str) -> dict
                 found[str(node.target)] = f"outside the placement {placement!r}"
         elif module is not None and any(True for _ in module.parameters()):
             found[str(node.target)] = f"{type(module).__name__} is not quantised here"
+        elif placement == "full" and _computes(node):
+            found[node.name] = f"{_kind(node)} is computed in float"
     return found
+
+
+def _computes(node: fx.Node) -> bool:
+    """Whether a node is an operator on values, other than what runs on the grids: ReLU, sums, what moves values."""
+    on_grids = _is_relu(node) or is_cat(node) or passes(node) or (is_add(node) and all(map(_varies, node.all_input_nodes)))
+    return node.op.startswith("call") and _varies(node) and not on_grids
+
+
+def _kind(node: fx.Node) -> str:
+    module = module_of(node)
+    return type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
 
 
 def _spot(source: fx.Node, readers: Iterable[fx.Node]) -> Spot:

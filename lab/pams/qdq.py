@@ -111,7 +111,7 @@ class _Writer:
     def emit(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         from onnx import helper
 
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{output}:{kind}", **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
     def constant(self, name: str, value: Any) -> str:
@@ -145,7 +145,7 @@ class _Writer:
 
 def _quantise(writer: _Writer, node: fx.Node) -> str:
     q: Any = module_of(node)
-    name, source, alpha = str(node.target), writer.names[node.all_input_nodes[0]], float(q.scale_of.detach())
+    name, source, alpha = str(node.target).removeprefix("quantisers."), writer.names[node.all_input_nodes[0]], float(q.scale_of.detach())
     if q.bits < 8:  # no saturation of 8-bit codes would clamp: first the 8-bit grid, which a convolution can write
         wide = writer.grid(f"{name}.wide", alpha, 127 if q.signed else 255, q.signed)
         ends = [writer.constant(f"{name}.{k}", np.float32(v)) for k, v in (("low", -alpha * q.signed), ("high", alpha))]

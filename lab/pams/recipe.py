@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.optim import Adam
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
-from ..core import cost, tasks
+from ..core import tasks
 from ..core.descent import Stage, Step, descend, seeded
-from ..core.fields import demand, number, one_of, whole
+from ..core.fields import demand, number, one_of, some_of, whole
 from ..core.finetune import has_labels
 from ..core.report import Report, Row
 from ..core.task import Task, inputs
@@ -21,10 +21,11 @@ from . import equations as eq
 from . import packed, sizes
 from .history import History
 from .layers import LEAST, QuantisedConv2d, Quantiser
-from .outcome import PAMSOutcome
+from .outcome import PAMSOutcome, rebuilt
 from .placement import PLACEMENTS, Placement, Spot, attach, place, watched
 from .prepared import prepared
 
+RELEASED = ("last_batch", "halved_rates", "random_student")
 SNAPSHOTS = 24  # how often alphas and histograms are kept
 PROBE = 4  # pictures of the first batch that histograms are taken on
 
@@ -36,11 +37,10 @@ class PAMS:
     weight_bits, activation_bits: 2 to 8 each. placement: which tensors are quantised: 'fig1' (the paper's drawing),
     'repo' (the released code), 'cadyq' (its later correction) or 'full' (every convolution, for integer kernels). grid:
     behind a ReLU 'unsigned' uses all codes, 'signed' is the paper's. scales: one step for a weight 'tensor', as in the
-    paper, or for each output 'channel'. steps, lr: updates of the weights and their rate, halved after each third;
-    alpha_lr: the rate of the alphas, for pixels in [0, 1]. calibration: the first steps, in which alpha follows the
-    data; init: by a moving average ('ema') or by the last batch alone ('last_batch', the release). skt: weight of
-    structured knowledge transfer. start: the student begins as the 'teacher' or, as the release's script has it,
-    'random'.
+    paper, or for each output 'channel'. steps, lr: updates of the weights and their rate; alpha_lr: the rate of the
+    alphas, for pixels in [0, 1]; both fall to zero along a cosine. calibration: the first steps, in which alpha is the
+    moving average of what it sees. skt: weight of structured knowledge transfer. released: behaviours of the authors'
+    code to switch on, of RELEASED.
     """
 
     weight_bits: int = 8
@@ -52,11 +52,12 @@ class PAMS:
     lr: float = 3e-4
     alpha_lr: float = 1e-3
     calibration: int = 20
-    init: str = "ema"
     skt: float = 1000.0
-    start: str = "teacher"
+    released: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.released, (str, list)):
+            object.__setattr__(self, "released", (self.released,) if isinstance(self.released, str) else tuple(self.released))
         demand(
             self,
             weight_bits=whole(2, 8),
@@ -67,9 +68,8 @@ class PAMS:
             steps=whole(1),
             lr=number(above=0),
             alpha_lr=number(above=0),
-            init=one_of("ema", "last_batch"),
             skt=number(0),
-            start=one_of("teacher", "random"),
+            released=some_of(*RELEASED),
         )
         demand(self, calibration=whole(1, self.steps))
 
@@ -85,7 +85,7 @@ class PAMS:
         bits = published[name]
         return cls(
             weight_bits=bits, activation_bits=bits, placement="repo", grid="signed", steps=30_000, lr=1e-4,
-            alpha_lr=1e-2 / 255, calibration=1000, init="last_batch",
+            alpha_lr=1e-2 / 255, calibration=1000, released=("last_batch", "halved_rates"),
         )  # fmt: skip
 
     def run(
@@ -132,17 +132,17 @@ class PAMS:
 
     def _quantiser(self, spot: Spot) -> Quantiser:
         bits = 8 if spot.picture else self.activation_bits
-        return Quantiser(bits, spot.signed, last=self.init == "last_batch")
+        return Quantiser(bits, spot.signed, last="last_batch" in self.released)
 
     def _train(self, task, teacher, student, found, quantisers, checkpoint, owner, progress) -> History:
         """One stage in place: while alphas are calibrated they have no gradient, so that Adam meets them fresh."""
         place, labels = _place(teacher), has_labels(task)
-        if self.start == "random":
+        if "random_student" in self.released:
             _reset(student)
         alphas = [q.alpha for q in quantisers]
         weights = [p for p in student.parameters() if not any(p is alpha for alpha in alphas)]
         optimiser = Adam([{"params": weights, "lr": self.lr}, {"params": alphas, "lr": self.alpha_lr}])
-        schedule = StepLR(optimiser, max(1, self.steps // 3), 0.5)
+        schedule = self._schedule(optimiser)
         history = History(student, quantisers, inputs(task.first_batch())[:PROBE].to(place), -(-self.steps // SNAPSHOTS))
         spread = _Spread()
         stage = Stage(
@@ -182,6 +182,12 @@ class PAMS:
         history.trace = list(stage.trace)
         return history
 
+    def _schedule(self, optimiser: Adam) -> LRScheduler:
+        """Rates that fall to zero, as a short run needs; the release halves them after each third."""
+        if "halved_rates" in self.released:
+            return StepLR(optimiser, max(1, self.steps // 3), 0.5)
+        return CosineAnnealingLR(optimiser, self.steps)
+
     def _calibrate(self, quantisers: list[Quantiser], done: int) -> None:
         for quantiser in quantisers:
             quantiser.calibrating = done < self.calibration
@@ -214,6 +220,12 @@ class PAMS:
         if not has_labels(task):
             notes.append("the batches hold no large pictures: trained on the teacher's alone")
         return notes
+
+
+def unpack(path: str | Path, base: nn.Module | None = None) -> fx.GraphModule:
+    """The network that `PAMSOutcome.pack` wrote, in eval mode; `base` is the user's own network, with any weights."""
+    state, about = packed.read(path)
+    return rebuilt(about["base"], base, PAMS(**about["fields"]), torch.zeros(about["example"]), state)[0]
 
 
 class _Spread:

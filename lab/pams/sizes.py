@@ -16,7 +16,8 @@ from .placement import passes
 class Counts:
     """equivalent: the paper's count of 32-bit parameters, Eq. (13), which takes biases as rounded too; bitops: Eq. (14).
 
-    half: the convolutions with rounded weights that read a float tensor.
+    bytes: what a file must hold, b / 8 for each rounded weight and 4 for every other parameter. half: the
+    convolutions with rounded weights that read a float tensor.
     """
 
     parameters: int
@@ -24,6 +25,7 @@ class Counts:
     equivalent: float
     macs: int
     bitops: int
+    bytes: int
     half: tuple[str, ...]
 
 
@@ -39,8 +41,9 @@ def count(plain: fx.GraphModule, quantised: fx.GraphModule, example: Tensor) -> 
     ]
     half = tuple(name for name in rounded if read.get(name, 32) == 32)
     P_q = sum(sizes.values())
+    whole = sum(module.weight.numel() for module in rounded.values())
     return Counts(total, P_q, eq.equivalent_parameters(total, P_q, bits), cost.macs(plain, example),
-                  eq.bit_operations(layers), half)  # fmt: skip
+                  eq.bit_operations(layers), 4 * (total - whole) + round(whole * bits / 8), half)  # fmt: skip
 
 
 def input_bits(graph: fx.GraphModule) -> dict[str, int]:
