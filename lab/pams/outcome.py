@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..core import nets, store
+from ..core import cost, nets, store
 from ..core.outcome import Outcome
-from . import packed
+from . import packed, qdq
+from .fusion import Fusion, Parity, fusion, parity
 from .placement import Placement, place
 from .prepared import prepared
+from .runtime import Deployed
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -53,9 +55,22 @@ class PAMSOutcome(Outcome):
 
     def export(self, path: str | Path) -> Path:
         """Write the network as ONNX with quantisers around every quantised layer; needs the extra `export`."""
-        from . import qdq
-
         return qdq.write(self.model, path)
+
+    def fusion(self) -> Fusion:
+        """Which convolutions of the exported network onnxruntime runs on integers, and why others not."""
+        return fusion(self.model)
+
+    def parity(self, x: Tensor | None = None) -> tuple[Parity, ...]:
+        """How far each quantised tensor is apart in torch and onnxruntime, on a picture (N, C, H, W)."""
+        return parity(self.model, self.sample["low"] if x is None else x)
+
+    def race(self, net: nn.Module, x: Tensor | None = None, repeats: int = 30) -> dict[str, cost.Latency]:
+        """ms of the float network `net` and of this one in onnxruntime, interleaved on one thread: 'fp32', 'int8'."""
+        x = self.sample["low"] if x is None else x
+        graphs = {"fp32": prepared(net, x), "int8": self.model}
+        made = {name: Deployed(qdq.to_model(graph).SerializeToString()) for name, graph in graphs.items()}
+        return cost.latencies(made, x, repeats=repeats)
 
 
 def rebuilt(config, base, recipe, example: Tensor, state: dict[str, Tensor]) -> tuple[fx.GraphModule, Placement]:

@@ -168,12 +168,15 @@ def _conv(writer: _Writer, node: fx.Node) -> str:
         writer.padded[node] = conv.out_channels
     parts = _rounded(writer, node, grid) if isinstance(conv, QuantisedConv2d) else _plain(writer, node)
     inputs = [writer.names[source], *parts]
-    common = {"strides": conv.stride, "pads": [*conv.padding, *conv.padding], "dilations": conv.dilation}
+    common = {"pads": [*conv.padding, *conv.padding], "kernel_shape": conv.kernel_size}
+    usual = {"strides": (1, 1), "dilations": (1, 1), "group": 1}
+    asked = {"strides": conv.stride, "dilations": conv.dilation, "group": conv.groups}
+    common |= {key: value for key, value in asked.items() if value != usual[key]}
     if isinstance(conv, nn.ConvTranspose2d):
         kind, common["output_padding"] = "ConvTranspose", conv.output_padding
     else:
         kind = "Conv"
-    return writer.emit(kind, inputs, node.name, kernel_shape=conv.kernel_size, group=conv.groups, **common)
+    return writer.emit(kind, inputs, node.name, **common)
 
 
 def _is_quantised(node: fx.Node) -> bool:
@@ -198,17 +201,17 @@ def _rounded(writer: _Writer, node: fx.Node, grid: Grid | None) -> list[str]:
     short = -len(codes) % LANES if node in writer.padded else 0
     codes = F.pad(codes, (0, 0) * 3 + (0, short))
     flat = F.pad(flat, (0, short), value=1.0) if conv.per_channel else flat
-    scale = writer.constant(f"{name}.weight.step", flat)
+    scale = writer.constant(f"{name}.w.step", flat)
     zero = writer.constant(f"{name}.zero" if conv.per_channel else "zero_w", torch.zeros_like(flat, dtype=torch.int8))
-    writer.constant(f"{name}.weight.q", codes)
-    parts = [writer.emit("DequantizeLinear", [f"{name}.weight.q", scale, zero], f"{name}.weight", **axis)]
+    writer.constant(f"{name}.w", codes)
+    parts = [writer.emit("DequantizeLinear", [f"{name}.w", scale, zero], f"{name}.weight", **axis)]
     if conv.bias is None:
         return parts
     if grid is None:
         return [*parts, writer.constant(f"{name}.bias", conv.bias)]
     unit = flat.double() * grid.value
     whole = (F.pad(conv.bias.detach().double(), (0, short)) / unit).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
-    pair = [writer.constant(f"{name}.bias.q", whole), writer.constant(f"{name}.bias.step", unit.float())]
+    pair = [writer.constant(f"{name}.b", whole), writer.constant(f"{name}.b.step", unit.float())]
     return [*parts, writer.emit("DequantizeLinear", pair, f"{name}.bias", **axis)]
 
 
