@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..core.task import evaluating, inputs
-from .activations import as_taken, call, features, hooked, named, reading
+from ..core.task import evaluating
+from .activations import as_taken, call, features, hooked, labelled, named, reading
 
 Filters = int | Sequence[int]
 
@@ -49,9 +49,9 @@ def switched_off(
     """
     import pandas
 
-    data = [(inputs(batch), batch[1]) for batch in batches]
-    if not data:
-        raise ValueError("the batches are empty: give at least one (x, y)")
+    data = list(labelled(batches))
+    if any(y.ndim != 1 for _, y in data):
+        raise ValueError("the labels are not one class number a picture: give (x, y) with y (N,)")
     count = reading(model, layer, data[0][0][:1]).shape[1]
     groups = [_numbers(one) for one in (range(count) if filters is None else filters)]
     for group in groups:
@@ -93,11 +93,9 @@ def _random(groups: list[list[int]], count: int, controls: int, seed: int) -> li
 
 def _numbers(filters: Filters) -> list[int]:
     """Filter numbers as a list; ValueError for anything else."""
-    found = [filters] if isinstance(filters, (int, np.integer)) else list(filters)
-    if any(isinstance(one, bool) or not isinstance(one, (int, np.integer)) for one in found):
-        raise ValueError(f"filters={filters!r}: give whole numbers")
-    if any(one < 0 for one in found):
-        raise ValueError(f"filters={filters!r}: give numbers from 0")
+    found = list(filters) if isinstance(filters, Iterable) else [filters]
+    if any(isinstance(one, bool) or not isinstance(one, (int, np.integer)) or one < 0 for one in found):
+        raise ValueError(f"filters={filters!r}: give whole numbers, 0 or more")
     return [int(one) for one in found]
 
 

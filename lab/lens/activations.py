@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from ..core.task import evaluating
 
@@ -134,6 +135,28 @@ def as_taken(model: nn.Module, x: Any) -> Any:
         return x
     like = next((p for p in model.parameters() if p.is_floating_point()), x)
     return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+
+
+def over(batches: Iterable, progress: str = "") -> Iterator[Any]:
+    """The batches with a bar under that name; torch's generator, from which a shuffling loader draws, is given back."""
+    if isinstance(batches, Iterator):
+        kind = type(batches).__name__
+        raise TypeError(f"the batches are a {kind}, which ends after one pass: give a DataLoader or a list")
+    with torch.random.fork_rng(devices=[]):
+        yield from tqdm(batches, desc=progress, disable=not progress, leave=False)
+
+
+def labelled(batches: Iterable, progress: str = "", what: str = "y") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches as (x, y); ValueError where there are none, or one is not a pair of equal length."""
+    empty = True
+    for batch in over(batches, progress):
+        empty = False
+        pair = isinstance(batch, (tuple, list)) and len(batch) >= 2 and isinstance(batch[1], torch.Tensor)
+        if not pair or len(batch[0]) != len(batch[1]):
+            raise ValueError(f"a batch is no pair (x, {what}) of equal length: give one {what} for each picture")
+        yield batch[0], batch[1]
+    if empty:
+        raise ValueError(f"the batches are empty: give at least one (x, {what})")
 
 
 def pictures(x: Any, name: str = "x") -> torch.Tensor:

@@ -49,15 +49,20 @@ def atlas(model: nn.Module, x: torch.Tensor, layers: Sequence[str] | None = None
     return Explorer(draw, controls, title=f"{type(model).__name__}: feature maps")
 
 
-def span(seen: np.ndarray) -> tuple[float, float]:
+def span(*seen: np.ndarray) -> tuple[float, float]:
     """What is shown black and white: 0 and 1 for pictures within [0, 1], else their lowest and highest value."""
-    low, high = float(seen.min()), float(seen.max())
+    low, high = min(float(x.min()) for x in seen), max(float(x.max()) for x in seen)
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 
 def strip(counts: dict[str, int], chosen: str) -> str:
-    """The layers as bars to be clicked, in the order in which they run, as high as the root of their filters."""
-    pitch = max(6.0, min(26.0, 760 / len(counts)))
+    """The layers as bars to be clicked, in the order in which they run, as high as the root of their filters.
+
+    Nothing where there is one layer only.
+    """
+    if len(counts) < 2:
+        return ""
+    pitch = max(6.0, min(26.0, 860 / len(counts)))
     most, high, top = max(counts.values()), 34.0, svg.LINE + 5
     drawn = []
     for k, (name, count) in enumerate(counts.items()):
@@ -66,5 +71,5 @@ def strip(counts: dict[str, int], chosen: str) -> str:
         bar = svg.rect(k * pitch + 1, top + high - tall, pitch - 2, tall, f"lab-shade c0{shade}")
         box = (k * pitch + 1, top, pitch - 2, high)
         drawn.append(svg.target(box, f"{name}: {count} filters", name == chosen, bar, layer=name))
-    title = "layers, in order"
-    return svg.whole(max(len(counts) * pitch, 160), top + high + 4, title, title, drawn)
+    title = f"{len(counts)} layers, in the order in which they run"
+    return svg.whole(max(len(counts) * pitch, 320), top + high + 4, title, title, drawn, alone=True)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..core.descent import seeded
-from .activations import named, pictures, reading
+from .activations import labelled, named, pictures, reading
 
 _POOL = 24  # filters that a set may be built from: those nearest to the concept by themselves
 
@@ -33,7 +33,7 @@ def unit_concepts(
     """
     import pandas
 
-    x, masks = _data(batches, names)
+    x, masks = _data(batches, names, top)
     tables = []
     for net in (model, with_fresh_weights(model, seed)):
         units = _Units(_maps(net, layer, x, progress), masks, top)
@@ -59,8 +59,10 @@ def concept_sets(
     """
     import pandas
 
-    x, masks = _data(batches, names)
-    if len(x) < 2:
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        raise ValueError(f"most={most!r}: give a whole number of filters, 1 or more")
+    x, masks = _data(batches, names, top)
+    if len(masks) < 2:
         raise ValueError("one picture cannot be halved: give two or more")
     found = []
     for net in (model, with_fresh_weights(model, seed)):
@@ -161,11 +163,11 @@ def _maps(model: nn.Module, layer: str, x: list[torch.Tensor], progress: bool) -
     return torch.cat(found)
 
 
-def _data(batches: Iterable, names: Sequence[str]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The pictures by batch and all masks, (N, K, H, W) bool."""
-    data = [(pictures(x, "a batch"), masks) for x, masks in batches]
-    if not data:
-        raise ValueError("the batches are empty: give at least one (x, masks)")
+def _data(batches: Iterable, names: Sequence[str], top: float) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The pictures by batch and all masks, (N, K, H, W) bool; ValueError for what does not fit."""
+    if not 0 < top < 1:
+        raise ValueError(f"top={top!r}: give the share of the answers that count as strong, between 0 and 1")
+    data = [(pictures(x, "a batch"), masks) for x, masks in labelled(batches, what="masks")]
     for x, masks in data:
         if masks.ndim != 4 or len(masks) != len(x) or masks.shape[1] != len(names):
             wanted = f"({len(x)}, {len(names)}, H, W)"

@@ -32,7 +32,7 @@ def receptive_fields(model: nn.Module, layers: list[str], x: torch.Tensor, bands
     pixels, else to the whole band outwards. Whatever mixes the whole picture (attention, squeeze and excitation, group
     norms) sees all of it; so does, by assumption, a unit that no NaN reaches. Boxes: what lies inside may have gaps.
     """
-    x = pictures(x)[:1]
+    x = pictures(x)[:1].float()
     clean = _answers(model, layers, x)
     if any(torch.isnan(answer).any() for answer in clean.values()):
         raise ValueError("the model answers NaN on finite data: its weights are broken, load them again")

@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
-from ..core.task import inputs
-from .activations import named, reading
+from .activations import labelled, named, reading
 
 
 def selectivity(
@@ -27,12 +25,10 @@ def selectivity(
 
     (layer,) = named(model, layer)
     answers, labels = [], []
-    for batch in tqdm(batches, desc="selectivity", disable=not progress, leave=False):
-        answer = reading(model, layer, inputs(batch)).double()
+    for x, y in labelled(batches, "selectivity" if progress else ""):
+        answer = reading(model, layer, x).double()
         answers.append((answer.mean((2, 3)) if answer.ndim == 4 else answer).cpu())
-        labels.append(batch[1].cpu())
-    if not answers:
-        raise ValueError("the batches are empty: give at least one (x, y)")
+        labels.append(y.cpu())
     means, label = torch.cat(answers).numpy(), torch.cat(labels).numpy()  # (N, F), (N,)
     if means.min() < 0:
         raise ValueError(f"{layer!r} gives negative values, for which the index is not defined: name its rectifier")

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..core.task import inputs
-from .activations import activations, features, named, pictures
+from .activations import activations, features, named, over, pictures
 from .field import Field, first, receptive_fields
 
 Top = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # values (F, k), numbers of the pictures (F, k), units (F, k, 2)
@@ -69,7 +68,7 @@ def strongest_of(
     tops: dict[str, Top] = {}
     kept: dict[int, torch.Tensor] = {}
     count, shape = 0, None
-    for batch in tqdm(batches, desc="strongest", disable=not progress, leave=False):
+    for batch in over(batches, "strongest" if progress else ""):
         x = pictures(inputs(batch), "a batch")
         shape = x.shape[1:] if shape is None else shape
         if x.shape[1:] != shape:

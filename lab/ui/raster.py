@@ -75,8 +75,18 @@ def png(pixels: np.ndarray, table: Sequence[tuple[int, int, int]] | None = None)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
+def uri(pixels: np.ndarray) -> str:
+    """A data URI of colour pixels (H, W, 3) uint8: a small picture as PNG in 64 colours of its own, others as JPEG."""
+    picture, file = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
+    if max(picture.size) <= 64:
+        picture.quantize(64, Image.Quantize.FASTOCTREE).save(file, "PNG")  # seven times as fast as by median
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    picture.save(file, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def image(source: str, x: float, y: float, width: float, height: float, label: str = "") -> str:
-    """A PNG in an SVG, its pixels as squares."""
+    """A picture by its data URI in an SVG, its pixels as squares."""
     title = f"<title>{escape(label)}</title>" if label else ""
     place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
     return f'<image class="lab-pixels" {place} preserveAspectRatio="none" href="{source}">{title}</image>'
@@ -186,7 +196,7 @@ def photo(
     h, w = x.shape[1:]
     scale = longest / max(h, w)
     top = svg.LINE + 5
-    parts = [image(png(shrunk(as_picture(x, low, high), 2 * longest)), 0, top, w * scale, h * scale, title)]
+    parts = [image(uri(shrunk(as_picture(x, low, high), 2 * longest)), 0, top, w * scale, h * scale, title)]
     if over:
         parts.append(f'<g transform="translate(0 {top}) scale({scale:.4f})">{over}</g>')
     tall = top + h * scale + 4

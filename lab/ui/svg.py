@@ -343,9 +343,13 @@ def text(x: float, y: float, words: str, kind: str = "", hint: str = "") -> str:
     return f'<text x="{_n(x)}" y="{_n(y)}"{chosen}>{title}{escape(words)}</text>' if words else ""
 
 
-def whole(width: float, height: float, title: str, label: str, parts: Iterable[str]) -> str:
-    """The `<svg>` around parts, width x height px, under its title; `label` says aloud what it shows without one."""
+def whole(width: float, height: float, title: str, label: str, parts: Iterable[str], *, alone: bool = False) -> str:
+    """The `<svg>` around parts, width x height px, under its title; `label` says aloud what it shows without one.
+
+    An `alone` one has nothing beside it on its row.
+    """
     size = f'viewBox="0 0 {_n(width)} {_n(height)}" width="{_n(width)}"'
     inside = text(0, 13, title, "strong") + "".join(parts)
     role = "group" if "data-set=" in inside else "img"  # what is inside an img is nobody's button
-    return f'<svg {size} role="{role}" aria-label="{escape(title or label)}">{inside}</svg>'
+    kind = ' class="lab-alone"' if alone else ""
+    return f'<svg {size}{kind} role="{role}" aria-label="{escape(title or label)}">{inside}</svg>'
