@@ -1,13 +1,16 @@
 """Decoupling seen: the paths of two pictures through the layers, the filters they share, and what each filter sees."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..core import store
 from ..core.task import evaluating
 from ..ui import Control, Explorer, Frame, raster, svg, view
 from .layers import recording
@@ -320,3 +323,10 @@ def _known_layers(paths: Paths, layers: Sequence[str] | None) -> list[str]:
     for name in layers or ():
         paths.layer(name)  # a one-line error that names the layers there are
     return list(layers or paths.layers)
+
+
+def kept(part: str) -> Any:
+    """A table of the benchmark as it was last run (`data/decoupling`): 'rows', 'controls', 'detectors' or 'speed'."""
+    import pandas
+
+    return pandas.DataFrame(json.loads(store.artefact("decoupling/figures.json").read_text())[part])
