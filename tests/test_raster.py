@@ -82,3 +82,11 @@ def test_a_grid_has_its_title_scale_and_targets():
     assert picture.count("<image ") == 2 and picture.count("data-set=") == 10
     assert re.findall(">([^<>]+)</text>", picture) == ["layer", "0", "39", "unit"]
     assert 'role="group"' in picture and picture.count('aria-pressed="true"') == 1
+
+
+def test_a_mask_as_a_path_has_its_area_and_its_edges():
+    mask = np.array([[0, 1, 1, 0, 1], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1]], bool)
+    assert raster.area(mask) == "M1 0h2v1h-2zM4 0h1v1h-1zM1 1h1v1h-1zM4 2h1v1h-1z"
+    lengths = re.findall("[hv]1", raster.outline(mask))
+    assert len(lengths) == 8 + 4 + 4  # an L of three pixels and two single ones
+    assert raster.outline(np.ones((2, 3), bool)).count("h1") == 6 and raster.area(np.zeros((2, 2), bool)) == ""

@@ -182,6 +182,13 @@ def test_bad_input_is_one_line(act, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_long_control_is_as_quick_at_its_end():
+    control = Control(range(2048))
+    start = time.process_time()
+    assert control.pick("filter", 2047) == 2047
+    assert time.process_time() - start < 0.05
+
+
 def test_bad_input_moves_nothing():
     explorer = make()
     with pytest.raises(ValueError):

@@ -15,6 +15,7 @@ what it means selectivity: (mu_max - mu_-max) / (mu_max + mu_-max) over classes 
               unit_concepts: overlap of a filter's top 0.5 % with exact masks (Network Dissection: Bau, Zhou, Khosla,
               Oliva, Torralba; CVPR 2017, arXiv 1704.05796). concept_sets: of a few filters together, greedy. Ours
               Control: the same network with fresh weights (with_fresh_weights)
+              dissect: the sets and their masks on pictures, a concept to click
 the answer    attribution: integrated gradients, saliency, gradient SHAP, occlusion, Grad-CAM, by Captum (extra `lens`)
               explain: the same beside a network with fresh weights (Adebayo et al., NeurIPS 2018, arXiv 1810.03292)
 
@@ -32,6 +33,7 @@ from .atlas import atlas
 from .attribution import attribution, explain
 from .comparison import compare_maps
 from .concepts import concept_sets, unit_concepts, with_fresh_weights
+from .dissection import dissect
 from .field import receptive_fields
 from .filters import filters
 from .selectivity import selectivity
@@ -44,6 +46,7 @@ __all__ = [
     "attribution",
     "compare_maps",
     "concept_sets",
+    "dissect",
     "explain",
     "filters",
     "receptive_fields",

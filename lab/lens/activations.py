@@ -16,7 +16,7 @@ from ..core.task import evaluating
 Input = torch.Tensor | tuple | dict  # one input, the positional inputs, or the inputs by name
 
 
-def activations(model: nn.Module, x: Input, layers: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+def activations(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, torch.Tensor]:
     """What the layers answer to x, by name in the order in which they ran; the model is left as it was.
 
     `layers` are names of `named_modules()`; left out, all modules without children. A layer that runs again gives
@@ -42,14 +42,15 @@ def activations(model: nn.Module, x: Input, layers: Sequence[str] | None = None)
     return found
 
 
-def maps(model: nn.Module, x: Input, layers: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+def maps(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, torch.Tensor]:
     """The answers that are feature maps, (N, C, H, W) of more than one pixel, by layer.
 
     ValueError where a named layer, or the whole model, gives none.
     """
+    names = [] if layers is None else named(model, layers)
     seen = activations(model, x, layers)
     found = {name: answer for name, answer in seen.items() if _is_map(answer)}
-    for name in layers or ():
+    for name in names:
         if name not in found:
             shape = _shapes(seen, name)
             raise ValueError(f"{name!r} gives {shape}, no feature maps (N, C, H, W): {_hint(model, x)}")
@@ -71,6 +72,11 @@ def features(answer: Any, name: str) -> torch.Tensor:
 def reading(model: nn.Module, layer: str, x: Input) -> torch.Tensor:
     """What one layer gives at its first call: (N, filters) or (N, filters, H, W)."""
     return features(next(iter(activations(model, x, [layer]).values())), layer)
+
+
+def first(seen: Mapping[str, torch.Tensor], layer: str) -> torch.Tensor:
+    """The first tensor that a layer gave at its first call."""
+    return next(answer for name, answer in seen.items() if name == layer or name.startswith(f"{layer}["))
 
 
 def leaves(model: nn.Module) -> list[str]:
@@ -138,12 +144,22 @@ def as_taken(model: nn.Module, x: Any) -> Any:
 
 
 def over(batches: Iterable, progress: str = "") -> Iterator[Any]:
-    """The batches with a bar under that name; torch's generator, from which a shuffling loader draws, is given back."""
+    """The batches with a bar under that name; a loader that shuffles draws from a copy of torch's generator."""
     if isinstance(batches, Iterator):
         kind = type(batches).__name__
         raise TypeError(f"the batches are a {kind}, which ends after one pass: give a DataLoader or a list")
-    with torch.random.fork_rng(devices=[]):
-        yield from tqdm(batches, desc=progress, disable=not progress, leave=False)
+    own = torch.get_rng_state()
+    with torch.random.fork_rng(devices=[]):  # a DataLoader draws as soon as tqdm has it
+        rest = iter(tqdm(batches, desc=progress, disable=not progress, leave=False))
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(own)
+            try:
+                batch = next(rest)
+            except StopIteration:
+                return
+            own = torch.get_rng_state()
+        yield batch
 
 
 def labelled(batches: Iterable, progress: str = "", what: str = "y") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

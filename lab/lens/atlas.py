@@ -13,7 +13,7 @@ PAGE = 64  # maps a page: drawn in some 20 ms, under 100 kB
 EACH, ONE = "each map its own", "one for the layer"
 
 
-def atlas(model: nn.Module, x: torch.Tensor, layers: Sequence[str] | None = None) -> Explorer:
+def atlas(model: nn.Module, x: torch.Tensor, layers: Sequence[str] | str | None = None) -> Explorer:
     """An explorer of feature maps: layer (also by a click on the strip), picture, page of 64 filters and colour scale.
 
     x is (N, C, H, W), a few pictures as the model takes them; `layers` are names, left out all that give feature maps.

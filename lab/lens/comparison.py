@@ -15,7 +15,7 @@ _PAGE = 32
 
 
 def compare_maps(
-    before: nn.Module, after: nn.Module, x: torch.Tensor, layers: Sequence[str] | None = None, *,
+    before: nn.Module, after: nn.Module, x: torch.Tensor, layers: Sequence[str] | str | None = None, *,
     kept: Mapping[str, Sequence[int]] | None = None,
 ) -> Explorer:  # fmt: skip
     """An explorer of two models' feature maps on the same pictures: before, after, and after minus before.
@@ -58,7 +58,9 @@ def compare_maps(
     return Explorer(draw, controls, title=f"{type(before).__name__}: before and after")
 
 
-def _pairs(before, after, x, layers, kept) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _pairs(
+    before: nn.Module, after: nn.Module, x: torch.Tensor, layers: Sequence[str] | str | None, kept: Mapping
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By layer the maps before (N, C, h, w), and those after in the same places, NaN where a filter went."""
     old = {name: answer.float().cpu().numpy() for name, answer in maps(before, x, layers).items()}
     known = {name for name, _ in after.named_modules()}

@@ -86,20 +86,18 @@ def _grid(answer: np.ndarray, one: int, layer: str, picture: int) -> str:
     page = answer[start : start + PAGE]
     title = f"{layer} on picture {picture}: filters {start} to {start + len(page) - 1} of {len(answer)}"
     names = [f"filter {start + i}" for i in range(len(page))]
-    grid = raster.grid(
+    turns = _turn(0, "← earlier filters", start - PAGE) if start else ""
+    turns += _turn(128, "later filters →", start + PAGE) if start + PAGE < len(answer) else ""
+    return raster.grid(
         page, title, "activation", scale=raster.Scale.of(answer), names=names, pressed=one - start,
-        press=lambda i: {"filter": start + i},
+        press=lambda i: {"filter": start + i}, beside=turns,
     )  # fmt: skip
-    turns = []
-    if start:
-        turns.append(_turn(0, "← earlier filters", start - PAGE))
-    if start + PAGE < len(answer):
-        turns.append(_turn(130, "later filters →", start + PAGE))
-    return grid + (svg.whole(260, 22, "", "more filters", turns) if turns else "")
 
 
 def _turn(x: float, text: str, to: int) -> str:
-    return svg.target((x + 1, 1, 122, 20), text, False, svg.text(x + 7, 15, text), filter=to)
+    box = (x + 1, 1, 120, 22)
+    content = svg.rect(*box, "lab-track") + svg.text(x + 61, 16, text, "mid")
+    return svg.target(box, text, False, content, filter=to)
 
 
 def row(top: Strongest, filter: int, low: float, high: float) -> str:

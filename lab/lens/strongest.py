@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ..core.task import inputs
-from .activations import activations, features, named, over, pictures
-from .field import Field, first, receptive_fields
+from .activations import activations, features, first, named, over, pictures
+from .field import Field, receptive_fields
 
 Top = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # values (F, k), numbers of the pictures (F, k), units (F, k, 2)
 
@@ -51,9 +51,9 @@ class Strongest:
 def strongest(model: nn.Module, layer: str, batches: Iterable, k: int = 9, *, progress: bool = True) -> Strongest:
     """The k pictures of `batches` that each filter of a layer answers to most, one pass, and what it sees in them.
 
-    A batch is (x, y) or x, all x (N, C, H, W) of one size; filters are axis 1 of what the layer gives. Held in memory:
-    at most filters * k pictures. The part is the unit's receptive field (`receptive_fields`). ValueError for an empty
-    stream, another shape, or k below 1.
+    A batch is (x, y) or x, all x (N, C, H, W) of one size; filters are axis 1 of what the layer gives, at its first
+    call if it runs more than once. The part is the unit's receptive field (`receptive_fields`). Held in memory: at
+    most filters * k pictures. ValueError for an empty stream, another shape, or k below 1.
     """
     return strongest_of(model, [layer], batches, k, progress=progress)[layer]
 

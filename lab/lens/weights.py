@@ -11,7 +11,7 @@ from .activations import named
 _DOWN, _ACROSS = 16, 16  # filters and inputs on one page of kernels
 
 
-def weights(model: nn.Module, layers: Sequence[str] | None = None) -> Explorer:
+def weights(model: nn.Module, layers: Sequence[str] | str | None = None) -> Explorer:
     """An explorer of the weights of convolutions and linear layers, one scale a layer, zero in its middle.
 
     Kernels on three inputs are shown in colour (grey is zero), others as a grid of filters (down) by inputs (across),
@@ -46,7 +46,7 @@ def weights(model: nn.Module, layers: Sequence[str] | None = None) -> Explorer:
     return Explorer(draw, controls, title=f"{type(model).__name__}: weights")
 
 
-def kernels(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def kernels(model: nn.Module, layers: Sequence[str] | str | None = None) -> dict[str, np.ndarray]:
     """The weights by layer: (filters, inputs, k, k) of convolutions, (outputs, inputs) of linear layers."""
     modules = dict(model.named_modules())
     found = {}

@@ -70,10 +70,11 @@ class Control:
 
     def pick(self, name: str, value: Value) -> Value:
         """The listed value that equals `value`, or an error that says what is near."""
+        slider = self.slider
         for known in self.values:
-            if known == value or (self.slider and _close(known, value)):
+            if known == value or (slider and _close(known, value)):
                 return known
-        if self.slider and isinstance(value, int | float):
+        if slider and isinstance(value, int | float):
             numbers = [known for known in self.values if isinstance(known, int | float)]
             near = sorted(sorted(numbers, key=lambda known: abs(known - value))[:2])
             hint = "the nearest steps are " + " and ".join(map(str, near))

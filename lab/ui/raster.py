@@ -62,27 +62,26 @@ def _rgb(text: str) -> tuple[int, int, int]:
     return round(red), round(green), round(blue)
 
 
-def png(pixels: np.ndarray, table: Sequence[tuple[int, int, int]] | None = None) -> str:
-    """A data URI of pixels, uint8 (H, W, 3 or 4), or (H, W) shades of a colour table; a shade past its end is clear."""
-    if table is None:
-        image = Image.fromarray(np.ascontiguousarray(pixels))
-    else:
-        image = Image.frombytes("P", pixels.shape[::-1], np.ascontiguousarray(pixels).tobytes())
-        image.putpalette([part for colour in (*table, (0, 0, 0)) for part in colour])
-        image.info["transparency"] = len(table)
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=6)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+def png(shades: np.ndarray, table: Sequence[tuple[int, int, int]]) -> str:
+    """A data URI of shades, uint8 (H, W), in the colours of a table; a shade past its end is clear."""
+    picture = Image.frombytes("P", shades.shape[::-1], np.ascontiguousarray(shades).tobytes())
+    picture.putpalette([part for colour in (*table, (0, 0, 0)) for part in colour])
+    picture.info["transparency"] = len(table)
+    return _packed(picture, "PNG")
 
 
 def uri(pixels: np.ndarray) -> str:
     """A data URI of colour pixels (H, W, 3) uint8: a small picture as PNG in 64 colours of its own, others as JPEG."""
-    picture, file = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
     if max(picture.size) <= 64:
-        picture.quantize(64, Image.Quantize.FASTOCTREE).save(file, "PNG")  # seven times as fast as by median
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    picture.save(file, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return _packed(picture.quantize(64, Image.Quantize.FASTOCTREE), "PNG")  # seven times as fast as by median
+    return _packed(picture, "JPEG", quality=88)
+
+
+def _packed(picture: Image.Image, kind: str, **options: int) -> str:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def image(source: str, x: float, y: float, width: float, height: float, label: str = "") -> str:
@@ -111,9 +110,7 @@ def _strongest(pixels: np.ndarray, down: int, across: int) -> np.ndarray:
     return np.where(blocks.max((2, 4)) >= -blocks.min((2, 4)), blocks.max((2, 4)), blocks.min((2, 4)))
 
 
-def places(
-    count: int, columns: int, width: float, height: float, top: float = 0
-) -> list[tuple[float, float, float, float]]:
+def places(count: int, columns: int, width: float, height: float, top: float = 0) -> list[Box]:
     """The boxes (x, y, width, height) of `count` cells in rows of `columns`, with a gap between them."""
     return [
         ((k % columns) * (width + _GAP), top + (k // columns) * (height + _GAP), width, height) for k in range(count)
@@ -159,12 +156,12 @@ def legend(scale: Scale | None, x: float, y: float, unit: str, signed: bool = Fa
 
 def grid(
     maps: np.ndarray, title: str, unit: str, *, columns: int = 16, longest: int = 40, scale: Scale | None = None,
-    names: Sequence[str] = (), press: Callable[[int], dict] | None = None, pressed: int = -1, below: str = "",
+    names: Sequence[str] = (), press: Callable[[int], dict] | None = None, pressed: int = -1, beside: str = "",
 ) -> str:  # fmt: skip
     """Maps (n, h, w) as one whole picture: title, cells that can be pressed, and the scale they are read by.
 
-    `press(k)` gives the values that a click on cell k sets, `names[k]` what it says, `below` stands under the legend;
-    without `scale` each map has its own, from zero to its strongest value.
+    `press(k)` gives the values that a click on cell k sets, `names[k]` what it says; `beside` is SVG, 250 x 24 px, at
+    the right of the legend. Without `scale` each map has its own, from zero to its strongest value.
     """
     width, height = cell_size(maps.shape[1], maps.shape[2], longest)
     columns = max(1, min(columns, len(maps)))
@@ -176,10 +173,10 @@ def grid(
             drawn.append(svg.target(box, names[k] if names else str(k), k == pressed, **press(k)))
     signed = scale.low < 0 if scale is not None else bool(maps.size and maps.min() < 0)
     drawn.append(legend(scale, 0, top + h + 8, unit, signed))
-    broad = max(w, 176 + svg.text_width(unit), svg.text_width(title) * 1.1, svg.text_width(below))
-    if below:
-        drawn.append(svg.text(0, top + h + 8 + 30 + 12, below))
-    return svg.whole(broad, top + h + 8 + 30 + (svg.LINE if below else 0), title, title, drawn)
+    if beside:
+        drawn.append(f'<g transform="translate({max(w - 250, 300)} {top + h + 6})">{beside}</g>')
+    broad = max(w, 176 + svg.text_width(unit), svg.text_width(title) * 1.1, 550 if beside else 0)
+    return svg.whole(broad, top + h + 8 + 30, title, title, drawn)
 
 
 def as_picture(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -189,21 +186,27 @@ def as_picture(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(np.clip(share, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
 
 
-def photo(
-    x: np.ndarray, title: str, low: float, high: float, longest: int = 160, over: str = "", below: str = ""
-) -> str:
-    """An input (C, H, W) as a whole picture, its longer side `longest` px; `over` is SVG in the pixels of the input."""
+def photo(x: np.ndarray, title: str, low: float, high: float, longest: int = 160) -> str:
+    """An input (C, H, W) as a whole picture, its longer side `longest` px."""
     h, w = x.shape[1:]
-    scale = longest / max(h, w)
-    top = svg.LINE + 5
-    parts = [image(uri(shrunk(as_picture(x, low, high), 2 * longest)), 0, top, w * scale, h * scale, title)]
-    if over:
-        parts.append(f'<g transform="translate(0 {top}) scale({scale:.4f})">{over}</g>')
-    tall = top + h * scale + 4
-    if below:
-        parts.append(svg.text(0, tall + 12, below))
-    broad = max(w * scale, svg.text_width(title) * 1.1, svg.text_width(below))
-    return svg.whole(broad, tall + (svg.LINE if below else 0), title, title, parts)
+    scale, top = longest / max(h, w), svg.LINE + 5
+    drawn = image(uri(shrunk(as_picture(x, low, high), longest)), 0, top, w * scale, h * scale, title)
+    return svg.whole(max(w * scale, svg.text_width(title) * 1.1), top + h * scale + 4, title, title, [drawn])
+
+
+def area(mask: np.ndarray) -> str:
+    """The true pixels of a mask (H, W) as an SVG path, a run of a row each."""
+    edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    starts, ends = np.argwhere(edges == 1), np.argwhere(edges == -1)
+    return "".join(f"M{a} {y}h{b - a}v1h{a - b}z" for (y, a), (_, b) in zip(starts, ends, strict=True))
+
+
+def outline(mask: np.ndarray) -> str:
+    """The edges between the true and the other pixels of a mask (H, W) as an SVG path."""
+    wide = np.pad(mask.astype(np.int8), 1)
+    down = np.argwhere(np.diff(wide, axis=0)[:, 1:-1] != 0)  # edge above row y
+    across = np.argwhere(np.diff(wide, axis=1)[1:-1] != 0)
+    return "".join(f"M{x} {y}h1" for y, x in down) + "".join(f"M{x} {y}v1" for y, x in across)
 
 
 def shrunk(pixels: np.ndarray, most: int) -> np.ndarray:

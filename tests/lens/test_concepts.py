@@ -61,6 +61,13 @@ def test_iou_is_that_of_a_few_plain_lines():
     assert np.allclose(found["iou"], best)
 
 
+def test_a_rare_filter_is_strong_where_it_answers_and_a_dead_one_nowhere():
+    x, masks = torch.zeros(4, 2, 8, 8), torch.zeros(4, 1, 8, 8, dtype=torch.bool)
+    x[0, 0, 2:4, 2:4] = masks[0, 0, 2:4, 2:4] = 1  # 4 of 256 answers, with a quarter asked for
+    frame = lens.unit_concepts(Shown(), "maps", [(x, masks)], ["spot"], top=0.25, progress=False)
+    assert frame["iou"].tolist() == [1, 0]
+
+
 def test_trained_filters_name_shapes_and_untrained_ones_do_not():
     task = tasks.scenes()
     x, masks, names = tasks.scenes_concepts()
@@ -88,6 +95,19 @@ def test_fresh_weights_are_others_and_the_same_for_a_seed():
     assert not torch.equal(one[1].in_proj_weight, model[1].in_proj_weight) and not one[0][1].running_mean.any()
 
 
+def test_concepts_are_dissected_by_a_click():
+    x, masks = halves(12)
+    names = ("left", "right", "both")
+    explorer = lens.dissect(Shown(), "maps", [(x, masks)], names, top=8 / 64, progress=False)
+    frame = lens.concept_sets(Shown(), "maps", [(x, masks)], names, top=8 / 64, progress=False)
+    assert explorer.set(concept="both").frame.facts == {
+        "filters": "0, 1", "IoU": 1.0, "fresh weights": frame.loc["both", "random_set_iou"], "measured on": "6 pictures"
+    }  # fmt: skip
+    picture = explorer.frame.svg
+    assert picture.count("data-set=") == 3 and picture.count("lab-strong") == picture.count("lab-frame") == 6
+    assert explorer.set(filters="the best filter").frame.facts["IoU"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("act", "words"),
     [
@@ -96,7 +116,7 @@ def test_fresh_weights_are_others_and_the_same_for_a_seed():
         (lambda x, m: lens.unit_concepts(plain(), "4", [x], "abc"), "no pair (x, masks)"),
         (lambda x, m: lens.unit_concepts(plain(), "10", [(x, m)], "abc"), "gives (6, 3), no feature"),
         (lambda x, m: lens.unit_concepts(plain(), "4", [(x, m)], "abc", top=2, progress=False), "top=2"),
-        (lambda x, m: lens.concept_sets(plain(), "4", [(x[:1], m[:1])], "abc", progress=False), "cannot be halved"),
+        (lambda x, m: lens.concept_sets(plain(), "4", [(x[:1], m[:1])], "abc", progress=False), "one picture only"),
         (lambda x, m: lens.concept_sets(plain(), "4", [(x, m)], "abc", most=0), "most=0"),
         (lambda x, m: lens.unit_concepts(Tokens(), "head", [(pictures(6), m)], "abc"), "no feature maps"),
     ],
