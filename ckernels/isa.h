@@ -20,12 +20,17 @@ typedef float Unaligned4 __attribute__((vector_size(16), aligned(4), may_alias))
 INLINE V load(const float *p) { return *(const Unaligned *)p; }
 INLINE void store(float *p, V v) { *(Unaligned *)p = v; }
 INLINE V splat(float s) { return s - (V){0}; }
-/* Hold v in a register: gcc would rather load it again for each use. */
+/* KEEP: hold v in a register, gcc would rather load it again for each use. HOLD: the same for an address, which gcc would
+   rather take apart into as many as it has uses. IN_ORDER: make v and store it before what comes next. */
 #if defined __x86_64__
 #define KEEP(v) __asm__("" : "+v"(v))
+#define HOLD(p) __asm__("" : "+r"(p))
+#define IN_ORDER(v) __asm__ volatile("" : "+v"(v) : : "memory")
 #define PREFETCH(p) __builtin_prefetch(p)
 #else
 #define KEEP(v) (void)(v)
+#define HOLD(p) (void)(p)
+#define IN_ORDER(v) (void)(v)
 #define PREFETCH(p) (void)(p)
 #endif
 INLINE V4 load4(const float *p) { return *(const Unaligned4 *)p; }
@@ -102,6 +107,15 @@ INLINE V vmin(V a, V b) {
 #endif
 INLINE V clamp(V v, V lo, V hi) { return vmin(hi, vmax(lo, v)); }
 INLINE float clamp1(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
+
+/* Without branches, which nobody could foretell. */
+typedef int32_t Bits4 __attribute__((vector_size(16)));
+INLINE V4 either(Bits4 bits, V4 a, V4 b) { return (V4)((bits & (Bits4)a) | (~bits & (Bits4)b)); }
+INLINE V4 clamp4(V4 v, float lo, float hi) {
+    const V4 low = lo - (V4){0}, high = hi - (V4){0};
+    v = either(v < low, low, v);
+    return either(v > high, high, v);
+}
 
 /* acc + a * b: fused where the set has it; SIMD128 has not, relaxed SIMD has. */
 #if defined __wasm_relaxed_simd__
