@@ -4,6 +4,7 @@ Known are convolutions (groups 1 of any square window, depthwise 3 x 3 and 5 x 5
 ReLU6, sums of two maps, the mean over the picture and linear layers. Anything else is a one-line error that names it.
 """
 
+import math
 import operator
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from ..core.tracing import module_of, shape, trace
 from .packed import Map, Network, Op
 
 BAND = 48 << 10  # floats, about, that a separable pair or a convolution lays out at a time: they stay in the cache
+VECTOR = 16  # floats of the longest vector
 RUN = 128  # columns of X that stay in the first-level cache
 _ACTIVATIONS = {
     nn.ReLU: (0.0, np.inf), nn.ReLU6: (0.0, 6.0), F.relu: (0.0, np.inf), torch.relu: (0.0, np.inf),
@@ -263,9 +265,13 @@ def _window(node: fx.Node, module: nn.Conv2d) -> tuple[int, int, int]:
 
 
 def _band(h: int, w: int, rows: int) -> int:
-    """Rows of a band of about BAND floats, at least 384 pixels, bands as equal as can be."""
+    """Rows of a band of about BAND floats, at least 384 pixels, bands as equal as can be.
+
+    Where they can, bands are whole vectors: they begin on a cache line's border, and no vector is half full.
+    """
     bands = max(1, round(h * w / max(384, BAND // rows)))
-    return -(-h // bands)
+    whole = VECTOR // math.gcd(VECTOR, w)
+    return min(h, -(-h // bands // whole) * whole) if h > whole else -(-h // bands)
 
 
 def _is_mean(node: fx.Node, module: nn.Module | None) -> bool:
