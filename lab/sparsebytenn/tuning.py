@@ -53,7 +53,7 @@ class _Clock:
 
     def __init__(self, op: Op, maps: list[Map]) -> None:
         alone = replace(op, x=0, y=1, add=None)
-        data = write(Network([replace(maps[op.x]), replace(maps[op.y])], [alone], 0, 1))
+        data = write(Network([replace(maps[op.x], part=0), replace(maps[op.y], part=0)], [alone], 0, 1))
         self.file = placed(data)
         self.arena = arena_for(self.file)
         self.arena[:] = np.random.default_rng(0).random(len(self.arena), np.float32)
