@@ -83,6 +83,26 @@ INLINE V only(V bits, V v) { return (V)((Bits)bits & (Bits)v); }
 #include <immintrin.h>
 INLINE V vmax(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE V vmin(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); }
+
+/* A square of 4 rows x 4 pixels in one vector, row after row: a number a row, 4 pixels that serve every row, and rows
+   `pitch` apart. */
+#define SQUARE 1
+INLINE V square_pixels(const float *p) { return (V)_mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+INLINE V square_rows(const float *p) {
+    return (V)_mm512_permutevar_ps((__m512)square_pixels(p), _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0));
+}
+INLINE V square_load(const float *p, ptrdiff_t pitch) {
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + pitch), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 2 * pitch), 2);
+    return (V)_mm512_insertf32x4(v, _mm_loadu_ps(p + 3 * pitch), 3);
+}
+INLINE void square_store(float *p, ptrdiff_t pitch, V v) {
+    _mm_storeu_ps(p, _mm512_castps512_ps128((__m512)v));
+    _mm_storeu_ps(p + pitch, _mm512_extractf32x4_ps((__m512)v, 1));
+    _mm_storeu_ps(p + 2 * pitch, _mm512_extractf32x4_ps((__m512)v, 2));
+    _mm_storeu_ps(p + 3 * pitch, _mm512_extractf32x4_ps((__m512)v, 3));
+}
 #elif defined __AVX2__ && LANES == 8
 #include <immintrin.h>
 INLINE V vmax(V a, V b) { return (V)_mm256_max_ps((__m256)a, (__m256)b); }
@@ -105,6 +125,14 @@ INLINE V vmin(V a, V b) {
     return a;
 }
 #endif
+#ifndef SQUARE /* the others' vectors are as short as such a rest: they have none */
+#define SQUARE 0
+INLINE V square_pixels(const float *p) { return *p - (V){0}; }
+INLINE V square_rows(const float *p) { return *p - (V){0}; }
+INLINE V square_load(const float *p, ptrdiff_t pitch) { return p[pitch] - (V){0}; }
+INLINE void square_store(float *p, ptrdiff_t pitch, V v) { p[pitch] = v[0]; }
+#endif
+
 INLINE V clamp(V v, V lo, V hi) { return vmin(hi, vmax(lo, v)); }
 INLINE float clamp1(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
 

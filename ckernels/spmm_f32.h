@@ -26,7 +26,8 @@ INLINE void spmm_clamp(const int nv, V acc[4][MAXV], float *y, ptrdiff_t y_pitch
 }
 
 /* spmm_f32 on registers of nv vectors x 4 rows: a block costs nv loads of X, 4 of W, and 4 * nv multiply-adds.
-   With `tail`, one more pixel behind the last vector is taken along as a vector over the 4 rows: 49 = 3 * 16 + 1. */
+   With `tail` 1, one more pixel behind the last vector is taken along as a vector over the 4 rows: 49 = 3 * 16 + 1; with
+   tail 4, 2 to 4 pixels as a square of 4 rows x 4 pixels: 196 = 12 * 16 + 4. */
 INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm_f32 *s, ptrdiff_t at) {
     const uint16_t *count = s->count, *col = s->col;
     const float *w = s->w;
@@ -43,7 +44,9 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
             else
                 UNROLL for (int r = 0; r < 4; r++)
                     UNROLL for (int v = 0; v < nv; v++) acc[r][v] = splat(bias[r]);
-            if (tail)
+            V square = {0};
+            if (tail == 4) square = c ? square_load(y + nv * LANES, y_pitch) : square_rows(bias);
+            if (tail == 1)
                 for (int r = 0; r < 4; r++) last[r] = c ? y[r * y_pitch + nv * LANES] : bias[r];
 
             const int n = *count++;
@@ -65,7 +68,8 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
                     const V weight = splat(four[r]);
                     UNROLL for (int v = 0; v < nv; v++) acc[r][v] = madd(weight, xs[v], acc[r][v]);
                 }
-                if (tail) last = madd4(load4(w), in[nv * LANES] - (V4){0}, last);
+                if (tail == 4) square = madd(square_rows(w), square_pixels(in + nv * LANES), square);
+                if (tail == 1) last = madd4(load4(w), in[nv * LANES] - (V4){0}, last);
             }
             if (sparse) col += n;
 
@@ -75,32 +79,43 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
                     const float *add = s->add + (ptrdiff_t)4 * g * s->add_pitch + at;
                     UNROLL for (int r = 0; r < 4; r++)
                         UNROLL for (int v = 0; v < nv; v++) acc[r][v] += load(add + r * s->add_pitch + v * LANES);
-                    if (tail)
+                    if (tail == 4) square += square_load(add + nv * LANES, s->add_pitch);
+                    if (tail == 1)
                         for (int r = 0; r < 4; r++) last[r] += add[r * s->add_pitch + nv * LANES];
                 }
                 spmm_clamp(nv, acc, y, y_pitch, splat(s->lo), splat(s->hi));
-                if (tail) last = clamp4(last, s->lo, s->hi);
+                if (tail == 4) square = clamp(square, splat(s->lo), splat(s->hi));
+                if (tail == 1) last = clamp4(last, s->lo, s->hi);
             }
-            if (tail)
+            if (tail == 4) square_store(y + nv * LANES, y_pitch, square);
+            if (tail == 1)
                 for (int r = 0; r < 4; r++) y[r * y_pitch + nv * LANES] = last[r];
         }
     }
 }
 
-#define SPMM_CASE(nv)                                                \
-    case 4 * nv: spmm_tile(nv, 0, 0, s, at); break;                  \
-    case 4 * nv + 1: spmm_tile(nv, 0, 1, s, at); break;              \
-    case 4 * nv + 2: spmm_tile(nv, 1, 0, s, at); break;              \
-    case 4 * nv + 3: spmm_tile(nv, 1, 1, s, at); break;
+#if SQUARE
+#define SPMM_SQUARE(nv)                                \
+    case 6 * nv + 4: spmm_tile(nv, 4, 0, s, at); break; \
+    case 6 * nv + 5: spmm_tile(nv, 4, 1, s, at); break;
+#else
+#define SPMM_SQUARE(nv)
+#endif
+#define SPMM_CASE(nv)                                  \
+    case 6 * nv: spmm_tile(nv, 0, 0, s, at); break;     \
+    case 6 * nv + 1: spmm_tile(nv, 0, 1, s, at); break; \
+    case 6 * nv + 2: spmm_tile(nv, 1, 0, s, at); break; \
+    case 6 * nv + 3: spmm_tile(nv, 1, 1, s, at); break; \
+    SPMM_SQUARE(nv)
 
-/* The pixels in tiles of up to MAXV vectors, as equal as can be. */
+/* The pixels in tiles of up to MAXV vectors, as equal as can be; a square takes as many registers as a vector. */
 static void spmm(const spmm_f32 *s) {
-    const int tail = s->n % LANES == 1 && s->n > LANES;
-    int vectors = s->n / LANES + (s->n % LANES != 0 && !tail);
+    const int over = s->n % LANES, tail = s->n < LANES ? 0 : over == 1 ? 1 : SQUARE && over > 1 && over <= 4 ? 4 : 0;
+    int vectors = s->n / LANES + (over != 0 && !tail);
     ptrdiff_t at = 0;
-    for (int tiles = (vectors + MAXV - 1) / MAXV; tiles > 0; tiles--) {
-        const int nv = (vectors + tiles - 1) / tiles;
-        switch (4 * nv + 2 * (tail && tiles == 1) + (s->col != NULL)) {
+    for (int tiles = (vectors + (tail == 4) + MAXV - 1) / MAXV; tiles > 0; tiles--) {
+        const int nv = (vectors + tiles - 1) / tiles, ends = tiles > 1 || !tail ? 0 : tail == 1 ? 2 : 4;
+        switch (6 * nv + ends + (s->col != NULL)) {
             SPMM_CASE(1)
             SPMM_CASE(2)
 #if MAXV > 2
