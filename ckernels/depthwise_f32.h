@@ -90,17 +90,24 @@ typedef struct {
     V left, mid, right;
 } Three;
 
-/* Columns x * stride + {-1, 0, 1} of a row of w pixels for outputs x .. x + LANES - 1. */
-INLINE Three depthwise_three(const int stride, const float *row, ptrdiff_t w, ptrdiff_t x, V edge) {
-    const float *at = row + stride * x;
+/* Columns x * stride + {-1, 0, 1} of a row of w pixels for outputs x .. x + LANES - 1; `begins` and `ends` say whether
+   they are the row's first and last. */
+INLINE Three depthwise_three(const int stride, const int begins, const int ends, const float *at, ptrdiff_t left, V edge) {
+    V a = load(at);
+    KEEP(a);
     if (stride == 1) {
-        const V mid = load(at);
-        return (Three){x ? load(at - 1) : AFTER_ZERO(mid), mid, only(edge, load(at + 1))};
+        Three in = {begins ? AFTER_ZERO(a) : load(at - 1), a, load(at + 1)};
+        if (ends) in.right = only(edge, in.right);
+        KEEP(in.left);
+        KEEP(in.right);
+        return in;
     }
-    const int two = w - 2 * x > LANES; /* else a second vector holds nothing of this row, and may not be ours to read */
-    const V a = load(at), b = two ? load(at + LANES) : a, odd = ODD(a, b);
-    const V left = x ? EVEN(load(at - 1), two ? load(at + LANES - 1) : a) : AFTER_ZERO(odd);
-    return (Three){left, EVEN(a, b), only(edge, odd)};
+    const int two = !ends || left > LANES; /* else a second vector holds nothing of this row, and may not be ours to read */
+    V b = two ? load(at + LANES) : a;
+    KEEP(b);
+    const V odd = ODD(a, b);
+    const V before = begins ? AFTER_ZERO(odd) : EVEN(load(at - 1), two ? load(at + LANES - 1) : a);
+    return (Three){before, EVEN(a, b), ends ? only(edge, odd) : odd};
 }
 
 INLINE V depthwise_dot(V acc, Three in, const V *taps) {
@@ -109,49 +116,59 @@ INLINE V depthwise_dot(V acc, Three in, const V *taps) {
 
 /* Outputs x .. x + LANES - 1 of the band's rows: row r sums input rows stride * r + {-1, 0, 1}, the last of which begins
    the next one too. */
-INLINE void depthwise_column(const int stride, const depthwise_f32 *s, const float *plane, const V *taps, V bias,
-                             ptrdiff_t x, float *y) {
+INLINE void depthwise_column(const int stride, const int begins, const int ends, const depthwise_f32 *s, const float *plane,
+                             const V *taps, V bias, ptrdiff_t x, float *y) {
     const V lo = splat(s->lo), hi = splat(s->hi);
-    const ptrdiff_t w = s->w;
+    const ptrdiff_t w = s->w, left = w - stride * x, out_w = s->out_w, next_plane = s->x_pitch;
+    const int bottom = s->bottom, whole = bottom * stride - stride + 1 < s->h ? bottom : bottom - 1;
     const V edge = lanes_below((int)((stride == 1 ? w - 1 : w / 2) - x)); /* outputs that have a right neighbour */
-    const float *row = plane + (stride * (ptrdiff_t)s->top - 1) * w;
+    const float *row = plane + (stride * (ptrdiff_t)s->top - 1) * w + stride * x;
     V now = bias, next = bias;
-    if (s->top > 0) now = depthwise_dot(bias, depthwise_three(stride, row, w, x, edge), taps);
+    if (s->top > 0) now = depthwise_dot(bias, depthwise_three(stride, begins, ends, row, left, edge), taps);
     row += w;
     if (stride == 1) { /* rows overlap by two: the middle of the first one begins the second */
-        const Three in = depthwise_three(1, row, w, x, edge);
+        const Three in = depthwise_three(1, begins, ends, row, left, edge);
         now = depthwise_dot(now, in, taps + 3);
         next = depthwise_dot(bias, in, taps);
         row += w;
     }
-    for (int r = s->top; r < s->bottom; r++, y += s->out_w) {
-        V after = bias;
+    for (int r = s->top; r < whole; r++, y += out_w) {
         if (stride == 2) {
-            now = depthwise_dot(now, depthwise_three(2, row, w, x, edge), taps + 3);
+            now = depthwise_dot(now, depthwise_three(2, begins, ends, row, left, edge), taps + 3);
             row += w;
         }
-        if (stride * r + 1 < s->h) {
-            const Three in = depthwise_three(stride, row, w, x, edge);
-            PREFETCH(row + stride * x + s->x_pitch); /* the next channel's */
-            now = depthwise_dot(now, in, taps + 6);
-            if (stride == 1) next = depthwise_dot(next, in, taps + 3);
-            after = depthwise_dot(bias, in, taps);
-            row += w;
-        }
+        const Three in = depthwise_three(stride, begins, ends, row, left, edge);
+        PREFETCH(row + next_plane); /* the next channel's */
+        now = depthwise_dot(now, in, taps + 6);
+        if (stride == 1) next = depthwise_dot(next, in, taps + 3);
+        const V after = depthwise_dot(bias, in, taps);
+        row += w;
         store(y, clamp(now, lo, hi));
         now = stride == 1 ? next : after;
         next = after;
     }
+    if (whole < bottom) { /* a last row with nothing below it */
+        if (stride == 2) now = depthwise_dot(now, depthwise_three(2, begins, ends, row, left, edge), taps + 3);
+        store(y, clamp(now, lo, hi));
+    }
 }
 
 INLINE void depthwise_columns(const int stride, const depthwise_f32 *s) {
+    const ptrdiff_t out_w = s->out_w;
     for (int c = 0; c < s->c; c++) {
+        const float *x = s->x + c * s->x_pitch;
+        float *y = s->y + c * s->y_pitch;
+        const V bias = splat(s->bias[c]);
         V taps[9];
         UNROLL for (int t = 0; t < 9; t++) taps[t] = splat(s->weight[9 * c + t]);
-        for (ptrdiff_t next = 0; next < s->out_w; next += LANES) {
-            const ptrdiff_t x = next + LANES > s->out_w && next ? s->out_w - LANES : next;
-            depthwise_column(stride, s, s->x + c * s->x_pitch, taps, splat(s->bias[c]), x, s->y + c * s->y_pitch + x);
+        if (out_w <= LANES) {
+            depthwise_column(stride, 1, 1, s, x, taps, bias, 0, y);
+            continue;
         }
+        depthwise_column(stride, 1, 0, s, x, taps, bias, 0, y);
+        ptrdiff_t at = LANES;
+        for (; at + LANES < out_w; at += LANES) depthwise_column(stride, 0, 0, s, x, taps, bias, at, y + at);
+        depthwise_column(stride, 0, 1, s, x, taps, bias, out_w - LANES, y + out_w - LANES);
     }
 }
 

@@ -5,13 +5,16 @@
 enum { HEADER = 16, TENSOR = 8, OP = 32, NONE = 0xffffffffu, MAGIC = 0x4e4e4253, VERSION = 1, LARGEST = 1 << 20 };
 enum { CONV = 1, POINTWISE, DEPTHWISE, SEPARABLE, MEAN, LINEAR, ADD };
 enum { INDEXED = 1, BYTES = 2, MOST_BYTES = 1 << 16 }; /* of op.form; so many products of bytes an int32 can hold */
+enum { CHAIN = 8 };                                    /* operators that may hang together by maps kept in part */
 
+/* A map with `part` is kept in part: it never holds more than that many of its rows. The operator behind its writer
+   alone reads it, and asks for rows when it needs them: so large maps stay in the cache. */
 typedef struct {
     uint32_t magic, version, size, crc, n_tensors, n_ops, tensors, ops, arena, room, room_floats, input, output;
     uint32_t meta, meta_size, zero;
 } header;
 typedef struct {
-    uint32_t c, h, w, pitch, at, interleaved, zero[2];
+    uint32_t c, h, w, pitch, at, interleaved, part, zero;
 } tensor;
 typedef struct {
     uint32_t kind, x, add, y, k, stride, pad, band, chunk, form, blocks, w, col, count, bias;
@@ -58,9 +61,10 @@ static int section(const header *h, uint64_t at, uint64_t bytes) {
 }
 
 static int check_tensor(const header *h, const tensor *t) {
-    const uint64_t pixels = (uint64_t)t->h * t->w;
+    const uint64_t pixels = (uint64_t)(t->part ? t->part : t->h) * t->w;
     if (!t->c || !t->h || !t->w || t->c > LARGEST || t->h > LARGEST || t->w > LARGEST || t->interleaved > 1) return BAD_TENSOR;
-    if (pixels > 1u << 28 || t->at % 16 || t->pitch % 16) return BAD_TENSOR;
+    if (t->part && (t->part > t->h || t->interleaved)) return BAD_TENSOR;
+    if ((uint64_t)t->h * t->w > 1u << 28 || t->at % 16 || t->pitch % 16) return BAD_TENSOR;
     const uint64_t floats = t->interleaved ? up(pixels * t->c, 16) + 16 : up(t->c, 4) * t->pitch;
     if (!t->interleaved && t->pitch < up(pixels, 16) + 16) return BAD_TENSOR;
     return floats > h->arena || t->at > h->arena - floats ? BAD_ARENA : 0;
@@ -112,6 +116,26 @@ static int check_product(const uint8_t *file, const op *o, const tensor *x, cons
     const uint64_t pitch = o->kind == POINTWISE ? x->pitch : o->pitch;
     if (o->form & BYTES && before_bytes(o, x) + fours(columns) * pitch > head(file)->room_floats) return BAD_ARENA;
     return check_blocks(file, o, up(y->c, 4) / 4, 4, columns);
+}
+
+static uint32_t lesser(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+/* Whether the maps kept in part that op i reads and writes go with its neighbours, and hold what a band reads. */
+static int check_parts(const uint8_t *file, uint32_t i) {
+    const header *h = head(file);
+    const op *o = op_of(file, i);
+    const tensor *x = tensor_of(file, o->x), *y = tensor_of(file, o->y);
+    if (o->add != NONE && tensor_of(file, o->add)->part) return BAD_SHAPE;
+    if (!x->part && !y->part) return 0;
+    if (o->kind > SEPARABLE || !o->band || o->band > y->h) return BAD_OP;
+    if (o->kind == POINTWISE && (o->k != 1 || o->stride != 1 || o->pad)) return BAD_OP;
+    if (y->part && (y->part < o->band || i + 1 == h->n_ops || op_of(file, i + 1)->x != o->y)) return BAD_SHAPE;
+    if (!x->part) return 0;
+    uint32_t links = 1;
+    while (links < CHAIN && links <= i && tensor_of(file, op_of(file, i - links)->x)->part) links++;
+    if (i == 0 || links == CHAIN || op_of(file, i - 1)->y != o->x) return BAD_SHAPE;
+    const uint64_t most = (uint64_t)(o->band - 1) * o->stride + (o->k > o->stride ? o->k : o->stride); /* that a band asks for */
+    return x->part < (most < x->h ? most : x->h) ? BAD_SHAPE : 0;
 }
 
 static int check_op(const uint8_t *file, const op *o) {
@@ -167,8 +191,13 @@ int engine_check(const uint8_t *file, uint64_t size) {
         const int wrong = check_tensor(h, tensor_of(file, i));
         if (wrong) return wrong;
     }
+    if (tensor_of(file, h->input)->part || tensor_of(file, h->output)->part) return BAD_TENSOR;
     for (uint32_t i = 0; i < h->n_ops; i++) {
         const int wrong = check_op(file, op_of(file, i));
+        if (wrong) return wrong;
+    }
+    for (uint32_t i = 0; i < h->n_ops; i++) {
+        const int wrong = check_parts(file, i);
         if (wrong) return wrong;
     }
     return 0;
@@ -211,7 +240,7 @@ static void keep_nan(const float *x, int64_t x_pitch, int64_t columns, const spm
 
 /* As product, X taken in bytes. */
 static void product_of_bytes(const uint8_t *file, float *arena, const isa *with, const op *o, int64_t columns, const float *in,
-                             int64_t pitch, int64_t at, int64_t n) {
+                             int64_t pitch, float *out, int64_t at, int64_t n) {
     const tensor *y = tensor_of(file, o->y), *a = o->add == NONE ? NULL : tensor_of(file, o->add);
     const quantise_i8 q = {
         .c = (int32_t)columns, .n = (int32_t)n, .zero = (int32_t)o->zero_point, .gain = o->gain, .x_pitch = pitch,
@@ -222,7 +251,7 @@ static void product_of_bytes(const uint8_t *file, float *arena, const isa *with,
         .chunk = (int32_t)o->chunk, .n = (int32_t)n, .zero = q.zero, .count = (const uint16_t *)(file + o->count),
         .col = o->form & INDEXED ? (const uint16_t *)(file + o->col) : NULL, .w = (const int8_t *)(file + o->w),
         .sums = (const int32_t *)(file + o->sums), .scale = floats(file, o->scale), .bias = floats(file, o->bias),
-        .x = q.y, .x_pitch = pitch, .y = arena + y->at + at, .y_pitch = y->pitch, .add = a ? arena + a->at + at : NULL,
+        .x = q.y, .x_pitch = pitch, .y = out, .y_pitch = y->pitch, .add = a ? arena + a->at + at : NULL,
         .add_pitch = a ? a->pitch : 0, .lo = o->lo, .hi = o->hi,
     };
     const int odd = with->quantise(&q);
@@ -230,11 +259,11 @@ static void product_of_bytes(const uint8_t *file, float *arena, const isa *with,
     if (odd) keep_nan(in, pitch, columns, &s);
 }
 
-/* n pixels of Y from pixel `at` on, from X at `in`, whose planes are `pitch` apart and start at that pixel. */
+/* n pixels of Y, at `out`, from pixel `at` on, from X at `in`, whose planes are `pitch` apart and start at that pixel. */
 static void product(const uint8_t *file, float *arena, const isa *with, const op *o, int64_t columns, const float *in,
-                    int64_t pitch, int64_t at, int64_t n) {
+                    int64_t pitch, float *out, int64_t at, int64_t n) {
     if (o->form & BYTES) {
-        product_of_bytes(file, arena, with, o, columns, in, pitch, at, n);
+        product_of_bytes(file, arena, with, o, columns, in, pitch, out, at, n);
         return;
     }
     const tensor *y = tensor_of(file, o->y), *a = o->add == NONE ? NULL : tensor_of(file, o->add);
@@ -242,60 +271,113 @@ static void product(const uint8_t *file, float *arena, const isa *with, const op
         .groups = (int32_t)(up(y->c, 4) / 4), .chunks = (int32_t)((columns + o->chunk - 1) / o->chunk),
         .chunk = (int32_t)o->chunk, .n = (int32_t)n, .count = (const uint16_t *)(file + o->count),
         .col = o->form & INDEXED ? (const uint16_t *)(file + o->col) : NULL, .w = floats(file, o->w),
-        .bias = floats(file, o->bias), .x = in, .x_pitch = pitch, .y = arena + y->at + at, .y_pitch = y->pitch,
+        .bias = floats(file, o->bias), .x = in, .x_pitch = pitch, .y = out, .y_pitch = y->pitch,
         .add = a ? arena + a->at + at : NULL, .add_pitch = a ? a->pitch : 0, .lo = o->lo, .hi = o->hi,
     };
     with->spmm(&s);
 }
 
-/* The depthwise convolution of a band, to planes `pitch` apart. */
-static void depthwise_rows(const uint8_t *file, float *arena, const isa *with, const op *o, uint32_t top, uint32_t bottom,
+/* The depthwise convolution of a band of `in`, to planes `pitch` apart. */
+static void depthwise_rows(const uint8_t *file, const isa *with, const op *o, const float *in, uint32_t top, uint32_t bottom,
                            float *room, float *to, int64_t pitch) {
     const tensor *x = tensor_of(file, o->x), *y = tensor_of(file, o->y);
     const int last = o->kind == DEPTHWISE; /* else its clamp is the pair's inner one */
     const depthwise_f32 s = {
         .c = (int32_t)x->c, .h = (int32_t)x->h, .w = (int32_t)x->w, .k = (int32_t)o->k, .stride = (int32_t)o->stride,
         .pad = (int32_t)o->pad, .out_w = (int32_t)y->w, .top = (int32_t)top, .bottom = (int32_t)bottom,
-        .x_pitch = x->pitch, .y_pitch = pitch, .x = arena + x->at, .weight = floats(file, o->dw_w),
+        .x_pitch = x->pitch, .y_pitch = pitch, .x = in, .weight = floats(file, o->dw_w),
         .bias = floats(file, o->dw_bias), .y = to, .room = room, .lo = last ? o->lo : o->dw_lo,
         .hi = last ? o->hi : o->dw_hi,
     };
     with->depthwise(&s);
 }
 
-/* The bands of a convolution, a depthwise one, or a depthwise one that a pointwise one reads while it is in the cache. */
-static void banded(const uint8_t *file, float *arena, const isa *with, const op *o) {
+/* The rows from .. to - 1 that are there of a map kept in part, the first of them where the map begins; op i's map is
+   held[i % CHAIN]. */
+typedef struct {
+    uint32_t from, to;
+} window;
+
+/* Where row 0 of a map would lie. */
+static float *row_0(float *arena, const tensor *t, const window *there) {
+    return arena + t->at - (t->part ? (int64_t)there->from * t->w : 0);
+}
+
+/* Rows before `first` give way to those that come next. */
+static void slide(float *arena, const tensor *t, window *there, uint32_t first) {
+    first = lesser(first, there->to);
+    if (first == there->from) return;
+    float *plane = arena + t->at;
+    const int64_t gone = (int64_t)(first - there->from) * t->w, kept = (int64_t)(there->to - first) * t->w;
+    for (uint32_t c = 0; c < t->c; c++, plane += t->pitch) copy(plane, plane + gone, kept);
+    there->from = first;
+}
+
+static void banded(const uint8_t *file, float *arena, const isa *with, uint32_t i, uint32_t bottom, window *held, int alone);
+
+/* Rows top .. bottom - 1 of op i, a convolution of any kind, or a depthwise one that a pointwise one reads while it is in
+   the cache. Rows of X that are not there are made first, unless the operator is to run alone. */
+static void band(const uint8_t *file, float *arena, const isa *with, uint32_t i, uint32_t top, uint32_t bottom, window *held,
+                 int alone) {
+    const op *o = op_of(file, i);
     const tensor *x = tensor_of(file, o->x), *y = tensor_of(file, o->y);
+    window *before = &held[(i + CHAIN - 1) % CHAIN];
     float *room = arena + head(file)->room;
+    if (x->part) {
+        const uint32_t first = top * o->stride < o->pad ? 0 : top * o->stride - o->pad;
+        if (alone) before->from = first;
+        else {
+            slide(arena, x, before, first);
+            banded(file, arena, with, i - 1, lesser((bottom - 1) * o->stride + o->k - o->pad, x->h), held, 0);
+        }
+    }
+    const int64_t at = (int64_t)top * y->w, n = (int64_t)(bottom - top) * y->w;
     const int64_t columns = o->kind == CONV ? (int64_t)x->c * o->k * o->k : x->c;
-    for (uint32_t top = 0; top < y->h; top += o->band) {
-        const uint32_t bottom = top + o->band < y->h ? top + o->band : y->h;
-        const int64_t at = (int64_t)top * y->w, n = (int64_t)(bottom - top) * y->w;
-        if (o->kind == CONV) {
-            const im2col_f32 s = {
-                .c = (int32_t)x->c, .h = (int32_t)x->h, .w = (int32_t)x->w, .k = (int32_t)o->k,
-                .stride = (int32_t)o->stride, .pad = (int32_t)o->pad, .out_w = (int32_t)y->w, .top = (int32_t)top,
-                .bottom = (int32_t)bottom, .x_channel = x->interleaved ? 1 : x->pitch,
-                .x_pixel = x->interleaved ? x->c : 1, .y_pitch = o->pitch, .x = arena + x->at, .y = room,
-            };
-            with->im2col(&s);
-        } else if (o->kind == DEPTHWISE)
-            depthwise_rows(file, arena, with, o, top, bottom, room, arena + y->at + at, y->pitch);
-        else
-            depthwise_rows(file, arena, with, o, top, bottom, room + (int64_t)x->c * o->pitch, room, o->pitch);
-        if (o->kind != DEPTHWISE) product(file, arena, with, o, columns, room, o->pitch, at, n);
+    const float *in = row_0(arena, x, before);
+    float *out = row_0(arena, y, &held[i % CHAIN]) + at;
+    if (o->kind == CONV) {
+        const im2col_f32 s = {
+            .c = (int32_t)x->c, .h = (int32_t)x->h, .w = (int32_t)x->w, .k = (int32_t)o->k,
+            .stride = (int32_t)o->stride, .pad = (int32_t)o->pad, .out_w = (int32_t)y->w, .top = (int32_t)top,
+            .bottom = (int32_t)bottom, .x_channel = x->interleaved ? 1 : x->pitch,
+            .x_pixel = x->interleaved ? x->c : 1, .y_pitch = o->pitch, .x = in, .y = room,
+        };
+        with->im2col(&s);
+    } else if (o->kind == DEPTHWISE) depthwise_rows(file, with, o, in, top, bottom, room, out, y->pitch);
+    else if (o->kind == SEPARABLE)
+        depthwise_rows(file, with, o, in, top, bottom, room + (int64_t)x->c * o->pitch, room, o->pitch);
+    if (o->kind == POINTWISE) product(file, arena, with, o, columns, in + at, x->pitch, out, at, n);
+    else if (o->kind != DEPTHWISE) product(file, arena, with, o, columns, room, o->pitch, out, at, n);
+}
+
+/* The rows of op i before `bottom` that are not made yet, band by band. */
+static void banded(const uint8_t *file, float *arena, const isa *with, uint32_t i, uint32_t bottom, window *held, int alone) {
+    const op *o = op_of(file, i);
+    const tensor *x = tensor_of(file, o->x), *y = tensor_of(file, o->y);
+    window *there = &held[i % CHAIN];
+    const uint32_t rows = o->kind == POINTWISE && !x->part && !y->part ? bottom : o->band;
+    while (there->to < bottom) {
+        const uint32_t to = bottom - there->to > rows ? there->to + rows : bottom;
+        if (alone) there->from = there->to;
+        band(file, arena, with, i, there->to, to, held, alone);
+        there->to = to;
     }
 }
 
-void engine_step(const uint8_t *file, float *arena, const isa *with, int index) {
+/* One operator; `alone`, it finds in maps kept in part whatever lies there. */
+static void step(const uint8_t *file, float *arena, const isa *with, int index, int alone) {
     const op *o = op_of(file, (uint32_t)index);
     const tensor *x = tensor_of(file, o->x), *y = tensor_of(file, o->y);
     float *in = arena + x->at, *out = arena + y->at;
     switch (o->kind) {
         case CONV:
+        case POINTWISE:
         case DEPTHWISE:
-        case SEPARABLE: banded(file, arena, with, o); break;
-        case POINTWISE: product(file, arena, with, o, x->c, in, x->pitch, 0, (int64_t)x->h * x->w); break;
+        case SEPARABLE: {
+            window held[CHAIN] = {{0, 0}};
+            banded(file, arena, with, (uint32_t)index, y->h, held, alone);
+            break;
+        }
         case MEAN: {
             const mean_f32 s = {.c = (int32_t)x->c, .n = (int32_t)(x->h * x->w), .x_pitch = x->pitch, .x = in, .y = out};
             with->mean(&s);
@@ -319,8 +401,11 @@ void engine_step(const uint8_t *file, float *arena, const isa *with, int index) 
     }
 }
 
+void engine_step(const uint8_t *file, float *arena, const isa *with, int index) { step(file, arena, with, index, 1); }
+
 void engine_run(const uint8_t *file, float *arena, const isa *with, const float *x, float *y) {
     engine_put(file, arena, x);
-    for (int i = 0; i < engine_ops(file); i++) engine_step(file, arena, with, i);
+    for (int i = 0; i < engine_ops(file); i++) /* what is kept in part is made when it is asked for */
+        if (!tensor_of(file, op_of(file, (uint32_t)i)->y)->part) step(file, arena, with, i, 0);
     engine_get(file, arena, y);
 }

@@ -20,12 +20,17 @@ typedef float Unaligned4 __attribute__((vector_size(16), aligned(4), may_alias))
 INLINE V load(const float *p) { return *(const Unaligned *)p; }
 INLINE void store(float *p, V v) { *(Unaligned *)p = v; }
 INLINE V splat(float s) { return s - (V){0}; }
-/* Hold v in a register: gcc would rather load it again for each use. */
+/* KEEP: hold v in a register, gcc would rather load it again for each use. HOLD: the same for an address, which gcc would
+   rather take apart into as many as it has uses. IN_ORDER: make v and store it before what comes next. */
 #if defined __x86_64__
 #define KEEP(v) __asm__("" : "+v"(v))
+#define HOLD(p) __asm__("" : "+r"(p))
+#define IN_ORDER(v) __asm__ volatile("" : "+v"(v) : : "memory")
 #define PREFETCH(p) __builtin_prefetch(p)
 #else
 #define KEEP(v) (void)(v)
+#define HOLD(p) (void)(p)
+#define IN_ORDER(v) (void)(v)
 #define PREFETCH(p) (void)(p)
 #endif
 INLINE V4 load4(const float *p) { return *(const Unaligned4 *)p; }
@@ -78,6 +83,26 @@ INLINE V only(V bits, V v) { return (V)((Bits)bits & (Bits)v); }
 #include <immintrin.h>
 INLINE V vmax(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE V vmin(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); }
+
+/* A square of 4 rows x 4 pixels in one vector, row after row: a number a row, 4 pixels that serve every row, and rows
+   `pitch` apart. */
+#define SQUARE 1
+INLINE V square_pixels(const float *p) { return (V)_mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+INLINE V square_rows(const float *p) {
+    return (V)_mm512_permutevar_ps((__m512)square_pixels(p), _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0));
+}
+INLINE V square_load(const float *p, ptrdiff_t pitch) {
+    __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + pitch), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps(p + 2 * pitch), 2);
+    return (V)_mm512_insertf32x4(v, _mm_loadu_ps(p + 3 * pitch), 3);
+}
+INLINE void square_store(float *p, ptrdiff_t pitch, V v) {
+    _mm_storeu_ps(p, _mm512_castps512_ps128((__m512)v));
+    _mm_storeu_ps(p + pitch, _mm512_extractf32x4_ps((__m512)v, 1));
+    _mm_storeu_ps(p + 2 * pitch, _mm512_extractf32x4_ps((__m512)v, 2));
+    _mm_storeu_ps(p + 3 * pitch, _mm512_extractf32x4_ps((__m512)v, 3));
+}
 #elif defined __AVX2__ && LANES == 8
 #include <immintrin.h>
 INLINE V vmax(V a, V b) { return (V)_mm256_max_ps((__m256)a, (__m256)b); }
@@ -100,8 +125,25 @@ INLINE V vmin(V a, V b) {
     return a;
 }
 #endif
+#ifndef SQUARE /* the others' vectors are as short as such a rest: they have none */
+#define SQUARE 0
+INLINE V square_pixels(const float *p) { return *p - (V){0}; }
+INLINE V square_rows(const float *p) { return *p - (V){0}; }
+INLINE V square_load(const float *p, ptrdiff_t pitch) { return p[pitch] - (V){0}; }
+INLINE void square_store(float *p, ptrdiff_t pitch, V v) { p[pitch] = v[0]; }
+#endif
+
 INLINE V clamp(V v, V lo, V hi) { return vmin(hi, vmax(lo, v)); }
 INLINE float clamp1(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
+
+/* Without branches, which nobody could foretell. */
+typedef int32_t Bits4 __attribute__((vector_size(16)));
+INLINE V4 either(Bits4 bits, V4 a, V4 b) { return (V4)((bits & (Bits4)a) | (~bits & (Bits4)b)); }
+INLINE V4 clamp4(V4 v, float lo, float hi) {
+    const V4 low = lo - (V4){0}, high = hi - (V4){0};
+    v = either(v < low, low, v);
+    return either(v > high, high, v);
+}
 
 /* acc + a * b: fused where the set has it; SIMD128 has not, relaxed SIMD has. */
 #if defined __wasm_relaxed_simd__

@@ -117,7 +117,8 @@ int64_t depthwise_pitch(int w, int stride);
 /* The engine: a packed network (see packed.py for its format), run op by op.
    engine_check reads a file that may be anything and returns 0, or the number of what is wrong with it; all others
    trust a file that it has passed. arena holds engine_arena() floats, aligned to 64 bytes; x and y, a picture and the
-   network's answer, engine_in() and engine_out() floats. */
+   network's answer, engine_in() and engine_out() floats. engine_step runs an operator by itself, for a clock: of a map
+   that is kept in part it reads whatever lies there. */
 int engine_check(const uint8_t *file, uint64_t size);
 uint64_t engine_arena(const uint8_t *file);
 uint64_t engine_in(const uint8_t *file);

@@ -1,23 +1,57 @@
+/* The sums of a group: from memory, to memory, and to memory within bounds. There each is clamped and stored before the
+   next: stores in a burst fill their queue, and the next group's multiply-adds wait behind them. */
+INLINE void spmm_load(const int nv, V acc[4][MAXV], const float *y, ptrdiff_t y_pitch) {
+    UNROLL for (int r = 0; r < 4; r++, y += y_pitch) {
+        HOLD(y);
+        UNROLL for (int v = 0; v < nv; v++) acc[r][v] = load(y + v * LANES);
+    }
+}
+
+INLINE void spmm_store(const int nv, V acc[4][MAXV], float *y, ptrdiff_t y_pitch) {
+    UNROLL for (int r = 0; r < 4; r++, y += y_pitch) {
+        HOLD(y);
+        UNROLL for (int v = 0; v < nv; v++) store(y + v * LANES, acc[r][v]);
+    }
+}
+
+INLINE void spmm_clamp(const int nv, V acc[4][MAXV], float *y, ptrdiff_t y_pitch, V lo, V hi) {
+    UNROLL for (int r = 0; r < 4; r++, y += y_pitch) {
+        HOLD(y);
+        UNROLL for (int v = 0; v < nv; v++) {
+            V sum = clamp(acc[r][v], lo, hi);
+            IN_ORDER(sum);
+            store(y + v * LANES, sum);
+        }
+    }
+}
+
 /* spmm_f32 on registers of nv vectors x 4 rows: a block costs nv loads of X, 4 of W, and 4 * nv multiply-adds.
-   With `tail`, one more pixel behind the last vector is taken along as a vector over the 4 rows: 49 = 3 * 16 + 1. */
+   With `tail` 1, one more pixel behind the last vector is taken along as a vector over the 4 rows: 49 = 3 * 16 + 1; with
+   tail 4, 2 to 4 pixels as a square of 4 rows x 4 pixels: 196 = 12 * 16 + 4. */
 INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm_f32 *s, ptrdiff_t at) {
     const uint16_t *count = s->count, *col = s->col;
     const float *w = s->w;
+    const int groups = s->groups;
+    const ptrdiff_t y_pitch = s->y_pitch, x_step = s->x_pitch * (ptrdiff_t)sizeof(float);
     for (int c = 0; c < s->chunks; c++) {
         const float *x = s->x + (ptrdiff_t)c * s->chunk * s->x_pitch + at;
-        for (int g = 0; g < s->groups; g++) {
-            float *y = s->y + (ptrdiff_t)4 * g * s->y_pitch + at;
+        float *y = s->y + at;
+        const float *bias = s->bias;
+        for (int g = 0; g < groups; g++, y += 4 * y_pitch, bias += 4) {
             V acc[4][MAXV];
             V4 last = {0};
-            UNROLL for (int r = 0; r < 4; r++)
-                UNROLL for (int v = 0; v < nv; v++)
-                    acc[r][v] = c ? load(y + r * s->y_pitch + v * LANES) : splat(s->bias[4 * g + r]);
-            if (tail)
-                for (int r = 0; r < 4; r++) last[r] = c ? y[r * s->y_pitch + nv * LANES] : s->bias[4 * g + r];
+            if (c) spmm_load(nv, acc, y, y_pitch);
+            else
+                UNROLL for (int r = 0; r < 4; r++)
+                    UNROLL for (int v = 0; v < nv; v++) acc[r][v] = splat(bias[r]);
+            V square = {0};
+            if (tail == 4) square = c ? square_load(y + nv * LANES, y_pitch) : square_rows(bias);
+            if (tail == 1)
+                for (int r = 0; r < 4; r++) last[r] = c ? y[r * y_pitch + nv * LANES] : bias[r];
 
             const int n = *count++;
             const char *base = (const char *)x;
-            ptrdiff_t step = s->x_pitch * (ptrdiff_t)sizeof(float); /* in bytes: one multiply-add makes an address */
+            ptrdiff_t step = x_step; /* in bytes: one multiply-add makes an address */
             FIXED(base);
             FIXED(step);
             for (int i = 0; i < n; i++, w += 4) {
@@ -34,46 +68,54 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
                     const V weight = splat(four[r]);
                     UNROLL for (int v = 0; v < nv; v++) acc[r][v] = madd(weight, xs[v], acc[r][v]);
                 }
-                if (tail) last = madd4(load4(w), in[nv * LANES] - (V4){0}, last);
+                if (tail == 4) square = madd(square_rows(w), square_pixels(in + nv * LANES), square);
+                if (tail == 1) last = madd4(load4(w), in[nv * LANES] - (V4){0}, last);
             }
             if (sparse) col += n;
 
-            if (c == s->chunks - 1) {
-                const V lo = splat(s->lo), hi = splat(s->hi);
-                const float *add = s->add + (ptrdiff_t)4 * g * s->add_pitch + at;
-                UNROLL for (int r = 0; r < 4; r++)
-                    UNROLL for (int v = 0; v < nv; v++) {
-                        if (s->add) acc[r][v] += load(add + r * s->add_pitch + v * LANES);
-                        acc[r][v] = clamp(acc[r][v], lo, hi);
-                    }
-                if (tail)
-                    for (int r = 0; r < 4; r++) {
-                        if (s->add) last[r] += add[r * s->add_pitch + nv * LANES];
-                        last[r] = clamp1(last[r], s->lo, s->hi);
-                    }
+            if (c < s->chunks - 1) spmm_store(nv, acc, y, y_pitch);
+            else {
+                if (s->add) {
+                    const float *add = s->add + (ptrdiff_t)4 * g * s->add_pitch + at;
+                    UNROLL for (int r = 0; r < 4; r++)
+                        UNROLL for (int v = 0; v < nv; v++) acc[r][v] += load(add + r * s->add_pitch + v * LANES);
+                    if (tail == 4) square += square_load(add + nv * LANES, s->add_pitch);
+                    if (tail == 1)
+                        for (int r = 0; r < 4; r++) last[r] += add[r * s->add_pitch + nv * LANES];
+                }
+                spmm_clamp(nv, acc, y, y_pitch, splat(s->lo), splat(s->hi));
+                if (tail == 4) square = clamp(square, splat(s->lo), splat(s->hi));
+                if (tail == 1) last = clamp4(last, s->lo, s->hi);
             }
-            UNROLL for (int r = 0; r < 4; r++)
-                UNROLL for (int v = 0; v < nv; v++) store(y + r * s->y_pitch + v * LANES, acc[r][v]);
-            if (tail)
-                for (int r = 0; r < 4; r++) y[r * s->y_pitch + nv * LANES] = last[r];
+            if (tail == 4) square_store(y + nv * LANES, y_pitch, square);
+            if (tail == 1)
+                for (int r = 0; r < 4; r++) y[r * y_pitch + nv * LANES] = last[r];
         }
     }
 }
 
-#define SPMM_CASE(nv)                                                \
-    case 4 * nv: spmm_tile(nv, 0, 0, s, at); break;                  \
-    case 4 * nv + 1: spmm_tile(nv, 0, 1, s, at); break;              \
-    case 4 * nv + 2: spmm_tile(nv, 1, 0, s, at); break;              \
-    case 4 * nv + 3: spmm_tile(nv, 1, 1, s, at); break;
+#if SQUARE
+#define SPMM_SQUARE(nv)                                \
+    case 6 * nv + 4: spmm_tile(nv, 4, 0, s, at); break; \
+    case 6 * nv + 5: spmm_tile(nv, 4, 1, s, at); break;
+#else
+#define SPMM_SQUARE(nv)
+#endif
+#define SPMM_CASE(nv)                                  \
+    case 6 * nv: spmm_tile(nv, 0, 0, s, at); break;     \
+    case 6 * nv + 1: spmm_tile(nv, 0, 1, s, at); break; \
+    case 6 * nv + 2: spmm_tile(nv, 1, 0, s, at); break; \
+    case 6 * nv + 3: spmm_tile(nv, 1, 1, s, at); break; \
+    SPMM_SQUARE(nv)
 
-/* The pixels in tiles of up to MAXV vectors, as equal as can be. */
+/* The pixels in tiles of up to MAXV vectors, as equal as can be; a square takes as many registers as a vector. */
 static void spmm(const spmm_f32 *s) {
-    const int tail = s->n % LANES == 1 && s->n > LANES;
-    int vectors = s->n / LANES + (s->n % LANES != 0 && !tail);
+    const int over = s->n % LANES, tail = s->n < LANES ? 0 : over == 1 ? 1 : SQUARE && over > 1 && over <= 4 ? 4 : 0;
+    int vectors = s->n / LANES + (over != 0 && !tail);
     ptrdiff_t at = 0;
-    for (int tiles = (vectors + MAXV - 1) / MAXV; tiles > 0; tiles--) {
-        const int nv = (vectors + tiles - 1) / tiles;
-        switch (4 * nv + 2 * (tail && tiles == 1) + (s->col != NULL)) {
+    for (int tiles = (vectors + (tail == 4) + MAXV - 1) / MAXV; tiles > 0; tiles--) {
+        const int nv = (vectors + tiles - 1) / tiles, ends = tiles > 1 || !tail ? 0 : tail == 1 ? 2 : 4;
+        switch (6 * nv + ends + (s->col != NULL)) {
             SPMM_CASE(1)
             SPMM_CASE(2)
 #if MAXV > 2

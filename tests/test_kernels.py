@@ -116,7 +116,7 @@ def test_every_instruction_set_gives_the_exact_product(name, shape, density, chu
 
 @needs_c
 @pytest.mark.parametrize("name", kernels.isas())
-@pytest.mark.parametrize("n", [1, 17, 49, 96])
+@pytest.mark.parametrize("n", [1, 17, 18, 49, 96, 100, 196])
 def test_a_nan_stays_a_nan_and_touches_nothing_else(name, n, monkeypatch):
     monkeypatch.setenv("LAB_ISA", name)
     w, x = operands(8, 5, n, 1.0)

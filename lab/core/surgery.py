@@ -7,6 +7,7 @@ names, so that it is stored as JSON and applied again when a network is loaded.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import chain, count
 
 import torch
 from torch import fx, nn
@@ -265,8 +266,7 @@ def _narrow(
     if not reads.any():  # all that it wanted went elsewhere: one channel that it gives no weight keeps it whole
         reads[survivors.nonzero()[0]] = True
     positions = (survivors.cumsum(0) - 1)[reads]
-    buffer = f"{name.replace('.', '_')}_reads"
-    graph.register_buffer(buffer, positions)
+    buffer = _keep(graph, f"{name.replace('.', '_')}_reads", positions)
     with graph.graph.inserting_before(first):
         selected = graph.graph.call_function(torch.index_select, (source, 1, graph.graph.get_attr(buffer)))
     first.replace_input_with(source, selected)
@@ -294,10 +294,9 @@ def _thin(
     writes = _mask(name, index, len(survivors)) & survivors
     if not writes.any():
         writes[survivors.nonzero()[0]] = True
-    count = int(writes.sum())
-    positions = torch.where(writes, writes.cumsum(0) - 1, count)[survivors]  # channel `count` is the zero one
-    buffer = f"{name.replace('.', '_')}_writes"
-    graph.register_buffer(buffer, positions)
+    zero = int(writes.sum())  # the channel behind the written ones
+    positions = torch.where(writes, writes.cumsum(0) - 1, zero)[survivors]
+    buffer = _keep(graph, f"{name.replace('.', '_')}_writes", positions)
     with graph.graph.inserting_after(spot):
         pads = [0, 0] * (len(shape(spot)) - 2) + [0, 1]
         padded = graph.graph.call_function(nn.functional.pad, (spot, pads))
@@ -312,6 +311,14 @@ def _thin(
         if link in slices:
             slices[link].rows = written
             slices[link].columns = slices[link].columns if link is node else written
+
+
+def _keep(graph: fx.GraphModule, name: str, positions: torch.Tensor) -> str:
+    """Register positions as a buffer beside the weights; the name it got, which no earlier cut has taken."""
+    taken = {buffer for buffer, _ in graph.named_buffers()}
+    free = next(one for one in chain([name], (f"{name}_{k}" for k in count(2))) if one not in taken)
+    graph.register_buffer(free, positions.to(next(graph.parameters()).device))
+    return free
 
 
 def _live_conv(graph: fx.GraphModule, slices: dict[fx.Node, Slice], name: str, part: str) -> fx.Node | None:

@@ -31,16 +31,19 @@ class Attack:
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, low: float, high: float) -> Attack:
     """One step of size eps up the loss (Goodfellow et al., 2015); pixels stay in [low, high]."""
     with _attackable(model):
-        altered = _captum().FGSM(model, _misfit, low, high).perturb(x, eps, y)
+        altered = _fgsm(model, _misfit, low, high).perturb(x, eps, y)
     return _judged(model, altered, y, y)
 
 
 def pgd(
     model: nn.Module, x: Tensor, y: Tensor, *, eps: float, step: float, steps: int, low: float, high: float
 ) -> Attack:
-    """Steps up the loss from a random start within eps, which no pixel leaves (Madry et al., 2018)."""
+    """Steps up the loss from a random start within eps, which no pixel leaves (Madry et al., 2018).
+
+    The start is drawn from torch's generator.
+    """
     with _attackable(model):
-        attack = _captum().PGD(model, _misfit, low, high)
+        attack = _pgd(model, _misfit, low, high)
         altered = attack.perturb(x, eps, step, steps, y, random_start=True)
     return _judged(model, altered, y, y)
 
@@ -51,20 +54,25 @@ def bim(
 ) -> Attack:  # fmt: skip
     """Steps towards being called `target` (N,), within eps (Kurakin et al., 2017)."""
     with _attackable(model):
-        attack = _captum().PGD(model, _misfit, low, high)
+        attack = _pgd(model, _misfit, low, high)
         altered = attack.perturb(x, eps, step, steps, target, targeted=True)
     return _judged(model, altered, y, target)
 
 
 def adaptive(
-    decoupled: Decoupled, x: Tensor, y: Tensor, target: Tensor, paths: Tensor, *, weight: float, **settings: float
+    decoupled: Decoupled, x: Tensor, y: Tensor, target: Tensor, paths: Tensor,
+    *, weight: float, eps: float, step: float, steps: int, low: float, high: float,
 ) -> Attack:  # fmt: skip
     """As `bim`, by someone who knows the detector: the altered picture is also to take the path of `target`.
 
-    `paths` (classes, filters) are class paths. To the loss comes `weight` times the mean squared distance between v1,
-    through which gradients pass, and the path of the target.
+    `paths` (classes, filters) are the class paths of all classes by number. To the loss comes `weight` times the mean
+    squared distance between v1, through which gradients pass, and the path of the target.
     """
-    model = decoupled.model
+    if int(target.max()) >= len(paths):
+        raise ValueError(
+            f"target: there is no path of class {int(target.max())}, only {len(paths)}: give a path a class"
+        )
+    model, filters = decoupled.model, paths.shape[1]
 
     def answer(pictures: Tensor) -> Tensor:
         """Class scores and soft encodings side by side: (N, classes + filters)."""
@@ -80,12 +88,12 @@ def adaptive(
         return torch.cat([scores, eq.saturating_sigmoid(torch.cat(logits, 1))], 1)
 
     def loss(given: Tensor, wanted: Tensor) -> Tensor:
-        scores, soft = given[:, : paths.shape[0]], given[:, paths.shape[0] :]
+        scores, soft = given[:, :-filters], given[:, -filters:]
         return _misfit(scores, wanted) + weight * (soft - paths.to(soft)[wanted]).square().mean(1)
 
     with _attackable(model):
-        attack = _captum().PGD(answer, loss, settings["low"], settings["high"])
-        altered = attack.perturb(x, settings["eps"], settings["step"], settings["steps"], target, targeted=True)
+        attack = _pgd(answer, loss, low, high)
+        altered = attack.perturb(x, eps, step, steps, target, targeted=True)
     return _judged(model, altered, y, target)
 
 
@@ -115,6 +123,21 @@ def _judged(model: nn.Module, altered: Tensor, y: Tensor, target: Tensor) -> Att
     with torch.no_grad(), evaluating(model):
         named = model(altered).argmax(1)
     return Attack(altered, target, (named != y) & ((named == target) | (target is y)))
+
+
+def _fgsm(answer: Any, loss: Any, low: float, high: float) -> Any:
+    """Captum's fast method, without its habit of leaving pixels alone whose gradient is under 1e-6: a sure answer has
+    hardly any larger ones, and would pass for one that cannot be attacked."""
+    attack = _captum().FGSM(answer, loss, low, high)
+    attack.zero_thresh = 0.0
+    return attack
+
+
+def _pgd(answer: Any, loss: Any, low: float, high: float) -> Any:
+    """Captum's projected steps, each of them as in `_fgsm`."""
+    attack = _captum().PGD(answer, loss, low, high)
+    attack.fgsm.zero_thresh = 0.0
+    return attack
 
 
 def _captum() -> Any:

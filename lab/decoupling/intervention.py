@@ -20,13 +20,18 @@ def specific_bits(paths: Paths, label: int, count: int) -> np.ndarray:
     """
     frequency, classes = class_paths(paths), paths.classes()
     own = int(_place(classes, label))
+    if len(classes) < 2:
+        raise ValueError(f"all paths are of class {label}: specific filters need pictures of other classes too")
     more = frequency[own] - np.delete(frequency, own, axis=0).mean(0)
     ranked = np.argsort(-more, kind="stable")[:count]
     return ranked[more[ranked] > 0]
 
 
 def random_bits(paths: Paths, bits: np.ndarray, pool: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The control: as many filters of each layer as `bits` has there, drawn from `pool` (filters,) booleans."""
+    """The control: as many filters of each layer as `bits` has there, drawn from `pool` (filters,) booleans.
+
+    A layer whose pool is smaller gives all of it.
+    """
     chosen = []
     for name in paths.layers:
         span = paths.span(name)
@@ -109,7 +114,8 @@ def _changed(
 
 
 def _right(paths: Paths, chosen: np.ndarray) -> float:
-    return 100 * float((paths.predicted == paths.labels)[chosen].mean())
+    right = (paths.predicted == paths.labels)[chosen]
+    return 100 * float(right.mean()) if len(right) else float("nan")
 
 
 def _place(classes: np.ndarray, label: int) -> np.ndarray:

@@ -40,7 +40,7 @@ class DecouplingOutcome(Outcome):
 
     def skipping(self) -> Skipping:
         """The network as it saves time: one picture at a time, only what is on is computed. Same answers."""
-        return skipping(self.decoupled)
+        return skipping(self.decoupled, self.sample[:1].to(next(self.model.parameters()).device))
 
     def export(self, path: str | Path) -> Path:
         """Write the gated network as an ONNX file with a free batch axis; needs the extra `export`."""

@@ -190,6 +190,8 @@ def separation(paths: Paths, layer: str | None = None, *, permutations: int = 99
         raise ValueError(
             f"{layer or 'the network'} has no filter that is on for some pictures only: nothing to compare"
         )
+    if len(paths.classes()) < 2:
+        raise ValueError("all paths are of one class: nothing to compare, give pictures of several, with their labels")
     alike = _jaccard(paths.bits[:, chosen])
     labels, rng = paths.labels.copy(), np.random.default_rng(seed)
     within, between = _within_between(alike, labels)
@@ -197,7 +199,7 @@ def separation(paths: Paths, layer: str | None = None, *, permutations: int = 99
     for _ in range(permutations):
         rng.shuffle(labels)
         shuffled = _within_between(alike, labels)
-        beaten += shuffled[0] - shuffled[1] >= within - between
+        beaten += int(shuffled[0] - shuffled[1] >= within - between)
     return Separation(within, between, (1 + beaten) / (1 + permutations), permutations)
 
 
@@ -217,7 +219,7 @@ def _within_between(alike: np.ndarray, labels: np.ndarray) -> tuple[float, float
     pairs = float((member.sum(0) ** 2).sum()) - len(labels)
     rest = float(len(labels)) ** 2 - len(labels) - pairs
     inside = float(sums.sum()) - own
-    return inside / max(pairs, 1), (float(alike.sum()) - own - inside) / max(rest, 1)
+    return float(inside / max(pairs, 1)), float((alike.sum() - own - inside) / max(rest, 1))
 
 
 def probe(learn: Paths, held_out: Paths, *, seed: int = 0):

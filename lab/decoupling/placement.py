@@ -62,12 +62,15 @@ class Decoupled:
         terms += [(site.tail, one, on[i]) for i, site in enumerate(self.sites)]
         terms += [(self.rest + self.control, one, one)]
         macs, on_in, on_out = zip(*terms, strict=True)
-        return eq.path_macs(torch.tensor(macs, dtype=torch.float64), torch.stack(on_in, 1), torch.stack(on_out, 1))
+        return eq.path_macs(one.new_tensor(macs), torch.stack(on_in, 1), torch.stack(on_out, 1))
 
 
 def _share_read(sources: Sources, z: list[Tensor]) -> Tensor:
     """The share of the input channels that is on, for each picture: (N,)."""
-    parts = [z[gate].double().sum(1) if gate != DENSE else torch.full((len(z[0]),), float(n)) for gate, n in sources]
+    parts = [
+        z[gate].double().sum(1) if gate != DENSE else z[0].new_full((len(z[0]),), n, dtype=torch.float64)
+        for gate, n in sources
+    ]
     return torch.stack(parts).sum(0) / sum(n for _, n in sources)
 
 

@@ -186,7 +186,7 @@ class Decoupling:
 
     def _report(self, task, baseline, whole: Decoupled, after: Decoupled, paths: Paths, started: float) -> Report:
         example = task.example.to(next(baseline.parameters()).device)
-        timed = cost.latencies({"before": baseline, "after": skipping(after)}, example)
+        timed = cost.latencies({"before": baseline, "after": skipping(after, example)}, example)
         states = paths.states().sum()
         on = [torch.from_numpy(bits) for bits in paths.split()]
         filters = [sum(site.filters for site in sites) for sites in (whole.sites, after.sites)]

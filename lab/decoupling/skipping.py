@@ -1,5 +1,6 @@
 """The decoupled network as it saves time: one picture at a time, filters that are off are not computed at all."""
 
+import time
 from copy import deepcopy
 from typing import Any
 
@@ -14,8 +15,7 @@ from . import equations as eq
 from .layers import Controller, gates
 from .placement import DENSE, Decoupled, Site
 
-PIXELS = 64  # output pixels below which picking weights out costs more than it saves
-MACS = 4e6  # multiply-adds below which a layer is done before its filters are chosen
+ROUNDS = 5  # times that a layer is timed in each way
 
 
 class Skipping(nn.Module):
@@ -41,11 +41,11 @@ class GatedConv(nn.Module):
     conv: Any  # Conv1d, Conv2d or Conv3d
     controller: Any
 
-    def __init__(self, conv: Any, way: list[fx.Node], controller: Controller, site: Site, whole: bool) -> None:
+    def __init__(self, conv: Any, way: list[fx.Node], controller: Controller, site: Site) -> None:
         super().__init__()
-        self.conv, self.controller, self.sources, self.whole = conv, controller, site.sources, whole
+        self.conv, self.controller, self.sources, self.whole = conv, controller, site.sources, False
         self.parts = nn.ModuleList(module_of(node) or Call(node) for node in way)
-        if len(self.parts) and isinstance(self.parts[0], NORMS):
+        if len(self.parts) and isinstance(self.parts[0], NORMS) and self.parts[0].running_mean is not None:
             self.conv = torch.nn.utils.fusion.fuse_conv_bn_eval(conv, self.parts[0])
             del self.parts[0]
         self.readable: list[GatedConv] = []  # all of them, by the number of their gate
@@ -97,10 +97,11 @@ class Call(nn.Module):
         return self.target(x, *self.rest, **self.named)
 
 
-def skipping(decoupled: Decoupled, *, everywhere: bool = False) -> Skipping:
+def skipping(decoupled: Decoupled, example: Tensor | None = None) -> Skipping:
     """The network as it is run one picture at a time, on copies of its weights; filters that are off cost nothing.
 
-    Small layers are computed whole and gated, which is faster; with `everywhere` they too are skipped filter by filter.
+    With an `example` (1, C, H, W) each layer is timed both ways on it, and computed whole and gated where that is
+    faster: picking weights out takes time, too. Left out, every layer is skipped filter by filter.
     """
     graph = deepcopy(decoupled.model).eval()
     nodes = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
@@ -109,9 +110,7 @@ def skipping(decoupled: Decoupled, *, everywhere: bool = False) -> Skipping:
     for site in decoupled.sites:
         conv, gate = nodes[site.conv], nodes[site.gate]
         way = between(conv, gate.all_input_nodes[0])
-        module: Any = graph.get_submodule(site.conv)
-        small = site.macs < MACS or site.macs < PIXELS * module.weight.numel()
-        convs.append(GatedConv(module, way, found[site.gate].controller, site, small and not everywhere))
+        convs.append(GatedConv(graph.get_submodule(site.conv), way, found[site.gate].controller, site))
         name = f"skip_{site.gate}"
         graph.add_submodule(name, convs[-1])
         with graph.graph.inserting_before(conv):
@@ -123,7 +122,35 @@ def skipping(decoupled: Decoupled, *, everywhere: bool = False) -> Skipping:
         object.__setattr__(conv, "readable", convs)  # a plain list: they are not one another's children
     graph.delete_all_unused_submodules()
     graph.recompile()
-    return Skipping(graph).eval()
+    net = Skipping(graph).eval()
+    if example is not None:
+        _choose(net, convs, example[:1])
+    return net
+
+
+@torch.no_grad()
+def _choose(net: Skipping, convs: list[GatedConv], x: Tensor) -> None:
+    """Let each layer be computed whole where that takes less time, on what reaches it for this picture."""
+    given: dict[nn.Module, Tensor] = {}
+    hooks = [conv.register_forward_pre_hook(lambda conv, inputs: given.update({conv: inputs[0]})) for conv in convs]
+    try:
+        net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for conv in convs:
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(ROUNDS):
+            for whole, taken in times.items():
+                taken.append(_seconds(conv, given[conv], whole))
+        conv.whole = min(times[True]) < min(times[False])
+
+
+def _seconds(conv: GatedConv, a: Tensor, whole: bool) -> float:
+    conv.whole = whole
+    start = time.perf_counter()
+    conv(a)
+    return time.perf_counter() - start
 
 
 def _convolve(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -141,11 +168,9 @@ def _one_dark_channel(x: Tensor) -> Tensor:
 def _apply(part: Any, y: Tensor, on: Tensor) -> Tensor:
     """A part on the channels that are on."""
     if isinstance(part, NORMS):
-        mean, var, weight, bias = (
-            None if value is None else value[on]
-            for value in (part.running_mean, part.running_var, part.weight, part.bias)
-        )
-        return F.batch_norm(y, mean, var, weight, bias, False, 0.0, part.eps)
+        values = (part.running_mean, part.running_var, part.weight, part.bias)
+        own = part.running_mean is None  # a norm without statistics takes those of the picture
+        return F.batch_norm(y, *(None if value is None else value[on] for value in values), own, 0.0, part.eps)
     if isinstance(part, CONVS):  # depthwise
         function = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[y.dim()]
         bias = None if part.bias is None else part.bias[on]

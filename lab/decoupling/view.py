@@ -1,13 +1,16 @@
 """Decoupling seen: the paths of two pictures through the layers, the filters they share, and what each filter sees."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..core import store
 from ..core.task import evaluating
 from ..ui import Control, Explorer, Frame, raster, svg, view
 from .layers import recording
@@ -63,7 +66,7 @@ def explore(
     shown = _known_layers(outcome.seen, layers)
     seen = _Seen(outcome)
     sizes = dict(zip(outcome.seen.layers, outcome.seen.sizes, strict=True))
-    numbered = list(filters if filters is not None else range(max(sizes[name] for name in shown)))
+    numbered = _known_filters(max(sizes[name] for name in shown), filters)
 
     def draw(a: str, b: str, layer: str, filter: int) -> Frame:
         pair = [names[a]] + ([names[b]] if b != NOBODY else [])
@@ -71,7 +74,11 @@ def explore(
         forks = numbers(outcome.seen, at[0], at[1] if len(at) > 1 else None)
         here = next(fork for fork in forks if fork.layer == layer)
         k = min(filter, sizes[layer] - 1)
-        picture = [flow(forks, layer, set(shown)), filter_grid(here, k, len(pair) > 1), seen.pictures(pair)]
+        picture = [
+            flow(forks, layer, set(shown), len(pair) > 1),
+            filter_grid(here, k, len(pair) > 1, set(numbered)),
+            seen.pictures(pair),
+        ]
         picture += [seen.maps(pair, layer, k), seen.classes(layer, k), seen.strongest(layer, k)]
         both, only_a, only_b, _ = here.counts()
         facts: dict[str, str | int | float] = {"filters on": f"{both + only_a} of {sizes[layer]} in {layer}"}
@@ -105,7 +112,7 @@ def similarity(outcome: DecouplingOutcome, paths: Paths | None = None) -> Explor
         beside = alike[~np.eye(len(alike), dtype=bool)]
         conditional = int(seen.conditional()[seen.span(layer)].sum())
         facts = {"conditional filters": f"{conditional} of {seen.sizes[seen.layers.index(layer)]}"}
-        if conditional:
+        if conditional and len(classes) > 1:
             i, j = np.unravel_index((alike - 3 * np.eye(len(alike))).argmax(), alike.shape)
             facts["most alike"] = f"{classes[i]} and {classes[j]}, cosine {alike[i, j]:.2f}"
             facts["mean of unlike classes"] = f"{beside.mean():.2f}"
@@ -117,12 +124,12 @@ def similarity(outcome: DecouplingOutcome, paths: Paths | None = None) -> Explor
 # -- pictures, of plain numbers --------------------------------------------------------------------------------------
 
 
-def flow(forks: Sequence[Fork], layer: str, pressable: set[str]) -> str:
+def flow(forks: Sequence[Fork], layer: str, pressable: set[str], two: bool) -> str:
     """The layers from left to right, each a column of what A and B share, what only one of them uses, and what neither
     does, with ribbons between; a click on a column chooses the layer."""
     top = 2 * svg.LINE + 10
-    drawn = [_legend(len({k for fork in forks for k in fork.state}) > 2 or any((f.state == 1).any() for f in forks))]
-    places = [((i % ROW) * WIDE, top + (i // ROW) * (TALL + svg.LINE + 8)) for i in range(len(forks))]
+    drawn = [_legend(two)]
+    places = [(2 + (i % ROW) * WIDE, top + (i // ROW) * (TALL + svg.LINE + 8)) for i in range(len(forks))]
     for i, (fork, (x, y)) in enumerate(zip(forks, places, strict=True)):
         bands = _bands(fork)
         if i + 1 < len(forks) and places[i + 1][1] == y:
@@ -138,7 +145,7 @@ def flow(forks: Sequence[Fork], layer: str, pressable: set[str]) -> str:
         if fork.layer in pressable:
             drawn.append(svg.target((x - 2, y - 2, 16, TALL + 4), hint, fork.layer == layer, layer=fork.layer))
     rows = -(-len(forks) // ROW)
-    width = min(len(forks), ROW) * WIDE
+    width = min(len(forks), ROW) * WIDE + 2
     for row in range(rows):
         first, last = forks[row * ROW].layer, forks[min(len(forks), (row + 1) * ROW) - 1].layer
         drawn.append(
@@ -147,8 +154,8 @@ def flow(forks: Sequence[Fork], layer: str, pressable: set[str]) -> str:
     return svg.whole(max(width, 320), top + rows * (TALL + svg.LINE + 8), "paths through the layers", "paths", drawn)
 
 
-def filter_grid(fork: Fork, chosen: int, two: bool) -> str:
-    """The filters of a layer, PAGE at a time, coloured by who uses them; a click chooses one."""
+def filter_grid(fork: Fork, chosen: int, two: bool, pressable: Container[int]) -> str:
+    """The filters of a layer, PAGE at a time, coloured by who uses them; a click chooses one of `pressable`."""
     first = chosen // PAGE * PAGE
     last = min(first + PAGE, len(fork.state))
     cells, top = [], svg.LINE + 5
@@ -158,10 +165,11 @@ def filter_grid(fork: Fork, chosen: int, two: bool) -> str:
         box = svg.rect(x, y, 24, 18, f"lab-fill {colour}" if colour else "lab-track")
         hint = f"filter {k}: {_state(fork, k, 1 + two)}"
         text = svg.text(x + 12, y + 13, str(k), "mid on" if colour else "mid")
-        cells.append(svg.target((x, y, 24, 18), hint, k == chosen, box + text, filter=k))
+        known = k in pressable
+        cells.append(svg.target((x, y, 24, 18), hint, k == chosen, box + text, filter=k) if known else box + text)
     height = top + -(-(last - first) // 16) * 20 + 4
     if len(fork.state) > PAGE:
-        pages = range(0, len(fork.state), PAGE)
+        pages = [start for start in range(0, len(fork.state), PAGE) if start in pressable]
         for i, start in enumerate(pages):
             x, y = i % 8 * 52, height + i // 8 * 22
             text = svg.text(x + 24, y + 14, f"{start}…", "mid")
@@ -227,6 +235,8 @@ class _Seen:
         self.outcome = outcome
         self.maps_of: dict[tuple[int, str], np.ndarray] = {}
         self.low, self.high = float(outcome.sample.min()), float(outcome.sample.max())
+        self.inputs = [_plane(x.numpy()) for x in outcome.sample]
+        self.size = self.inputs[0].shape[1:]
         model = outcome.model
         place = next(model.parameters()).device
         with torch.no_grad(), evaluating(model), recording(model) as records:
@@ -240,12 +250,12 @@ class _Seen:
 
     def pictures(self, pair: list[int]) -> str:
         """The inputs themselves, each with what it is called."""
-        h, w = self.outcome.sample.shape[-2:]
+        h, w = self.size
         top, scale, drawn = svg.LINE + 5, 96 / max(h, w), []
         for i, k in enumerate(pair):
             said = int(self.outcome.seen.predicted[self.outcome.sampled[k]])
-            pixels = raster.as_picture(self.outcome.sample[k].numpy(), self.low, self.high)
-            drawn.append(raster.image(raster.png(pixels), 130 * i, top, w * scale, h * scale))
+            pixels = raster.as_picture(self.inputs[k], self.low, self.high)
+            drawn.append(raster.image(raster.uri(pixels), 130 * i, top, w * scale, h * scale))
             drawn.append(svg.text(130 * i, top + h * scale + 15, f"{'AB'[i]}: {_class(self.outcome, k)}"))
             drawn.append(svg.text(130 * i, top + h * scale + 15 + svg.LINE, f"called {said}"))
         return svg.whole(130 * len(pair), top + h * scale + 2 * svg.LINE + 6, "pictures", "pictures", drawn)
@@ -270,7 +280,7 @@ class _Seen:
                     self.outcome.model(self.outcome.sample[picture : picture + 1].to(place))
             finally:
                 hook.remove()
-            self.maps_of[picture, layer] = np.atleast_3d(kept[0][0].cpu().numpy())
+            self.maps_of[picture, layer] = _plane(kept[0][0].cpu().numpy())
         return self.maps_of[picture, layer]
 
     def classes(self, layer: str, k: int) -> str:
@@ -285,13 +295,13 @@ class _Seen:
         """The pictures of the sample on which the filter's map has the largest mean, strongest first."""
         means = self.means[self.site(layer)][:, k]
         top, side = svg.LINE + 5, 48
-        h, w = self.outcome.sample.shape[-2:]
+        h, w = self.size
         across, down = side * w / max(h, w), side * h / max(h, w)
         drawn = []
         for i, picture in enumerate(means.argsort(descending=True)[:STRONGEST].tolist()):
             x, y = i % 4 * (side + 10), top + i // 4 * (side + svg.LINE)
-            pixels = raster.as_picture(self.outcome.sample[picture].numpy(), self.low, self.high)
-            drawn.append(raster.image(raster.png(pixels), x, y, across, down))
+            pixels = raster.as_picture(self.inputs[picture], self.low, self.high)
+            drawn.append(raster.image(raster.uri(pixels), x, y, across, down))
             drawn.append(svg.text(x + across / 2, y + down + 13, svg.short(float(f"{means[picture]:.2g}")), "mid num"))
         title = f"strongest of {len(means)} pictures (mean)"
         height = top + -(-min(STRONGEST, len(means)) // 4) * (side + svg.LINE) + 4
@@ -316,7 +326,28 @@ def _known_pictures(outcome: DecouplingOutcome, pictures: Sequence[int] | None) 
     return list(range(count) if pictures is None else pictures)
 
 
+def _known_filters(most: int, filters: Sequence[int] | None) -> list[int]:
+    wrong = [k for k in filters or () if not 0 <= k < most]
+    if wrong:
+        raise ValueError(f"filters: there is no filter {wrong[0]}: give numbers in 0..{most - 1}")
+    return list(range(most) if filters is None else filters)
+
+
+def _plane(x: np.ndarray) -> np.ndarray:
+    """Channels of any rank as planes (C, H, W): a sequence is one row high, a volume is seen in its middle slice."""
+    while x.ndim > 3:
+        x = x[:, x.shape[1] // 2]
+    return x.reshape(len(x), -1, x.shape[-1]) if x.ndim > 1 else x[:, None, None]
+
+
 def _known_layers(paths: Paths, layers: Sequence[str] | None) -> list[str]:
     for name in layers or ():
         paths.layer(name)  # a one-line error that names the layers there are
     return list(layers or paths.layers)
+
+
+def kept(part: str) -> Any:
+    """A table of the benchmark as it was last run (`data/decoupling`): 'rows', 'controls', 'detectors' or 'speed'."""
+    import pandas
+
+    return pandas.DataFrame(json.loads(store.artefact("decoupling/figures.json").read_text())[part])

@@ -74,6 +74,11 @@ def reading(model: nn.Module, layer: str, x: Input) -> torch.Tensor:
     return features(next(iter(activations(model, x, [layer]).values())), layer)
 
 
+def first(seen: Mapping[str, torch.Tensor], layer: str) -> torch.Tensor:
+    """The first tensor that a layer gave at its first call."""
+    return next(answer for name, answer in seen.items() if name == layer or name.startswith(f"{layer}["))
+
+
 def leaves(model: nn.Module) -> list[str]:
     """The names of the modules without children, each module once."""
     return [name for name, module in model.named_modules() if name and not any(module.children())]
@@ -139,12 +144,22 @@ def as_taken(model: nn.Module, x: Any) -> Any:
 
 
 def over(batches: Iterable, progress: str = "") -> Iterator[Any]:
-    """The batches with a bar under that name; torch's generator, from which a shuffling loader draws, is given back."""
+    """The batches with a bar under that name; a loader that shuffles draws from a copy of torch's generator."""
     if isinstance(batches, Iterator):
         kind = type(batches).__name__
         raise TypeError(f"the batches are a {kind}, which ends after one pass: give a DataLoader or a list")
-    with torch.random.fork_rng(devices=[]):
-        yield from tqdm(batches, desc=progress, disable=not progress, leave=False)
+    own = torch.get_rng_state()
+    with torch.random.fork_rng(devices=[]):  # a DataLoader draws as soon as tqdm has it
+        rest = iter(tqdm(batches, desc=progress, disable=not progress, leave=False))
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(own)
+            try:
+                batch = next(rest)
+            except StopIteration:
+                return
+            own = torch.get_rng_state()
+        yield batch
 
 
 def labelled(batches: Iterable, progress: str = "", what: str = "y") -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

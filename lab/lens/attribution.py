@@ -36,6 +36,8 @@ def attribution(
     x = as_taken(model, pictures(x))
     if method not in METHODS:
         raise ValueError(f"method={method!r}: give one of {', '.join(map(repr, METHODS))}")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"steps={steps!r}: give a whole number, 1 or more")
     wanted = _targets(model, x, target)
     copy = _out_of_place(model)
 
@@ -77,6 +79,8 @@ def explain(
     A method that marks the same in both shows the picture, not the network (Adebayo et al. 2018). Channels are summed.
     `classes` names the classes. Everything is computed when it is first looked at.
     """
+    if strange := [method for method in methods if method not in METHODS]:
+        raise ValueError(f"methods holds {strange[0]!r}: give some of {', '.join(map(repr, METHODS))}")
     x = pictures(x)
     wanted = _targets(model, as_taken(model, x), target)
     fresh = with_fresh_weights(model, seed)

@@ -36,7 +36,8 @@ def unit_concepts(
     x, masks = concept_data(batches, names, top)
     tables = []
     for net in (model, with_fresh_weights(model, seed)):
-        units = Units(all_maps(net, layer, x, progress), masks, top)
+        maps = all_maps(net, layer, x, progress)
+        units = Units(maps, masks.shape[2:], thresholds(maps, top))
         tables.append(units.iou(masks, progress))
     iou, ceiling = tables[0]
     best = iou.argmax(1)
@@ -63,8 +64,8 @@ def concept_sets(
     found = []
     for net in (model, with_fresh_weights(model, seed)):
         maps = all_maps(net, layer, x, progress)
-        chosen = Units(maps[::2], masks[::2], top)
-        found.append([best_set(chosen, maps[1::2], masks, k, most, top) for k in range(len(names))])
+        chosen, measured = halves(maps, masks, top)
+        found.append([best_set(chosen, measured, masks, k, most) for k in range(len(names))])
     rows = [
         {"concept": name, "filter": one[0][0], "iou": one[1], "filters": one[0], "set_iou": one[2],
          "random_iou": other[1], "random_set_iou": other[2]}
@@ -89,22 +90,27 @@ def with_fresh_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     return fresh
 
 
-class Units:
-    """The maps of a layer (N, F, h, w), the threshold of each filter, and where it is above it."""
+def thresholds(maps: torch.Tensor, top: float) -> torch.Tensor:
+    """The answer of each filter that a share `top` of its answers reach: (N, F, h, w) -> (F,)."""
+    answers = maps.transpose(0, 1).flatten(1)  # (F, N h w)
+    return answers.topk(max(1, int(answers.shape[1] * top)), 1).values[:, -1]
 
-    def __init__(self, maps: torch.Tensor, masks: torch.Tensor, top: float, threshold: torch.Tensor | None = None):
-        self.maps, self.size = maps, masks.shape[-2:]
-        answers = maps.transpose(0, 1).flatten(1)  # (F, N h w)
-        rank = max(1, int(answers.shape[1] * top))
-        self.threshold = answers.topk(rank, 1).values[:, -1] if threshold is None else threshold
-        self.masks = masks
+
+class Units:
+    """The maps of a layer (N, F, h, w), brought to the size of masks, and where each filter is at its threshold."""
+
+    def __init__(self, maps: torch.Tensor, size: Sequence[int], threshold: torch.Tensor) -> None:
+        self.maps, self.size, self.threshold = maps, tuple(size), threshold
+        self.lowest = maps.amin((0, 2, 3))
 
     def strong(self, filters: torch.Tensor | slice = slice(None), part: slice = slice(None)) -> torch.Tensor:
-        """Which pixels are strong: (n, filters, H, W) bool. A filter that is as high everywhere is strong nowhere."""
-        maps, threshold = self.maps[part][:, filters], self.threshold[filters]
-        large = F.interpolate(maps, size=self.size, mode="bilinear", align_corners=False)
-        flat = self.maps[:, filters].amax((0, 2, 3)) <= self.maps[:, filters].amin((0, 2, 3))
-        return (large >= threshold.view(1, -1, 1, 1)) & ~flat.view(1, -1, 1, 1)
+        """Which pixels are strong: (n, filters, H, W) bool; never those of a filter's lowest answer.
+
+        A rectified filter that answers more rarely than `top` has the threshold 0, which all its pixels reach.
+        """
+        large = F.interpolate(self.maps[part][:, filters], size=self.size, mode="bilinear", align_corners=False)
+        threshold, lowest = (one[filters].view(1, -1, 1, 1) for one in (self.threshold, self.lowest))
+        return (large >= threshold) & (large > lowest)
 
     def iou(self, masks: torch.Tensor, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """IoU of each filter and concept, and the most that their areas allow: (F, K) twice."""
@@ -120,8 +126,14 @@ class Units:
         return (both / union.clamp(min=1)).numpy(), (least / largest.clamp(min=1)).numpy()
 
 
+def halves(maps: torch.Tensor, masks: torch.Tensor, top: float) -> tuple[Units, Units]:
+    """The units on every second picture, and those of the others at the same thresholds."""
+    threshold = thresholds(maps[::2], top)
+    return Units(maps[::2], masks.shape[2:], threshold), Units(maps[1::2], masks.shape[2:], threshold)
+
+
 def best_set(
-    units: Units, held_out: torch.Tensor, masks: torch.Tensor, concept: int, most: int, top: float
+    units: Units, held_out: Units, masks: torch.Tensor, concept: int, most: int
 ) -> tuple[list[int], float, float]:
     """The greedy set of filters for a concept, and the IoU of its first filter and of all on the held-out half."""
     wanted = masks[::2, concept]
@@ -138,7 +150,7 @@ def best_set(
         picked.append(best)
         have = have | strong[:, best]
     filters = pool[picked]
-    other = Units(held_out, masks[1::2], top, units.threshold).strong(filters)
+    other = held_out.strong(filters)
     truth = masks[1::2, concept]
     return filters.tolist(), _iou(other[:, 0], truth), _iou(other.any(1), truth)
 
@@ -151,9 +163,8 @@ def _iou(a: torch.Tensor, b: torch.Tensor) -> float:
 def all_maps(model: nn.Module, layer: str, x: list[torch.Tensor], progress: bool) -> torch.Tensor:
     """The maps of a layer on all pictures, (N, F, h, w)."""
     (layer,) = named(model, layer)
-    found = [
-        reading(model, layer, part).float().cpu() for part in tqdm(x, desc="maps", disable=not progress, leave=False)
-    ]
+    parts = tqdm(x, desc="maps", disable=not progress, leave=False)
+    found = [reading(model, layer, part).float().cpu() for part in parts]
     if found[0].ndim != 4:
         raise ValueError(f"{layer!r} gives {tuple(found[0].shape)}, no feature maps (N, C, H, W): name a convolution")
     return torch.cat(found)

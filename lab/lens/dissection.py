@@ -8,7 +8,7 @@ from torch import nn
 
 from ..ui import Control, Explorer, Frame, raster, svg
 from .atlas import span
-from .concepts import Units, all_maps, best_set, concept_data, with_fresh_weights
+from .concepts import all_maps, best_set, concept_data, halves, with_fresh_weights
 
 _SHOWN, _SIDE = 8, 104  # pictures, and px of each
 ONE, SET = "the best filter", "the best set"
@@ -24,13 +24,10 @@ def dissect(
     on the others, beside the same network with fresh weights.
     """
     x, masks = concept_data(batches, names, top, most)
-    maps = all_maps(model, layer, x, progress)
-    units = Units(maps[::2], masks[::2], top)
-    shown = Units(maps[1::2], masks[1::2], top, units.threshold)
-    control = all_maps(with_fresh_weights(model, seed), layer, x, progress)
-    fresh = Units(control[::2], masks[::2], top)
-    sets = [best_set(units, maps[1::2], masks, k, most, top) for k in range(len(names))]
-    rivals = [best_set(fresh, control[1::2], masks, k, most, top) for k in range(len(names))]
+    chosen, shown = halves(all_maps(model, layer, x, progress), masks, top)
+    sets = [best_set(chosen, shown, masks, k, most) for k in range(len(names))]
+    fresh = halves(all_maps(with_fresh_weights(model, seed), layer, x, progress), masks, top)
+    rivals = [best_set(*fresh, masks, k, most) for k in range(len(names))]
     held_out, truth = torch.cat(x)[1::2].float().cpu().numpy(), masks[1::2].numpy()
     low, high = span(held_out)
 

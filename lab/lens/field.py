@@ -1,12 +1,13 @@
 """The receptive field: which pixels a unit can see, found by what becomes NaN."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import nn
 
-from .activations import activations, features, pictures
+from .activations import activations, features, first, named, pictures
 
 PROBES = 32  # a side is cut into at most so many bands
 
@@ -24,7 +25,9 @@ class Field:
         return top, left, bottom + 1, right + 1
 
 
-def receptive_fields(model: nn.Module, layers: list[str], x: torch.Tensor, bands: int = PROBES) -> dict[str, Field]:
+def receptive_fields(
+    model: nn.Module, layers: Sequence[str] | str, x: torch.Tensor, bands: int = PROBES
+) -> dict[str, Field]:
     """The field of every unit of the layers, for pictures of x's size, (1, C, H, W).
 
     Empirical: a band of rows (then of columns) of the picture is NaN, and the units that become NaN see it, for NaN
@@ -32,7 +35,7 @@ def receptive_fields(model: nn.Module, layers: list[str], x: torch.Tensor, bands
     pixels, else to the whole band outwards. Whatever mixes the whole picture (attention, squeeze and excitation, group
     norms) sees all of it; so does, by assumption, a unit that no NaN reaches. Boxes: what lies inside may have gaps.
     """
-    x = pictures(x)[:1].float()
+    layers, x = named(model, layers), pictures(x)[:1].float()
     clean = _answers(model, layers, x)
     if any(torch.isnan(answer).any() for answer in clean.values()):
         raise ValueError("the model answers NaN on finite data: its weights are broken, load them again")
@@ -61,11 +64,6 @@ def _touched(answer: torch.Tensor, axis: int) -> torch.Tensor:
     """Which places along an axis of a map are NaN in any filter; a layer without maps has one place."""
     broken = torch.isnan(answer)
     return broken.transpose(axis, -1).flatten(0, 2).any(0).cpu() if answer.ndim == 4 else broken.any().view(1).cpu()
-
-
-def first(seen: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
-    """The first tensor that a layer gave at its first call."""
-    return next(answer for name, answer in seen.items() if name == layer or name.startswith(f"{layer}["))
 
 
 def _ends(touched: torch.Tensor, edges: list[int]) -> torch.Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ..core.task import inputs
-from .activations import activations, features, named, over, pictures
-from .field import Field, first, receptive_fields
+from .activations import activations, features, first, named, over, pictures
+from .field import Field, receptive_fields
 
 Top = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # values (F, k), numbers of the pictures (F, k), units (F, k, 2)
 

@@ -4,6 +4,7 @@ Known are convolutions (groups 1 of any square window, depthwise 3 x 3 and 5 x 5
 ReLU6, sums of two maps, the mean over the picture and linear layers. Anything else is a one-line error that names it.
 """
 
+import math
 import operator
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,10 @@ from ..core.tracing import module_of, shape, trace
 from .packed import Map, Network, Op
 
 BAND = 48 << 10  # floats, about, that a separable pair or a convolution lays out at a time: they stay in the cache
+LARGE = 512 << 10  # floats of a map that takes the whole second-level cache
+CACHED = 192 << 10  # floats that a chain of operators keeps and lays out in it
+CHAIN = 8  # operators in one, as ckernels/engine.c has it
+VECTOR = 16  # floats of the longest vector
 RUN = 128  # columns of X that stay in the first-level cache
 _ACTIVATIONS = {
     nn.ReLU: (0.0, np.inf), nn.ReLU6: (0.0, 6.0), F.relu: (0.0, np.inf), torch.relu: (0.0, np.inf),
@@ -38,7 +43,7 @@ def compile(model: nn.Module, example: torch.Tensor, *, interleaved: bool = Fals
     if example.dim() != 4 or len(example) != 1:
         raise ValueError(f"example has shape {tuple(example.shape)}: the engine takes one picture, (1, C, H, W)")
     graph = trace(model, example).cpu()  # a copy: the network stays on its own device
-    return joined(_Builder(graph, interleaved).network())
+    return chained(joined(_Builder(graph, interleaved).network()))
 
 
 class _Builder:
@@ -248,6 +253,42 @@ def _pair(first: Op, second: Op) -> Op:
     return replace(second, kind="separable", inner=first.clamp, **window)
 
 
+def chained(network: Network) -> Network:
+    """Large maps kept in part: whoever reads one alone, right after it is written, has its rows made as it needs them.
+
+    The map is never whole and stays in the cache. The last operator of a chain of such maps has the highest bands for
+    which all that the chain keeps and lays out is CACHED.
+    """
+    network = replace(network, maps=[replace(m) for m in network.maps], ops=[replace(op) for op in network.ops])
+    reads = [m for op in network.ops for m in (op.x, op.add)]
+    first = 0
+    for i, op in enumerate(network.ops):
+        m = network.maps[op.y]
+        links = i + 1 < len(network.ops) and network.ops[i + 1].x == op.y and reads.count(op.y) == 1
+        spatial = {"conv", "pointwise", "depthwise", "separable"}
+        fits = links and op.kind in spatial and network.ops[i + 1].kind in spatial - {"pointwise"}
+        if not fits or op.y == network.output or m.c * m.pixels < LARGE or i + 1 - first == CHAIN:
+            if first < i:
+                _keep_in_part(network.maps, network.ops[first : i + 1])
+            first = i + 1
+    return network
+
+
+def _keep_in_part(maps: list[Map], chain: list[Op]) -> None:
+    out = maps[chain[-1].y]
+    step = _whole_vectors(out.w)
+    for band in [*range(out.h // step * step, 0, -step), 1]:
+        for op, before in zip(reversed(chain), [*reversed(chain[:-1]), None], strict=True):
+            op.band = band
+            if before is not None:
+                m = maps[op.x]
+                m.part = min(m.h, (band - 1) * op.stride + max(op.k, op.stride))
+                band = min(m.h, (band - 1) * op.stride + max(op.k - op.pad, op.stride))
+        kept = sum(maps[op.x].floats for op in chain[1:]) + max(op.room(maps[op.x], maps[op.y]) for op in chain)
+        if kept <= CACHED:
+            return
+
+
 def _window(node: fx.Node, module: nn.Conv2d) -> tuple[int, int, int]:
     """Kernel size, stride and padding of a square convolution."""
     k, stride, pad, dilation = module.kernel_size, module.stride, module.padding, module.dilation
@@ -263,9 +304,18 @@ def _window(node: fx.Node, module: nn.Conv2d) -> tuple[int, int, int]:
 
 
 def _band(h: int, w: int, rows: int) -> int:
-    """Rows of a band of about BAND floats, at least 384 pixels, bands as equal as can be."""
+    """Rows of a band of about BAND floats, at least 384 pixels, bands as equal as can be.
+
+    Where they can, bands are whole vectors: they begin on a cache line's border, and no vector is half full.
+    """
     bands = max(1, round(h * w / max(384, BAND // rows)))
-    return -(-h // bands)
+    whole = _whole_vectors(w)
+    return min(h, -(-h // bands // whole) * whole) if h > whole else -(-h // bands)
+
+
+def _whole_vectors(w: int) -> int:
+    """The least number of rows that is whole vectors."""
+    return VECTOR // math.gcd(VECTOR, w)
 
 
 def _is_mean(node: fx.Node, module: nn.Module | None) -> bool:

@@ -95,8 +95,9 @@ def pack(w: np.ndarray, *, chunk: int = RUN) -> SparseBytes:
 
 
 def _apart(network: Network, at: list[int]) -> tuple[Network, list[int]]:
-    """The network with separable pairs cut in two, so that what lies between is seen; where the products then are."""
-    maps = [replace(m) for m in network.maps]
+    """The network with all maps whole and separable pairs cut in two, so that what lies between is seen; where the
+    products then are."""
+    maps = [replace(m, part=0) for m in network.maps]
     ops: list[Op] = []
     inputs = []
     for i, op in enumerate(network.ops):

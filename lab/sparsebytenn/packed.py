@@ -6,7 +6,8 @@ Little-endian; every section begins on a multiple of 64 bytes, and all positions
                 begin, arena (floats), room (float in the arena where scratch begins), floats of it, input map, output
                 map, where the JSON text begins, its size, 0
     feature map 8 x uint32: channels, height, width, pitch (floats from plane to plane), place in the arena,
-                1 if its channels are interleaved (a picture as browsers hold it), 0, 0
+                1 if its channels are interleaved (a picture as browsers hold it), the rows kept of it at a time
+                (0: all), 0
     operator    32 x uint32, floats as their bits: the fields of `Op` in order
     weights     count uint16 (runs of columns, groups of rows), col uint16 (blocks,), blocks float32 (blocks, 4 or 16),
                 bias float32; see `core.kernels.Sparse`. In int8: blocks int8 (blocks, 4, 4), and for each row its
@@ -48,13 +49,17 @@ _HEADER, _MAP, _OP = struct.Struct("<4s15I"), struct.Struct("<8I"), struct.Struc
 
 @dataclass
 class Map:
-    """A feature map of `c` planes of h x w pixels; `at` is its place in the arena, once planned."""
+    """A feature map of `c` planes of h x w pixels; `at` is its place in the arena, once planned.
+
+    With `part`, no more than that many rows of it are kept at a time: its only reader asks for them as it goes.
+    """
 
     c: int
     h: int
     w: int
     interleaved: bool = False
     at: int = 0
+    part: int = 0
 
     @property
     def pixels(self) -> int:
@@ -63,7 +68,7 @@ class Map:
     @property
     def pitch(self) -> int:
         """Floats from plane to plane."""
-        return kernels.pitch_for(self.pixels)
+        return kernels.pitch_for((self.part or self.h) * self.w)
 
     @property
     def floats(self) -> int:
@@ -152,7 +157,8 @@ class Network:
         """Give every map a place in the arena, maps that never live at once the same one; (arena, room, its floats)."""
         last = {self.output: len(self.ops)}
         for i, op in enumerate(self.ops):
-            last.update({m: max(i, last.get(m, 0)) for m in (op.x, op.add, op.y) if m is not None})
+            end = self._runs_until(i)
+            last.update({m: max(end, last.get(m, 0)) for m in (op.x, op.add, op.y) if m is not None})
         live: list[int] = []
         end = 0
         for i, made in [(-1, self.input), *((i, op.y) for i, op in enumerate(self.ops))]:
@@ -162,6 +168,12 @@ class Network:
             end = max(end, self.maps[made].at + _up(self.maps[made].floats, 16))
         room = max((op.room(self.maps[op.x], self.maps[op.y]) for op in self.ops), default=0)
         return end + _up(room, 16), end, room
+
+    def _runs_until(self, i: int) -> int:
+        """The operator in whose turn operator i runs: its own, or that of the first behind it to write a whole map."""
+        while self.maps[self.ops[i].y].part and i + 1 < len(self.ops):
+            i += 1
+        return i
 
 
 def _gap(live: list[Map], floats: int) -> int:
@@ -179,7 +191,7 @@ def write(network: Network) -> bytes:
     arena, room, room_floats = network.plan()
     sections = _Sections(_up(64 + 32 * len(network.maps), 64) + 128 * len(network.ops))
     ops = b"".join(_op_bytes(op, network.maps[op.y], sections) for op in network.ops)
-    maps = b"".join(_MAP.pack(m.c, m.h, m.w, m.pitch, m.at, m.interleaved, 0, 0) for m in network.maps)
+    maps = b"".join(_MAP.pack(m.c, m.h, m.w, m.pitch, m.at, m.interleaved, m.part, 0) for m in network.maps)
     meta = json.dumps({"names": [op.name for op in network.ops], **network.meta}, sort_keys=True).encode()
     meta_at = sections.add(meta)
     size, ops_at = sections.size(), _up(64 + len(maps), 64)
@@ -289,8 +301,8 @@ def _meta(text: bytes, n_ops: int) -> dict[str, Any]:
 
 
 def _map(fields: tuple) -> Map:
-    c, h, w, _, at, interleaved, _, _ = fields
-    return Map(c, h, w, bool(interleaved), at)
+    c, h, w, _, at, interleaved, part, _ = fields
+    return Map(c, h, w, bool(interleaved), at, part)
 
 
 def _op(data: bytes, fields: tuple, name: str, maps: list[Map]) -> Op:

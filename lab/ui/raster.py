@@ -62,27 +62,26 @@ def _rgb(text: str) -> tuple[int, int, int]:
     return round(red), round(green), round(blue)
 
 
-def png(pixels: np.ndarray, table: Sequence[tuple[int, int, int]] | None = None) -> str:
-    """A data URI of pixels, uint8 (H, W, 3 or 4), or (H, W) shades of a colour table; a shade past its end is clear."""
-    if table is None:
-        image = Image.fromarray(np.ascontiguousarray(pixels))
-    else:
-        image = Image.frombytes("P", pixels.shape[::-1], np.ascontiguousarray(pixels).tobytes())
-        image.putpalette([part for colour in (*table, (0, 0, 0)) for part in colour])
-        image.info["transparency"] = len(table)
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=6)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+def png(shades: np.ndarray, table: Sequence[tuple[int, int, int]]) -> str:
+    """A data URI of shades, uint8 (H, W), in the colours of a table; a shade past its end is clear."""
+    picture = Image.frombytes("P", shades.shape[::-1], np.ascontiguousarray(shades).tobytes())
+    picture.putpalette([part for colour in (*table, (0, 0, 0)) for part in colour])
+    picture.info["transparency"] = len(table)
+    return _packed(picture, "PNG")
 
 
 def uri(pixels: np.ndarray) -> str:
     """A data URI of colour pixels (H, W, 3) uint8: a small picture as PNG in 64 colours of its own, others as JPEG."""
-    picture, file = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
     if max(picture.size) <= 64:
-        picture.quantize(64, Image.Quantize.FASTOCTREE).save(file, "PNG")  # seven times as fast as by median
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    picture.save(file, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return _packed(picture.quantize(64, Image.Quantize.FASTOCTREE), "PNG")  # seven times as fast as by median
+    return _packed(picture, "JPEG", quality=88)
+
+
+def _packed(picture: Image.Image, kind: str, **options: int) -> str:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def image(source: str, x: float, y: float, width: float, height: float, label: str = "") -> str:
@@ -111,9 +110,7 @@ def _strongest(pixels: np.ndarray, down: int, across: int) -> np.ndarray:
     return np.where(blocks.max((2, 4)) >= -blocks.min((2, 4)), blocks.max((2, 4)), blocks.min((2, 4)))
 
 
-def places(
-    count: int, columns: int, width: float, height: float, top: float = 0
-) -> list[tuple[float, float, float, float]]:
+def places(count: int, columns: int, width: float, height: float, top: float = 0) -> list[Box]:
     """The boxes (x, y, width, height) of `count` cells in rows of `columns`, with a gap between them."""
     return [
         ((k % columns) * (width + _GAP), top + (k // columns) * (height + _GAP), width, height) for k in range(count)

@@ -6,7 +6,11 @@ import statistics
 import lab_page
 import nbformat
 import pytest
-from test_explorer import CLICK, KERNEL
+import torch
+from test_explorer import CLICK, CLIPPED, KERNEL, OVERLAPPING
+
+import lab
+from lab import lens
 
 CELL = """
 import lab
@@ -50,3 +54,29 @@ def test_a_filter_is_clicked(notebook, open_page, artefacts, record_property, sc
     page.locator(".lab-explorer").first.screenshot(path=artefacts / f"lens_{scheme}.png")
     if scheme == "dark":
         lab_page.theme(page, "JupyterLab Light")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_text_of_the_lenss_pictures_is_cut_off_or_overlaps(open_page, artefacts, tmp_path, scheme):
+    for name, explorer in pages().items():
+        page = open_page(explorer.save(tmp_path / f"{name}.html").as_uri(), scheme)
+        page.wait_for_selector(".lab-explorer svg")
+        assert page.evaluate(CLIPPED) == [] and page.evaluate(OVERLAPPING) == [], name
+        page.screenshot(path=artefacts / f"lens_{name}_{scheme}.png")
+
+
+def pages():
+    """An explorer of every kind, small enough to be saved."""
+    task, (x, masks, names) = lab.tasks.scenes(), lab.tasks.scenes_concepts()
+    plan = lab.surgery.Plan(channels={"layer2.0.conv1": list(range(0, 32, 2))})
+    small = lab.surgery.remove(task.model, plan, x[:1])
+    wide = torch.nn.Sequential(torch.nn.Conv2d(3, 150, 3), torch.nn.ReLU())
+    return {
+        "atlas": lens.atlas(task.model, x[:1], ["relu", "layer2.0.relu2", "layer3.0.conv2"]),
+        "wide": lens.atlas(wide, x[:1]),
+        "filters": lens.filters(task.model, "relu", [x[:60]], k=5, shown=1, progress=False),
+        "weights": lens.weights(task.model, ["conv1", "layer1.0.conv1", "linear"]),
+        "compare": lens.compare_maps(task.model, small, x[:1], ["layer2.0.relu1", "layer2.0.relu2"]),
+        "dissect": lens.dissect(task.model, "layer3.0.relu2", [(x[:120], masks[:120])], names, progress=False),
+        "explain": lens.explain(task.model, x[:1], methods=("saliency", "gradcam")),
+    }

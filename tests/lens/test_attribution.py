@@ -91,6 +91,8 @@ def test_explain_shows_the_control_beside_it():
         (lambda x: lens.attribution(plain(), x, [0, 1]), "or one for each of 4"),
         (lambda x: lens.attribution(plain(), x, 0, "lime"), "method='lime': give one of 'integrated_gradients'"),
         (lambda x: lens.attribution(plain(), x, 0, "occlusion", window=9), "window=9: give a whole number"),
+        (lambda x: lens.attribution(plain(), x, 0, steps=0), "steps=0"),
+        (lambda x: lens.explain(plain(), x, methods=("lime",)), "methods holds 'lime'"),
         (lambda x: lens.attribution(plain(), x[:, :1], 0), "(4, 1, 10, 8)"),
         (lambda x: lens.attribution(plain(), x, 0, "gradcam", layer="44"), "no layer '44' in Sequential"),
         (lambda x: lens.attribution(Reused(), x, 0, "gradcam", layer="relu"), "'relu' runs more than once"),

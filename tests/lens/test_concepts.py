@@ -61,6 +61,13 @@ def test_iou_is_that_of_a_few_plain_lines():
     assert np.allclose(found["iou"], best)
 
 
+def test_a_rare_filter_is_strong_where_it_answers_and_a_dead_one_nowhere():
+    x, masks = torch.zeros(4, 2, 8, 8), torch.zeros(4, 1, 8, 8, dtype=torch.bool)
+    x[0, 0, 2:4, 2:4] = masks[0, 0, 2:4, 2:4] = 1  # 4 of 256 answers, with a quarter asked for
+    frame = lens.unit_concepts(Shown(), "maps", [(x, masks)], ["spot"], top=0.25, progress=False)
+    assert frame["iou"].tolist() == [1, 0]
+
+
 def test_trained_filters_name_shapes_and_untrained_ones_do_not():
     task = tasks.scenes()
     x, masks, names = tasks.scenes_concepts()

@@ -92,6 +92,20 @@ def test_a_loader_that_shuffles_leaves_the_generator_and_gives_the_same_twice():
     state = torch.get_rng_state()
     one, two = (lens.strongest(model, "2", batches, k=2, progress=False) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state) and torch.equal(one.number, two.number)
+    with pytest.raises(ValueError) as error:  # the error holds the half-read loader
+        lens.strongest(model, "2", Odd(batches), progress=False)
+    assert "use one size" in str(error.value) and torch.equal(torch.get_rng_state(), state)
+
+
+class Odd:
+    """The batches of a loader, the third of which is of another size."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        for k, (x, _) in enumerate(self.batches):
+            yield x[..., k // 2 :]
 
 
 def stripes():

@@ -3,8 +3,11 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
+
+from lab.sparsebytenn import compiler
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent / "c"
@@ -52,6 +55,14 @@ def small_networks():
         "mean": (nn.Sequential(nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(1)), (3, 5, 5)),
     }
     return {name: (thinned(net, 0.4), shape) for name, (net, shape) in nets.items()}
+
+
+def in_part(network, floats=2_000):
+    """The network with every map kept in part that can be; a chain keeps about that many floats."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "LARGE", 0)
+        patch.setattr(compiler, "CACHED", floats)
+        return compiler.chained(network)
 
 
 @torch.no_grad()

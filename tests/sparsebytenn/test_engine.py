@@ -3,6 +3,7 @@
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from lab.core import kernels, nets
 from lab.sparsebytenn import compiler, packed, twin
 from lab.sparsebytenn.engine import Engine, race
 from lab.sparsebytenn.tuning import tuned
+
+from .native import in_part
 
 needs_c = pytest.mark.skipif(kernels.lib is None, reason="the C kernels are not built")
 
@@ -124,6 +127,42 @@ def test_interleaved_pictures(name):
     model, x = built(name)
     engine = Engine(packed.write(compiler.compile(model, x[:1], interleaved=True)))
     assert distance(engine(x.permute(0, 2, 3, 1)), answer(model, x)) < 1e-4
+
+
+@needs_c
+@pytest.mark.parametrize("floats", [0, 3_000, 20_000])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_maps_kept_in_part_change_nothing(name, floats):
+    model, x = built(name)
+    network = compiler.compile(model, x[:1])
+    part = in_part(network, floats)
+    kept = [m.part for m in part.maps]
+    assert any(kept) == (name not in ("mapped", "residual")) and not any(m.part for m in network.maps)
+    data = packed.write(part)
+    assert [m.part for m in packed.read(data).maps] == kept
+    assert torch.equal(Engine(data)(x), Engine(packed.write(network))(x))
+    assert (Engine(data).profile(repeats=1).ms > 0).all()
+
+
+def test_maps_as_large_as_the_cache_are_kept_in_part():
+    with torch.random.fork_rng():
+        network = compiler.compile(nets.mobilenet_v1(), torch.zeros(1, 3, 224, 224))
+    kept = [m for m in network.maps if m.part]
+    assert [(m.c, m.h, m.part) for m in kept] == [(64, 112, 17)]
+    whole = replace(network, maps=[replace(m, part=0) for m in network.maps])
+    assert network.plan()[0] < 0.75 * whole.plan()[0]
+
+
+@needs_c
+def test_a_map_in_part_that_cannot_be_is_refused():
+    model, x = built("mobilenet_v1")
+    network = in_part(compiler.compile(model, x[:1]), 0)
+    at = next(op.x for op in network.ops if network.maps[op.x].part)
+    for part, maps in ((1, at), (99, at), (1, network.input), (1, network.output), (2, network.ops[-1].x)):
+        wrong = replace(network, maps=[replace(m) for m in network.maps])
+        wrong.maps[maps].part = part
+        with pytest.raises(ValueError, match=r"malformed|do not go together"):
+            Engine(packed.write(wrong))
 
 
 @needs_c

@@ -18,7 +18,7 @@ from lab.core import kernels
 from lab.sparsebytenn import compiler, int8, packed
 from lab.sparsebytenn.engine import Engine
 
-from .native import HERE, KERNELS, ROOT, small_networks, thinned
+from .native import HERE, KERNELS, ROOT, in_part, small_networks, thinned
 
 SOURCES = ("ref", "avx2", "avx512", "neon", "engine", "dispatch")
 SANITIZERS = "-fsanitize=address,undefined"
@@ -82,6 +82,9 @@ def files(tmp_path_factory):
             network = compiler.compile(net, torch.zeros(1, *shape), interleaved=interleaved)
             made.append(folder / f"{name}{' interleaved' * interleaved}.sbnn")
             made[-1].write_bytes(packed.write(network))
+            if not interleaved:
+                made.append(folder / f"{name} in part.sbnn")
+                made[-1].write_bytes(packed.write(in_part(network)))
             if name in ("every", "two convolutions"):
                 pictures = torch.randn(2, *Engine(made[-1].read_bytes()).shape)
                 made.append(folder / f"{made[-1].stem} in bytes.sbnn")

@@ -53,7 +53,7 @@ static uint32_t nasty(uint32_t old, uint32_t size) {
 static uint32_t field(const uint8_t *file) {
     switch (below(4)) {
         case 0: return 4 * (4 + below(HEADER / 4 - 4));
-        case 1: return get(file + MAPS_AT) + MAP * below(get(file + MAPS)) + 4 * below(6);
+        case 1: return get(file + MAPS_AT) + MAP * below(get(file + MAPS)) + 4 * below(7);
         default: return get(file + OPS_AT) + OP * below(get(file + OPS)) + 4 * below(26);
     }
 }
