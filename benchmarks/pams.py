@@ -223,7 +223,8 @@ def speed(repeats: int) -> list[dict]:
         for name, file in files.items():
             made = fusion(file)
             rows.append({
-                "scale": scale, "form": name, "ms": timed[name].median, "low": timed[name].low, "high": timed[name].high,
+                "scale": scale, "form": name, "ms": timed[name].median, "low": timed[name].low,
+                "high": timed[name].high,
                 "speedup": timed["fp32"].over(timed[name]), "fused_share": made.share, "convolutions": len(made.rows),
                 "operators": made.operators,
             })  # fmt: skip
@@ -244,7 +245,7 @@ def calibrated(net: nn.Module, x: torch.Tensor, recipe: lab.PAMS):
 
 
 def file_sizes() -> list[dict]:
-    """Bytes of EDSR-baseline x4 as files, beside the formula: b / 8 a rounded weight, 4 all else; and the paper's count."""
+    """Bytes of EDSR-baseline x4 as files, beside b / 8 a rounded weight and 4 all else; and the paper's own count."""
     with seeded(0):
         net, x = lab.nets.edsr(blocks=16, width=64, scale=4), torch.rand(1, 3, 16, 16)
     rows = []
@@ -273,7 +274,7 @@ def speed_figures(rows: list[dict]) -> dict[str, float]:
 
 
 def accuracy_figures(table: pandas.DataFrame) -> dict[str, float]:
-    """Means over the seeds of fp32 minus quantised, dB, at placement fig1: PAMS at 8 and 4 bits, the best rival at 4."""
+    """Means over the seeds of fp32 minus quantised, dB, placement fig1: PAMS at 8 and 4 bits, the best rival at 4."""
     ours = table[(table.placement == "fig1") & (table.method == "PAMS")].groupby("weight_bits")["gap"]
     rivals = table[table.method.isin(RIVALS)].groupby("method")["gap"].mean()
     mean, spread = ours.mean(), ours.agg(lambda gaps: statistics.stdev(gaps) if len(gaps) > 1 else 0.0)

@@ -20,10 +20,14 @@ from lab.core.report import Report
 QUICK = {
     "GAL": {"steps": 40, "finetune_steps": 20, "lam": 0.6, "mask_every": 1},
     "Decoupling": {"steps": 40},
+    "PAMS": {"steps": 6, "calibration": 3},
     "SparseByteNN": {"steps": 6, "regroup_every": 2, "sparsity": 0.5},
 }
 # The task that a recipe takes if it is given none, where that is not the digits as they are.
-TASKS = {"SparseByteNN": lambda: lab.tasks.digits(size=32, channels=3)}
+TASKS = {
+    "PAMS": lambda: lab.tasks.photos(2, patch=96, batch_size=4),
+    "SparseByteNN": lambda: lab.tasks.digits(size=32, channels=3),
+}
 NAMES = [recipe.__name__ for recipe in lab.RECIPES]
 each_recipe = pytest.mark.parametrize("recipe", lab.RECIPES, ids=NAMES)
 

@@ -57,7 +57,7 @@ class MaxAbs(nn.Module):
     @torch.no_grad()
     def _follow(self, x: Tensor) -> None:
         self.seen += 1
-        self.alpha += (self.choice(x) - self.alpha) / self.seen
+        self.alpha.add_((self.choice(x) - self.alpha) / self.seen)
 
 
 class LeastSquares(MaxAbs):
@@ -83,7 +83,7 @@ class PACT(MaxAbs):
 
 
 class LSQ(MaxAbs):
-    """A learned step (Esser et al., 1902.08153), its gradient times 1 / sqrt(values * n); starts at 2 mean|x| / sqrt(n)."""
+    """A learned step (Esser et al., 1902.08153), its gradient times 1 / sqrt(values * n); first 2 mean|x| / sqrt(n)."""
 
     def __init__(self, bits: int, signed: bool = True) -> None:
         super().__init__(bits, signed)

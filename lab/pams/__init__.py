@@ -1,4 +1,5 @@
-"""PAMS: quantised super-resolution via parameterized max scale (Li, Yan, Lin, Yan, Ji; ECCV 2020, arXiv 2011.04212).
+"""PAMS: quantised super-resolution via parameterized max scale (Li, Yan, Lin, Yan, Ji; ECCV 2020,
+arXiv 2011.04212).
 
     idea        A super-resolution network has no norms, so its activations have ranges of their own, unlike from layer
                 to layer and picture to picture. Each quantised tensor gets one trainable largest value alpha, which is

@@ -1,4 +1,4 @@
-"""PAMS in torch: quantisers with a trainable largest value, its gradient, structured knowledge transfer, and what is saved.
+"""PAMS in torch: quantisers with a trainable largest value, its gradient, knowledge transfer, and what is saved.
 
 b bits give n levels a side; a tensor's grid is low, ..., -1, 0, 1, ..., n times alpha / n, where low is -n, or 0 where
 the tensor is known to hold nothing negative. `alpha` is a tensor of one entry.

@@ -21,26 +21,26 @@ class PAMSOutcome(Outcome):
     """A quantised network that answers in float what integers would say, and how it got there.
 
     history: steps (S,), alphas (S, Q), histograms (S, Q, 48) over [-reach, reach], Q alphas in the placement's order.
-    sample: `low`, one small picture, and `before`, the large one that the float network made of it.
+    example: one small picture, (1, C, H, W).
     """
 
     model: fx.GraphModule
     placement: Placement
     history: dict[str, Tensor]
-    sample: dict[str, Tensor]
+    example: Tensor
     base: dict | None
 
     def found(self) -> dict[str, Any]:
-        return {"base": self.base, "history": self.history, "sample": self.sample, "packed": packed.state(self.model)}
+        return {"base": self.base, "history": self.history, "example": self.example, "packed": packed.state(self.model)}
 
     @classmethod
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "PAMSOutcome":
         """Quantise the base again and load the packed weights; `base` is the user's own network, with any weights."""
         found = saved["found"]
-        model, where = rebuilt(found["base"], base, recipe, found["sample"]["low"], found["packed"])
+        model, where = rebuilt(found["base"], base, recipe, found["example"], found["packed"])
         return cls(
             recipe=recipe, **cls.records(saved), model=model, placement=where, history=found["history"],
-            sample=found["sample"], base=found["base"],
+            example=found["example"], base=found["base"],
         )  # fmt: skip
 
     def alphas(self) -> dict[str, float]:
@@ -49,7 +49,7 @@ class PAMSOutcome(Outcome):
 
     def pack(self, path: str | Path) -> Path:
         """Write the network as one small file, its weights at `weight_bits` bits each; `lab.pams.unpack` reads it."""
-        about = {"fields": asdict(self.recipe), "base": self.base, "example": list(self.sample["low"].shape)}
+        about = {"fields": asdict(self.recipe), "base": self.base, "example": list(self.example.shape)}
         store.write(Path(path), packed.to_bytes(self.model, about))
         return Path(path)
 
@@ -63,11 +63,11 @@ class PAMSOutcome(Outcome):
 
     def parity(self, x: Tensor | None = None) -> tuple[Parity, ...]:
         """How far each quantised tensor is apart in torch and onnxruntime, on a picture (N, C, H, W)."""
-        return parity(self.model, self.sample["low"] if x is None else x)
+        return parity(self.model, self.example if x is None else x)
 
     def race(self, net: nn.Module, x: Tensor | None = None, repeats: int = 30) -> dict[str, cost.Latency]:
         """ms of the float network `net` and of this one in onnxruntime, interleaved on one thread: 'fp32', 'int8'."""
-        x = self.sample["low"] if x is None else x
+        x = self.example if x is None else x
         graphs = {"fp32": prepared(net, x), "int8": self.model}
         made = {name: Deployed(qdq.to_model(graph).SerializeToString()) for name, graph in graphs.items()}
         return cost.latencies(made, x, repeats=repeats)

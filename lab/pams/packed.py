@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, fx
 
-from ..core import store
 from . import equations as eq
 from .layers import QuantisedConv2d
 

@@ -86,7 +86,7 @@ def attach(
 ) -> list[nn.Module]:  # fmt: skip
     """Put the placement's quantisers and rounded convolutions into the network; gives the quantisers, one an alpha."""
     for name in found.convs:
-        graph.set_submodule(name, rounded(graph.get_submodule(name)))  # type: ignore[arg-type]
+        graph.set_submodule(name, rounded(graph.get_submodule(name)))
     made = {group: quantiser(spot) for group, spot in found.groups().items()}
     nodes = {node.name: node for node in graph.graph.nodes}
     for spot in found.spots:
@@ -256,7 +256,9 @@ def _left(graph: fx.GraphModule, convs: tuple[str, ...], placement: str) -> dict
 
 def _computes(node: fx.Node) -> bool:
     """Whether a node is an operator on values, other than what runs on the grids: ReLU, sums, what moves values."""
-    on_grids = _is_relu(node) or is_cat(node) or passes(node) or (is_add(node) and all(map(_varies, node.all_input_nodes)))
+    on_grids = (
+        _is_relu(node) or is_cat(node) or passes(node) or (is_add(node) and all(map(_varies, node.all_input_nodes)))
+    )
     return node.op.startswith("call") and _varies(node) and not on_grids
 
 
@@ -321,4 +323,3 @@ def passes(node: fx.Node) -> bool:
 def _varies(node: fx.Node) -> bool:
     """Whether a node depends on the network's input, and is no number."""
     return bool(shape(node)) and any(source.op == "placeholder" for source in ancestors(node))
-

@@ -145,7 +145,11 @@ class _Writer:
 
 def _quantise(writer: _Writer, node: fx.Node) -> str:
     q: Any = module_of(node)
-    name, source, alpha = str(node.target).removeprefix("quantisers."), writer.names[node.all_input_nodes[0]], float(q.scale_of.detach())
+    name, source, alpha = (
+        str(node.target).removeprefix("quantisers."),
+        writer.names[node.all_input_nodes[0]],
+        float(q.scale_of.detach()),
+    )
     if q.bits < 8:  # no saturation of 8-bit codes would clamp: first the 8-bit grid, which a convolution can write
         wide = writer.grid(f"{name}.wide", alpha, 127 if q.signed else 255, q.signed)
         ends = [writer.constant(f"{name}.{k}", np.float32(v)) for k, v in (("low", -alpha * q.signed), ("high", alpha))]
@@ -227,7 +231,11 @@ def _shuffle(writer: _Writer, node: fx.Node) -> str:
 
 def _enlarge(writer: _Writer, node: fx.Node) -> str:
     module: Any = module_of(node)
-    how = vars(module) if module is not None else dict(zip(("size", "scale_factor", "mode"), node.args[1:], strict=False)) | node.kwargs
+    how = (
+        vars(module)
+        if module is not None
+        else dict(zip(("size", "scale_factor", "mode"), node.args[1:], strict=False)) | node.kwargs
+    )
     mode, factor = how.get("mode") or "nearest", how.get("scale_factor")
     if factor is None or mode not in ("nearest", "bilinear", "bicubic") or how.get("antialias"):
         raise ValueError(f"{node.name}: interpolation {mode!r} with scale_factor={factor}: give nearest, bilinear or "
@@ -276,7 +284,7 @@ def _slope(thing: Any) -> float:
 def _attribute(model: nn.Module, name: str) -> Tensor:
     for part in name.split("."):
         model = getattr(model, part)
-    return model  # type: ignore[return-value]
+    return model
 
 
 def _same(writer: _Writer, node: fx.Node) -> str:

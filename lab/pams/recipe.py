@@ -12,7 +12,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from ..core import tasks
-from ..core.descent import Stage, Step, descend, seeded
+from ..core.descent import Stage, descend, seeded
 from ..core.fields import demand, number, one_of, some_of, whole
 from ..core.finetune import has_labels
 from ..core.report import Report, Row
@@ -49,15 +49,17 @@ class PAMS:
     grid: str = "unsigned"
     scales: str = "tensor"
     steps: int = 300
-    lr: float = 3e-4
-    alpha_lr: float = 1e-3
+    lr: float = 1e-4
+    alpha_lr: float = 3e-3
     calibration: int = 20
     skt: float = 1000.0
     released: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.released, (str, list)):
-            object.__setattr__(self, "released", (self.released,) if isinstance(self.released, str) else tuple(self.released))
+            object.__setattr__(
+                self, "released", (self.released,) if isinstance(self.released, str) else tuple(self.released)
+            )
         demand(
             self,
             weight_bits=whole(2, 8),
@@ -98,7 +100,7 @@ class PAMS:
         checkpoint: str | Path | None = None,
     ) -> PAMSOutcome:
         """Quantise the task's network and train it under itself; the network passed in is not changed."""
-        task = task or tasks.photos(2)
+        task = task or tasks.photos(2, patch=96, batch_size=4)  # 48 x 48 small, as in the paper
         with seeded(seed):
             task.check()
             owner = f"{self!r} with seed {seed} on {task.name}"
@@ -107,20 +109,18 @@ class PAMS:
             teacher, student = prepared(original, example), prepared(original, example)
             found = place(student, self.placement, self.grid == "unsigned")
             quantisers = self.quantise(student, found)
-            history = self._train(task, teacher, student, found, quantisers, checkpoint, owner, progress)
+            trace, history = self._train(task, teacher, student, found, quantisers, checkpoint, owner, progress)
             packed.bake(student)
             report = self._report(task, teacher, student, found, example)
-            with torch.no_grad():
-                sample = {"low": example, "before": teacher(example)}
         return PAMSOutcome(
             recipe=self,
             report=report,
-            trace=tuple(history.trace),
+            trace=tuple(trace),
             model=student,
             placement=found,
             history={k: torch.stack(v) for k, v in (("alphas", history.alphas), ("histograms", history.histograms))}
             | {"steps": torch.tensor(history.steps), "reach": history.reach},
-            sample={name: x.detach().cpu() for name, x in sample.items()},
+            example=example.detach().cpu(),
             base=getattr(task.model, "config", None),
         )
 
@@ -134,7 +134,7 @@ class PAMS:
         bits = 8 if spot.picture else self.activation_bits
         return Quantiser(bits, spot.signed, last="last_batch" in self.released)
 
-    def _train(self, task, teacher, student, found, quantisers, checkpoint, owner, progress) -> History:
+    def _train(self, task, teacher, student, found, quantisers, checkpoint, owner, progress):
         """One stage in place: while alphas are calibrated they have no gradient, so that Adam meets them fresh."""
         place, labels = _place(teacher), has_labels(task)
         if "random_student" in self.released:
@@ -143,7 +143,9 @@ class PAMS:
         weights = [p for p in student.parameters() if not any(p is alpha for alpha in alphas)]
         optimiser = Adam([{"params": weights, "lr": self.lr}, {"params": alphas, "lr": self.alpha_lr}])
         schedule = self._schedule(optimiser)
-        history = History(student, quantisers, inputs(task.first_batch())[:PROBE].to(place), -(-self.steps // SNAPSHOTS))
+        history = History(
+            student, quantisers, inputs(task.first_batch())[:PROBE].to(place), -(-self.steps // SNAPSHOTS)
+        )
         spread = _Spread()
         stage = Stage(
             checkpoint, "quantise", owner, student=student, optimiser=optimiser, schedule=schedule, history=history,
@@ -179,8 +181,7 @@ class PAMS:
             self._calibrate(quantisers, done)
             history.note(done, last=done == self.steps)
         student.eval()
-        history.trace = list(stage.trace)
-        return history
+        return list(stage.trace), history
 
     def _schedule(self, optimiser: Adam) -> LRScheduler:
         """Rates that fall to zero, as a short run needs; the release halves them after each third."""
@@ -250,7 +251,9 @@ def _demand_signal(found: Placement, quantisers: list[Quantiser], spread: _Sprea
         raise ValueError("calibration: every picture holds one constant value: give Task.batches of real pictures")
     for group, quantiser in zip(found.groups(), quantisers, strict=True):
         if float(quantiser.alpha.detach()) <= LEAST:
-            raise ValueError(f"calibration: the tensor {group} is 0 on all pictures: its layer is dead, check the model")
+            raise ValueError(
+                f"calibration: the tensor {group} is 0 on all pictures: its layer is dead, check the model"
+            )
 
 
 def _reset(model: nn.Module) -> None:

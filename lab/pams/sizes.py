@@ -1,4 +1,4 @@
-"""What a quantised network costs: parameters of 32 bits, bit operations, and which convolutions are only half rounded."""
+"""What a quantised network costs: parameters of 32 bits, bytes, bit operations, and what is only half rounded."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from .placement import passes
 
 @dataclass(frozen=True)
 class Counts:
-    """equivalent: the paper's count of 32-bit parameters, Eq. (13), which takes biases as rounded too; bitops: Eq. (14).
+    """equivalent: the paper's count of 32-bit parameters, Eq. (13), which rounds biases too; bitops: Eq. (14).
 
     bytes: what a file must hold, b / 8 for each rounded weight and 4 for every other parameter. half: the
     convolutions with rounded weights that read a float tensor.
@@ -36,9 +36,7 @@ def count(plain: fx.GraphModule, quantised: fx.GraphModule, example: Tensor) -> 
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in rounded.items()}
     bits = next((module.bits for module in rounded.values()), 32)
     spent, read = cost.layer_macs(plain, example), input_bits(quantised)
-    layers = [
-        (macs, rounded[name].bits if name in rounded else 32, read.get(name, 32)) for name, macs in spent.items()
-    ]
+    layers = [(macs, rounded[name].bits if name in rounded else 32, read.get(name, 32)) for name, macs in spent.items()]
     half = tuple(name for name in rounded if read.get(name, 32) == 32)
     P_q = sum(sizes.values())
     whole = sum(module.weight.numel() for module in rounded.values())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import store, tasks
+from ..core.report import Report, Row
 from ..core.task import Task
 from ..ui import Control, Explorer, Frame, figure, raster, svg, view
 from . import equations as eq
@@ -20,7 +21,7 @@ PARTS = {  # where of a picture, as shares of its sides: left, top, width
     "whole": (0.0, 0.0, 1.0), "upper left": (0.0, 0.0, 0.5), "upper right": (0.5, 0.0, 0.5),
     "lower left": (0.0, 0.5, 0.5), "lower right": (0.5, 0.5, 0.5),
 }  # fmt: skip
-FACE = (20, 90, 48)  # a part of the first held-out photograph at half its size: top, left, side
+FACE = (30, 92, 48)  # a part of the first held-out photograph at half its size: top, left, side
 _WIDE = 256  # px, the side of a shown picture
 
 
@@ -49,19 +50,17 @@ def ranges(outcome: PAMSOutcome) -> dict[str, list[tuple[int, float]]]:
 
 @view.register
 def explore(outcome: PAMSOutcome) -> Explorer:
-    """The run replayed: a tensor's range and values at every step, the losses, and what the network makes of a picture."""
+    """The run replayed: what a quantised tensor holds and how it is clipped at every step, its range, the losses."""
     steps, over = outcome.history["steps"].tolist(), ranges(outcome)
-    before, after = outcome.sample["before"][0], _answer(outcome.model, outcome.sample["low"])
-    seen = _photo("float", before, _WIDE), _photo("quantised", after, _WIDE), _difference(before, after)
 
     def draw(tensor: str, step: int) -> Frame:
         found = numbers(outcome, tensor, steps.index(step))
         curve = svg.Series(tensor, over[tensor])
         pictures = [
             _values(found, tensor), svg.lines([curve], "step", "alpha", title="clip range over the run", at=step),
-            svg.lines(_losses(outcome), "step", "loss", title="losses", at=step), *seen,
+            *_losses(outcome, step),
         ]  # fmt: skip
-        facts = {
+        facts: dict[str, Any] = {
             "alpha": float(f"{found['alpha']:.4g}"), "step of the grid": float(f"{found['step']:.3g}"),
             "clipped": f"{100 * found['clipped']:.1f} %", "grid": "signed" if found["signed"] else "from 0",
         }  # fmt: skip
@@ -95,20 +94,23 @@ def bits(outcomes: Sequence[PAMSOutcome], task: Task, picture: Tensor | None = N
     def draw(bits: int, part: str) -> Frame:
         report = by_bits[bits].report
         one, other = (_cut(x, part) for x in (before, answer(bits)))
-        press = _quarters(before) if part == "whole" else _back(one)
+        invites = "float: click a quarter" if part == "whole" else "float: click to go back"
         pictures = [
-            _photo("float: click a quarter" if part == "whole" else "float: click to go back", one, _WIDE, press),
-            _photo(f"W{by_bits[bits].recipe.weight_bits}A{bits}", other, _WIDE), _difference(one, other, scale),
+            _photo(invites, one, _clicks(one, part)),
+            _photo(f"W{by_bits[bits].recipe.weight_bits}A{bits}", other), _difference(one, other, scale),
             *_curves(by_bits, bits),
         ]  # fmt: skip
-        score = next(row for row in report if row.kind == "learned")
-        facts = {
+        score = _score(report)
+        facts: dict[str, Any] = {
             score.name: f"{score.after:.2f} {score.unit}", "float": f"{score.before:.2f} {score.unit}",
-            "bytes": int(report["bytes"].after), "bitops": f"{report['bitops'].ratio:.2f}x fewer",
+            "bytes": report["bytes"].shown(report["bytes"].after), "bitops": f"{report['bitops'].ratio:.2f}x fewer",
         }  # fmt: skip
         return Frame("".join(pictures), facts | ({"ms": f"{times[bits]:.2f}"} if times else {}))
 
-    controls = {"bits": Control(list(by_bits), label="activation bits", start=max(by_bits)), "part": Control(list(PARTS))}
+    controls = {
+        "bits": Control(list(by_bits), label="activation bits", start=max(by_bits)),
+        "part": Control(list(PARTS)),
+    }
     placements = ", ".join(sorted({outcome.recipe.placement for outcome in outcomes}))
     return Explorer(draw, controls, title=f"PAMS, placement {placements}: what bits cost")
 
@@ -141,22 +143,35 @@ def _values(found: dict[str, Any], name: str, width: int = 380) -> str:
         at = min(max(left + (end + reach) / (2 * reach) * (width - 2 * left), left), width - left)
         parts.append(svg.rect(at, top, 1.5, tall, "lab-fill c3"))
         parts.append(svg.text(min(max(at, 24), width - 24), floor + 16, f"{end:.3g}", "mid num"))
-    return svg.whole(width, floor + 22, fit_title(f"values of {name}", width), f"values of {name}", parts)
+    return svg.whole(width, floor + 22, _fitted(f"values of {name}", width), f"values of {name}", parts)
 
 
-def fit_title(text: str, width: float) -> str:
+def _fitted(text: str, width: float) -> str:
     """A title, shortened to the room that its picture has."""
     return svg.fit(text, width / 1.1)
 
 
-def _photo(title: str, x: Tensor, longest: int, over: str = "") -> str:
-    return raster.photo(x.numpy(), title, 0.0, 1.0, longest=longest, over=over)
+def _photo(title: str, x: Tensor, press: dict[str, tuple[float, float, float, float]] | None = None) -> str:
+    """A picture (C, H, W), every pixel exact; `press` are the parts that a click shows: left, top, width, height."""
+    h, w = x.shape[1:]
+    scale, top = _WIDE / max(h, w), svg.LINE + 5
+    pixels = raster.as_picture(x.numpy(), 0.0, 1.0)
+    drawn = [raster.image(raster.uri(pixels, exact=True), 0, top, w * scale, h * scale, title)]
+    for part, (left, down, wide, tall) in (press or {}).items():
+        box = (left * scale, top + down * scale, wide * scale, tall * scale)
+        drawn.append(svg.target(box, part, part=part))
+    return svg.whole(max(w * scale, svg.text_width(title) * 1.1), top + h * scale + 4, title, title, drawn)
 
 
 def _difference(one: Tensor, other: Tensor, scale: raster.Scale | None = None) -> str:
     apart = _apart(one, other)
     return raster.grid(
-        apart[None], "difference", "of 255", columns=1, longest=_WIDE, scale=scale or raster.Scale(0.0, max(apart.max(), 1e-3))
+        apart[None],
+        "difference",
+        "of 255",
+        columns=1,
+        longest=_WIDE,
+        scale=scale or raster.Scale(0.0, max(apart.max(), 1e-3)),
     )
 
 
@@ -171,34 +186,45 @@ def _cut(x: Tensor, part: str) -> Tensor:
     return x[:, round(top * h) : round((top + size) * h), round(left * w) : round((left + size) * w)]
 
 
-def _quarters(x: Tensor) -> str:
+def _clicks(x: Tensor, part: str) -> dict[str, tuple[float, float, float, float]]:
+    """What a click on a picture leads to: from the whole to its quarters, from a quarter back."""
     h, w = x.shape[1:]
-    places = {part: (left * w, top * h, size * w, size * h) for part, (left, top, size) in PARTS.items() if size < 1}
-    return "".join(svg.target(box, part, part=part) for part, box in places.items())
-
-
-def _back(x: Tensor) -> str:
-    return svg.target((0, 0, x.shape[2], x.shape[1]), "whole", part="whole")
+    if part != "whole":
+        return {"whole": (0, 0, w, h)}
+    return {name: (left * w, top * h, size * w, size * h) for name, (left, top, size) in PARTS.items() if size < 1}
 
 
 def _curves(by_bits: dict[int, PAMSOutcome], at: int) -> list[str]:
-    """The score and the size against bits."""
-    reports = {b: outcome.report for b, outcome in by_bits.items()}
-    score = next(row for row in reports[at] if row.kind == "learned")
-    drawn = [svg.Series("quantised", [(b, float(r[score.name].after)) for b, r in reports.items()])]
-    drawn.append(svg.Series("float", [(b, float(r[score.name].before)) for b, r in reports.items()]))
-    size = svg.Series("bytes", [(b, float(r["bytes"].after)) for b, r in reports.items()])
-    ops = svg.Series("bitops", [(b, r["bitops"].ratio) for b, r in reports.items()])
+    """The score, the size and the operations against bits."""
+    score = _score(by_bits[at].report)
+
+    def both(name: str) -> list[svg.Series]:
+        rows = {b: outcome.report[name] for b, outcome in by_bits.items()}
+        after = [(float(b), row.after or 0.0) for b, row in rows.items()]
+        return [
+            svg.Series("quantised", after),
+            svg.Series("float", [(b, row.before or 0.0) for b, row in rows.items()]),
+        ]
+
+    fewer = svg.Series("bitops", [(b, outcome.report["bitops"].ratio) for b, outcome in by_bits.items()])
+    shown: dict[str, Any] = {"x": "activation bits", "at": at, "width": _WIDE}
     return [
-        svg.lines(drawn, "activation bits", f"{score.name} ({score.unit})", title="what is lost", at=at, width=256),
-        svg.lines([size], "activation bits", "bytes of the packed file", title="size", at=at, width=256),
-        svg.lines([ops], "activation bits", "times fewer bit operations", title="operations", at=at, width=256),
+        svg.lines(both(score.name), y=f"{score.name} ({score.unit})", title="what is lost", **shown),
+        svg.lines(both("bytes"), y="bytes", title="size", **shown),
+        svg.lines([fewer], y="times fewer bit operations", title="operations", **shown),
     ]
 
 
-def _losses(outcome: PAMSOutcome) -> list[svg.Series]:
+def _score(report: Report) -> Row:
+    return next(row for row in report if row.kind == "learned")
+
+
+def _losses(outcome: PAMSOutcome, at: int) -> list[str]:
+    """Each term of the loss on axes of its own: they are of unlike size."""
     thin = outcome.trace[:: max(1, len(outcome.trace) // 60)]
-    return [svg.Series(name, [(step.index, step.terms[name]) for step in thin]) for name in thin[0].terms]
+    units = {"l1": "L1, of 255", "skt": "knowledge transfer, weighted"}
+    series = [svg.Series(name, [(step.index, step.terms[name]) for step in thin]) for name in thin[0].terms]
+    return [svg.lines([one], "step", units[one.name], title=one.name, at=at) for one in series]
 
 
 def _answer(model: nn.Module, low: Tensor) -> Tensor:
