@@ -40,7 +40,7 @@ class Quantiser(nn.Module):
         self.bits, self.signed, self.last = bits, signed, last
         self.n = eq.levels(bits, signed)
         self.alpha = nn.Parameter(torch.full((1,), 10.0))  # the release's first value, before any data
-        self.register_buffer("seen", torch.zeros((), dtype=torch.long), persistent=False)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         self.calibrating = False
 
     def forward(self, x: Tensor) -> Tensor:
