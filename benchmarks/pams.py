@@ -32,6 +32,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import lab
 from lab.core import cost, quantisers
+from lab.core.batches import enlarged
 from lab.core.descent import Stage, descend, seeded
 from lab.core.task import Task
 from lab.pams import equations as eq
@@ -43,7 +44,6 @@ from lab.pams.runtime import Deployed
 
 EIGHT = lab.PAMS(placement="fig1", steps=300, lr=1e-4, alpha_lr=3e-3)
 FOUR = replace(EIGHT, weight_bits=4, activation_bits=4, lr=1e-3)
-OURS = ("PAMS", "PAMS, no SKT", "PAMS, paper's grid")
 RIVALS: dict[str, tuple[Callable, Callable]] = {  # activations, weights
     "max-abs": (quantisers.MaxAbs, lambda bits, W: quantisers.MaxAbsWeight(bits)),
     "least squares": (quantisers.LeastSquares, lambda bits, W: quantisers.MaxAbsWeight(bits)),
@@ -71,7 +71,8 @@ def main() -> None:
         report["figures"] |= speed_figures(report["speed"])
         print(pandas.DataFrame(report["speed"]).to_string(), pandas.DataFrame(report["sizes"]).to_string(), sep="\n")
     if options.part != "speed":
-        report["rows"] = []
+        report["rows"], report["float"] = [], unquantised()
+        print(report["float"])
         for seed in seeds:
             for row in accuracy(seed, 0.1 if options.quick else 1.0):
                 print(row, flush=True)
@@ -121,6 +122,20 @@ def row(name: str, seed: int, recipe: lab.PAMS, task: Task, model: nn.Module, ou
         apart = worst(parity(outcome.model, task.example))
         kept |= {"psnr_onnxruntime": task.measure(deployed), "parity_steps": apart.steps}
     return kept
+
+
+def unquantised() -> dict:
+    """The float network and the bicubic enlargement on the same pictures."""
+    task, pairs = lab.tasks.photos(2), lab.tasks.photos_held_out(2)
+    found = {"float": task.model, "bicubic": Bicubic()}
+    return {name: {"psnr": task.measure(m), "ssim": lab.tasks.ssim(pairs, border=2)(m)} for name, m in found.items()}
+
+
+class Bicubic(nn.Module):
+    """The control of super-resolution."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return enlarged(x, 2)
 
 
 def scored(task: Task, model: nn.Module) -> dict:

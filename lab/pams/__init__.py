@@ -30,9 +30,9 @@ arXiv 2011.04212).
                 The student starts from the teacher. The release's script leaves it random ('random_student'), and its
                 numbers were not met so.
                 Pixels are in [0, 1] here and in 0..255 there: L1 is taken on 0..255, rates of alpha are divided by 255.
-                In `full` the picture itself, before and behind the network, keeps 8 bits. Ours.
+                In `full` the picture itself, before and behind the network, keeps 8 bits and its whole range. Ours.
                 The last step is reported; the release picks the best epoch on a test set.
-                `bitops` counts a convolution that reads a float tensor with 32 bits; the release counts it as quantised.
+                `bitops` counts a convolution that reads float with 32 bits; the release counts it as quantised.
                 Each name in quotes goes into the recipe's `released`.
 """
 

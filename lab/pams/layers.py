@@ -30,14 +30,14 @@ class Quantiser(nn.Module):
     """A tensor on b bits with a trainable alpha, its largest value; unsigned where it stands behind a ReLU.
 
     While `calibrating` and in training mode alpha follows the data and nothing is clamped; `last` forgets all batches
-    but the present one, as the release does. Shapes stay.
+    but the present one, as the release does, and `whole` keeps the largest value of all, for pictures. Shapes stay.
     """
 
     seen: Tensor
 
-    def __init__(self, bits: int, signed: bool = True, last: bool = False) -> None:
+    def __init__(self, bits: int, signed: bool = True, last: bool = False, whole: bool = False) -> None:
         super().__init__()
-        self.bits, self.signed, self.last = bits, signed, last
+        self.bits, self.signed, self.last, self.whole = bits, signed, last, whole
         self.n = eq.levels(bits, signed)
         self.alpha = nn.Parameter(torch.full((1,), 10.0))  # the release's first value, before any data
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
@@ -57,7 +57,10 @@ class Quantiser(nn.Module):
     @torch.no_grad()
     def _follow(self, x: Tensor) -> None:
         M = eq.statistic(x)
-        self.alpha.copy_(M if self.last else eq.moving_average(self.alpha, M, int(self.seen)))
+        if self.whole:
+            self.alpha.copy_(torch.maximum(x.abs().max(), self.alpha * (self.seen > 0)))
+        else:
+            self.alpha.copy_(M if self.last else eq.moving_average(self.alpha, M, int(self.seen)))
         self.seen += 1
 
     def extra_repr(self) -> str:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from .. import __version__
 from ..core import store
 from ..core.channels import is_cat, operands
 from ..core.task import evaluating
@@ -65,7 +64,7 @@ def to_model(model: fx.GraphModule) -> Any:
     ]
     graph = helper.make_graph(writer.nodes, "lab", ends[:1], ends[1:], list(writer.constants.values()))
     return helper.make_model(
-        graph, producer_name="lab", producer_version=__version__, ir_version=IR,
+        graph, producer_name="lab", ir_version=IR,
         opset_imports=[helper.make_opsetid("", OPSET)],
     )  # fmt: skip
 

@@ -132,7 +132,7 @@ class PAMS:
 
     def _quantiser(self, spot: Spot) -> Quantiser:
         bits = 8 if spot.picture else self.activation_bits
-        return Quantiser(bits, spot.signed, last="last_batch" in self.released)
+        return Quantiser(bits, spot.signed, last="last_batch" in self.released, whole=spot.picture)
 
     def _train(self, task, teacher, student, found, quantisers, checkpoint, owner, progress):
         """One stage in place: while alphas are calibrated they have no gradient, so that Adam meets them fresh."""

@@ -180,8 +180,7 @@ def test_operators_of_other_peoples_networks():
         torch.testing.assert_close(deployed(prepared(net, X))(X), net(X), atol=1e-5, rtol=1e-4)
     graph, found = quantised(net, X, placement="full")
     assert set(found.left) >= {"slope", "up", "leaky_relu", "sigmoid"}
-    with torch.no_grad():
-        assert (deployed(graph)(X) - graph(X)).abs().max() < 0.05
+    assert fusing.worst(fusing.parity(graph, X)).steps <= 1
     assert {row.layer: row.reason for row in graph_report(graph).rows}["up"].startswith("onnxruntime has no integer")
 
 

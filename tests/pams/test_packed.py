@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lab
-from lab.pams import packed, sizes
 from lab.pams import equations as eq
+from lab.pams import packed, sizes
 from lab.pams.prepared import prepared
 from tests.pams.small import QUICK, edsr, quantised, task
 

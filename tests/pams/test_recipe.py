@@ -41,6 +41,13 @@ def test_alphas_follow_the_data_and_then_learn():
     assert (later > 0).all() and later.max() <= 1.1 * outcome.recipe.alpha_lr
 
 
+def test_a_picture_keeps_its_whole_range():
+    outcome = run(placement="full", alpha_lr=1e-9)
+    largest = max(float((x - outcome.model.mean).abs().max()) for x, _ in pictures()[:3])
+    assert outcome.alphas()["sub"] == pytest.approx(largest, rel=1e-5)
+    assert outcome.alphas()["head"] < float(outcome.history["reach"][1])  # a feature does not
+
+
 def test_the_last_batch_alone_calibrates_in_the_release():
     one, other = pictures(2, side=8)
     other = tuple(0.25 * x for x in other)
