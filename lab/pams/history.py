@@ -15,7 +15,8 @@ class History:
     """What each quantiser reads, over time: its alpha, and a histogram over a range that never changes.
 
     `alphas` is (snapshots, Q), `histograms` (snapshots, Q, BINS) shares that sum to 1; the range of quantiser q is
-    [-reach[q], reach[q]], a third wider than the largest |x| at first, and what lies outside is counted at its ends.
+    [-reach[q], reach[q]], a third wider than the largest |x| before anything is rounded; what lies outside is counted
+    at its ends.
     """
 
     def __init__(self, model: fx.GraphModule, quantisers: list[Quantiser], probe: Tensor, every: int) -> None:
@@ -23,7 +24,7 @@ class History:
         self.steps: list[int] = []
         self.alphas: list[Tensor] = []
         self.histograms: list[Tensor] = []
-        self.reach = torch.tensor([4 / 3 * float(x.abs().max()) or 1.0 for x in self._read()])
+        self.reach = torch.tensor([4 / 3 * float(x.abs().max()) or 1.0 for x in self._read(rounded=False)])
 
     def note(self, done: int, last: bool = False) -> None:
         """Take a snapshot after `done` updates where one is due."""
@@ -34,10 +35,15 @@ class History:
             self.histograms.append(torch.stack(counts))
 
     @torch.no_grad()
-    def _read(self) -> list[Tensor]:
+    def _read(self, rounded: bool = True) -> list[Tensor]:
         """What each quantiser reads of the probe; of a quantiser that stands at several places, all of it."""
         read: dict[nn.Module, list[Tensor]] = {q: [] for q in self.quantisers}
-        hooks = [q.register_forward_pre_hook(lambda q, args: read[q].append(args[0].flatten())) for q in read]
+
+        def note(q: nn.Module, args: tuple[Tensor], given: Tensor) -> Tensor:
+            read[q].append(args[0].flatten())
+            return given if rounded else args[0]
+
+        hooks = [q.register_forward_hook(note) for q in read]
         try:
             with evaluating(self.model):
                 self.model(self.probe)

@@ -145,5 +145,5 @@ def test_a_chain_without_blocks_quantises_its_body():
 def test_a_network_with_nothing_to_quantise_is_told_in_one_line():
     with pytest.raises(ValueError, match="has no Conv2d, and only those are quantised"):
         place(prepared(nn.Sequential(nn.ReLU()), X), "full")
-    with pytest.raises(ValueError, match="placement='fig1' finds no convolution .* take 'full'"):
+    with pytest.raises(ValueError, match=r"placement='fig1' finds no convolution .* take 'full'"):
         place(prepared(nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2)), X), "fig1")

@@ -41,6 +41,16 @@ def test_alphas_follow_the_data_and_then_learn():
     assert (later > 0).all() and later.max() <= 1.1 * outcome.recipe.alpha_lr
 
 
+def test_the_range_of_a_histogram_holds_the_float_values():
+    """The control: behind rounded tensors of a wild first alpha there would be nothing but zeros."""
+    net, seen = edsr(), []
+    net.blocks[1].relu.register_forward_hook(lambda _, __, y: seen.append(float(y.max())))
+    net(pictures()[0][0])
+    outcome = run(task(net), weight_bits=2, activation_bits=2)
+    at = list(outcome.placement.groups()).index("blocks_1_relu")
+    assert float(outcome.history["reach"][at]) == pytest.approx(4 / 3 * seen[0], rel=0.5)
+
+
 def test_a_picture_keeps_its_whole_range():
     outcome = run(placement="full", alpha_lr=1e-9)
     largest = max(float((x - outcome.model.mean).abs().max()) for x, _ in pictures()[:3])
@@ -144,7 +154,7 @@ def test_a_calibration_longer_than_the_run_is_refused():
 def test_constant_pictures_cannot_calibrate(tmp_path):
     grey = [(torch.full((2, 3, 8, 8), 0.5), torch.full((2, 3, 16, 16), 0.5))]
     with pytest.raises(
-        ValueError, match="calibration: every picture holds one constant value: give Task.batches of real"
+        ValueError, match=r"calibration: every picture holds one constant value: give Task.batches of real"
     ):
         lab.PAMS(**QUICK).run(task(batches=grey), progress=False, checkpoint=tmp_path)
 
@@ -159,7 +169,7 @@ def test_a_dead_layer_is_named():
 
 def test_no_pictures_at_all():
     own = task()
-    with pytest.raises(ValueError, match="Task.batches is empty"):
+    with pytest.raises(ValueError, match=r"Task.batches is empty"):
         lab.Task(model=own.model, batches=[], score=own.score)
 
 
