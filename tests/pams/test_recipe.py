@@ -44,7 +44,7 @@ def test_alphas_follow_the_data_and_then_learn():
 def test_the_range_of_a_histogram_holds_the_float_values():
     """The control: behind rounded tensors of a wild first alpha there would be nothing but zeros."""
     net, seen = edsr(), []
-    net.blocks[1].relu.register_forward_hook(lambda _, __, y: seen.append(float(y.max())))
+    net.blocks[1].relu.register_forward_hook(lambda _, __, y: seen.append(float(y.detach().max())))
     net(pictures()[0][0])
     outcome = run(task(net), weight_bits=2, activation_bits=2)
     at = list(outcome.placement.groups()).index("blocks_1_relu")
@@ -70,6 +70,18 @@ def test_the_last_batch_alone_calibrates_in_the_release():
 def test_a_random_student_forgets_its_teacher():
     far, near = run(released=("random_student",)), run()
     assert far.trace[0].terms["skt"] > 10 * near.trace[0].terms["skt"]
+
+
+@pytest.mark.parametrize(("released", "rates"), [((), [0.75, 0.25, 0.0]), (("halved_rates",), [0.5, 0.25, 0.125])])
+def test_rates_fall_to_zero_or_are_halved_thrice(released, rates):
+    optimiser = torch.optim.Adam([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = lab.PAMS(steps=30, released=released)._schedule(optimiser)
+    seen = []
+    for _ in range(30):
+        optimiser.step()
+        schedule.step()
+        seen.append(schedule.get_last_lr()[0])
+    assert seen[9::10] == pytest.approx(rates, abs=1e-6)
 
 
 def test_without_knowledge_transfer_there_is_no_such_term():
