@@ -167,7 +167,8 @@ def _conv(writer: _Writer, node: fx.Node) -> str:
         raise ValueError(f"{node.target}: padding {conv.padding!r}, {conv.padding_mode!r}: ONNX takes zeros by number")
     source = node.all_input_nodes[0]
     grid = writer.grids.get(source)
-    if isinstance(conv, QuantisedConv2d) and grid is not None and conv.out_channels < LANES and _is_quantised(node):
+    few = conv.out_channels < LANES and conv.groups == 1  # filled up, groups would be other groups
+    if isinstance(conv, QuantisedConv2d) and grid is not None and few and _is_quantised(node):
         writer.padded[node] = conv.out_channels
     parts = _rounded(writer, node, grid) if isinstance(conv, QuantisedConv2d) else _plain(writer, node)
     inputs = [writer.names[source], *parts]

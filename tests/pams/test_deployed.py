@@ -9,6 +9,7 @@ from torch import nn
 
 import lab
 from lab.core import cost
+from lab.core.descent import seeded
 from lab.pams import fusion as fusing
 from lab.pams import qdq
 from lab.pams.prepared import prepared
@@ -21,11 +22,16 @@ from lab.pams.runtime import Deployed  # noqa: E402
 X = torch.rand(1, 3, 14, 12, generator=torch.Generator().manual_seed(0))
 
 
+def rdn():
+    with seeded(1):
+        return lab.nets.rdn(blocks=2, layers=2).eval()
+
+
 def deployed(graph) -> Deployed:
     return Deployed(qdq.to_model(graph).SerializeToString())
 
 
-@pytest.mark.parametrize("net", [edsr(), edsr(scale=3), edsr(scale=4, scaling=0.1), lab.nets.rdn(blocks=2, layers=2)])
+@pytest.mark.parametrize("net", [edsr(), edsr(scale=3), edsr(scale=4, scaling=0.1), rdn()])
 def test_a_float_network_answers_alike_at_any_size(net):
     run = deployed(prepared(net, X))
     for x in (X, torch.rand(3, 3, 9, 17)):
@@ -79,18 +85,18 @@ def test_in_full_only_the_picture_itself_is_float():
 
 
 @pytest.mark.parametrize(
-    ("bits", "placement", "apart"), [(8, "cadyq", 0.01), (8, "full", 0.01), (8, "fig1", 0.01), (4, "full", 0.3)]
+    ("bits", "placement", "apart"), [(8, "cadyq", 0.05), (8, "full", 0.05), (8, "fig1", 0.05), (4, "full", 0.3)]
 )
-@pytest.mark.parametrize("net", [edsr(), edsr(scale=4), lab.nets.rdn(blocks=2, layers=2)], ids=["edsr", "x4", "rdn"])
+@pytest.mark.parametrize("net", [edsr(), edsr(scale=4), rdn()], ids=["edsr", "x4", "rdn"])
 def test_every_layer_is_within_one_step(net, bits, placement, apart):
-    """Fused kernels round once where torch rounds in float: a code may differ by one; few do behind convolutions.
+    """Integers round once where torch rounds in float: a code may differ by one, and few do at 8 bits.
 
-    onnxruntime adds in fixed point, which at 8 bits moves up to three codes in a hundred.
+    Biases are whole multiples of s_x s_w, and onnxruntime adds in fixed point.
     """
     graph, _ = quantised(net, X, placement=placement, weight_bits=bits, activation_bits=bits)
     rows = fusing.parity(graph, X)
     assert len(rows) >= 4 and all(row.steps <= 1 for row in rows)
-    assert all(row.unequal < (0.05 if "add" in row.tensor and bits == 8 else apart) for row in rows)
+    assert fusing.worst(rows).unequal < apart
 
 
 def test_parity_sees_a_file_that_says_something_else(monkeypatch):
@@ -175,13 +181,26 @@ class Kinds(nn.Module):
 
 
 def test_operators_of_other_peoples_networks():
-    net = Kinds().eval()
+    with seeded(0):
+        net = Kinds().eval()
     with torch.no_grad():
         torch.testing.assert_close(deployed(prepared(net, X))(X), net(X), atol=1e-5, rtol=1e-4)
     graph, found = quantised(net, X, placement="full")
     assert set(found.left) >= {"slope", "up", "leaky_relu", "sigmoid"}
     assert fusing.worst(fusing.parity(graph, X)).steps <= 1
     assert {row.layer: row.reason for row in graph_report(graph).rows}["up"].startswith("onnxruntime has no integer")
+
+
+@pytest.mark.parametrize("channels", [(8, 8, 4), (8, 8, 8), (12, 12, 3), (8, 12, 1), (20, 4, 2)])
+def test_groups_and_odd_widths_stay_what_they_are(channels):
+    before, after, groups = channels
+    with seeded(0):
+        net = nn.Sequential(
+            nn.Conv2d(3, before, 3, padding=1), nn.Conv2d(before, after, 3, padding=1, groups=groups), nn.Conv2d(after, 12, 1),
+            nn.PixelShuffle(2),
+        ).eval()  # fmt: skip
+    graph, _ = quantised(net, X, placement="full")
+    assert fusing.worst(fusing.parity(graph, X)).steps <= 1
 
 
 def test_missing_extras_are_one_line(monkeypatch, tmp_path):
