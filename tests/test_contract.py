@@ -7,6 +7,7 @@ import math
 import random
 import re
 from importlib import import_module
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -178,7 +179,7 @@ def test_a_loaded_model_answers_alike(outcome, tmp_path):
         pytest.skip("this recipe finds no model")
     outcome.save(tmp_path)
     loaded = lab.load(tmp_path)
-    x = torch.cat([batch[0] for batch in own_task(outcome).batches])
+    x = torch.cat([batch[0] for batch in islice(own_task(outcome).batches, 20)])
     assert not outcome.model.training and not loaded.model.training
     with torch.no_grad():
         assert torch.equal(loaded.model(x), outcome.model(x))

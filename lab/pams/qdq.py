@@ -144,11 +144,8 @@ class _Writer:
 
 def _quantise(writer: _Writer, node: fx.Node) -> str:
     q: Any = module_of(node)
-    name, source, alpha = (
-        str(node.target).removeprefix("quantisers."),
-        writer.names[node.all_input_nodes[0]],
-        float(q.scale_of.detach()),
-    )
+    name, source = str(node.target).removeprefix("quantisers."), writer.names[node.all_input_nodes[0]]
+    alpha = float(q.scale_of.detach())
     if q.bits < 8:  # no saturation of 8-bit codes would clamp: first the 8-bit grid, which a convolution can write
         wide = writer.grid(f"{name}.wide", alpha, 127 if q.signed else 255, q.signed)
         ends = [writer.constant(f"{name}.{k}", np.float32(v)) for k, v in (("low", -alpha * q.signed), ("high", alpha))]
@@ -161,6 +158,20 @@ def _quantise(writer: _Writer, node: fx.Node) -> str:
                                    f"{node.name}.slice"), node.name, grid)  # fmt: skip
 
 
+def _relu(writer: _Writer, node: fx.Node) -> str:
+    """A ReLU; where its quantiser is signed, as parts of a concatenation share one, the values are rounded before too.
+
+    A convolution fuses with a ReLU only if the lowest code is 0; what is rounded and then cut at 0 stays on its grid.
+    """
+    source = writer.names[node.all_input_nodes[0]]
+    reader = next(iter(node.users)) if len(node.users) == 1 else node
+    q: Any = module_of(reader)
+    if isinstance(q, Quantiser) and q.signed and q.bits == 8 and _calls(reader) > 1:
+        name = str(reader.target).removeprefix("quantisers.")
+        source = writer.pair(source, f"{node.name}.before", writer.grid(name, float(q.scale_of.detach()), q.n, True))
+    return writer.emit("Relu", [source], node.name)
+
+
 def _conv(writer: _Writer, node: fx.Node) -> str:
     conv: Any = module_of(node)
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
@@ -168,7 +179,7 @@ def _conv(writer: _Writer, node: fx.Node) -> str:
     source = node.all_input_nodes[0]
     grid = writer.grids.get(source)
     few = conv.out_channels < LANES and conv.groups == 1  # filled up, groups would be other groups
-    if isinstance(conv, QuantisedConv2d) and grid is not None and few and _is_quantised(node):
+    if isinstance(conv, QuantisedConv2d) and grid is not None and few and _is_quantised(node) and _calls(node) == 1:
         writer.padded[node] = conv.out_channels
     parts = _rounded(writer, node, grid) if isinstance(conv, QuantisedConv2d) else _plain(writer, node)
     inputs = [writer.names[source], *parts]
@@ -181,6 +192,11 @@ def _conv(writer: _Writer, node: fx.Node) -> str:
     else:
         kind = "Conv"
     return writer.emit(kind, inputs, node.name, **common)
+
+
+def _calls(node: fx.Node) -> int:
+    """How often the module that a node calls is called."""
+    return sum(other.target == node.target for other in node.graph.nodes if other.op == "call_module")
 
 
 def _is_quantised(node: fx.Node) -> bool:
@@ -208,15 +224,15 @@ def _rounded(writer: _Writer, node: fx.Node, grid: Grid | None) -> list[str]:
     scale = writer.constant(f"{name}.w.step", flat)
     zero = writer.constant(f"{name}.zero" if conv.per_channel else "zero_w", torch.zeros_like(flat, dtype=torch.int8))
     writer.constant(f"{name}.w", codes)
-    parts = [writer.emit("DequantizeLinear", [f"{name}.w", scale, zero], f"{name}.weight", **axis)]
+    parts = [writer.emit("DequantizeLinear", [f"{name}.w", scale, zero], f"{node.name}.weight", **axis)]
     if conv.bias is None:
         return parts
     if grid is None:
         return [*parts, writer.constant(f"{name}.bias", conv.bias)]
     unit = flat.double() * grid.value
     whole = (F.pad(conv.bias.detach().double(), (0, short)) / unit).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
-    pair = [writer.constant(f"{name}.b", whole), writer.constant(f"{name}.b.step", unit.float())]
-    return [*parts, writer.emit("DequantizeLinear", pair, f"{name}.bias", **axis)]
+    pair = [writer.constant(f"{node.name}.b", whole), writer.constant(f"{node.name}.b.step", unit.float())]
+    return [*parts, writer.emit("DequantizeLinear", pair, f"{node.name}.bias", **axis)]
 
 
 def _concat(writer: _Writer, node: fx.Node) -> str:
@@ -231,11 +247,8 @@ def _shuffle(writer: _Writer, node: fx.Node) -> str:
 
 def _enlarge(writer: _Writer, node: fx.Node) -> str:
     module: Any = module_of(node)
-    how = (
-        vars(module)
-        if module is not None
-        else dict(zip(("size", "scale_factor", "mode"), node.args[1:], strict=False)) | node.kwargs
-    )
+    given = dict(zip(("size", "scale_factor", "mode"), node.args[1:], strict=False)) | node.kwargs
+    how = vars(module) if module is not None else given
     mode, factor = how.get("mode") or "nearest", how.get("scale_factor")
     if factor is None or mode not in ("nearest", "bilinear", "bicubic") or how.get("antialias"):
         raise ValueError(f"{node.name}: interpolation {mode!r} with scale_factor={factor}: give nearest, bilinear or "
@@ -261,7 +274,7 @@ def _simple(kind: str, **attributes: Callable[[Any], Any]) -> Callable:
 
 def _tensors(writer: _Writer, node: fx.Node) -> list[str]:
     """The operands of a node: tensors by name, and numbers as constants where it takes two."""
-    two = node.op == "call_function" and node.target in _ARITHMETIC
+    two = node.op != "call_module" and node.target in _ARITHMETIC
     args = node.args[:2] if two else node.args[:1]
     return [
         writer.names[arg] if isinstance(arg, fx.Node) else writer.constant(f"number {arg}", np.float32(arg))
@@ -291,20 +304,21 @@ def _same(writer: _Writer, node: fx.Node) -> str:
     return writer.names[node.all_input_nodes[0]]
 
 
-_ARITHMETIC = {
+_ARITHMETIC: dict[Any, str] = {
     operator.add: "Add", torch.add: "Add", operator.sub: "Sub", torch.sub: "Sub", operator.mul: "Mul", torch.mul: "Mul",
     operator.truediv: "Div",
+    "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div",
 }  # fmt: skip
-_RELU, _LEAKY, _SIGMOID = _simple("Relu"), _simple("LeakyRelu", alpha=_slope), _simple("Sigmoid")
+_LEAKY, _SIGMOID = _simple("LeakyRelu", alpha=_slope), _simple("Sigmoid")
 _MODULES: dict[type, Callable] = {
-    Quantiser: _quantise, nn.Conv2d: _conv, nn.ConvTranspose2d: _conv, nn.ReLU: _RELU, nn.LeakyReLU: _LEAKY,
+    Quantiser: _quantise, nn.Conv2d: _conv, nn.ConvTranspose2d: _conv, nn.ReLU: _relu, nn.LeakyReLU: _LEAKY,
     nn.PReLU: _prelu, nn.Sigmoid: _SIGMOID, nn.Tanh: _simple("Tanh"), nn.PixelShuffle: _shuffle, nn.Upsample: _enlarge,
     nn.Identity: _same, nn.Dropout: _same,
 }  # fmt: skip
 _FUNCTIONS: dict[Any, Callable] = {
-    **{target: _simple(kind) for target, kind in _ARITHMETIC.items()}, F.relu: _RELU, torch.relu: _RELU,
-    F.leaky_relu: _LEAKY, torch.sigmoid: _SIGMOID, F.pixel_shuffle: _shuffle, torch.pixel_shuffle: _shuffle,
-    F.interpolate: _enlarge,
+    **{target: _simple(kind) for target, kind in _ARITHMETIC.items()}, F.relu: _relu, torch.relu: _relu,
+    "relu": _relu, F.leaky_relu: _LEAKY, "sigmoid": _SIGMOID, torch.sigmoid: _SIGMOID,
+    F.pixel_shuffle: _shuffle, torch.pixel_shuffle: _shuffle, F.interpolate: _enlarge,
 }  # fmt: skip
 
 

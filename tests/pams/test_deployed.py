@@ -99,6 +99,29 @@ def test_every_layer_is_within_one_step(net, bits, placement, apart):
     assert fusing.worst(rows).unequal < apart
 
 
+def test_a_dense_network_is_whole_too():
+    """Its ReLUs stand before a signed grid, which they share with what they are concatenated with."""
+    report = graph_report(quantised(rdn(), X, placement="full")[0])
+    assert report.share == 1.0, report
+
+
+def test_a_layer_that_is_called_twice_has_two_biases():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.body = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.tail = nn.Conv2d(8, 12, 3, padding=1)
+
+        def forward(self, x):
+            x = self.body(self.head(x).relu())
+            return nn.functional.pixel_shuffle(self.tail(self.body(2 * x).relu()), 2)
+
+    with seeded(0):
+        graph, _ = quantised(Twice().eval(), X, placement="full")
+    assert fusing.worst(fusing.parity(graph, X)).steps <= 1
+    assert [row.layer for row in graph_report(graph).rows] == ["head", "body", "body", "tail"]
+
+
 def test_parity_sees_a_file_that_says_something_else(monkeypatch):
     """The control: a bias left out on export."""
     graph, _ = quantised(edsr(), X, placement="full")
@@ -196,9 +219,11 @@ def test_groups_and_odd_widths_stay_what_they_are(channels):
     before, after, groups = channels
     with seeded(0):
         net = nn.Sequential(
-            nn.Conv2d(3, before, 3, padding=1), nn.Conv2d(before, after, 3, padding=1, groups=groups), nn.Conv2d(after, 12, 1),
+            nn.Conv2d(3, before, 3, padding=1),
+            nn.Conv2d(before, after, 3, padding=1, groups=groups),
+            nn.Conv2d(after, 12, 1),
             nn.PixelShuffle(2),
-        ).eval()  # fmt: skip
+        ).eval()
     graph, _ = quantised(net, X, placement="full")
     assert fusing.worst(fusing.parity(graph, X)).steps <= 1
 
