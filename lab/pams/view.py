@@ -103,6 +103,7 @@ def bits(outcomes: Sequence[PAMSOutcome], task: Task, picture: Tensor | None = N
         score = _score(report)
         facts: dict[str, Any] = {
             score.name: f"{score.after:.2f} {score.unit}", "float": f"{score.before:.2f} {score.unit}",
+            "mean difference": f"{_apart(one, other).mean():.3f} of 255",
             "bytes": report["bytes"].shown(report["bytes"].after), "bitops": f"{report['bitops'].ratio:.2f}x fewer",
         }  # fmt: skip
         return Frame("".join(pictures), facts | ({"ms": f"{times[bits]:.2f}"} if times else {}))
