@@ -169,8 +169,9 @@ def _apply(part: Any, y: Tensor, on: Tensor) -> Tensor:
     """A part on the channels that are on."""
     if isinstance(part, NORMS):
         values = (part.running_mean, part.running_var, part.weight, part.bias)
+        mean, var, weight, bias = (None if value is None else value[on] for value in values)
         own = part.running_mean is None  # a norm without statistics takes those of the picture
-        return F.batch_norm(y, *(None if value is None else value[on] for value in values), own, 0.0, part.eps)
+        return F.batch_norm(y, mean, var, weight, bias, own, 0.0, part.eps)
     if isinstance(part, CONVS):  # depthwise
         function = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[y.dim()]
         bias = None if part.bias is None else part.bias[on]
