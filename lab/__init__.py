@@ -12,13 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import decoupling, gal, lens, sparsebytenn, ui
+    from . import decoupling, gal, lens, pams, sparsebytenn, ui
     from .core import cost, nets, scenes, surgery, tasks
     from .core.finetune import finetune
     from .core.parallel import map
     from .core.task import Task
     from .decoupling import Decoupling
     from .gal import GAL
+    from .pams import PAMS
     from .sparsebytenn import SparseByteNN
     from .ui import compare, view
 
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 _RECIPES = {
     "GAL": ("gal", "GAL"),
     "Decoupling": ("decoupling", "Decoupling"),
+    "PAMS": ("pams", "PAMS"),
     "SparseByteNN": ("sparsebytenn", "SparseByteNN"),
 }
 _PLACES = {
@@ -48,6 +50,7 @@ _PLACES = {
 }
 __all__ = [
     "GAL",
+    "PAMS",
     "RECIPES",
     "Decoupling",
     "SparseByteNN",
@@ -61,6 +64,7 @@ __all__ = [
     "load",
     "map",
     "nets",
+    "pams",
     "scenes",
     "sparsebytenn",
     "surgery",

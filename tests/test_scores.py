@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lab.core.scores import accuracy, luma, psnr
+from lab.core.scores import accuracy, luma, psnr, ssim
 
 GENERATOR = torch.Generator().manual_seed(0)
 PICTURES = torch.rand(3, 3, 12, 10, generator=GENERATOR)
@@ -65,6 +65,22 @@ def test_psnr_agrees_with_scikit_image_on_luma():
     assert psnr([(PICTURES + noise, target)], border=2)(nn.Identity()) == pytest.approx(np.mean(expected), abs=1e-6)
 
 
+def test_ssim_agrees_with_scikit_image_on_luma():
+    x = torch.rand(2, 3, 40, 33, generator=GENERATOR).mul(255).round().div(255)
+    answer = (x + 0.1 * torch.randn(x.shape, generator=GENERATOR)).clamp(0, 1).mul(255).round().div(255)
+    wanted, given = (luma(v.double())[:, 2:-2, 2:-2].numpy() for v in (x, answer))
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    expected = [structural_similarity(w, g, **settings) for w, g in zip(wanted, given, strict=True)]
+    found = ssim([(answer, x)], border=2)(nn.Identity())
+    assert found == pytest.approx(np.mean(expected), abs=1e-9) and 0.5 < found < 0.99
+    assert ssim([(x, x)])(nn.Identity()) == pytest.approx(1)
+
+
+def test_ssim_wants_pictures_of_its_window():
+    with pytest.raises(ValueError, match="ssim: pictures of 10 x 10 are smaller than its window of 11 x 11"):
+        ssim([(torch.zeros(1, 3, 10, 10), torch.zeros(1, 3, 10, 10))])(nn.Identity())
+
+
 def test_luma_is_studio_range():
     black, white = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
     assert luma(black).item() == pytest.approx(16) and luma(white).item() == pytest.approx(235, abs=1e-3)
@@ -84,7 +100,7 @@ def test_psnr_leaves_the_border_out():
     assert psnr([(wrong, x)], border=1)(nn.Identity()) == 100.0
 
 
-@pytest.mark.parametrize("score", [accuracy, psnr])
+@pytest.mark.parametrize("score", [accuracy, psnr, ssim])
 def test_no_data_is_told_in_one_line(score):
     message = rf"{score.__name__}: the held-out data are empty: give at least one batch"
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""EDSR: the paper's count to the digit, shapes, tracing, rebuilding, its two skips, and bad arguments."""
+"""EDSR and RDN: the paper's count to the digit, shapes, tracing, rebuilding, its two skips, and bad arguments."""
 
 import pytest
 import torch
@@ -52,3 +52,25 @@ def test_without_body_and_tail_the_mean_colour_comes_out():
 def test_bad_arguments_are_told_in_one_line(arguments, message):
     with pytest.raises(ValueError, match=message):
         nets.edsr(**arguments)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_rdn_is_traced_rebuilt_and_enlarges(scale):
+    net = nets.rdn(blocks=2, layers=2, growth=4, width=6, scale=scale, channels=1)
+    x = torch.rand(2, 1, 7, 5)
+    again = nets.build(net.config)
+    again.load_state_dict(net.state_dict())
+    assert net(x).shape == (2, 1, 7 * scale, 5 * scale)
+    assert torch.equal(again(x), net(x)) and torch.equal(fx.symbolic_trace(net)(x), net(x))
+
+
+def test_rdn_adds_its_blocks_inputs():
+    net = nets.rdn(blocks=1, width=4, growth=4)
+    torch.nn.init.zeros_(net.blocks[0].fuse.weight)
+    torch.nn.init.zeros_(net.blocks[0].fuse.bias)
+    x = torch.rand(1, 4, 6, 6)
+    assert torch.equal(net.blocks[0](x), x)
+    with pytest.raises(ValueError, match="growth=0: give a whole number"):
+        nets.rdn(growth=0)
+    with pytest.raises(ValueError, match="scale=5: give 2, 3 or 4"):
+        nets.rdn(scale=5)

@@ -1,4 +1,4 @@
-"""Score functions over held-out data: accuracy and PSNR."""
+"""Score functions over held-out data: accuracy, PSNR and SSIM."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 
@@ -47,28 +47,65 @@ def psnr(batches: Iterable, border: int = 0) -> Callable[[nn.Module], float]:
     super-resolution papers do), `border` pixels at each edge are left out. Raises ValueError when there is no data,
     when shapes differ or when the border leaves nothing.
     """
-    _check(batches, "psnr")
+    return _of_pictures(batches, border, "psnr", lambda given, wanted: _decibels(given - wanted))
+
+
+def ssim(batches: Iterable, border: int = 0) -> Callable[[nn.Module], float]:
+    """A score: the structural similarity of Wang et al. (2004), 1 at most, the mean over all pictures of `batches`.
+
+    Pictures, luma, `border` and errors as for `psnr`; windows are Gaussian, 11 x 11 with sigma 1.5, and only those
+    that lie wholly inside count, as super-resolution papers do.
+    """
+    return _of_pictures(batches, border, "ssim", _similarity)
+
+
+def _of_pictures(batches: Iterable, border: int, name: str, compare: Callable) -> Callable[[nn.Module], float]:
+    """The mean over pictures of `compare(given, wanted)`, both (N, H, W) brightness without the border."""
+    _check(batches, name)
     if not isinstance(border, int) or isinstance(border, bool) or border < 0:
-        raise ValueError(f"psnr: border={border!r}: give a whole number of pixels, 0 or more")
+        raise ValueError(f"{name}: border={border!r}: give a whole number of pixels, 0 or more")
 
     def score(model: nn.Module) -> float:
         with torch.no_grad(), evaluating(model):
-            values = torch.cat([_decibels(answer, y, border) for answer, y in _answers(model, batches, "psnr")])
-        return float(values.mean())
+            values = [compare(*_inner(answer, y, border, name)) for answer, y in _answers(model, batches, name)]
+        return float(torch.cat(values).mean())
 
     return score
 
 
-def _decibels(answer: torch.Tensor, y: torch.Tensor, border: int) -> torch.Tensor:
-    """PSNR of each picture: (N, C, H, W) twice -> (N,) float64; a perfect picture counts as 100 dB."""
+def _inner(answer: torch.Tensor, y: torch.Tensor, border: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Brightness of what was given, as a saved picture has it, and of what was wanted: (N, H, W) float64 twice."""
     if answer.shape != y.shape:
-        raise ValueError(f"psnr: the model gives shape {tuple(answer.shape)}, the data have {tuple(y.shape)}")
+        raise ValueError(f"{name}: the model gives shape {tuple(answer.shape)}, the data have {tuple(y.shape)}")
     if min(y.shape[-2:]) <= 2 * border:
-        raise ValueError(f"psnr: border={border} leaves nothing of pictures of {y.shape[-2]} x {y.shape[-1]}: lower it")
+        raise ValueError(
+            f"{name}: border={border} leaves nothing of pictures of {y.shape[-2]} x {y.shape[-1]}: lower it"
+        )
     rounded = (answer.double().clamp(0, 1) * 255).round() / 255
-    difference = luma(rounded) - luma(y.double())
-    inner = difference[:, border : y.shape[-2] - border, border : y.shape[-1] - border]
-    return 10 * torch.log10(255**2 / inner.square().mean((1, 2)).clamp(min=255**2 * 1e-10))
+    rows, columns = (slice(border, side - border) for side in y.shape[-2:])
+    return luma(rounded)[:, rows, columns], luma(y.double())[:, rows, columns]
+
+
+def _decibels(difference: torch.Tensor) -> torch.Tensor:
+    """PSNR of each picture: (N, H, W) -> (N,); a perfect picture counts as 100 dB."""
+    return 10 * torch.log10(255**2 / difference.square().mean((1, 2)).clamp(min=255**2 * 1e-10))
+
+
+def _similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """SSIM of each picture: (N, H, W) twice -> (N,)."""
+    if min(a.shape[-2:]) < 11:
+        raise ValueError(f"ssim: pictures of {a.shape[-2]} x {a.shape[-1]} are smaller than its window of 11 x 11")
+    bell = torch.exp(-torch.arange(-5, 6, dtype=a.dtype, device=a.device).square() / (2 * 1.5**2))
+    window = (bell[:, None] * bell)[None, None] / bell.sum() ** 2  # (1, 1, 11, 11)
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(x[:, None], window)[:, 0]  # windows wholly inside
+
+    mean_a, mean_b = mean(a), mean(b)
+    var_a, var_b, both = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2, mean(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    light = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return (light * (2 * both + c2) / (var_a + var_b + c2)).mean((1, 2))
 
 
 def luma(x: torch.Tensor) -> torch.Tensor:

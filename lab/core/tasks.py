@@ -15,10 +15,10 @@ from torch.utils.data import TensorDataset
 from . import nets, reading, store
 from . import scenes as drawn
 from .batches import AUGMENTATIONS, Moved, Pairs, Patches, Pictures, in_order, reduced, shuffled
-from .scores import accuracy, psnr
+from .scores import accuracy, psnr, ssim
 from .task import Task
 
-__all__ = ["accuracy", "digits", "images", "photos", "psnr", "scenes"]
+__all__ = ["accuracy", "digits", "images", "photos", "photos_held_out", "psnr", "scenes", "ssim"]
 
 # Every name is a picture inside the wheels of scikit-image or scikit-learn; no photograph is in both lists.
 PHOTOS_TRAIN = (
@@ -163,6 +163,11 @@ def photos(
         loss=F.l1_loss,
         name=f"photos x{scale}",
     )
+
+
+def photos_held_out(scale: int = 2, folder: str | Path | None = None) -> Pairs:
+    """The pictures that `photos` scores on, or those of a folder: (1, 3, H, W) and (1, 3, scale H, scale W) each."""
+    return Pairs(_pairs(_photographs(folder, PHOTOS_HELD_OUT), scale, 4 * scale))
 
 
 def _photographs(folder: str | Path | None, names: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -70,9 +70,14 @@ def png(shades: np.ndarray, table: Sequence[tuple[int, int, int]]) -> str:
     return _packed(picture, "PNG")
 
 
-def uri(pixels: np.ndarray) -> str:
-    """A data URI of colour pixels (H, W, 3) uint8: a small picture as PNG in 64 colours of its own, others as JPEG."""
+def uri(pixels: np.ndarray, exact: bool = False) -> str:
+    """A data URI of colour pixels (H, W, 3) uint8: a small picture as PNG in 64 colours of its own, others as JPEG.
+
+    `exact` keeps every pixel, where the pixels themselves are looked at; it takes several times the room.
+    """
     picture = Image.fromarray(np.ascontiguousarray(pixels))
+    if exact:
+        return _packed(picture, "PNG")
     if max(picture.size) <= 64:
         return _packed(picture.quantize(64, Image.Quantize.FASTOCTREE), "PNG")  # seven times as fast as by median
     return _packed(picture, "JPEG", quality=88)

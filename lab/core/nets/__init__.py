@@ -14,6 +14,7 @@ from .chain import lenet, vgg16, vgg16_cifar, vgg19_cifar
 from .densenet import densenet40
 from .googlenet import googlenet_cifar
 from .mobilenet import mobilenet_v1, mobilenet_v2
+from .rdn import rdn
 from .resnet import resnet18, resnet50, resnet_cifar
 from .superres import edsr
 
@@ -25,6 +26,7 @@ __all__ = [
     "lenet",
     "mobilenet_v1",
     "mobilenet_v2",
+    "rdn",
     "resnet18",
     "resnet50",
     "resnet_cifar",

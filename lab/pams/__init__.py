@@ -1,0 +1,42 @@
+"""PAMS: quantised super-resolution via parameterized max scale (Li, Yan, Lin, Yan, Ji; ECCV 2020,
+arXiv 2011.04212).
+
+    idea        A super-resolution network has no norms, so its activations have ranges of their own, unlike from layer
+                to layer and picture to picture. Each quantised tensor gets one trainable largest value alpha, which is
+                clamp and scale at once; a float teacher of the same architecture says which places matter.
+    symbols     b bits   n levels a side   alpha the largest value   W weight   x activation   M the calibration's
+                statistic   F what the upsampler reads   S(F) its spatial map   P, P_q parameters, and those quantised
+    equations   (1) levels   (2) weight_scale   (3) quantise_weight   (4) quantise   (5) quantise_unclamped
+                (6) gradient_x   (7) gradient_alpha   (8) statistic   (9) moving_average   (10) spatial_map
+                (11) knowledge_transfer   (12) pixel_loss   (13) equivalent_parameters   (14) bit_operations
+    placements  fig1: what each convolution of a residual block reads (the paper's drawing)
+                repo: the shortcut, what the second convolution reads, the end of the branch (the released code)
+                cadyq: what the block reads, once for convolution and shortcut, then as repo (a later correction)
+                full: everything (ours). All but full leave head, last body convolution, upsampler and tail in float
+    procedure   recipe.PAMS.run: one stage `quantise`; its first steps calibrate
+    where       prepared folds what stands between a convolution and its quantiser, placement finds blocks and places
+                quantisers in any traced network, packed stores b-bit weights, qdq writes ONNX, fusion asks onnxruntime
+                what became of it
+    picture     view.explore, view.bits
+
+    departures  The paper's full text could not be had: equations follow the authors' released code, and their numbers
+                are this card's own. The printed gradient of alpha could not be checked; Eq. (7) is what the released
+                code computes, and at 2 bits it has another sign than one that is 0 inside the range.
+                Behind a ReLU the grid starts at 0 and uses all codes; the paper's wastes half (grid='signed'). Ours.
+                alpha is calibrated to a true moving average, from the plain mean on. The release's average is never
+                reached with its settings: alpha is what the last batch of the first epoch gave ('last_batch').
+                alpha has no gradient while it is calibrated, so that Adam meets it without a past; the release steps
+                and overwrites it. Both rates fall along a cosine; the release halves them thrice ('halved_rates').
+                The student starts from the teacher. The release's script leaves it random ('random_student'), and its
+                numbers were not met so.
+                Pixels are in [0, 1] here and in 0..255 there: L1 is taken on 0..255, rates of alpha are divided by 255.
+                In `full` the picture itself, before and behind the network, keeps 8 bits and its whole range. Ours.
+                The last step is reported; the release picks the best epoch on a test set.
+                `bitops` counts a convolution that reads float with 32 bits; the release counts it as quantised.
+                Each name in quotes goes into the recipe's `released`.
+"""
+
+from .outcome import PAMSOutcome
+from .recipe import PAMS, unpack
+
+__all__ = ["PAMS", "PAMSOutcome", "unpack"]

@@ -1,0 +1,89 @@
+"""What a run of PAMS leaves behind: a quantised network, where it is quantised, and its alphas over time."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..core import cost, nets, store
+from ..core.outcome import Outcome
+from . import packed, qdq
+from .fusion import Fusion, Parity, fusion, parity
+from .placement import Placement, place
+from .prepared import prepared
+from .runtime import Deployed
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class PAMSOutcome(Outcome):
+    """A quantised network that answers in float what integers would say, and how it got there.
+
+    history: steps (S,), alphas (S, Q), histograms (S, Q, 48) over [-reach, reach], Q alphas in the placement's order.
+    example: one small picture, (1, C, H, W).
+    """
+
+    model: fx.GraphModule
+    placement: Placement
+    history: dict[str, Tensor]
+    example: Tensor
+    base: dict | None
+
+    def found(self) -> dict[str, Any]:
+        return {"base": self.base, "history": self.history, "example": self.example, "packed": packed.state(self.model)}
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "PAMSOutcome":
+        """Quantise the base again and load the packed weights; `base` is the user's own network, with any weights."""
+        found = saved["found"]
+        model, where = rebuilt(found["base"], base, recipe, found["example"], found["packed"])
+        return cls(
+            recipe=recipe, **cls.records(saved), model=model, placement=where, history=found["history"],
+            example=found["example"], base=found["base"],
+        )  # fmt: skip
+
+    def alphas(self) -> dict[str, float]:
+        """The largest value of each quantised tensor, by the node that gives it."""
+        return dict(zip(self.placement.groups(), self.history["alphas"][-1].tolist(), strict=True))
+
+    def pack(self, path: str | Path) -> Path:
+        """Write the network as one small file, its weights at `weight_bits` bits each; `lab.pams.unpack` reads it."""
+        about = {"fields": asdict(self.recipe), "base": self.base, "example": list(self.example.shape)}
+        store.write(Path(path), packed.to_bytes(self.model, about))
+        return Path(path)
+
+    def export(self, path: str | Path) -> Path:
+        """Write the network as ONNX with quantisers around every quantised layer; needs the extra `export`."""
+        return qdq.write(self.model, path)
+
+    def fusion(self) -> Fusion:
+        """Which convolutions of the exported network onnxruntime runs on integers, and why others not."""
+        return fusion(self.model)
+
+    def parity(self, x: Tensor | None = None) -> tuple[Parity, ...]:
+        """How far each quantised tensor is apart in torch and onnxruntime, on a picture (N, C, H, W)."""
+        return parity(self.model, self.example if x is None else x)
+
+    def race(self, net: nn.Module, x: Tensor | None = None, repeats: int = 30) -> dict[str, cost.Latency]:
+        """ms of the float network `net` and of this one in onnxruntime, interleaved on one thread: 'fp32', 'int8'."""
+        x = self.example if x is None else x
+        graphs = {"fp32": prepared(net, x), "int8": self.model}
+        made = {name: Deployed(qdq.to_model(graph).SerializeToString()) for name, graph in graphs.items()}
+        return cost.latencies(made, x, repeats=repeats)
+
+
+def rebuilt(config, base, recipe, example: Tensor, state: dict[str, Tensor]) -> tuple[fx.GraphModule, Placement]:
+    """The quantised network of a recipe with packed weights, in eval mode, and its placement."""
+    if base is None and config is None:
+        raise ValueError("this was made from a network of your own: give base=net")
+    with torch.random.fork_rng(devices=[]):
+        plain = base if base is not None else nets.build(config)
+    model = prepared(plain, example)
+    where = place(model, recipe.placement, recipe.grid == "unsigned")
+    recipe.quantise(model, where)
+    try:
+        packed.set_state(model, state)
+    except ValueError as error:
+        raise ValueError(f"base={type(plain).__name__} is not the network that was quantised: {error}") from error
+    return model.eval(), where

@@ -1,0 +1,266 @@
+"""PAMS's procedure: alphas are calibrated, then trained with the weights, under a teacher of the same architecture."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
+
+from ..core import tasks
+from ..core.descent import Stage, descend, seeded
+from ..core.fields import demand, number, one_of, some_of, whole
+from ..core.finetune import has_labels
+from ..core.report import Report, Row
+from ..core.task import Task, inputs
+from . import equations as eq
+from . import packed, sizes
+from .history import History
+from .layers import LEAST, QuantisedConv2d, Quantiser
+from .outcome import PAMSOutcome, rebuilt
+from .placement import PLACEMENTS, Placement, Spot, attach, place, watched
+from .prepared import prepared
+
+RELEASED = ("last_batch", "halved_rates", "random_student")
+SNAPSHOTS = 24  # how often alphas and histograms are kept
+PROBE = 4  # pictures of the first batch that histograms are taken on
+
+
+@dataclass(frozen=True, kw_only=True)
+class PAMS:
+    """Quantised super-resolution with a parameterised max scale (Li et al., ECCV 2020, arXiv 2011.04212).
+
+    weight_bits, activation_bits: 2 to 8 each. placement: which tensors are quantised: 'fig1' (the paper's drawing),
+    'repo' (the released code), 'cadyq' (its later correction) or 'full' (every convolution, for integer kernels). grid:
+    behind a ReLU 'unsigned' uses all codes, 'signed' is the paper's. scales: one step for a weight 'tensor', as in the
+    paper, or for each output 'channel'. steps, lr: updates of the weights and their rate; alpha_lr: the rate of the
+    alphas, for pixels in [0, 1]; both fall to zero along a cosine. calibration: the first steps, in which alpha is the
+    moving average of what it sees. skt: weight of structured knowledge transfer. released: behaviours of the authors'
+    code to switch on, of RELEASED.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    placement: str = "cadyq"
+    grid: str = "unsigned"
+    scales: str = "tensor"
+    steps: int = 300
+    lr: float = 1e-4
+    alpha_lr: float = 3e-3
+    calibration: int = 20
+    skt: float = 1000.0
+    released: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.released, (str, list)):
+            object.__setattr__(
+                self, "released", (self.released,) if isinstance(self.released, str) else tuple(self.released)
+            )
+        demand(
+            self,
+            weight_bits=whole(2, 8),
+            activation_bits=whole(2, 8),
+            placement=one_of(*PLACEMENTS),
+            grid=one_of("unsigned", "signed"),
+            scales=one_of("tensor", "channel"),
+            steps=whole(1),
+            lr=number(above=0),
+            alpha_lr=number(above=0),
+            skt=number(0),
+            released=some_of(*RELEASED),
+        )
+        demand(self, calibration=whole(1, self.steps))
+
+    @classmethod
+    def paper(cls, name: str) -> "PAMS":
+        """The released settings by network and bits: 'edsr-8', 'edsr-4', 'rdn-8', 'rdn-4'; 30 epochs of 1,000 steps.
+
+        The placement is the release's; the student starts from the teacher, without which its numbers were not met.
+        """
+        published = {f"{net}-{bits}": bits for net in ("edsr", "rdn") for bits in (8, 4)}
+        if name not in published:
+            raise ValueError(f"name={name!r}: the released settings are kept for {', '.join(published)}")
+        bits = published[name]
+        return cls(
+            weight_bits=bits, activation_bits=bits, placement="repo", grid="signed", steps=30_000, lr=1e-4,
+            alpha_lr=1e-2 / 255, calibration=1000, released=("last_batch", "halved_rates"),
+        )  # fmt: skip
+
+    def run(
+        self,
+        task: Task | None = None,
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        progress: bool = True,
+        checkpoint: str | Path | None = None,
+    ) -> PAMSOutcome:
+        """Quantise the task's network and train it under itself; the network passed in is not changed."""
+        task = task or tasks.photos(2, patch=96, batch_size=4)  # 48 x 48 small, as in the paper
+        with seeded(seed):
+            task.check()
+            owner = f"{self!r} with seed {seed} on {task.name}"
+            original = deepcopy(task.model).to(device).eval() if device else deepcopy(task.model).eval()
+            example = task.example.to(_place(original))
+            teacher, student = prepared(original, example), prepared(original, example)
+            found = place(student, self.placement, self.grid == "unsigned")
+            quantisers = self.quantise(student, found)
+            trace, history = self._train(task, teacher, student, found, quantisers, checkpoint, owner, progress)
+            packed.bake(student)
+            report = self._report(task, teacher, student, found, example)
+        return PAMSOutcome(
+            recipe=self,
+            report=report,
+            trace=tuple(trace),
+            model=student,
+            placement=found,
+            history={k: torch.stack(v) for k, v in (("alphas", history.alphas), ("histograms", history.histograms))}
+            | {"steps": torch.tensor(history.steps), "reach": history.reach},
+            example=example.detach().cpu(),
+            base=getattr(task.model, "config", None),
+        )
+
+    def quantise(self, graph: fx.GraphModule, found: Placement) -> list[Any]:
+        """Put this recipe's quantisers and rounded convolutions into a prepared network; gives the quantisers."""
+        rounded = partial(QuantisedConv2d.of, bits=self.weight_bits, per_channel=self.scales == "channel")
+        quantisers = attach(graph, found, self._quantiser, rounded)
+        return [q.to(_place(graph)) for q in quantisers]
+
+    def _quantiser(self, spot: Spot) -> Quantiser:
+        bits = 8 if spot.picture else self.activation_bits
+        return Quantiser(bits, spot.signed, last="last_batch" in self.released, whole=spot.picture)
+
+    def _train(self, task, teacher, student, found, quantisers, checkpoint, owner, progress):
+        """One stage in place: while alphas are calibrated they have no gradient, so that Adam meets them fresh."""
+        place, labels = _place(teacher), has_labels(task)
+        if "random_student" in self.released:
+            _reset(student)
+        alphas = [q.alpha for q in quantisers]
+        weights = [p for p in student.parameters() if not any(p is alpha for alpha in alphas)]
+        optimiser = Adam([{"params": weights, "lr": self.lr}, {"params": alphas, "lr": self.alpha_lr}])
+        schedule = self._schedule(optimiser)
+        history = History(
+            student, quantisers, inputs(task.first_batch())[:PROBE].to(place), -(-self.steps // SNAPSHOTS)
+        )
+        spread = _Spread()
+        stage = Stage(
+            checkpoint, "quantise", owner, student=student, optimiser=optimiser, schedule=schedule, history=history,
+            spread=spread,
+        )  # fmt: skip
+        both, guide = watched(student, found.feature), watched(teacher, found.feature).requires_grad_(False)
+
+        def terms(batch: Any) -> dict[str, Tensor]:
+            x = inputs(batch).to(place)
+            spread.note(x)
+            sr, F_student = both(x)
+            with torch.no_grad():
+                wanted, F_teacher = guide(x)
+            wanted = batch[1].to(place) if labels else wanted
+            if sr.shape != wanted.shape:
+                raise ValueError(
+                    f"the model gives shape {tuple(sr.shape)}, the batches want {tuple(wanted.shape)}: match its scale"
+                )
+            losses = {"l1": eq.pixel_loss(sr, wanted)}
+            if self.skt:
+                losses["skt"] = self.skt * eq.knowledge_transfer(F_student, F_teacher)
+            return losses
+
+        student.train()
+        guide.eval()
+        self._calibrate(quantisers, len(stage.trace))
+        for step in descend(
+            terms, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=progress
+        ):
+            done = step.index + 1
+            if done == self.calibration:
+                _demand_signal(found, quantisers, spread)
+            self._calibrate(quantisers, done)
+            history.note(done, last=done == self.steps)
+        student.eval()
+        return list(stage.trace), history
+
+    def _schedule(self, optimiser: Adam) -> LRScheduler:
+        """Rates that fall to zero, as a short run needs; the release halves them after each third."""
+        if "halved_rates" in self.released:
+            return StepLR(optimiser, max(1, self.steps // 3), 0.5)
+        return CosineAnnealingLR(optimiser, self.steps)
+
+    def _calibrate(self, quantisers: list[Quantiser], done: int) -> None:
+        for quantiser in quantisers:
+            quantiser.calibrating = done < self.calibration
+
+    def _report(self, task, teacher, student, found, example) -> Report:
+        counts = sizes.count(teacher, student, example)
+        before, after = task.measure(teacher), task.measure(student)
+        rows = [
+            Row("parameters", counts.parameters, counts.parameters),
+            Row("32-bit parameters", counts.parameters, round(counts.equivalent)),
+            Row("macs", counts.macs, counts.macs),
+            Row("bitops", 1024 * counts.macs, counts.bitops),
+            Row("bytes", 4 * counts.parameters, len(packed.to_bytes(student)), "B"),
+            Row(task.metric, before, after, task.unit, "learned", 2),
+        ]
+        return Report(repr(self), tuple(rows), tuple(self._notes(task, found, student, counts)))
+
+    def _notes(self, task, found: Placement, student, counts) -> list[str]:
+        w, a = self.weight_bits, self.activation_bits
+        notes = [
+            f"placement {self.placement!r}: {len(found.convs)} convolutions, {len(found.groups())} alphas, W{w}A{a}; "
+            "bytes: the packed file"
+        ]
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in found.left.items():
+            by_reason.setdefault(reason, []).append(name)
+        notes += [f"left in float, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+        if counts.half:
+            notes.append(f"weights rounded, input in float: {', '.join(counts.half)}")
+        if not has_labels(task):
+            notes.append("the batches hold no large pictures: trained on the teacher's alone")
+        return notes
+
+
+def unpack(path: str | Path, base: nn.Module | None = None) -> fx.GraphModule:
+    """The network that `PAMSOutcome.pack` wrote, in eval mode; `base` is the user's own network, with any weights."""
+    state, about = packed.read(path)
+    return rebuilt(about["base"], base, PAMS(**about["fields"]), torch.zeros(about["example"]), state)[0]
+
+
+class _Spread:
+    """Whether any calibration picture held more than one value."""
+
+    def __init__(self) -> None:
+        self.varies = False
+
+    def note(self, x: Tensor) -> None:
+        self.varies = self.varies or bool((x.flatten(1).amax(1) > x.flatten(1).amin(1)).any())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"varies": self.varies}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.varies = state["varies"]
+
+
+def _demand_signal(found: Placement, quantisers: list[Quantiser], spread: _Spread) -> None:
+    """Raise a one-line ValueError if the calibration saw nothing that a range could be read from."""
+    if not spread.varies:
+        raise ValueError("calibration: every picture holds one constant value: give Task.batches of real pictures")
+    for group, quantiser in zip(found.groups(), quantisers, strict=True):
+        if float(quantiser.alpha.detach()) <= LEAST:
+            raise ValueError(
+                f"calibration: the tensor {group} is 0 on all pictures: its layer is dead, check the model"
+            )
+
+
+def _reset(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.reset_parameters()
+
+
+def _place(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

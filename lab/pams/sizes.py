@@ -1,0 +1,62 @@
+"""What a quantised network costs: parameters of 32 bits, bytes, bit operations, and what is only half rounded."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from ..core import cost
+from ..core.channels import is_cat
+from ..core.tracing import module_of
+from . import equations as eq
+from .layers import QuantisedConv2d, Quantiser
+from .placement import passes
+
+
+@dataclass(frozen=True)
+class Counts:
+    """equivalent: the paper's count of 32-bit parameters, Eq. (13), which rounds biases too; bitops: Eq. (14).
+
+    bytes: what a file must hold, b / 8 for each rounded weight and 4 for every other parameter. half: the
+    convolutions with rounded weights that read a float tensor.
+    """
+
+    parameters: int
+    quantised: int
+    equivalent: float
+    macs: int
+    bitops: int
+    bytes: int
+    half: tuple[str, ...]
+
+
+def count(plain: fx.GraphModule, quantised: fx.GraphModule, example: Tensor) -> Counts:
+    """The counts of a network and its quantised form, for `example` as given."""
+    total = cost.parameters(plain)
+    rounded = {name: m for name, m in quantised.named_modules() if isinstance(m, QuantisedConv2d)}
+    sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in rounded.items()}
+    bits = next((module.bits for module in rounded.values()), 32)
+    spent, read = cost.layer_macs(plain, example), input_bits(quantised)
+    layers = [(macs, rounded[name].bits if name in rounded else 32, read.get(name, 32)) for name, macs in spent.items()]
+    half = tuple(name for name in rounded if read.get(name, 32) == 32)
+    P_q = sum(sizes.values())
+    whole = sum(module.weight.numel() for module in rounded.values())
+    return Counts(total, P_q, eq.equivalent_parameters(total, P_q, bits), cost.macs(plain, example),
+                  eq.bit_operations(layers), 4 * (total - whole) + round(whole * bits / 8), half)  # fmt: skip
+
+
+def input_bits(graph: fx.GraphModule) -> dict[str, int]:
+    """The bits of what each layer reads, 32 for float."""
+    found = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.all_input_nodes:
+            found[str(node.target)] = _bits(node.all_input_nodes[0])
+    return found
+
+
+def _bits(node: fx.Node) -> int:
+    module = module_of(node)
+    if isinstance(module, Quantiser):
+        return module.bits
+    if is_cat(node) or passes(node):
+        return max(_bits(source) for source in node.all_input_nodes)
+    return 32

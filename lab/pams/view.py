@@ -1,0 +1,265 @@
+"""PAMS seen: ranges and values of each tensor over the training, and a picture under a slider of bits."""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from torch import Tensor, nn
+
+from ..core import store, tasks
+from ..core.report import Report, Row
+from ..core.task import Task
+from ..ui import Control, Explorer, Frame, figure, raster, svg, view
+from . import equations as eq
+from .outcome import PAMSOutcome
+
+PARTS = {  # where of a picture, as shares of its sides: left, top, width
+    "whole": (0.0, 0.0, 1.0), "upper left": (0.0, 0.0, 0.5), "upper right": (0.5, 0.0, 0.5),
+    "lower left": (0.0, 0.5, 0.5), "lower right": (0.5, 0.5, 0.5),
+}  # fmt: skip
+FACE = (30, 92, 48)  # a part of the first held-out photograph at half its size: top, left, side
+_WIDE = 256  # px, the side of a shown picture
+
+
+def numbers(outcome: PAMSOutcome, tensor: str, snapshot: int) -> dict[str, Any]:
+    """One quantised tensor at one snapshot: its alpha and step, its values as (x, share) and the share clipped."""
+    q = list(outcome.placement.groups()).index(tensor)
+    spot, history = outcome.placement.groups()[tensor], outcome.history
+    alpha, reach = float(history["alphas"][snapshot, q]), float(history["reach"][q])
+    shares = history["histograms"][snapshot, q]
+    places = (torch.arange(len(shares)) + 0.5) / len(shares) * 2 * reach - reach
+    bits = 8 if spot.picture else outcome.recipe.activation_bits
+    clipped = float(shares[places.abs() > alpha].sum())
+    return {
+        "alpha": alpha, "step": alpha / eq.levels(bits, spot.signed), "signed": spot.signed, "reach": reach,
+        "clipped": clipped, "values": list(zip(places.tolist(), shares.tolist(), strict=True)),
+    }  # fmt: skip
+
+
+def ranges(outcome: PAMSOutcome) -> dict[str, list[tuple[int, float]]]:
+    """Each tensor's (step, alpha) over the training."""
+    steps, alphas = outcome.history["steps"].tolist(), outcome.history["alphas"].T.tolist()
+    return {
+        name: list(zip(steps, row, strict=True)) for name, row in zip(outcome.placement.groups(), alphas, strict=True)
+    }
+
+
+@view.register
+def explore(outcome: PAMSOutcome) -> Explorer:
+    """The run replayed: what a quantised tensor holds and how it is clipped at every step, its range, the losses."""
+    steps, over = outcome.history["steps"].tolist(), ranges(outcome)
+
+    def draw(tensor: str, step: int) -> Frame:
+        found = numbers(outcome, tensor, steps.index(step))
+        curve = svg.Series(tensor, over[tensor])
+        pictures = [
+            _values(found, tensor), svg.lines([curve], "step", "alpha", title="clip range over the run", at=step),
+            *_losses(outcome, step),
+        ]  # fmt: skip
+        facts: dict[str, Any] = {
+            "alpha": float(f"{found['alpha']:.4g}"), "step of the grid": float(f"{found['step']:.3g}"),
+            "clipped": f"{100 * found['clipped']:.1f} %", "grid": "signed" if found["signed"] else "from 0",
+        }  # fmt: skip
+        return Frame("".join(pictures), facts)
+
+    names = list(over)
+    controls = {
+        "tensor": Control(names, label="tensor", start=names[len(names) // 2]),
+        "step": Control(steps, label="step", start=steps[-1]),
+    }
+    recipe = outcome.recipe
+    title = f"PAMS W{recipe.weight_bits}A{recipe.activation_bits}, placement {recipe.placement}: ranges found"
+    return Explorer(draw, controls, title=title)
+
+
+def bits(outcomes: Sequence[PAMSOutcome], task: Task, picture: Tensor | None = None, measure: bool = False) -> Explorer:
+    """A picture under a slider of activation bits, beside what the float network makes of it, with size and operations.
+
+    `picture` is small, (1, C, H, W) in [0, 1]; left out, a face of the held-out photographs. A click on a quarter
+    enlarges it. `measure` adds each network's ms in onnxruntime, here. Raises ValueError for outcomes of equal bits.
+    """
+    by_bits = {outcome.recipe.activation_bits: outcome for outcome in sorted(outcomes, key=_bits)}
+    if len(by_bits) < len(outcomes) or not by_bits:
+        raise ValueError(f"outcomes have {[_bits(o) for o in outcomes]} bits: give one or more, each of other bits")
+    low = face() if picture is None else picture
+    before = _answer(task.model, low)
+    answer = lru_cache(maxsize=None)(lambda b: _answer(by_bits[b].model, low))
+    times = {b: outcome.race(task.model)["int8"].median for b, outcome in by_bits.items()} if measure else {}
+    scale = raster.Scale(0.0, max(float(_apart(before, answer(b)).max()) for b in by_bits))
+
+    def draw(bits: int, part: str) -> Frame:
+        report = by_bits[bits].report
+        one, other = (_cut(x, part) for x in (before, answer(bits)))
+        invites = "float: click a quarter" if part == "whole" else "float: click to go back"
+        pictures = [
+            _photo(invites, one, _clicks(one, part)),
+            _photo(f"W{by_bits[bits].recipe.weight_bits}A{bits}", other), _difference(one, other, scale),
+            *_curves(by_bits, bits),
+        ]  # fmt: skip
+        score = _score(report)
+        facts: dict[str, Any] = {
+            score.name: f"{score.after:.2f} {score.unit}", "float": f"{score.before:.2f} {score.unit}",
+            "bytes": report["bytes"].shown(report["bytes"].after), "bitops": f"{report['bitops'].ratio:.2f}x fewer",
+        }  # fmt: skip
+        return Frame("".join(pictures), facts | ({"ms": f"{times[bits]:.2f}"} if times else {}))
+
+    controls = {
+        "bits": Control(list(by_bits), label="activation bits", start=max(by_bits)),
+        "part": Control(list(PARTS)),
+    }
+    placements = ", ".join(sorted({outcome.recipe.placement for outcome in outcomes}))
+    return Explorer(draw, controls, title=f"PAMS, placement {placements}: what bits cost")
+
+
+def face() -> Tensor:
+    """The part of a held-out photograph that pictures show, small: (1, 3, 48, 48)."""
+    low, _ = next(iter(tasks.photos_held_out(2)))
+    top, left, side = FACE
+    return low[:, :, top : top + side, left : left + side]
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def _values(found: dict[str, Any], name: str, width: int = 380) -> str:
+    """A histogram on a root scale, the range as two marks; bars outside the range are clipped."""
+    tall, left, top = 170, 6, svg.LINE * 2 + 6
+    values, reach = found["values"], found["reach"]
+    slot = (width - 2 * left) / len(values)
+    most = max(share for _, share in values) ** 0.5 or 1.0
+    parts = [svg.text(left, top - 8, "share of values, root scale")]
+    for k, (x, share) in enumerate(values):
+        high = tall * share**0.5 / most
+        kind = "lab-fill c1" if abs(x) > found["alpha"] else "lab-fill c0"
+        parts += [svg.rect(left + k * slot, top + tall - high, slot - 1, high, kind)] if share else []
+    floor = top + tall
+    parts.append(svg.rect(left, floor, width - 2 * left, 1, "lab-track"))
+    ends = (-found["alpha"], found["alpha"]) if found["signed"] else (0.0, found["alpha"])
+    for end in ends:
+        at = min(max(left + (end + reach) / (2 * reach) * (width - 2 * left), left), width - left)
+        parts.append(svg.rect(at, top, 1.5, tall, "lab-fill c3"))
+        parts.append(svg.text(min(max(at, 24), width - 24), floor + 16, f"{end:.3g}", "mid num"))
+    return svg.whole(width, floor + 22, _fitted(f"values of {name}", width), f"values of {name}", parts)
+
+
+def _fitted(text: str, width: float) -> str:
+    """A title, shortened to the room that its picture has."""
+    return svg.fit(text, width / 1.1)
+
+
+def _photo(title: str, x: Tensor, press: dict[str, tuple[float, float, float, float]] | None = None) -> str:
+    """A picture (C, H, W), every pixel exact; `press` are the parts that a click shows: left, top, width, height."""
+    h, w = x.shape[1:]
+    scale, top = _WIDE / max(h, w), svg.LINE + 5
+    pixels = raster.as_picture(x.numpy(), 0.0, 1.0)
+    drawn = [raster.image(raster.uri(pixels, exact=True), 0, top, w * scale, h * scale, title)]
+    for part, (left, down, wide, tall) in (press or {}).items():
+        box = (left * scale, top + down * scale, wide * scale, tall * scale)
+        drawn.append(svg.target(box, part, part=part))
+    return svg.whole(max(w * scale, svg.text_width(title) * 1.1), top + h * scale + 4, title, title, drawn)
+
+
+def _difference(one: Tensor, other: Tensor, scale: raster.Scale | None = None) -> str:
+    apart = _apart(one, other)
+    return raster.grid(
+        apart[None],
+        "difference",
+        "of 255",
+        columns=1,
+        longest=_WIDE,
+        scale=scale or raster.Scale(0.0, max(apart.max(), 1e-3)),
+    )
+
+
+def _apart(one: Tensor, other: Tensor) -> np.ndarray:
+    """How far two pictures are apart, mean of the channels, on the scale 0..255: (H, W)."""
+    return 255 * (one - other).abs().mean(0).numpy()
+
+
+def _cut(x: Tensor, part: str) -> Tensor:
+    h, w = x.shape[1:]
+    left, top, size = PARTS[part]
+    return x[:, round(top * h) : round((top + size) * h), round(left * w) : round((left + size) * w)]
+
+
+def _clicks(x: Tensor, part: str) -> dict[str, tuple[float, float, float, float]]:
+    """What a click on a picture leads to: from the whole to its quarters, from a quarter back."""
+    h, w = x.shape[1:]
+    if part != "whole":
+        return {"whole": (0, 0, w, h)}
+    return {name: (left * w, top * h, size * w, size * h) for name, (left, top, size) in PARTS.items() if size < 1}
+
+
+def _curves(by_bits: dict[int, PAMSOutcome], at: int) -> list[str]:
+    """The score, the size and the operations against bits."""
+    score = _score(by_bits[at].report)
+
+    def both(name: str) -> list[svg.Series]:
+        rows = {b: outcome.report[name] for b, outcome in by_bits.items()}
+        after = [(float(b), row.after or 0.0) for b, row in rows.items()]
+        return [
+            svg.Series("quantised", after),
+            svg.Series("float", [(b, row.before or 0.0) for b, row in rows.items()]),
+        ]
+
+    fewer = svg.Series("bitops", [(b, outcome.report["bitops"].ratio) for b, outcome in by_bits.items()])
+    shown: dict[str, Any] = {"x": "activation bits", "at": at, "width": _WIDE}
+    return [
+        svg.lines(both(score.name), y=f"{score.name} ({score.unit})", title="what is lost", **shown),
+        svg.lines(both("bytes"), y="bytes", title="size", **shown),
+        svg.lines([fewer], y="times fewer bit operations", title="operations", **shown),
+    ]
+
+
+def _score(report: Report) -> Row:
+    return next(row for row in report if row.kind == "learned")
+
+
+def _losses(outcome: PAMSOutcome, at: int) -> list[str]:
+    """Each term of the loss on axes of its own: they are of unlike size."""
+    thin = outcome.trace[:: max(1, len(outcome.trace) // 60)]
+    units = {"l1": "L1, of 255", "skt": "knowledge transfer, weighted"}
+    series = [svg.Series(name, [(step.index, step.terms[name]) for step in thin]) for name in thin[0].terms]
+    return [svg.lines([one], "step", units[one.name], title=one.name, at=at) for one in series]
+
+
+def _answer(model: nn.Module, low: Tensor) -> Tensor:
+    """What a network makes of a small picture: (C, H, W) on the processor."""
+    place = next(model.parameters()).device
+    with torch.no_grad():
+        return model(low.to(place))[0].clamp(0, 1).cpu()
+
+
+def _bits(outcome: PAMSOutcome) -> int:
+    return outcome.recipe.activation_bits
+
+
+# -- the benchmark as it was last run ----------------------------------------------------------------------------------
+
+
+def contest() -> Any:
+    """`data/pams/accuracy.json` as a frame, one row a method, placement and seed."""
+    import pandas
+
+    return pandas.DataFrame(json.loads(store.artefact("pams/accuracy.json").read_text())["rows"])
+
+
+def speeds() -> Any:
+    """`data/pams/speed.json` as a frame: EDSR-baseline in onnxruntime, one row a form."""
+    import pandas
+
+    return pandas.DataFrame(json.loads(store.artefact("pams/speed.json").read_text())["speed"])
+
+
+def controls() -> go.Figure:
+    """PAMS beside its rivals at 4 bits and one placement: dB lost, mean and range of the seeds."""
+    table = contest()
+    table = table[(table.placement == "fig1") & (table.weight_bits == 4)]
+    lost = table.groupby("method", sort=False)["gap"].agg(["mean", "min", "max"])[::-1]
+    whiskers = {"type": "data", "array": lost["max"] - lost["mean"], "arrayminus": lost["mean"] - lost["min"]}
+    bars = go.Bar(x=lost["mean"], y=list(lost.index), orientation="h", error_x=whiskers)
+    return figure(bars, x="dB lost to float (less is better)", title="photographs x2, W4A4, placement fig1")

@@ -1,0 +1,89 @@
+"""Weights of few bits on disk: what is written comes back, is as small as the formula says, and damage is told."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lab
+from lab.pams import equations as eq
+from lab.pams import packed, sizes
+from lab.pams.prepared import prepared
+from tests.pams.small import QUICK, edsr, quantised, task
+
+X = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 8), st.integers(1, 70), st.integers(0, 2**31))
+def test_codes_come_back(b, count, seed):
+    n = eq.levels(b)
+    codes = torch.randint(-n, n + 1, (count,), generator=torch.Generator().manual_seed(seed)).to(torch.int8)
+    data = packed.pack(codes, b)
+    assert data.dtype == torch.uint8 and len(data) == -(-count * b // 8)
+    assert torch.equal(packed.unpack(data, b, codes.shape), codes)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("scales", ["tensor", "channel"])
+def test_a_file_answers_as_the_network_did(tmp_path, bits, scales):
+    outcome = lab.PAMS(**QUICK, weight_bits=bits, scales=scales).run(task(), progress=False)
+    path = outcome.pack(tmp_path / "net.safetensors")
+    again = lab.pams.unpack(path)
+    with torch.no_grad():
+        assert torch.equal(again(X), outcome.model(X))
+    assert path.stat().st_size < 2 * outcome.report["bytes"].after
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_a_file_of_published_size_is_what_the_formula_says(bits):
+    net = lab.nets.edsr(blocks=16, width=64, scale=4)
+    graph, _ = quantised(net, X[:1, :, :4, :4], weight_bits=bits)
+    counts = sizes.count(prepared(net, X[:1, :, :4, :4]), graph, X[:1, :, :4, :4])
+    written = len(packed.to_bytes(graph))
+    assert written == pytest.approx(counts.bytes, rel=0.02) and written == pytest.approx(
+        4 * counts.equivalent, rel=0.02
+    )
+    assert written < 4 * counts.parameters / 2  # the control: it is no file of floats
+
+
+def test_weights_of_one_s_own_network_need_it(tmp_path):
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = edsr()
+
+        def forward(self, x):
+            return self.inner(x)
+
+    outcome = lab.PAMS(**QUICK).run(task(Own()), progress=False)
+    outcome.pack(tmp_path / "net.safetensors")
+    outcome.save(tmp_path / "folder")
+    with pytest.raises(ValueError, match="made from a network of your own: give base=net"):
+        lab.pams.unpack(tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match="base=EDSR is not the network that was quantised: it holds "):
+        lab.pams.unpack(tmp_path / "net.safetensors", edsr(width=6))
+    with torch.no_grad():
+        for again in (lab.pams.unpack(tmp_path / "net.safetensors", Own()), lab.load(tmp_path / "folder", Own()).model):
+            assert torch.equal(again(X), outcome.model(X))
+
+
+def test_a_damaged_file_is_told_in_one_line(tmp_path):
+    outcome = lab.PAMS(**QUICK).run(task(), progress=False)
+    path = outcome.pack(tmp_path / "net.safetensors")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="is not a packed network") as caught:
+        lab.pams.unpack(path)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(b"no such thing")
+    with pytest.raises(ValueError, match="is not a packed network"):
+        lab.pams.unpack(path)
+
+
+def test_a_stored_outcome_holds_no_floats_for_rounded_weights(tmp_path):
+    outcome = lab.PAMS(**QUICK, weight_bits=4).run(task(), progress=False)
+    rounded = sum(outcome.model.get_submodule(name).weight.numel() for name in outcome.placement.convs)
+    state = outcome.found()["packed"]
+    assert len(state["codes"]) == rounded // 2 and state["codes"].dtype == torch.uint8
+    others = outcome.report["parameters"].after - rounded
+    assert state["rest"].numel() == others + len(outcome.alphas()) + 3  # and the mean colour
