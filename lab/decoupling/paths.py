@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
@@ -45,7 +46,8 @@ class Paths:
     def layer(self, name: str) -> np.ndarray:
         """The bits of one layer, (N, C_l)."""
         if name not in self.layers:
-            raise ValueError(f"no gated layer {name!r}: choose one of {', '.join(self.layers)}")
+            near = get_close_matches(name, self.layers, n=3, cutoff=0)
+            raise ValueError(f"no gated layer {name!r}: the nearest are {', '.join(near)}")
         return self.bits[:, self.span(name)]
 
     def span(self, name: str) -> slice:
