@@ -42,7 +42,14 @@ def random_bits(paths: Paths, bits: np.ndarray, pool: np.ndarray, rng: np.random
 
 
 def knock_out(
-    decoupled: Decoupled, paths: Paths, batches: Iterable, *, count: int = 100, draws: int = 5, seed: int = 0
+    decoupled: Decoupled,
+    paths: Paths,
+    batches: Iterable,
+    *,
+    count: int = 100,
+    draws: int = 5,
+    seed: int = 0,
+    progress: bool = True,
 ):
     """What it costs each class to lose its `count` most specific filters, beside random ones: a DataFrame.
 
@@ -59,7 +66,8 @@ def knock_out(
     batches = list(batches)
     before, frequency = record(decoupled, batches), class_paths(paths)
     rows = []
-    for label, used in zip(tqdm(paths.classes(), desc="knocking out", leave=False), frequency, strict=True):
+    classes = tqdm(paths.classes(), desc="knocking out", leave=False, disable=not progress)
+    for label, used in zip(classes, frequency, strict=True):
         bits, own = specific_bits(paths, label, count), before.labels == label
         after = _without(decoupled, paths, bits, batches)
         row = {"class": int(label), "filters": len(bits), "own": _right(before, own), "specific": _right(after, own)}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
@@ -45,7 +46,8 @@ class Paths:
     def layer(self, name: str) -> np.ndarray:
         """The bits of one layer, (N, C_l)."""
         if name not in self.layers:
-            raise ValueError(f"no gated layer {name!r}: choose one of {', '.join(self.layers)}")
+            near = get_close_matches(name, self.layers, n=3, cutoff=0)
+            raise ValueError(f"no gated layer {name!r}: the nearest are {', '.join(near)}")
         return self.bits[:, self.span(name)]
 
     def span(self, name: str) -> slice:
@@ -222,7 +224,7 @@ def _within_between(alike: np.ndarray, labels: np.ndarray) -> tuple[float, float
     return float(inside / max(pairs, 1)), float((alike.sum() - own - inside) / max(rest, 1))
 
 
-def probe(learn: Paths, held_out: Paths, *, seed: int = 0):
+def probe(learn: Paths, held_out: Paths, *, seed: int = 0, progress: bool = True):
     """How many bits each layer's encoding tells about the class, beside the same with shuffled labels: a DataFrame.
 
     A logistic regression learns the class from z_l on one set; H(t) minus its cross-entropy on the other set is a lower
@@ -234,7 +236,7 @@ def probe(learn: Paths, held_out: Paths, *, seed: int = 0):
     shuffled = np.random.default_rng(seed).permutation(learn.labels)
     rows = []
     layers = zip(learn.layers, learn.split(), held_out.split(), strict=True)
-    for name, z, z_held_out in tqdm(list(layers), desc="probes", leave=False):
+    for name, z, z_held_out in tqdm(list(layers), desc="probes", leave=False, disable=not progress):
         told = [_information(z, labels, z_held_out, held_out.labels) for labels in (learn.labels, shuffled)]
         rows.append((name, *told))
     return pandas.DataFrame(rows, columns=["layer", "bits", "shuffled"]).set_index("layer")

@@ -235,9 +235,8 @@ def _sample(paths: Paths, x: Tensor) -> Tensor:
 
 def _on_rate(paths: Paths, whole: Decoupled) -> float:
     """The share of the filters that there were which is on, the mean over layers and pictures."""
-    return sum(
-        bits.sum() / len(bits) / site.filters for bits, site in zip(paths.split(), whole.sites, strict=True)
-    ) / len(whole.sites)
+    rates = [bits.sum(1).mean() / site.filters for bits, site in zip(paths.split(), whole.sites, strict=True)]
+    return float(np.mean(rates))
 
 
 def _predicted(baseline: nn.Module, x: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def test_no_picture_is_one_line(resnet, batches):
 
 
 def test_an_unknown_layer_is_one_line():
-    with pytest.raises(ValueError, match="no gated layer 'z': choose one of a, b, c"):
+    with pytest.raises(ValueError, match="no gated layer 'z': the nearest are"):
         planted().layer("z")
 
 

@@ -231,7 +231,7 @@ def test_the_choice_is_narrowed(outcome):
         ({"pictures": [40]}, r"there is no picture 40: give numbers in 0\.\.39"),
         ({"pictures": [-1]}, "there is no picture -1"),
         ({"pictures": []}, "no values: give at least one"),
-        ({"layers": ["8"]}, "no gated layer '8': choose one of 4, 7"),
+        ({"layers": ["8"]}, "no gated layer '8': the nearest are"),
         ({"filters": [-1]}, "there is no filter -1"),
     ],
 )  # fmt: skip
