@@ -1,5 +1,6 @@
 """What a reader does in JupyterLab: run all cells, move a slider, look."""
 
+import json
 import statistics
 import time
 
@@ -84,3 +85,8 @@ def latencies(page, steps: int = 30) -> dict[str, float]:
     slider = page.locator(RATE).first
     times = [slider.evaluate(STEP) for _ in range(steps)]
     return {"p50": statistics.median(times), "p95": statistics.quantiles(times, n=20)[-1]}
+
+
+def target(page, **values):
+    """The part of a picture that sets these controls when it is clicked."""
+    return page.locator(f"[data-set='{json.dumps(values)}']").first

@@ -5,6 +5,7 @@ import statistics
 import lab_page
 import nbformat
 import pytest
+from lab_page import target
 from test_explorer import CLICK, KERNEL
 
 CELL = """
@@ -25,10 +26,6 @@ def notebook(server):
     return server.page("bits.ipynb")
 
 
-def part(page, name):
-    return page.locator(f"""[data-set='{{"part": "{name}"}}']""").first
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_quarter_is_clicked_and_left_again(notebook, open_page, record_property, scheme):
     page = open_page(notebook, scheme)
@@ -37,13 +34,13 @@ def test_a_quarter_is_clicked_and_left_again(notebook, open_page, record_propert
         lab_page.theme(page, "JupyterLab Dark")
     lab_page.run_all(page)
     page.wait_for_selector("[data-set]", state="attached")
-    part(page, "upper left").click()
+    target(page, part="upper left").click()
     page.wait_for_selector(".lab-explorer svg text:has-text('click to go back')")
-    part(page, "whole").click()
+    target(page, part="whole").click()
     page.wait_for_selector(".lab-explorer svg text:has-text('click a quarter')")
     times = []
     for name in ("upper left", "whole", "lower right", "whole"):
-        times.append(part(page, name).evaluate(CLICK))
+        times.append(target(page, part=name).evaluate(CLICK))
     record_property("click to picture, ms", statistics.median(times))
     assert statistics.median(times) < 200
     if scheme == "dark":

@@ -7,6 +7,7 @@ import lab_page
 import nbformat
 import pytest
 import torch
+from lab_page import target
 from test_explorer import CLICK, CLIPPED, KERNEL, OVERLAPPING
 
 import lab
@@ -25,10 +26,6 @@ def notebook(server):
     cells = [nbformat.v4.new_code_cell(source) for source in (CELL, "lens", "'last'")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), server.folder / "lens.ipynb")
     return server.page("lens.ipynb")
-
-
-def target(page, **values):
-    return page.locator(f"[data-set='{json.dumps(values)}']").first
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -6,6 +6,7 @@ import statistics
 import lab_page
 import nbformat
 import pytest
+from lab_page import target
 from test_explorer import CLICK, KERNEL
 
 CELL = """
@@ -20,10 +21,6 @@ def notebook(server):
     cells = [nbformat.v4.new_code_cell(source) for source in (CELL, "paths", "'last'")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), server.folder / "paths.ipynb")
     return server.page("paths.ipynb")
-
-
-def target(page, **values):
-    return page.locator(f"[data-set='{json.dumps(values)}']").first
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
