@@ -42,9 +42,9 @@ class Features:
                 adjacency[row, u, v] = 1
             present[row, size] = True
         parts = len(space.graphs[0])
-        split = [t.unflatten(0, (-1, parts)) for t in (nodes, eq.normalised(adjacency), present)]
+        nodes, adjacency, present = (t.unflatten(0, (-1, parts)) for t in (nodes, eq.normalised(adjacency), present))
         hparams = space.hparams if space.hparams is not None else torch.zeros(len(space), 0)
-        return cls(*split, hparams)
+        return cls(nodes, adjacency, present, hparams)
 
     def __getitem__(self, rows) -> "Features":
         return replace(self, **{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})

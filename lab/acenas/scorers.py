@@ -181,8 +181,10 @@ class BoostedScorer:
     def fit(self, rows: Sequence[int], labels: Sequence[float], seed: int) -> None:
         """Fit anew to all that has been trained so far."""
         y = torch.tensor(labels, dtype=torch.float64)
-        common = dict(n_estimators=self.TREES, num_leaves=7, min_child_samples=3, random_state=seed, n_jobs=1,
-                      deterministic=True, force_row_wise=True, verbose=-1)  # fmt: skip
+        common: dict[str, Any] = {
+            "n_estimators": self.TREES, "num_leaves": 7, "min_child_samples": 3, "random_state": seed, "n_jobs": 1,
+            "deterministic": True, "force_row_wise": True, "verbose": -1,
+        }  # fmt: skip
         x = self.features[list(rows)].numpy()
         if self.learning.loss == "mse":
             self.model = self.library.LGBMRegressor(**common).fit(x, y.numpy())

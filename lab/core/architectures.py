@@ -122,7 +122,7 @@ class Space:
         found = parallel.map(self.train, items, self.n_jobs, journal=journal, progress=False)
         for row, value in zip(rows, found, strict=True):
             if not isinstance(value, (int, float)) or not torch.tensor(float(value)).isfinite():
-                raise ValueError(f"row {row} ({self.names[row]}): train gave {value!r}: return a number, more is better")
+                raise ValueError(f"row {row} ({self.names[row]}): train gave {value!r}: give a number")
         return [float(value) for value in found]
 
 

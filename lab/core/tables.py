@@ -151,7 +151,8 @@ def _read_csv(path: str | Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no table ({next(iter(str(error).splitlines()), error)}): give a CSV file") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} is no table ({reason}): give a CSV file") from error
 
 
 def _read_json(path: str | Path) -> Any:
@@ -256,8 +257,10 @@ def _graph_network(key: int) -> tuple[Graph, tuple[str, ...]]:
 def _records(content: bytes) -> Iterator[tuple[int, dict[str, float]]]:
     """{whole number: {name: number}} out of a pickle's opcodes, which are read here and never run."""
     memo: dict[int, str] = {}
-    key, name, previous = 0, "", None
+    key, name = 0, ""
+    previous: Any = None
     record: dict[str, float] = {}
+    value: Any
     for opcode, value, _ in pickletools.genops(content):
         if opcode.name == "EMPTY_DICT" and isinstance(previous, int):  # a key, and a record begins
             if record:
