@@ -111,7 +111,8 @@ class AceNAS:
             pool = self._pool(space)
 
             def evaluate(rows) -> list[float]:
-                return space.evaluate(rows, seed, folder / "trained" if folder else None)
+                with seeded(seed):  # what a training draws must not move the search
+                    return space.evaluate(rows, seed, folder / "trained" if folder else None)
 
             if self.scorer in search.RIVALS:
                 known = search.RIVALS[self.scorer](space, pool, self.budget + self.top, evaluate, seed)

@@ -185,7 +185,7 @@ def _numbers(table: pd.DataFrame, column: str) -> torch.Tensor:
     values = pd.to_numeric(table[column], errors="coerce")
     if values.isna().any():
         row = int(values.isna().to_numpy().nonzero()[0][0])
-        raise ValueError(f"row {row}: column {column!r} holds {table[column].iloc[row]!r}: give a number")
+        raise ValueError(f"row {row}: column {column!r} holds {str(table[column].iloc[row])!r}: give a number")
     return torch.tensor(values.to_numpy(float))
 
 
