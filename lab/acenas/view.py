@@ -14,6 +14,7 @@ from .outcome import AceNASOutcome
 
 DOTS = 300  # of a large space, so many are drawn besides those that were trained
 SHOWN = 3  # cells drawn
+SHORT = {"nor_conv_3x3": "conv 3x3", "nor_conv_1x1": "conv 1x1", "avg_pool_3x3": "pool 3x3", "skip_connect": "skip"}
 
 Points = list[tuple[float, float]]
 
@@ -122,12 +123,17 @@ def _front(outcome: AceNASOutcome, cost: str) -> list[str]:
 
 def _best(outcome: AceNASOutcome, index: int) -> list[str]:
     """The best predicted ones of the round as graphs."""
-    graphs = outcome.known["graphs"]
-    names = [
-        outcome.known["names"][row] for row in outcome.scores[index].argsort(descending=True, stable=True).tolist()
+    known = outcome.known
+    order = outcome.scores[index].argsort(descending=True, stable=True).tolist()
+    shown = [row for row in order if known["names"][row] in known["graphs"]][:SHOWN]
+    return [
+        graph(known["graphs"][known["names"][row]], _place(known, row, place)) for place, row in enumerate(shown, 1)
     ]
-    shown = [name for name in names if name in graphs][:SHOWN]
-    return [graph(graphs[name], f"predicted {place}: {name}") for place, name in enumerate(shown, 1)]
+
+
+def _place(known: dict[str, Any], row: int, place: int) -> str:
+    truth = known["truth"]
+    return f"predicted rank {place}" + (f", true rank {metrics.rank(row, truth)}" if truth is not None else "")
 
 
 def graph(parts: Sequence[tuple[Sequence[str], Sequence[Sequence[int]]]], title: str, width: int = 380) -> str:
@@ -137,7 +143,7 @@ def graph(parts: Sequence[tuple[Sequence[str], Sequence[Sequence[int]]]], title:
         drawn, tall = _dag(operators, edges, top, width)
         pictures += drawn
         top += tall
-    return svg.whole(width, top, svg.fit(title, width), title, pictures)
+    return svg.whole(width, top, title, title, pictures)
 
 
 def _dag(operators, edges, top: float, width: int) -> tuple[list[str], float]:
@@ -156,17 +162,16 @@ def _dag(operators, edges, top: float, width: int) -> tuple[list[str], float]:
         for row, node in enumerate([i for i in alive if depth[i] == column]):
             places[node] = (column * pitch + 2, top + row * 34)
             tall = max(tall, row + 1)
-    w = min(pitch - 16, 96.0)
+    w = min(pitch - 10, 96.0)
     curves = []
     for u, v in links:
         (a, b), (c, d) = places[u], places[v]
         curves.append(f'<path class="lab-skip" d="M{a + w:.0f} {b + 11:.0f}C{a + w + 12:.0f} {b + 11:.0f} '
                       f'{c - 12:.0f} {d + 11:.0f} {c:.0f} {d + 11:.0f}"/>')  # fmt: skip
-    boxes = [
-        svg.rect(x, y, w, 22, "lab-track") + svg.text(x + w / 2, y + 15, svg.fit(operators[node], w - 4), "mid",
-                                                      operators[node])
-        for node, (x, y) in places.items()
-    ]  # fmt: skip
+    boxes = []
+    for node, (x, y) in places.items():
+        name = SHORT.get(operators[node], operators[node])
+        boxes += [svg.rect(x, y, w, 22, "lab-track"), svg.text(x + w / 2, y + 15, svg.fit(name, w), "mid", name)]
     return [*curves, *boxes], tall * 34 + 6.0
 
 
