@@ -41,8 +41,8 @@ SCORERS: dict[str, dict] = {
     "evolution": {"scorer": "evolution"},
     "tpe": {"scorer": "tpe"},
 }
-SLOW = ("ranknet", "lambdarank, not pre-trained", "brp-nas")  # only budget 100 is spent on these
-BRP_SEEDS = 3  # its encoder, ten times as wide, takes minutes
+BROAD = ("lambdarank", "mse", "lightgbm", "lightgbm, no weak labels", "lightgbm mse", "random", "evolution", "tpe")
+FEW = 3  # seeds, at the largest budget, for the other encoders: a run of each takes a minute or more
 
 
 def main() -> None:
@@ -63,9 +63,7 @@ def main() -> None:
         items = [
             (table, scorer, budget, seed, str(options.nasbench201), folder)
             for seed in seeds for table in names for scorer in SCORERS for budget in budgets
-            if options.quick or (
-                (budget == 100 or scorer not in SLOW) and (seed < BRP_SEEDS or scorer != "brp-nas")
-            )
+            if options.quick or scorer in BROAD or (seed < FEW and budget == BUDGETS[0])
         ]  # fmt: skip
         rows = run_all(items, options.csv, options.jobs)
     found = pandas.DataFrame(rows)
@@ -81,8 +79,10 @@ def main() -> None:
 def run_all(items: list[tuple], path: Path | None, jobs: int) -> list[dict]:
     """The rows of all items in their order, those in the CSV file first; the file is written as results come."""
     known = pandas.read_csv(path).to_dict("records") if path is not None and path.exists() else []
+    wanted = {item[:4] for item in items}
     done = {(row["table"], row["scorer"], row["budget"], row["seed"]) for row in known}
     todo = [item for item in items if item[:4] not in done]
+    known = [row for row in known if (row["table"], row["scorer"], row["budget"], row["seed"]) in wanted]
     for start in range(0, len(todo), 24):
         known += lab.map(one, todo[start : start + 24], n_jobs=jobs, progress=False)
         print(f"{start + 24} of {len(todo)}", flush=True)

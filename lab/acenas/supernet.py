@@ -51,7 +51,7 @@ class CellNet(nn.Module):
     """
 
     def __init__(
-        self, kept: Sequence[Sequence[str]], width: int = 3, classes: int = 10, channels: int = 1, running: bool = True
+        self, kept: Sequence[Sequence[str]], width: int = 4, classes: int = 10, channels: int = 1, running: bool = True
     ) -> None:
         super().__init__()
         self.chosen = tuple(names[0] for names in kept)
@@ -85,13 +85,13 @@ def _operator(name: str, c: int, running: bool) -> nn.Module:
 
 
 def digits_split() -> tuple[Tensor, ...]:
-    """x, y to learn from (600 digits), to search on (697) and to report (500): six tensors."""
+    """x, y to learn from (1,000 digits), to search on (297) and to report (500): six tensors."""
     x, y, x_test, y_test = tasks.digits_data()
-    return x[:600], y[:600], x[600:], y[600:], x_test, y_test
+    return x[:1000], y[:1000], x[1000:], y[1000:], x_test, y_test
 
 
-def train(operators: Sequence[str], seed: int = 0, epochs: int = 24, width: int = 3) -> tuple[float, float, CellNet]:
-    """A cell trained alone on the digits: its accuracy in percent on the 697 and on the 500, and the network."""
+def train(operators: Sequence[str], seed: int = 0, epochs: int = 8, width: int = 4) -> tuple[float, float, CellNet]:
+    """A cell trained alone on the digits: its accuracy in percent on the 297 and on the 500, and the network."""
     x, y, x_valid, y_valid, x_test, y_test = digits_split()
     with seeded(seed):
         net = CellNet([(name,) for name in operators], width)
@@ -109,7 +109,7 @@ def supernet(
     *,
     seed: int = 0,
     epochs: int = 200,
-    width: int = 3,
+    width: int = 4,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> CellNet:
@@ -124,7 +124,7 @@ def supernet(
 
 
 def weak_labels(net: CellNet, space: Sequence[Sequence[str]]) -> Tensor:
-    """(n,) accuracy in percent of each cell with the super-net's weights, on the 697 digits as one batch."""
+    """(n,) accuracy in percent of each cell with the super-net's weights, on the 297 digits as one batch."""
     _, _, x, y, _, _ = digits_split()
     found = []
     for operators in space:

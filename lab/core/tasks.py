@@ -125,7 +125,7 @@ def _scenes_held_out() -> list[drawn.Scene]:
 def cells() -> Space:
     """The 871 different cells of NAS-Bench-201's space without pooling, each trained by the lab.
 
-    Each is a network of two cells, trained twice on 600 digits: labels (871, 2) are accuracies in percent on 697
+    Each is a network of two cells, trained twice on 1,000 digits: labels (871, 2) are accuracies in percent on 297
     further digits, truth (871,) the mean on the 500 held out. Weak labels: the accuracy with a super-net's weights,
     parameters, multiply-adds. Costs: these two, and the latency in ms on the machine that made `data/cells`.
     """
