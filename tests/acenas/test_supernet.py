@@ -42,7 +42,7 @@ def test_weak_labels_say_something(tmp_path):
 def test_the_table_is_what_its_maker_trains():
     space = lab.tasks.cells()
     row = next(i for i, choice in enumerate(space.choices) if choice.count("none") == 5 and choice[3] == "nor_conv_3x3")
-    valid, test, net = supernet.train(space.choices[row], seed=0)
+    valid, _, net = supernet.train(space.choices[row], seed=0)
     assert valid == pytest.approx(float(space.labels[row, 0]), abs=1.5)  # a picture or four on another processor
     assert lab.cost.parameters(net) == space.costs["parameters"][row]
     assert lab.cost.macs(net, torch.zeros(1, 1, 8, 8)) == space.costs["macs"][row]
