@@ -12,8 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import decoupling, gal, lens, pams, sparsebytenn, ui
-    from .core import cost, nets, scenes, surgery, tasks
+    from . import acenas, decoupling, gal, lens, pams, sparsebytenn, ui
+    from .acenas import AceNAS
+    from .core import cost, nets, scenes, surgery, tables, tasks
+    from .core.architectures import Graph, Space
     from .core.finetune import finetune
     from .core.parallel import map
     from .core.task import Task
@@ -31,15 +33,19 @@ _RECIPES = {
     "Decoupling": ("decoupling", "Decoupling"),
     "PAMS": ("pams", "PAMS"),
     "SparseByteNN": ("sparsebytenn", "SparseByteNN"),
+    "AceNAS": ("acenas", "AceNAS"),
 }
 _PLACES = {
     **_RECIPES,
     **{package: package for package, _ in _RECIPES.values()},  # the methods' rooms: help(lab.gal) is a card
     "Task": ("core.task", "Task"),
+    "Graph": ("core.architectures", "Graph"),
+    "Space": ("core.architectures", "Space"),
     "view": ("ui", "view"),
     "compare": ("ui", "compare"),
     "finetune": ("core.finetune", "finetune"),
     "map": ("core.parallel", "map"),
+    "tables": "core.tables",
     "tasks": "core.tasks",
     "scenes": "core.scenes",
     "nets": "core.nets",
@@ -52,9 +58,13 @@ __all__ = [
     "GAL",
     "PAMS",
     "RECIPES",
+    "AceNAS",
     "Decoupling",
+    "Graph",
+    "Space",
     "SparseByteNN",
     "Task",
+    "acenas",
     "compare",
     "cost",
     "decoupling",
@@ -68,6 +78,7 @@ __all__ = [
     "scenes",
     "sparsebytenn",
     "surgery",
+    "tables",
     "tasks",
     "ui",
     "view",

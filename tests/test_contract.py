@@ -23,6 +23,7 @@ QUICK = {
     "Decoupling": {"steps": 40},
     "PAMS": {"steps": 6, "calibration": 3},
     "SparseByteNN": {"steps": 6, "regroup_every": 2, "sparsity": 0.5},
+    "AceNAS": {"budget": 12, "rounds": 2, "top": 3, "epochs": 4, "pretrain_epochs": 1},
 }
 # The task that a recipe takes if it is given none, where that is not the digits as they are.
 TASKS = {
@@ -113,6 +114,8 @@ def test_the_seed_matters(outcome):
 
 
 def test_a_model_passed_in_is_never_changed(outcome):
+    if not hasattr(outcome, "model"):
+        pytest.skip("this recipe finds no model")
     task = own_task(outcome)
     model = task.model.train()
     next(iter(model.children())).eval()

@@ -12,13 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from . import nets, reading, store
+from . import nets, reading, store, tables
 from . import scenes as drawn
+from .architectures import Space
 from .batches import AUGMENTATIONS, Moved, Pairs, Patches, Pictures, in_order, reduced, shuffled
 from .scores import accuracy, psnr, ssim
 from .task import Task
 
-__all__ = ["accuracy", "digits", "images", "photos", "photos_held_out", "psnr", "scenes", "ssim"]
+__all__ = ["accuracy", "cells", "digits", "images", "photos", "photos_held_out", "psnr", "scenes", "ssim"]
 
 # Every name is a picture inside the wheels of scikit-image or scikit-learn; no photograph is in both lists.
 PHOTOS_TRAIN = (
@@ -119,6 +120,16 @@ def _scenes_train() -> list[drawn.Scene]:
 
 def _scenes_held_out() -> list[drawn.Scene]:
     return drawn.random_scenes(480, seed=1)  # and twice
+
+
+def cells() -> Space:
+    """The 871 different cells of NAS-Bench-201's space without pooling, each trained by the lab.
+
+    Each is a network of two cells, trained twice on 1,000 digits: labels (871, 2) are accuracies in percent on 297
+    further digits, truth (871,) the mean on the 500 held out. Weak labels: the accuracy with a super-net's weights,
+    parameters, multiply-adds. Costs: these two, and the latency in ms on the machine that made `data/cells`.
+    """
+    return tables.lab_cells()
 
 
 def photos(
