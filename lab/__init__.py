@@ -12,12 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import decoupling, gal, lens, pams, sparsebytenn, ui
+    from . import decoupling, foldgpt, gal, lens, pams, sparsebytenn, ui
     from .core import cost, nets, scenes, surgery, tasks
     from .core.finetune import finetune
     from .core.parallel import map
     from .core.task import Task
     from .decoupling import Decoupling
+    from .foldgpt import FoldGPT
     from .gal import GAL
     from .pams import PAMS
     from .sparsebytenn import SparseByteNN
@@ -30,6 +31,7 @@ _RECIPES = {
     "GAL": ("gal", "GAL"),
     "Decoupling": ("decoupling", "Decoupling"),
     "PAMS": ("pams", "PAMS"),
+    "FoldGPT": ("foldgpt", "FoldGPT"),
     "SparseByteNN": ("sparsebytenn", "SparseByteNN"),
 }
 _PLACES = {
@@ -53,12 +55,14 @@ __all__ = [
     "PAMS",
     "RECIPES",
     "Decoupling",
+    "FoldGPT",
     "SparseByteNN",
     "Task",
     "compare",
     "cost",
     "decoupling",
     "finetune",
+    "foldgpt",
     "gal",
     "lens",
     "load",
@@ -100,4 +104,4 @@ def load(folder, base=None):
     if name not in _RECIPES:
         raise ValueError(f"{folder} holds an outcome of {name!r}; this version of the lab has {', '.join(_RECIPES)}")
     outcome = getattr(import_module(f".{_RECIPES[name][0]}.recipe", __name__), f"{name}Outcome")
-    return outcome.restore(saved, __getattr__(name)(**saved["fields"]), base)
+    return outcome.restore({**saved, "folder": str(folder)}, __getattr__(name)(**saved["fields"]), base)
