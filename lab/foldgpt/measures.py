@@ -46,7 +46,7 @@ def questions(texts: Sequence[str], count: int = 120, seed: int = 0) -> list[Que
 
 
 def accuracy(model: nn.Module, tokenizer: Any, asked: Sequence[Question]) -> float:
-    """Percent of questions whose right word has the highest mean log-probability a token; 25 is chance."""
+    """Percent of questions whose right word is the likeliest of the four in its context; 25 is chance."""
     if not asked:
         return float("nan")
     with torch.no_grad(), evaluating(model):
@@ -60,8 +60,7 @@ def _chosen(model: nn.Module, tokenizer: Any, asked: Question) -> int:
     x = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
     x = x.to(next(model.parameters()).device)
     found = logits(model(x)).float().log_softmax(-1)[:, :-1].gather(-1, x[:, 1:, None])[..., 0]
-    means = [float(found[k, start - 1 : len(row) - 1].mean()) for k, row in enumerate(rows)]
-    return int(np.argmax(means))
+    return int(np.argmax([float(found[k, start - 1 : len(row) - 1].sum()) for k, row in enumerate(rows)]))
 
 
 def generated(model: nn.Module, x: Tensor, count: int, cache: bool = True) -> Tensor:
