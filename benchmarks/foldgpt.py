@@ -57,7 +57,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.quick else None]
-    report: dict = {"figures": {}, "settings": repr(OURS), "batch": BATCH, "seeds": seeds, "machine": machine(), "rows": []}
+    report: dict = {
+        "figures": {},
+        "settings": repr(OURS),
+        "batch": BATCH,
+        "seeds": seeds,
+        "machine": machine(),
+        "rows": [],
+    }
     task = lab.tasks.prose(batch_size=BATCH)
     found: dict[str, list] = {}
     for seed, (name, recipe) in runs(seeds, options.quick):
@@ -75,7 +82,9 @@ def main() -> None:
 
 def runs(seeds: list[int], quick: bool):
     """(seed, (name, recipe)): every method with every seed, then the ablations with the first."""
-    chosen = {name: replace(recipe, gate_steps=3, cure_steps=3) for name, recipe in METHODS.items()} if quick else METHODS
+    chosen = (
+        {name: replace(recipe, gate_steps=3, cure_steps=3) for name, recipe in METHODS.items()} if quick else METHODS
+    )
     yield from itertools.product(seeds, chosen.items())
     if not quick:
         yield from ((seeds[0], one) for one in ABLATIONS.items())
@@ -138,7 +147,9 @@ def ranking_cost(steps: int) -> dict:
         task = lab.tasks.prose(LlamaForCausalLM(config), batch_size=BATCH)
         batches = list(itertools.islice(iter(task.batches), 4))
     begun = time.perf_counter()
-    replace(OURS, removal=9 / 32, gate_steps=steps)._rank(task, task.model.requires_grad_(False), 9, batches, None, "", False)
+    replace(OURS, removal=9 / 32, gate_steps=steps)._rank(
+        task, task.model.requires_grad_(False), 9, batches, None, "", False
+    )
     gates = time.perf_counter() - begun
     begun = time.perf_counter()
     by_leave_one_out(task.model, batches, 9 if steps > 3 else 1)

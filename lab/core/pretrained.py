@@ -31,7 +31,9 @@ def language_model(source: str | Path, dtype: torch.dtype = torch.float32) -> nn
             return _library().AutoModelForCausalLM.from_pretrained(str(source), **options).eval()
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"model={str(source)!r} cannot be read ({reason}): give a folder or an id of the hub") from error
+        raise ValueError(
+            f"model={str(source)!r} cannot be read ({reason}): give a folder or an id of the hub"
+        ) from error
 
 
 def tokenizer(source: str | Path) -> Any:

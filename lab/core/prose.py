@@ -69,7 +69,9 @@ def text_file(path: str | Path) -> tuple[list[str], list[str]]:
     parts = [" ".join(part.split()) for part in re.split(r"\n\s*\n", source) if part.strip()]
     parts = parts if len(parts) >= 10 else [line.strip() for line in source.splitlines() if line.strip()]
     if len(parts) < 10:
-        raise ValueError(f"text={str(path)!r} holds {len(parts)} paragraphs: give ten or more, with empty lines between")
+        raise ValueError(
+            f"text={str(path)!r} holds {len(parts)} paragraphs: give ten or more, with empty lines between"
+        )
     cut = len(parts) - max(1, len(parts) // 10)
     return parts[:cut], parts[cut:]
 

@@ -295,7 +295,7 @@ def prose(
     row = tokens(tokenizer, learn)
     test = windows(tokens(tokenizer, held_out), context, batch_size)
     return TextTask(
-        model=model, batches=shuffled(Windows(row, context), batch_size), score=perplexity(test), example=row[None, :context],
-        tokenizer=tokenizer, held_out=test, text=tuple(held_out), loss=next_token_loss,
+        model=model, batches=shuffled(Windows(row, context), batch_size), score=perplexity(test),
+        example=row[None, :context], tokenizer=tokenizer, held_out=test, text=tuple(held_out), loss=next_token_loss,
         name="prose" if text is None else Path(text).name,
     )  # fmt: skip

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 
 def gate(a: Tensor, eps: float) -> Tensor:
-    """Eq. (1): g = (1 + eps) a^2 / (a^2 + eps); 0 at a = 0, 1 at a = 1, the steeper between the smaller eps."""
-    return (1 + eps) * a.square() / (a.square() + eps)
+    """Eq. (1): g = a^2 / (a^2 + eps); 0 at a = 0, below 1, the steeper between the smaller eps."""
+    return a.square() / (a.square() + eps)
 
 
 def gated(h: Tensor, out: Tensor, g: Tensor) -> Tensor:
@@ -16,11 +16,23 @@ def gated(h: Tensor, out: Tensor, g: Tensor) -> Tensor:
 
 
 def budget(g: Tensor, removal: float) -> Tensor:
-    """Eq. (3): |mean g - (1 - removal)|, how far the open blocks' share of operations is from what may stay."""
-    return (g.mean() - (1 - removal)).abs()
+    """Eq. (3): mean g - (1 - removal), by how much the open blocks' share of operations is over what may stay."""
+    return g.mean() - (1 - removal)
 
 
-def annealed(t: float, start: float = 0.1, end: float = 1e-4) -> float:
+def within_budget(b: Tensor, eps: float, removal: float) -> Tensor:
+    """Eq. (3a): the gates g(u - c), c such that Eq. (3) is 0; u is b about its median in units of its spread: (N,)."""
+    away = b - b.median()
+    u = away / away.abs().median().clamp(min=1e-30)
+    low, high = u.min() - 1e4, u.max()
+    for _ in range(60):  # bisection: the mean of g falls as c grows
+        c = (low + high) / 2
+        over = budget(gate((u - c).clamp(min=0), eps), removal) > 0
+        low, high = torch.where(over, c, low), torch.where(over, high, c)
+    return gate((u - low).clamp(min=0), eps)
+
+
+def annealed(t: float, start: float = 1e3, end: float = 1e-4) -> float:
     """Eq. (4): eps from `start` to `end` at equal ratios, t the part of the run that is done."""
     return start * (end / start) ** t
 

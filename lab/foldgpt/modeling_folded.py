@@ -103,7 +103,7 @@ def unique_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 class FoldedForCausalLM:
-    """What `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` calls; gives the family's own class."""
+    """What `AutoModelForCausalLM.from_pretrained` calls if it trusts remote code; gives the family's own class."""
 
     _auto_class = None
 
@@ -133,7 +133,9 @@ class FoldedForCausalLM:
         tied = {id(tensor) for name, tensor in model.state_dict(keep_vars=True).items() if name in state}
         lost = [name for name in missing if id(model.state_dict(keep_vars=True)[name]) not in tied]
         if lost or unexpected:
-            raise ValueError(f"{folder} does not hold this model: {(lost + list(unexpected))[0]} is amiss; save it again")
+            raise ValueError(
+                f"{folder} does not hold this model: {(lost + list(unexpected))[0]} is amiss; save it again"
+            )
         if (folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         return model.eval()

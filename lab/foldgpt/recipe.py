@@ -23,7 +23,6 @@ from .outcome import FoldGPTOutcome
 from .ranking import RIVALS, hidden_states
 from .sharing import REPRESENTATIVES, pairs, shared
 
-GATE_LR = 1e-2
 CALIBRATION = 4  # batches that rivals and similarities are measured on
 LONE_RANK = 16  # of the adapters that blocks with weights of their own are cured with, and that are merged afterwards
 
@@ -37,7 +36,7 @@ class FoldGPT:
     'influence' (ShortGPT), 'leave-one-out' (SLEB), 'taylor'. representative: whose weights a pair takes, 'first',
     'mean' or 'least-loss'. start: of the adapters, 'zero' or 'svd' (Relaxed Recursive Transformers). recovery: the cure
     learns from the text and the teacher's 'tail' or 'logits', or from the text alone, 'plain'. gate_steps, cure_steps:
-    updates of each stage. lam: weight of the budget. beta: weight of the distillation. lr: the cure's highest rate.
+    updates of each stage. beta: weight of the distillation. lr: the cure's highest rate, which falls along a cosine.
     """
 
     removal: float = 1 / 6
@@ -49,7 +48,6 @@ class FoldGPT:
     recovery: str = "tail"
     gate_steps: int = 60
     cure_steps: int = 60
-    lam: float = 10.0
     beta: float = 1.0
     lr: float = 2e-3
 
@@ -57,8 +55,8 @@ class FoldGPT:
         demand(
             self, removal=number(0, 1), sharing=number(0, 0.5), rank=whole(0), ranking=one_of("gates", *RIVALS),
             representative=one_of(*REPRESENTATIVES), start=one_of("zero", "svd"),
-            recovery=one_of("tail", "logits", "plain"), gate_steps=whole(1), cure_steps=whole(0), lam=number(0),
-            beta=number(0), lr=number(above=0),
+            recovery=one_of("tail", "logits", "plain"), gate_steps=whole(1), cure_steps=whole(0), beta=number(0),
+            lr=number(above=0),
         )  # fmt: skip
 
     @classmethod
@@ -125,18 +123,19 @@ class FoldGPT:
         """Blocks from the first to go, gates over the training (steps, N), and the stage's steps."""
         if self.ranking != "gates":
             return RIVALS[self.ranking](teacher, some, removals), torch.zeros(0, len(blocks(teacher))), []
-        learned = Gates(len(blocks(teacher)), self.gate_steps).to(_place(teacher))
-        adam = torch.optim.Adam(learned.parameters(), GATE_LR)
-        stage = Stage(checkpoint, "gates", owner, gates=learned, adam=adam)
+        learned = Gates(len(blocks(teacher)), removals, self.gate_steps).to(_place(teacher))
+        sgd = torch.optim.SGD(learned.parameters(), 1.0)  # the gates' unit is their own spread: only the fall counts
+        fall = torch.optim.lr_scheduler.PolynomialLR(sgd, self.gate_steps, power=4)
+        stage = Stage(checkpoint, "gates", owner, gates=learned, sgd=sgd, fall=fall)
 
         def terms(batch: Any) -> dict[str, Tensor]:
             x = inputs(batch).to(_place(teacher))
-            g = learned(len(stage.trace) / self.gate_steps)
-            with gates(teacher, g):  # Eq. (2): all blocks at once, their weights frozen
-                text = prose.next_token_loss(teacher(x), x)
-            return {"text": text, "budget": self.lam * eq.budget(g, removals / len(g))}
+            with torch.no_grad():
+                wanted = prose.logits(teacher(x))
+            with gates(teacher, learned(len(stage.trace) / self.gate_steps)):  # all blocks at once, weights frozen
+                return {"kl": eq.logit_distillation(prose.logits(teacher(x)), wanted)}
 
-        for step in descend(terms, task.batches, adam, stage, steps=self.gate_steps, progress=progress):
+        for step in descend(terms, task.batches, sgd, stage, steps=self.gate_steps, schedule=fall, progress=progress):
             learned.note(step.index, (step.index + 1) / self.gate_steps)
         return learned.ranking(), learned.history.cpu(), list(stage.trace)
 
