@@ -275,7 +275,7 @@ def prose(
     tokenizer: Any = None,
     text: str | Path | None = None,
     context: int = 128,
-    batch_size: int = 16,
+    batch_size: int = 8,
     dtype: torch.dtype = torch.float32,
 ) -> TextTask:
     """Language modelling of English: windows of `context` tokens to learn from, perplexity of held-out text.

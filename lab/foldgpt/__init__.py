@@ -20,9 +20,10 @@ arXiv 2407.00928).
                 tables: all formulas and every default here are a reconstruction of this project, and no number of the
                 paper is quoted.
                 The gates learn from KL to the ungated model. With the budget as a penalty all gates fell together and
-                their ranking missed what removal costs; here they are kept within the budget exactly, Eq. (3a), which
-                falls over the run. What a gate is learned from, b, takes the gradient of its gate itself, so that a
-                shut gate still learns, and at a rate that falls with eps: late steps polarise, early ones rank.
+                their ranking missed what removal costs; here they are kept within the budget exactly, Eq. (3a). What a
+                gate is learned from, b, takes the gradient of the gate itself, so that a shut gate still learns. For
+                most of the run eps is large and all gates are nearly alike: so the order repeats from seed to seed.
+                At the end eps falls and they polarise; learning on meanwhile lost the order.
                 Pairs are the kept neighbours whose states are most alike. Larger groups are counted, never made.
                 What a pair shares is frozen in the cure; blocks with weights of their own are cured by adapters that
                 are merged, so that they cost nothing afterwards.

@@ -32,9 +32,9 @@ def within_budget(b: Tensor, eps: float, removal: float) -> Tensor:
     return gate((u - low).clamp(min=0), eps)
 
 
-def annealed(t: float, start: float = 1e3, end: float = 1e-4) -> float:
-    """Eq. (4): eps from `start` to `end` at equal ratios, t the part of the run that is done."""
-    return start * (end / start) ** t
+def annealed(t: float, start: float = 1e3, end: float = 1e-4, hold: float = 0.8) -> float:
+    """Eq. (4): eps, `start` until the part `hold` of the run is done, then to `end` at equal ratios; t in [0, 1]."""
+    return start * (end / start) ** (max(0.0, t - hold) / (1 - hold))
 
 
 def parameters(P0: int, p: int, n: int, R: int, groups: tuple[int, ...] = (), extras: int = 0) -> int:

@@ -23,6 +23,7 @@ from .outcome import FoldGPTOutcome
 from .ranking import RIVALS, hidden_states
 from .sharing import REPRESENTATIVES, pairs, shared
 
+HOLD = 0.8  # of the gates' run: so long they are soft and learn, then they polarise
 CALIBRATION = 4  # batches that rivals and similarities are measured on
 LONE_RANK = 16  # of the adapters that blocks with weights of their own are cured with, and that are merged afterwards
 
@@ -46,7 +47,7 @@ class FoldGPT:
     representative: str = "first"
     start: str = "svd"
     recovery: str = "tail"
-    gate_steps: int = 60
+    gate_steps: int = 24
     cure_steps: int = 60
     beta: float = 1.0
     lr: float = 2e-3
@@ -125,7 +126,7 @@ class FoldGPT:
             return RIVALS[self.ranking](teacher, some, removals), torch.zeros(0, len(blocks(teacher))), []
         learned = Gates(len(blocks(teacher)), removals, self.gate_steps).to(_place(teacher))
         sgd = torch.optim.SGD(learned.parameters(), 1.0)  # the gates' unit is their own spread: only the fall counts
-        fall = torch.optim.lr_scheduler.PolynomialLR(sgd, self.gate_steps, power=4)
+        fall = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: max(0.0, 1 - step / (HOLD * self.gate_steps)))
         stage = Stage(checkpoint, "gates", owner, gates=learned, sgd=sgd, fall=fall)
 
         def terms(batch: Any) -> dict[str, Tensor]:

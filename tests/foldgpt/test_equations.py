@@ -88,8 +88,9 @@ def test_a_gate_between_mixes():
     assert torch.allclose(eq.gated(h, out, torch.tensor(0.25)), torch.tensor([[[0.5, 1.0]]]))
 
 
-def test_annealing_has_equal_ratios():
-    values = [eq.annealed(t / 4) for t in range(5)]
+def test_annealing_waits_and_then_has_equal_ratios():
+    assert {eq.annealed(t) for t in (0.0, 0.3, 0.8)} == {1e3}
+    values = [eq.annealed(0.8 + t / 20) for t in range(5)]
     assert values[0] == pytest.approx(1e3) and values[-1] == pytest.approx(1e-4)
     assert len({round(b / a, 9) for a, b in pairwise(values)}) == 1
 
