@@ -67,13 +67,21 @@ def test_parameters_are_what_the_formula_says(family):
 
 
 @every_family
-@both_dtypes
-def test_the_cache_changes_no_token(family, dtype):
-    net = moved(folded(model(family, dtype), FOLD))
+def test_the_cache_changes_no_token(family):
+    net = moved(folded(model(family), FOLD))
     x = tokens()
-    with_cache = measures.generated(net, x, 12)
-    assert torch.equal(with_cache, measures.generated(net, x, 12, cache=False))
-    assert [m.layer_idx for block in blocks(net) for m in block.modules() if hasattr(m, "layer_idx")][-1] == 3
+    assert torch.equal(measures.generated(net, x, 12), measures.generated(net, x, 12, cache=False))
+    assert [m.layer_idx for block in blocks(net) for m in block.modules() if hasattr(m, "layer_idx")] == [0, 1, 2, 3]
+
+
+@every_family
+def test_in_bfloat16_the_cache_changes_ties_at_most(family):
+    net = moved(folded(model(family, torch.bfloat16), FOLD))
+    pairs = [measures.generated(net, tokens(), 12, cache=cache) for cache in (True, False)]
+    for a, b in zip(*pairs, strict=True):
+        for t in (a != b).nonzero()[:1, 0].tolist():  # the first token that differs: its rival is within one rounding
+            found = logits(net, b[None, :t])[0, -1].float()
+            assert float((found[a[t]] - found[b[t]]).abs()) <= 2**-7 * float(found.abs().max())
 
 
 @every_family
