@@ -186,8 +186,8 @@ class FoldGPT:
             Row(task.metric, task.measure(teacher), task.measure(student), task.unit, "learned", 2),
             Row(f"{task.metric}, not cured", None, raw, task.unit, "learned", 2),
         ]
-        if isinstance(task, prose.TextTask):
-            asked = measures.questions(task.text)
+        asked = measures.questions(getattr(task, "text", ()))
+        if asked:
             right = [measures.accuracy(model, task.tokenizer, asked) for model in (teacher, student)]
             rows.append(Row("next word of four", *right, "%", "learned", 1))
         gone = sorted(set(range(sizes.N)) - set(fold.kept))

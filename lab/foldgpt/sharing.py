@@ -99,5 +99,4 @@ def _from_residual(block: nn.Module, matrices: dict[str, dict[str, Tensor]]) -> 
         gap = gap if isinstance(module.base, nn.Linear) else gap.T
         B, A = eq.low_rank(gap, module.A.shape[0])
         with torch.no_grad():
-            module.A.copy_(A)
-            module.B.copy_(B)
+            module.A[: len(A)], module.B[:, : len(A)] = A, B  # a matrix may have fewer ranks than were asked for

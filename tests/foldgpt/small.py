@@ -25,7 +25,7 @@ def model(family: str, dtype: torch.dtype = torch.float32):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = AutoConfig.for_model(family, **FAMILIES[family])
-        net = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        net = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         with torch.no_grad():
             for p in net.parameters():  # larger than usual, so that every block counts
                 p.add_(0.05 * torch.randn_like(p))

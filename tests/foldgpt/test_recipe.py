@@ -185,7 +185,7 @@ def test_another_models_tokenizer(text):
 def test_a_text_that_is_too_short(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo")
     with pytest.raises(ValueError, match="give ten or more"):
-        lab.tasks.prose(model("llama"), tokenizer=Letters(), text=tmp_path / "a.txt")
+        lab.tasks.prose(model("llama"), tokenizer=Letters(), text=tmp_path / "a.txt", context=16)
 
 
 def test_lm_eval_says_which_extra_it_needs(monkeypatch):
