@@ -41,6 +41,7 @@ ABLATIONS = {
     "ShortGPT's ranking, folded": replace(OURS, ranking="influence"),
     "SLEB's ranking, folded": replace(OURS, ranking="leave-one-out"),
     "gates, only removed": replace(OURS, **ONLY_REMOVED),
+    "more shared: 2 removed, 3 pairs": replace(OURS, removal=1 / 6, sharing=1 / 4),
     "Taylor's ranking, folded": replace(OURS, ranking="taylor"),
     "logit distillation": replace(OURS, recovery="logits"),
     "mean of a pair": replace(OURS, representative="mean"),
@@ -94,7 +95,7 @@ def runs(seeds: list[int], quick: bool):
     chosen = (
         {name: replace(recipe, gate_steps=3, cure_steps=3) for name, recipe in METHODS.items()} if quick else METHODS
     )
-    yield from itertools.product(seeds, chosen.items())
+    yield from ((seed, one) for one in chosen.items() for seed in seeds)
     if not quick:
         yield from ((seeds[0], one) for one in ABLATIONS.items())
 

@@ -40,8 +40,8 @@ class FoldGPT:
     updates of each stage. beta: weight of the distillation. lr: the cure's highest rate, which falls along a cosine.
     """
 
-    removal: float = 1 / 6
-    sharing: float = 1 / 4
+    removal: float = 1 / 3
+    sharing: float = 1 / 12
     rank: int = 4
     ranking: str = "gates"
     representative: str = "first"
