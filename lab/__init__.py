@@ -31,8 +31,8 @@ _RECIPES = {
     "GAL": ("gal", "GAL"),
     "Decoupling": ("decoupling", "Decoupling"),
     "PAMS": ("pams", "PAMS"),
-    "FoldGPT": ("foldgpt", "FoldGPT"),
     "SparseByteNN": ("sparsebytenn", "SparseByteNN"),
+    "FoldGPT": ("foldgpt", "FoldGPT"),
 }
 _PLACES = {
     **_RECIPES,

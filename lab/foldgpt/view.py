@@ -51,7 +51,7 @@ def explore(outcome: FoldGPTOutcome) -> Explorer:
         return Frame("".join(pictures), facts | _facts(outcome))
 
     gone = len(outcome.ranking) - len(outcome.fold.kept)
-    title = f"FoldGPT: {gone} of {len(outcome.ranking)} blocks removed, {len(outcome.fold.groups)} pairs share"
+    title = f"FoldGPT: {gone} of {len(outcome.ranking)} blocks removed, pairs that share: {len(outcome.fold.groups)}"
     return Explorer(draw, {"step": Control(steps, label="gate step", start=steps[-1])}, title=title)
 
 
@@ -87,7 +87,7 @@ def stack(outcome: FoldGPTOutcome, width: int = 300) -> str:
     for block in range(count):
         y = top + (count - 1 - block) * high
         kind = state(outcome, block)
-        look = {"removed": "lab-hollow", "shares": "lab-fill c1", "own weights": "lab-fill c0"}[kind]
+        look = {"removed": "lab-gone", "shares": "lab-fill c1", "own weights": "lab-fill c0"}[kind]
         parts.append(svg.text(left - 8, y + 14, f"block {block}", "end num"))
         parts.append(svg.rect(left, y + 2, 90, high - 5, look))
         parts.append(svg.text(left + 106, y + 14, kind))
@@ -101,7 +101,7 @@ def matrix(outcome: FoldGPTOutcome) -> str:
     """Cosines of the states behind every two blocks, shown from the least (faint) to 1 (full)."""
     values = outcome.similarity.clamp(0, 1).tolist()
     names = ["input", *(f"block {block}" for block in range(len(values) - 1))]
-    return svg.heat(values, names, x="state behind block + 1", title="cosine of states, 0 to 1")
+    return svg.heat(values, names, x="state", title="cosine of states")
 
 
 def _plane(by_rate: dict[tuple[float, float], FoldGPTOutcome], at: tuple[float, float]) -> str:
