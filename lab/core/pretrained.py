@@ -1,5 +1,7 @@
 """Causal language models and tokenizers of `transformers`, by folder or id, with errors that say what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,19 @@ def _library() -> Any:
     return transformers
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own progress bars, for a block."""
+    logging = _library().utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def language_model(source: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The causal language model of a folder or an id, in eval mode; a folder is read without a network."""
     folder = Path(source)
@@ -27,7 +42,7 @@ def language_model(source: str | Path, dtype: torch.dtype = torch.float32) -> nn
             raise ValueError(f"{folder} holds no config.json: name a folder that save_pretrained wrote")
     try:
         options = {"local_files_only": folder.exists(), "dtype": dtype}
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _quiet():
             return _library().AutoModelForCausalLM.from_pretrained(str(source), **options).eval()
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
