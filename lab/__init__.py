@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import acenas, decoupling, gal, lens, pams, sparsebytenn, ui
+    from . import acenas, decoupling, foldgpt, gal, lens, pams, sparsebytenn, ui
     from .acenas import AceNAS
     from .core import cost, nets, scenes, surgery, tables, tasks
     from .core.architectures import Graph, Space
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what the names below are, for editors and type checkers
     from .core.parallel import map
     from .core.task import Task
     from .decoupling import Decoupling
+    from .foldgpt import FoldGPT
     from .gal import GAL
     from .pams import PAMS
     from .sparsebytenn import SparseByteNN
@@ -33,6 +34,7 @@ _RECIPES = {
     "Decoupling": ("decoupling", "Decoupling"),
     "PAMS": ("pams", "PAMS"),
     "SparseByteNN": ("sparsebytenn", "SparseByteNN"),
+    "FoldGPT": ("foldgpt", "FoldGPT"),
     "AceNAS": ("acenas", "AceNAS"),
 }
 _PLACES = {
@@ -60,6 +62,7 @@ __all__ = [
     "RECIPES",
     "AceNAS",
     "Decoupling",
+    "FoldGPT",
     "Graph",
     "Space",
     "SparseByteNN",
@@ -69,6 +72,7 @@ __all__ = [
     "cost",
     "decoupling",
     "finetune",
+    "foldgpt",
     "gal",
     "lens",
     "load",
@@ -111,4 +115,4 @@ def load(folder, base=None):
     if name not in _RECIPES:
         raise ValueError(f"{folder} holds an outcome of {name!r}; this version of the lab has {', '.join(_RECIPES)}")
     outcome = getattr(import_module(f".{_RECIPES[name][0]}.recipe", __name__), f"{name}Outcome")
-    return outcome.restore(saved, __getattr__(name)(**saved["fields"]), base)
+    return outcome.restore({**saved, "folder": str(folder)}, __getattr__(name)(**saved["fields"]), base)
