@@ -32,7 +32,7 @@ def questions(texts: Sequence[str], count: int = 120, seed: int = 0) -> list[Que
     """Questions made by rule: in every paragraph a word of five letters or more, and three as long from elsewhere."""
     draw = np.random.default_rng(seed)
     long = sorted({word for text in texts for word in re.findall(r"\b[a-z]{5,}\b", text)})
-    found = []
+    found: list[Question] = []
     for text in texts:
         words = text.split()
         places = [k for k in range(8, len(words)) if re.fullmatch(r"[a-z]{5,}", words[k])]

@@ -16,10 +16,9 @@ class LowRank(nn.Module):
     def __init__(self, base: nn.Module, rank: int) -> None:
         super().__init__()
         rows, columns = out_in(base)
-        like = {"dtype": base.weight.dtype, "device": base.weight.device}
         self.base = base
-        self.A = nn.Parameter(torch.randn(rank, columns, **like) / columns**0.5)
-        self.B = nn.Parameter(torch.zeros(rows, rank, **like))
+        self.A = nn.Parameter(torch.randn(rank, columns).to(base.weight) / columns**0.5)
+        self.B = nn.Parameter(torch.zeros(rows, rank).to(base.weight))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + (x @ self.A.T) @ self.B.T

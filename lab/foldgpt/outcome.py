@@ -60,6 +60,10 @@ class FoldGPTOutcome(Outcome):
                 if part is not None:
                     part.save_pretrained(made)
             files = {path.name: path.read_bytes() for path in Path(made).iterdir() if path.name in ASIDE}
+        if "tokenizer_config.json" in files:  # where a tokenizer was read from is not what it is
+            facts = json.loads(files["tokenizer_config.json"])
+            kept = {name: value for name, value in facts.items() if name not in ("is_local", "local_files_only")}
+            files["tokenizer_config.json"] = (json.dumps(kept, indent=2, sort_keys=True) + "\n").encode()
         config = json.loads(files["config.json"])
         config["auto_map"] = {"AutoModelForCausalLM": "modeling_folded.FoldedForCausalLM"}
         files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()

@@ -189,7 +189,7 @@ class FoldGPT:
         asked = measures.questions(getattr(task, "text", ()))
         if asked:
             right = [measures.accuracy(model, task.tokenizer, asked) for model in (teacher, student)]
-            rows.append(Row("next word of four", *right, "%", "learned", 1))
+            rows.append(Row("next word of four", right[0], right[1], "%", "learned", 1))
         gone = sorted(set(range(sizes.N)) - set(fold.kept))
         notes = [f"blocks removed: {gone}; sharing: {[list(group) for group in fold.groups]}; numbered from 0"]
         return Report(repr(self), tuple(rows), tuple(notes))
