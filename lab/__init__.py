@@ -12,12 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import decoupling, gal, lens, pams, sparsebytenn, ui
+    from . import decoupling, dqss, gal, lens, pams, sparsebytenn, ui
     from .core import cost, nets, scenes, surgery, tasks
     from .core.finetune import finetune
     from .core.parallel import map
     from .core.task import Task
     from .decoupling import Decoupling
+    from .dqss import DQSS
     from .gal import GAL
     from .pams import PAMS
     from .sparsebytenn import SparseByteNN
@@ -30,6 +31,7 @@ _RECIPES = {
     "GAL": ("gal", "GAL"),
     "Decoupling": ("decoupling", "Decoupling"),
     "PAMS": ("pams", "PAMS"),
+    "DQSS": ("dqss", "DQSS"),
     "SparseByteNN": ("sparsebytenn", "SparseByteNN"),
 }
 _PLACES = {
@@ -49,6 +51,7 @@ _PLACES = {
     "ui": "ui",
 }
 __all__ = [
+    "DQSS",
     "GAL",
     "PAMS",
     "RECIPES",
@@ -58,6 +61,7 @@ __all__ = [
     "compare",
     "cost",
     "decoupling",
+    "dqss",
     "finetune",
     "gal",
     "lens",
