@@ -1,8 +1,8 @@
 """DQSS in torch: the mixture of strategies, why it needs one convolution only, its gradient, and how it becomes hard.
 
-A layer has N_w strategies for its weight W with logits a, N_a for what it reads, x, with logits b. Q_j(W) and Q_i(x) are
-what the strategies make of them. The paper's text could not be had: the form of Eqs. (1) to (5) is what its abstract
-and a review say, the rest is ours.
+A layer has N_w strategies for its weight W with logits a, N_a for what it reads, x, with logits b. Q_j(W) and Q_i(x)
+are what the strategies make of them. The paper's text could not be had: the form of Eqs. (1) to (5) is what its
+abstract and a review say, the rest is ours.
 """
 
 import math
@@ -45,7 +45,7 @@ def error_products(Q: Sequence[Tensor], x: Tensor) -> Tensor:
 
 
 def loss_of_mean(p: Tensor, C: Tensor) -> Tensor:
-    """Eq. (7): p^T C p, the squared error of the mixture: errors that differ cancel, and none of its strategies has it."""
+    """Eq. (7): p^T C p, the squared error of the mixture: unlike errors cancel, and no strategy has one so small."""
     return p @ C @ p
 
 

@@ -24,7 +24,7 @@ from .space import AWARE, POST, Space, place
 
 ALGORITHMS = ("dqss", "dqss_safe", "greedy", "uniform", "random")
 REMEDIES = ("warm_up", "temperature", "freeze", "restart")
-BATCH = 32  # calibration pictures in one forward pass
+BATCH = 64  # calibration pictures in one forward pass
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,6 +120,5 @@ def harden(algorithm: str, objective: Objective, progress: bool = False) -> tupl
 
 
 def safe(objective: Objective, best: Chosen, progress: bool = False) -> Chosen:
-    """Coordinate descent from arg-max and from the best uniform choice; never worse than either."""
-    ends = [descent(objective, start, 1, progress) for start in (best, arg_max(objective.space))]
-    return min(ends, key=objective)
+    """Coordinate descent from the better of arg-max and the best uniform choice: never worse than either."""
+    return descent(objective, min((best, arg_max(objective.space)), key=objective), 1, progress)

@@ -1,4 +1,4 @@
-"""The space that is searched: a traced network whose every layer has strategies for its weight and for what it reads."""
+"""The space that is searched: a traced network whose layers have strategies for their weights and what they read."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ _WEIGHTS: dict[str, Callable[[int, Tensor], nn.Module]] = {  # PACT's paper give
 }  # fmt: skip
 AWARE = tuple(_ACTIVATIONS)
 SAMPLE = 4096  # values of a tensor that its strategies are compared on
-_FEW = 4  # pictures that EasyQuant compares a layer's answers on
+_FEW, _TRIED = 4, 40  # pictures that EasyQuant compares a layer's answers on, and ranges that it tries
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Space:
         def run(x: Tensor, W: Tensor) -> Tensor:
             return functional_call(module, {"weight": W.movedim(0, axis)}, (x,))
 
-        w, a = ranges.easyquant(x[:_FEW], W, run, (first, start), (n_w, n), spot.signed)
+        w, a = ranges.easyquant(x[:_FEW], W, run, (first, start), (n_w, n), spot.signed, _TRIED)
         self._weights[layer].setdefault("easyquant", w)
         return float(a)
 
