@@ -22,6 +22,7 @@ QUICK = {
     "GAL": {"steps": 40, "finetune_steps": 20, "lam": 0.6, "mask_every": 1},
     "Decoupling": {"steps": 40},
     "PAMS": {"steps": 6, "calibration": 3},
+    "DQSS": {"steps": 6, "calibration": 8, "candidates": ("max", "mse", "p99.9")},
     "SparseByteNN": {"steps": 6, "regroup_every": 2, "sparsity": 0.5},
 }
 # The task that a recipe takes if it is given none, where that is not the digits as they are.

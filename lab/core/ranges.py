@@ -2,7 +2,7 @@
 
 Every rule takes x (groups, samples, values) and the grid's largest code n, and gives one alpha a group: one group for a
 whole tensor, one a channel for weights. A grid is -n..n times alpha / n, or 0..n where nothing is negative (`signed`).
-Rules that try many ranges read at most MOST values a group, evenly spaced, besides the largest.
+Rules that try many ranges read at most MOST values a group, drawn with a fixed seed, besides the largest.
 """
 
 import math
@@ -27,11 +27,19 @@ def _flat(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
+def thinned(flat: Tensor, most: int) -> Tensor:
+    """At most `most` values of each row, the same places every time; equal steps would always meet the same column."""
+    if flat.shape[-1] <= most:
+        return flat
+    at = torch.randint(flat.shape[-1], (most,), generator=torch.Generator().manual_seed(0))
+    return flat[..., at.to(flat.device)]
+
+
 def _few(x: Tensor) -> Tensor:
     """At most MOST values a group, and the largest of all: (G, S, V) -> (G, v)."""
     flat = _flat(x)
     most = flat.gather(1, flat.abs().argmax(1, keepdim=True))
-    return torch.cat([flat[:, :: -(-flat.shape[1] // MOST)], most], 1)
+    return torch.cat([thinned(flat, MOST), most], 1)
 
 
 def max_abs(x: Tensor, n: int, signed: bool) -> Tensor:

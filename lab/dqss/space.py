@@ -75,8 +75,7 @@ class Space:
     def _observe(self, x: Tensor, spot: Spot, found: dict[str, Any]) -> None:
         """Strategies for one tensor; of tensors that share a grid, the widest."""
         mixture, bits = self.activations[spot.group], self._spot_bits(spot)
-        flat = x.detach().flatten()
-        self.samples[mixture] = flat[:: -(-len(flat) // SAMPLE)]
+        self.samples[mixture] = ranges.thinned(x.detach().flatten(), SAMPLE)
         for name in self.recipe.names():
             if self.recipe.mode == "aware":
                 made = found.setdefault(name, _ACTIVATIONS[name](bits, spot.signed).to(x.device))

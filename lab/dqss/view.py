@@ -47,7 +47,7 @@ def explore(outcome: DQSSOutcome) -> Explorer:
             _ladder({name: -value for name, value in found["noise"].items()}, found["kept"][tensor],
                     svg.fit(f"signal to noise, {tensor}", 380), "dB"),
             _ladder({name: found["losses"]["soft"] - v for name, v in found["losses"].items()}, "kept",
-                    "calibration loss against the mixture", "dB"),
+                    "calibration loss: how far below the mixture", "dB"),
         ]  # fmt: skip
         leads = max(found["shares"][tensor], key=lambda name: found["shares"][tensor][name])
         facts: dict[str, Any] = {
