@@ -12,7 +12,10 @@ LAPLACE = torch.distributions.Laplace(0.0, 1.0).icdf(
 )
 
 
-@pytest.mark.parametrize(("levels", "laplace", "gauss"), [(4, 2.83, 1.71), (8, 3.89, 2.15), (16, 5.03, 2.55), (256, 9.89, 3.92)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("levels", "laplace", "gauss"),
+    [(4, 2.83, 1.71), (8, 3.89, 2.15), (16, 5.03, 2.55), (256, 9.89, 3.92)],
+)
 def test_analytic_clips_are_those_of_the_literature(levels, laplace, gauss):
     assert ranges.laplace_clip(levels) == pytest.approx(laplace, abs=0.01)
     assert ranges.gauss_clip(levels) == pytest.approx(gauss, abs=0.011)

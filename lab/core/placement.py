@@ -64,6 +64,7 @@ def attach(
         source = nodes[spot.source]
         with graph.graph.inserting_after(source):
             call = graph.graph.call_module(f"quantisers.{spot.group}", (source,))
+        call.meta = dict(source.meta)  # it has the same shape
         for reader in spot.readers:
             nodes[reader].replace_input_with(source, call)
     graph.recompile()

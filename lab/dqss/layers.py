@@ -57,11 +57,11 @@ class _Grids(torch.autograd.Function):
         for part, above, out in zip(*parts, outs, strict=True):
             codes, clipped = torch.empty_like(part), torch.empty_like(part)
             for k, (share, step) in enumerate(zip(shares, steps, strict=True)):
-                torch.mul(part, 1 / step, out=codes).round_()
+                torch.mul(part, 1 / step, out=codes)
                 torch.clamp(codes, low, high, out=clipped)
-                products[k] += float(torch.dot(above, clipped)) * step
                 if out is not None:
                     out.add_(torch.eq(codes, clipped), alpha=share)
+                products[k] += float(torch.dot(above, clipped.round_())) * step
             if out is not None:
                 out.mul_(above)
         return g_x, torch.tensor(products, dtype=p.dtype, device=p.device), None

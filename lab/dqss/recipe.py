@@ -167,6 +167,7 @@ class DQSS:
         stage = Stage(checkpoint, "search", owner, space=space, optimiser=optimiser, schedule=schedule, history=history)
         loss = self._loss(task, space, batches)
         data = task.batches if aware else batches
+        self._decide(space, len(stage.trace), learns)
         for step in descend(loss, data, optimiser, stage, steps=self.steps, schedule=schedule, progress=progress):
             done = step.index + 1
             self._decide(space, done, learns)

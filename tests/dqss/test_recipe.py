@@ -210,10 +210,10 @@ def test_nan_pictures_and_nothing_to_quantise_are_one_line():
     late = [*task.batches[:1], (torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))]
     with pytest.raises(ValueError, match=r"^calibration: the pictures hold NaN .*clean Task.batches first$"):
         run(lab.Task(model=task.model, batches=late, score=task.score))
-    norm = lab.Task(model=nn.BatchNorm2d(3).eval(), batches=task.batches, score=lambda _: 0.0)
+    norm = lab.Task(model=nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).eval(), batches=task.batches, score=lambda _: 0.0)
     with pytest.raises(ValueError, match="has no Conv2d, ConvTranspose2d or Linear: there is nothing to quantise"):
         run(norm)
-    with pytest.raises(ValueError, match=r"DQSS: candidates=\('lsq',\) is not allowed: give any of max"):
+    with pytest.raises(ValueError, match=r"DQSS: candidates=\('lsq',\) is not allowed: give any of 'max'"):
         lab.DQSS(candidates=("lsq",))
     with pytest.raises(ValueError, match="the paper's two uses are ptq, qat"):
         lab.DQSS.paper("resnet")
