@@ -84,4 +84,4 @@ def codes(layer: Any) -> tuple[Tensor, Tensor] | None:
 def set_codes(layer: nn.Module, whole: Tensor, step: Tensor) -> None:
     """Make a plain layer's weight `whole * step`, and remember the step."""
     layer.register_buffer("step", step.detach().clone())
-    layer.weight = nn.Parameter(whole.to(step) * step, requires_grad=False)  # type: ignore[assignment]
+    layer.weight = nn.Parameter(whole.to(step) * step, requires_grad=False)

@@ -19,7 +19,7 @@ def _source(writer: Any, node: fx.Node) -> str:
 
 
 def _two(value: Any) -> tuple[int, int]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)  # type: ignore[return-value]
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
 
 
 def _pool(writer: Any, node: fx.Node) -> str:

@@ -82,7 +82,7 @@ class _Strategies(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         (g,), (x, p) = grads, ctx.saved_tensors
-        g_x, products, learned = torch.zeros_like(x), torch.zeros_like(p), []
+        g_x, products, learned = torch.zeros_like(x), torch.zeros_like(p), []  # type: ignore[var-annotated]
         for k, strategy in enumerate(ctx.strategies):
             with torch.enable_grad():
                 again = x.detach().requires_grad_()

@@ -122,7 +122,7 @@ class Space:
         """Put the strategies of a layer's weight into the network."""
         layer = self.graph.get_submodule(name)
         W, axis = weight_rows(layer)
-        n, found = q.levels(self.bits[name]), {}
+        n, found = q.levels(self.bits[name]), {}  # type: ignore[var-annotated]
         rows = _grouped(W.detach(), self.recipe.scales)
         for rule in self.recipe.names():
             if self.recipe.mode == "aware":
