@@ -12,13 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import decoupling, dqss, gal, lens, pams, sparsebytenn, ui
-    from .core import cost, nets, scenes, surgery, tasks
+    from . import acenas, decoupling, dqss, foldgpt, gal, lens, pams, sparsebytenn, ui
+    from .acenas import AceNAS
+    from .core import cost, nets, scenes, surgery, tables, tasks
+    from .core.architectures import Graph, Space
     from .core.finetune import finetune
     from .core.parallel import map
     from .core.task import Task
     from .decoupling import Decoupling
     from .dqss import DQSS
+    from .foldgpt import FoldGPT
     from .gal import GAL
     from .pams import PAMS
     from .sparsebytenn import SparseByteNN
@@ -33,15 +36,20 @@ _RECIPES = {
     "PAMS": ("pams", "PAMS"),
     "DQSS": ("dqss", "DQSS"),
     "SparseByteNN": ("sparsebytenn", "SparseByteNN"),
+    "FoldGPT": ("foldgpt", "FoldGPT"),
+    "AceNAS": ("acenas", "AceNAS"),
 }
 _PLACES = {
     **_RECIPES,
     **{package: package for package, _ in _RECIPES.values()},  # the methods' rooms: help(lab.gal) is a card
     "Task": ("core.task", "Task"),
+    "Graph": ("core.architectures", "Graph"),
+    "Space": ("core.architectures", "Space"),
     "view": ("ui", "view"),
     "compare": ("ui", "compare"),
     "finetune": ("core.finetune", "finetune"),
     "map": ("core.parallel", "map"),
+    "tables": "core.tables",
     "tasks": "core.tasks",
     "scenes": "core.scenes",
     "nets": "core.nets",
@@ -55,14 +63,20 @@ __all__ = [
     "GAL",
     "PAMS",
     "RECIPES",
+    "AceNAS",
     "Decoupling",
+    "FoldGPT",
+    "Graph",
+    "Space",
     "SparseByteNN",
     "Task",
+    "acenas",
     "compare",
     "cost",
     "decoupling",
     "dqss",
     "finetune",
+    "foldgpt",
     "gal",
     "lens",
     "load",
@@ -72,6 +86,7 @@ __all__ = [
     "scenes",
     "sparsebytenn",
     "surgery",
+    "tables",
     "tasks",
     "ui",
     "view",
@@ -104,4 +119,4 @@ def load(folder, base=None):
     if name not in _RECIPES:
         raise ValueError(f"{folder} holds an outcome of {name!r}; this version of the lab has {', '.join(_RECIPES)}")
     outcome = getattr(import_module(f".{_RECIPES[name][0]}.recipe", __name__), f"{name}Outcome")
-    return outcome.restore(saved, __getattr__(name)(**saved["fields"]), base)
+    return outcome.restore({**saved, "folder": str(folder)}, __getattr__(name)(**saved["fields"]), base)

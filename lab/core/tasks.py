@@ -12,13 +12,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from . import nets, reading, store
+from . import nets, pretrained, reading, store, tables
 from . import scenes as drawn
+from .architectures import Space
 from .batches import AUGMENTATIONS, Moved, Pairs, Patches, Pictures, in_order, reduced, shuffled
+from .prose import TextTask, Windows, documentation, next_token_loss, perplexity, text_file, tokens, windows
 from .scores import accuracy, psnr, ssim
 from .task import Task
 
-__all__ = ["accuracy", "digits", "images", "photos", "photos_held_out", "psnr", "scenes", "ssim"]
+__all__ = ["accuracy", "cells", "digits", "images", "photos", "photos_held_out", "prose", "psnr", "scenes", "ssim"]
 
 # Every name is a picture inside the wheels of scikit-image or scikit-learn; no photograph is in both lists.
 PHOTOS_TRAIN = (
@@ -119,6 +121,16 @@ def _scenes_train() -> list[drawn.Scene]:
 
 def _scenes_held_out() -> list[drawn.Scene]:
     return drawn.random_scenes(480, seed=1)  # and twice
+
+
+def cells() -> Space:
+    """The 871 different cells of NAS-Bench-201's space without pooling, each trained by the lab.
+
+    Each is a network of two cells, trained twice on 1,000 digits: labels (871, 2) are accuracies in percent on 297
+    further digits, truth (871,) the mean on the 500 held out. Weak labels: the accuracy with a super-net's weights,
+    parameters, multiply-adds. Costs: these two, and the latency in ms on the machine that made `data/cells`.
+    """
+    return tables.lab_cells()
 
 
 def photos(
@@ -266,3 +278,35 @@ def _trained(artefact: str, **config: Any) -> nn.Module:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} is not the lab's checkpoint ({reason}): install the package again") from error
     return model.eval()
+
+
+def prose(
+    model: nn.Module | str | Path | None = None,
+    *,
+    tokenizer: Any = None,
+    text: str | Path | None = None,
+    context: int = 128,
+    batch_size: int = 8,
+    dtype: torch.dtype = torch.float32,
+) -> TextTask:
+    """Language modelling of English: windows of `context` tokens to learn from, perplexity of held-out text.
+
+    `model` is a `transformers` causal language model, its folder or its id; left out, the small Llama of `data/prose`.
+    `tokenizer` goes with it: left out, the one of the same folder, or the lab's. `text` is a text file, whose last
+    tenth is held out; left out, the English of Python's own documentation, 28 topics held out. Batches are (N, T)
+    int64. Needs the extra `language`; raises ValueError in one line for a folder without weights, a tokenizer without
+    a padding token, a context that the model does not have.
+    """
+    if not isinstance(model, nn.Module):
+        source = model if model is not None else store.artefact("prose/config.json").parent
+        model, tokenizer = pretrained.language_model(source, dtype), tokenizer or pretrained.tokenizer(source)
+    tokenizer = tokenizer or pretrained.tokenizer(store.artefact("prose/config.json").parent)
+    pretrained.check(model, tokenizer, context)
+    learn, held_out = text_file(text) if text is not None else documentation()
+    row = tokens(tokenizer, learn)
+    test = windows(tokens(tokenizer, held_out), context, batch_size)
+    return TextTask(
+        model=model, batches=shuffled(Windows(row, context), batch_size), score=perplexity(test),
+        example=row[None, :context], tokenizer=tokenizer, held_out=test, text=tuple(held_out), loss=next_token_loss,
+        name="prose" if text is None else Path(text).name,
+    )  # fmt: skip

@@ -1,0 +1,159 @@
+"""AceNAS beside its twins and rivals: how well few labels rank a space, and what is picked.
+
+    python benchmarks/acenas.py [--quick] [--json FILE] [--csv FILE] [--nasbench201 FILE] [--seeds 10] [--jobs 2]
+
+Tables: the lab's cells, and NAS-Bench-201's three where its CSV file is at hand (columns: `lab.tables.nasbench201`).
+Every scorer gets the same budget of labels, each one training's test accuracy, and is judged by the mean; searches
+without a scorer train budget + 10. Encoders of one seed share their pre-training, which is timed apart. `--csv` is
+a journal too: a second start does only what is missing.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas
+import torch
+
+import lab
+from lab.acenas import metrics
+from lab.core import store, tables
+from lab.core.architectures import Space
+
+NASBENCH201 = Path(__file__).parents[1] / "../shared/data/nas/nasbench201_compact.csv.gz"
+BUDGETS = (100, 40, 20)
+PRETRAINING = {"pretrain_epochs": 14, "pretrain_batch": 256}
+SCORERS: dict[str, dict] = {
+    "lambdarank": {},
+    "lambdarank, label ranks": {"rank_by": "label_ascending"},
+    "ranknet": {"loss": "ranknet"},
+    "mse": {"loss": "mse"},
+    "lambdarank, not pre-trained": {"pretrain": "none"},
+    "brp-nas": {"scorer": "brp", "loss": "kl", "pretrain": "costs", "epochs": 250},
+    "lightgbm": {"scorer": "lightgbm"},
+    "lightgbm, no weak labels": {"scorer": "lightgbm", "pretrain": "none"},
+    "lightgbm mse": {"scorer": "lightgbm", "loss": "mse"},
+    "random": {"scorer": "random"},
+    "evolution": {"scorer": "evolution"},
+    "tpe": {"scorer": "tpe"},
+}
+BROAD = ("lambdarank", "mse", "lightgbm", "lightgbm, no weak labels", "lightgbm mse", "random", "evolution", "tpe")
+FEW = 3  # seeds, at the largest budget, for the other encoders: a run of each takes a minute or more
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, budget 40, the lab's table: under two minutes")
+    parser.add_argument("--json", type=Path, help="write all figures, settings, seeds and the machine here")
+    parser.add_argument("--csv", type=Path, help="one line a run; what is there already is not run again")
+    parser.add_argument("--nasbench201", type=Path, default=NASBENCH201)
+    parser.add_argument("--table", action="append", help="only this one; may be given more than once")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--jobs", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    names = ["cells", *(tables.NASBENCH201 if options.nasbench201.exists() and not options.quick else ())]
+    names = [name for name in names if not options.table or name in options.table]
+    seeds, budgets = range(1 if options.quick else options.seeds), (40,) if options.quick else BUDGETS
+    with tempfile.TemporaryDirectory() as folder:
+        items = [
+            (table, scorer, budget, seed, str(options.nasbench201), folder)
+            for seed in seeds for table in names for scorer in SCORERS for budget in budgets
+            if options.quick or scorer in BROAD or (seed < FEW and budget == BUDGETS[0])
+        ]  # fmt: skip
+        rows = run_all(items, options.csv, options.jobs)
+    found = pandas.DataFrame(rows)
+    print(summary(found).to_string())
+    figures = all_figures(found)
+    print(json.dumps(figures, indent=1))
+    if options.json is not None:
+        settings = {name: repr(recipe(name, 100)) for name in SCORERS}
+        report = {"figures": figures, "settings": settings, "seeds": list(seeds), "machine": machine()}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def run_all(items: list[tuple], path: Path | None, jobs: int) -> list[dict]:
+    """The rows of all items in their order, those in the CSV file first; the file is written as results come."""
+    known = pandas.read_csv(path).to_dict("records") if path is not None and path.exists() else []
+    wanted = {item[:4] for item in items}
+    done = {(row["table"], row["scorer"], row["budget"], row["seed"]) for row in known}
+    todo = [item for item in items if item[:4] not in done]
+    known = [row for row in known if (row["table"], row["scorer"], row["budget"], row["seed"]) in wanted]
+    for start in range(0, len(todo), 24):
+        known += lab.map(one, todo[start : start + 24], n_jobs=jobs, progress=False)
+        print(f"{start + 24} of {len(todo)}", flush=True)
+        if path is not None:
+            store.write(path, pandas.DataFrame(known).to_csv(index=False, float_format="%.6g").encode())
+    return known
+
+
+def one(item: tuple) -> dict:
+    """One run, as a row."""
+    table, name, budget, seed, nasbench201, folder = item
+    space, settings = known_space(table, nasbench201), recipe(name, budget)
+    checkpoint = None
+    if settings.pretrain != "none" and settings.scorer in ("gcn", "brp"):
+        place = table if table == "cells" else "nasbench201"  # whose three tables have the same weak labels
+        checkpoint = Path(folder) / f"{place} {settings.scorer} {settings.pretrain} {seed}"
+        replace(settings, budget=2, rounds=1, epochs=1).run(space, seed=seed, progress=False, checkpoint=checkpoint)
+    began = time.perf_counter()
+    outcome = settings.run(space, seed=seed, progress=False, checkpoint=checkpoint)
+    seconds = time.perf_counter() - began
+    scores, truth, pick = outcome.scores[-1], space.truth, list(space.names).index(outcome.pick)
+    top = scores.topk(10).indices.tolist()
+    return {
+        "table": table, "scorer": name, "budget": budget, "seed": seed, "trainings": len(outcome.rows),
+        "ndcg10": metrics.ndcg(scores, truth), "tau": metrics.kendall_tau(scores, truth),
+        "best_of_top10": float(truth[top].max()), "best_rank_of_top10": min(metrics.rank(row, truth) for row in top),
+        "pick": float(truth[pick]), "pick_rank": metrics.rank(pick, truth), "gap": outcome.regret(), "seconds": seconds,
+    }  # fmt: skip
+
+
+def known_space(table: str, nasbench201: str) -> Space:
+    return lab.tasks.cells() if table == "cells" else tables.nasbench201(nasbench201, table)
+
+
+def recipe(name: str, budget: int) -> lab.AceNAS:
+    return lab.AceNAS(budget=budget, **{**PRETRAINING, **SCORERS[name]})
+
+
+def summary(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Means over seeds with their 95 % intervals."""
+    shown = {
+        "ndcg@10": "ndcg10", "tau": "tau", "best of top 10": "best_of_top10", "pick": "pick", "gap": "gap",
+        "seconds": "seconds",
+    }  # fmt: skip
+    groups = rows.groupby(["table", "budget", "scorer"], sort=False)
+    return groups.apply(
+        lambda part: pandas.Series({name: str(metrics.interval(part[column])) for name, column in shown.items()})
+    )
+
+
+def all_figures(rows: pandas.DataFrame) -> dict:
+    """Means over seeds by table and budget: those the tables are asked for, and every searcher's gap."""
+    figures: dict = {}
+    for (table, budget), part in rows.groupby(["table", "budget"], sort=False):
+        mean = part.groupby("scorer", sort=False)[["ndcg10", "gap", "seconds"]].mean()
+        learned = [name for name in mean.index if name not in ("random", "evolution", "tpe")]
+        best = min((name for name in learned if "mse" not in name), key=lambda name: mean.gap[name])
+        figures.setdefault(table, {})[str(budget)] = {
+            "ndcg10_lambdarank": mean.ndcg10["lambdarank"], "ndcg10_mse": mean.ndcg10["mse"],
+            "ndcg10_lightgbm": mean.ndcg10["lightgbm"], "pick_gap": mean.gap[best], "pick_gap_by": best,
+            "search_seconds": mean.seconds["lambdarank"], "search_seconds_lightgbm": mean.seconds["lightgbm"],
+            "gaps": mean.gap.round(4).to_dict(),
+        }  # fmt: skip
+    return figures
+
+
+def machine() -> dict[str, str]:
+    processor = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                      if line.startswith("model name")), platform.processor())  # fmt: skip
+    return {"processor": processor, "torch": torch.__version__, "system": platform.system(), "threads": "1"}
+
+
+if __name__ == "__main__":
+    main()

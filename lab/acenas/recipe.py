@@ -1,0 +1,241 @@
+"""AceNAS's procedure: an encoder learns from weak labels, then ranks from a few true ones, gathered in rounds."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import tasks
+from ..core.architectures import Space
+from ..core.descent import Step, seeded
+from ..core.fields import Allowed, demand, number, one_of, whole
+from ..core.report import Report, Row
+from . import metrics, search
+from .outcome import AceNASOutcome
+from .scorers import SETTINGS, BoostedScorer, GraphScorer, Learning
+
+GRAPH_SCORERS = ("gcn", "brp", "vanilla")
+SCORERS = (*GRAPH_SCORERS, "lightgbm", *search.RIVALS)
+LOSSES = ("lambdarank", "ranknet", "mse", "kl")
+PUBLISHED = {
+    "benchmarks": dict(rank_by="label_ascending", pretrain_epochs=300, pretrain_batch=20),
+    "brp-nas": dict(scorer="brp", loss="kl", pretrain="costs", pretrain_epochs=300, pretrain_batch=64, epochs=250),
+    "neural-predictor": dict(scorer="vanilla", loss="mse", pretrain="none", rounds=1),
+}
+
+
+def _limit(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and _positive(value[1])
+    )
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AceNAS:
+    """Learning to rank ace architectures with weak supervision (Zhang et al., 2021, arXiv 2108.03001).
+
+    budget: architectures that are trained to learn from, in so many rounds; then the top predicted ones are trained as
+    well, and the best of all is picked. scorer: 'gcn' (chains of blocks get the sizes for chains), 'lightgbm', the
+    predictors 'brp' and 'vanilla', or a search without one: 'random', 'evolution', 'tpe', which trains budget + top.
+    loss: 'lambdarank', 'ranknet', 'mse' or 'kl'. rank_by: LambdaRank's ranks come from the 'score', or as in the
+    released code from 'label_ascending'. scale: the relevance of the best. epochs: passes over the trained ones a
+    round. pretrain: the weak labels to begin with: 'all', 'accuracy' (a super-net's), 'costs' or 'none'; in
+    pretrain_epochs passes of batches of pretrain_batch. limit: ('latency_ms', 5.0) leaves out what costs more.
+    """
+
+    budget: int = 100
+    rounds: int = 5
+    top: int = 10
+    scorer: str = "gcn"
+    loss: str = "lambdarank"
+    rank_by: str = "score"
+    scale: float = 20.0
+    epochs: int = 300
+    pretrain: str = "all"
+    pretrain_epochs: int = 40
+    pretrain_batch: int = 64
+    limit: tuple[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.limit, list):
+            object.__setattr__(self, "limit", tuple(self.limit))
+        demand(
+            self,
+            budget=whole(2),
+            rounds=whole(1),
+            top=whole(1),
+            scorer=one_of(*SCORERS),
+            loss=one_of(*LOSSES),
+            rank_by=one_of("score", "label_ascending"),
+            scale=number(1, 30),
+            epochs=whole(1),
+            pretrain=one_of("all", "accuracy", "costs", "none"),
+            pretrain_epochs=whole(1),
+            pretrain_batch=whole(2),
+            limit=Allowed(_limit, "None or (name of a cost, a number > 0)"),
+        )
+        demand(self, rounds=whole(1, self.budget // 2))
+
+    @classmethod
+    def paper(cls, name: str) -> "AceNAS":
+        """Released settings by name: 'benchmarks', and of the predictors it is compared with 'brp-nas' and
+        'neural-predictor'.
+        """
+        if name not in PUBLISHED:
+            raise ValueError(f"name={name!r}: the released settings are kept for {', '.join(PUBLISHED)}")
+        return cls(**PUBLISHED[name])  # type: ignore[arg-type]
+
+    def run(
+        self,
+        task: Space | None = None,
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        progress: bool = True,
+        checkpoint: str | Path | None = None,
+    ) -> AceNASOutcome:
+        """Search the space; a run that is begun again with the same checkpoint folder trains nothing twice."""
+        space = tasks.cells() if task is None else task
+        if not isinstance(space, Space):
+            raise TypeError(f"AceNAS searches a space, not a {type(space).__name__}: give lab.Space(graphs=..., ...)")
+        folder = Path(checkpoint) if checkpoint is not None else None
+        trace: list[Step] = []
+        with seeded(seed):
+            pool = self._pool(space)
+
+            def evaluate(rows) -> list[float]:
+                with seeded(seed):  # what a training draws must not move the search
+                    return space.evaluate(rows, seed, folder / "trained" if folder else None)
+
+            if self.scorer in search.RIVALS:
+                known = search.RIVALS[self.scorer](space, pool, self.budget + self.top, evaluate, seed)
+                rounds, trained = [search.found(len(space), known)], known
+            else:
+                scorer, trace = self._scorer(space, seed, device, folder, progress)
+                rounds = list(search.half_exploit(scorer, pool, self.budget, self.rounds, evaluate, seed))
+                trained = self._finish(rounds[-1], pool, evaluate)
+            trace += [_step(space, index, one) for index, one in enumerate(rounds)]
+            pick = max(trained, key=trained.__getitem__)
+            report = self._report(space, pool, rounds[-1], trained, pick)
+        return AceNASOutcome(
+            recipe=self, report=report, trace=tuple(trace), rows=torch.tensor(list(trained)),
+            labels=torch.tensor(list(trained.values()), dtype=torch.float64), learned=[len(r.rows) for r in rounds],
+            scores=torch.stack([r.scores for r in rounds]), pick=space.names[pick],
+            ranking=[space.names[row] for row in search.best(rounds[-1].scores, pool, 100)],
+            known=_known(space, pool, rounds),
+        )  # fmt: skip
+
+    def _pool(self, space: Space) -> list[int]:
+        """The rows within the limit; the budget must fit into them."""
+        rows = list(range(len(space)))
+        if self.limit is not None:
+            name, most = self.limit
+            if name not in space.costs:
+                known = ", ".join(space.costs) or "no costs"
+                raise ValueError(f"AceNAS: limit={self.limit}: this space knows {known}")
+            rows = (space.costs[name] <= most).nonzero()[:, 0].tolist()
+        if len(rows) < self.budget + self.top:
+            within = f" within limit={self.limit}" if self.limit else ""
+            raise ValueError(
+                f"AceNAS: budget={self.budget} with top={self.top} is more than the {len(rows)} architectures of the "
+                f"space{within}: lower budget"
+            )
+        return rows
+
+    def _scorer(self, space: Space, seed, device, folder, progress) -> tuple[Any, list[Step]]:
+        learning = Learning(self.loss, self.rank_by, self.scale, metrics.LOW, self.epochs)
+        name = "chain" if space.chain and self.scorer == "gcn" else self.scorer
+        scorer = (
+            BoostedScorer(space, learning)
+            if name == "lightgbm"
+            else GraphScorer(space, SETTINGS[name], learning, device)
+        )
+        weak = self._weak(space)
+        if not weak:
+            return scorer, []
+        epochs, batch = self.pretrain_epochs, self.pretrain_batch  # what pre-training hangs on names its checkpoint
+        owner = f"{name}, {epochs} passes in batches of {batch}, seed {seed}, weak labels {_digest(weak)}"
+        steps = scorer.pretrain(weak, epochs, batch, folder, owner, progress)
+        return scorer, steps
+
+    def _weak(self, space: Space) -> dict[str, Tensor]:
+        wanted = {"all": lambda name: True, "accuracy": lambda name: name not in space.costs,
+                  "costs": lambda name: name in space.costs, "none": lambda name: False}[self.pretrain]  # fmt: skip
+        return {name: values for name, values in space.weak.items() if wanted(name)}
+
+    def _finish(self, last: search.Round, pool: list[int], evaluate) -> dict[int, float]:
+        """The last step: the top predicted ones are trained as well."""
+        known = dict(zip(last.rows, last.labels, strict=True))
+        fresh = [row for row in search.best(last.scores, pool, self.top) if row not in known]
+        return known | dict(zip(fresh, evaluate(fresh), strict=True))
+
+    def _report(self, space: Space, pool: list[int], last: search.Round, trained: dict[int, float], pick: int):
+        rows = [Row("trainings", len(pool), len(trained))]
+        if space.truth is None:
+            rows.append(Row(space.metric, None, trained[pick], space.unit, "learned", 2))
+        else:
+            truth = space.truth[pool]
+            chance, optimum = metrics.expected_best(truth, len(trained)), float(truth.max())
+            value = float(space.truth[pick])
+            rows += [
+                Row(space.metric, chance, value, space.unit, "learned", 2),
+                Row("regret", optimum - chance, optimum - value, space.unit, "learned", 2),
+                *_rank_rows(space, pool, last.scores),
+            ]
+        rows += [
+            Row(name, float(values[pool].median()), float(values[pick]), "ms" if "_ms" in name else "", "exact")
+            for name, values in space.costs.items()
+            if "latency" not in name
+        ]
+        return Report(repr(self), tuple(rows), tuple(self._notes(space, pick)))
+
+    def _notes(self, space: Space, pick: int) -> list[str]:
+        notes = [f"picked {space.names[pick]}"]
+        if space.truth is not None:
+            notes.append("before: what as many random trainings find on average; the order of one weak label alone")
+        if self.pretrain != "none" and self.scorer not in search.RIVALS and not self._weak(space):
+            notes.append(f"pretrain={self.pretrain!r}: the space has no such weak labels, nothing was pre-trained")
+        return notes
+
+
+def _rank_rows(space: Space, pool: list[int], scores: Tensor) -> list[Row]:
+    """How scores rank what may be chosen, beside the first weak label alone."""
+    assert space.truth is not None
+    truth, weak = space.truth[pool], next((values[pool] for values in space.weak.values()), None)
+    measures = (("ndcg@10", metrics.ndcg), ("kendall tau", metrics.kendall_tau))
+    return [
+        Row(name, None if weak is None else measure(weak, truth), measure(scores[pool], truth), "", "learned", 3)
+        for name, measure in measures
+    ]
+
+
+def _digest(weak: dict[str, Tensor]) -> str:
+    """The names of weak labels, and what tells their values from others."""
+    content = b"".join(values.numpy().tobytes() for values in weak.values())
+    return f"{', '.join(weak)} ({hashlib.sha256(content).hexdigest()[:8]})"
+
+
+def _step(space: Space, index: int, one: search.Round) -> Step:
+    terms = {"trained": float(len(one.rows)), "best label": max(one.labels)}
+    if space.truth is not None:
+        terms["ndcg@10"] = metrics.ndcg(one.scores, space.truth)
+        terms["kendall tau"] = metrics.kendall_tau(one.scores, space.truth)
+    return Step("rounds", index, terms)
+
+
+def _known(space: Space, pool: list[int], rounds: list[search.Round]) -> dict[str, Any]:
+    """What views need of the space: names, truth, costs, and the graphs of the best of each round."""
+    shown = sorted({row for one in rounds for row in search.best(one.scores, pool, 10)})
+    graphs = {space.names[row]: [[list(g.operators), list(g.edges)] for g in space.graphs[row]] for row in shown}
+    return {
+        "pool": torch.tensor(pool), "truth": space.truth, "costs": dict(space.costs), "names": list(space.names),
+        "metric": space.metric, "unit": space.unit, "space": space.name,
+        "graphs": graphs,
+    }  # fmt: skip

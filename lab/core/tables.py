@@ -1,0 +1,279 @@
+"""Tables of architectures that somebody has trained, read from files into spaces: nothing is downloaded.
+
+Every reader gives a one-line error that names the row and the column of what it cannot use.
+"""
+
+import gzip
+import importlib.util
+import json
+import pickletools
+import struct
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from . import cells, store
+from .architectures import Graph, Space
+
+NASBENCH201 = {"cifar10": "c10_test", "cifar100": "c100_test", "imagenet16-120": "in16_test"}
+NASBENCHGRAPH = ("arxiv", "citeseer", "computers", "cora", "cs", "photo", "physics", "proteins", "pubmed")
+_LINKS = ("0000", "0001", "0011", "0012", "0013", "0111", "0112", "0122", "0123")  # where each of four nodes reads
+_LAYERS = ("gat", "gcn", "gin", "cheb", "sage", "arma", "graph", "fc", "skip")
+_PERFORMANCE = ("valid_perf", "perf", "latency", "para")
+_MACRO = {"0": "identity", "1": "mb3_k3", "2": "mb6_k5"}
+
+
+def lab_cells() -> Space:
+    """Every cell of four operators, trained by the lab on the digits: see `lab.tasks.cells`."""
+    table = _read_csv(store.artefact("cells/cells.csv.gz"))
+    _demand(table, "arch", "valid_0", "valid_1", "test_0", "test_1", "supernet", "parameters", "macs", "latency_ms")
+    costs = {name: torch.tensor(table[name].to_numpy(float)) for name in ("parameters", "macs", "latency_ms")}
+    return Space(
+        graphs=_cells(table, "arch"),
+        names=tuple(table["arch"]),
+        choices=[cells.parse(text) for text in table["arch"]],
+        labels=torch.tensor(table[["valid_0", "valid_1"]].to_numpy(float)),
+        truth=torch.tensor(table[["test_0", "test_1"]].to_numpy(float).mean(1)),
+        weak={"supernet": torch.tensor(table["supernet"].to_numpy(float)), **_no_latency(costs)},
+        costs=costs,
+        name="cells",
+    )
+
+
+def nasbench201(
+    path: str | Path, dataset: str = "cifar10", *, supernet: str = "oneshot", latency: str | Path | None = None
+) -> Space:
+    """All cells of NAS-Bench-201 (Dong and Yang, 2020) from a CSV file, plain or gzipped, one row a cell.
+
+    Its columns: arch_str in the benchmark's notation; the test accuracy in percent c10_test, c100_test or in16_test,
+    and for CIFAR-10 single trainings in c10_test_seeds ('85.62;86.18') where known; oneshot_c10 or fewshot_c10, a
+    super-net's accuracy, by `supernet`; flops_m and params_m in millions. `latency` is a second table in ms, a column a
+    device and a row a cell, joined by its column index. Raises ValueError naming row and column.
+    """
+    if dataset not in NASBENCH201:
+        raise ValueError(f"dataset={dataset!r}: NAS-Bench-201 has {', '.join(NASBENCH201)}")
+    if supernet not in ("oneshot", "fewshot"):
+        raise ValueError(f"supernet={supernet!r}: give 'oneshot' or 'fewshot'")
+    table, column = _read_csv(path), NASBENCH201[dataset]
+    _demand(table, "arch_str", column, f"{supernet}_c10", "flops_m", "params_m")
+    costs = {"parameters": _numbers(table, "params_m") * 1e6, "macs": _numbers(table, "flops_m") * 1e6}
+    return Space(
+        graphs=_cells(table, "arch_str"),
+        names=tuple(table["arch_str"]),
+        choices=[cells.parse(text) for text in table["arch_str"]],
+        labels=_trainings(table, column),
+        truth=_numbers(table, column),
+        weak={supernet: _numbers(table, f"{supernet}_c10"), **costs},
+        costs=costs | (_latencies(table, latency) if latency else {}),
+        name=f"NAS-Bench-201 {dataset}",
+    )
+
+
+def nasbench_macro(path: str | Path) -> Space:
+    """NAS-Bench-Macro (Su et al., 2021): eight blocks of three kinds on CIFAR-10, from its JSON file, plain or gzipped.
+
+    {arch: {test_acc: [3 numbers], params, flops}}, arch one digit a block. Identities leave the chain shorter; what is
+    then the same network is kept once.
+    """
+    found: Mapping[str, Any] = _read_json(path)
+    rows: dict[Graph, tuple[str, Mapping[str, Any]]] = {}
+    for number, (arch, known) in enumerate(found.items()):
+        if len(arch) != 8 or set(arch) - set(_MACRO):
+            raise ValueError(f"{path} row {number}: column 'arch' holds {arch!r}: give eight digits, each 0, 1 or 2")
+        for column in ("test_acc", "params", "flops"):
+            if column not in known:
+                raise ValueError(f"{path} row {number} ({arch}): column {column!r} is missing")
+        rows.setdefault(_macro(arch), (arch, known))
+    archs, values = zip(*rows.values(), strict=True)
+    costs = {"parameters": _plain(values, "params"), "macs": _plain(values, "flops")}
+    return Space(
+        graphs=list(rows), names=archs, choices=[tuple(arch) for arch in archs], weak=costs, costs=costs, chain=True,
+        labels=torch.tensor([known["test_acc"] for known in values], dtype=torch.float64), name="NAS-Bench-Macro",
+    )  # fmt: skip
+
+
+def accel_nasbench(path: str | Path) -> Space:
+    """Accel-NASBench (Ahmad et al., 2024): MnasNets trained on ImageNet, from its archive or folder of JSON files.
+
+    {architecture: {block0_e, block0_k, block0_l, block0_se, ...}, metrics: {val_top1}, platform_perf}. Costs are ms
+    and pictures a second by device, where every file has them. A chain of seven blocks.
+    """
+    seen: dict[tuple[str, ...], dict[str, Any]] = {}
+    for name, record in _json_files(Path(path)):
+        try:
+            arch = record["architecture"]
+            blocks = tuple("e{e} k{k} l{l} se{se}".format(**{c: arch[f"block{b}_{c}"] for c in ("e", "k", "l", "se")})
+                           for b in range(7))  # fmt: skip
+            seen.setdefault(blocks, {"top1": float(record["metrics"]["val_top1"]), "perf": _perf(record)})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} row {name}: column {error} is missing or no number") from error
+    if not seen:
+        raise ValueError(f"{path} holds no result files: give Accel-NASBench's archive of JSON files, or its folder")
+    shared = set.intersection(*(set(known["perf"]) for known in seen.values()))
+    return Space(
+        graphs=[Graph.chain(blocks, range(7)) for blocks in seen], choices=list(seen), chain=True,
+        labels=_plain(list(seen.values()), "top1"), names=tuple(" | ".join(blocks) for blocks in seen),
+        costs={name: torch.tensor([known["perf"][name] for known in seen.values()]) for name in sorted(shared)},
+        name="Accel-NASBench",
+    )  # fmt: skip
+
+
+def nasbench_graph(dataset: str = "cora") -> Space:
+    """NAS-Bench-Graph (Qin et al., 2022): graph networks of four layers, from its package; needs the extra `tables`.
+
+    Labels are validation accuracies, truth the test accuracies, in percent. The package keeps its tables as pickles:
+    they are read as lists of opcodes, and nothing in them is run.
+    """
+    if dataset not in NASBENCHGRAPH:
+        raise ValueError(f"dataset={dataset!r}: NAS-Bench-Graph has {', '.join(NASBENCHGRAPH)}")
+    package = importlib.util.find_spec("nas_bench_graph")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("NAS-Bench-Graph comes as a package: pip install 'lab[tables]'")
+    content = (Path(package.origin).parent / "light" / f"{dataset}.bench").read_bytes()
+    rows = dict(_records(content))
+    archs, known = [_graph_network(key) for key in rows], list(rows.values())
+    costs = {"parameters": _plain(known, "para") * 1e6, "latency_ms": _plain(known, "latency") * 1e3}
+    return Space(
+        graphs=[graph for graph, _ in archs], choices=[choice for _, choice in archs], costs=costs, weak=costs,
+        names=tuple(" ".join(choice) for _, choice in archs), name=f"NAS-Bench-Graph {dataset}",
+        labels=100 * _plain(known, "valid_perf"), truth=100 * _plain(known, "perf"),
+    )  # fmt: skip
+
+
+# -- parts of files ----------------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: str | Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError, EOFError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{path} is no table ({reason}): give a CSV file") from error
+
+
+def _read_json(path: str | Path) -> Any:
+    content = Path(path).read_bytes()
+    try:
+        return json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is no JSON ({error}): give the benchmark's own file") from error
+
+
+def _json_files(path: Path) -> Iterator[tuple[str, Any]]:
+    if path.is_dir():
+        for file in sorted(path.rglob("*.json")):
+            yield file.name, _read_json(file)
+        return
+    with tarfile.open(path) as archive:
+        for member in sorted((m for m in archive if m.name.endswith(".json")), key=lambda m: m.name):
+            content = archive.extractfile(member)
+            assert content is not None
+            yield member.name, json.load(content)
+
+
+def _demand(table: pd.DataFrame, *columns: str) -> None:
+    for name in columns:
+        if name not in table.columns:
+            raise ValueError(f"column {name!r} is missing: the table has {', '.join(table.columns)}")
+
+
+def _numbers(table: pd.DataFrame, column: str) -> torch.Tensor:
+    values = pd.to_numeric(table[column], errors="coerce")
+    if values.isna().any():
+        row = int(values.isna().to_numpy().nonzero()[0][0])
+        raise ValueError(f"row {row}: column {column!r} holds {str(table[column].iloc[row])!r}: give a number")
+    return torch.tensor(values.to_numpy(float))
+
+
+def _cells(table: pd.DataFrame, column: str) -> list[Graph]:
+    graphs: dict[str, Graph] = {}
+    for row, text in enumerate(table[column]):
+        if text in graphs:
+            first = list(graphs).index(text)
+            raise ValueError(f"row {row}: column {column!r} repeats the cell of row {first}: keep one")
+        try:
+            graphs[text] = cells.graph(cells.parse(str(text)))
+        except ValueError as error:
+            raise ValueError(f"row {row}: column {column!r}: {error}") from error
+    return list(graphs.values())
+
+
+def _trainings(table: pd.DataFrame, column: str) -> torch.Tensor:
+    """(n, most) the single trainings of each row, NaN where there were fewer; the mean where none is told apart."""
+    if (seeds := f"{column}_seeds") not in table.columns:
+        return _numbers(table, column)
+    runs = table[seeds].astype(str).str.split(";", expand=True)
+    return torch.tensor(runs.apply(pd.to_numeric, errors="coerce").to_numpy(float))
+
+
+def _latencies(table: pd.DataFrame, path: str | Path) -> dict[str, torch.Tensor]:
+    times = _read_csv(path)
+    _demand(times, "index")
+    _demand(table, "index")
+    joined = times.set_index("index").reindex(table["index"])
+    return {f"latency_ms {device}": _numbers(joined.reset_index(), device) for device in joined.columns}
+
+
+def _no_latency(costs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: values for name, values in costs.items() if not name.startswith("latency")}
+
+
+def _plain(rows, name: str) -> torch.Tensor:
+    return torch.tensor([float(row[name]) for row in rows], dtype=torch.float64)
+
+
+def _macro(arch: str) -> Graph:
+    stages = (0, 0, 1, 1, 1, 2, 2, 2)  # a stage's first block shrinks the picture, so that it is never left out
+    kept = [
+        (_MACRO[digit], stage)
+        for i, (digit, stage) in enumerate(zip(arch, stages, strict=True))
+        if digit != "0" or i in (0, 2, 5)
+    ]
+    return Graph.chain([operator for operator, _ in kept], [stage for _, stage in kept])
+
+
+def _perf(record: Mapping[str, Any]) -> dict[str, float]:
+    found = {}
+    for name, values in record.get("platform_perf", {}).items():
+        metric = name.partition("_")[0]
+        if f"{metric}_mean" in values:
+            found[name] = float(values[f"{metric}_mean"])
+    return found
+
+
+def _graph_network(key: int) -> tuple[Graph, tuple[str, ...]]:
+    """A network of the benchmark by its key, five decimal digits: how its layers are linked, and what the four are."""
+    first, *rest = map(int, f"{key:05d}")
+    operators, link = tuple(_LAYERS[digit] for digit in rest), _LINKS[first]
+    edges = [(int(source), node + 1) for node, source in enumerate(link)]
+    ends = [(node, 5) for node in range(1, 5) if str(node) not in link]  # what nobody reads goes to the output
+    return Graph(("input", *operators, "output"), tuple(edges + ends)), (link, *operators)
+
+
+def _records(content: bytes) -> Iterator[tuple[int, dict[str, float]]]:
+    """{whole number: {name: number}} out of a pickle's opcodes, which are read here and never run."""
+    memo: dict[int, str] = {}
+    key, name = 0, ""
+    previous: Any = None
+    record: dict[str, float] = {}
+    value: Any
+    for opcode, value, _ in pickletools.genops(content):
+        if opcode.name == "EMPTY_DICT" and isinstance(previous, int):  # a key, and a record begins
+            if record:
+                yield key, record
+            key, record = previous, {}
+        elif opcode.name in ("BINPUT", "LONG_BINPUT") and isinstance(previous, str):
+            memo[value] = previous
+        elif opcode.name in ("BINUNICODE", "BINGET", "LONG_BINGET"):
+            word = value if isinstance(value, str) else memo.get(value)
+            name = word if word in _PERFORMANCE else name
+        elif opcode.name == "BINFLOAT":
+            record[name] = value
+        elif opcode.name == "SHORT_BINBYTES":  # how a numpy number is kept
+            (record[name],) = struct.unpack("<d", value)
+        previous = value
+    yield key, record

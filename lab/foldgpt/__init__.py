@@ -1,0 +1,35 @@
+"""FoldGPT: layer removal and sharing for language models (Liu, Zeng, Li, Yan, Fu, Mei, Chen; 2024,
+arXiv 2407.00928).
+
+    idea        Blocks of a language model change what passes through them little, so some can go and neighbours can be
+                one. Which go is learned for all blocks together: every block stands behind a gate, the gates must keep
+                a budget of operations, and polarise. Kept neighbours then share their matrices, each with norms and a
+                small adapter of its own, and a short training under the full model cures the rest.
+    symbols     N blocks   R removed   r removal, R / N   G a group that shares   g gate of a block   a, b what it is
+                learned from   eps its softness   h hidden state   P0, p, n parameters of model, block, norms of a block
+    equations   (1) gate   (2) gated   (3) budget   (3a) within_budget   (4) annealed   (5) parameters   (6) adapters
+                (7) cache_bytes   (8) similarity   (9) influence   (10) taylor   (11) low_rank   (12) tail
+                (13) logit_distillation
+    procedure   recipe.FoldGPT.run: a stage `gates`, then the fold, then a stage `cure`
+    where       layers holds the gates, ranking the rivals (ShortGPT, SLEB, Taylor), sharing the pairs and whose weights
+                they take, folding the smaller model, modeling_folded what `transformers` needs to load it again,
+                measures what it does and how fast, evaluation lm-eval's tasks
+    picture     view.explore, view.folding
+
+    departures  The paper's gate, rates, steps, group layout, adapters and loss weights could not be had, nor its
+                tables: all formulas and every default here are a reconstruction of this project, and no number of the
+                paper is quoted.
+                The gates learn from KL to the ungated model. With the budget as a penalty all gates fell together and
+                their ranking missed what removal costs; here they are kept within the budget exactly, Eq. (3a). What a
+                gate is learned from, b, takes the gradient of the gate itself, so that a shut gate still learns. For
+                most of the run eps is large and all gates are nearly alike: so the order repeats from seed to seed.
+                At the end eps falls and they polarise; learning on meanwhile lost the order.
+                Pairs are the kept neighbours whose states are most alike. Larger groups are counted, never made.
+                What a pair shares is frozen in the cure; blocks with weights of their own are cured by adapters that
+                are merged, so that they cost nothing afterwards.
+"""
+
+from .outcome import FoldGPTOutcome
+from .recipe import FoldGPT
+
+__all__ = ["FoldGPT", "FoldGPTOutcome"]

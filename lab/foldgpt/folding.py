@@ -1,0 +1,201 @@
+"""Which blocks stay, which share their weights, and the smaller `transformers` model that comes of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import equations as eq
+from .modeling_folded import LowRank, adapt, apply_fold, blocks, linears, out_in, stack
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks `kept` and `groups` of adjacent kept ones, by their numbers in the original; the `rank` of adapters."""
+
+    kept: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...] = ()
+    rank: int = 0
+
+    def logical(self) -> dict[str, Any]:
+        """The same by the numbers that the layers have in the folded model, as its config keeps it."""
+        place = {block: layer for layer, block in enumerate(self.kept)}
+        return {"groups": [[place[block] for block in group] for group in self.groups], "rank": self.rank}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Fold":
+        """The fold that `to_dict` wrote."""
+        return cls(tuple(values["kept"]), tuple(map(tuple, values["groups"])), values["rank"])
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the size algebra knows of a model: P0 parameters, N blocks of p, n of them in norms; matrices of a block."""
+
+    P0: int
+    N: int
+    p: int
+    n: int
+    shapes: tuple[tuple[int, int], ...]
+    cache: int
+
+    @property
+    def rest(self) -> int:
+        """Embeddings, head and last norm."""
+        return self.P0 - self.N * self.p
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Sizes":
+        """The sizes of a model, which may be on the meta device; `cache` is bytes a token in 16 bits."""
+        block = uniform(model)[0]
+        shapes = tuple(out_in(linear) for linear in linears(block).values())
+        p = sum(tensor.numel() for tensor in block.parameters())
+        shared = sum(t.numel() for linear in linears(block).values() for t in linear.parameters(recurse=False))
+        return cls(total(model), len(blocks(model)), p, p - shared, shapes, _cache(model))
+
+    def folded(self, fold: Fold) -> int:
+        """Parameters after a fold, by Eqs. (5) and (6)."""
+        members = sum(map(len, fold.groups))
+        extras = members * eq.adapters(fold.rank, self.shapes) if fold.rank else 0
+        return eq.parameters(self.P0, self.p, self.n, self.N - len(fold.kept), tuple(map(len, fold.groups)), extras)
+
+
+def total(model: nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(tensor.numel() for tensor in model.parameters())
+
+
+def _cache(model: nn.Module) -> int:
+    config = getattr(model, "config", None)
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return eq.cache_bytes(len(blocks(model)), heads, size)
+
+
+def uniform(model: nn.Module) -> nn.ModuleList:
+    """The blocks, or a one-line error if they are not alike in shape."""
+    found = blocks(model)
+    first = _shape(found[0])
+    for number, block in enumerate(found):
+        if _shape(block) != first:
+            raise ValueError(
+                f"{type(model).__name__}: block {number} differs in shape from block 0, so weights cannot be shared: "
+                "give a model of repeated, equal blocks"
+            )
+    return found
+
+
+def _shape(block: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(tensor.shape)) for name, tensor in block.named_parameters()]
+
+
+def removed(model: nn.Module, kept: tuple[int, ...]) -> nn.Module:
+    """A copy with only the blocks `kept`, each with its own place in the cache."""
+    copy = deepcopy(model)
+    owner, name = stack(copy)
+    setattr(owner, name, nn.ModuleList([getattr(owner, name)[block] for block in kept]))
+    for layer, block in enumerate(getattr(owner, name)):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = layer
+    if hasattr(copy, "config"):
+        copy.config.num_hidden_layers = len(kept)
+        if getattr(copy.config, "layer_types", None):
+            copy.config.layer_types = [copy.config.layer_types[block] for block in kept]
+    return copy
+
+
+def folded(model: nn.Module, fold: Fold) -> nn.Module:
+    """A copy with blocks removed, groups sharing the weights of their first block, and adapters that do nothing yet."""
+    return apply_fold(removed(model, fold.kept), fold.logical())
+
+
+def unrolled(model: nn.Module) -> nn.Module:
+    """A copy in which nothing is shared and no adapter is left: larger, plain, the same answers up to rounding."""
+    plain = deepcopy(model)
+    for block in blocks(plain):
+        for tensors in block.modules():
+            for name, tensor in list(tensors.named_parameters(recurse=False)):
+                setattr(tensors, name, nn.Parameter(tensor.detach().clone()))
+        merge(block)
+    if hasattr(plain.config, "fold"):
+        del plain.config.fold
+    return plain
+
+
+def merge(block: nn.Module) -> None:
+    """Add a block's adapters to its matrices and take them out."""
+    for name, module in list(block.named_modules()):
+        if isinstance(module, LowRank):
+            change = (module.B @ module.A).detach()
+            with torch.no_grad():
+                module.base.weight += change if isinstance(module.base, nn.Linear) else change.T
+            parent, _, last = name.rpartition(".")
+            setattr(block.get_submodule(parent), last, module.base)
+
+
+def alone(model: nn.Module) -> list[nn.Module]:
+    """The blocks that share nothing."""
+    fold = getattr(model.config, "fold", None) or {"groups": []}
+    grouped = {layer for group in fold["groups"] for layer in group}
+    return [block for layer, block in enumerate(blocks(model)) if layer not in grouped]
+
+
+def adapt_alone(model: nn.Module, rank: int) -> None:
+    """Adapters for the blocks that share nothing; `merge` takes them out again."""
+    for block in alone(model):
+        adapt(block, rank)
+
+
+@contextmanager
+def gates(model: nn.Module, g: Tensor | list[Tensor]) -> Iterator[nn.Module]:
+    """The model with its blocks behind gates g (N,), Eq. (2), for a `with` block."""
+    handles = [
+        block.register_forward_hook(_gate_hook(g, number), with_kwargs=True)
+        for number, block in enumerate(blocks(model))
+    ]
+    try:
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _gate_hook(g, number: int):
+    def hook(_, args, kwargs, out):
+        h = args[0] if args else kwargs["hidden_states"]
+        if isinstance(out, tuple):
+            return (eq.gated(h, out[0], g[number]), *out[1:])
+        return eq.gated(h, out, g[number])
+
+    return hook
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[list[Tensor]]:
+    """For a `with` block, what the first block reads and what every block gives, (N, T, d) each, of the last call."""
+    states: list[Tensor] = []
+
+    def enter(_, args, kwargs):
+        states.clear()
+        states.append(args[0] if args else kwargs["hidden_states"])
+
+    def leave(_, args, out):
+        states.append(out[0] if isinstance(out, tuple) else out)
+
+    found = blocks(model)
+    handles = [found[0].register_forward_pre_hook(enter, with_kwargs=True)]
+    handles += [block.register_forward_hook(leave) for block in found]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,79 @@
+"""Which blocks to do without: rankings of published rivals, each from the block to remove first to the last."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..core import prose
+from ..core.task import evaluating
+from . import equations as eq
+from .folding import blocks, gates, recorded
+
+
+def hidden_states(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
+    """What the first block reads and every block gives, over all tokens: (N + 1, tokens, d)."""
+    found = []
+    with torch.no_grad(), evaluating(model), recorded(model) as states:
+        for x in batches:
+            model(x)
+            found.append(torch.stack([h.flatten(0, 1) for h in states]))
+    return torch.cat(found, 1)
+
+
+def loss(model: nn.Module, batches: Sequence[Tensor]) -> float:
+    """Mean cross-entropy in nats a token."""
+    with torch.no_grad(), evaluating(model):
+        return sum(float(prose.next_token_loss(model(x), x)) for x in batches) / len(batches)
+
+
+def by_influence(model: nn.Module, batches: Sequence[Tensor], removals: int = 0) -> tuple[int, ...]:
+    """ShortGPT: least block influence first; every block judged by itself."""
+    return _ascending(eq.influence(hidden_states(model, batches)).tolist())
+
+
+def by_leave_one_out(model: nn.Module, batches: Sequence[Tensor], removals: int = 1) -> tuple[int, ...]:
+    """SLEB: the block without which the loss is least, again after every one of `removals`; N tries a round."""
+    count = len(blocks(model))
+    order: list[int] = []
+    scores: dict[int, float] = {}
+    for _ in range(max(1, removals)):
+        rest = [block for block in range(count) if block not in order]
+        scores = {block: _without(model, batches, [*order, block]) for block in rest}
+        order.append(min(scores, key=lambda block: scores[block]))
+    rest = sorted(set(scores) - set(order), key=lambda block: scores[block])
+    return (*order, *rest)
+
+
+def _without(model: nn.Module, batches: Sequence[Tensor], gone: list[int]) -> float:
+    place = next(model.parameters())
+    g = torch.ones(len(blocks(model)), device=place.device)
+    g[gone] = 0
+    with gates(model, g):  # a shut gate is a removed block, bit for bit
+        return loss(model, batches)
+
+
+def by_taylor(model: nn.Module, batches: Sequence[Tensor], removals: int = 0) -> tuple[int, ...]:
+    """The first-order change of the loss without a block's weights, least first."""
+    weights = [[p for p in block.parameters()] for block in blocks(model)]
+    flat = [p for block in weights for p in block]
+    frozen = [p.requires_grad for p in flat]
+    for p in flat:
+        p.requires_grad_(True)
+    with evaluating(model):
+        total = torch.stack([prose.next_token_loss(model(x), x) for x in batches]).mean()
+    gradients = iter(torch.autograd.grad(total, flat))
+    for p, was in zip(flat, frozen, strict=True):
+        p.requires_grad_(was)
+    return _ascending([float(eq.taylor([p.detach() for p in ps], [next(gradients) for _ in ps])) for ps in weights])
+
+
+def _ascending(scores: Sequence[float]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(scores)), key=lambda block: scores[block]))
+
+
+RIVALS: dict[str, Callable[..., tuple[int, ...]]] = {
+    "influence": by_influence,
+    "leave-one-out": by_leave_one_out,
+    "taylor": by_taylor,
+}

@@ -1,0 +1,102 @@
+"""Which kept neighbours become one, whose weights they take, and how their adapters begin."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import equations as eq
+from .folding import Fold, removed
+from .modeling_folded import LowRank, apply_fold, blocks, linears
+from .ranking import loss
+
+REPRESENTATIVES = ("first", "mean", "least-loss")
+
+
+def pairs(kept: Sequence[int], alike: Tensor, count: int) -> tuple[tuple[int, int], ...]:
+    """The `count` disjoint pairs of neighbours among the kept whose states behind them are most alike in sum.
+
+    alike is the similarity (N + 1, N + 1) of Eq. (8). ValueError where the kept blocks are too few.
+    """
+    if 2 * count > len(kept):
+        raise ValueError(
+            f"sharing asks for {count} pairs among {len(kept)} kept blocks: lower sharing or removal, two blocks a pair"
+        )
+    best: list[list[tuple[float, tuple]]] = [[(0.0, ())] + [(float("-inf"), ())] * count for _ in range(2)]
+    for k in range(1, len(kept)):
+        pair = (kept[k - 1], kept[k])
+        gain = float(alike[pair[0] + 1, pair[1] + 1])
+        row = list(best[k])
+        for done in range(1, count + 1):
+            value, chosen = best[k - 1][done - 1]
+            row[done] = max(row[done], (value + gain, (*chosen, pair)))
+        best.append(row)
+    return best[len(kept)][count][1]
+
+
+def shared(model: nn.Module, fold: Fold, representative: str, start: str, batches: Sequence[Tensor]) -> nn.Module:
+    """A folded copy whose groups take the weights of a representative; adapters begin at zero or by 'svd'."""
+    copy = removed(model, fold.kept)
+    layers, plan = blocks(copy), fold.logical()
+    own = {layer: weights(layers[layer]) for group in plan["groups"] for layer in group}
+    for group in plan["groups"]:
+        _represent(copy, group, own, representative, batches)
+    apply_fold(copy, plan)
+    if start == "svd" and fold.rank:
+        for layer, matrices in own.items():
+            _from_residual(layers[layer], matrices)
+    return copy
+
+
+def weights(block: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Copies of a block's matrices and biases, by layer and name."""
+    return {
+        name: {part: tensor.detach().clone() for part, tensor in linear.named_parameters(recurse=False)}
+        for name, linear in linears(block).items()
+    }
+
+
+def put(block: nn.Module, values: dict[str, dict[str, Tensor]]) -> None:
+    """Copy matrices and biases into a block."""
+    with torch.no_grad():
+        for name, linear in linears(block).items():
+            for part, tensor in linear.named_parameters(recurse=False):
+                tensor.copy_(values[name][part])
+
+
+def _represent(copy, group, own, representative: str, batches) -> None:
+    """Write the group's common weights into all its blocks."""
+    layers = blocks(copy)
+    if representative == "mean":
+        common = _mean([own[layer] for layer in group])
+    elif representative == "least-loss":
+        common = own[min(group, key=lambda layer: _loss_with(copy, group, own[layer], batches))]
+    else:
+        common = own[group[0]]
+    for layer in group:
+        put(layers[layer], common)
+
+
+def _loss_with(copy, group, values, batches) -> float:
+    for layer in group:
+        put(blocks(copy)[layer], values)
+    return loss(copy, batches)
+
+
+def _mean(members: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
+    first = members[0]
+    return {
+        name: {part: torch.stack([one[name][part] for one in members]).mean(0) for part in parts}
+        for name, parts in first.items()
+    }
+
+
+def _from_residual(block: nn.Module, matrices: dict[str, dict[str, Tensor]]) -> None:
+    """Adapters begin as the best of their rank for what sharing took away (Relaxed Recursive Transformers)."""
+    found = {name: module for name, module in block.named_modules() if isinstance(module, LowRank)}
+    for name, module in found.items():
+        gap = matrices[name]["weight"] - module.base.weight.detach()
+        gap = gap if isinstance(module.base, nn.Linear) else gap.T
+        B, A = eq.low_rank(gap, module.A.shape[0])
+        with torch.no_grad():
+            module.A[: len(A)], module.B[:, : len(A)] = A, B  # a matrix may have fewer ranks than were asked for

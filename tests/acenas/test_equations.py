@@ -1,0 +1,133 @@
+"""The equations against values by hand and independent implementations."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import ndcg_score
+
+from lab.acenas import equations as eq
+from lab.acenas import metrics
+
+
+def test_normalisation_of_three_nodes_by_hand():
+    A = torch.tensor([[0.0, 1, 1], [0, 0, 1], [0, 0, 0]])  # 0 -> 1, 0 -> 2, 1 -> 2; with loops: out 3 2 1, in 1 2 3
+    by_hand = torch.tensor([[1 / 3, 1 / 6, 1 / 9], [0, 1 / 4, 1 / 6], [0, 0, 1 / 3]]).sqrt()
+    assert torch.allclose(eq.normalised(A), by_hand)
+
+
+def test_messages_flow_along_the_edges():
+    A = torch.zeros(1, 3, 3)
+    A[0, 0, 1] = 1.0
+    H = eq.graph_convolution(torch.tensor([[[1.0], [0.0], [0.0]]]), eq.normalised(A), torch.eye(1), torch.zeros(1))
+    assert H[0, 1, 0] > 0 and H[0, 2, 0] == 0  # node 1 hears of node 0, node 2 does not
+
+
+def test_sort_pooling_by_hand():
+    H = torch.tensor([[[3.0, 1.0], [2.0, 9.0], [5.0, 4.0]]])
+    pooled = eq.sort_pool(H, torch.ones(1, 3, dtype=torch.bool), k=4)
+    assert pooled.tolist() == [[2.0, 9.0, 4.0, 5.0, 1.0, 3.0, 0.0, 0.0]]
+
+
+def test_sort_pooling_leaves_out_nodes_that_are_not_there():
+    H = torch.tensor([[[3.0, 1.0], [2.0, 9.0], [5.0, 4.0]]])
+    pooled = eq.sort_pool(H, torch.tensor([[True, False, True]]), k=3)
+    assert pooled.tolist() == [[4.0, 5.0, 1.0, 3.0, 0.0, 0.0]]
+
+
+def test_sort_pooling_does_not_see_the_order_of_nodes():
+    torch.manual_seed(0)
+    H, there = torch.randn(5, 7, 4), torch.ones(5, 7, dtype=torch.bool)
+    assert torch.equal(eq.sort_pool(H, there), eq.sort_pool(H[:, torch.randperm(7)], there))
+
+
+def test_relevance_clips_the_worst_fifth():
+    y = torch.linspace(0, 1, 11)
+    r = eq.relevance(y, float(y.quantile(0.2)), 1.0)
+    assert r[:3].tolist() == [0, 0, 0] and r[-1] == 20 and (r.diff() >= 0).all()
+
+
+def test_relevance_of_equal_labels_is_zero():
+    assert eq.relevance(torch.full((4,), 0.7), 0.7, 0.7).tolist() == [0, 0, 0, 0]
+
+
+@given(st.lists(st.integers(0, 8), min_size=2, max_size=12), st.integers(0, 99))
+def test_ndcg_equals_scikit_learns(relevances, seed):
+    r = torch.tensor(relevances, dtype=torch.float64)
+    s = torch.from_numpy(np.random.default_rng(seed).permutation(len(r)).astype(float))
+    expected = ndcg_score([eq.gain(r).numpy()], [s.numpy()], k=5) if r.max() > 0 else 1.0
+    assert float(eq.ndcg(s, r, 5)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("rank_by", ["score", "label_ascending"])
+def test_the_lambda_gradient_is_that_of_the_pairwise_cost_with_the_change_frozen(rank_by):
+    torch.manual_seed(1)
+    s, r = torch.randn(9, dtype=torch.float64, requires_grad=True), torch.randint(0, 6, (9,)).double()
+    p = eq.ranks(s.detach()) if rank_by == "score" else eq.ranks(-r)
+    S, apart = torch.sign(r[:, None] - r), s[:, None] - s
+    cost = 0.5 * (1 - S) * apart + torch.log1p(torch.exp(-apart))  # of each ordered pair, Burges (2010)
+    (0.5 * (cost * eq.ndcg_change(r, p)).sum()).backward()  # each pair once
+    found = eq.lambda_gradient(s.detach(), r, p)
+    assert torch.allclose(found, s.grad, atol=1e-12)
+    assert abs(float(found.sum())) < 1e-12 and found.isfinite().all() and found.abs().max() > 0
+
+
+def test_the_gradient_lifts_what_is_relevant():
+    s, r = torch.zeros(3), torch.tensor([0.0, 3.0, 1.0])
+    gradient = eq.lambda_gradient(s, r, eq.ranks(s))
+    assert gradient[1] < 0 < gradient[0]  # descent raises the score of the best, lowers that of the worst
+
+
+def test_nothing_to_rank_gives_no_gradient():
+    s = torch.randn(4)
+    assert eq.lambda_gradient(s, torch.zeros(4), eq.ranks(s)).tolist() == [0, 0, 0, 0]
+
+
+def test_ranks_are_from_the_largest():
+    assert eq.ranks(torch.tensor([0.1, 0.9, 0.5])).tolist() == [3, 1, 2]
+
+
+def test_losses_of_the_twins_by_hand():
+    s, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    assert float(eq.mse(s, y)) == 1.0
+    assert float(eq.ranknet(s, y)) == pytest.approx(math.log1p(math.e))  # 1 is ranked above 0, wrongly
+    e = math.e
+    known, found = (1 / (1 + e), e / (1 + e)), (e / (1 + e), 1 / (1 + e))
+    by_hand = sum(k * math.log(k / f) for k, f in zip(known, found, strict=True))
+    assert float(eq.pair_divergence(s, y)) == pytest.approx(by_hand)
+    assert float(eq.pretraining_loss(torch.zeros(2, 3), torch.ones(2, 3))) == 3.0
+
+
+def test_allowances_reach_the_budget():
+    assert [eq.allowance(t, 100, 5) for t in range(1, 6)] == [20, 40, 60, 80, 100]
+    assert eq.allowance(3, 20, 3) == 20
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_expected_best_is_that_of_many_draws():
+    torch.manual_seed(0)
+    truth = torch.rand(50, dtype=torch.float64)
+    drawn = sum(float(truth[torch.randperm(50)[:7]].max()) for _ in range(20_000)) / 20_000
+    assert metrics.expected_best(truth, 7) == pytest.approx(drawn, abs=0.003)
+    assert metrics.expected_best(truth, 50) == pytest.approx(float(truth.max()))
+
+
+def test_a_dead_scorer_has_tau_minus_one():
+    assert metrics.kendall_tau(torch.zeros(5), torch.arange(5.0)) == -1.0
+
+
+def test_an_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = [i.low < 0 < i.high for i in (metrics.interval(rng.normal(size=5)) for _ in range(2000))]
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.02)
+
+
+def test_best_of_top_asks_validation_first():
+    scores, valid, truth = torch.tensor([3.0, 2, 1]), torch.tensor([0.1, 0.9, 1.0]), torch.tensor([0.7, 0.5, 0.9])
+    assert metrics.best_of_top(scores, valid, truth, 2) == pytest.approx(0.5)
+    assert metrics.rank(1, truth) == 3

@@ -1,0 +1,233 @@
+"""Searches: their budget, their twins and rivals, limits, crashes, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import lab
+from lab.acenas import search
+from lab.acenas.scorers import BoostedScorer, GraphScorer, Learning, Settings, is_alive
+
+from .spaces import chains, worth
+
+QUICK = lab.AceNAS(budget=20, rounds=2, top=3, epochs=60, pretrain_epochs=10, pretrain_batch=20)
+
+
+def run(recipe=QUICK, space=None, **others):
+    return recipe.run(space if space is not None else chains(), progress=False, **others)
+
+
+@pytest.mark.parametrize("scorer", ["gcn", "lightgbm"])
+def test_what_is_found_is_better_than_chance(scorer):
+    gaps = [run(replace(QUICK, scorer=scorer), seed=seed).report["regret"] for seed in range(3)]
+    assert sum(row.after for row in gaps) < sum(row.before for row in gaps)
+    assert min(row.after for row in gaps) <= 1.0
+
+
+@pytest.mark.parametrize("loss", ["ranknet", "mse", "kl"])
+def test_twins_run_and_rank(loss):
+    outcome = run(replace(QUICK, loss=loss))
+    assert outcome.report["kendall tau"].after > 0.3
+
+
+@pytest.mark.parametrize("scorer", ["brp", "vanilla"])
+def test_predictors_of_others_run(scorer):
+    assert is_alive(run(replace(QUICK, scorer=scorer, epochs=3)).scores[-1])
+
+
+@pytest.mark.parametrize("scorer", sorted(search.RIVALS))
+def test_rivals_train_as_many_and_none_twice(scorer):
+    outcome = run(replace(QUICK, scorer=scorer))
+    assert len(outcome.rows) == len(set(outcome.rows.tolist())) == 23
+
+
+def test_rounds_keep_to_the_budget_and_exploit_half():
+    outcome = run()
+    assert outcome.learned == [10, 20] and len(outcome.rows) <= 23
+    second = outcome.rows[10:15].tolist()  # half of the first round's share: the best that it predicted
+    unseen = [row for row in range(81) if row not in outcome.rows[:10].tolist()]
+    assert second == search.best(outcome.scores[0], unseen, 5)
+    top = search.best(outcome.scores[-1], range(81), 3)
+    assert set(top) <= set(outcome.rows.tolist())  # the top predicted ones are trained at the end
+
+
+def test_the_pick_is_the_best_that_was_trained():
+    outcome = run()
+    best = int(outcome.rows[outcome.labels.argmax()])
+    assert outcome.pick == f"architecture {best}"
+    assert outcome.regret() == outcome.report["regret"].after
+
+
+def test_labels_are_of_one_training_each():
+    space = chains(labels=torch.stack([torch.zeros(81), torch.ones(81)], 1), truth=torch.rand(81))
+    labels = space.evaluate(range(81), seed=0)
+    assert set(labels) == {0.0, 1.0} and labels == space.evaluate(range(81), seed=0) != space.evaluate(
+        range(81), seed=1
+    )
+
+
+def test_a_limit_leaves_out_what_costs_more():
+    outcome = run(replace(QUICK, budget=12, limit=("blocks", 3)))
+    costs = outcome.known["costs"]["blocks"]
+    assert costs[outcome.rows].max() <= 3
+    within = [worth(c) for c, cost in zip(chains().choices, costs, strict=True) if cost <= 3]
+    assert outcome.report["regret"].after == pytest.approx(max(within) - worth_of(outcome), abs=1e-9)
+
+
+def worth_of(outcome) -> float:
+    return worth(chains().choices[outcome.known["names"].index(outcome.pick)])
+
+
+def test_the_front_is_beaten_by_none():
+    outcome = run()
+    front = outcome.front("blocks")
+    assert [c for _, c, _ in front] == sorted({c for _, c, _ in front})
+    for row, label in zip(outcome.rows.tolist(), outcome.labels.tolist(), strict=True):
+        cost = float(outcome.known["costs"]["blocks"][row])
+        assert any(c <= cost and y >= label for _, c, y in front)
+
+
+def test_a_scorer_that_died_is_begun_again():
+    class Dies(GraphScorer):
+        deaths = 0
+
+        def _descend(self, *known):
+            if self.deaths < 1:
+                self.deaths += 1
+                with torch.no_grad():
+                    for weight in self.net.parameters():
+                        weight.zero_()
+            else:
+                super()._descend(*known)
+
+    torch.manual_seed(0)
+    scorer = Dies(chains(), Settings(), Learning("lambdarank", "score", 20.0, 0.2, 3))
+    scorer.fit(list(range(20)), chains().truth[:20].tolist(), 0)
+    assert scorer.restarts == 1 and is_alive(scorer.scores())
+
+
+def test_pretraining_keeps_encoder_and_first_head():
+    torch.manual_seed(0)
+    space = chains()
+    scorer = GraphScorer(space, Settings(), Learning("lambdarank", "score", 20.0, 0.2, 3))
+    scorer.pretrain(dict(space.weak), 60, 20, None, "", progress=False)
+    found = torch.corrcoef(torch.stack([scorer.scores(), space.weak["supernet"]]))[0, 1]
+    assert found > 0.6 and len(scorer.net.heads) == 1
+
+
+def test_weak_labels_help_where_labels_are_few():
+    taus = {}
+    for pretrain in ("all", "none"):
+        recipe = replace(QUICK, budget=8, rounds=2, pretrain=pretrain, pretrain_epochs=60, scorer="lightgbm")
+        taus[pretrain] = sum(run(recipe, seed=seed).report["kendall tau"].after for seed in range(4))
+    assert taus["all"] > taus["none"]
+
+
+def test_trees_look_at_weak_labels():
+    space = chains()
+    scorer = BoostedScorer(space, Learning("lambdarank", "score", 20.0, 0.2, 3))
+    before = scorer.features.shape[1]
+    scorer.pretrain(dict(space.weak))
+    assert scorer.features.shape[1] == before + 2
+
+
+# -- a space of one's own ----------------------------------------------------------------------------------------------
+
+
+class Train:
+    """Counts its trainings on disk, and stops after some of them."""
+
+    def __init__(self, folder, stop: int = 10**6) -> None:
+        self.log, self.stop = folder / "log.jsonl", stop
+
+    def __call__(self, graph: lab.Graph) -> float:
+        done = self.seen()
+        if len(done) >= self.stop:
+            raise KeyboardInterrupt
+        torch.rand(3)  # a training draws random numbers, which must not move the search
+        self.log.write_text("\n".join(map(json.dumps, [*done, graph.operators])))
+        return worth(graph.operators)
+
+    def __repr__(self) -> str:
+        return "Train"
+
+    def seen(self) -> list:
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+
+def own(train) -> lab.Space:
+    return chains(labels=None, truth=None, train=train, n_jobs=1)
+
+
+def test_a_space_is_trained_as_it_is_asked_for(tmp_path):
+    train = Train(tmp_path)
+    outcome = run(space=own(train))
+    assert len(train.seen()) == len(outcome.rows) <= 23
+    assert outcome.report["accuracy"].after == outcome.labels.max() and "regret" not in outcome.report
+    with pytest.raises(ValueError, match="known for tables only"):
+        outcome.regret()
+
+
+def test_after_a_crash_nothing_is_trained_twice(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole = run(space=own(Train(tmp_path / "a")))
+    with pytest.raises(KeyboardInterrupt):
+        run(space=own(Train(tmp_path / "b", stop=13)), checkpoint=tmp_path / "kept")
+    train = Train(tmp_path / "b")
+    again = run(space=own(train), checkpoint=tmp_path / "kept")
+    assert len(train.seen()) == len(whole.rows) == len({tuple(operators) for operators in train.seen()})
+    assert torch.equal(again.rows, whole.rows) and torch.equal(again.scores, whole.scores)
+
+
+@pytest.mark.parametrize("value", [float("nan"), "good", None])
+def test_a_training_must_give_a_number(value):
+    with pytest.raises(ValueError, match=r"row \d+ \(architecture \d+\): train gave .*: give a number"):
+        run(space=own(lambda graph: value))
+
+
+def test_lists_of_graphs_are_enough():
+    space = lab.Space(graphs=[graphs[0] for graphs in chains().graphs], labels=chains().truth)
+    outcome = run(space=space)
+    assert "no such weak labels" in " ".join(outcome.report.notes)
+    with pytest.raises(ValueError, match="give choices"):
+        run(replace(QUICK, scorer="evolution"), space)
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        (
+            replace(QUICK, budget=90),
+            "budget=90 with top=3 is more than the 81 architectures of the space: lower budget",
+        ),
+        (replace(QUICK, limit=("blocks", 1.0)), r"is more than the 5 architectures of the space within limit="),
+        (replace(QUICK, limit=("latency_ms", 1.0)), "limit=.*: this space knows blocks"),
+        (replace(QUICK, scorer="lightgbm", loss="kl"), "loss='kl' is not for scorer='lightgbm'"),
+    ],
+)
+def test_what_does_not_fit_the_space_is_one_line(recipe, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        run(recipe)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_of_another_kind_is_refused():
+    with pytest.raises(TypeError, match="AceNAS searches a space, not a Task"):
+        lab.AceNAS().run(lab.tasks.digits())
+
+
+def test_more_rounds_than_labels_are_refused():
+    with pytest.raises(ValueError, match=r"rounds=6 is not allowed: give a whole number in 1\.\.5"):
+        lab.AceNAS(budget=10, rounds=6)
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "brp-nas", "neural-predictor"])
+def test_released_settings(name):
+    assert isinstance(lab.AceNAS.paper(name), lab.AceNAS)
+    with pytest.raises(ValueError, match="kept for benchmarks"):
+        lab.AceNAS.paper("imagenet")

@@ -1,0 +1,152 @@
+"""The equations against numbers worked out by hand, loops, and the sizes of the public models."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lab.foldgpt import equations as eq
+from lab.foldgpt.folding import Fold, Sizes
+
+LLAMA2 = ("llama", {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+                    "num_key_value_heads": 32, "vocab_size": 32000, "tie_word_embeddings": False})  # fmt: skip
+GEMMA = ("gemma", {"hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18, "num_attention_heads": 8,
+                   "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 256000})  # fmt: skip
+TINY = ("llama", {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
+                  "num_key_value_heads": 4, "vocab_size": 32000, "tie_word_embeddings": False})  # fmt: skip
+LLAMA3 = ("llama", {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+                    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+                    "tie_word_embeddings": False})  # fmt: skip
+TABLE = {  # P0, N, p, n, rest, cache bytes a token
+    "llama-2-7b": (LLAMA2, 6_738_415_616, 32, 202_383_360, 8_192, 262_148_096, 524_288),
+    "gemma-2b": (GEMMA, 2_506_172_416, 18, 110_104_576, 4_096, 524_290_048, 18_432),
+    "tinyllama": (TINY, 1_100_048_384, 22, 44_044_288, 4_096, 131_074_048, 22_528),
+    "llama-3-8b": (LLAMA3, 8_030_261_248, 32, 218_112_000, 8_192, 1_050_677_248, 131_072),
+}
+
+
+@pytest.fixture(scope="module", params=TABLE)
+def sized(request):
+    (family, config), *expected = TABLE[request.param]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **config))
+    return request.param, Sizes.of(model), expected
+
+
+def test_sizes_of_the_public_models_to_the_digit(sized):
+    _, sizes, expected = sized
+    assert [sizes.P0, sizes.N, sizes.p, sizes.n, sizes.rest, sizes.cache] == expected
+
+
+POINTS = [
+    ("llama-2-7b", 5, 0, 5.726, 15.0), ("llama-2-7b", 9, 0, 4.917, 27.0), ("llama-2-7b", 6, 6, 4.310, 36.0),
+    ("llama-2-7b", 9, 6, 3.703, 45.1), ("gemma-2b", 3, 0, 2.176, 13.2), ("gemma-2b", 3, 4, 1.735, 30.8),
+    ("gemma-2b", 4, 6, 1.405, 43.9), ("tinyllama", 3, 0, 0.968, 12.0), ("tinyllama", 4, 4, 0.748, 32.0),
+    ("tinyllama", 6, 4, 0.660, 40.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "R", "S", "billions", "percent"), POINTS)
+def test_parameters_at_the_sample_points(name, R, S, billions, percent):
+    _, P0, _, p, n, _, _ = TABLE[name]
+    P = eq.parameters(P0, p, n, R, (2,) * S)
+    assert round(P / 1e9, 3) == billions and round(100 * (1 - P / P0), 1) == percent
+
+
+def test_a_group_of_three_saves_twice_what_a_pair_does():
+    assert eq.parameters(1000, 100, 4, 0, (3,)) == 1000 - 2 * 96
+    assert eq.parameters(1000, 100, 4, 1, (2,), extras=7) == 1000 - 100 - 96 + 7
+
+
+def test_adapters_are_counted_by_rows_and_columns(sized):
+    name, sizes, _ = sized
+    fold = Fold(tuple(range(sizes.N)), ((0, 1),), rank=8)
+    extras = sum(2 * 8 * (rows + columns) for rows, columns in sizes.shapes)
+    assert sizes.folded(fold) == sizes.P0 - (sizes.p - sizes.n) + extras, name
+
+
+def test_gate_is_0_at_0_and_half_at_the_root_of_eps_and_steepens():
+    a = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    for eps in (0.1, 1e-2, 1e-4):
+        g = eq.gate(a, eps)
+        assert g[0] == 0 and float(g[2]) == pytest.approx(1 / (1 + eps))
+        assert float(eq.gate(torch.tensor(eps).sqrt(), eps)) == pytest.approx(0.5)
+    assert eq.gate(a, 1e-4)[1] > eq.gate(a, 0.1)[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shut_and_open_gates_are_exact(dtype):
+    h, out = torch.randn(2, 5, 8).to(dtype), torch.randn(2, 5, 8).to(dtype) * 1e3
+    assert torch.equal(eq.gated(h, out, torch.tensor(0.0)), h)
+    assert torch.equal(eq.gated(h, out, torch.tensor(1.0)), out)
+
+
+def test_a_gate_between_mixes():
+    h, out = torch.zeros(1, 1, 2), torch.tensor([[[2.0, 4.0]]])
+    assert torch.allclose(eq.gated(h, out, torch.tensor(0.25)), torch.tensor([[[0.5, 1.0]]]))
+
+
+def test_annealing_waits_and_then_has_equal_ratios():
+    assert {eq.annealed(t) for t in (0.0, 0.3, 0.8)} == {1e3}
+    values = [eq.annealed(0.8 + t / 20) for t in range(5)]
+    assert values[0] == pytest.approx(1e3) and values[-1] == pytest.approx(1e-4)
+    assert len({round(b / a, 9) for a, b in pairwise(values)}) == 1
+
+
+@pytest.mark.parametrize("eps", [10.0, 0.1, 1e-4])
+@pytest.mark.parametrize("removal", [0.0, 0.25, 0.5])
+def test_gates_keep_the_budget_and_the_order(eps, removal):
+    b = torch.tensor([0.5, -1.0, 2.0, 0.1, 0.2, -0.4, 1.1, 0.9])
+    g = eq.within_budget(b, eps, removal)
+    assert float(eq.budget(g, removal)) == pytest.approx(0, abs=0.02)
+    order = g[b.argsort()]
+    assert bool((order.diff() >= 0).all()) and float(g.min()) >= 0 and float(g.max()) <= 1
+
+
+def test_a_small_eps_polarises():
+    g = eq.within_budget(torch.linspace(-1, 1, 8), 1e-4, 0.25)
+    assert int(((g > 0.1) & (g < 0.9)).sum()) <= 1 and int((g > 0.9).sum()) >= 5
+
+
+def test_equal_signals_give_equal_gates():
+    g = eq.within_budget(torch.zeros(5), 1.0, 0.4)
+    assert torch.allclose(g, torch.full((5,), 0.6), atol=1e-3)
+
+
+def test_similarity_and_influence_against_loops():
+    states = torch.randn(4, 7, 5)
+    found = eq.similarity(states)
+    for i in range(4):
+        for j in range(4):
+            cosines = [torch.cosine_similarity(states[i, t], states[j, t], dim=0) for t in range(7)]
+            assert float(found[i, j]) == pytest.approx(float(torch.stack(cosines).mean()), abs=1e-6)
+    assert torch.allclose(eq.influence(states), 1 - found.diagonal(1), atol=1e-6)
+
+
+def test_taylor_by_hand():
+    assert float(eq.taylor([torch.tensor([1.0, 2.0]), torch.tensor([3.0])],
+                           [torch.tensor([2.0, -2.0]), torch.tensor([-1.0])])) == 5  # fmt: skip
+
+
+def test_low_rank_is_the_best_of_its_rank():
+    W = torch.randn(6, 4)
+    B, A = eq.low_rank(W, 2)
+    rest = torch.linalg.svdvals(W)[2:]
+    assert B.shape == (6, 2) and A.shape == (2, 4)
+    assert float((W - B @ A).norm()) == pytest.approx(float(rest.norm()), rel=1e-5)
+
+
+def test_tail_and_logits_vanish_for_the_teacher_itself():
+    h, z = torch.randn(2, 3, 4), torch.randn(2, 3, 9)
+    assert float(eq.tail(h, h)) == 0 and float(eq.logit_distillation(z, z)) == pytest.approx(0, abs=1e-7)
+    assert float(eq.tail(torch.zeros_like(h), h)) == pytest.approx(1)
+    p, q = z.softmax(-1), (2 * z).softmax(-1)
+    by_hand = sum(float(p[i, j, k] * math.log(p[i, j, k] / q[i, j, k])) for i in range(2) for j in range(3)
+                  for k in range(9)) / 6  # fmt: skip
+    assert float(eq.logit_distillation(2 * z, z)) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_cache_bytes_of_llama_2():
+    assert eq.cache_bytes(32, 32, 128) == 524_288

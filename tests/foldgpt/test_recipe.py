@@ -1,0 +1,202 @@
+"""The recipe on a small model: what it promises besides the contract, its rivals, its data, its errors."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import lab
+from lab.core import prose
+from lab.foldgpt import measures
+from lab.foldgpt.evaluation import harness
+from lab.foldgpt.ranking import RIVALS, by_influence, by_leave_one_out, loss
+
+from .small import WITHOUT_PADDING, Letters, model, tokens
+
+QUICK = lab.FoldGPT(removal=1 / 6, sharing=1 / 6, rank=2, gate_steps=4, cure_steps=4)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(
+        "\n\n".join(f"paragraph {k} says that number {k * k} comes after some other words" for k in range(60))
+    )
+    return path
+
+
+@pytest.fixture
+def task(text):
+    return lab.tasks.prose(model("llama"), tokenizer=Letters(), text=text, context=16, batch_size=4)
+
+
+def test_a_network_of_ones_own(task):
+    outcome = QUICK.run(task, progress=False)
+    assert outcome.report["blocks"].after == 5 and len(outcome.fold.groups) == 1
+    assert outcome.report["parameters"].after == sum(p.numel() for p in outcome.model.parameters())
+    assert outcome.gates.shape == (4, 6) and sorted(outcome.ranking) == list(range(6))
+    assert {step.stage for step in outcome.trace} == {"gates", "cure"}
+
+
+def test_only_numbers_a_plain_task_is_enough():
+    x = [tokens(4, 16) for _ in range(3)]
+    task = lab.Task(model=model("gpt2"), batches=x, score=prose.perplexity(x), metric="perplexity", unit="")
+    outcome = QUICK.run(task, progress=False)
+    assert "next word of four" not in outcome.report
+    with pytest.raises(ValueError, match="tokenizer"):
+        outcome.text("some words")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ranking": "influence"}, {"ranking": "leave-one-out"}, {"ranking": "taylor"}, {"recovery": "logits"},
+     {"recovery": "plain"}, {"start": "zero"}, {"representative": "mean"}, {"representative": "least-loss"},
+     {"rank": 0}, {"sharing": 0.0}, {"removal": 0.0}, {"cure_steps": 0}],
+    ids=str,
+)  # fmt: skip
+def test_every_switch_runs(task, change):
+    outcome = replace(QUICK, **change).run(task, progress=False)
+    assert outcome.report["parameters"].ratio > 1 and torch.isfinite(outcome.model(task.example).logits).all()
+
+
+def test_bfloat16(text):
+    task = lab.tasks.prose(model("qwen2", torch.bfloat16), tokenizer=Letters(), text=text, context=16, batch_size=4)
+    outcome = QUICK.run(task, progress=False)
+    assert {p.dtype for p in outcome.model.parameters()} == {torch.bfloat16}
+
+
+def test_a_run_that_was_killed_goes_on(task, tmp_path, monkeypatch):
+    whole = QUICK.run(task, progress=False)
+    calls = iter(range(100))
+
+    def dies(*args):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return tail(*args)
+
+    from lab.foldgpt import equations as eq
+
+    tail = eq.tail
+    with monkeypatch.context() as patch:
+        patch.setattr(eq, "tail", dies)
+        with pytest.raises(KeyboardInterrupt):
+            QUICK.run(task, progress=False, checkpoint=tmp_path)
+    again = QUICK.run(task, progress=False, checkpoint=tmp_path)
+    assert again.trace == whole.trace and again.report == whole.report
+
+
+def test_leave_one_out_finds_the_block_that_does_nothing():
+    net, x = model("llama"), (tokens(4, 16),)
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        torch.nn.init.zeros_(net.model.layers[3].get_submodule(name).weight)
+    assert by_leave_one_out(net, x, 1)[0] in range(6)
+    assert by_influence(net, x)[0] == 3 and RIVALS["taylor"](net, x)[0] == 3
+    assert all(sorted(rank(net, x, 2)) == list(range(6)) for rank in RIVALS.values())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_leave_one_out_is_greedy_over_the_loss():
+    from lab.foldgpt.folding import removed
+
+    net, x = model("llama"), (tokens(4, 16),)
+    without = {b: loss(removed(net, tuple(k for k in range(6) if k != b)), x) for b in range(6)}
+    assert by_leave_one_out(net, x, 1) == tuple(sorted(without, key=without.get))
+
+
+# -- data and measures -------------------------------------------------------------------------------------------------
+
+
+def test_the_embedded_prose_is_apart_and_its_model_reads_it():
+    learn, held_out = prose.documentation()
+    assert not set(learn) & set(held_out) and len(held_out) > 100
+    task = lab.tasks.prose()
+    assert task.measure(task.model) < 40 < 1024  # a model of no knowledge stands at 1,024
+    asked = measures.questions(task.text)
+    assert measures.accuracy(task.model, task.tokenizer, asked) > 45  # chance is 25
+    assert asked == measures.questions(task.text) and all(len(set(one.choices)) == 4 for one in asked)
+
+
+def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary():
+    class Even(torch.nn.Linear):
+        def forward(self, x):
+            return torch.zeros(*x.shape, 80)
+
+    assert prose.perplexity([tokens()])(Even(1, 1)) == pytest.approx(80, rel=1e-5)
+
+
+def test_windows_cover_the_text_and_change():
+    row = torch.arange(100)
+    windows = prose.Windows(row, 10)
+    first = windows[torch.arange(10)]
+    assert first.shape == (10, 10) and torch.equal(first.diff(dim=1), torch.ones(10, 9, dtype=torch.int64))
+    assert not torch.equal(first, windows[torch.arange(10)]) and windows[3].shape == (10,)
+
+
+def test_a_real_model_from_a_folder(text, tmp_path):
+    model("gpt_neox").save_pretrained(tmp_path / "net")
+    task = lab.tasks.prose(tmp_path / "net", tokenizer=Letters(), text=text, context=16)
+    assert QUICK.run(task, progress=False).report["blocks"].after == 5
+
+
+def test_peak_memory_of_a_saved_model(tmp_path):
+    model("llama").save_pretrained(tmp_path)
+    assert measures.peak_memory(tmp_path, 4) > 0
+
+
+# -- bad input, in one line --------------------------------------------------------------------------------------------
+
+
+def one_line(error) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_removal_that_leaves_none(task):
+    with pytest.raises(ValueError) as error:
+        replace(QUICK, removal=1.0).run(task, progress=False)
+    assert "takes all 6 blocks: give at most 0.833" in one_line(error)
+
+
+def test_a_tokenizer_without_a_padding_token(text):
+    with pytest.raises(ValueError) as error:
+        lab.tasks.prose(model("llama"), tokenizer=WITHOUT_PADDING, text=text)
+    assert "set tokenizer.pad_token = tokenizer.eos_token" in one_line(error)
+
+
+def test_a_folder_without_weights(tmp_path):
+    with pytest.raises(ValueError) as error:
+        lab.tasks.prose(tmp_path)
+    assert "holds no weights: name a folder" in one_line(error)
+
+
+def test_a_context_that_the_model_does_not_have(text):
+    with pytest.raises(ValueError) as error:
+        lab.tasks.prose(model("llama"), tokenizer=Letters(), text=text, context=65)
+    assert "give at most 64" in one_line(error)
+
+
+def test_another_models_tokenizer(text):
+    with pytest.raises(ValueError) as error:
+        lab.tasks.prose(model("llama"), text=text, context=16)
+    assert "the tokenizer has 1024 tokens, the model 80" in one_line(error)
+
+
+def test_a_text_that_is_too_short(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    with pytest.raises(ValueError, match="give ten or more"):
+        lab.tasks.prose(model("llama"), tokenizer=Letters(), text=tmp_path / "a.txt", context=16)
+
+
+def test_lm_eval_says_which_extra_it_needs(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ImportError, match=r"pip install 'lab\[evaluation\]'"):
+        harness(model("llama"), Letters(), ["arc_easy"])
+
+
+def test_settings_for_the_papers_models():
+    assert round(lab.FoldGPT.paper("llama-2-7b").removal * 32) == 6
+    with pytest.raises(ValueError, match="tinyllama"):
+        lab.FoldGPT.paper("opt")
