@@ -54,7 +54,7 @@ class Space:
         self.samples: dict[Mixture, Tensor] = {}
         self._weights: dict[str, dict[str, Tensor]] = {name: {} for name in where.convs}
         made = attach(graph, where, lambda _: Mixture({}), lambda layer: layer)
-        self.activations: dict[str, Mixture] = dict(zip(where.groups(), made, strict=True))  # type: ignore[arg-type]
+        self.activations: dict[str, Mixture] = dict(zip(where.groups(), made, strict=True))
         self._calibrate(x)
         self.weights = {name: self._weight(name) for name in where.convs}
         self.roles = list(self._roles())
@@ -135,7 +135,7 @@ class Space:
                 found[rule] = RoundedWeight((alpha / n).view(shape if len(alpha) > 1 else []), n)
         mixture = Mixture(self._kept(found, f"{name}, weights")).to(W.device)
         parametrize.register_parametrization(layer, "weight", mixture, unsafe=True)
-        self.samples[mixture] = layer.parametrizations.weight.original.detach()  # type: ignore[union-attr]
+        self.samples[mixture] = layer.parametrizations.weight.original.detach()
         return mixture
 
     def _kept(self, found: dict[str, Any], where: str) -> dict[str, nn.Module]:
@@ -202,7 +202,7 @@ class Space:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.graph.load_state_dict(state["graph"])
-        self.set([k if k >= 0 else None for k in state["chosen"]])  # type: ignore[misc]
+        self.set([k if k >= 0 else None for k in state["chosen"]])
 
 
 def layer_bits(graph: fx.GraphModule, where: Placement, recipe: Any) -> dict[str, int]:
@@ -230,7 +230,7 @@ def place(graph: fx.GraphModule, recipe: Any) -> Placement:
         ]  # fmt: skip
     names = tuple(dict.fromkeys(str(node.target) for node in nodes))
     left = {str(n.target): f"{type(module_of(n)).__name__} is not quantised here" for n in graph.graph.nodes
-            if n.op == "call_module" and str(n.target) not in names and any(True for _ in module_of(n).parameters())}  # type: ignore[union-attr]  # fmt: skip
+            if n.op == "call_module" and str(n.target) not in names and any(True for _ in module_of(n).parameters())}  # fmt: skip
     return Placement(names, tuple(in_order(graph, spots)), left)
 
 
