@@ -78,7 +78,7 @@ def _slice(writer: Any, node: fx.Node) -> str:
 
 def _pad(writer: Any, node: fx.Node) -> str:
     """Zeros around; torch counts from the last axis, (before, after) each."""
-    pads, rank = list(node.args[1]), len(shape(node))  # type: ignore[arg-type]
+    pads, rank = list(node.args[1]), len(shape(node))
     if (node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")) != "constant":
         raise ValueError(f"{node.name}: only padding with zeros has an ONNX form here")
     pads += [0] * (2 * rank - len(pads))
