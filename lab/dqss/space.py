@@ -229,8 +229,12 @@ def place(graph: fx.GraphModule, recipe: Any) -> Placement:
                  not is_positive(node.all_input_nodes[0])) for node in nodes
         ]  # fmt: skip
     names = tuple(dict.fromkeys(str(node.target) for node in nodes))
-    left = {str(n.target): f"{type(module_of(n)).__name__} is not quantised here" for n in graph.graph.nodes
-            if n.op == "call_module" and str(n.target) not in names and any(True for _ in module_of(n).parameters())}  # fmt: skip
+    rest = [node for node in graph.graph.nodes if node.op == "call_module" and str(node.target) not in names]
+    left = {
+        str(node.target): f"{type(module_of(node)).__name__} is not quantised here"
+        for node in rest
+        if any(True for _ in module_of(node).parameters())
+    }
     return Placement(names, tuple(in_order(graph, spots)), left)
 
 
