@@ -31,16 +31,17 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import lab
-from lab.core import cost, quantisers
+from lab.core import cost, qdq, quantisers
 from lab.core.batches import enlarged
 from lab.core.descent import Stage, descend, seeded
+from lab.core.fusion import fusion, parity, worst
+from lab.core.placement import Spot, attach
+from lab.core.prepared import prepared
+from lab.core.runtime import Deployed
 from lab.core.task import Task
 from lab.pams import equations as eq
-from lab.pams import packed, qdq, sizes
-from lab.pams.fusion import fusion, parity, worst
-from lab.pams.placement import Spot, attach, place
-from lab.pams.prepared import prepared
-from lab.pams.runtime import Deployed
+from lab.pams import packed, sizes
+from lab.pams.placement import place
 
 EIGHT = lab.PAMS(placement="fig1", steps=300, lr=1e-4, alpha_lr=3e-3)
 FOUR = replace(EIGHT, weight_bits=4, activation_bits=4, lr=1e-3)

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import acenas, decoupling, foldgpt, gal, lens, pams, sparsebytenn, ui
+    from . import acenas, decoupling, dqss, foldgpt, gal, lens, pams, sparsebytenn, ui
     from .acenas import AceNAS
     from .core import cost, nets, scenes, surgery, tables, tasks
     from .core.architectures import Graph, Space
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what the names below are, for editors and type checkers
     from .core.parallel import map
     from .core.task import Task
     from .decoupling import Decoupling
+    from .dqss import DQSS
     from .foldgpt import FoldGPT
     from .gal import GAL
     from .pams import PAMS
@@ -33,6 +34,7 @@ _RECIPES = {
     "GAL": ("gal", "GAL"),
     "Decoupling": ("decoupling", "Decoupling"),
     "PAMS": ("pams", "PAMS"),
+    "DQSS": ("dqss", "DQSS"),
     "SparseByteNN": ("sparsebytenn", "SparseByteNN"),
     "FoldGPT": ("foldgpt", "FoldGPT"),
     "AceNAS": ("acenas", "AceNAS"),
@@ -57,6 +59,7 @@ _PLACES = {
     "ui": "ui",
 }
 __all__ = [
+    "DQSS",
     "GAL",
     "PAMS",
     "RECIPES",
@@ -71,6 +74,7 @@ __all__ = [
     "compare",
     "cost",
     "decoupling",
+    "dqss",
     "finetune",
     "foldgpt",
     "gal",

@@ -24,6 +24,7 @@ QUICK = {
     "Decoupling": {"steps": 40},
     "FoldGPT": {"gate_steps": 3, "cure_steps": 3},
     "PAMS": {"steps": 6, "calibration": 3},
+    "DQSS": {"steps": 6, "calibration": 8, "candidates": ("max", "mse", "p99.9")},
     "SparseByteNN": {"steps": 6, "regroup_every": 2, "sparsity": 0.5},
     "AceNAS": {"budget": 12, "rounds": 2, "top": 3, "epochs": 4, "pretrain_epochs": 1},
 }

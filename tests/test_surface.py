@@ -16,7 +16,7 @@ def test_every_place_is_named():
 
 
 def test_a_name_that_is_not_there_is_one_line():
-    with pytest.raises(AttributeError, match="lab has no 'Prune'; it has GAL, "):
+    with pytest.raises(AttributeError, match="lab has no 'Prune'; it has DQSS, GAL, "):
         _ = lab.Prune
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.grids import Grid
 from . import equations as eq
 
 LEAST = 1e-6  # alpha is a divisor: it is kept above this
@@ -53,6 +54,10 @@ class Quantiser(nn.Module):
     def scale_of(self) -> Tensor:
         """alpha, above 0."""
         return self.alpha.clamp(min=LEAST)
+
+    def grid(self) -> Grid:
+        """Where its values lie, as the exported file says it."""
+        return Grid(float(self.scale_of.detach()) / self.n, -self.n * self.signed, self.n, 128 * self.signed)
 
     @torch.no_grad()
     def _follow(self, x: Tensor) -> None:

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..core import cost, nets, store
+from ..core import cost, nets, qdq, store
+from ..core.fusion import Fusion, Parity, fusion, parity
 from ..core.outcome import Outcome
-from . import packed, qdq
-from .fusion import Fusion, Parity, fusion, parity
-from .placement import Placement, place
-from .prepared import prepared
-from .runtime import Deployed
+from ..core.placement import Placement
+from ..core.prepared import prepared
+from ..core.runtime import Deployed
+from . import packed
+from .placement import place
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)

@@ -15,6 +15,8 @@ from ..core import tasks
 from ..core.descent import Stage, descend, seeded
 from ..core.fields import demand, number, one_of, some_of, whole
 from ..core.finetune import has_labels
+from ..core.placement import Placement, Spot, attach, watched
+from ..core.prepared import prepared
 from ..core.report import Report, Row
 from ..core.task import Task, inputs
 from . import equations as eq
@@ -22,8 +24,7 @@ from . import packed, sizes
 from .history import History
 from .layers import LEAST, QuantisedConv2d, Quantiser
 from .outcome import PAMSOutcome, rebuilt
-from .placement import PLACEMENTS, Placement, Spot, attach, place, watched
-from .prepared import prepared
+from .placement import PLACEMENTS, place
 
 RELEASED = ("last_batch", "halved_rates", "random_student")
 SNAPSHOTS = 24  # how often alphas and histograms are kept

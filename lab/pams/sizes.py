@@ -6,10 +6,10 @@ from torch import Tensor, fx
 
 from ..core import cost
 from ..core.channels import is_cat
+from ..core.placement import passes
 from ..core.tracing import module_of
 from . import equations as eq
 from .layers import QuantisedConv2d, Quantiser
-from .placement import passes
 
 
 @dataclass(frozen=True)

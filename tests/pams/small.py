@@ -5,9 +5,9 @@ from torch import nn
 
 import lab
 from lab.core.descent import seeded
+from lab.core.prepared import prepared
 from lab.pams import packed
 from lab.pams.placement import place
-from lab.pams.prepared import prepared
 
 QUICK = {"steps": 12, "calibration": 4}
 

@@ -5,9 +5,9 @@ import torch
 
 import lab
 from lab.core import cost
+from lab.core.prepared import prepared
 from lab.pams import sizes
 from lab.pams.placement import place
-from lab.pams.prepared import prepared
 
 PIXEL = torch.zeros(1, 3, 1, 1)
 

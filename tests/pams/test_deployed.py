@@ -8,16 +8,15 @@ import torch
 from torch import nn
 
 import lab
-from lab.core import cost
+from lab.core import cost, qdq
+from lab.core import fusion as fusing
 from lab.core.descent import seeded
-from lab.pams import fusion as fusing
-from lab.pams import qdq
-from lab.pams.prepared import prepared
+from lab.core.prepared import prepared
 from tests.pams.small import QUICK, edsr, quantised, task
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-from lab.pams.runtime import Deployed  # noqa: E402
+from lab.core.runtime import Deployed  # noqa: E402
 
 X = torch.rand(1, 3, 14, 12, generator=torch.Generator().manual_seed(0))
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lab
+from lab.core.prepared import prepared
 from lab.pams import equations as eq
 from lab.pams import packed, sizes
-from lab.pams.prepared import prepared
 from tests.pams.small import QUICK, edsr, quantised, task
 
 X = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import lab
-from lab.pams.placement import PLACEMENTS, place, watched
-from lab.pams.prepared import prepared
+from lab.core.placement import watched
+from lab.core.prepared import prepared
+from lab.pams.placement import PLACEMENTS, place
 from tests.pams.small import edsr, quantised
 
 X = torch.rand(1, 3, 10, 10, generator=torch.Generator().manual_seed(0))

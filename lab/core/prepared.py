@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..core.tracing import module_of, propagate, trace
+from .tracing import module_of, propagate, trace
 
 _PRODUCTS = {operator.mul, torch.mul, "mul"}
 

@@ -17,19 +17,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..core import store
-from ..core.channels import is_cat, operands
-from ..core.task import evaluating
-from ..core.tracing import module_of
-from .layers import QuantisedConv2d, Quantiser
+from . import operators, store
+from .channels import is_cat, operands
+from .grids import Grid, codes, is_quantiser
 from .placement import passes
+from .task import evaluating
+from .tracing import module_of, shape
 
 OPSET, IR = 17, 8
 LANES = 16  # fewer output channels than this keep onnxruntime from its fast integer kernel: zeros fill them up
 
 
 @dataclass(frozen=True)
-class Grid:
+class Written:
     """Where a tensor's values lie: (code - zero) * step, by the names of its step and zero point, and the step."""
 
     step: str
@@ -38,7 +38,7 @@ class Grid:
 
 
 def write(model: fx.GraphModule, path: str | Path) -> Path:
-    """Write a prepared network, quantised or not, as one ONNX file (N, C, H, W) with free N, H, W; returns the path.
+    """Write a prepared network, quantised or not, as one ONNX file (N, C, H, W) with free axes; returns the path.
 
     Raises ImportError without the extra `export`, ValueError naming an operator that is not known here; neither
     leaves a file behind.
@@ -58,9 +58,10 @@ def to_model(model: fx.GraphModule) -> Any:
         for node in model.graph.nodes:
             writer.visit(node)
     (entry,) = (node for node in model.graph.nodes if node.op == "placeholder")
+    (answer,) = next(iter(node for node in model.graph.nodes if node.op == "output")).all_input_nodes
     ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", f"C{k}", f"H{k}", f"W{k}"])
-        for k, name in enumerate((writer.names[entry], "output"))
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *(f"{axis}{k}" for axis in "CHW"[: rank - 1])])
+        for k, (name, rank) in enumerate(((writer.names[entry], 4), ("output", len(shape(answer)) or 4)))
     ]
     graph = helper.make_graph(writer.nodes, "lab", ends[:1], ends[1:], list(writer.constants.values()))
     return helper.make_model(
@@ -77,7 +78,7 @@ class _Writer:
     nodes: list[Any] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
     names: dict[fx.Node, str] = field(default_factory=dict)
-    grids: dict[fx.Node, Grid] = field(default_factory=dict)
+    grids: dict[fx.Node, Written] = field(default_factory=dict)
     padded: dict[fx.Node, int] = field(default_factory=dict)
 
     def visit(self, node: fx.Node) -> None:
@@ -96,7 +97,9 @@ class _Writer:
         """Write one operator; the name of what it gives."""
         module = module_of(node)
         make: Callable | None
-        if module is not None:
+        if is_quantiser(module):
+            make = _quantise
+        elif module is not None:
             make = next((make for kind, make in _MODULES.items() if isinstance(module, kind)), None)
         elif is_cat(node):
             make = _concat
@@ -121,14 +124,14 @@ class _Writer:
             self.constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
-    def pair(self, source: str, name: str, grid: Grid) -> str:
+    def pair(self, source: str, name: str, grid: Written) -> str:
         """Round `source` to a grid and give it back as float."""
         code = self.emit("QuantizeLinear", [source, grid.step, grid.zero], f"{name}.q")
         return self.emit("DequantizeLinear", [code, grid.step, grid.zero], name)
 
-    def grid(self, name: str, alpha: float, n: int, signed: bool) -> Grid:
-        step = self.constant(f"{name}.step", np.float32(alpha / n))
-        return Grid(step, self.constant(f"zero{128 * signed}", np.uint8(128 * signed)), alpha / n)
+    def grid(self, name: str, grid: Grid) -> Written:
+        step = self.constant(f"{name}.step", np.float32(grid.step))
+        return Written(step, self.constant(f"zero{grid.zero}", np.uint8(grid.zero)), grid.step)
 
     def keep_grid(self, node: fx.Node) -> None:
         """Behind an operator that moves values: round them to the grid that all of them lie on already."""
@@ -145,12 +148,13 @@ class _Writer:
 def _quantise(writer: _Writer, node: fx.Node) -> str:
     q: Any = module_of(node)
     name, source = str(node.target).removeprefix("quantisers."), writer.names[node.all_input_nodes[0]]
-    alpha = float(q.scale_of.detach())
-    if q.bits < 8:  # no saturation of 8-bit codes would clamp: first the 8-bit grid, which a convolution can write
-        wide = writer.grid(f"{name}.wide", alpha, 127 if q.signed else 255, q.signed)
-        ends = [writer.constant(f"{name}.{k}", np.float32(v)) for k, v in (("low", -alpha * q.signed), ("high", alpha))]
+    own: Grid = q.grid()
+    if own.bits < 8:  # no saturation of 8-bit codes would clamp: first the 8-bit grid, which a convolution can write
+        wide = writer.grid(f"{name}.wide", own.wide())
+        reach = {"low": own.low * own.step, "high": own.high * own.step}
+        ends = [writer.constant(f"{name}.{end}", np.float32(value)) for end, value in reach.items()]
         source = writer.emit("Clip", [writer.pair(source, f"{node.name}.wide", wide), *ends], f"{node.name}.clip")
-    grid = writer.grids[node] = writer.grid(name, alpha, q.n, q.signed)
+    grid = writer.grids[node] = writer.grid(name, own)
     if (channels := writer.padded.get(node.all_input_nodes[0])) is None:
         return writer.pair(source, node.name, grid)
     ends = [writer.constant(f"whole {k}", np.array([k])) for k in (0, channels, 1)]
@@ -166,9 +170,10 @@ def _relu(writer: _Writer, node: fx.Node) -> str:
     source = writer.names[node.all_input_nodes[0]]
     reader = next(iter(node.users)) if len(node.users) == 1 else node
     q: Any = module_of(reader)
-    if isinstance(q, Quantiser) and q.signed and q.bits == 8 and _calls(reader) > 1:
+    own = q.grid() if is_quantiser(q) else None
+    if own is not None and own.low < 0 and own.bits == 8 and _calls(reader) > 1:
         name = str(reader.target).removeprefix("quantisers.")
-        source = writer.pair(source, f"{node.name}.before", writer.grid(name, float(q.scale_of.detach()), q.n, True))
+        source = writer.pair(source, f"{node.name}.before", writer.grid(name, own))
     return writer.emit("Relu", [source], node.name)
 
 
@@ -178,10 +183,13 @@ def _conv(writer: _Writer, node: fx.Node) -> str:
         raise ValueError(f"{node.target}: padding {conv.padding!r}, {conv.padding_mode!r}: ONNX takes zeros by number")
     source = node.all_input_nodes[0]
     grid = writer.grids.get(source)
-    few = conv.out_channels < LANES and conv.groups == 1  # filled up, groups would be other groups
-    if isinstance(conv, QuantisedConv2d) and grid is not None and few and _is_quantised(node) and _calls(node) == 1:
+    few = (
+        type(conv) is not nn.ConvTranspose2d and conv.out_channels < LANES and conv.groups == 1
+    )  # filled up, groups would be other groups
+    whole = codes(conv) is not None
+    if whole and grid is not None and few and _is_quantised(node) and _calls(node) == 1:
         writer.padded[node] = conv.out_channels
-    parts = _rounded(writer, node, grid) if isinstance(conv, QuantisedConv2d) else _plain(writer, node)
+    parts = _rounded(writer, node, grid) if whole else _plain(writer, node)
     inputs = [writer.names[source], *parts]
     common = {"pads": [*conv.padding, *conv.padding], "kernel_shape": conv.kernel_size}
     usual = {"strides": (1, 1), "dilations": (1, 1), "group": 1}
@@ -202,7 +210,7 @@ def _calls(node: fx.Node) -> int:
 def _is_quantised(node: fx.Node) -> bool:
     """Whether one quantiser alone reads a node."""
     readers = list(node.users)
-    return len(readers) == 1 and isinstance(module_of(readers[0]), Quantiser)
+    return len(readers) == 1 and is_quantiser(module_of(readers[0]))
 
 
 def _plain(writer: _Writer, node: fx.Node) -> list[str]:
@@ -212,26 +220,28 @@ def _plain(writer: _Writer, node: fx.Node) -> list[str]:
     return parts if conv.bias is None else [*parts, writer.constant(f"{name}.bias", conv.bias)]
 
 
-def _rounded(writer: _Writer, node: fx.Node, grid: Grid | None) -> list[str]:
+def _rounded(writer: _Writer, node: fx.Node, grid: Written | None) -> list[str]:
     """The weight as int8 codes, the bias as int32 where the input lies on a grid."""
     conv: Any = module_of(node)
-    name, (codes, step) = str(node.target), conv.codes()
-    axis = {"axis": 0} if conv.per_channel else {}
-    flat = step.flatten() if conv.per_channel else step.reshape(())
-    short = -len(codes) % LANES if node in writer.padded else 0
-    codes = F.pad(codes, (0, 0) * 3 + (0, short))
-    flat = F.pad(flat, (0, short), value=1.0) if conv.per_channel else flat
+    name, (whole, step) = str(node.target), codes(conv) or ()
+    many = step.numel() > 1
+    axis = {"axis": int(isinstance(conv, nn.ConvTranspose2d))} if many else {}
+    flat = step.flatten() if many else step.reshape(())
+    if short := -len(whole) % LANES if node in writer.padded else 0:
+        whole = F.pad(whole, (0, 0) * 3 + (0, short))
+        flat = F.pad(flat, (0, short), value=1.0) if many else flat
     scale = writer.constant(f"{name}.w.step", flat)
-    zero = writer.constant(f"{name}.zero" if conv.per_channel else "zero_w", torch.zeros_like(flat, dtype=torch.int8))
-    writer.constant(f"{name}.w", codes)
+    zero = writer.constant(f"{name}.zero" if many else "zero_w", torch.zeros_like(flat, dtype=torch.int8))
+    writer.constant(f"{name}.w", whole)
     parts = [writer.emit("DequantizeLinear", [f"{name}.w", scale, zero], f"{node.name}.weight", **axis)]
+    axis = axis and {"axis": 0}
     if conv.bias is None:
         return parts
     if grid is None:
         return [*parts, writer.constant(f"{name}.bias", conv.bias)]
     unit = flat.double() * grid.value
-    whole = (F.pad(conv.bias.detach().double(), (0, short)) / unit).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
-    pair = [writer.constant(f"{node.name}.b", whole), writer.constant(f"{node.name}.b.step", unit.float())]
+    bias = (F.pad(conv.bias.detach().double(), (0, short)) / unit).round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
+    pair = [writer.constant(f"{node.name}.b", bias), writer.constant(f"{node.name}.b.step", unit.float())]
     return [*parts, writer.emit("DequantizeLinear", pair, f"{node.name}.bias", **axis)]
 
 
@@ -304,6 +314,16 @@ def _same(writer: _Writer, node: fx.Node) -> str:
     return writer.names[node.all_input_nodes[0]]
 
 
+def _linear(writer: _Writer, node: fx.Node) -> str:
+    if len(shape(node)) != 2:
+        raise ValueError(f"{node.target}: a linear layer on an input of {len(shape(node))} axes has no form here: "
+                         "flatten it to (N, C)")  # fmt: skip
+    source = node.all_input_nodes[0]
+    known = codes(module_of(node)) is not None
+    parts = _rounded(writer, node, writer.grids.get(source)) if known else _plain(writer, node)
+    return writer.emit("Gemm", [writer.names[source], *parts], node.name, transB=1)
+
+
 _ARITHMETIC: dict[Any, str] = {
     operator.add: "Add", torch.add: "Add", operator.sub: "Sub", torch.sub: "Sub", operator.mul: "Mul", torch.mul: "Mul",
     operator.truediv: "Div",
@@ -311,14 +331,14 @@ _ARITHMETIC: dict[Any, str] = {
 }  # fmt: skip
 _LEAKY, _SIGMOID = _simple("LeakyRelu", alpha=_slope), _simple("Sigmoid")
 _MODULES: dict[type, Callable] = {
-    Quantiser: _quantise, nn.Conv2d: _conv, nn.ConvTranspose2d: _conv, nn.ReLU: _relu, nn.LeakyReLU: _LEAKY,
+    nn.Conv2d: _conv, nn.ConvTranspose2d: _conv, nn.Linear: _linear, nn.ReLU: _relu, nn.LeakyReLU: _LEAKY,
     nn.PReLU: _prelu, nn.Sigmoid: _SIGMOID, nn.Tanh: _simple("Tanh"), nn.PixelShuffle: _shuffle, nn.Upsample: _enlarge,
-    nn.Identity: _same, nn.Dropout: _same,
+    nn.Identity: _same, nn.Dropout: _same, **operators.MODULES,
 }  # fmt: skip
 _FUNCTIONS: dict[Any, Callable] = {
     **{target: _simple(kind) for target, kind in _ARITHMETIC.items()}, F.relu: _relu, torch.relu: _relu,
     "relu": _relu, F.leaky_relu: _LEAKY, "sigmoid": _SIGMOID, torch.sigmoid: _SIGMOID,
-    F.pixel_shuffle: _shuffle, torch.pixel_shuffle: _shuffle, F.interpolate: _enlarge,
+    F.pixel_shuffle: _shuffle, torch.pixel_shuffle: _shuffle, F.interpolate: _enlarge, **operators.FUNCTIONS,
 }  # fmt: skip
 
 

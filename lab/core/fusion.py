@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..core.task import evaluating
-from ..core.tracing import module_of
-from .layers import Quantiser
+from .grids import is_quantiser
 from .qdq import to_model
 from .runtime import session
+from .task import evaluating
+from .tracing import module_of
 
-_INTEGER = {"QLinearConv", "ConvInteger"}
+_INTEGER = {"QLinearConv", "ConvInteger", "QGemm"}
+_LAYERS = {"Conv": "convolution", "ConvTranspose": "transposed convolution", "Gemm": "linear layer"}
 
 
 @dataclass(frozen=True)
 class Fused:
-    """A convolution of the exported graph: whether it runs on integers here, and if not why."""
+    """A layer of the exported graph: whether it runs on integers here, and if not why."""
 
     layer: str
     integer: bool
@@ -64,7 +65,7 @@ def fusion(model: fx.GraphModule | bytes | str | Path) -> Fusion:
     running = {weight for node in optimised.node if node.op_type in _INTEGER for weight in node.input}
     graph = _Graph(source.graph)
     rows = []
-    for conv in (node for node in source.graph.node if node.op_type in ("Conv", "ConvTranspose")):
+    for conv in (node for node in source.graph.node if node.op_type in _LAYERS):
         weight = graph.made_by.get(conv.input[1])
         codes = weight.input[0] if weight is not None and weight.op_type == "DequantizeLinear" else None
         is_integer = codes in running and codes is not None
@@ -139,7 +140,7 @@ def parity(model: fx.GraphModule, x: Tensor) -> tuple[Parity, ...]:
     """Run a picture through onnxruntime and each of the network's layers through torch on what onnxruntime fed it."""
     onnx = _onnx()
     exported = to_model(model)
-    spots = [node for node in model.graph.nodes if isinstance(module_of(node), Quantiser)]
+    spots = [node for node in model.graph.nodes if is_quantiser(module_of(node))]
     codes = [f"{node.name}.q" for node in spots]
     exported.graph.output.extend(onnx.helper.make_tensor_value_info(c, onnx.TensorProto.UINT8, None) for c in codes)
     found = session(exported.SerializeToString()).run(codes, {"input": x.cpu().numpy()})
@@ -160,12 +161,12 @@ class _Comparison(fx.Interpreter):
         given = super().run_node(n)
         if n.name not in self.codes:
             return given
-        q: Any = module_of(n)
-        step = q.scale_of.detach() / q.n
-        theirs = torch.from_numpy(self.codes[n.name].astype(np.float32)) - 128 * q.signed
-        apart = ((given.cpu() / step.cpu()).round() - theirs).abs()
+        quantiser: Any = module_of(n)
+        grid = quantiser.grid()
+        theirs = torch.from_numpy(self.codes[n.name].astype(np.float32)) - grid.zero
+        apart = ((given.cpu() / grid.step).round() - theirs).abs()
         self.rows.append(Parity(n.name, int(apart.max()), float((apart > 0).float().mean())))
-        return (theirs * step.cpu()).to(given)
+        return (theirs * grid.step).to(given)
 
 
 def worst(rows: Iterable[Parity]) -> Parity:

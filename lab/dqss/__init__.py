@@ -1,0 +1,34 @@
+"""DQSS: differentiable quantisation-strategy search, a way to quantise for each layer (2024, arXiv
+2404.08010).
+
+    idea        No way to set a quantiser's range is best for every layer. Each layer gets several, mixed by learned
+                shares; the mixture is summed before the layer reads it, so that the search costs one convolution.
+    symbols     W weight   x what the layer reads   Q_i(x), Q_j(W) what strategies make of them   a, b logits
+                p, q their softmax   T temperature   G gradient of a mixture   C errors of strategies against each other
+    equations   (1) probabilities   (2) branches   (3) mixture   (4) efficient   (5) gradient_logits
+                (6) error_products   (7) loss_of_mean   (8) expected_loss   (9) policy   (10) hard   (11) gap
+                (12) entropy   (13) space_size
+    strategies  'post': max, p99.9, p99.99, p99.999, mse, kl, als, aciq, pams (core.ranges.RULES) and easyquant
+                'aware': dorefa, pact, lsq, lsq+, dsq, tqt, pams (core.quantisers); pact leaves weights to dorefa
+    algorithms  dqss: train the mixture, keep arg-max (the paper's)   dqss_safe: near-duplicates are one, logits learn
+                the expected loss of a draw, coordinate descent from arg-max and from the best uniform strategy ends it
+                uniform: the best pair of strategies used everywhere   greedy: one sweep from there   random: a control
+    procedure   recipe.DQSS.run: calibrate, stage `search`, harden; in 'aware' mode stage `restart`
+    where       space makes the strategies and finds their roles, search hardens, core.qdq writes ONNX
+    picture     view.explore, view.costs
+
+    departures  The paper's full text could not be had. Equations (1) to (4) are what its abstract and a review say;
+                the candidates, all settings, what is searched on, and everything about safety are this lab's.
+                First and last layer keep 8 bits (`ends`). Grids are symmetric, from 0 behind a ReLU; LSQ+ is not.
+                The calibration objective is the distance to the float answers: KL of classes, MSE of pictures.
+                ALS is the inner problem of ADMM without its outer one. DSQ's sharpness is fixed, LSQ+ moves its lower
+                end by whole steps, DoReFa's weight grid holds 0: all deploy on integers.
+                Against under-fitting: `remedies`; the paper's own remedy is not known.
+                Arg-max of a mixture is unsafe: errors of strategies cancel in the sum, Eq. (7), and no single one has
+                that. The soft-to-hard gap, Eq. (11), is always reported.
+"""
+
+from .outcome import DQSSOutcome
+from .recipe import DQSS
+
+__all__ = ["DQSS", "DQSSOutcome"]

@@ -1,0 +1,264 @@
+"""The space that is searched: a traced network whose layers have strategies for their weights and what they read."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+
+from ..core import quantisers as q
+from ..core import ranges
+from ..core.grids import FixedQuantiser, Grid
+from ..core.placement import Placement, Spot, attach, everywhere, in_order, is_positive
+from ..core.tracing import ancestors, descendants, module_of
+from . import equations as eq
+from .layers import Mixture, RoundedWeight
+
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+POST = (*ranges.RULES, "easyquant")
+_ACTIVATIONS: dict[str, type[q.MaxAbs]] = {
+    "dorefa": q.DoReFa, "pact": q.PACT, "lsq": q.LSQ, "lsq+": q.LSQPlus, "dsq": q.DSQ, "tqt": q.TQT, "pams": q.PAMS,
+}  # fmt: skip
+_WEIGHTS: dict[str, Callable[[int, Tensor], nn.Module]] = {  # PACT's paper gives weights to DoReFa
+    "dorefa": lambda b, W: q.DoReFaWeight(b, W, zero=True), "lsq": q.LSQWeight, "lsq+": q.LSQPlusWeight,
+    "dsq": lambda b, W: q.RangeWeight(q.DSQ, b, W), "tqt": lambda b, W: q.RangeWeight(q.TQT, b, W),
+    "pams": lambda b, W: q.MaxAbsWeight(b),
+}  # fmt: skip
+AWARE = tuple(_ACTIVATIONS)
+SAMPLE = 4096  # values of a tensor that its strategies are compared on
+_FEW, _TRIED = 4, 40  # pictures that EasyQuant compares a layer's answers on, and ranges that it tries
+
+
+@dataclass(frozen=True)
+class Role:
+    """One tensor that gets a strategy: `role` is 'weights' or 'activations' of `layer`."""
+
+    layer: str
+    role: str
+    bits: int
+    mixture: Mixture
+
+
+class Space:
+    """The roles of a network in its order, the network that mixes their strategies, and what dropped out and why.
+
+    `aliases` of a role say which strategy stands for a name: its own, or that of the one it was merged into.
+    """
+
+    def __init__(self, graph: fx.GraphModule, where: Placement, recipe: Any, x: Tensor) -> None:
+        self.graph, self.where, self.recipe, self.notes = graph, where, recipe, []  # type: ignore[var-annotated]
+        self.bits = layer_bits(graph, where, recipe)
+        self.samples: dict[Mixture, Tensor] = {}
+        self._weights: dict[str, dict[str, Tensor]] = {name: {} for name in where.convs}
+        made = attach(graph, where, lambda _: Mixture({}), lambda layer: layer)
+        self.activations: dict[str, Mixture] = dict(zip(where.groups(), made, strict=True))
+        self._calibrate(x)
+        self.weights = {name: self._weight(name) for name in where.convs}
+        self.roles = list(self._roles())
+        self.aliases = [self._alias(role.mixture) for role in self.roles]
+
+    def _calibrate(self, x: Tensor) -> None:
+        """Run the float network once; every mixture reads its tensor and makes its strategies."""
+        spots = self.where.groups()
+        found: dict[str, dict[str, Any]] = {group: {} for group in spots}
+        for group, mixture in self.activations.items():
+            mixture.observer = lambda x, group=group: self._observe(x, spots[group], found[group])
+        with torch.no_grad():
+            self.graph(x)
+        for group, mixture in self.activations.items():
+            mixture.observer = None
+            mixture.settle(self._kept(found[group], f"{group}, activations"))
+
+    def _observe(self, x: Tensor, spot: Spot, found: dict[str, Any]) -> None:
+        """Strategies for one tensor; of tensors that share a grid, the widest."""
+        mixture, bits = self.activations[spot.group], self._spot_bits(spot)
+        self.samples[mixture] = ranges.thinned(x.detach().flatten(), SAMPLE)
+        for name in self.recipe.names():
+            if self.recipe.mode == "aware":
+                made = found.setdefault(name, _ACTIVATIONS[name](bits, spot.signed).to(x.device))
+                made.calibrating = True
+                made.train()(x)
+                made.calibrating = False
+                continue
+            n = q.levels(bits, spot.signed)
+            alpha = self._range(name, x, spot, n)
+            if name in found:
+                alpha = max(alpha, found[name].grid().step * n)
+            found[name] = FixedQuantiser(Grid(alpha / n, -n * spot.signed, n, 128 * spot.signed)).to(x.device)
+
+    def _range(self, name: str, x: Tensor, spot: Spot, n: int) -> float:
+        samples = x.detach().flatten(1)[None]
+        if name != "easyquant":
+            return float(ranges.RULES[name](samples, n, spot.signed))
+        layer = next((r for r in self._readers(spot)), None)
+        start = ranges.max_abs(samples, n, spot.signed)
+        if layer is None or float(start) <= 0:
+            return float(start)
+        module = self.graph.get_submodule(layer)
+        W, axis = weight_rows(module)
+        n_w = q.levels(self.bits[layer])
+        first = ranges.max_abs(_grouped(W, self.recipe.scales), n_w, True).clamp(min=1e-12)
+
+        def run(x: Tensor, W: Tensor) -> Tensor:
+            return functional_call(module, {"weight": W.movedim(0, axis)}, (x,))
+
+        w, a = ranges.easyquant(x[:_FEW], W, run, (first, start), (n_w, n), spot.signed, _TRIED)
+        self._weights[layer].setdefault("easyquant", w)
+        return float(a)
+
+    def _readers(self, spot: Spot) -> list[str]:
+        nodes = {node.name: node for node in self.graph.graph.nodes}
+        targets = [str(nodes[name].target) for name in spot.readers if nodes[name].op == "call_module"]
+        return [target for target in targets if target in self.where.convs]
+
+    def _spot_bits(self, spot: Spot) -> int:
+        read = self._readers(spot)
+        return 8 if spot.picture or any(self.bits[one] == 8 for one in read) else self.recipe.activation_bits
+
+    def _weight(self, name: str) -> Mixture:
+        """Put the strategies of a layer's weight into the network."""
+        layer = self.graph.get_submodule(name)
+        W, axis = weight_rows(layer)
+        n, found = q.levels(self.bits[name]), {}  # type: ignore[var-annotated]
+        rows = _grouped(W.detach(), self.recipe.scales)
+        for rule in self.recipe.names():
+            if self.recipe.mode == "aware":
+                found |= {rule: _WEIGHTS[rule](self.bits[name], W)} if rule in _WEIGHTS else {}
+                continue
+            alpha = self._weights[name].get(rule) if rule == "easyquant" else ranges.RULES[rule](rows, n, True)
+            if alpha is not None:
+                shape = [1] * W.dim()
+                shape[axis] = len(alpha)
+                found[rule] = RoundedWeight((alpha / n).view(shape if len(alpha) > 1 else []), n)
+        mixture = Mixture(self._kept(found, f"{name}, weights")).to(W.device)
+        parametrize.register_parametrization(layer, "weight", mixture, unsafe=True)
+        self.samples[mixture] = layer.parametrizations.weight.original.detach()
+        return mixture
+
+    def _kept(self, found: dict[str, Any], where: str) -> dict[str, nn.Module]:
+        """Without the strategies that found no range; where none did, the tensor is all zero and any range will do."""
+        bad = [name for name, one in found.items() if not _has_range(one)]
+        if bad:
+            self.notes.append(f"{where}: no range from {', '.join(bad)}; dropped out")
+        kept = {name: one for name, one in found.items() if name not in bad}
+        if kept:
+            return kept
+        name, one = next(iter(found.items()))
+        one.step = torch.ones_like(one.step)
+        return {name: one}
+
+    def _roles(self) -> Iterator[Role]:
+        """Each tensor in the network's order, and the weights of the layers that read it first."""
+        rest = list(self.where.convs)
+        for group, spot in self.where.groups().items():
+            read = self._readers(spot)
+            yield Role(read[0] if read else group, "activations", self._spot_bits(spot), self.activations[group])
+            for name in [name for name in read if name in rest]:
+                rest.remove(name)
+                yield Role(name, "weights", self.bits[name], self.weights[name])
+
+    def _alias(self, mixture: Mixture) -> dict[str, int]:
+        """The strategy that stands for each name; for one that is not here, DoReFa or the one of least error."""
+        order = {name: k for k, name in enumerate(mixture.names)}
+        spare = order.get("dorefa", int(self.errors(mixture).diagonal().argmin()))
+        return {name: order.get(name, spare) for name in self.recipe.names()}
+
+    def errors(self, mixture: Mixture) -> Tensor:
+        """Eq. (6) for a tensor's strategies on its sample, as shares of its square: (N, N)."""
+        x = self.samples[mixture]
+        with torch.no_grad():
+            C = eq.error_products([one(x) for one in mixture.strategies], x)
+        return C / x.square().sum().clamp(min=1e-20)
+
+    def merge(self, correlation: float = 0.95, clip: float = 0.01) -> None:
+        """Leave one of each set of near-duplicates: errors that go together, or ranges within 1 %."""
+        for at, role in enumerate(self.roles):
+            mixture, C = role.mixture, self.errors(role.mixture)
+            size = C.diagonal().clamp(min=1e-20).sqrt()
+            alike = C / size[:, None] / size > correlation
+            reach = torch.stack([_reach(one, self.samples[mixture]) for one in mixture.strategies])
+            alike |= (reach[:, None] / reach - 1).abs() < clip
+            first = [int(row[: k + 1].float().argmax()) for k, row in enumerate(alike)]
+            stands = [k if first[k] == k else first[first[k]] for k in range(len(first))]
+            left = sorted(set(stands))
+            self.aliases[at] = {name: left.index(stands[k]) for name, k in self.aliases[at].items()}
+            mixture.settle({mixture.names[k]: mixture.strategies[k] for k in left})
+            mixture.to(self.samples[mixture].device)
+
+    def set(self, chosen: list[int] | None) -> None:
+        """Make the network hard with these strategies, or soft."""
+        for k, role in enumerate(self.roles):
+            role.mixture.chosen = None if chosen is None else chosen[k]
+
+    def logits(self) -> list[nn.Parameter]:
+        return [role.mixture.logits for role in self.roles]
+
+    def state_dict(self) -> dict[str, Any]:
+        chosen = [-1 if role.mixture.chosen is None else role.mixture.chosen for role in self.roles]
+        return {"graph": dict(self.graph.state_dict()), "chosen": chosen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.graph.load_state_dict(state["graph"])
+        self.set([k if k >= 0 else None for k in state["chosen"]])
+
+
+def layer_bits(graph: fx.GraphModule, where: Placement, recipe: Any) -> dict[str, int]:
+    """The bits of each layer: the recipe's, and `ends` for the first and the last."""
+    nodes = [node for node in graph.graph.nodes if str(node.target) in where.convs and node.op == "call_module"]
+    ends = {str(node.target) for node in nodes if _is_end(node, nodes)}
+    return {name: recipe.ends if name in ends else recipe.weight_bits for name in where.convs}
+
+
+def place(graph: fx.GraphModule, recipe: Any) -> Placement:
+    """Where strategies are chosen: what each layer reads ('layers'), or every tensor that integers pass ('full')."""
+    nodes = [node for node in graph.graph.nodes if isinstance(module_of(node), LAYERS)]
+    if not nodes:
+        raise ValueError("the network has no Conv2d, ConvTranspose2d or Linear: there is nothing to quantise")
+    if recipe.placement == "full":
+        groups: dict[str, bool] = {}
+        spots = [replace(spot, signed=spot.signed) for spot in everywhere(graph, nodes)]
+        for spot in spots:
+            groups[spot.group] = groups.get(spot.group, False) or spot.signed
+        spots = [replace(spot, signed=groups[spot.group]) for spot in spots]
+    else:
+        spots = [
+            Spot(node.all_input_nodes[0].name, (node.name,), str(node.target).replace(".", "_"),
+                 not is_positive(node.all_input_nodes[0])) for node in nodes
+        ]  # fmt: skip
+    names = tuple(dict.fromkeys(str(node.target) for node in nodes))
+    rest = [node for node in graph.graph.nodes if node.op == "call_module" and str(node.target) not in names]
+    left = {
+        str(node.target): f"{type(module_of(node)).__name__} is not quantised here"
+        for node in rest
+        if any(True for _ in module_of(node).parameters())
+    }
+    return Placement(names, tuple(in_order(graph, spots)), left)
+
+
+def _is_end(node: fx.Node, nodes: list[fx.Node]) -> bool:
+    before, after = ancestors(node) - {node}, descendants(node) - {node}
+    return before.isdisjoint(nodes) or after.isdisjoint(nodes)
+
+
+def weight_rows(layer: Any) -> tuple[Tensor, int]:
+    """A layer's weight with its output channels first, and the axis where they are."""
+    axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    return layer.weight.detach().movedim(axis, 0), axis
+
+
+def _grouped(W: Tensor, scales: str) -> Tensor:
+    return W.reshape(len(W) if scales == "channel" else 1, 1, -1)
+
+
+def _has_range(one: Any) -> bool:
+    steps = one.step if hasattr(one, "step") else torch.tensor(one.grid().step if hasattr(one, "grid") else 1.0)
+    return bool(torch.isfinite(steps).all() and (steps > 1e-12).all())
+
+
+def _reach(one: Any, x: Tensor) -> Tensor:
+    """The largest value that a strategy leaves, the mean of its channels."""
+    step = one.step_of(x) if hasattr(one, "step_of") else torch.tensor(one.grid().step)
+    return step.mean()

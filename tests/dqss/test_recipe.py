@@ -1,0 +1,232 @@
+"""DQSS's run: what it promises of the calibration, its two modes, networks of one's own, kills, bad input."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import lab
+from lab.core import store
+from lab.core.descent import seeded
+from lab.core.prepared import prepared
+from lab.dqss import search
+from lab.dqss.space import Space, place
+
+QUICK = {"steps": 8, "calibration": 8, "candidates": ("max", "p99.9", "mse", "aciq")}
+
+
+class Own(nn.Module):
+    """All kinds of layers, for pictures of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.deep, self.point = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1)
+        self.up, self.last = nn.ConvTranspose2d(8, 8, 2, 2), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.norm(self.head(x)).relu()
+        return self.last(self.up((x + self.point(self.deep(x))).relu()).relu().mean((2, 3)))
+
+
+def own(labels: bool = True) -> lab.Task:
+    with seeded(0):
+        net, x = Own().eval(), torch.randn(6, 4, 3, 8, 8)
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.data[0] *= 6  # outliers: strategies then differ
+    batches = [(part, torch.arange(4) % 5) for part in x] if labels else list(x)
+    return lab.Task(model=net, batches=batches, score=lab.tasks.accuracy([(x[0], torch.arange(4) % 5)]))
+
+
+def run(task=None, **fields):
+    return lab.DQSS(**{**QUICK, **fields}).run(task or own(), progress=False)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3])
+def test_safe_is_never_worse_than_the_best_uniform_strategy(bits):
+    outcome = run(weight_bits=bits, activation_bits=bits)
+    assert outcome.losses["kept"] <= outcome.losses["uniform"] <= min(outcome.uniform.values()) + 1e-9
+
+
+@pytest.mark.parametrize("algorithm", ["dqss", "greedy", "uniform", "random"])
+def test_every_algorithm_tells_its_gap(algorithm):
+    outcome = run(algorithm=algorithm)
+    assert outcome.report["soft-to-hard gap"].after == outcome.gap
+    assert (outcome.gap != 0) == (algorithm == "dqss")
+    if algorithm == "greedy":
+        assert outcome.losses["kept"] <= outcome.losses["uniform"]
+    if algorithm == "uniform":
+        assert len({row["activations"] for row in outcome.choices.values()}) == 1
+
+
+def test_a_copy_of_a_candidate_changes_nothing():
+    """Near-duplicates are one: 'mse' again under another name must not split its votes."""
+    from lab.core import ranges
+
+    before = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ranges.RULES, "pams", ranges.mse)
+        again = run(candidates=(*QUICK["candidates"], "pams"))
+    assert again.losses["kept"] == pytest.approx(before.losses["kept"], rel=1e-6)
+    assert not any("pams" in row.values() for row in again.choices.values())
+
+
+def test_every_kind_of_layer_has_a_strategy_and_lies_on_its_grid():
+    outcome = run(scales="channel")
+    assert set(outcome.choices) == {"head", "deep", "point", "up", "last"}
+    for name, row in outcome.choices.items():
+        assert {"weights", "activations", "weight_scale", "scale", "zero_point"} <= set(row)
+        layer = outcome.model.get_submodule(name)
+        codes = layer.weight / layer.step
+        assert torch.equal(codes.round() * layer.step, layer.weight)
+        assert codes.abs().max() <= (127 if name in ("head", "last") else 7) + 1e-3
+        assert len(row["weight_scale"]) == (5 if name == "last" else 8)
+
+
+def test_a_layer_is_called_once_however_many_strategies(monkeypatch):
+    calls, task, recipe = [], own(), lab.DQSS(**QUICK)
+    graph, original = prepared(task.model, task.example), nn.Conv2d.forward
+    space = Space(graph, place(graph, recipe), recipe, task.example)
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: calls.append(self) or original(self, x))
+    space.graph(task.example)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_trained_with_its_strategies(labels):
+    fields = {"mode": "aware", "candidates": (), "steps": 10, "algorithm": "dqss"}
+    outcome = run(own(labels), **fields)
+    assert [step.stage for step in outcome.trace] == ["search"] * 10 + ["restart"] * 10
+    assert not torch.equal(outcome.model.point.weight, own().model.point.weight)
+    moved = outcome.history["shares"][-1] - outcome.history["shares"][0]
+    assert moved.nan_to_num(0).abs().max() > 0
+    assert set(next(iter(outcome.trace)).terms) == {"task" if labels else "distance"}
+
+
+def test_logits_wait_while_warming_up():
+    outcome = run(mode="aware", candidates=(), steps=40, algorithm="dqss", remedies=("warm_up",))
+    shares, steps = outcome.history["shares"], outcome.history["steps"]
+    early, late = shares[steps <= 3], shares[-1]
+    assert (early.diff(dim=0).nan_to_num(0).abs().max() if len(early) > 1 else 0) < (late - shares[0]).nan_to_num(
+        0
+    ).abs().max()
+
+
+def test_super_resolution():
+    task = lab.tasks.photos(2, patch=32, batch_size=2)
+    outcome = run(task, steps=4)
+    assert outcome.report["psnr"].after > 25 and outcome.losses["kept"] <= outcome.losses["uniform"]
+
+
+@pytest.mark.parametrize("placement", ["layers", "full"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_exported_network_answers_alike(placement, bits, tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    from lab.core.runtime import Deployed
+
+    task = lab.tasks.scenes()
+    outcome = run(
+        task,
+        placement=placement,
+        weight_bits=bits,
+        activation_bits=bits,
+        candidates=("max", "mse"),
+        algorithm="uniform",
+    )
+    x = lab.tasks.scenes_data()[2][:64]
+    answers = Deployed(outcome.export(tmp_path / "net.onnx"))(x)
+    with torch.no_grad():
+        assert (answers.argmax(1) == outcome.model(x).argmax(1)).float().mean() > 0.95
+    assert max(row.steps for row in outcome.parity()) <= 1
+    if placement == "full":
+        assert outcome.fusion().share >= 0.8, outcome.fusion()
+
+
+def test_a_recipe_as_json(tmp_path):
+    outcome = run()
+    assert json.loads(outcome.write_recipe(tmp_path / "net.json").read_text()) == outcome.choices
+
+
+def test_a_network_of_ones_own_is_stored(tmp_path):
+    outcome = run()
+    outcome.save(tmp_path)
+    with pytest.raises(ValueError, match="give base=net"):
+        lab.load(tmp_path)
+    loaded = lab.load(tmp_path, base=Own())
+    x = own().example
+    assert torch.equal(loaded.model(x), outcome.model(x)) and loaded.choices == outcome.choices
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"mode": "aware", "candidates": (), "algorithm": "dqss"}], ids=["post", "aware"]
+)
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, fields):
+    whole = run(**fields)
+
+    class Kill(Exception):
+        pass
+
+    monkeypatch.setattr("lab.core.descent.SAVE_SECONDS", 0.0)
+    original, calls = store.save, []
+
+    def save(*args):
+        original(*args)
+        calls.append(args)
+        if len(calls) == 4:
+            raise Kill
+
+    monkeypatch.setattr(store, "save", save)
+    recipe = lab.DQSS(**{**QUICK, **fields})
+    with pytest.raises(Kill):
+        recipe.run(own(), progress=False, checkpoint=tmp_path)
+    monkeypatch.setattr(store, "save", original)
+    resumed = recipe.run(own(), progress=False, checkpoint=tmp_path)
+    assert resumed.trace == whole.trace and resumed.report == whole.report and resumed.choices == whole.choices
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_candidate_that_finds_no_range_drops_out_with_a_note():
+    task = own()
+    nn.init.zeros_(task.model.deep.weight)
+    nn.init.zeros_(task.model.deep.bias)
+    outcome = run(task)
+    assert any(note.startswith("deep, weights: no range from ") for note in outcome.report.notes)
+    assert torch.isfinite(outcome.model(task.example)).all() and not outcome.model.deep.weight.any()
+
+
+def test_one_element_and_constant_tensors():
+    net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Flatten(), nn.Linear(4, 2))
+    x = [(torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 1]))] * 4
+    outcome = run(lab.Task(model=net, batches=x, score=lab.tasks.accuracy(x)))
+    assert torch.isfinite(outcome.model(x[0][0])).all()
+
+
+def test_nan_pictures_and_nothing_to_quantise_are_one_line():
+    task = own()
+    late = [*task.batches[:1], (torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))]
+    with pytest.raises(ValueError, match=r"^calibration: the pictures hold NaN .*clean Task.batches first$"):
+        run(lab.Task(model=task.model, batches=late, score=task.score))
+    norm = lab.Task(model=nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).eval(), batches=task.batches, score=lambda _: 0.0)
+    with pytest.raises(ValueError, match="has no Conv2d, ConvTranspose2d or Linear: there is nothing to quantise"):
+        run(norm)
+    with pytest.raises(ValueError, match=r"DQSS: candidates=\('lsq',\) is not allowed: give any of 'max'"):
+        lab.DQSS(candidates=("lsq",))
+    with pytest.raises(ValueError, match="the paper's two uses are ptq, qat"):
+        lab.DQSS.paper("resnet")
+
+
+def test_descent_asks_only_for_what_is_new():
+    task, recipe = own(), lab.DQSS(**QUICK)
+    graph = prepared(task.model, task.example)
+    with torch.no_grad():
+        space = Space(graph, place(graph, recipe), recipe, task.example)
+        wanted = prepared(task.model, task.example)(task.example)
+    objective = search.Objective(space, [(task.example, wanted)])
+    best, _ = search.uniform(objective)
+    kept = search.descent(objective, best)
+    asked = objective.asked
+    assert objective(kept) <= objective(best) and objective.asked == asked
