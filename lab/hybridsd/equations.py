@@ -1,0 +1,33 @@
+"""Hybrid SD in torch, in the paper's order: the split of one trajectory, guidance, what crosses the boundary."""
+
+import torch
+
+
+def model_of_step(steps: list[int]) -> list[int]:
+    """Eq. (1): which model runs each step of one trajectory; steps [k, N-k] give model 0 the first k, model 1 the rest."""
+    return [model for model, count in enumerate(steps) for _ in range(count)]
+
+
+def guided(unconditional: torch.Tensor, conditional: torch.Tensor, s: float) -> torch.Tensor:
+    """Eq. (2): e = e_u + s (e_c - e_u), classifier-free guidance of scale s."""
+    return unconditional + s * (conditional - unconditional)
+
+
+def guidance_embedding(w: torch.Tensor, dimension: int) -> torch.Tensor:
+    """Eq. (3): (N, dimension) sines and cosines of 1000 w, which tell a consistency model its guidance w = s - 1."""
+    half = dimension // 2
+    rates = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angles = (w * 1000.0)[:, None] * rates[None, :]
+    found = torch.cat([torch.sin(angles), torch.cos(angles)], 1)
+    return torch.nn.functional.pad(found, (0, dimension % 2))
+
+
+def int8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. (4): whole numbers in -127..127 and the scale (N, C, 1, 1) of each channel, so that x is nearly q times scale."""
+    scale = x.float().abs().amax((-2, -1), keepdim=True).clamp_min(1e-12) / 127
+    return (x.float() / scale).round().to(torch.int8), scale
+
+
+def relative_error(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Eq. (5): ||x - y|| / ||x||."""
+    return float((x.float() - y.float()).norm() / x.float().norm().clamp_min(1e-12))
