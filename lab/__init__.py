@@ -12,13 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import decoupling, gal, lens, pams, sparsebytenn, ui
+    from . import decoupling, gal, hybridsd, lens, pams, sparsebytenn, ui
     from .core import cost, nets, scenes, surgery, tasks
     from .core.finetune import finetune
     from .core.parallel import map
     from .core.task import Task
     from .decoupling import Decoupling
     from .gal import GAL
+    from .hybridsd import HybridSD
     from .pams import PAMS
     from .sparsebytenn import SparseByteNN
     from .ui import compare, view
@@ -31,6 +32,7 @@ _RECIPES = {
     "Decoupling": ("decoupling", "Decoupling"),
     "PAMS": ("pams", "PAMS"),
     "SparseByteNN": ("sparsebytenn", "SparseByteNN"),
+    "HybridSD": ("hybridsd", "HybridSD"),
 }
 _PLACES = {
     **_RECIPES,
@@ -53,6 +55,7 @@ __all__ = [
     "PAMS",
     "RECIPES",
     "Decoupling",
+    "HybridSD",
     "SparseByteNN",
     "Task",
     "compare",
@@ -60,6 +63,7 @@ __all__ = [
     "decoupling",
     "finetune",
     "gal",
+    "hybridsd",
     "lens",
     "load",
     "map",

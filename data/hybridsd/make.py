@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lab.core import nets
-from lab.core.batches import shuffled
+from lab.core.batches import shifted, shuffled
 from lab.core.descent import Stage, descend, seeded
 from lab.hybridsd import prompts
+from lab.hybridsd.components import token_ids
 
 SEED, BATCH, PICTURES = 0, 64, 24_000
-STEPS = {"checker": 1_200, "vae": 1_500, "cloud": 2_800}
+STEPS = {"reader": 1_500, "vae": 1_500, "cloud": 1_700}
 HERE = Path(__file__).parent
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
@@ -44,7 +44,7 @@ def trained(name, keeps, terms, batches, lr, work, steps, average=None):
 
 
 @torch.no_grad()
-def moved(average, keeps, index, most=0.998):
+def moved(average, keeps, index, most=0.995):
     """The running average of the weights, quick at first."""
     rate = min(most, (1 + index) / (10 + index))
     for part, kept in zip(average.values(), keeps.values(), strict=True):
@@ -99,18 +99,18 @@ def kl_vae():
     )  # fmt: skip
 
 
-def train_checker(work, pictures, labels, device):
-    net = prompts.checker_net().to(device)
+def train_reader(work, pictures, labels, device):
+    """The reader, on pictures with noise of any strength up to 0.06, moved by up to a pixel."""
+    reader = prompts.Reader().to(device)
 
     def terms(batch):
-        x = batch[0].to(device) + 0.05 * torch.rand(1).item() * torch.randn(batch[0].shape, device=device)
-        answers = prompts.split(net(x - 0.5))
-        return {name: F.cross_entropy(a, batch[1][:, i].to(device)) for i, (name, a) in enumerate(answers.items())}
+        x, y = (part.to(device) for part in batch)
+        x = shifted(x, 1) + 0.06 * torch.rand(len(x), 1, 1, 1, device=device) * torch.randn_like(x)
+        return {name: F.cross_entropy(a, y[:, i]) for i, (name, a) in enumerate(reader.parts(x).items())}
 
-    trained(
-        "checker", {"net": net}, terms, shuffled(TensorDataset(pictures, labels), BATCH), 3e-3, work, STEPS["checker"]
-    )
-    return net.eval()
+    batches = shuffled(TensorDataset(pictures, labels), BATCH)
+    trained("reader", {"reader": reader}, terms, batches, 5e-3, work, STEPS["reader"])
+    return reader.eval()
 
 
 def train_vae(work, pictures, device):
@@ -166,15 +166,15 @@ def main() -> None:
     with seeded(SEED):
         scenes = prompts.learned(PICTURES)
         pictures, labels = prompts.drawn(scenes)
-        if options.only == "checker":
-            train_checker(options.work, pictures, labels, options.device)
+        if options.only == "reader":
+            train_reader(options.work, pictures, labels, options.device)
             return
         vae = train_vae(options.work, pictures, options.device)
         latents, factor = encoded(vae, pictures, options.device)
         print("factor", factor, flush=True)
         words = tokenizer(options.work / "tokenizer")
-        ids = prompts.token_ids([scene.caption for scene in scenes], words)
-        train_cloud(options.work, latents, ids, prompts.token_ids([""], words), words, options.device)
+        ids = token_ids([scene.caption for scene in scenes], words)
+        train_cloud(options.work, latents, ids, token_ids([""], words), words, options.device)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The parts of a diffusion pipeline: found in folders or by id, checked against one another, and what a prompt becomes."""
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,13 @@ def diffusers() -> Any:
     except ImportError as error:
         raise ImportError("Hybrid SD needs diffusers and transformers: pip install 'lab[diffusion]'") from error
     return library
+
+
+def is_source(value: Any) -> bool:
+    """Whether this names an existing folder, a hub id 'owner/name', or a service."""
+    if not isinstance(value, str):
+        return False
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+|https?://\S+", value)) or Path(value).is_dir()
 
 
 def pipeline_parts(source: str | Path, **options: Any) -> dict[str, Any]:

@@ -31,3 +31,22 @@ def int8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def relative_error(x: torch.Tensor, y: torch.Tensor) -> float:
     """Eq. (5): ||x - y|| / ||x||."""
     return float((x.float() - y.float()).norm() / x.float().norm().clamp_min(1e-12))
+
+
+def cloud_share(k: int, N: int, cloud: float, edge: float, decoder: float) -> tuple[float, float]:
+    """Eq. (6): what a picture costs in the cloud and at the edge: k cloud; (N - k) edge + decoder, decoded once."""
+    return k * cloud, (N - k) * edge + decoder
+
+
+def frechet_distance(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Eq. (7): |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), the distance of two normal fits to features (n, F)."""
+    x, y = x.double(), y.double()
+    sx, sy = (torch.cov(part.T) for part in (x, y))
+    root = _root(sx)
+    middle = torch.linalg.eigvalsh(root @ sy @ root).clamp_min(0).sqrt().sum()
+    return float((x.mean(0) - y.mean(0)).square().sum() + sx.trace() + sy.trace() - 2 * middle)
+
+
+def _root(s: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(s)
+    return vectors * values.clamp_min(0).sqrt() @ vectors.T

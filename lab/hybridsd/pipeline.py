@@ -110,6 +110,22 @@ class Split(nn.Module):
         scheduler = solver_of(parts["scheduler"], solver)
         return cls([parts["unet"], *edges], scheduler, text, parts["vae"] if vae is None else vae)
 
+    def components(self) -> dict[str, Any]:
+        """The first model's parts by name, as `of` takes them."""
+        names = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")]
+        pairs = zip(names, self.text.encoders, self.text.tokenizers, strict=False)
+        texts = {name: part for (e, t), encoder, words in pairs for name, part in ((e, encoder), (t, words))}
+        own = {"unet": self.unets[0], "vae": self.vae, "scheduler": self.scheduler}
+        return own | texts | {"force_zeros": self.text.force_zeros}
+
+    def with_solver(self, scheduler: Any) -> "Split":
+        """The same models with another scheduler."""
+        modes = {module: module.training for module in self.modules()}
+        made = Split(list(self.unets), scheduler, self.text, self.vae, self.cloud)
+        for module, mode in modes.items():
+            module.training = mode
+        return made
+
     def forward(self, prompts: str | Sequence[str], **how: Any) -> Drawn:
         """The same as `draw`."""
         return self.draw(prompts, **how)
