@@ -116,7 +116,7 @@ def _relief(texture: str, random: np.random.Generator, size: int) -> np.ndarray 
     if texture == "plain":
         return 0.0
     rows, columns = (np.sin(2 * np.pi * ((np.arange(size) + 0.5) / size / _PERIOD + random.uniform())) for _ in "yx")
-    return _RELIEF * (rows[:, None] * (np.ones(size) if texture == "striped" else columns))
+    return _RELIEF * (rows[:, None] * np.ones(size) if texture == "striped" else 1.5 * rows[:, None] * columns)
 
 
 def _cover(scene: Scene, random: np.random.Generator, size: int) -> np.ndarray:

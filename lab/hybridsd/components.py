@@ -1,4 +1,4 @@
-"""The parts of a diffusion pipeline: found in folders or by id, checked against one another, and what a prompt becomes."""
+"""The parts of a diffusion pipeline, found in folders or by id and checked, and what a prompt becomes."""
 
 import re
 import warnings
@@ -25,10 +25,10 @@ def diffusers() -> Any:
 
 
 def is_source(value: Any) -> bool:
-    """Whether this names an existing folder, a hub id 'owner/name', or a service."""
+    """Whether this names an existing folder or a hub id 'owner/name'."""
     if not isinstance(value, str):
         return False
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+|https?://\S+", value)) or Path(value).is_dir()
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", value)) or Path(value).is_dir()
 
 
 def pipeline_parts(source: str | Path, **options: Any) -> dict[str, Any]:
@@ -51,6 +51,11 @@ def unet_of(source: str | Path, **options: Any) -> nn.Module:
     inner = next((name for name in ("edge", "unet") if (folder / name / "config.json").exists()), None)
     if folder.is_dir() and inner is None and not (folder / "config.json").exists():
         raise ValueError(f"{source} holds no U-Net: give a folder with config.json, or with a part named unet")
+    where_it_is = folder / inner if inner else folder
+    if folder.is_dir() and "block_mid_channels" in (where_it_is / "config.json").read_text(encoding="utf-8"):
+        from .blocks import load_narrowed
+
+        return load_narrowed(where_it_is, **options)
     local = {"local_files_only": True} if folder.is_dir() else {}
     where = {"subfolder": inner or ("unet" if not folder.is_dir() else None)}
     named = {name: value for name, value in where.items() if value}

@@ -4,7 +4,7 @@ import torch
 
 
 def model_of_step(steps: list[int]) -> list[int]:
-    """Eq. (1): which model runs each step of one trajectory; steps [k, N-k] give model 0 the first k, model 1 the rest."""
+    """Eq. (1): which model runs each step of a trajectory; [k, N-k] gives model 0 the first k, model 1 the rest."""
     return [model for model, count in enumerate(steps) for _ in range(count)]
 
 
@@ -23,7 +23,7 @@ def guidance_embedding(w: torch.Tensor, dimension: int) -> torch.Tensor:
 
 
 def int8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eq. (4): whole numbers in -127..127 and the scale (N, C, 1, 1) of each channel, so that x is nearly q times scale."""
+    """Eq. (4): q in -127..127 and the scale (N, C, 1, 1) of each channel, so that x is nearly q times scale."""
     scale = x.float().abs().amax((-2, -1), keepdim=True).clamp_min(1e-12) / 127
     return (x.float() / scale).round().to(torch.int8), scale
 
@@ -39,12 +39,27 @@ def cloud_share(k: int, N: int, cloud: float, edge: float, decoder: float) -> tu
 
 
 def frechet_distance(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Eq. (7): |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), the distance of two normal fits to features (n, F)."""
+    """Eq. (7): |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)), for features (n, F)."""
     x, y = x.double(), y.double()
     sx, sy = (torch.cov(part.T) for part in (x, y))
     root = _root(sx)
     middle = torch.linalg.eigvalsh(root @ sy @ root).clamp_min(0).sqrt().sum()
     return float((x.mean(0) - y.mean(0)).square().sum() + sx.trace() + sy.trace() - 2 * middle)
+
+
+def noise_loss(student: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Eq. (8): mean of (e_S - e)^2, what the noise was."""
+    return (student - noise).square().mean()
+
+
+def output_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Eq. (9): mean of (e_S - e_T)^2, what the teacher says."""
+    return (student - teacher).square().mean()
+
+
+def feature_loss(student: list[torch.Tensor], teacher: list[torch.Tensor]) -> torch.Tensor:
+    """Eq. (10): the sum over pairs of features of the mean of (f_S - f_T)^2."""
+    return torch.stack([(s - t).square().mean() for s, t in zip(student, teacher, strict=True)]).sum()
 
 
 def _root(s: torch.Tensor) -> torch.Tensor:

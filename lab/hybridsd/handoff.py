@@ -7,6 +7,7 @@ shape, type and number is checked, and nothing is built that the reader did not 
 import hashlib
 import json
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,9 +114,9 @@ def advance(handoff: Handoff, unet: nn.Module, scheduler: Any, said: Conditionin
     if not handoff.index <= until <= handoff.steps:
         raise ValueError(f"until={until!r} is not allowed: give a step in {handoff.index}..{handoff.steps}")
     solver = restored(scheduler, handoff.steps, handoff.solver, handoff.latent.device)
-    generator, latent = handoff.generator(), handoff.latent
-    for latent in trajectory([unet], solver, latent, said, [until], generator, handoff.index):
-        pass
+    generator = handoff.generator()
+    latents = trajectory([unet], solver, handoff.latent, said, [until], generator, handoff.index)
+    latent = deque(latents, maxlen=1).pop() if handoff.index < until else handoff.latent
     noise = None if generator is None else generator.get_state()
     rest = handoff.scheduler, handoff.config, _copied(solver_state(solver)), handoff.guidance, handoff.prompt
     return Handoff(latent, until, handoff.steps, *rest, seed=handoff.seed, noise=noise, error=handoff.error)

@@ -1,4 +1,4 @@
-"""Prompts that can be checked: captions of scenes, those never learned from, and the reader that reads pictures back."""
+"""Prompts that can be checked: captions of scenes never learned from, and the reader of their pictures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -116,7 +116,7 @@ def scenes(count: int = 144, seed: int = 1, model: Split | None = None) -> Promp
     """
     reader = Reader.trained()
     made = held_out(count, seed)
-    pictures, labels = drawn(made)
+    labels = drawn(made)[1]
 
     def features(x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), evaluating(reader):

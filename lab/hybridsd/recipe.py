@@ -27,13 +27,12 @@ SHOWN = 6  # prompts whose pictures the outcome keeps
 class HybridSD:
     """One denoising trajectory split between a large cloud U-Net and a small edge U-Net (Yan et al., arXiv 2408.06646).
 
-    cloud: '' for the embedded models, a diffusers folder or hub id, or 'http://host:port' of `lab serve cloud`. edge,
-    vae: folder or id of the small U-Net and of the decoder; '' for the embedded ones, or for the cloud's decoder. N:
-    steps of the whole trajectory. k: steps that the cloud runs, the split that the report is about. ks: the splits that
-    are swept; 0 is the edge alone, N the cloud alone. controls: at how many steps in the cloud the edge-first order and
-    the cloud alone with fewer steps are drawn too. solver: 'dpm++', 'ddim', 'euler', 'lcm' or 'own'. guidance: the
-    scale s. prompts: how many are drawn. batch: pictures at a time. handoff: 'exact' or 'int8', which the bytes of the
-    report are about.
+    cloud: '' for the embedded models, or a diffusers folder or hub id. edge, vae: folder or id of the small U-Net and of
+    the decoder; '' for the embedded ones, or for the cloud's decoder. N: steps of the whole trajectory. k: steps that the
+    cloud runs, the split that the report is about. ks: the splits that are swept; 0 is the edge alone, N the cloud
+    alone. controls: at how many steps in the cloud the edge-first order and the cloud alone with fewer steps are drawn
+    too. solver: 'dpm++', 'ddim', 'euler', 'lcm' or 'own'. guidance: the scale s. prompts: how many are drawn. batch:
+    pictures at a time. handoff: 'exact' or 'int8', which the bytes of the report are about.
     """
 
     cloud: str = ""
@@ -51,7 +50,7 @@ class HybridSD:
 
     def __post_init__(self) -> None:
         demand(
-            self, cloud=_source("a folder, a hub id 'owner/name' or 'http://host:port'"),
+            self, cloud=_source("a folder or a hub id 'owner/name'"),
             edge=_source("a folder or a hub id 'owner/name'"), vae=_source("a folder or a hub id 'owner/name'"),
             N=whole(1, 1000), solver=one_of(*SOLVERS, "own"), guidance=number(0), prompts=whole(1), batch=whole(1),
             handoff=one_of("exact", "int8"),
@@ -129,7 +128,9 @@ class HybridSD:
     def _split(self, split: Split, device: Any) -> Split:
         """The task's pipeline with this recipe's solver, on the device; a copy where it must move."""
         if split.cloud is not None or len(split.unets) < 2:
-            raise ValueError("run() sweeps models of this process: give a Split of two U-Nets, without a cloud elsewhere")
+            raise ValueError(
+                "run() sweeps models of this process: give a Split of two U-Nets, without a cloud elsewhere"
+            )
         if device is not None and torch.device(device) != split.device:
             split = deepcopy(split).to(device)
         return split.with_solver(solver_of(split.scheduler, self.solver))
@@ -164,8 +165,8 @@ class HybridSD:
 
     def _notes(self, task: PromptTask) -> tuple[str, ...]:
         return (
-            f"before: all {self.N} steps in the cloud; after: {self.k} there, {self.N - self.k} at the edge, which decodes",
-            f"{len(task.prompts)} prompts, guidance {self.guidance:g}; right means every one of {', '.join(task.parts)}",
+            f"before: {self.N} steps in the cloud; after: {self.k} there, {self.N - self.k} at the edge, which decodes",
+            f"{len(task.prompts)} prompts, guidance {self.guidance:g}; right: each of {', '.join(task.parts)}",
             "macs: one picture, both inputs of guidance, attention's products and one decoding counted",
             f"bytes: a raw picture, and one picture's hand-off ({self.handoff}) with the solver's memory and token ids",
             "frechet distance: on 64 features of the project's own reader of these pictures, no FID",
@@ -199,5 +200,3 @@ def _decoded(split: Split, vae: str) -> tuple:
     from .components import vae_of
 
     return split.components(), list(split.unets[1:]), vae_of(vae)
-
-

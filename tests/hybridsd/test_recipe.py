@@ -1,4 +1,4 @@
-"""The recipe: every split and control in one run, on models of one's own, resumable, and its numbers are what they say."""
+"""The recipe: every split and control in one run, on models of one's own, resumable, its numbers what they say."""
 
 import pytest
 import torch
@@ -43,7 +43,9 @@ def test_every_way_is_what_the_pipeline_draws(outcome):
     for (kind, k), latent in found.items():
         pair = [edge, cloud] if kind == "edge first" else [cloud, edge]
         steps = {"hybrid": [k, 4 - k], "edge first": [4 - k, k], "fewer steps": [k, 0]}[kind]
-        drawn = Split.of(text | {"unet": pair[0]}, [pair[1]]).draw(list(task.prompts), steps=steps, guidance=4.0, seed=9)
+        drawn = Split.of(text | {"unet": pair[0]}, [pair[1]]).draw(
+            list(task.prompts), steps=steps, guidance=4.0, seed=9
+        )
         assert torch.equal(latent, drawn.latent), (kind, k)
 
 
