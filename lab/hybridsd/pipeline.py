@@ -148,7 +148,7 @@ class Split(nn.Module):
             latent, generator = self.noise(len(prompts), seed, sum(steps))
             context = {"prompt": tokens, "seed": seed, "generator": generator}
             if self.cloud is not None:
-                return self._over_network(latent, said, steps, context, int8)
+                return self._over_network(latent, said, steps, context, {"int8": int8, "zeros": negative is None})
             if int8:
                 return self._in_whole_numbers(latent, said, steps, context)
             solver = fresh(self.scheduler, sum(steps), latent.device)
@@ -210,12 +210,12 @@ class Split(nn.Module):
                 notes.append(f"hand-off in int8: relative error of the latent {state.error:.2e}")
         return Drawn(self.decode(state.latent), state.latent, tuple(steps), (), received, tuple(notes))
 
-    def _over_network(self, latent, said, steps, context, int8) -> Drawn:
+    def _over_network(self, latent, said, steps, context, how) -> Drawn:
         """The first steps elsewhere; all of them here, with a note, where that fails."""
         state, notes, received = begin(self.scheduler, latent, sum(steps), said.guidance, **context), [], 0
         if steps[0]:
             try:
-                state, received = self.cloud.half(state, steps[0], int8=int8)
+                state, received = self.cloud.half(state, steps[0], **how)
             except self.cloud.Failed as error:
                 notes.append(f"the cloud did not answer ({error}): the edge drew all {sum(steps)} steps alone")
                 warnings.warn(notes[-1], stacklevel=4)

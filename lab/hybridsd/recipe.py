@@ -1,7 +1,8 @@
 """Hybrid SD as a recipe: one set of prompts at every split of the trajectory, beside its controls."""
 
+import re
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ..core import cost
 from ..core.descent import Step, seeded
 from ..core.fields import Allowed, demand, number, one_of, whole
 from ..core.report import Report, Row
+from . import cloud as cloud_service
 from . import prompts as prompting
 from . import sweep
 from .components import is_source
@@ -25,14 +27,15 @@ SHOWN = 6  # prompts whose pictures the outcome keeps
 
 @dataclass(frozen=True, kw_only=True)
 class HybridSD:
-    """One denoising trajectory split between a large cloud U-Net and a small edge U-Net (Yan et al., arXiv 2408.06646).
+    """One denoising trajectory on a large cloud U-Net and a small edge U-Net (Yan et al., arXiv 2408.06646).
 
-    cloud: '' for the embedded models, or a diffusers folder or hub id. edge, vae: folder or id of the small U-Net and of
-    the decoder; '' for the embedded ones, or for the cloud's decoder. N: steps of the whole trajectory. k: steps that the
-    cloud runs, the split that the report is about. ks: the splits that are swept; 0 is the edge alone, N the cloud
-    alone. controls: at how many steps in the cloud the edge-first order and the cloud alone with fewer steps are drawn
-    too. solver: 'dpm++', 'ddim', 'euler', 'lcm' or 'own'. guidance: the scale s. prompts: how many are drawn. batch:
-    pictures at a time. handoff: 'exact' or 'int8', which the bytes of the report are about.
+    cloud: '' for the embedded models, a diffusers folder or hub id, or 'http://host:port' of `lab serve cloud`, for
+    `pipeline()`, with which one draws; `edge` is then a whole pipeline. edge, vae: folder or id of the small U-Net and
+    of the decoder; '' for the embedded ones, or for the cloud's decoder. N: steps of the whole trajectory. k: steps
+    that the cloud runs, the split that the report is about. ks: the splits that are swept; 0 is the edge alone, N the
+    cloud alone. controls: at how many steps in the cloud the edge-first order and the cloud alone with fewer steps are
+    drawn too. solver: 'dpm++', 'ddim', 'euler', 'lcm' or 'own'. guidance: the scale s. prompts: how many are drawn.
+    batch: pictures at a time. handoff: 'exact' or 'int8', which the bytes of the report are about.
     """
 
     cloud: str = ""
@@ -50,7 +53,7 @@ class HybridSD:
 
     def __post_init__(self) -> None:
         demand(
-            self, cloud=_source("a folder or a hub id 'owner/name'"),
+            self, cloud=_source("a folder, a hub id 'owner/name' or 'http://host:port'", url=True),
             edge=_source("a folder or a hub id 'owner/name'"), vae=_source("a folder or a hub id 'owner/name'"),
             N=whole(1, 1000), solver=one_of(*SOLVERS, "own"), guidance=number(0), prompts=whole(1), batch=whole(1),
             handoff=one_of("exact", "int8"),
@@ -79,12 +82,23 @@ class HybridSD:
 
     def pipeline(self) -> Split:
         """The models of this recipe's `cloud`, `edge` and `vae`, with its solver."""
+        if self.cloud.startswith(("http://", "https://")):
+            return self._remote()
         if not self.cloud and not self.edge:
             found = prompting.embedded(solver=self.solver)
             return found if not self.vae else Split.of(*_decoded(found, self.vae))
         if not self.cloud or not self.edge:
             raise ValueError(f"HybridSD: cloud={self.cloud!r} and edge={self.edge!r} belong together: give both")
         return Split.from_pretrained(self.cloud, self.edge, self.vae or None, solver=self.solver)
+
+    def _remote(self) -> Split:
+        """The edge's whole pipeline here, the first steps at `cloud`; the token is the environment's LAB_TOKEN."""
+        local = replace(self, cloud="").pipeline() if not self.edge else Split.from_pretrained(
+            self.edge, None, self.vae or None, solver=self.solver
+        )  # fmt: skip
+        client = cloud_service.Client(self.cloud)
+        client.mark = cloud_service.fingerprint(local)
+        return Split([local.unets[-1]], local.scheduler, local.text, local.vae, client)
 
     def run(
         self,
@@ -181,8 +195,11 @@ def _steps_of(points: tuple[Point, ...], kind: str) -> list[Step]:
     ]
 
 
-def _source(words: str) -> Allowed:
-    return Allowed(lambda value: value == "" or is_source(value), f"'' or {words}")
+def _source(words: str, url: bool = False) -> Allowed:
+    def holds(value: Any) -> bool:
+        return value == "" or is_source(value) or (url and bool(re.fullmatch(r"https?://\S+", value)))
+
+    return Allowed(holds, f"'' or {words}")
 
 
 def _steps(low: int, high: int, least: int = 1) -> Allowed:

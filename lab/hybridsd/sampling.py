@@ -1,6 +1,7 @@
 """One trajectory over several U-Nets: one scheduler, set once, whose history is carried from model to model."""
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +48,9 @@ class Conditioning:
 def fresh(scheduler: Any, steps: int, device: Any = None) -> Any:
     """A new scheduler of the same config with `steps` timesteps; the one given is not touched."""
     made = type(scheduler).from_config(scheduler.config)
-    made.set_timesteps(steps, device=device)
+    with warnings.catch_warnings():  # schedulers of diffusers meet numpy 2
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        made.set_timesteps(steps, device=device)
     if len(made.timesteps) != steps:
         raise ValueError(
             f"{type(made).__name__} takes {len(made.timesteps)} model calls for {steps} steps: give one of one call a "

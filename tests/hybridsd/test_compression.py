@@ -14,7 +14,8 @@ from lab.hybridsd.distillation import distil, pairs
 from . import small
 
 SD = {
-    "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8,
+    "sample_size": 64,
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }  # fmt: skip
@@ -43,7 +44,9 @@ def test_counts_of_stable_diffusion_and_of_bk_tiny():
                     "down_block_types": SD["down_block_types"][:3], "up_block_types": SD["up_block_types"][1:]}
         )  # fmt: skip
         instance = blocks.narrowed(
-            tiny, [256, 480, 320, 320, 640, 160, 160, 96, 256], sum(([n, 8] for n in (6, 4, 8, 6, 8, 8, 8, 8, 6)), [])
+            tiny,
+            [256, 480, 320, 320, 640, 160, 160, 96, 256],
+            [heads for first in (6, 4, 8, 6, 8, 8, 8, 8, 6) for heads in (first, 8)],
         )
     assert count(whole) == 859_520_964 and count(tiny) == 323_384_964
     assert count(instance) == 224_491_396
@@ -72,7 +75,7 @@ def test_blocks_left_out_leave_a_plain_unet_with_the_large_ones_weights(large, t
 def test_narrowed_is_the_masked_original(large, tmp_path):
     plain = blocks.without_blocks(large)
     before = {name: x.clone() for name, x in plain.state_dict().items()}
-    widths = [8] + [block.conv1.out_channels for block in blocks.residual_blocks(plain)][1:]
+    widths = [8, *[block.conv1.out_channels for block in blocks.residual_blocks(plain)][1:]]
     heads = [2] + [4] * (len(blocks.attentions(plain)) - 1)
     made = blocks.narrowed(plain, widths, heads)
     assert all(torch.equal(before[name], x) for name, x in plain.state_dict().items())
