@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..core.descent import Stage, Step, descend
+from ..core.task import evaluating
 from . import equations as eq
 
 
@@ -41,7 +42,7 @@ def distil(
     keeps = {"student": student, "adam": optimiser}
     keeps |= {name: kept for name, kept in (("schedule", plan), ("average", average)) if kept is not None}
     stage = Stage(checkpoint, "distil", owner, **keeps)
-    teacher = teacher.eval().requires_grad_(False)
+    clipped(optimiser)
     named = pairs(teacher, student)
     seen = [_Outputs(net, [pair[i] for pair in named]) for i, net in enumerate((teacher, student))]
 
@@ -50,7 +51,7 @@ def distil(
         t, noise = torch.randint(len(alphas), (len(x),), device=place), torch.randn_like(x)
         a = alphas[t].view(-1, 1, 1, 1)
         noisy = a.sqrt() * x + (1 - a).sqrt() * noise
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(teacher):
             said = teacher(noisy, t, told).sample
         answer = student(noisy, t, told).sample
         return {
@@ -64,6 +65,24 @@ def distil(
     finally:
         for outputs in seen:
             outputs.remove()
+
+
+def clipped(optimiser: torch.optim.Optimizer, norm: float = 1.0) -> None:
+    """From now on every update of `optimiser` takes gradients of at most this norm, as all released runs do."""
+
+    def clip(*_: Any) -> None:
+        nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], norm)
+
+    optimiser.register_step_pre_hook(clip)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """Move the running mean towards the network: m <- decay m + (1 - decay) w; buffers are copied."""
+    for mean, weight in zip(average.parameters(), net.parameters(), strict=True):
+        mean.lerp_(weight.to(mean.dtype), 1 - decay)
+    for mean, buffer in zip(average.buffers(), net.buffers(), strict=True):
+        mean.copy_(buffer)
 
 
 class _Outputs:

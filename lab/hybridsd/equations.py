@@ -62,6 +62,50 @@ def feature_loss(student: list[torch.Tensor], teacher: list[torch.Tensor]) -> to
     return torch.stack([(s - t).square().mean() for s, t in zip(student, teacher, strict=True)]).sum()
 
 
+def significance(before: torch.Tensor, after: torch.Tensor) -> float:
+    """Eq. (11): ||m_0 - m_1|| + ||s_0 - s_1||, mean and deviation of each place over latents (n, C, h, w)."""
+    means, deviations = (before.mean(0) - after.mean(0)).norm(), (before.std(0) - after.std(0)).norm()
+    return float(means + deviations)
+
+
+def boundary_scalings(t: torch.Tensor, data: float = 0.5, scaling: float = 10.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. (12): c_skip = d^2 / ((10 t)^2 + d^2) and c_out = 10 t / sqrt((10 t)^2 + d^2), so that f(x, 0) = x."""
+    scaled = scaling * t
+    return data**2 / (scaled**2 + data**2), scaled / (scaled**2 + data**2).sqrt()
+
+
+def ddim_step(x0: torch.Tensor, e: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """Eq. (13): sqrt(a) x_0 + sqrt(1 - a) e, one step of DDIM to the level of noise `a`."""
+    return a.sqrt() * x0 + (1 - a).sqrt() * e
+
+
+def pseudo_huber(x: torch.Tensor, y: torch.Tensor, c: float = 0.001) -> torch.Tensor:
+    """Eq. (14): mean of sqrt((x - y)^2 + c^2) - c."""
+    return ((x - y).square() + c**2).sqrt().mean() - c
+
+
+def perceptual_loss(fake: list[torch.Tensor], real: list[torch.Tensor]) -> torch.Tensor:
+    """Eq. (15): over maps (N, F, h, w) of unit length at each place, the sum of mean squared differences of places."""
+    unit = torch.nn.functional.normalize
+    return torch.stack([(unit(f) - unit(r)).square().sum(1).mean() for f, r in zip(fake, real, strict=True)]).sum()
+
+
+def adaptive_weight(perceptual: torch.Tensor, adversarial: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Eq. (16): w = ||grad L_perceptual|| / (||grad L_adversarial|| + 1e-4) at weights `last`, within 0..1e4."""
+    lengths = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (perceptual, adversarial)]
+    return (lengths[0] / (lengths[1] + 1e-4)).clamp(0, 1e4).detach()
+
+
+def hinge_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """Eq. (17): (mean max(0, 1 - D(real)) + mean max(0, 1 + D(fake))) / 2, what the discriminator minimises."""
+    return ((1 - real).relu().mean() + (1 + fake).relu().mean()) / 2
+
+
+def latent_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Eq. (18): the sum of |z_S - z_T| over a latent, mean over the batch."""
+    return (student - teacher).abs().sum() / len(student)
+
+
 def _root(s: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(s)
     return vectors * values.clamp_min(0).sqrt() @ vectors.T
