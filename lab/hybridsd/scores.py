@@ -22,7 +22,7 @@ EXTRA = "extra"
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Widths are rounded up to `unit`; a result of `least` or below leaves a width alone, `heads` or fewer an attention.
+    """Widths are rounded up to `unit`; at `least` or below a width is left alone, at `heads` or fewer an attention.
 
     The defaults are the paper's, for widths of 320 and more; take 8 or 16, and 0, for small networks.
     """
