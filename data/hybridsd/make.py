@@ -34,8 +34,8 @@ from lab.hybridsd.distillation import distil
 
 SEED, BATCH, PICTURES = 0, 64, 24_000
 LATENTS = 32  # a batch of latents
-STEPS = {"reader": 1_500, "vae": 1_500, "vae-shapes": 600, "cloud": 1_300, "edge": 500, "tiny": 400}
-FALL = {"vae-shapes": 900}  # the cosine that a rate falls along, where it is longer than the stage
+STEPS = {"reader": 1_500, "vae": 1_500, "vae-shapes": 600, "cloud": 1_100, "edge": 150, "tiny": 120}
+FALL = {"vae-shapes": 900, "cloud": 1_300}  # the cosine that a rate falls along, where it is longer than the stage
 HERE = Path(__file__).parent
 ASIDE = {"README.md", "SHA256SUMS", "make.py"}
 SCHEDULE = {
