@@ -256,6 +256,7 @@ def keep(folder, words, text, vae, cloud, edge, tiny, reader):
         vae, text, words, cloud, scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     whole.to(dtype=torch.float16).save_pretrained(folder)
+    text.float().save_pretrained(folder / "text_encoder")  # transformers loads the precision it finds, diffusers not
     edge.half().save_pretrained(folder / "edge")
     tiny.half().save_pretrained(folder / "tiny")
     store.write(
