@@ -35,7 +35,7 @@ from lab.hybridsd.cloud import PATH, Client
 from lab.hybridsd.handoff import Handoff, advance, begin
 from lab.hybridsd.sampling import Conditioning
 
-RECIPE = lab.HybridSD(ks=(0, 5, 10, 15, 20, 25), controls=(5, 10), batch=50)
+RECIPE = lab.HybridSD(ks=(0, 5, 10, 15, 20, 25), controls=(5, 10), batch=48)
 WITHIN, SAVED = 2.0, 0.60  # points of semantic accuracy, share of the cloud's compute
 SD = {
     "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8,

@@ -34,8 +34,8 @@ from lab.hybridsd.distillation import distil
 
 SEED, BATCH, PICTURES = 0, 64, 24_000
 LATENTS = 32  # a batch of latents
-STEPS = {"reader": 1_500, "vae": 1_500, "vae-shapes": 600, "cloud": 1_300, "edge": 500, "tiny": 400}
-FALL = {"vae-shapes": 900}  # the cosine that a rate falls along, where it is longer than the stage
+STEPS = {"reader": 1_500, "vae": 1_500, "vae-shapes": 600, "cloud": 1_100, "edge": 150, "tiny": 120}
+FALL = {"vae-shapes": 900, "cloud": 1_300}  # the cosine that a rate falls along, where it is longer than the stage
 HERE = Path(__file__).parent
 ASIDE = {"README.md", "SHA256SUMS", "make.py"}
 SCHEDULE = {
@@ -256,6 +256,7 @@ def keep(folder, words, text, vae, cloud, edge, tiny, reader):
         vae, text, words, cloud, scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     whole.to(dtype=torch.float16).save_pretrained(folder)
+    text.float().save_pretrained(folder / "text_encoder")  # transformers loads the precision it finds, diffusers not
     edge.half().save_pretrained(folder / "edge")
     tiny.half().save_pretrained(folder / "tiny")
     store.write(

@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,29 @@ def diffusers() -> Any:
     return library
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no advice of diffusers and transformers for a block, then as it was."""
+    from transformers.utils import logging as theirs
+
+    ours = diffusers().utils.logging
+    logs, before = (ours, theirs), [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in (ours, theirs)]
+    try:
+        for log in logs:
+            log.set_verbosity_error()
+            log.disable_progress_bar()
+        yield
+    finally:
+        for log, (verbosity, bar) in zip(logs, before, strict=True):
+            log.set_verbosity(verbosity)
+            (log.enable_progress_bar if bar else log.disable_progress_bar)()
+
+
+def _exact(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with single precision where none is asked for: all parts then have one."""
+    return {"dtype": torch.float32, **options}
+
+
 def is_source(value: Any) -> bool:
     """Whether this names an existing folder or a hub id 'owner/name'."""
     if not isinstance(value, str):
@@ -40,7 +64,8 @@ def pipeline_parts(source: str | Path, **options: Any) -> dict[str, Any]:
             raise ValueError(f"{source} lacks {', '.join(missing)}: give the folder of a whole diffusers pipeline")
     unchecked = {} if _is_xl(folder) else {"safety_checker": None, "requires_safety_checker": False}
     local = {"local_files_only": True} if folder.is_dir() else {}
-    made = diffusers().DiffusionPipeline.from_pretrained(str(source), **unchecked, **local, **options)
+    with quiet():
+        made = diffusers().DiffusionPipeline.from_pretrained(str(source), **unchecked, **local, **_exact(options))
     parts = {name: part for name, part in made.components.items() if part is not None}
     return parts | {"force_zeros": bool(made.config.get("force_zeros_for_empty_prompt", False))}
 
@@ -59,7 +84,8 @@ def unet_of(source: str | Path, **options: Any) -> nn.Module:
     local = {"local_files_only": True} if folder.is_dir() else {}
     where = {"subfolder": inner or ("unet" if not folder.is_dir() else None)}
     named = {name: value for name, value in where.items() if value}
-    return diffusers().UNet2DConditionModel.from_pretrained(str(source), **named, **local, **options)
+    with quiet():
+        return diffusers().UNet2DConditionModel.from_pretrained(str(source), **named, **local, **_exact(options))
 
 
 def vae_of(source: str | Path, **options: Any) -> nn.Module:
@@ -67,7 +93,8 @@ def vae_of(source: str | Path, **options: Any) -> nn.Module:
     library = diffusers()
     config = library.AutoencoderKL.load_config(str(source), local_files_only=Path(source).is_dir())
     kind = {"AutoencoderTiny": library.AutoencoderTiny}.get(config.get("_class_name"), library.AutoencoderKL)
-    return kind.from_pretrained(str(source), local_files_only=Path(source).is_dir(), **options)
+    with quiet():
+        return kind.from_pretrained(str(source), local_files_only=Path(source).is_dir(), **_exact(options))
 
 
 def check_unets(unets: Sequence[nn.Module], vae: nn.Module | None) -> None:

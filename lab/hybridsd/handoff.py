@@ -21,6 +21,10 @@ from . import equations as eq
 from .sampling import Conditioning, draws_noise, fresh, restored, solver_state, trajectory
 
 FORMAT = 1
+_DAMAGE = (
+    SafetensorError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError, UnicodeDecodeError,
+    json.JSONDecodeError,
+)  # fmt: skip
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _MOST_STEPS, _MOST_BYTES = 1000, 64 << 20
 _FIELDS = {"format", "index", "steps", "scheduler", "config", "numbers", "guidance", "seed", "dtype", "int8", "error"}
@@ -91,7 +95,7 @@ class Handoff:
         try:
             facts = _facts(content)
             made = _put_together(cls, facts, load(content))
-        except (SafetensorError, KeyError, TypeError, AttributeError, UnicodeDecodeError, RecursionError) as error:
+        except _DAMAGE as error:
             reason = next(iter(str(error).splitlines()), "")
             raise ValueError(f"these bytes are no hand-off ({type(error).__name__}: {reason})") from error
         _check(made)
@@ -234,12 +238,13 @@ def _check(made: Handoff) -> None:
     demands = {
         f"step {made.index!r} of {made.steps!r}": whole and 0 <= made.index <= made.steps <= _MOST_STEPS,
         f"guidance {made.guidance!r}": isinstance(made.guidance, (int, float)) and math.isfinite(made.guidance),
+        f"error {made.error!r}": isinstance(made.error, (int, float)) and math.isfinite(made.error),
         f"seed {made.seed!r}": made.seed is None or isinstance(made.seed, int),
         f"scheduler {made.scheduler!r}": isinstance(made.scheduler, str) and isinstance(made.config, dict),
         f"latent of shape {tuple(made.latent.shape)}": made.latent.ndim == 4 and made.latent.numel() > 0,
         f"latent of type {made.latent.dtype}": made.latent.dtype in _DTYPES.values(),
         "a generator's state": made.noise is None or (made.noise.dtype == torch.uint8 and made.noise.ndim == 1),
-        "prompts of another batch": all(len(x) == len(made.latent) for x in made.prompt.values() if x.ndim),
+        "prompts of another batch": all(x.ndim and len(x) == len(made.latent) for x in made.prompt.values()),
         "numbers that are not finite": all(_finite(x) for x in [made.latent, *made.prompt.values()]),
         "a solver's memory of another shape": _fits(made),
     }

@@ -87,7 +87,7 @@ class Split(nn.Module):
         """Models of folders or hub ids: `cloud` a whole pipeline (SD 1.x, SDXL, LCM), `edge` one U-Net or several.
 
         As released, text encoder, tokenizer, scheduler and (without `vae`) the decoder are the cloud's. `options` go
-        to diffusers, e.g. `torch_dtype`. `solver` is one of SOLVERS, or 'own' for the folder's own scheduler.
+        to diffusers, e.g. `dtype`. `solver` is one of SOLVERS, or 'own' for the folder's own scheduler.
         """
         parts = pipeline_parts(cloud, **options)
         edges = [] if edge is None else [edge] if isinstance(edge, str | Path) else list(edge)
