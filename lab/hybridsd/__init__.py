@@ -8,6 +8,8 @@ symbols     N steps   k steps in the cloud   s guidance scale   w = s - 1   e_u,
             the prompt   e_S, e_T student and teacher   f_S, f_T their features   x a latent   q its whole numbers
 equations   (1) model_of_step   (2) guided   (3) guidance_embedding   (4) int8   (5) relative_error
             (6) cloud_share   (7) frechet_distance   (8) noise_loss   (9) output_loss   (10) feature_loss
+                (11) significance   (12) boundary_scalings   (13) ddim_step   (14) pseudo_huber   (15) perceptual_loss
+                (16) adaptive_weight   (17) hinge_loss   (18) latent_loss
 procedure   sampling.trajectory: one scheduler, set once, whose memory is carried from U-Net to U-Net; handoff.advance
             does the same over a boundary, bit for bit; pipeline.Split is the whole pipeline for SD 1.x, SDXL and LCM;
             recipe.HybridSD.run sweeps k beside its controls

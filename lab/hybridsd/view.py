@@ -143,7 +143,7 @@ def _photo(title: str, x: Tensor) -> str:
 
 def _strip(stages: Tensor, k: int, N: int) -> str:
     """The stages of a picture (S, 3, H, W) in a row, under bars that say whose steps led to them."""
-    top, gap = svg.LINE + 22, 6
+    top, gap = svg.LINE + 36, 6
     row = np.concatenate(list(stages.permute(0, 2, 3, 1).numpy()), 1)
     pitch = _SMALL + gap
     width = len(stages) * pitch - gap
@@ -158,7 +158,7 @@ def _strip(stages: Tensor, k: int, N: int) -> str:
 def _costs(found: dict[str, Any], outcome: HybridSDOutcome) -> str:
     most = max(point.cloud_macs for point in outcome.points)
     rows = [("cloud", found["cloud"], most), ("edge", found["edge"], most)]
-    return svg.bars(_millions(rows), "MACs, millions")
+    return svg.bars(_millions(rows), "MACs, millions", width=320)
 
 
 def _millions(rows: list[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
