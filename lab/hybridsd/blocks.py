@@ -134,4 +134,4 @@ def load_narrowed(folder: str | Path, **options: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         made = narrowed(diffusers().UNet2DConditionModel.from_config(config), widths, heads)
     made.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
-    return made.to(options.get("dtype") or torch.float32).eval()
+    return nn.Module.to(made, options.get("dtype") or torch.float32).eval()
