@@ -45,7 +45,7 @@ class Consistency:
             )
 
 
-def hearing_guidance(unet: nn.Module, dimension: int = 256) -> nn.Module:
+def hearing_guidance(unet: Any, dimension: int = 256) -> Any:
     """A copy with `time_cond_proj`, which adds `dimension` x first width weights; they are drawn, the rest is kept.
 
     A U-Net that hears the guidance already is copied as it is.
@@ -68,9 +68,9 @@ def times(levels: int, T: int) -> torch.Tensor:
 
 
 def consistent(
-    teacher: nn.Module, student: nn.Module, alphas: torch.Tensor, text: Callable, nothing: torch.Tensor,
+    teacher: Any, student: Any, alphas: torch.Tensor, text: Callable, nothing: torch.Tensor,
     batches: Iterable, how: Consistency = Consistency(), *, checkpoint: str | Path | None = None,
-    owner: str = "consistency", progress: bool = True, target: nn.Module | None = None,
+    owner: str = "consistency", progress: bool = True, target: Any | None = None,
 ) -> Iterator[Step]:  # fmt: skip
     """Train `student` in place so that what it says at one time is what its running mean says one DDIM step later.
 
@@ -107,7 +107,7 @@ def consistent(
 
 
 def jump(
-    unet: nn.Module, x: torch.Tensor, t: torch.Tensor, told: torch.Tensor, w: torch.Tensor, alphas: torch.Tensor,
+    unet: Any, x: torch.Tensor, t: torch.Tensor, told: torch.Tensor, w: torch.Tensor, alphas: torch.Tensor,
     how: Consistency = Consistency(),
 ) -> torch.Tensor:  # fmt: skip
     """f(x, t) = c_skip x + c_out x_0, the clean latents (B, C, h, w) that a consistency model sees from time t (B,)."""

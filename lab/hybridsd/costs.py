@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-
 from ..core.fields import demand, number, one_of, whole
 from . import equations as eq
 from . import references
@@ -70,7 +68,7 @@ class SplitCost:
 
 
 def price(
-    cloud: nn.Module, edge: nn.Module, vae: nn.Module, counted: Counted = Counted(), cloud_vae: nn.Module | None = None
+    cloud: Any, edge: Any, vae: Any, counted: Counted = Counted(), cloud_vae: Any | None = None
 ) -> Price:  # fmt: skip
     """Counted on the modules; those on the meta device cost nothing to count. `cloud_vae` left out is `vae`."""
     products, side = counted.attention_products, cloud.config["sample_size"]

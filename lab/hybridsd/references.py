@@ -49,7 +49,7 @@ A_WIDTHS = (256, 480, 320, 320, 640, 160, 160, 96, 256)
 A_HEADS = tuple(heads for first in (6, 4, 8, 6, 8, 8, 8, 8, 6) for heads in (first, 8))
 
 
-def unet(name: str) -> nn.Module:
+def unet(name: str) -> Any:
     """A published U-Net without weights; ValueError that lists the names."""
     if name not in UNETS:
         raise ValueError(f"name={name!r} is no reference: give one of {', '.join(UNETS)}")
@@ -58,7 +58,7 @@ def unet(name: str) -> nn.Module:
         return narrowed(made, A_WIDTHS, A_HEADS) if name.startswith("instance-a") else made
 
 
-def kl_vae() -> nn.Module:
+def kl_vae() -> Any:
     """The autoencoder of Stable Diffusion 1.x without weights."""
     with torch.device("meta"):
         return diffusers().AutoencoderKL(
@@ -67,13 +67,13 @@ def kl_vae() -> nn.Module:
         )  # fmt: skip
 
 
-def tiny_vae() -> nn.Module:
+def tiny_vae() -> Any:
     """TAESD's autoencoder without weights."""
     with torch.device("meta"):
         return diffusers().AutoencoderTiny()
 
 
-def example(net: nn.Module, batch: int = 2) -> dict[str, Any]:
+def example(net: Any, batch: int = 2) -> dict[str, Any]:
     """Inputs by name for a U-Net, on its device: latents, one time, 77 tokens, and what SDXL and LCM hear besides."""
     config, place = net.config, next(net.parameters()).device
     made: dict[str, Any] = {
@@ -90,12 +90,12 @@ def example(net: nn.Module, batch: int = 2) -> dict[str, Any]:
     return made
 
 
-def unet_macs(net: nn.Module, batch: int = 2, attention_products: bool = False) -> int:
+def unet_macs(net: Any, batch: int = 2, attention_products: bool = False) -> int:
     """Multiply-adds of one call; the published figures are at batch 2 without the products inside attention."""
     return _macs(net, example(net, batch), attention_products)
 
 
-def decoder_macs(vae: nn.Module, side: int = 64, batch: int = 1, attention_products: bool = False) -> int:
+def decoder_macs(vae: Any, side: int = 64, batch: int = 1, attention_products: bool = False) -> int:
     """Multiply-adds of decoding latents of `side` x `side` places."""
     place = next(vae.parameters()).device
     latent = torch.zeros(batch, vae.config["latent_channels"], side, side, device=place)
@@ -103,7 +103,7 @@ def decoder_macs(vae: nn.Module, side: int = 64, batch: int = 1, attention_produ
     return _macs(nn.Sequential(inside, vae.decoder), latent, attention_products)
 
 
-def _macs(net: nn.Module, given: Any, attention_products: bool) -> int:
+def _macs(net: Any, given: Any, attention_products: bool) -> int:
     """Counted by the core; where attention's products are left out, attention answers with its values instead."""
     if attention_products:
         return cost.macs(net, given)

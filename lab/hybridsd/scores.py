@@ -8,9 +8,9 @@ The released code has three defects, each a name in `paper_compat`, none of them
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from . import equations as eq
@@ -40,14 +40,14 @@ class Rules:
             raise ValueError(f"unit={self.unit} is not allowed: give a whole number >= 1")
 
 
-def units(unet: nn.Module) -> dict[str, nn.Module]:
+def units(unet: Any) -> dict[str, Any]:
     """What can be narrowed, by its name in the U-Net: residual blocks, then attentions; 27 in BK-SDM-Tiny."""
     kept = [*residual_blocks(unet), *attentions(unet)]
     names = {id(module): name for name, module in unet.named_modules()}
     return {names[id(module)]: module for module in kept}
 
 
-def pruned(unet: nn.Module, ratios: Mapping[str, float], rules: Rules = Rules()) -> nn.Module:
+def pruned(unet: Any, ratios: Mapping[str, float], rules: Rules = Rules()) -> Any:
     """A copy that keeps `ratios[name]` of each unit named, and all of the others."""
     found = units(unet)
     unknown = [name for name in ratios if name not in found]
@@ -62,7 +62,7 @@ def pruned(unet: nn.Module, ratios: Mapping[str, float], rules: Rules = Rules())
 
 
 def significance_scores(
-    unet: nn.Module, sample: Callable[[nn.Module, int], torch.Tensor], *, rules: Rules = Rules(), ratio: float = 0.5,
+    unet: Any, sample: Callable[[Any, int], torch.Tensor], *, rules: Rules = Rules(), ratio: float = 0.5,
     seed: int = 0, progress: bool = True,
 ) -> dict[str, float]:  # fmt: skip
     """Of every unit, what final latents lose when it alone keeps `ratio`, Eq. (11); higher is more important.
@@ -90,15 +90,15 @@ def keep_ratios(scores: Mapping[str, float], a: int = 19, b: int = 21, rules: Ru
     return {name: ratio for name, ratio in ratios.items() if name != EXTRA}
 
 
-def _is_attention(module: nn.Module) -> bool:
+def _is_attention(module: Any) -> bool:
     return hasattr(module, "to_q")
 
 
-def _width(block: nn.Module, ratio: float, rules: Rules) -> int:
+def _width(block: Any, ratio: float, rules: Rules) -> int:
     width = block.conv1.out_channels
     return width if ratio == 1 else min(width, kept_width(width, ratio, rules.unit, rules.least))
 
 
-def _heads(look: nn.Module, ratio: float, rules: Rules) -> int:
+def _heads(look: Any, ratio: float, rules: Rules) -> int:
     keep = int(look.heads * ratio)
     return look.heads if ratio == 1 or keep <= rules.heads else keep

@@ -55,8 +55,8 @@ def turn(step: int, judge_first: int = 5000) -> str:
 
 
 def train(
-    tiny: nn.Module, large: nn.Module, judge: nn.Module, features: Callable[[torch.Tensor], list[torch.Tensor]],
-    batches: Iterable, how: TinyVAE = TinyVAE(), *, average: nn.Module | None = None,
+    tiny: Any, large: Any, judge: Any, features: Callable[[torch.Tensor], list[torch.Tensor]],
+    batches: Iterable, how: TinyVAE = TinyVAE(), *, average: Any | None = None,
     checkpoint: str | Path | None = None, owner: str = "tiny vae", progress: bool = True,
 ) -> Iterator[Step]:  # fmt: skip
     """Train `tiny` (an AutoencoderTiny) and `judge` in place; each Step's terms are those of whose turn it was.
@@ -85,7 +85,7 @@ def train(
 class Turns:
     """Three AdamW as one optimiser: each step is one part's, on a cosine from its rate to 0 over all steps."""
 
-    def __init__(self, tiny: nn.Module, judge: nn.Module, how: TinyVAE) -> None:
+    def __init__(self, tiny: Any, judge: Any, how: TinyVAE) -> None:
         self.how, self.index, self.rounds = how, 0, 0  # rounds: decoder steps taken
         nets = {
             "decoder": (tiny.decoder, how.lr),
@@ -134,7 +134,7 @@ class Turns:
 class _Lessons:
     """The loss of each part, by its name."""
 
-    def __init__(self, tiny: nn.Module, large: nn.Module, judge: nn.Module, features: Any, how: TinyVAE) -> None:
+    def __init__(self, tiny: Any, large: Any, judge: Any, features: Any, how: TinyVAE) -> None:
         self.tiny, self.large, self.judge, self.features, self.how = tiny, large, judge, features, how
 
     def decoder(self, x: torch.Tensor, rounds: int) -> dict[str, torch.Tensor]:
