@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import acenas, decoupling, dqss, foldgpt, gal, lens, pams, sparsebytenn, ui
+    from . import acenas, decoupling, dqss, foldgpt, gal, hybridsd, lens, pams, sparsebytenn, ui
     from .acenas import AceNAS
     from .core import cost, nets, scenes, surgery, tables, tasks
     from .core.architectures import Graph, Space
@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what the names below are, for editors and type checkers
     from .dqss import DQSS
     from .foldgpt import FoldGPT
     from .gal import GAL
+    from .hybridsd import HybridSD
     from .pams import PAMS
     from .sparsebytenn import SparseByteNN
     from .ui import compare, view
@@ -37,6 +38,7 @@ _RECIPES = {
     "DQSS": ("dqss", "DQSS"),
     "SparseByteNN": ("sparsebytenn", "SparseByteNN"),
     "FoldGPT": ("foldgpt", "FoldGPT"),
+    "HybridSD": ("hybridsd", "HybridSD"),
     "AceNAS": ("acenas", "AceNAS"),
 }
 _PLACES = {
@@ -67,6 +69,7 @@ __all__ = [
     "Decoupling",
     "FoldGPT",
     "Graph",
+    "HybridSD",
     "Space",
     "SparseByteNN",
     "Task",
@@ -78,6 +81,7 @@ __all__ = [
     "finetune",
     "foldgpt",
     "gal",
+    "hybridsd",
     "lens",
     "load",
     "map",

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The four commands and their options."""
+    """The five commands and their options."""
     top = argparse.ArgumentParser(prog="lab", description="Make neural networks smaller, faster or easier to read.")
     top.add_argument("--version", action="version", version=f"lab {lab.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -64,7 +64,22 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--quick", action="store_true", help="under two minutes a method")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures, settings, seeds and the machine")
     bench.set_defaults(do=bench_command)
+
+    serve = commands.add_parser("serve", help="run a half of a method on this machine, for others to ask")
+    serve.add_argument("what", choices=["cloud"], help="cloud: the first steps of Hybrid SD")
+    serve.add_argument("--model", help="a diffusers folder or hub id; left out, the embedded models")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8765)
+    serve.add_argument("--token", default=os.environ.get("LAB_TOKEN"), help="asked of every request; or LAB_TOKEN")
+    serve.set_defaults(do=serve_command)
     return top
+
+
+def serve_command(options: argparse.Namespace) -> int:
+    """Serve until stopped."""
+    print(f"serving on http://{options.host}:{options.port}", flush=True)
+    lab.hybridsd.cloud.serve(options.model, options.host, options.port, options.token)
+    return 0
 
 
 def start_command(options: argparse.Namespace) -> int:

@@ -27,12 +27,14 @@ QUICK = {
     "DQSS": {"steps": 6, "calibration": 8, "candidates": ("max", "mse", "p99.9")},
     "SparseByteNN": {"steps": 6, "regroup_every": 2, "sparsity": 0.5},
     "AceNAS": {"budget": 12, "rounds": 2, "top": 3, "epochs": 4, "pretrain_epochs": 1},
+    "HybridSD": {"N": 4, "k": 2, "ks": (0, 2, 4), "controls": (2,), "prompts": 4},
 }
 # The task that a recipe takes if it is given none, where that is not the digits as they are.
 TASKS = {
     "FoldGPT": lab.tasks.prose,
     "PAMS": lambda: lab.tasks.photos(2, patch=96, batch_size=4),
     "SparseByteNN": lambda: lab.tasks.digits(size=32, channels=3),
+    "HybridSD": lambda: lab.hybridsd.scenes(4),
 }
 NAMES = [recipe.__name__ for recipe in lab.RECIPES]
 each_recipe = pytest.mark.parametrize("recipe", lab.RECIPES, ids=NAMES)

@@ -13,7 +13,8 @@ ASIDE = {"README.md", "SHA256SUMS", "make.py"}
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_every_file_is_the_one_that_was_kept(folder):
     kept = dict(line.split()[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
-    files = {path.name: path for path in folder.iterdir() if path.is_file() and path.name not in ASIDE}
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = {name: path for name, path in files.items() if name not in ASIDE and "__pycache__" not in name}
     assert set(files) == set(kept)
     for name, path in files.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == kept[name], f"{path} was altered"

@@ -95,3 +95,25 @@ def test_bad_input_is_one_line(act, words):
     with pytest.raises(ValueError) as error:
         act()
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_ground_is_plain_unless_it_is_asked_for():
+    plain = [Scene(2, "red", "circle", "left", seed) for seed in range(20)]
+    for texture, words in (("striped", ", on stripes"), ("dotted", ", on dots")):
+        made = [Scene(2, "red", "circle", "left", seed, texture) for seed in range(20)]
+        assert made[0].caption == plain[0].caption + words
+        apart = (scenes.draw(made)[0] - scenes.draw(plain)[0]).abs().mean(1)
+        inside = scenes.draw(plain)[1][:, CONCEPTS.index("circle")]
+        assert torch.equal(scenes.draw(made)[1], scenes.draw(plain)[1])  # the things stand where they stood
+        assert apart[~inside].mean() > 0.03 and apart[inside].mean() < apart[~inside].mean()
+    with pytest.raises(ValueError, match=r"texture='checked' is not allowed: give one of 'plain', 'striped', 'dotted'"):
+        Scene(1, "red", "circle", "left", 0, "checked")
+
+
+def test_kinds_to_draw_from():
+    some = scenes.kinds(("plain", "dotted"))[:10]
+    made = scenes.random_scenes(30, 2, some)
+    assert set(Counter((s.count, s.colour, s.shape, s.place, s.texture) for s in made).values()) == {3}
+    assert len(scenes.kinds(scenes.TEXTURES)) == 720 and len(scenes.kinds()) == 240
+    with pytest.raises(ValueError, match="among is empty"):
+        scenes.random_scenes(3, 0, [])

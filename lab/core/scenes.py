@@ -21,11 +21,18 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "cross")
 PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom",
           "middle": "in the middle"}  # fmt: skip
+TEXTURES = {"plain": "", "striped": ", on stripes", "dotted": ", on dots"}  # of the ground
 LABELS = {"shape": SHAPES, "colour": tuple(COLOURS), "count": COUNTS, "place": tuple(PLACES)}
 CONCEPTS = (*SHAPES, *COLOURS)  # what a pixel can belong to: the channels of the masks
 _NUMBERS = ("one", "two", "three")
 _RADIUS = (0.080, 0.103)  # of a circle, as a share of the side; the other shapes have its area
 _EDGE = 0.21  # how far from its side a row stands
+_PERIOD, _RELIEF = (
+    0.25,
+    0.08,
+)  # of stripes and dots: as a share of the side, and how much lighter and darker than the grey
+
+Kind = tuple[int, str, str, str, str]  # count, colour, shape, place, texture: what a caption tells
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,10 @@ class Scene:
     shape: str
     place: str
     seed: int = 0
+    texture: str = "plain"
 
     def __post_init__(self) -> None:
-        for name, allowed in LABELS.items():
+        for name, allowed in {**LABELS, "texture": tuple(TEXTURES)}.items():
             if getattr(self, name) not in allowed:
                 choices = ", ".join(map(repr, allowed))
                 raise ValueError(f"Scene: {name}={getattr(self, name)!r} is not allowed: give one of {choices}")
@@ -48,23 +56,35 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """In plain English: 'two red circles on the left'."""
+        """In plain English: 'two red circles on the left, on stripes'; a plain ground is not mentioned."""
         plural = {"cross": "crosses"}.get(self.shape, f"{self.shape}s")
         thing = self.shape if self.count == 1 else plural
-        return f"{_NUMBERS[self.count - 1]} {self.colour} {thing} {PLACES[self.place]}"
+        return f"{_NUMBERS[self.count - 1]} {self.colour} {thing} {PLACES[self.place]}{TEXTURES[self.texture]}"
 
 
-def random_scenes(count: int, seed: int = 0) -> list[Scene]:
-    """`count` scenes, every caption as often as any other, in random order; other seeds draw other pictures."""
+def kinds(textures: Iterable[str] = ("plain",)) -> list[Kind]:
+    """Everything that a caption can tell on these grounds, always in the same order."""
+    return list(product(COUNTS, COLOURS, SHAPES, PLACES, textures))
+
+
+def random_scenes(count: int, seed: int = 0, among: Iterable[Kind] | None = None) -> list[Scene]:
+    """`count` scenes, every kind as often as any other, in random order; other seeds draw other pictures.
+
+    `among` are the kinds to draw from; left out, all that stand on plain ground.
+    """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"count={count!r}: give a whole number of scenes, 1 or more")
-    kinds = list(product(COUNTS, COLOURS, SHAPES, PLACES))
+    choices = kinds() if among is None else list(among)
+    if not choices:
+        raise ValueError("random_scenes: among is empty: give at least one kind of scene")
     random = np.random.default_rng(seed)
-    order = np.concatenate([random.permutation(len(kinds)) for _ in range(-(-count // len(kinds)))])[:count].tolist()
+    order = np.concatenate([random.permutation(len(choices)) for _ in range(-(-count // len(choices)))])[
+        :count
+    ].tolist()
     seeds = random.integers(2**62, size=count).tolist()
     return [
-        Scene(number, colour, shape, place, own)
-        for (number, colour, shape, place), own in zip((kinds[k] for k in order), seeds, strict=True)
+        Scene(number, colour, shape, place, own, texture)
+        for (number, colour, shape, place, texture), own in zip((choices[k] for k in order), seeds, strict=True)
     ]
 
 
@@ -85,9 +105,18 @@ def draw(scenes: Iterable[Scene], size: int = 32) -> tuple[torch.Tensor, torch.T
         cover = _cover(scene, random, size)  # (size, size)
         ink = light * np.array(COLOURS[scene.colour])[:, None, None]
         noise = random.normal(0, 0.03, (3, size, size))
-        pictures[i] = np.clip(grey + cover * (ink - grey) + noise, 0, 1)
+        ground = grey + _relief(scene.texture, random, size)
+        pictures[i] = np.clip(ground + cover * (ink - ground) + noise, 0, 1)
         masks[i, [CONCEPTS.index(scene.shape), CONCEPTS.index(scene.colour)]] = cover >= 0.5
     return torch.from_numpy(pictures), torch.from_numpy(masks)
+
+
+def _relief(texture: str, random: np.random.Generator, size: int) -> np.ndarray | float:
+    """What a ground adds to its grey, (size, size): level stripes, or dots where two waves meet; 0 for a plain one."""
+    if texture == "plain":
+        return 0.0
+    rows, columns = (np.sin(2 * np.pi * ((np.arange(size) + 0.5) / size / _PERIOD + random.uniform())) for _ in "yx")
+    return _RELIEF * (rows[:, None] * np.ones(size) if texture == "striped" else 1.5 * rows[:, None] * columns)
 
 
 def _cover(scene: Scene, random: np.random.Generator, size: int) -> np.ndarray:

@@ -1,0 +1,211 @@
+"""Hybrid SD on captioned scenes: quality and cost of every split, beside its controls.
+
+    python benchmarks/hybridsd.py [--quick] [--json FILE] [--seeds 10,11,12] [--prompts 500]
+
+The embedded models (`data/hybridsd`) draw captions whose combinations they never learned from. A trained reader reads
+count, colour, shape, place and texture back; a prompt counts where all five are right. The Frechet distance is on that
+reader's features, of as many true pictures: it is no FID. Controls in the same run, from the same noise: the cloud
+alone, the edge alone, the edge first, and the cloud alone with fewer steps at the same cloud cost. Also: the time of
+one picture, and what asking the service for a latent of Stable Diffusion's size costs beside a step of such a U-Net.
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pandas
+import torch
+import uvicorn
+
+import lab
+from lab.core import cost, service, store
+from lab.hybridsd import prompts
+from lab.hybridsd.cloud import PATH, Client
+from lab.hybridsd.handoff import Handoff, advance, begin
+from lab.hybridsd.sampling import Conditioning
+
+RECIPE = lab.HybridSD(ks=(0, 5, 10, 15, 20, 25), controls=(5, 10), batch=48)
+WITHIN, SAVED = 2.0, 0.60  # points of semantic accuracy, share of the cloud's compute
+SD = {
+    "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8,
+    "sample_size": 64,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, 24 prompts, no U-Net of SD's size")
+    parser.add_argument("--json", type=Path, help="write all figures, settings, seeds and the machine here")
+    parser.add_argument("--seeds", default="10,11,12", help="none of which was used to choose the settings")
+    parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--work", type=Path, help="keep finished batches here, so that a kill loses one")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    count = 24 if options.quick else options.prompts
+    seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.quick else None]
+    report: dict[str, Any] = {
+        "figures": {}, "settings": {"recipe": repr(RECIPE), "prompts": count, "within": WITHIN, "saved": SAVED},
+        "seeds": seeds, "machine": machine(), "rows": [],
+    }  # fmt: skip
+    report["reader"] = reading(count)
+    print(report["reader"], flush=True)
+    for seed in seeds:
+        report["rows"] += swept(seed, count, options.work)
+        table = pandas.DataFrame(report["rows"]).drop(columns="parts")
+        print(table[table.seed == seed].to_string(), flush=True)
+        report["figures"] = figures(pandas.DataFrame(report["rows"]))
+        keep(options.json, report)
+    report["figures"]["picture_seconds"] = picture_seconds()
+    if not options.quick:
+        report["service"] = service_beside_a_step()
+        report["figures"]["service_overhead"] = report["service"]["share"]
+    print(json.dumps(report["figures"], indent=1))
+    keep(options.json, report)
+
+
+def swept(seed: int, count: int, work: Path | None) -> list[dict[str, Any]]:
+    """One row for each way of drawing, of one seed: its prompts, noise and true pictures are that seed's."""
+    task = prompts.scenes(count, seed)
+    outcome = RECIPE.run(task, seed=seed, progress=False, checkpoint=None if work is None else work / str(seed))
+    return [{"seed": seed, **asdict(point)} for point in outcome.points]
+
+
+def reading(count: int) -> dict[str, float]:
+    """How often the reader is right on true pictures, and on what both decoders make of them, in percent."""
+    scenes = prompts.held_out(count, 99)
+    x, labels = prompts.drawn(scenes)
+    reader, found = prompts.Reader.trained(), {}
+    for name, tiny in (("true pictures", None), ("KL decoder", False), ("tiny decoder", True)):
+        shown = x if tiny is None else rebuilt(x, tiny)
+        found[name] = 100 * float((reader.read(shown) == labels).all(1).double().mean())
+    return found
+
+
+@torch.no_grad()
+def rebuilt(x: torch.Tensor, tiny: bool) -> torch.Tensor:
+    split, whole = prompts.embedded(tiny), prompts.embedded()
+    latents = whole.vae.encode(x * 2 - 1).latent_dist.mode() * whole.vae.config.scaling_factor
+    return split.decode(latents)
+
+
+def figures(table: pandas.DataFrame) -> dict[str, Any]:
+    """The issue's figures: means over seeds at the best split that saves enough, and whether each target is met."""
+    split = prompts.embedded()
+    large, small = (cost.parameters(unet) for unet in split.unets)
+    mean = table.groupby(["kind", "k"])[["accuracy", "frechet", "cloud_macs"]].mean()
+    hybrid = mean.loc["hybrid"]
+    whole, alone = hybrid.iloc[-1], hybrid.iloc[0]
+    saved = 1 - hybrid.cloud_macs / whole.cloud_macs
+    k = int(hybrid[(saved >= SAVED) & (hybrid.index > 0)].accuracy.idxmax())
+    chosen, fewer = hybrid.loc[k], mean.loc[("fewer steps", k)] if ("fewer steps", k) in mean.index else None
+    gaps = table[table.kind == "hybrid"].pivot(index="seed", columns="k", values="accuracy")
+    gap = gaps[gaps.columns[-1]] - gaps[k]
+    return {
+        "edge_share": small / large,
+        "k": k,
+        "cloud_saving": float(saved[k]),
+        "semantic_gap": float(gap.mean()),
+        "semantic_gap_range": [float(gap.min()), float(gap.max())],
+        "frechet_nearer_to_cloud": bool(abs(chosen.frechet - whole.frechet) < abs(chosen.frechet - alone.frechet)),
+        "beats_fewer_steps_by": None if fewer is None else float(chosen.accuracy - fewer.accuracy),
+        "beats_edge_first_by": float(chosen.accuracy - mean.loc[("edge first", k)].accuracy)
+        if ("edge first", k) in mean.index
+        else None,
+    }
+
+
+def picture_seconds(repeats: int = 5) -> float:
+    """The median time of a hybrid picture, k of N steps in this process, one thread."""
+    split, times = prompts.embedded(tiny=True), []
+    for i in range(repeats + 1):
+        start = time.perf_counter()
+        split.draw(
+            "one red circle on the left", steps=[RECIPE.k, RECIPE.N - RECIPE.k], guidance=RECIPE.guidance, seed=i
+        )
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def service_beside_a_step(repeats: int = 20) -> dict[str, float]:
+    """Seconds of one guided step of a random U-Net of SD-v1.4's size here, and of asking a service that does nothing.
+
+    The service is the real one without its steps: a hand-off is sent, read, made again, answered and read, on loopback.
+    """
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(**SD)
+    unet = unet.to_empty(device="cpu").eval().requires_grad_(False)
+    for p in unet.parameters():
+        p.fill_(0.01)
+    scheduler = diffusers.DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    text = torch.zeros(1, 77, 768)
+    said = Conditioning(text, text, 7.0)
+    latent = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    tokens = {"tokens0": torch.full((1, 77), 49407), "negative0": torch.full((1, 77), 49407)}
+    state = begin(scheduler, latent, 25, 7.0, prompt=tokens, seed=0)
+    start = time.perf_counter()
+    state = advance(state, unet, scheduler, said, 1)
+    step = time.perf_counter() - start
+    del unet
+    with served() as url:
+        client, times = Client(url), []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            _, size = client.half(state, state.index)
+            times.append(time.perf_counter() - start)
+    asked = statistics.median(times)
+    return {"step_seconds": step, "service_seconds": asked, "bytes": size, "share": asked / step}
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """A service in a thread of this process that gives back the hand-off it gets."""
+    app = service.application(lambda body, _: Handoff.from_bytes(body).to_bytes(), PATH, {})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on."""
+    return {
+        "processor": processor(), "cores": os.cpu_count(), "threads": 1, "system": platform.system(),
+        "python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__,
+    }  # fmt: skip
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def keep(path: Path | None, report: dict[str, Any]) -> None:
+    """Write the report as it stands."""
+    if path is not None:
+        store.write(path, (json.dumps(report, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

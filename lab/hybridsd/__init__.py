@@ -1,0 +1,45 @@
+"""Hybrid SD: edge-cloud collaborative inference for Stable Diffusion models (Yan et al.,
+arXiv 2408.06646).
+
+    idea        One sampler trajectory, two U-Nets of one latent space. The large one, in the cloud, takes the first
+                k of N steps, which decide what is in the picture; the small one, at the edge, takes the rest, which
+                decide how it looks. Nothing is trained for it. What crosses over is a latent, far smaller than a
+                picture of 512 x 512, with the solver's memory and the prompt's token ids.
+    symbols     N steps   k steps in the cloud   s guidance scale   w = s - 1   e_u, e_c what a U-Net says without and
+                with the prompt   e_S, e_T student and teacher   f_S, f_T their features   x a latent
+                q its whole numbers
+    equations   (1) model_of_step   (2) guided   (3) guidance_embedding   (4) int8   (5) relative_error
+                (6) cloud_share   (7) frechet_distance   (8) noise_loss   (9) output_loss   (10) feature_loss
+                (11) significance   (12) boundary_scalings   (13) ddim_step   (14) pseudo_huber
+                (15) perceptual_loss   (16) adaptive_weight   (17) hinge_loss   (18) latent_loss
+    procedure   sampling.trajectory: one scheduler, set once, whose memory is carried from U-Net to U-Net;
+                handoff.advance does the same over a boundary, bit for bit; pipeline.Split is the pipeline for SD 1.x,
+                SDXL and LCM; recipe.HybridSD.run sweeps k beside its controls
+    where       components loads and checks the parts, blocks makes a small U-Net out of a large one, distillation
+                teaches it, consistency makes a model of few steps, tinyvae and discriminator teach a small decoder,
+                scores rank what can be cut, references and costs count the published models without weights;
+                prompts are captions whose pictures are read back, sweep draws and measures; cloud is the service
+                and its client
+    picture     view.explore, view.splitting
+
+    departures  The paper's full text could not be had: the method follows the authors' released code; the equations'
+                numbers are this card's own. (4), (5) and (7) are ours.
+                The released code keeps both U-Nets in one process. The hand-off, its checks and int8 are ours.
+                A U-Net that embeds the guidance runs one input a step and its neighbour two, where only one of them is
+                a consistency model; the released code looks at the first model only.
+                Quality here is what a trained reader finds in pictures of 32 x 32, and a Frechet distance on that
+                reader's features. Neither is FID, IS or CLIP score, and no number of the paper's can be met so.
+                The embedded edge U-Net keeps a quarter of every residual block's inner width and three of four heads;
+                the paper ranks its layers by a significance score first. Widths are rounded to 16, not 32: ours are
+                narrower. Feature pairs are found by structure; for SD-v1.4 they are the paper's six.
+                The tiny decoder of the embedded models is taught by the large decoder alone, without a discriminator.
+                Costs count guidance and the products of attention, and one decoding; the published figures leave
+                attention's products out and count the decoding twice.
+"""
+
+from .outcome import HybridSDOutcome
+from .pipeline import Drawn, Split
+from .prompts import PromptTask, embedded, scenes
+from .recipe import HybridSD
+
+__all__ = ["Drawn", "HybridSD", "HybridSDOutcome", "PromptTask", "Split", "embedded", "scenes"]

@@ -1,0 +1,119 @@
+"""The cloud half as a service, and the client that the edge asks: bodies are hand-offs, both ways."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core import service
+from .handoff import Handoff, advance
+from .pipeline import Split
+
+PATH = "/v1/steps"
+MOST_STEPS, MOST_PICTURES = 200, 16
+
+
+class Failed(Exception):
+    """The cloud did not give a hand-off: why, in one line."""
+
+
+def fingerprint(split: Split) -> str:
+    """Twelve hex digits of what both sides must share beside the scheduler: the latent's shape and the words."""
+    words = [sorted(tokenizer.get_vocab().items()) for tokenizer in split.text.tokenizers]
+    latent = [split.unets[0].config[name] for name in ("in_channels", "sample_size", "cross_attention_dim")]
+    return hashlib.sha256(json.dumps([latent, words]).encode()).hexdigest()[:12]
+
+
+def application(split: Split, token: str | None = None, limits: service.Limits | None = None) -> Any:
+    """The service of this pipeline's first U-Net, an ASGI application."""
+    mark = fingerprint(split)
+
+    def work(body: bytes, query: Mapping[str, str]) -> bytes:
+        state = Handoff.from_bytes(body)
+        until = _until(state, query)
+        if query.get("mark", mark) != mark:
+            raise service.Refused(409, f"the models differ: latents or words are {query['mark']} there, {mark} here")
+        expected = {name: x.shape[1:] for name, x in split.text.tokens(["a"]).items()}
+        if {name: x.shape[1:] for name, x in state.prompt.items()} != expected:
+            raise ValueError("the hand-off's prompt is not in this model's tokens")
+        sizes = [encoder.get_input_embeddings().num_embeddings for encoder in split.text.encoders]
+        if any(int(x.max()) >= min(sizes) for x in state.prompt.values()):
+            raise ValueError(f"the hand-off's prompt has token ids beyond {min(sizes) - 1}")
+        if state.latent.shape[1:] != split.noise(1, 0, state.steps)[0].shape[1:]:
+            raise ValueError(f"the hand-off's latent is {tuple(state.latent.shape[1:])}, this model takes another")
+        said = split.conditioning(state.prompt, state.guidance, zeros=query.get("zeros") == "1")
+        made = advance(state, split.unets[0], split.scheduler, said, until)
+        return made.to_bytes(int8=query.get("int8") == "1")
+
+    health = {"service": "hybridsd", "mark": mark, "steps": MOST_STEPS, "pictures": MOST_PICTURES}
+    return service.application(work, PATH, health, token, limits or service.Limits())
+
+
+def _until(state: Handoff, query: Mapping[str, str]) -> int:
+    """The step that the request asks for, within the limits."""
+    asked = query.get("until", "")
+    if not asked.isdigit() or not state.index <= int(asked) <= state.steps:
+        raise ValueError(f"until={asked!r} is not allowed: give a step in {state.index}..{state.steps}")
+    if int(asked) - state.index > MOST_STEPS:
+        raise ValueError(f"{asked} steps are too many: at most {MOST_STEPS}")
+    if len(state.latent) > MOST_PICTURES:
+        raise ValueError(f"{len(state.latent)} pictures are too many: at most {MOST_PICTURES}")
+    return int(asked)
+
+
+class Client:
+    """Asks a cloud for steps. `token` left out is the environment's LAB_TOKEN; `seconds` is the time for one answer."""
+
+    Failed = Failed
+
+    def __init__(self, url: str, token: str | None = None, seconds: float = 60.0) -> None:
+        self.url, self.seconds, self.mark = url.rstrip("/"), seconds, ""
+        self.token = token if token is not None else os.environ.get("LAB_TOKEN")
+
+    def __repr__(self) -> str:
+        return f"Client({self.url!r})"
+
+    def half(self, state: Handoff, until: int, *, int8: bool = False, zeros: bool = True) -> tuple[Handoff, int]:
+        """The hand-off before step `until` and the bytes that came; Failed if the cloud is slow, gone or wrong."""
+        query = {"until": str(until), "int8": str(int(int8)), "zeros": str(int(zeros))}
+        answer = self._posted(state.to_bytes(), query | ({"mark": self.mark} if self.mark else {}))
+        try:
+            made = Handoff.from_bytes(answer)
+        except ValueError as error:
+            raise Failed(f"it answered rubbish: {error}") from error
+        here, there = ((s.steps, s.seed, s.schedule, s.latent.shape, s.latent.dtype) for s in (state, made))
+        if here != there or made.index != until:
+            raise Failed(f"it answered another question: {made!r}")
+        return made, len(answer)
+
+    def _posted(self, body: bytes, query: Mapping[str, str]) -> bytes:
+        try:
+            import httpx
+        except ImportError as error:
+            raise ImportError("a cloud elsewhere needs httpx: pip install 'lab[serve]'") from error
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        try:
+            answer = httpx.post(self.url + PATH, params=query, content=body, headers=headers, timeout=self.seconds)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Failed(f"{self.url}: {type(error).__name__}") from error
+        if answer.status_code != 200:
+            raise Failed(f"{self.url} refused ({answer.status_code}): {_line(answer)}")
+        return answer.content
+
+
+def _line(answer: Any) -> str:
+    try:
+        return str(answer.json()["error"])[:200]
+    except (ValueError, KeyError, TypeError):
+        return answer.text.splitlines()[0][:200] if answer.text else "no reason given"
+
+
+def serve(model: str | Path | None, host: str, port: int, token: str | None) -> None:
+    """Serve a pipeline's U-Net until stopped; `model` left out is the embedded one."""
+    from .prompts import embedded
+
+    service.demand_token(host, token)
+    split = embedded() if model is None else Split.from_pretrained(model)
+    service.serve(application(split, token), host, port)

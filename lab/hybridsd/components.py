@@ -1,0 +1,151 @@
+"""The parts of a diffusion pipeline, found in folders or by id and checked, and what a prompt becomes."""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .blocks import load_narrowed
+from .library import diffusers, quiet
+from .sampling import Conditioning
+
+_SHARED = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "addition_time_embed_dim")
+_NEEDED = ("unet", "scheduler", "vae", "text_encoder", "tokenizer")
+
+
+def _exact(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with single precision where none is asked for: all parts then have one."""
+    return {"dtype": torch.float32, **options}
+
+
+def is_source(value: Any) -> bool:
+    """Whether this names an existing folder or a hub id 'owner/name'."""
+    if not isinstance(value, str):
+        return False
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", value)) or Path(value).is_dir()
+
+
+def pipeline_parts(source: str | Path, **options: Any) -> dict[str, Any]:
+    """The parts of a diffusers folder or hub id, by name; ValueError that names the parts a folder lacks."""
+    folder = Path(source)
+    if folder.is_dir():
+        missing = [part for part in ("model_index.json", *_NEEDED) if not (folder / part).exists()]
+        if missing:
+            raise ValueError(f"{source} lacks {', '.join(missing)}: give the folder of a whole diffusers pipeline")
+    unchecked = {} if _is_xl(folder) else {"safety_checker": None, "requires_safety_checker": False}
+    local = {"local_files_only": True} if folder.is_dir() else {}
+    with quiet():
+        made = diffusers().DiffusionPipeline.from_pretrained(str(source), **unchecked, **local, **_exact(options))
+    parts = {name: part for name, part in made.components.items() if part is not None}
+    return parts | {"force_zeros": bool(made.config.get("force_zeros_for_empty_prompt", False))}
+
+
+def unet_of(source: str | Path, **options: Any) -> nn.Module:
+    """The U-Net of a folder or id: the folder itself, or its `unet` or `edge` part."""
+    folder = Path(source)
+    inner = next((name for name in ("edge", "unet") if (folder / name / "config.json").exists()), None)
+    if folder.is_dir() and inner is None and not (folder / "config.json").exists():
+        raise ValueError(f"{source} holds no U-Net: give a folder with config.json, or with a part named unet")
+    where_it_is = folder / inner if inner else folder
+    if folder.is_dir() and "block_mid_channels" in (where_it_is / "config.json").read_text(encoding="utf-8"):
+        return load_narrowed(where_it_is, **options)
+    local = {"local_files_only": True} if folder.is_dir() else {}
+    where = {"subfolder": inner or ("unet" if not folder.is_dir() else None)}
+    named = {name: value for name, value in where.items() if value}
+    with quiet():
+        return diffusers().UNet2DConditionModel.from_pretrained(str(source), **named, **local, **_exact(options))
+
+
+def vae_of(source: str | Path, **options: Any) -> nn.Module:
+    """The decoder of a folder or id: a KL autoencoder or a tiny one (AutoencoderTiny), as its config says."""
+    library = diffusers()
+    config = library.AutoencoderKL.load_config(str(source), local_files_only=Path(source).is_dir())
+    kind = {"AutoencoderTiny": library.AutoencoderTiny}.get(config.get("_class_name"), library.AutoencoderKL)
+    with quiet():
+        return kind.from_pretrained(str(source), local_files_only=Path(source).is_dir(), **_exact(options))
+
+
+def check_unets(unets: Sequence[nn.Module], vae: nn.Module | None) -> None:
+    """ValueError that names what differs unless all U-Nets and the decoder share one latent space and one text."""
+    first = unets[0].config
+    for i, unet in enumerate(unets[1:], 1):
+        for name in _SHARED:
+            here, there = getattr(first, name, None), getattr(unet.config, name, None)
+            if here != there:
+                raise ValueError(
+                    f"U-Nets 0 and {i} share no latent space: {name} is {here!r} and {there!r}; take models made from "
+                    "one another"
+                )
+    channels = None if vae is None else vae.config.latent_channels
+    if channels is not None and channels != first.in_channels:
+        raise ValueError(
+            f"the decoder reads {channels} latent channels, the U-Nets make {first.in_channels}: take the VAE of the "
+            "same family"
+        )
+
+
+def token_ids(prompts: Sequence[str], tokenizer: Any) -> torch.Tensor:
+    """Token ids (B, L); words beyond the tokenizer's length are cut off, with a warning that names them."""
+    length = tokenizer.model_max_length
+    whole = tokenizer(list(prompts), padding="longest", return_tensors="pt").input_ids
+    if whole.shape[1] > length:
+        lost = [text for text in tokenizer.batch_decode(whole[:, length - 1 : -1], skip_special_tokens=True) if text]
+        warnings.warn(f"the prompt is cut to {length} tokens, without {'; '.join(lost)!r}", stacklevel=3)
+    padded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return padded.input_ids
+
+
+class Text(nn.Module):
+    """Text encoders with their tokenizers: one (SD 1.x, LCM) or two (SDXL, whose second gives a pooled vector too)."""
+
+    def __init__(self, encoders: Sequence[nn.Module], tokenizers: Sequence[Any], force_zeros: bool = False) -> None:
+        super().__init__()
+        self.encoders, self.tokenizers, self.force_zeros = nn.ModuleList(encoders), list(tokenizers), force_zeros
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether this is SDXL's pair."""
+        return len(self.encoders) > 1
+
+    def tokens(self, prompts: Sequence[str], negative: str = "") -> dict[str, torch.Tensor]:
+        """Token ids by name: what goes over the wire instead of embeddings, (B, L) each."""
+        found = {}
+        for i, tokenizer in enumerate(self.tokenizers):
+            found[f"tokens{i}"] = token_ids(prompts, tokenizer)
+            found[f"negative{i}"] = token_ids([negative], tokenizer).expand(len(prompts), -1)
+        return found
+
+    @torch.no_grad()
+    def conditioning(
+        self, tokens: Mapping[str, torch.Tensor], guidance: float, size: tuple[int, int], zeros: bool = False
+    ) -> Conditioning:
+        """What the U-Nets hear for these tokens; `size` is the picture's (H, W), which SDXL is told."""
+        text, pooled = self._encoded([tokens[f"tokens{i}"] for i in range(len(self.encoders))])
+        if zeros and self.force_zeros:
+            negative, negative_pooled = torch.zeros_like(text), None if pooled is None else torch.zeros_like(pooled)
+        else:
+            negative, negative_pooled = self._encoded([tokens[f"negative{i}"] for i in range(len(self.encoders))])
+        if pooled is None or negative_pooled is None:
+            return Conditioning(text, negative, guidance)
+        ids = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=text.device).expand(len(text), -1)
+        added = ({"text_embeds": one, "time_ids": ids} for one in (pooled, negative_pooled))
+        return Conditioning(text, negative, guidance, *added)
+
+    def _encoded(self, tokens: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        place = next(self.encoders[0].parameters()).device
+        if not self.is_pair:
+            return self.encoders[0](tokens[0].to(place))[0], None
+        answers = [
+            encoder(ids.to(place), output_hidden_states=True)
+            for encoder, ids in zip(self.encoders, tokens, strict=True)
+        ]
+        return torch.cat([answer.hidden_states[-2] for answer in answers], -1), answers[-1][0]
+
+
+def _is_xl(folder: Path) -> bool:
+    index = folder / "model_index.json"
+    return index.exists() and "StableDiffusionXL" in index.read_text(encoding="utf-8")

@@ -1,0 +1,108 @@
+"""The small U-Net learns from the data, from what the large one says, and from what it says in between."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.descent import Stage, Step, descend
+from ..core.task import evaluating
+from . import equations as eq
+
+
+def pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[str, str]]:
+    """(teacher's, student's) modules whose outputs are compared: stages from the outside in and out again.
+
+    For SD-v1.4 and its block-removed student these are the six of the release: two going down, the deepest attention,
+    three going up.
+    """
+    stages = len(student.down_blocks)
+    skipped = len(teacher.up_blocks) - len(student.up_blocks)
+    down = [(f"down_blocks.{i}", f"down_blocks.{i}") for i in range(stages - 1)]
+    deepest = [(f"down_blocks.{stages - 1}.attentions.{_last(net)}.proj_out") for net in (teacher, student)]
+    up = [(f"up_blocks.{i + skipped}", f"up_blocks.{i}") for i in range(len(student.up_blocks))]
+    return [*down, (deepest[0], deepest[1]), *up]
+
+
+def distil(
+    teacher: nn.Module, student: nn.Module, alphas: torch.Tensor, text: Any, batches: Iterable, *, steps: int,
+    lr: float = 5e-5, checkpoint: str | Path | None = None, owner: str = "distil", progress: bool = True,
+    schedule: Any = None, average: nn.Module | None = None,
+) -> Iterator[Step]:  # fmt: skip
+    """Train `student` in place; batches are (latents (B, C, h, w), token ids); `text(ids)` gives embeddings.
+
+    `alphas` are the cumulative products of the noise schedule. `schedule(optimiser)` gives a schedule of the rate, the
+    released one is constant. `average` is a copy of the student that follows as a running mean.
+    """
+    place = next(student.parameters()).device
+    optimiser = torch.optim.AdamW(student.parameters(), lr, betas=(0.9, 0.999), weight_decay=1e-2)
+    plan = None if schedule is None else schedule(optimiser)
+    keeps = {"student": student, "adam": optimiser}
+    keeps |= {name: kept for name, kept in (("schedule", plan), ("average", average)) if kept is not None}
+    stage = Stage(checkpoint, "distil", owner, **keeps)
+    clipped(optimiser)
+    named = pairs(teacher, student)
+    seen = [_Outputs(net, [pair[i] for pair in named]) for i, net in enumerate((teacher, student))]
+
+    def terms(batch: Any) -> dict[str, torch.Tensor]:
+        x, told = batch[0].to(place), text(batch[1])
+        t, noise = torch.randint(len(alphas), (len(x),), device=place), torch.randn_like(x)
+        a = alphas[t].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * x + (1 - a).sqrt() * noise
+        with torch.no_grad(), evaluating(teacher):
+            said = teacher(noisy, t, told).sample
+        answer = student(noisy, t, told).sample
+        return {
+            "noise": eq.noise_loss(answer, noise),
+            "output": eq.output_loss(answer, said),
+            "features": eq.feature_loss(seen[1].taken, seen[0].taken),
+        }
+
+    try:
+        yield from descend(terms, batches, optimiser, stage, steps=steps, schedule=plan, progress=progress)
+    finally:
+        for outputs in seen:
+            outputs.remove()
+
+
+def clipped(optimiser: torch.optim.Optimizer, norm: float = 1.0) -> None:
+    """From now on every update of `optimiser` takes gradients of at most this norm, as all released runs do."""
+
+    def clip(*_: Any) -> None:
+        nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], norm)
+
+    optimiser.register_step_pre_hook(clip)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """Move the running mean towards the network: m <- decay m + (1 - decay) w; buffers are copied."""
+    for mean, weight in zip(average.parameters(), net.parameters(), strict=True):
+        mean.lerp_(weight.to(mean.dtype), 1 - decay)
+    for kept, buffer in zip(average.buffers(), net.buffers(), strict=True):
+        kept.copy_(buffer)
+
+
+class _Outputs:
+    """What modules of these names gave last; of several outputs the first."""
+
+    def __init__(self, net: nn.Module, names: list[str]) -> None:
+        self.taken: list[Any] = [None] * len(names)
+        self.hooks = [
+            net.get_submodule(name).register_forward_hook(lambda *a, i=i: self._take(i, a[2]))
+            for i, name in enumerate(names)
+        ]
+
+    def _take(self, i: int, output: Any) -> None:
+        self.taken[i] = output[0] if isinstance(output, tuple) else output
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+def _last(net: nn.Module) -> int:
+    deepest = [block for block in net.down_blocks if hasattr(block, "attentions")][-1]
+    return len(deepest.attentions) - 1

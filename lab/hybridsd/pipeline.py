@@ -1,0 +1,241 @@
+"""The pipeline: several U-Nets of one latent space draw one picture, in this process or over a network."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.task import evaluating
+from .components import Text, check_unets, pipeline_parts, unet_of, vae_of
+from .handoff import Handoff, advance, begin
+from .library import diffusers
+from .sampling import Conditioning, fresh, trajectory
+
+SOLVERS = {
+    "dpm++": "DPMSolverMultistepScheduler",
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "lcm": "LCMScheduler",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Pictures (B, 3, H, W) in [0, 1], their final latents, and how they came about.
+
+    `steps` are the steps that each model really took, `trail` the latents after each step (where they were kept),
+    `received` the bytes that came from the cloud, `notes` what the reader must know.
+    """
+
+    pictures: torch.Tensor
+    latent: torch.Tensor
+    steps: tuple[int, ...]
+    trail: tuple[torch.Tensor, ...] = ()
+    received: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        b, _, h, w = self.pictures.shape
+        return "\n".join([f"{b} picture{'s' * (b > 1)} of {w} x {h}, steps {list(self.steps)}", *self.notes])
+
+    def images(self) -> list[Any]:
+        """The pictures as PIL images."""
+        from PIL import Image
+
+        pixels = (self.pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(one) for one in pixels]
+
+    def _repr_png_(self) -> bytes:
+        from io import BytesIO
+
+        from PIL import Image
+
+        images = self.images()
+        row = Image.new("RGB", (sum(one.width for one in images), images[0].height))
+        for i, one in enumerate(images):
+            row.paste(one, (i * one.width, 0))
+        wide = max(1, 192 // row.height)
+        file = BytesIO()
+        row.resize((row.width * wide, row.height * wide), Image.Resampling.NEAREST).save(file, "png")
+        return file.getvalue()
+
+
+class Split(nn.Module):
+    """Split sampling: `unets` in trajectory order (large first, as in the paper, or any other), one scheduler.
+
+    The scheduler given is copied for each picture, never changed. `cloud` is a client whose `half(...)` runs the first
+    model's steps elsewhere (`lab.hybridsd.cloud`): `unets` then holds the edge's alone.
+    """
+
+    def __init__(
+        self, unets: Sequence[nn.Module], scheduler: Any, text: Text, vae: nn.Module, cloud: Any = None
+    ) -> None:
+        super().__init__()
+        check_unets(unets, vae)
+        self.unets, self.text, self.vae = nn.ModuleList(unets), text, vae
+        self.scheduler, self.cloud = scheduler, cloud
+        self.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, cloud: str | Path, edge: str | Path | Sequence[str | Path] | None = None, vae: str | Path | None = None,
+        *, solver: str = "dpm++", **options: Any,
+    ) -> "Split":  # fmt: skip
+        """Models of folders or hub ids: `cloud` a whole pipeline (SD 1.x, SDXL, LCM), `edge` one U-Net or several.
+
+        As released, text encoder, tokenizer, scheduler and (without `vae`) the decoder are the cloud's. `options` go
+        to diffusers, e.g. `dtype`. `solver` is one of SOLVERS, or 'own' for the folder's own scheduler.
+        """
+        parts = pipeline_parts(cloud, **options)
+        edges = [] if edge is None else [edge] if isinstance(edge, str | Path) else list(edge)
+        return cls.of(
+            parts,
+            [unet_of(one, **options) for one in edges],
+            vae_of(vae, **options) if vae is not None else None,
+            solver,
+        )
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Any], edges: Sequence[nn.Module] = (), vae=None, solver: str = "own") -> "Split":
+        """From components by name, as `DiffusionPipeline.components` gives them, and further U-Nets."""
+        pairs = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")]
+        have = [(e, t) for e, t in pairs if parts.get(e) is not None]
+        missing = [part for part in ("unet", "scheduler") if parts.get(part) is None]
+        if missing or not have:
+            raise ValueError(f"components lack {', '.join(missing or ['text_encoder'])}: give a whole pipeline's")
+        text = Text([parts[e] for e, _ in have], [parts[t] for _, t in have], bool(parts.get("force_zeros", False)))
+        scheduler = solver_of(parts["scheduler"], solver)
+        return cls([parts["unet"], *edges], scheduler, text, parts["vae"] if vae is None else vae)
+
+    def components(self) -> dict[str, Any]:
+        """The first model's parts by name, as `of` takes them."""
+        names = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")]
+        pairs = zip(names, self.text.encoders, self.text.tokenizers, strict=False)
+        texts = {name: part for (e, t), encoder, words in pairs for name, part in ((e, encoder), (t, words))}
+        own = {"unet": self.unets[0], "vae": self.vae, "scheduler": self.scheduler}
+        return own | texts | {"force_zeros": self.text.force_zeros}
+
+    def with_solver(self, scheduler: Any) -> "Split":
+        """The same models with another scheduler."""
+        modes = {module: module.training for module in self.modules()}
+        made = Split(list(self.unets), scheduler, self.text, self.vae, self.cloud)
+        for module, mode in modes.items():
+            module.training = mode
+        return made
+
+    def forward(self, prompts: str | Sequence[str], **how: Any) -> Drawn:
+        """The same as `draw`."""
+        return self.draw(prompts, **how)
+
+    @torch.no_grad()
+    def draw(
+        self, prompts: str | Sequence[str], *, steps: Sequence[int], guidance: float = 7.0, seed: int = 0,
+        negative: str | None = None, keep: bool = False, int8: bool = False,
+    ) -> Drawn:  # fmt: skip
+        """Pictures of the prompts: `steps[i]` steps of model i; [k, N-k] for two.
+
+        Text that is too long is cut, with a warning. `keep` keeps every latent; `int8` sends the hand-off in whole
+        numbers. When a cloud elsewhere is slow, gone, or answers rubbish, the edge draws alone and a note says so.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        steps = self._checked(steps)
+        with evaluating(self):
+            tokens = self.text.tokens(prompts, negative or "")
+            said = self.conditioning(tokens, guidance, zeros=negative is None)
+            latent, generator = self.noise(len(prompts), seed, sum(steps))
+            context = {"prompt": tokens, "seed": seed, "generator": generator}
+            if self.cloud is not None:
+                return self._over_network(latent, said, steps, context, {"int8": int8, "zeros": negative is None})
+            if int8:
+                return self._in_whole_numbers(latent, said, steps, context)
+            solver = fresh(self.scheduler, sum(steps), latent.device)
+            trail = [latent] if keep else []
+            for latent in trajectory(self.unets, solver, latent, said, steps, generator):  # noqa: B020
+                trail += [latent] if keep else []
+            return Drawn(self.decode(latent), latent, tuple(steps), tuple(trail))
+
+    def conditioning(self, tokens: Mapping[str, torch.Tensor], guidance: float, zeros: bool = False) -> Conditioning:
+        """What the U-Nets hear for these token ids."""
+        return self.text.conditioning(tokens, guidance, self.size, zeros).to(self.device)
+
+    def noise(self, count: int, seed: int, N: int) -> tuple[torch.Tensor, torch.Generator]:
+        """The latent that a trajectory of N steps starts from, (count, C, h, w), and the generator that made it."""
+        generator = torch.Generator().manual_seed(seed)
+        unet: Any = self.unets[0]
+        side = unet.config.sample_size
+        h, w = (side, side) if isinstance(side, int) else side
+        shape = (count, unet.config.in_channels, h, w)
+        drawn = torch.randn(shape, generator=generator, dtype=unet.dtype).to(self.device)
+        return drawn * fresh(self.scheduler, N, self.device).init_noise_sigma, generator
+
+    @torch.no_grad()
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 3, H, W) in [0, 1] of latents, decoded once, at the end."""
+        scaled = latent.to(self.vae.dtype) / self.vae.config.scaling_factor
+        return (self.vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1).float()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the U-Nets are."""
+        return next(self.unets[0].parameters()).device
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The picture's (H, W)."""
+        side = self.unets[0].config.sample_size
+        h, w = (side, side) if isinstance(side, int) else side
+        blocks = getattr(self.vae.config, "block_out_channels", None) or self.vae.config.encoder_block_out_channels
+        factor = 2 ** (len(blocks) - 1)
+        return h * factor, w * factor
+
+    def _checked(self, steps: Sequence[int]) -> list[int]:
+        models = len(self.unets) + (self.cloud is not None)
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in steps)
+        if len(steps) != models or not whole or sum(steps) < 1:
+            raise ValueError(f"steps={list(steps)!r} is not allowed: give {models} whole numbers >= 0, not all 0")
+        return list(steps)
+
+    def _in_whole_numbers(self, latent, said, steps, context) -> Drawn:
+        state, received = begin(self.scheduler, latent, sum(steps), said.guidance, **context), 0
+        until, notes = 0, []
+        for i, (unet, count) in enumerate(zip(self.unets, steps, strict=True)):
+            until += count
+            state = advance(state, unet, self.scheduler, said, until)
+            if i + 1 < len(steps) and 0 < until < sum(steps):
+                sent = state.to_bytes(int8=True)
+                state, received = Handoff.from_bytes(sent), received + len(sent)
+                notes.append(f"hand-off in int8: relative error of the latent {state.error:.2e}")
+        return Drawn(self.decode(state.latent), state.latent, tuple(steps), (), received, tuple(notes))
+
+    def _over_network(self, latent, said, steps, context, how) -> Drawn:
+        """The first steps elsewhere; all of them here, with a note, where that fails."""
+        state, notes, received = begin(self.scheduler, latent, sum(steps), said.guidance, **context), [], 0
+        if steps[0]:
+            try:
+                state, received = self.cloud.half(state, steps[0], **how)
+            except self.cloud.Failed as error:
+                notes.append(f"the cloud did not answer ({error}): the edge drew all {sum(steps)} steps alone")
+                warnings.warn(notes[-1], stacklevel=4)
+        taken = state.index
+        for unet, until in zip(self.unets, _ends(steps), strict=True):
+            state = advance(state, unet, self.scheduler, said, max(until, state.index))
+        ran = (taken, *(steps[1:] if taken else [sum(steps[:2]), *steps[2:]]))
+        return Drawn(self.decode(state.latent), state.latent, ran, (), received, tuple(notes))
+
+
+def solver_of(scheduler: Any, solver: str) -> Any:
+    """The scheduler of SOLVERS with another's noise schedule and prediction; 'own' leaves it as it is."""
+    if solver == "own":
+        return scheduler
+    if solver not in SOLVERS:
+        raise ValueError(f"solver={solver!r} is not allowed: give one of {', '.join(map(repr, SOLVERS))} or 'own'")
+    return getattr(diffusers(), SOLVERS[solver]).from_config(scheduler.config)
+
+
+def _ends(steps: Sequence[int]) -> list[int]:
+    """Before which step each edge model stops."""
+    return [sum(steps[: i + 1]) for i in range(1, len(steps))]

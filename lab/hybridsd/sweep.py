@@ -1,0 +1,153 @@
+"""One set of prompts drawn at every split, beside its controls: all of them start from the same noise."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..core import cost, store
+from ..core.task import evaluating
+from . import equations as eq
+from .handoff import Handoff, advance, begin
+from .pipeline import Split
+from .prompts import PromptTask
+from .sampling import Conditioning, noise_prediction
+
+KINDS = ("hybrid", "edge first", "fewer steps")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way of drawing: its kind, k steps in the cloud, its quality in percent and Frechet distance, its cost.
+
+    `parts` are the shares of prompts whose count, colour ... is right. MACs are those of one picture, guidance and one
+    decoding counted; `bytes` is one picture's hand-off.
+    """
+
+    kind: str
+    k: int
+    accuracy: float
+    parts: tuple[float, ...]
+    frechet: float
+    cloud_macs: float
+    edge_macs: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """MACs of one picture's step in the cloud and at the edge (guidance counted) and of one decoding."""
+
+    cloud: int
+    edge: int
+    decoder: int
+
+
+class _Guided(nn.Module):
+    def __init__(self, unet: nn.Module, said: Conditioning) -> None:
+        super().__init__()
+        self.unet, self.said = unet, said
+
+    def forward(self, latent: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return noise_prediction(self.unet, latent, t, self.said)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(latent, return_dict=False)[0]
+
+
+@torch.no_grad()
+def costs(split: Split, guidance: float) -> Costs:
+    """Counted on one picture: convolutions, linear layers and the products of attention."""
+    said = split.conditioning(split.text.tokens(["a"]), guidance)
+    latent, _ = split.noise(1, 0, 2)
+    t = torch.tensor(1, device=latent.device)
+    cloud, edge = (cost.macs(_Guided(unet, said), (latent, t)) for unet in (split.unets[0], split.unets[-1]))
+    return Costs(cloud, edge, cost.macs(_Decoder(split.vae), (latent,)))
+
+
+@torch.no_grad()
+def drawn(
+    split: Split, prompts: Sequence[str], ways: Sequence[tuple[str, int]], N: int, guidance: float, seed: int
+) -> dict[tuple[str, int], torch.Tensor]:
+    """The final latents of each (kind, k); the steps that several share are taken once."""
+    tokens = split.text.tokens(prompts)
+    said = split.conditioning(tokens, guidance, zeros=True)
+    cloud, edge = split.unets[0], split.unets[-1]
+    found: dict[tuple[str, int], torch.Tensor] = {}
+    for kind, (first, second) in {"hybrid": (cloud, edge), "edge first": (edge, cloud)}.items():
+        state = _start(split, len(prompts), N, guidance, seed)
+        ks = sorted({k for of, k in ways if of == kind}, key=lambda k: k if kind == "hybrid" else N - k)
+        for k in ks:
+            state = advance(state, first, split.scheduler, said, k if kind == "hybrid" else N - k)
+            found[kind, k] = advance(state, second, split.scheduler, said, N).latent
+    for kind, k in ways:
+        if kind == "fewer steps":
+            state = _start(split, len(prompts), k, guidance, seed)
+            found[kind, k] = advance(state, cloud, split.scheduler, said, k).latent
+    return found
+
+
+def pictures(
+    task: PromptTask, split: Split, ways: Sequence[tuple[str, int]], *, N: int, guidance: float, batch: int, seed: int,
+    progress: bool = False, checkpoint: str | Path | None = None, owner: str = "",
+) -> Iterator[dict[tuple[str, int], torch.Tensor]]:  # fmt: skip
+    """The pictures of each batch of prompts by (kind, k); batches of a checkpoint are read, not drawn again."""
+    starts = range(0, len(task.prompts), batch)
+    for start in tqdm(starts, desc="sweep", disable=not progress, leave=False):
+        name = f"batch-{start}"
+        if checkpoint is not None and store.exists(checkpoint, name):
+            yield _kept(checkpoint, name, owner, ways)
+            continue
+        with evaluating(split):
+            prompts = task.prompts[start : start + batch]
+            latents = drawn(split, prompts, ways, N, guidance, seed * 10_007 + start)
+            found = {way: split.decode(latent).cpu() for way, latent in latents.items()}
+        if checkpoint is not None:
+            store.save(checkpoint, name, {"owner": owner, "pictures": [found[way] for way in ways]})
+        yield found
+
+
+def point(task: PromptTask, way: tuple[str, int], shown: torch.Tensor, price: Costs, N: int, size: int) -> Point:
+    """What one way of drawing is worth and costs."""
+    kind, k = way
+    right = task.right(shown)
+    distance = eq.frechet_distance(task.features(shown), task.features(task.real))
+    cloud, edge = eq.cloud_share(k, N if kind != "fewer steps" else k, price.cloud, price.edge, price.decoder)
+    whole = 100 * float(right.all(1).double().mean())
+    parts = tuple(100 * float(one) for one in right.double().mean(0))
+    return Point(kind, k, whole, parts, distance, cloud, edge, size if 0 < k < N and kind != "fewer steps" else 0)
+
+
+def handoff_bytes(split: Split, prompt: str, k: int, N: int, guidance: float, int8: bool = False) -> int:
+    """Bytes of one picture's hand-off at step k."""
+    tokens = split.text.tokens([prompt])
+    said = split.conditioning(tokens, guidance, zeros=True)
+    latent, generator = split.noise(1, 0, N)
+    context: dict[str, Any] = {"prompt": tokens, "seed": 0, "generator": generator}
+    state = begin(split.scheduler, latent, N, guidance, **context)
+    return len(advance(state, split.unets[0], split.scheduler, said, k).to_bytes(int8=int8))
+
+
+def _start(split: Split, count: int, N: int, guidance: float, seed: int) -> Handoff:
+    latent, generator = split.noise(count, seed, N)
+    return begin(split.scheduler, latent, N, guidance, seed=seed, generator=generator)
+
+
+def _kept(folder, name: str, owner: str, ways) -> dict[tuple[str, int], torch.Tensor]:
+    saved = store.load(folder, name)
+    if saved["owner"] != owner:
+        raise ValueError(
+            f"checkpoint={str(folder)!r} belongs to {saved['owner']}, this run is {owner}: give another folder, or "
+            "delete that one"
+        )
+    return dict(zip(ways, saved["pictures"], strict=True))

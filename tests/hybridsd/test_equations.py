@@ -1,0 +1,57 @@
+"""The equations against other ways of computing them, and against the pipelines that diffusers ships."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import LatentConsistencyModelPipeline
+from scipy import linalg
+
+from lab.hybridsd import equations as eq
+
+
+def test_the_step_map_is_the_released_one():
+    assert eq.model_of_step([2, 3]) == [0, 0, 1, 1, 1]
+    assert eq.model_of_step([0, 2]) == [1, 1] and eq.model_of_step([1, 0, 1]) == [0, 2]
+
+
+def test_guidance_of_one_is_the_conditional_and_of_zero_the_unconditional():
+    u, c = torch.randn(2, 3, 4)
+    assert torch.allclose(eq.guided(u, c, 1.0), c) and torch.equal(eq.guided(u, c, 0.0), u)
+    assert torch.allclose(eq.guided(u, c, 7.0), 7 * c - 6 * u, atol=1e-5)
+
+
+@pytest.mark.parametrize("dimension", [8, 9, 256])
+def test_the_guidance_embedding_is_diffusers(dimension):
+    w = torch.tensor([6.0, 0.5])
+    theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, w, embedding_dim=dimension)
+    assert torch.equal(eq.guidance_embedding(w, dimension), theirs)
+
+
+def test_int8_is_within_half_a_step_of_each_channel():
+    x = torch.randn(2, 4, 8, 8) * torch.tensor([0.1, 1.0, 10.0, 0.0]).view(4, 1, 1)
+    q, scale = eq.int8(x)
+    assert q.dtype == torch.int8 and scale.shape == (2, 4, 1, 1) and int(q.abs().max()) == 127
+    assert ((q * scale - x).abs() <= scale / 2 + 1e-7).all()
+    assert eq.relative_error(x, x) == 0.0 and eq.relative_error(torch.ones(4), torch.zeros(4)) == 1.0
+
+
+def test_costs_add_up_as_in_the_figure():
+    cloud, edge = eq.cloud_share(10, 25, 33.89 / 25, 15.14 / 25, 0.0)
+    assert cloud + edge == pytest.approx(22.64, abs=0.005) and cloud == pytest.approx(0.4 * 33.89)
+    assert sum(eq.cloud_share(5, 25, 33.89 / 25, 15.14 / 25, 0.0)) == pytest.approx(18.89, abs=0.005)
+
+
+def test_the_frechet_distance_is_scipys():
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(200, 6)), random.normal(size=(300, 6)) @ random.normal(size=(6, 6)) + 1
+    sx, sy = np.cov(x.T), np.cov(y.T)
+    theirs = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(sx + sy - 2 * linalg.sqrtm(sx @ sy).real)
+    assert eq.frechet_distance(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(theirs, rel=1e-8)
+    assert abs(eq.frechet_distance(torch.from_numpy(x), torch.from_numpy(x))) < 1e-8
+
+
+def test_the_three_losses_are_means_of_squares():
+    a, b = torch.randn(2, 5, 4, 3, 3)
+    mse = torch.nn.functional.mse_loss
+    assert torch.allclose(eq.noise_loss(a, b), mse(a, b)) and torch.allclose(eq.output_loss(a, b), mse(a, b))
+    assert torch.allclose(eq.feature_loss([a, 2 * a], [b, b]), mse(a, b) + mse(2 * a, b))

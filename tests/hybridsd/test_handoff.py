@@ -1,0 +1,110 @@
+"""The hand-off: what is carried over the boundary makes the trajectory of one machine, bit for bit."""
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    UNet2DConditionModel,
+)
+
+from lab.core.descent import seeded
+from lab.hybridsd import equations as eq
+from lab.hybridsd.handoff import Handoff, advance, begin, cloud_half, edge_half
+from lab.hybridsd.sampling import Conditioning, fresh, trajectory
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SCHEDULERS = {
+    "dpm": DPMSolverMultistepScheduler(**SCHEDULE),
+    "dpm3": DPMSolverMultistepScheduler(**SCHEDULE, solver_order=3, use_karras_sigmas=True),
+    "sde": DPMSolverMultistepScheduler(**SCHEDULE, algorithm_type="sde-dpmsolver++"),
+    "ddim": DDIMScheduler(**SCHEDULE, clip_sample=False),
+    "euler": EulerDiscreteScheduler(**SCHEDULE),
+    "lcm": LCMScheduler(**SCHEDULE),
+}
+
+
+def unet(seed=0, **changes):
+    with seeded(seed):
+        return UNet2DConditionModel(
+            sample_size=8, block_out_channels=(8, 16), norm_num_groups=4, cross_attention_dim=8, layers_per_block=1,
+            attention_head_dim=2, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), **changes,
+        ).eval()  # fmt: skip
+
+
+def said(dtype=torch.float32, guidance=4.0, count=2):
+    g = torch.Generator().manual_seed(1)
+    text = torch.randn(2, count, 6, 8, generator=g).to(dtype)
+    return Conditioning(text[0], text[1], guidance)
+
+
+def noise(scheduler, steps, dtype=torch.float32, count=2):
+    g = torch.Generator().manual_seed(7)
+    x = torch.randn(count, 4, 8, 8, generator=g, dtype=dtype)
+    return x * fresh(scheduler, steps).init_noise_sigma, g
+
+
+def one_machine(unets, scheduler, steps, dtype=torch.float32):
+    latent, generator = noise(scheduler, sum(steps), dtype)
+    *_, last = trajectory(unets, fresh(scheduler, sum(steps)), latent, said(dtype), steps, generator)
+    return last
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_two_machines_make_the_latent_of_one_bit_for_bit(name, dtype):
+    scheduler, cloud, edge = SCHEDULERS[name], unet(0).to(dtype), unet(1).to(dtype)
+    for k in (0, 1, 3, 6):
+        latent, generator = noise(scheduler, 6, dtype)
+        sent = cloud_half(cloud, scheduler, latent, said(dtype), k, 6, seed=7, generator=generator).to_bytes()
+        received = Handoff.from_bytes(sent)
+        found = edge_half(received, edge, type(scheduler).from_config(scheduler.config), said(dtype))
+        assert received.index == k and torch.equal(found, one_machine([cloud, edge], scheduler, [k, 6 - k], dtype))
+
+
+def test_a_fresh_scheduler_at_step_k_is_another_trajectory():
+    scheduler, cloud, edge = SCHEDULERS["dpm"], unet(0), unet(1)
+    latent, _ = noise(scheduler, 6)
+    sent = cloud_half(cloud, scheduler, latent, said(), 3, 6)
+    forgetful = {**sent.solver, "model_outputs": [None, None], "lower_order_nums": 0}
+    found = edge_half(Handoff(**{**vars(sent), "solver": forgetful}), edge, scheduler, said())
+    error = eq.relative_error(one_machine([cloud, edge], scheduler, [3, 3]), found)
+    assert 1e-6 < error < 0.1
+
+
+def test_three_models_in_any_order():
+    a, b = unet(0), unet(1)
+    scheduler = SCHEDULERS["dpm"]
+    one = one_machine([a, b, a], scheduler, [2, 2, 2])
+    latent, _ = noise(scheduler, 6)
+    state = begin(scheduler, latent, 6, 4.0)
+    for model, until in ((a, 2), (b, 4), (a, 6)):
+        state = Handoff.from_bytes(advance(state, model, scheduler, said(), until).to_bytes())
+    assert torch.equal(state.latent, one) and not torch.equal(one, one_machine([b, a], scheduler, [4, 2]))
+
+
+def test_int8_is_half_of_fp16_and_says_its_error():
+    scheduler = SCHEDULERS["dpm"]
+    g = torch.Generator().manual_seed(0)
+    latent = torch.randn(1, 4, 64, 64, generator=g, dtype=torch.float16)
+    made = begin(scheduler, latent, 25, 7.0, prompt={"tokens": torch.full((1, 77), 49407)})
+    full, small = made.to_bytes(), made.to_bytes(int8=True)
+    assert 32_768 < len(full) < 36_000 and 16_384 < len(small) < 19_500
+    back = Handoff.from_bytes(small)
+    assert back.error == pytest.approx(eq.relative_error(latent, back.latent), rel=1e-3) and 0 < back.error < 0.02
+    assert torch.equal(back.prompt["tokens"], made.prompt["tokens"]) and back.latent.dtype == torch.float16
+
+
+def test_schedulers_that_differ_are_named():
+    latent, _ = noise(SCHEDULERS["dpm"], 6)
+    made = begin(SCHEDULERS["dpm"], latent, 6, 4.0)
+    with pytest.raises(ValueError, match="class: 'DPMSolverMultistepScheduler' there, 'DDIMScheduler' here"):
+        edge_half(made, unet(), SCHEDULERS["ddim"], said())
+    other = DPMSolverMultistepScheduler(**{**SCHEDULE, "beta_end": 0.02})
+    with pytest.raises(ValueError, match=r"beta_end: 0.012 there, 0.02 here"):
+        edge_half(made, unet(), other, said())
+    with pytest.raises(ValueError, match=r"until=7 is not allowed: give a step in 0..6"):
+        advance(made, unet(), SCHEDULERS["dpm"], said(), 7)

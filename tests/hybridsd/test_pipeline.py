@@ -1,0 +1,164 @@
+"""Split sampling over whole pipelines: the ends are the stock pipelines bit for bit, and bad parts are named."""
+
+import shutil
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+from lab.hybridsd.pipeline import Split, solver_of
+
+from . import small
+
+PROMPTS = ["two cats", "a dog"]
+
+
+def stock(pipe, steps, seed=0, guidance=4.0):
+    """The pipeline that diffusers ships, on the same seed."""
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(
+        PROMPTS, num_inference_steps=steps, guidance_scale=guidance, generator=generator, output_type="pt"
+    ).images
+
+
+def twin(family):
+    """Two pipelines of one family that differ in their U-Net only."""
+    cloud = small.FAMILIES[family](0)
+    edge = type(cloud)(**{**cloud.components, "unet": small.FAMILIES[family](1).unet}) if family == "sdxl" else (
+        type(cloud)(**{**cloud.components, "unet": small.FAMILIES[family](1).unet}, requires_safety_checker=False)
+    )  # fmt: skip
+    return cloud, edge
+
+
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_the_ends_are_the_stock_pipelines_bit_for_bit(family):
+    cloud, edge = twin(family)
+    parts = cloud.components | {"force_zeros": family == "sdxl"}
+    split = Split.of(parts, [edge.unet])
+    assert torch.equal(split.draw(PROMPTS, steps=[4, 0], guidance=4.0).pictures, stock(cloud, 4))
+    assert torch.equal(split.draw(PROMPTS, steps=[0, 4], guidance=4.0).pictures, stock(edge, 4))
+    between = split.draw(PROMPTS, steps=[2, 2], guidance=4.0).pictures
+    assert not torch.equal(between, stock(cloud, 4)) and not torch.equal(between, stock(edge, 4))
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler])
+def test_other_solvers_too(kind):
+    cloud, edge = twin("sd")
+    cloud.scheduler = kind.from_config(cloud.scheduler.config)
+    split = Split.of(cloud.components, [edge.unet])
+    assert torch.equal(split.draw(PROMPTS, steps=[5, 0], guidance=4.0).pictures, stock(cloud, 5))
+
+
+def test_no_guidance_runs_one_input_a_picture():
+    cloud, edge = twin("sd")
+    split = Split.of(cloud.components, [edge.unet])
+    assert torch.equal(split.draw(PROMPTS, steps=[3, 0], guidance=1.0).pictures, stock(cloud, 3, guidance=1.0))
+    calls = []
+    hook = split.unets[0].register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    for guidance in (1.0, 4.0):
+        split.draw(PROMPTS, steps=[1, 1], guidance=guidance)
+    hook.remove()
+    assert calls == [2, 4]
+
+
+def test_guidance_embedded_is_not_doubled():
+    split = Split.of(small.lcm(0).components, [small.lcm(1).unet])
+    calls = []
+    for unet in split.unets:
+        unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    split.draw(PROMPTS, steps=[1, 2])
+    assert calls == [2, 2, 2]
+
+
+def test_edge_first_and_three_models():
+    a, b = small.unet(0), small.unet(1)
+    split = Split.of(small.sd(0).components | {"unet": b}, [a])
+    assert torch.equal(
+        split.draw(PROMPTS, steps=[0, 3]).latent,
+        Split.of(small.sd(0).components | {"unet": a}, [b]).draw(PROMPTS, steps=[3, 0]).latent,
+    )
+    three = Split.of(small.sd(0).components, [b, a])
+    assert torch.isfinite(three.draw("a dog", steps=[1, 1, 1]).latent).all()
+
+
+def test_the_trail_is_kept_and_the_scheduler_is_not_touched():
+    split = Split.of(small.sd().components, [small.unet(1)])
+    before = split.scheduler.timesteps.clone()
+    found = split.draw("a dog", steps=[2, 2], keep=True)
+    assert len(found.trail) == 5 and torch.equal(found.trail[-1], found.latent)
+    assert torch.equal(split.scheduler.timesteps, before) and split.scheduler.step_index is None
+    assert found.images()[0].size == (16, 16) and found._repr_png_()[:4] == b"\x89PNG"
+
+
+def test_int8_reports_its_error():
+    split = Split.of(small.sd().components, [small.unet(1)])
+    exact, rounded = (split.draw("a dog", steps=[2, 2], int8=flag) for flag in (False, True))
+    assert rounded.received > 256 and "relative error" in rounded.notes[0]
+    error = float((exact.latent - rounded.latent).norm() / exact.latent.norm())
+    assert 0 < error < 0.05
+
+
+def test_the_tiny_decoder_is_plugged_in(tmp_path):
+    small.sd().save_pretrained(tmp_path / "cloud")
+    small.tiny_vae().save_pretrained(tmp_path / "tiny")
+    small.unet(1).save_pretrained(tmp_path / "edge")
+    split = Split.from_pretrained(tmp_path / "cloud", tmp_path / "edge", tmp_path / "tiny")
+    assert type(split.vae).__name__ == "AutoencoderTiny"
+    assert split.draw("a dog", steps=[1, 1]).pictures.shape == (1, 3, 16, 16)
+    plain = Split.from_pretrained(tmp_path / "cloud", tmp_path / "edge")
+    assert torch.equal(plain.draw("a dog", steps=[1, 1]).latent, split.draw("a dog", steps=[1, 1]).latent)
+
+
+@pytest.mark.parametrize("family", small.FAMILIES)
+def test_a_folder_of_each_family_draws_what_its_parts_draw(tmp_path, family):
+    cloud, edge = twin(family)
+    cloud.save_pretrained(tmp_path / "cloud")
+    edge.unet.save_pretrained(tmp_path / "edge")
+    split = Split.from_pretrained(tmp_path / "cloud", tmp_path / "edge", solver="own")
+    assert torch.equal(split.draw(PROMPTS, steps=[3, 0], guidance=4.0).pictures, stock(cloud, 3))
+
+
+def test_a_folder_with_missing_parts_names_them(tmp_path):
+    small.sd().save_pretrained(tmp_path / "cloud")
+    shutil.rmtree(tmp_path / "cloud" / "unet")
+    shutil.rmtree(tmp_path / "cloud" / "tokenizer")
+    with pytest.raises(ValueError, match=r"lacks unet, tokenizer: give the folder of a whole diffusers pipeline"):
+        Split.from_pretrained(tmp_path / "cloud")
+    with pytest.raises(ValueError, match=r"holds no U-Net"):
+        Split.from_pretrained(small_folder(tmp_path), tmp_path / "cloud" / "vae" / "..")
+
+
+def small_folder(tmp_path):
+    small.sd().save_pretrained(tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def test_latent_spaces_that_differ_are_named():
+    parts = small.sd().components
+    with pytest.raises(ValueError, match="share no latent space: cross_attention_dim is 16 and 8"):
+        Split.of(parts, [small.unet(1, cross_attention_dim=8)])
+    with pytest.raises(ValueError, match="share no latent space: in_channels is 4 and 8"):
+        Split.of(parts, [small.unet(1, in_channels=8, out_channels=8)])
+    with pytest.raises(ValueError, match="the decoder reads 4 latent channels, the U-Nets make 8"):
+        Split.of(parts | {"unet": small.unet(0, in_channels=8, out_channels=8)})
+
+
+@pytest.mark.parametrize("steps", [[3], [1, 2, 3], [-1, 4], [0, 0], [1.5, 2], [True, 3]])
+def test_steps_out_of_range_are_told(steps):
+    split = Split.of(small.sd().components, [small.unet(1)])
+    with pytest.raises(ValueError, match="is not allowed: give 2 whole numbers >= 0, not all 0"):
+        split.draw("a dog", steps=steps)
+
+
+def test_a_long_prompt_is_cut_with_a_warning():
+    split = Split.of(small.sd().components, [small.unet(1)])
+    with pytest.warns(UserWarning, match="the prompt is cut to 16 tokens, without .*zzz"):
+        long = split.draw("abcdefghijklmnzzz", steps=[1, 1])
+    short = split.draw("abcdefghijklmnzzz"[:13] + "n", steps=[1, 1])
+    assert long.latent.shape == short.latent.shape
+
+
+def test_an_unknown_solver_is_told():
+    with pytest.raises(ValueError, match=r"solver='heun' is not allowed: give one of 'dpm\+\+', 'ddim'"):
+        solver_of(small.sd().scheduler, "heun")

@@ -1,0 +1,115 @@
+"""The recipe: every split and control in one run, on models of one's own, resumable, its numbers what they say."""
+
+import pytest
+import torch
+
+import lab
+from lab.core.descent import seeded
+from lab.hybridsd import sweep
+from lab.hybridsd.pipeline import Split
+from lab.hybridsd.prompts import PromptTask
+
+from . import small
+
+QUICK = {"N": 4, "k": 2, "ks": (0, 2, 4), "controls": (2,), "batch": 2}
+
+
+def own_task(count=5):
+    """Prompts on a pipeline of one's own: 'right' is a bright or a dark upper half."""
+    split = Split.of(small.sd().components, [small.unet(1)])
+    with seeded(3):
+        real = torch.rand(12, 3, 16, 16)
+
+    def right(x):
+        return torch.stack([x[:, :, :8].mean((1, 2, 3)) > 0.5, x.mean((1, 2, 3)) > 0.5], 1)
+
+    prompts = tuple("abcdefg"[:count])
+    return PromptTask(
+        model=split, prompts=prompts, right=right, features=lambda x: x.mean((2, 3)), real=real, parts=("upper", "all")
+    )
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    return lab.HybridSD(**QUICK).run(own_task(), progress=False)
+
+
+def test_every_way_is_what_the_pipeline_draws(outcome):
+    task = own_task(2)
+    split = task.model
+    found = sweep.drawn(split, task.prompts, outcome.recipe.ways(), 4, 4.0, 9)
+    cloud, edge = split.unets
+    text = split.components()
+    for (kind, k), latent in found.items():
+        pair = [edge, cloud] if kind == "edge first" else [cloud, edge]
+        steps = {"hybrid": [k, 4 - k], "edge first": [4 - k, k], "fewer steps": [k, 0]}[kind]
+        drawn = Split.of(text | {"unet": pair[0]}, [pair[1]]).draw(
+            list(task.prompts), steps=steps, guidance=4.0, seed=9
+        )
+        assert torch.equal(latent, drawn.latent), (kind, k)
+
+
+def test_costs_are_counted_apart(outcome):
+    by = outcome.at()
+    whole, half, alone = by[4], by[2], by[0]
+    assert alone.cloud_macs == 0 and whole.cloud_macs == 2 * half.cloud_macs > 0
+    price = sweep.costs(own_task().model, 4.0)
+    assert whole.edge_macs == price.decoder and alone.edge_macs == 4 * price.edge + price.decoder
+    assert outcome.at("fewer steps")[2].cloud_macs == half.cloud_macs == outcome.at("edge first")[2].cloud_macs
+    single = sweep.costs(own_task().model, 1.0)
+    assert price.cloud == 2 * single.cloud  # guidance runs two inputs a picture
+    assert half.bytes > 4 * 8 * 8 * 4 and whole.bytes == alone.bytes == 0
+
+
+def test_the_report_is_about_k(outcome):
+    report = outcome.report
+    assert report["cloud macs"].ratio == 2.0 and report["bytes"].before == 16 * 16 * 3
+    assert report["semantic accuracy"].after == outcome.at()[2].accuracy
+    assert report["semantic accuracy, fewer steps, 2"].after == outcome.at("fewer steps")[2].accuracy
+    assert outcome.nearest(100.0) == outcome.at()[0]
+
+
+def test_a_kill_loses_one_batch(outcome, tmp_path, monkeypatch):
+    calls, real = [], sweep.drawn
+
+    def dying(*args):
+        calls.append(len(args[1]))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(sweep, "drawn", dying)
+    with pytest.raises(KeyboardInterrupt):
+        lab.HybridSD(**QUICK).run(own_task(), progress=False, checkpoint=tmp_path)
+    again = lab.HybridSD(**QUICK).run(own_task(), progress=False, checkpoint=tmp_path)
+    assert calls == [2, 2, 1, 1] and again.report == outcome.report and again.points == outcome.points
+    with pytest.raises(ValueError, match="belongs to HybridSD"):
+        lab.HybridSD(**QUICK | {"guidance": 2.0}).run(own_task(), progress=False, checkpoint=tmp_path)
+
+
+def test_the_bytes_of_int8_are_fewer():
+    task = own_task(1)
+    sizes = [sweep.handoff_bytes(task.model, "a", 2, 4, 4.0, int8) for int8 in (False, True)]
+    assert 0 < sizes[0] - sizes[1] < 3 * 1024
+
+
+def test_one_kind_of_error_for_each_wrong_field():
+    with pytest.raises(ValueError, match=r"HybridSD: k=26 is not allowed: give a whole number in 0..25"):
+        lab.HybridSD(k=26)
+    with pytest.raises(ValueError, match=r"HybridSD: ks=\(0, 99\) is not allowed"):
+        lab.HybridSD(ks=(0, 99))
+    with pytest.raises(ValueError, match=r"HybridSD: cloud='/no/such/folder' is not allowed: give '' or a folder"):
+        lab.HybridSD(cloud="/no/such/folder")
+    with pytest.raises(ValueError, match="belong together: give both"):
+        lab.HybridSD(cloud="owner/name").pipeline()
+    with pytest.raises(ValueError, match="kept for sd, sdxl, lcm"):
+        lab.HybridSD.paper("flux")
+    assert lab.HybridSD.paper("lcm").k == 4
+
+
+def test_folders_by_field(tmp_path):
+    small.sd().save_pretrained(tmp_path / "cloud")
+    small.unet(1).save_pretrained(tmp_path / "edge")
+    recipe = lab.HybridSD(cloud=str(tmp_path / "cloud"), edge=str(tmp_path / "edge"), **QUICK)
+    split = recipe.pipeline()
+    assert torch.equal(split.unets[1].conv_in.weight, small.unet(1).conv_in.weight)

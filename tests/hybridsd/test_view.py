@@ -1,0 +1,88 @@
+"""The views' numbers, and that every state is there before the slider moves."""
+
+import time
+
+import pytest
+import torch
+
+import lab
+from lab.hybridsd import view
+from lab.hybridsd.pipeline import Split
+
+from . import small
+from .test_recipe import QUICK, own_task
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    return lab.HybridSD(**QUICK).run(own_task(), progress=False)
+
+
+@pytest.fixture(scope="module")
+def split():
+    return Split.of(small.sd().components, [small.unet(1)])
+
+
+def test_numbers_are_the_reports(outcome):
+    found = view.numbers(outcome, 2)
+    assert found["saved"] == 0.5 and found["cloud"] == outcome.report["cloud macs"].after
+    assert found["accuracy"] == outcome.report["semantic accuracy"].after and set(found["parts"]) == {"upper", "all"}
+    assert view.curves(outcome.points, "accuracy")["fewer steps"] == [(2, outcome.at("fewer steps")[2].accuracy)]
+
+
+def test_the_sweep_is_replayed(outcome):
+    explorer = lab.view(outcome).set(k=4)
+    assert "cloud compute saved 0 %" in repr(explorer) and explorer.frame.svg.count("<svg") == 6
+    assert explorer.set(k=0).frame.svg != explorer.set(k=4).frame.svg
+
+
+def test_the_slider_shows_what_the_pipeline_draws(split):
+    stages = view._stages(split, ("a dog", "two cats"), 3, 4, 4.0)
+    for k in range(5):
+        drawn = split.draw(["a dog", "two cats"], steps=[k, 4 - k], guidance=4.0, seed=3)
+        assert torch.equal(stages[k][:, -1], (255 * drawn.pictures).round().to(torch.uint8))
+        assert torch.equal(stages[k][:, 0], stages[0][:, 0])  # the same noise
+
+
+def test_a_slider_step_is_quick_and_a_page_holds_them_all(split, outcome, tmp_path):
+    explorer = view.splitting(split, ["a dog", "two cats"], (0, 1), N=4, outcome=outcome)
+    assert explorer.state["k"] == 2
+    start = time.perf_counter()
+    explorer.set(k=3)
+    assert time.perf_counter() - start < 1.0  # drawn beforehand: nothing is sampled
+    assert "cloud steps 3, edge steps 1, cloud compute saved 25 %" in repr(explorer)
+    page = explorer.save(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "one picture, two machines" in page and "<script src" not in page
+
+
+def test_live_asks_the_cloud_and_says_when_it_is_gone(split):
+    class Gone:
+        class Failed(Exception):
+            pass
+
+        def half(self, state, k, int8=False, zeros=True):
+            raise self.Failed("nobody listens")
+
+    class Here(Gone):
+        def half(self, state, k, int8=False, zeros=True):
+            from lab.hybridsd.handoff import advance
+
+            said = split.conditioning(state.prompt, state.guidance, zeros=True)
+            return advance(state, split.unets[0], split.scheduler, said, k), 1234
+
+    edge = [split.unets[1]]
+    for cloud, note in ((Here(), "bytes received 1,234"), (Gone(), "the edge drew all 4 steps alone")):
+        live = Split(edge, split.scheduler, split.text, split.vae, cloud)
+        explorer = view.splitting(split, ["a dog"], (0,), N=4, live=live)
+        if isinstance(cloud, Here):
+            explorer.press("ask the cloud")
+            here = live.draw("a dog", steps=[2, 2], guidance=4.0, seed=0).latent
+            assert torch.equal(here, split.draw("a dog", steps=[2, 2], guidance=4.0, seed=0).latent)
+        else:
+            with pytest.warns(UserWarning, match="nobody listens"):
+                explorer.press("ask the cloud")
+        assert note in repr(explorer)
+    with pytest.warns(UserWarning, match="the cloud did not answer"):
+        alone = live.draw("a dog", steps=[2, 2], guidance=4.0, seed=0)
+    assert alone.steps == (0, 4)
+    assert torch.equal(alone.latent, split.draw("a dog", steps=[0, 4], guidance=4.0, seed=0).latent)
