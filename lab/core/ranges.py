@@ -36,8 +36,10 @@ def thinned(flat: Tensor, most: int) -> Tensor:
 
 
 def _few(x: Tensor) -> Tensor:
-    """At most MOST values a group, and the largest of all: (G, S, V) -> (G, v)."""
+    """At most MOST values a group, and the largest of all where some are left out: (G, S, V) -> (G, v)."""
     flat = _flat(x)
+    if flat.shape[1] <= MOST:
+        return flat
     most = flat.gather(1, flat.abs().argmax(1, keepdim=True))
     return torch.cat([thinned(flat, MOST), most], 1)
 

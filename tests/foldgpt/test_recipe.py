@@ -192,7 +192,7 @@ def test_lm_eval_says_which_extra_it_needs(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ImportError, match=r"pip install 'lab\[evaluation\]'"):
+    with pytest.raises(ImportError, match=r"pip install lm-eval"):
         harness(model("llama"), Letters(), ["arc_easy"])
 
 
