@@ -77,10 +77,8 @@ def parser() -> argparse.ArgumentParser:
 
 def serve_command(options: argparse.Namespace) -> int:
     """Serve until stopped."""
-    from .hybridsd import cloud
-
     print(f"serving on http://{options.host}:{options.port}", flush=True)
-    cloud.serve(options.model, options.host, options.port, options.token)
+    lab.hybridsd.cloud.serve(options.model, options.host, options.port, options.token)
     return 0
 
 

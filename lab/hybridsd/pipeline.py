@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..core.task import evaluating
-from .components import Text, check_unets, diffusers, pipeline_parts, unet_of, vae_of
+from .blocks import unet_of
+from .components import Text, check_unets, diffusers, pipeline_parts, vae_of
 from .handoff import Handoff, advance, begin
 from .sampling import Conditioning, fresh, trajectory
 
