@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .library import diffusers
+from .components import diffusers, exact, quiet
 
 
 @torch.no_grad()
@@ -135,3 +135,19 @@ def load_narrowed(folder: str | Path, **options: Any) -> nn.Module:
         made = narrowed(diffusers().UNet2DConditionModel.from_config(config), widths, heads)
     made.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
     return nn.Module.to(made, options.get("dtype") or torch.float32).eval()
+
+
+def unet_of(source: str | Path, **options: Any) -> nn.Module:
+    """The U-Net of a folder or id: the folder itself, or its `unet` or `edge` part."""
+    folder = Path(source)
+    inner = next((name for name in ("edge", "unet") if (folder / name / "config.json").exists()), None)
+    if folder.is_dir() and inner is None and not (folder / "config.json").exists():
+        raise ValueError(f"{source} holds no U-Net: give a folder with config.json, or with a part named unet")
+    where_it_is = folder / inner if inner else folder
+    if folder.is_dir() and "block_mid_channels" in (where_it_is / "config.json").read_text(encoding="utf-8"):
+        return load_narrowed(where_it_is, **options)
+    local = {"local_files_only": True} if folder.is_dir() else {}
+    where = {"subfolder": inner or ("unet" if not folder.is_dir() else None)}
+    named = {name: value for name, value in where.items() if value}
+    with quiet():
+        return diffusers().UNet2DConditionModel.from_pretrained(str(source), **named, **local, **exact(options))

@@ -2,22 +2,48 @@
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from .blocks import load_narrowed
-from .library import diffusers, quiet
 from .sampling import Conditioning
 
 _SHARED = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "addition_time_embed_dim")
 _NEEDED = ("unet", "scheduler", "vae", "text_encoder", "tokenizer")
 
 
-def _exact(options: Mapping[str, Any]) -> dict[str, Any]:
+def diffusers() -> Any:
+    """The library, or an error that names the extra."""
+    try:
+        import diffusers as library
+    except ImportError as error:
+        raise ImportError("Hybrid SD needs diffusers and transformers: pip install 'lab[diffusion]'") from error
+    return library
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no advice of diffusers and transformers for a block, then as it was."""
+    from transformers.utils import logging as theirs
+
+    ours = diffusers().utils.logging
+    logs, before = (ours, theirs), [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in (ours, theirs)]
+    try:
+        for log in logs:
+            log.set_verbosity_error()
+            log.disable_progress_bar()
+        yield
+    finally:
+        for log, (verbosity, bar) in zip(logs, before, strict=True):
+            log.set_verbosity(verbosity)
+            (log.enable_progress_bar if bar else log.disable_progress_bar)()
+
+
+def exact(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options with single precision where none is asked for: all parts then have one."""
     return {"dtype": torch.float32, **options}
 
@@ -39,25 +65,9 @@ def pipeline_parts(source: str | Path, **options: Any) -> dict[str, Any]:
     unchecked = {} if _is_xl(folder) else {"safety_checker": None, "requires_safety_checker": False}
     local = {"local_files_only": True} if folder.is_dir() else {}
     with quiet():
-        made = diffusers().DiffusionPipeline.from_pretrained(str(source), **unchecked, **local, **_exact(options))
+        made = diffusers().DiffusionPipeline.from_pretrained(str(source), **unchecked, **local, **exact(options))
     parts = {name: part for name, part in made.components.items() if part is not None}
     return parts | {"force_zeros": bool(made.config.get("force_zeros_for_empty_prompt", False))}
-
-
-def unet_of(source: str | Path, **options: Any) -> nn.Module:
-    """The U-Net of a folder or id: the folder itself, or its `unet` or `edge` part."""
-    folder = Path(source)
-    inner = next((name for name in ("edge", "unet") if (folder / name / "config.json").exists()), None)
-    if folder.is_dir() and inner is None and not (folder / "config.json").exists():
-        raise ValueError(f"{source} holds no U-Net: give a folder with config.json, or with a part named unet")
-    where_it_is = folder / inner if inner else folder
-    if folder.is_dir() and "block_mid_channels" in (where_it_is / "config.json").read_text(encoding="utf-8"):
-        return load_narrowed(where_it_is, **options)
-    local = {"local_files_only": True} if folder.is_dir() else {}
-    where = {"subfolder": inner or ("unet" if not folder.is_dir() else None)}
-    named = {name: value for name, value in where.items() if value}
-    with quiet():
-        return diffusers().UNet2DConditionModel.from_pretrained(str(source), **named, **local, **_exact(options))
 
 
 def vae_of(source: str | Path, **options: Any) -> nn.Module:
@@ -66,7 +76,7 @@ def vae_of(source: str | Path, **options: Any) -> nn.Module:
     config = library.AutoencoderKL.load_config(str(source), local_files_only=Path(source).is_dir())
     kind = {"AutoencoderTiny": library.AutoencoderTiny}.get(config.get("_class_name"), library.AutoencoderKL)
     with quiet():
-        return kind.from_pretrained(str(source), local_files_only=Path(source).is_dir(), **_exact(options))
+        return kind.from_pretrained(str(source), local_files_only=Path(source).is_dir(), **exact(options))
 
 
 def check_unets(unets: Sequence[nn.Module], vae: nn.Module | None) -> None:

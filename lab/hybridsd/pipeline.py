@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ..core.task import evaluating
-from .components import Text, check_unets, pipeline_parts, unet_of, vae_of
+from .blocks import unet_of
+from .components import Text, check_unets, diffusers, pipeline_parts, vae_of
 from .handoff import Handoff, advance, begin
-from .library import diffusers
 from .sampling import Conditioning, fresh, trajectory
 
 SOLVERS = {

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..core import cost
 from .blocks import narrowed
-from .library import diffusers
+from .components import diffusers
 
 _ACROSS = "CrossAttn{}Block2D"
 _SD = {

@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 from lab.core.batches import shuffled
 from lab.core.descent import seeded
 from lab.hybridsd import blocks
-from lab.hybridsd.components import unet_of
+from lab.hybridsd.blocks import unet_of
 from lab.hybridsd.distillation import distil, pairs
 
 from . import small
