@@ -8,19 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..core import cost, nets, qdq, store
-from ..core.fusion import Fusion, Parity, fusion, parity
+from ..core import nets, store
 from ..core.grids import FixedQuantiser, Grid, set_codes
-from ..core.outcome import Outcome
+from ..core.integers import IntegerOutcome
 from ..core.placement import Placement, attach
 from ..core.prepared import prepared
-from ..core.runtime import Deployed
 from . import equations as eq
 from .space import Space, place
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class DQSSOutcome(Outcome):
+class DQSSOutcome(IntegerOutcome):
     """A network whose every tensor is rounded by the strategy that was found for it.
 
     choices: {layer: {weights, activations, weight_scale, scale, zero_point, bits}}. history: steps (S,), shares
@@ -63,25 +61,6 @@ class DQSSOutcome(Outcome):
         """Write `choices` as JSON; returns the path."""
         store.write(Path(path), (json.dumps(self.choices, indent=1) + "\n").encode())
         return Path(path)
-
-    def export(self, path: str | Path) -> Path:
-        """Write the network as ONNX with quantisers around every quantised layer; needs the extra `export`."""
-        return qdq.write(self.model, path)
-
-    def fusion(self) -> Fusion:
-        """Which layers of the exported network onnxruntime runs on integers, and why others not."""
-        return fusion(self.model)
-
-    def parity(self, x: Tensor | None = None) -> tuple[Parity, ...]:
-        """How far each quantised tensor is apart in torch and onnxruntime, on a picture (N, C, H, W)."""
-        return parity(self.model, self.example if x is None else x)
-
-    def race(self, net: nn.Module, x: Tensor | None = None, repeats: int = 30) -> dict[str, cost.Latency]:
-        """ms of the float network `net` and of this one in onnxruntime, interleaved on one thread: 'fp32', 'int8'."""
-        x = self.example if x is None else x
-        graphs = {"fp32": prepared(net, x), "int8": self.model}
-        made = {name: Deployed(qdq.to_model(graph).SerializeToString()) for name, graph in graphs.items()}
-        return cost.latencies(made, x, repeats=repeats)
 
 
 class History:

@@ -7,18 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..core import cost, nets, qdq, store
-from ..core.fusion import Fusion, Parity, fusion, parity
-from ..core.outcome import Outcome
+from ..core import nets, store
+from ..core.integers import IntegerOutcome
 from ..core.placement import Placement
 from ..core.prepared import prepared
-from ..core.runtime import Deployed
 from . import packed
 from .placement import place
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
-class PAMSOutcome(Outcome):
+class PAMSOutcome(IntegerOutcome):
     """A quantised network that answers in float what integers would say, and how it got there.
 
     history: steps (S,), alphas (S, Q), histograms (S, Q, 48) over [-reach, reach], Q alphas in the placement's order.
@@ -53,25 +51,6 @@ class PAMSOutcome(Outcome):
         about = {"fields": asdict(self.recipe), "base": self.base, "example": list(self.example.shape)}
         store.write(Path(path), packed.to_bytes(self.model, about))
         return Path(path)
-
-    def export(self, path: str | Path) -> Path:
-        """Write the network as ONNX with quantisers around every quantised layer; needs the extra `export`."""
-        return qdq.write(self.model, path)
-
-    def fusion(self) -> Fusion:
-        """Which convolutions of the exported network onnxruntime runs on integers, and why others not."""
-        return fusion(self.model)
-
-    def parity(self, x: Tensor | None = None) -> tuple[Parity, ...]:
-        """How far each quantised tensor is apart in torch and onnxruntime, on a picture (N, C, H, W)."""
-        return parity(self.model, self.example if x is None else x)
-
-    def race(self, net: nn.Module, x: Tensor | None = None, repeats: int = 30) -> dict[str, cost.Latency]:
-        """ms of the float network `net` and of this one in onnxruntime, interleaved on one thread: 'fp32', 'int8'."""
-        x = self.example if x is None else x
-        graphs = {"fp32": prepared(net, x), "int8": self.model}
-        made = {name: Deployed(qdq.to_model(graph).SerializeToString()) for name, graph in graphs.items()}
-        return cost.latencies(made, x, repeats=repeats)
 
 
 def rebuilt(config, base, recipe, example: Tensor, state: dict[str, Tensor]) -> tuple[fx.GraphModule, Placement]:
