@@ -10,7 +10,6 @@ a journal too: a second start does only what is missing.
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from dataclasses import replace
@@ -23,6 +22,7 @@ import lab
 from lab.acenas import metrics
 from lab.core import store, tables
 from lab.core.architectures import Space
+from lab.core.machine import machine
 
 NASBENCH201 = Path(__file__).parents[1] / "../shared/data/nas/nasbench201_compact.csv.gz"
 BUDGETS = (100, 40, 20)
@@ -147,12 +147,6 @@ def all_figures(rows: pandas.DataFrame) -> dict:
             "gaps": mean.gap.round(4).to_dict(),
         }  # fmt: skip
     return figures
-
-
-def machine() -> dict[str, str]:
-    processor = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                      if line.startswith("model name")), platform.processor())  # fmt: skip
-    return {"processor": processor, "torch": torch.__version__, "system": platform.system(), "threads": "1"}
 
 
 if __name__ == "__main__":

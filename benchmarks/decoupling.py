@@ -16,7 +16,6 @@ VGG-16 with controllers drawn at random to the papers' keep ratios, since time d
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ from lab.core import cost
 from lab.core.descent import seeded
 from lab.core.finetune import finetune
 from lab.core.kernels import isa_name
+from lab.core.machine import machine
 from lab.core.tasks import digits_data
 from lab.decoupling import attacks, detection, intervention, paths
 from lab.decoupling.layers import gates
@@ -291,12 +291,6 @@ def clicked(outcome) -> float:
         explorer.set(filter=k)
         times.append(1000 * (time.perf_counter() - start))
     return float(np.median(times))
-
-
-def machine() -> dict[str, str]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return {"processor": name, "system": platform.platform(), "torch": torch.__version__}
 
 
 if __name__ == "__main__":

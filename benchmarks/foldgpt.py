@@ -10,9 +10,7 @@ also stand in FoldGPT's place within the same fold, among the ablations, which a
 import argparse
 import itertools
 import json
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -24,6 +22,7 @@ from scipy.stats import spearmanr
 
 import lab
 from lab.core.descent import seeded
+from lab.core.machine import machine
 from lab.foldgpt import measures
 from lab.foldgpt.folding import Fold, Sizes
 from lab.foldgpt.ranking import by_leave_one_out
@@ -63,7 +62,7 @@ def main() -> None:
         "settings": repr(OURS),
         "batch": BATCH,
         "seeds": seeds,
-        "machine": machine(),
+        "machine": machine("transformers"),
         "rows": [],
     }
     task = lab.tasks.prose(batch_size=BATCH)
@@ -196,16 +195,6 @@ def keep(path: Path | None, report: dict) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def machine() -> dict:
-    import transformers
-
-    return {
-        "processor": platform.processor() or platform.machine(), "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "transformers": transformers.__version__,
-        "python": sys.version.split()[0],
-    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ enough for one core and no measure of the paper's.
 import argparse
 import io
 import json
-import platform
 import statistics
-import sys
 import zipfile
 from collections.abc import Callable
 from copy import deepcopy
@@ -38,6 +36,7 @@ from lab.core import cost, surgery
 from lab.core.batches import Pictures, in_order, shuffled
 from lab.core.descent import seeded
 from lab.core.finetune import finetune
+from lab.core.machine import machine
 from lab.core.task import Task
 
 
@@ -297,13 +296,6 @@ def summary(table: pandas.DataFrame) -> dict[str, float]:
         "rival_gap": gal.accuracy_drop - rivals.min(),
         "latency_ratio": gal.latency_ratio,
     }
-
-
-def machine() -> dict:
-    return {
-        "processor": platform.processor() or platform.machine(), "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "python": sys.version.split()[0],
-    }  # fmt: skip
 
 
 if __name__ == "__main__":

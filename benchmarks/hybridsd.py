@@ -11,8 +11,6 @@ one picture, and what asking the service for a latent of Stable Diffusion's size
 
 import argparse
 import json
-import os
-import platform
 import socket
 import statistics
 import threading
@@ -30,6 +28,7 @@ import uvicorn
 
 import lab
 from lab.core import cost, service, store
+from lab.core.machine import machine
 from lab.hybridsd import prompts
 from lab.hybridsd.cloud import PATH, Client
 from lab.hybridsd.handoff import Handoff, advance, begin
@@ -58,7 +57,7 @@ def main() -> None:
     seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.quick else None]
     report: dict[str, Any] = {
         "figures": {}, "settings": {"recipe": repr(RECIPE), "prompts": count, "within": WITHIN, "saved": SAVED},
-        "seeds": seeds, "machine": machine(), "rows": [],
+        "seeds": seeds, "machine": machine("diffusers"), "rows": [],
     }  # fmt: skip
     report["reader"] = reading(count)
     print(report["reader"], flush=True)
@@ -185,21 +184,6 @@ def served() -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join()
-
-
-def machine() -> dict[str, Any]:
-    """What was measured on."""
-    return {
-        "processor": processor(), "cores": os.cpu_count(), "threads": 1, "system": platform.system(),
-        "python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__,
-    }  # fmt: skip
-
-
-def processor() -> str:
-    """The processor's name, as Linux tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def keep(path: Path | None, report: dict[str, Any]) -> None:

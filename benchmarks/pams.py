@@ -12,16 +12,13 @@ interleaved, one run; and the bytes of its files beside the formula.
 import argparse
 import json
 import logging
-import platform
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import onnxruntime
 import pandas
 import torch
 from onnxruntime import quantization
@@ -35,6 +32,7 @@ from lab.core import cost, qdq, quantisers
 from lab.core.batches import enlarged
 from lab.core.descent import Stage, descend, seeded
 from lab.core.fusion import fusion, parity, worst
+from lab.core.machine import machine
 from lab.core.placement import Spot, attach
 from lab.core.prepared import prepared
 from lab.core.runtime import Deployed
@@ -64,8 +62,9 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)  # onnxruntime's quantiser speaks of a preparation that our graphs do not need
     seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.quick else None]
-    report: dict = {"figures": {}, "settings": [repr(EIGHT), repr(FOUR)], "seeds": seeds, "machine": machine()}
-    print(f"{FOUR}\nseeds {seeds}; one thread of {machine()['processor']}; onnxruntime {onnxruntime.__version__}")
+    here = machine("onnxruntime")
+    report: dict = {"figures": {}, "settings": [repr(EIGHT), repr(FOUR)], "seeds": seeds, "machine": here}
+    print(f"{FOUR}\nseeds {seeds}; one thread of {here['processor']}; onnxruntime {here['onnxruntime']}")
     if options.part != "accuracy":
         report["speed"] = speed(repeats=5 if options.quick else 30)
         report["sizes"] = file_sizes()
@@ -304,14 +303,6 @@ def by_method(table: pandas.DataFrame) -> pandas.DataFrame:
     """Mean and range over the seeds."""
     shown = table.groupby(["placement", "weight_bits", "method"], sort=False)[["psnr", "gap", "ssim"]]
     return shown.agg(lambda v: f"{v.mean():.3f} ({v.min():.3f} to {v.max():.3f})")
-
-
-def machine() -> dict:
-    return {
-        "processor": platform.processor() or platform.machine(), "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "onnxruntime": onnxruntime.__version__,
-        "python": sys.version.split()[0],
-    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ sparsebytenn_arm.py; with --json the figures of the first two are taken over fro
 import argparse
 import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +28,7 @@ from torch import nn
 import lab
 from lab.core import export, kernels, store
 from lab.core.descent import seeded
+from lab.core.machine import machine, processor
 from lab.sparsebytenn import compiler, packed
 from lab.sparsebytenn.engine import Engine, clocked
 from lab.sparsebytenn.packed import Map, Network, Op
@@ -54,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     rounds = 12 if options.quick else 60
     times = whole_network(rounds)
     table = speedups(times)
-    print(f"{machine()['processor']}, kernels {kernels.isa_name()}, one thread, {rounds} rounds, fp32")
+    print(f"{processor()}, kernels {kernels.isa_name()}, one thread, {rounds} rounds, fp32")
     print(table.to_string())
     layers = peak_shares(LAYERS[4:7] if options.quick else LAYERS, repeats=20 if options.quick else 60)
     print(layers.pivot(index="layer", columns="sparsity", values="share").to_string(float_format="%.3f"))
@@ -65,7 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps(figures, indent=1))
     if options.json:
         rows = {"network": table.reset_index().to_dict("records"), "layers": layers.to_dict("records")}
-        settings = {"rounds": rounds, "seed": 0, "blocks": "4 x 1 at random", "machine": machine()}
+        kernel = {"isa": kernels.isa_name(), "isas": kernels.isas(), "peak GMAC/s": round(kernels.peak(), 1)}
+        settings = {"rounds": rounds, "seed": 0, "blocks": "4 x 1 at random", "machine": machine() | kernel}
         options.json.write_text(json.dumps({"figures": figures, **rows, **settings}, indent=1) + "\n")
 
 
@@ -183,20 +183,6 @@ def kept_figures() -> dict[str, float]:
         except FileNotFoundError:
             print(f"data/sparsebytenn/{name}.json is not there: run benchmarks/sparsebytenn_{name}.py --json FILE")
     return kept
-
-
-def machine() -> dict:
-    return {
-        "processor": processor(), "isa": kernels.isa_name(), "isas": kernels.isas(), "threads": 1,
-        "peak GMAC/s": round(kernels.peak(), 1), "torch": torch.__version__, "python": sys.version.split()[0],
-    }  # fmt: skip
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return next(iter(models), platform.processor() or platform.machine())
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ held-out digits, where one picture is 0.2 points.
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 import lab
+from lab.core.machine import machine
 
 SPARSITIES = (0.3, 0.5)
 BLOCK = 4  # the block of the figures
@@ -98,13 +97,6 @@ def figures(rows: list[dict]) -> dict[str, float]:
         found |= {key: statistics.fmean(lost), f"{key}_std": statistics.stdev(lost) if len(lost) > 1 else 0.0}
         found[f"{key}_random"] = statistics.fmean(table[sparsity, "blocks of 4 at random"])
     return found | {"accuracy_drop_dense": statistics.fmean(table[0.0, DENSE])}
-
-
-def machine() -> dict:
-    return {
-        "processor": platform.processor() or platform.machine(), "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "python": sys.version.split()[0],
-    }  # fmt: skip
 
 
 if __name__ == "__main__":

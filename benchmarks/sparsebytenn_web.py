@@ -10,7 +10,6 @@ run the dense network, with SIMD128; ours is given with relaxed SIMD, which Chro
 
 import argparse
 import json
-import platform
 import shutil
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ import torch
 from torch import nn
 
 from lab.core import cost, export, kernels
+from lab.core.machine import machine
 from lab.core.nets import mobilenet_v1
 from lab.sparsebytenn import compiler, packed
 from lab.sparsebytenn.packed import Map, Network, Op
@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         macs = prepare(Path(folder), SHARES[:2] if options.quick else SHARES)
         ran = node(folder, "15" if options.quick else "40")
     agree(ran.pop("answers"))
-    report = {"figures": figures(ran), "medians": medians(ran), "macs": macs, "machine": machine(ran)}
+    told = {"node": ran["node"], "v8": ran["v8"], "builds": ", ".join(ran["builds"])}
+    report = {"figures": figures(ran), "medians": medians(ran), "macs": macs, "machine": machine() | told}
     show(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -167,14 +168,6 @@ def figures(ran: dict) -> dict[str, float]:
         found[f"wasm_gmacs_{build}"] = macs / ms[f"product {build}"] / 1e6
         found[f"wasm_{build}_over_scalar"] = ms["product scalar"] / ms[f"product {build}"]
     return found
-
-
-def machine(ran: dict) -> dict[str, str]:
-    """Where it ran."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
-    told = {"node": ran["node"], "v8": ran["v8"], "builds": ", ".join(ran["builds"])}
-    return {"processor": processor, "system": platform.platform(), **told}
 
 
 def show(report: dict) -> None:

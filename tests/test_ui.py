@@ -90,6 +90,19 @@ def test_control_record_gives_label_unit_and_start():
     assert (control["label"], control["texts"][0], control["slider"]) == ("word", "2 bit", True)
 
 
+def test_a_free_control_takes_any_text_and_a_page_lists_what_was_typed(tmp_path):
+    explorer = Explorer(lambda text: Frame("<svg/>", {"text": text}), {"text": Control(["a", "b"], free=True)})
+    assert explorer.set(text=" c ").text == "c" and explorer.spec["controls"][0]["free"]
+    with pytest.raises(ValueError, match="text='' is not on this control: choose one of 'a', 'b'"):
+        explorer.text = ""
+    page = explorer.save(tmp_path / "page.html").read_text()
+    states = json.loads(gzip.decompress(base64.b64decode(re.search('id="states">([^<]*)<', page).group(1))))
+    assert states["state"]["spec"]["controls"][0]["values"] == ["a", "b", "c"] and set(states["frames"]) == set("012")
+    assert not states["state"]["spec"]["controls"][0]["free"]
+    with pytest.raises(ValueError, match=r"a free control has the values \(1, 2\): give texts only"):
+        Control([1, 2], free=True)
+
+
 def test_a_step_in_the_browser_is_one_small_and_quick_picture(sent):
     explorer = make()
     opening = len(json.dumps(sent[0]))

@@ -29,13 +29,13 @@ from lab.core import store, tasks
 from lab.core.batches import shifted, shuffled
 from lab.core.descent import Stage, descend, seeded
 from lab.hybridsd import blocks, prompts
+from lab.hybridsd import equations as eq
 from lab.hybridsd.components import token_ids
 from lab.hybridsd.distillation import distil
 
 SEED, BATCH, PICTURES = 0, 64, 24_000
-LATENTS = 32  # a batch of latents
-STEPS = {"reader": 1_500, "vae": 1_500, "vae-shapes": 600, "cloud": 1_100, "edge": 150, "tiny": 120}
-FALL = {"vae-shapes": 900, "cloud": 1_300}  # the cosine that a rate falls along, where it is longer than the stage
+LATENTS = 64  # a batch of latents
+STEPS = {"reader": 1_500, "vae": 1_500, "vae-shapes": 900, "cloud": 4_500, "edge": 1_500, "tiny": 1_500}
 HERE = Path(__file__).parent
 ASIDE = {"README.md", "SHA256SUMS", "make.py"}
 SCHEDULE = {
@@ -44,6 +44,7 @@ SCHEDULE = {
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
     "steps_offset": 1,
+    "prediction_type": "v_prediction",
 }
 
 
@@ -52,7 +53,7 @@ def trained(name, keeps, terms, batches, lr, work, steps, average=None):
     parameters = [p for part in keeps.values() for p in part.parameters()]
     adam = torch.optim.AdamW(parameters, lr, weight_decay=1e-2)
     warm = torch.optim.lr_scheduler.LinearLR(adam, 0.01, total_iters=100)
-    fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, FALL.get(name, steps))
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     schedule = torch.optim.lr_scheduler.ChainedScheduler([warm, fall], adam)
     averages = {} if average is None else {"average": average}
     stage = Stage(work, name, f"{name} {SEED}", every=200, **keeps, **averages, adam=adam, schedule=schedule)
@@ -188,7 +189,8 @@ def train_cloud(work, latents, tokens, empty, words, device):
         t, noise = torch.randint(1000, (len(x),), device=device), torch.randn_like(x)
         a = alphas[t].view(-1, 1, 1, 1)
         told = keeps["text"](ids).last_hidden_state
-        return {"noise": F.mse_loss(keeps["unet"](a.sqrt() * x + (1 - a).sqrt() * noise, t, told).sample, noise)}
+        said = keeps["unet"](a.sqrt() * x + (1 - a).sqrt() * noise, t, told).sample
+        return {"velocity": F.mse_loss(said, eq.velocity(x, noise, a))}
 
     batches = shuffled(TensorDataset(latents.cpu(), tokens), LATENTS)
     trained("cloud", keeps, terms, batches, 1e-3, work, STEPS["cloud"], average)
@@ -220,8 +222,9 @@ def train_edge(work, cloud, text, latents, tokens, device):
         return torch.optim.lr_scheduler.ChainedScheduler([warm, fall], adam)
 
     batches = shuffled(TensorDataset(latents, tokens[:-1]), LATENTS)
-    options = {"steps": STEPS["edge"], "lr": 1e-3, "schedule": falling, "average": average, "progress": False}
-    for step in distil(cloud, edge, alphas, told, batches, **options, checkpoint=work, owner=f"edge {SEED}"):
+    options = {"steps": STEPS["edge"], "lr": 1e-3, "schedule": falling, "average": average, "velocity": True}
+    kept = {"checkpoint": work, "owner": f"edge {SEED}"}
+    for step in distil(cloud, edge, alphas, told, batches, **options, **kept, progress=False):
         moved({"edge": average}, {"edge": edge}, step.index)
         if step.index % 50 == 49:
             print("edge", step.index + 1, {k: round(v, 4) for k, v in step.terms.items()}, flush=True)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core import service
+from ..core import cost, service
+from . import sweep
 from .handoff import Handoff, advance
 from .pipeline import Split
 
@@ -47,7 +48,9 @@ def application(split: Split, token: str | None = None, limits: service.Limits |
         made = advance(state, split.unets[0], split.scheduler, said, until)
         return made.to_bytes(int8=query.get("int8") == "1")
 
-    health = {"service": "hybridsd", "mark": mark, "steps": MOST_STEPS, "pictures": MOST_PICTURES}
+    macs = [int(sweep.price(split, guidance).cloud) for guidance in (1.0, 2.0)]  # a step without and with guidance
+    size = {"parameters": cost.parameters(split.unets[0]), "macs": macs}
+    health = {"service": "hybridsd", "mark": mark, "steps": MOST_STEPS, "pictures": MOST_PICTURES, **size}
     return service.application(work, PATH, health, token, limits or service.Limits())
 
 
@@ -88,14 +91,29 @@ class Client:
             raise Failed(f"it answered another question: {made!r}")
         return made, len(answer)
 
+    def about(self) -> dict[str, Any]:
+        """What the cloud says of itself: parameters, MACs of a step [without, with guidance], limits; Failed if not."""
+        try:
+            found = json.loads(self._asked("GET", "/health"))
+            plain, guided = found["macs"]
+            numbers = [plain, guided, found["parameters"], found["pictures"]]
+            if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
+                raise ValueError(f"{numbers} are no counts")
+        except (ValueError, KeyError, TypeError) as error:
+            raise Failed(f"{self.url} is no cloud of Hybrid SD: {type(error).__name__} {error}") from error
+        return found
+
     def _posted(self, body: bytes, query: Mapping[str, str]) -> bytes:
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        return self._asked("POST", PATH, params=query, content=body, headers=headers)
+
+    def _asked(self, method: str, path: str, **options: Any) -> bytes:
         try:
             import httpx
         except ImportError as error:
             raise ImportError("a cloud elsewhere needs httpx: pip install 'lab[serve]'") from error
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
-            answer = httpx.post(self.url + PATH, params=query, content=body, headers=headers, timeout=self.seconds)
+            answer = httpx.request(method, self.url + path, timeout=self.seconds, **options)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Failed(f"{self.url}: {type(error).__name__}") from error
         if answer.status_code != 200:

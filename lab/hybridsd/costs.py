@@ -36,7 +36,10 @@ class Counted:
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
-    """FLOPs of one step in the cloud, of one at the edge, of one decoding there and of one of the cloud's decoder."""
+    """What a step costs in the cloud and at the edge, a decoding there and one by the cloud's decoder, in one unit.
+
+    `price` counts FLOPs, `sweep.price` the MACs of models that run.
+    """
 
     cloud: float
     edge: float
@@ -49,7 +52,7 @@ class Price:
 
 @dataclass(frozen=True)
 class SplitCost:
-    """FLOPs in the cloud and at the edge and bytes in between, of one picture, and FLOPs of the cloud alone."""
+    """One picture's cost in the cloud and at the edge, in its price's unit, bytes in between, and the cloud alone's."""
 
     cloud: float
     edge: float

@@ -29,12 +29,13 @@ def pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[str, str]]:
 def distil(
     teacher: nn.Module, student: nn.Module, alphas: torch.Tensor, text: Any, batches: Iterable, *, steps: int,
     lr: float = 5e-5, checkpoint: str | Path | None = None, owner: str = "distil", progress: bool = True,
-    schedule: Any = None, average: nn.Module | None = None,
+    schedule: Any = None, average: nn.Module | None = None, velocity: bool = False,
 ) -> Iterator[Step]:  # fmt: skip
     """Train `student` in place; batches are (latents (B, C, h, w), token ids); `text(ids)` gives embeddings.
 
     `alphas` are the cumulative products of the noise schedule. `schedule(optimiser)` gives a schedule of the rate, the
-    released one is constant. `average` is a copy of the student that follows as a running mean.
+    released one is constant. `average` is a copy of the student that follows as a running mean. `velocity` is for
+    U-Nets of 'v_prediction': the first loss is then about (19).
     """
     place = next(student.parameters()).device
     optimiser = torch.optim.AdamW(student.parameters(), lr, betas=(0.9, 0.999), weight_decay=1e-2)
@@ -55,7 +56,7 @@ def distil(
             said = teacher(noisy, t, told).sample
         answer = student(noisy, t, told).sample
         return {
-            "noise": eq.noise_loss(answer, noise),
+            "noise": eq.noise_loss(answer, eq.velocity(x, noise, a) if velocity else noise),
             "output": eq.output_loss(answer, said),
             "features": eq.feature_loss(seen[1].taken, seen[0].taken),
         }

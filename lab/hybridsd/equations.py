@@ -106,6 +106,11 @@ def latent_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return (student - teacher).abs().sum() / len(student)
 
 
+def velocity(x: torch.Tensor, noise: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """Eq. (19): v = sqrt(a) e - sqrt(1 - a) x, what a U-Net of 'v_prediction' says instead of the noise e."""
+    return a.sqrt() * noise - (1 - a).sqrt() * x
+
+
 def _root(s: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(s)
     return vectors * values.clamp_min(0).sqrt() @ vectors.T

@@ -29,8 +29,8 @@ SHOWN = 6  # prompts whose pictures the outcome keeps
 class HybridSD:
     """One denoising trajectory on a large cloud U-Net and a small edge U-Net (Yan et al., arXiv 2408.06646).
 
-    cloud: '' for the embedded models, a diffusers folder or hub id, or 'http://host:port' of `lab serve cloud`, for
-    `pipeline()`, with which one draws; `edge` is then a whole pipeline. edge, vae: folder or id of the small U-Net and
+    cloud: '' for the embedded models, a diffusers folder or hub id, or 'http://host:port' of `lab serve cloud`; `edge`
+    is then a whole pipeline. edge, vae: folder or id of the small U-Net and
     of the decoder; '' for the embedded ones, or for the cloud's decoder. N: steps of the whole trajectory. k: steps
     that the cloud runs, the split that the report is about. ks: the splits that are swept; 0 is the edge alone, N the
     cloud alone. controls: at how many steps in the cloud the edge-first order and the cloud alone with fewer steps are
@@ -121,7 +121,7 @@ class HybridSD:
             )
             shown = {way: torch.cat([batch[way] for batch in drawn]) for way in ways}
             size = self._bytes(split, task.prompts[0])
-            price = sweep.costs(split, self.guidance)
+            price = sweep.price(split, self.guidance)
             points = tuple(sweep.point(task, way, shown[way], price, self.N, size) for way in ways)
         return HybridSDOutcome(
             recipe=self,
@@ -141,10 +141,11 @@ class HybridSD:
 
     def _split(self, split: Split, device: Any) -> Split:
         """The task's pipeline with this recipe's solver, on the device; a copy where it must move."""
-        if split.cloud is not None or len(split.unets) < 2:
-            raise ValueError(
-                "run() sweeps models of this process: give a Split of two U-Nets, without a cloud elsewhere"
-            )
+        if split.cloud is None and len(split.unets) < 2:
+            raise ValueError("run() splits steps between two models: give a Split of two U-Nets, or one with a cloud")
+        most = self.batch if split.cloud is None else split.cloud.about()["pictures"]
+        if self.batch > most:
+            raise ValueError(f"HybridSD: batch={self.batch} is not allowed: the cloud takes at most {most} pictures")
         if device is not None and torch.device(device) != split.device:
             split = deepcopy(split).to(device)
         return split.with_solver(solver_of(split.scheduler, self.solver))
@@ -157,7 +158,8 @@ class HybridSD:
         by = {(point.kind, point.k): point for point in points}
         whole, part, alone = by["hybrid", self.N], by["hybrid", self.k], by["hybrid", 0]
         h, w = split.size
-        large, small = (cost.parameters(unet) for unet in (split.unets[0], split.unets[-1]))
+        elsewhere = None if split.cloud is None else split.cloud.about()["parameters"]
+        large, small = elsewhere or cost.parameters(split.unets[0]), cost.parameters(split.unets[-1])
         rows = [
             Row("parameters", large, small),
             Row("cloud macs", whole.cloud_macs, part.cloud_macs),

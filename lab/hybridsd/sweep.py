@@ -1,9 +1,8 @@
 """One set of prompts drawn at every split, beside its controls: all of them start from the same noise."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from tqdm.auto import tqdm
 from ..core import cost, store
 from ..core.task import evaluating
 from . import equations as eq
+from .costs import Price, split_cost
 from .handoff import Handoff, advance, begin
 from .pipeline import Split
 from .prompts import PromptTask
@@ -38,15 +38,6 @@ class Point:
     bytes: int
 
 
-@dataclass(frozen=True)
-class Costs:
-    """MACs of one picture's step in the cloud and at the edge (guidance counted) and of one decoding."""
-
-    cloud: int
-    edge: int
-    decoder: int
-
-
 class _Guided(nn.Module):
     def __init__(self, unet: nn.Module, said: Conditioning) -> None:
         super().__init__()
@@ -66,13 +57,35 @@ class _Decoder(nn.Module):
 
 
 @torch.no_grad()
-def costs(split: Split, guidance: float) -> Costs:
-    """Counted on one picture: convolutions, linear layers and the products of attention."""
+def price(split: Split, guidance: float) -> Price:
+    """MACs of one picture's step in the cloud and at the edge (guidance counted) and of one decoding.
+
+    Convolutions, linear layers and the products of attention. A cloud elsewhere tells its own.
+    """
     said = split.conditioning(split.text.tokens(["a"]), guidance)
     latent, _ = split.noise(1, 0, 2)
     t = torch.tensor(1, device=latent.device)
-    cloud, edge = (cost.macs(_Guided(unet, said), (latent, t)) for unet in (split.unets[0], split.unets[-1]))
-    return Costs(cloud, edge, cost.macs(_Decoder(split.vae), (latent,)))
+    edge = cost.macs(_Guided(split.unets[-1], said), (latent, t))
+    if split.cloud is not None:
+        cloud = split.cloud.about()["macs"][guidance > 1]
+    else:
+        cloud = cost.macs(_Guided(split.unets[0], said), (latent, t))
+    return Price(cloud=cloud, edge=edge, decoder=cost.macs(_Decoder(split.vae), (latent,)))
+
+
+Turn = Callable[[Handoff, int], Handoff]  # a trajectory goes on until a step
+
+
+def turns(split: Split, said: Conditioning) -> tuple[Turn, Turn]:
+    """How the cloud and how the edge go on with a trajectory: here, or elsewhere where the pipeline has a service."""
+
+    def here(unet: nn.Module) -> Turn:
+        return lambda state, until: advance(state, unet, split.scheduler, said, until)
+
+    def elsewhere(state: Handoff, until: int) -> Handoff:
+        return state if until == state.index else split.cloud.half(state, until)[0]
+
+    return here(split.unets[0]) if split.cloud is None else elsewhere, here(split.unets[-1])
 
 
 @torch.no_grad()
@@ -81,19 +94,17 @@ def drawn(
 ) -> dict[tuple[str, int], torch.Tensor]:
     """The final latents of each (kind, k); the steps that several share are taken once."""
     tokens = split.text.tokens(prompts)
-    said = split.conditioning(tokens, guidance, zeros=True)
-    cloud, edge = split.unets[0], split.unets[-1]
+    cloud, edge = turns(split, split.conditioning(tokens, guidance, zeros=True))
     found: dict[tuple[str, int], torch.Tensor] = {}
     for kind, (first, second) in {"hybrid": (cloud, edge), "edge first": (edge, cloud)}.items():
-        state = _start(split, len(prompts), N, guidance, seed)
+        state = _start(split, tokens, N, guidance, seed)
         ks = sorted({k for of, k in ways if of == kind}, key=lambda k: k if kind == "hybrid" else N - k)
         for k in ks:
-            state = advance(state, first, split.scheduler, said, k if kind == "hybrid" else N - k)
-            found[kind, k] = advance(state, second, split.scheduler, said, N).latent
+            state = first(state, k if kind == "hybrid" else N - k)
+            found[kind, k] = second(state, N).latent
     for kind, k in ways:
         if kind == "fewer steps":
-            state = _start(split, len(prompts), k, guidance, seed)
-            found[kind, k] = advance(state, cloud, split.scheduler, said, k).latent
+            found[kind, k] = cloud(_start(split, tokens, k, guidance, seed), k).latent
     return found
 
 
@@ -117,30 +128,28 @@ def pictures(
         yield found
 
 
-def point(task: PromptTask, way: tuple[str, int], shown: torch.Tensor, price: Costs, N: int, size: int) -> Point:
+def point(task: PromptTask, way: tuple[str, int], shown: torch.Tensor, price: Price, N: int, size: int) -> Point:
     """What one way of drawing is worth and costs."""
     kind, k = way
     right = task.right(shown)
     distance = eq.frechet_distance(task.features(shown), task.features(task.real))
-    cloud, edge = eq.cloud_share(k, N if kind != "fewer steps" else k, price.cloud, price.edge, price.decoder)
+    paid = split_cost(price, k, N if kind != "fewer steps" else k)
     whole = 100 * float(right.all(1).double().mean())
     parts = tuple(100 * float(one) for one in right.double().mean(0))
-    return Point(kind, k, whole, parts, distance, cloud, edge, size if 0 < k < N and kind != "fewer steps" else 0)
+    crossing = size if 0 < k < N and kind != "fewer steps" else 0
+    return Point(kind, k, whole, parts, distance, paid.cloud, paid.edge, crossing)
 
 
 def handoff_bytes(split: Split, prompt: str, k: int, N: int, guidance: float, int8: bool = False) -> int:
     """Bytes of one picture's hand-off at step k."""
     tokens = split.text.tokens([prompt])
-    said = split.conditioning(tokens, guidance, zeros=True)
-    latent, generator = split.noise(1, 0, N)
-    context: dict[str, Any] = {"prompt": tokens, "seed": 0, "generator": generator}
-    state = begin(split.scheduler, latent, N, guidance, **context)
-    return len(advance(state, split.unets[0], split.scheduler, said, k).to_bytes(int8=int8))
+    cloud, _ = turns(split, split.conditioning(tokens, guidance, zeros=True))
+    return len(cloud(_start(split, tokens, N, guidance, 0), k).to_bytes(int8=int8))
 
 
-def _start(split: Split, count: int, N: int, guidance: float, seed: int) -> Handoff:
-    latent, generator = split.noise(count, seed, N)
-    return begin(split.scheduler, latent, N, guidance, seed=seed, generator=generator)
+def _start(split: Split, tokens: dict[str, torch.Tensor], N: int, guidance: float, seed: int) -> Handoff:
+    latent, generator = split.noise(len(next(iter(tokens.values()))), seed, N)
+    return begin(split.scheduler, latent, N, guidance, prompt=tokens, seed=seed, generator=generator)
 
 
 def _kept(folder, name: str, owner: str, ways) -> dict[tuple[str, int], torch.Tensor]:

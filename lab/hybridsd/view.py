@@ -63,18 +63,23 @@ def splitting(
 ) -> Explorer:  # fmt: skip
     """The step-splitting slider: every k from 0 to N, drawn beforehand, with the stages of both halves.
 
-    `split` left out is the embedded pipeline, `prompts` three captions that it never learned from; give any text.
+    `split` left out is the embedded pipeline, `prompts` three captions that it never learned from; any other text can
+    be typed into the box, and is drawn at the present k only.
     `outcome` adds the quality measured at its splits. `live` is a pipeline whose cloud is a service (see `lab serve
     cloud`): a button then asks it for the present picture. A page saved has all pictures, and no button.
     """
     split = embedded() if split is None else split
     prompts = tuple(prompts or (scene.caption for scene in held_out(3, 5)))
-    stages = {seed: _stages(split, prompts, seed, N, guidance) for seed in seeds}
-    price = sweep.costs(split, guidance)
+    every = tuple(range(N + 1))
+    stages = {seed: _stages(split, prompts, seed, every, guidance, N) for seed in seeds}
+    price = sweep.price(split, guidance)
     size = sweep.handoff_bytes(split, prompts[0], max(1, N // 2), N, guidance) if N > 1 else 0
 
     def draw(prompt: str, seed: int, k: int) -> Frame:
-        shown = stages[seed][k][prompts.index(prompt)]
+        if prompt in prompts:
+            shown = stages[seed][k][prompts.index(prompt)]
+        else:  # typed in: only this split is drawn
+            shown = _stages(split, (prompt,), seed, (k,), guidance, N)[k][0]
         cloud, edge = eq.cloud_share(k, N, price.cloud, price.edge, price.decoder)
         bars = [("cloud", cloud, N * price.cloud), ("edge", edge, N * price.cloud)]
         drawn = [_photo(prompt, shown[-1]), _strip(shown, k, N), svg.bars(_millions(bars), "MACs, millions")]
@@ -87,9 +92,9 @@ def splitting(
         return Frame("".join(drawn), {"cloud steps": k, "edge steps": N - k, "cloud compute saved": saved})
 
     controls = {
-        "prompt": Control(prompts),
+        "prompt": Control(prompts, free=True),
         "seed": Control(tuple(seeds)),
-        "k": Control(list(range(N + 1)), label="steps in the cloud", start=round(0.4 * N)),
+        "k": Control(every, label="steps in the cloud", start=round(0.4 * N)),
     }
     actions = {} if live is None else {"ask the cloud": _asking(live, N, guidance)}
     return Explorer(draw, controls, title=f"one picture, two machines: {N} steps", actions=actions)
@@ -111,14 +116,16 @@ def _asking(live: Split, N: int, guidance: float) -> Callable[[Explorer], str | 
 
 
 @torch.no_grad()
-def _stages(split: Split, prompts: Sequence[str], seed: int, N: int, guidance: float) -> dict[int, Tensor]:
-    """For each k the latents along the way, decoded: (P, _STOPS, 3, H, W) uint8; the cloud's steps are taken once."""
+def _stages(
+    split: Split, prompts: Sequence[str], seed: int, ks: Sequence[int], guidance: float, N: int
+) -> dict[int, Tensor]:
+    """For each k the latents along the way, decoded: (P, _STOPS, 3, H, W) uint8."""
     with evaluating(split):
         said = split.conditioning(split.text.tokens(prompts), guidance, zeros=True)
         latent, generator = split.noise(len(prompts), seed, N)
         stops = np.linspace(0, N, _STOPS).round().astype(int).tolist()
         found = {}
-        for k in range(N + 1):
+        for k in ks:
             steps, solver = [k, N - k], fresh(split.scheduler, N, latent.device)
             noise = None if generator is None else torch.Generator().manual_seed(seed)
             ends = (split.unets[0], split.unets[-1])

@@ -8,8 +8,8 @@ import gzip
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -44,12 +44,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Control:
-    """The values one control steps through, its label and unit, and where it starts (the first value if left out)."""
+    """The values one control steps through, its label and unit, and where it starts (the first value if left out).
+
+    `free` puts a box beside a list of texts, into which any other text can be typed; a saved page has the list only.
+    """
 
     values: Sequence[Value]
     label: str = ""
     unit: str = ""
     start: Value | None = None
+    free: bool = False
 
     def __post_init__(self) -> None:
         plain = tuple(value.item() if hasattr(value, "item") else value for value in self.values)
@@ -60,6 +64,8 @@ class Control:
                 raise ValueError(f"a control has the value {value!r}: give strings or finite numbers")
         if len(set(plain)) < len(plain):
             raise ValueError(f"a control has the same value twice in {plain}: give each once")
+        if self.free and not all(isinstance(value, str) for value in plain):
+            raise ValueError(f"a free control has the values {plain}: give texts only")
         object.__setattr__(self, "values", plain)
         object.__setattr__(self, "start", plain[0] if self.start is None else self.pick("start", self.start))
 
@@ -74,6 +80,8 @@ class Control:
         for known in self.values:
             if known == value or (slider and _close(known, value)):
                 return known
+        if self.free and isinstance(value, str) and value.strip():
+            return value.strip()
         if slider and isinstance(value, int | float):
             numbers = [known for known in self.values if isinstance(known, int | float)]
             near = sorted(sorted(numbers, key=lambda known: abs(known - value))[:2])
@@ -82,10 +90,16 @@ class Control:
             hint = "choose one of " + ", ".join(map(repr, self.values[:20]))
         raise ValueError(f"{name}={value!r} is not on this control: {hint}")
 
+    def listed(self, value: Value) -> "Control":
+        """The same without a box: a text that was typed joins the list."""
+        values = self.values if value in self.values else (*self.values, value)
+        return replace(self, values=values, start=value, free=False)
+
     def spec(self, name: str) -> dict[str, Any]:
         """What the browser needs to show it."""
         texts = [f"{svg.number(value)} {self.unit}".rstrip() for value in self.values]
-        return {"name": name, "label": self.label or name, "slider": self.slider, "values": self.values, "texts": texts}
+        shown = {"slider": self.slider, "free": self.free, "values": self.values, "texts": texts}
+        return {"name": name, "label": self.label or name, **shown}
 
 
 class Choice(traitlets.TraitType):
@@ -131,8 +145,7 @@ class Explorer(anywidget.AnyWidget):
         names = tuple(controls)
         self._draw = lru_cache(maxsize=STATES)(lambda *values: _checked(draw(**dict(zip(names, values, strict=True)))))
         self.add_traits(**{name: Choice(control) for name, control in self._controls.items()})
-        shown = [control.spec(name) for name, control in self._controls.items()]
-        self.set_trait("spec", {"title": title, "controls": shown, "actions": list(self._actions)})
+        self.set_trait("spec", _spec(title, self._controls, self._actions))
         self.set_trait("frame", self._draw(*self.state.values()))
         super().__init__()
         self.observe(self._follow, list(self._controls))
@@ -172,7 +185,8 @@ class Explorer(anywidget.AnyWidget):
         """
         from ..core import store
 
-        page = _page(self, self._frames())
+        controls = {name: control.listed(self.state[name]) for name, control in self._controls.items()}
+        page = _page(self, controls, self._frames(controls))
         if len(page) > BYTES:
             raise ValueError(f"the page would have {len(page):,} bytes, over {BYTES:,}: give the controls fewer values")
         store.write(Path(path), page)
@@ -220,9 +234,9 @@ class Explorer(anywidget.AnyWidget):
                 self.frame = self.frame if fresh else Frame("")
                 raise
 
-    def _frames(self) -> dict[str, dict]:
+    def _frames(self, controls: Mapping[str, Control]) -> dict[str, dict]:
         """Every state's frame as the browser takes it, under its place in the grid of controls."""
-        grid = [control.values for control in self._controls.values()]
+        grid = [control.values for control in controls.values()]
         size = math.prod(map(len, grid))
         if size > STATES:
             raise ValueError(f"the controls span {size:,} states, a page holds {STATES:,}: give them fewer values")
@@ -231,8 +245,13 @@ class Explorer(anywidget.AnyWidget):
         return {",".join(map(str, key)): _sent(self._draw(*values)) for key, values in drawn}
 
 
-def _page(explorer: Explorer, frames: dict[str, dict]) -> bytes:
-    spec = {**explorer.spec, "actions": []}
+def _spec(title: str, controls: Mapping[str, Control], actions: Iterable[str]) -> dict[str, Any]:
+    shown = [control.spec(name) for name, control in controls.items()]
+    return {"title": title, "controls": shown, "actions": list(actions)}
+
+
+def _page(explorer: Explorer, controls: Mapping[str, Control], frames: dict[str, dict]) -> bytes:
+    spec = _spec(explorer._title, controls, ())
     state = {**explorer.state, "spec": spec, "frame": _sent(explorer.frame), "message": "", "busy": ""}
     packed = gzip.compress(json.dumps({"state": state, "frames": frames}).encode(), mtime=0)
     script = Explorer._esm.replace("</", "<\\/")

@@ -6,18 +6,21 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
 import torch
 
+import lab
 from lab.core import service
 from lab.hybridsd import cloud
 from lab.hybridsd.handoff import Handoff, begin
 from lab.hybridsd.pipeline import Split
 
 from . import small
+from .test_recipe import QUICK, own_task
 
 TOKEN = "a token of the tests"
 PROMPT = "two cats"
@@ -81,6 +84,19 @@ def test_over_the_network_is_bit_for_bit_in_one_process(server):
     assert whole.received == 0 and torch.equal(
         whole.latent, here.draw(PROMPT, steps=[0, 4], guidance=4.0, seed=5).latent
     )
+
+
+def test_a_sweep_over_the_network_is_the_one_in_one_process(server):
+    task = own_task(3)
+    client = cloud.Client(server, TOKEN)
+    far = lab.HybridSD(**QUICK).run(replace(task, model=edge_of(task.model, client)), progress=False)
+    near = lab.HybridSD(**QUICK).run(task, progress=False)
+    assert far.points == near.points and far.report["parameters"] == near.report["parameters"]
+    assert all(torch.equal(far.pictures[way], near.pictures[way]) for way in near.pictures)
+    with pytest.raises(ValueError, match="batch=48 is not allowed: the cloud takes at most 16 pictures"):
+        lab.HybridSD(**QUICK | {"batch": 48}).run(replace(task, model=edge_of(task.model, client)), progress=False)
+    with pytest.raises(cloud.Failed, match="ConnectError"):
+        cloud.Client(f"http://127.0.0.1:{port()}").about()
 
 
 def test_what_is_refused_and_why(server):

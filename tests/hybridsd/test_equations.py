@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import LatentConsistencyModelPipeline
+from diffusers import DDPMScheduler, LatentConsistencyModelPipeline
 from scipy import linalg
 
 from lab.hybridsd import equations as eq
@@ -55,3 +55,11 @@ def test_the_three_losses_are_means_of_squares():
     mse = torch.nn.functional.mse_loss
     assert torch.allclose(eq.noise_loss(a, b), mse(a, b)) and torch.allclose(eq.output_loss(a, b), mse(a, b))
     assert torch.allclose(eq.feature_loss([a, 2 * a], [b, b]), mse(a, b) + mse(2 * a, b))
+
+
+def test_the_velocity_is_diffusers():
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    x, noise = torch.randn(2, 3, 4, 8, 8).unbind()
+    t = torch.tensor([3, 500, 999])
+    a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    torch.testing.assert_close(eq.velocity(x, noise, a), scheduler.get_velocity(x, noise, t))

@@ -53,10 +53,10 @@ def test_costs_are_counted_apart(outcome):
     by = outcome.at()
     whole, half, alone = by[4], by[2], by[0]
     assert alone.cloud_macs == 0 and whole.cloud_macs == 2 * half.cloud_macs > 0
-    price = sweep.costs(own_task().model, 4.0)
+    price = sweep.price(own_task().model, 4.0)
     assert whole.edge_macs == price.decoder and alone.edge_macs == 4 * price.edge + price.decoder
     assert outcome.at("fewer steps")[2].cloud_macs == half.cloud_macs == outcome.at("edge first")[2].cloud_macs
-    single = sweep.costs(own_task().model, 1.0)
+    single = sweep.price(own_task().model, 1.0)
     assert price.cloud == 2 * single.cloud  # guidance runs two inputs a picture
     assert half.bytes > 4 * 8 * 8 * 4 and whole.bytes == alone.bytes == 0
 

@@ -37,7 +37,7 @@ def test_the_sweep_is_replayed(outcome):
 
 
 def test_the_slider_shows_what_the_pipeline_draws(split):
-    stages = view._stages(split, ("a dog", "two cats"), 3, 4, 4.0)
+    stages = view._stages(split, ("a dog", "two cats"), 3, range(5), 4.0, 4)
     for k in range(5):
         drawn = split.draw(["a dog", "two cats"], steps=[k, 4 - k], guidance=4.0, seed=3)
         assert torch.equal(stages[k][:, -1], (255 * drawn.pictures).round().to(torch.uint8))
@@ -53,6 +53,17 @@ def test_a_slider_step_is_quick_and_a_page_holds_them_all(split, outcome, tmp_pa
     assert "cloud steps 3, edge steps 1, cloud compute saved 25 %" in repr(explorer)
     page = explorer.save(tmp_path / "page.html").read_text(encoding="utf-8")
     assert "one picture, two machines" in page and "<script src" not in page
+
+
+def test_any_prompt_can_be_typed(split, tmp_path):
+    explorer = view.splitting(split, ["a dog"], (0,), N=4).set(prompt="  a red house ", k=1)
+    assert explorer.state["prompt"] == "a red house" and explorer.frame.svg.count("a red house") > 0
+    drawn = split.draw("a red house", steps=[1, 3], guidance=4.0, seed=0).pictures
+    shown = view._stages(split, ("a red house",), 0, (1,), 4.0, 4)[1][0, -1]
+    assert torch.equal(shown, (255 * drawn[0]).round().to(torch.uint8))
+    explorer.save(tmp_path / "page.html")  # every k of both prompts
+    with pytest.raises(ValueError, match="prompt=' ' is not on this control"):
+        explorer.set(prompt=" ")
 
 
 def test_live_asks_the_cloud_and_says_when_it_is_gone(split):

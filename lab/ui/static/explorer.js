@@ -11,7 +11,19 @@ const make = (tag, className, text = "") => {
 // JupyterLab would take the keys of a focused control (arrows walk through cells, D D deletes one); not of these.
 const keepKeys = (input) => input.setAttribute("data-lm-suppress-shortcuts", "true");
 
-// A native range or select for one control: {name, label, texts, values, slider}.
+// The box into which a text that is not in the list can be typed; Enter or leaving it takes the text.
+function typing(spec, choose) {
+  const input = Object.assign(make("input", "typed"), { type: "text", placeholder: "or type your own", maxLength: 300 });
+  input.setAttribute("aria-label", `${spec.label}, typed`);
+  keepKeys(input);
+  input.addEventListener("change", () => {
+    const text = input.value.trim();
+    if (text) choose(text);
+  });
+  return input;
+}
+
+// A native range or select for one control: {name, label, texts, values, slider, free}; a free one has a box beside it.
 function control(spec, id, choose) {
   const box = make("span", "control");
   const label = make("label", "", spec.label);
@@ -27,11 +39,14 @@ function control(spec, id, choose) {
   } else {
     spec.texts.forEach((text, i) => input.append(Object.assign(make("option", "", text), { value: i })));
   }
+  const typed = spec.free ? typing(spec, choose) : null;
+  if (typed) box.append(typed);
   const show = (value) => {
     const i = spec.values.indexOf(value);
-    input.value = i;
+    input.value = i; // -1 shows an empty list
     shown.textContent = spec.texts[i];
-    input.setAttribute("aria-valuetext", spec.texts[i]);
+    input.setAttribute("aria-valuetext", spec.texts[i] ?? value);
+    if (typed) typed.value = i < 0 ? value : "";
   };
   input.addEventListener(spec.slider ? "input" : "change", () => {
     show(spec.values[Number(input.value)]);
@@ -120,8 +135,8 @@ function render({ model, el }) {
     update();
   };
   const choose = (values) => {
-    for (const { name, values: allowed } of spec.controls) {
-      if (name in values && allowed.includes(values[name])) model.set(name, values[name]);
+    for (const { name, values: allowed, free } of spec.controls) {
+      if (name in values && (free || allowed.includes(values[name]))) model.set(name, values[name]);
     }
     model.save_changes();
   };
