@@ -14,8 +14,11 @@ PY = .venv/bin/python
 lab: setup
 	@$(PY) -m lab start notebooks
 
+# In three parts: the browser's tests take times and want the machine for themselves, the others share it.
 test: setup
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadscope tests --ignore tests/browser
+	$(PY) -m pytest tests/browser
+	$(PY) -m pytest -n 2 --dist loadscope notebooks
 
 check: setup
 	$(PY) -m ruff check

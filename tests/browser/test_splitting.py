@@ -17,7 +17,7 @@ from lab.hybridsd import view
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 CELL = """
-import lab
+import lab.hybridsd.view
 live = lab.HybridSD(cloud="{url}").pipeline()
 lab.hybridsd.view.splitting(prompts=["one red circle on the left"], seeds=(0,), N=6, live=live)
 """
