@@ -277,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=HERE.parents[1] / "build" / "hybridsd", help="what a kill leaves")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", default="", help="reader: train the reader alone")
+    parser.add_argument("--only", choices=("reader", "tiny"), help="train this alone; a start without it goes on")
     options = parser.parse_args()
     work, device = options.work, options.device
     with seeded(SEED):
@@ -292,9 +292,13 @@ def main() -> None:
         vae.register_to_config(scaling_factor=factor)
         words = tokenizer(work / "tokenizer")
         ids = token_ids([*(scene.caption for scene in scenes), ""], words)
-        cloud, text = train_cloud(work, latents, ids[:-1], ids[-1:], words, device)
-        edge = train_edge(work, cloud, text, latents, ids, device)
+        if options.only != "tiny":
+            cloud, text = train_cloud(work, latents, ids[:-1], ids[-1:], words, device)
+            edge = train_edge(work, cloud, text, latents, ids, device)
+    with seeded(SEED):  # apart from the others, so that another core can take it
         tiny = train_tiny(work, vae, latents, things, factor, device)
+    if options.only == "tiny":
+        return
     keep(HERE, words, text, vae, cloud, edge, tiny, reader)
 
 
