@@ -1,6 +1,6 @@
 """The space that is searched: a traced network whose layers have strategies for their weights and what they read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +53,7 @@ class Space:
         self.bits = layer_bits(graph, where, recipe)
         self.samples: dict[Mixture, Tensor] = {}
         self._weights: dict[str, dict[str, Tensor]] = {name: {} for name in where.convs}
+        self._counts = counting(graph, where.convs, x)
         made = attach(graph, where, lambda _: Mixture({}), lambda layer: layer)
         self.activations: dict[str, Mixture] = dict(zip(where.groups(), made, strict=True))
         self._calibrate(x)
@@ -100,7 +101,7 @@ class Space:
         module = self.graph.get_submodule(layer)
         W, axis = weight_rows(module)
         n_w = q.levels(self.bits[layer])
-        first = ranges.max_abs(_grouped(W, self.recipe.scales), n_w, True).clamp(min=1e-12)
+        first = ranges.max_abs(self._counting_rows(layer), n_w, True).clamp(min=1e-12)
 
         def run(x: Tensor, W: Tensor) -> Tensor:
             return functional_call(module, {"weight": W.movedim(0, axis)}, (x,))
@@ -123,10 +124,10 @@ class Space:
         layer = self.graph.get_submodule(name)
         W, axis = weight_rows(layer)
         n, found = q.levels(self.bits[name]), {}  # type: ignore[var-annotated]
-        rows = _grouped(W.detach(), self.recipe.scales)
+        rows, counts = self._counting_rows(name), self._counts[name]
         for rule in self.recipe.names():
             if self.recipe.mode == "aware":
-                found |= {rule: _WEIGHTS[rule](self.bits[name], W)} if rule in _WEIGHTS else {}
+                found |= {rule: _WEIGHTS[rule](self.bits[name], counts)} if rule in _WEIGHTS else {}
                 continue
             alpha = self._weights[name].get(rule) if rule == "easyquant" else ranges.RULES[rule](rows, n, True)
             if alpha is not None:
@@ -135,8 +136,14 @@ class Space:
                 found[rule] = RoundedWeight((alpha / n).view(shape if len(alpha) > 1 else []), n)
         mixture = Mixture(self._kept(found, f"{name}, weights")).to(W.device)
         parametrize.register_parametrization(layer, "weight", mixture, unsafe=True)
-        self.samples[mixture] = layer.parametrizations.weight.original.detach()
+        self.samples[mixture] = counts
         return mixture
+
+    def _counting_rows(self, name: str) -> Tensor:
+        """The weights that ranges of a layer are read from, (G, 1, V); a channel of which none counts is read whole."""
+        W, axis = weight_rows(self.graph.get_submodule(name))
+        rows, counts = (_grouped(w, self.recipe.scales) for w in (W, self._counts[name].movedim(axis, 0)))
+        return torch.where((counts != 0).any(2, keepdim=True), counts, rows)
 
     def _kept(self, found: dict[str, Any], where: str) -> dict[str, nn.Module]:
         """Without the strategies that found no range; where none did, the tensor is all zero and any range will do."""
@@ -203,6 +210,40 @@ class Space:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.graph.load_state_dict(state["graph"])
         self.set([k if k >= 0 else None for k in state["chosen"]])
+
+
+@torch.no_grad()
+def counting(graph: fx.GraphModule, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
+    """Each layer's weight, 0 where all that it multiplies on the pictures x (N, C, H, W) is 0.
+
+    A norm folded into the layer of a channel that its ReLU has shut makes huge weights, which do nothing; a range that
+    held them would leave no codes for the others.
+    """
+    reads: dict[str, Tensor] = {}
+
+    def note(name: str, given: tuple[Tensor, ...]) -> None:
+        x = given[0].detach()
+        some = (x != 0).movedim(-1 if isinstance(graph.get_submodule(name), nn.Linear) else 1, 0).flatten(1).any(1)
+        reads[name] = reads.get(name, torch.zeros_like(some)) | some
+
+    hooks = [graph.get_submodule(n).register_forward_pre_hook(lambda _, given, n=n: note(n, given)) for n in names]
+    graph(x)
+    for hook in hooks:
+        hook.remove()
+    return {name: _counting(graph.get_submodule(name), reads[name]) for name in names}
+
+
+def _counting(layer: Any, reads: Tensor) -> Tensor:
+    """A layer's weight, 0 for inputs that are always 0, or whole if all are: `reads` (C,) says which ever are not."""
+    W = layer.weight.detach()
+    if isinstance(layer, nn.ConvTranspose2d):
+        counts = W * reads.view(-1, 1, 1, 1)
+    elif isinstance(layer, nn.Linear):
+        counts = W * reads
+    else:
+        groups = reads.view(layer.groups, 1, -1).expand(-1, layer.out_channels // layer.groups, -1)
+        counts = W * groups.reshape(*W.shape[:2], 1, 1)
+    return counts if counts.any() else W
 
 
 def layer_bits(graph: fx.GraphModule, where: Placement, recipe: Any) -> dict[str, int]:

@@ -61,6 +61,26 @@ def test_every_algorithm_tells_its_gap(algorithm):
         assert len({row["activations"] for row in outcome.choices.values()}) == 1
 
 
+@pytest.mark.parametrize("scales", ["tensor", "channel"])
+def test_weights_that_meet_only_zeros_leave_the_range_to_the_others(scales):
+    """A channel that its ReLU has shut, then a huge weight: the thin MobileNet has one, and lost 14 points by it."""
+    task = own()
+    task.model.norm.bias.data[3], task.model.norm.weight.data[3] = -1, 0
+    found = []
+    for size in (1, 1000):
+        task.model.deep.weight.data[3] = size
+        found.append(run(task, weight_bits=8, activation_bits=8, scales=scales))
+    assert found[0].losses == found[1].losses
+    steps = [torch.tensor(outcome.choices["deep"]["weight_scale"]) for outcome in found]
+    assert torch.equal(*steps) == (scales == "tensor") and torch.equal(steps[0][:3], steps[1][:3])
+
+
+def test_eight_bits_are_enough_for_the_thin_mobilenet():
+    task = lab.tasks.digits(size=32, channels=3)
+    outcome = run(task, weight_bits=8, activation_bits=8, calibration=16, candidates=("max", "mse"), steps=1)
+    assert outcome.report["accuracy"].after > 97
+
+
 def test_a_copy_of_a_candidate_changes_nothing():
     """Near-duplicates are one: 'mse' again under another name must not split its votes."""
     from lab.core import ranges
