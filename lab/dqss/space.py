@@ -1,5 +1,6 @@
 """The space that is searched: a traced network whose layers have strategies for their weights and what they read."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,6 +61,8 @@ class Space:
         self.weights = {name: self._weight(name) for name in where.convs}
         self.roles = list(self._roles())
         self.aliases = [self._alias(role.mixture) for role in self.roles]
+        if recipe.mode == "post":
+            self.merge(correlation=math.inf, clip=1e-6)  # copies are one for all algorithms
 
     def _calibrate(self, x: Tensor) -> None:
         """Run the float network once; every mixture reads its tensor and makes its strategies."""
@@ -180,20 +183,30 @@ class Space:
             C = eq.error_products([one(x) for one in mixture.strategies], x)
         return C / x.square().sum().clamp(min=1e-20)
 
-    def merge(self, correlation: float = 0.95, clip: float = 0.01) -> None:
-        """Leave one of each set of near-duplicates: errors that go together, or ranges within 1 %."""
+    def merge(self, correlation: float = 0.95, clip: float = 0.01, keep: Sequence[list[int]] = ()) -> list[list[int]]:
+        """Leave one of each set of near-duplicates: errors that go together, or ranges within a share `clip`.
+
+        What the assignments `keep` name stays; gives them as they are called afterwards.
+        """
+        kept: list[list[int]] = [[] for _ in keep]
         for at, role in enumerate(self.roles):
-            mixture, C = role.mixture, self.errors(role.mixture)
-            size = C.diagonal().clamp(min=1e-20).sqrt()
-            alike = C / size[:, None] / size > correlation
-            reach = torch.stack([_reach(one, self.samples[mixture]) for one in mixture.strategies])
-            alike |= (reach[:, None] / reach - 1).abs() < clip
-            first = [int(row[: k + 1].float().argmax()) for k, row in enumerate(alike)]
-            stands = [k if first[k] == k else first[first[k]] for k in range(len(first))]
+            mixture = role.mixture
+            stands = _stand_ins(self._alike(mixture, correlation, clip), {chosen[at] for chosen in keep})
             left = sorted(set(stands))
             self.aliases[at] = {name: left.index(stands[k]) for name, k in self.aliases[at].items()}
             mixture.settle({mixture.names[k]: mixture.strategies[k] for k in left})
             mixture.to(self.samples[mixture].device)
+            for new, chosen in zip(kept, keep, strict=True):
+                new.append(left.index(chosen[at]))
+        return kept
+
+    def _alike(self, mixture: Mixture, correlation: float, clip: float) -> Tensor:
+        """Which strategies are near-duplicates: (N, N) bool."""
+        C = self.errors(mixture)
+        size = C.diagonal().clamp(min=1e-20).sqrt()
+        ends = torch.stack([_ends(one, self.samples[mixture]) for one in mixture.strategies])
+        apart = (ends[:, None] - ends).abs().amax(-1) / ends.abs().amax(-1).clamp(min=1e-20)
+        return (C / size[:, None] / size > correlation) | (apart < clip)
 
     def set(self, chosen: list[int] | None) -> None:
         """Make the network hard with these strategies, or soft."""
@@ -299,7 +312,17 @@ def _has_range(one: Any) -> bool:
     return bool(torch.isfinite(steps).all() and (steps > 1e-12).all())
 
 
-def _reach(one: Any, x: Tensor) -> Tensor:
-    """The largest value that a strategy leaves, the mean of its channels."""
-    step = one.step_of(x) if hasattr(one, "step_of") else torch.tensor(one.grid().step)
-    return step.mean()
+def _ends(one: Any, x: Tensor) -> Tensor:
+    """The lowest and the largest value that a strategy leaves, of all its channels."""
+    if hasattr(one, "low"):
+        return torch.cat([one.low * one.step.flatten(), one.high * one.step.flatten()])
+    step = one.step_of(x).flatten() if hasattr(one, "step_of") else torch.tensor([one.grid().step])
+    return torch.cat([-step, step])
+
+
+def _stand_ins(alike: Tensor, fixed: set[int]) -> list[int]:
+    """For each strategy the one that stays in its place: itself, or an alike one that is fixed or comes before it."""
+    stands = {k: k for k in sorted(fixed)}
+    for k in range(len(alike)):
+        stands.setdefault(k, next((one for one in set(stands.values()) if alike[k, one]), k))
+    return [stands[k] for k in range(len(alike))]
