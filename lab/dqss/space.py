@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from ..core import quantisers as q
 from ..core import ranges
-from ..core.grids import FixedQuantiser, Grid
+from ..core.grids import FixedQuantiser, Grid, between
 from ..core.placement import Placement, Spot, attach, everywhere, in_order, is_positive
 from ..core.tracing import ancestors, descendants, module_of
 from . import equations as eq
@@ -87,11 +87,24 @@ class Space:
                 made.train()(x)
                 made.calibrating = False
                 continue
-            n = q.levels(bits, spot.signed)
-            alpha = self._range(name, x, spot, n)
+            grid = self._grid(name, x, spot, bits)
             if name in found:
-                alpha = max(alpha, found[name].grid().step * n)
-            found[name] = FixedQuantiser(Grid(alpha / n, -n * spot.signed, n, 128 * spot.signed)).to(x.device)
+                grid = _widest(grid, found[name].grid(), bits)
+            found[name] = FixedQuantiser(grid).to(x.device)
+
+    def _grid(self, name: str, x: Tensor, spot: Spot, bits: int) -> Grid:
+        """A rule's grid for one tensor; with `asymmetric`, each side of 0 of a signed one has its own end."""
+        n = q.levels(bits, spot.signed)
+        if not (self.recipe.asymmetric and spot.signed):
+            return Grid(self._range(name, x, spot, n) / n, -n * spot.signed, n, 128 * spot.signed)
+        sides, codes = [(-x).relu(), x.relu()], q.levels(bits, signed=False)
+        tops = [float(side.max()) for side in sides]
+        if name == "easyquant":
+            share = self._range(name, x, spot, n) / max(*tops, 1e-12)
+            return between(-share * tops[0], share * tops[1], bits)
+        own = [max(1, round(codes * top / max(sum(tops), 1e-12))) for top in tops]
+        ends = [float(ranges.RULES[name](x.flatten(1)[None], k, False)) for x, k in zip(sides, own, strict=True)]
+        return between(-ends[0], ends[1], bits)
 
     def _range(self, name: str, x: Tensor, spot: Spot, n: int) -> float:
         samples = x.detach().flatten(1)[None]
@@ -310,6 +323,13 @@ def _grouped(W: Tensor, scales: str) -> Tensor:
 def _has_range(one: Any) -> bool:
     steps = one.step if hasattr(one, "step") else torch.tensor(one.grid().step if hasattr(one, "grid") else 1.0)
     return bool(torch.isfinite(steps).all() and (steps > 1e-12).all())
+
+
+def _widest(a: Grid, b: Grid, bits: int) -> Grid:
+    """The grid that holds the values of both: tensors that share one."""
+    if a.zero == b.zero:
+        return max(a, b, key=lambda grid: grid.step)
+    return between(min(a.low * a.step, b.low * b.step), max(a.high * a.step, b.high * b.step), bits)
 
 
 def _ends(one: Any, x: Tensor) -> Tensor:

@@ -190,6 +190,20 @@ def test_the_exported_network_answers_alike(placement, bits, tmp_path):
         assert outcome.fusion().share >= 0.8, outcome.fusion()
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_zero_point_of_its_own(bits):
+    """Pictures mostly above 0: an asymmetric grid is finer, and onnxruntime and torch say the same."""
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    task = own()
+    shifted = [(x + 2, y) for x, y in task.batches]
+    task = lab.Task(model=task.model, batches=shifted, score=task.score)
+    fields = {"weight_bits": 8, "activation_bits": bits, "ends": bits, "algorithm": "uniform", "candidates": ("mse",)}
+    even, uneven = (run(task, asymmetric=one, **fields) for one in (False, True))
+    assert bits == 8 or uneven.losses["kept"] < even.losses["kept"]  # at 8 bits both are noise
+    assert even.choices["head"]["zero_point"] == 128 and 0 < uneven.choices["head"]["zero_point"] < 2**bits * 0.4
+    assert max(row.steps for row in uneven.parity()) <= 1
+
+
 def test_a_recipe_as_json(tmp_path):
     outcome = run()
     assert json.loads(outcome.write_recipe(tmp_path / "net.json").read_text()) == outcome.choices
