@@ -1,14 +1,18 @@
-"""DQSS beside uniform strategies and onnxruntime's calibration: four networks, two tasks, 8, 4 and 3 bits, three seeds.
+"""DQSS beside uniform strategies and onnxruntime's tool: four networks, two tasks, 8, 4 and 3 bits, three seeds.
 
     python benchmarks/dqss.py [--quick] [--json FILE] [--seeds 10,11,12]
 
 Each seed draws other calibration pictures; every method gets the same ones. 'uniform' is the best strategy (pair) on
 the calibration; 'seen' in a figure means the strategy best on the held-out data, which nobody could have chosen.
-onnxruntime's ranges are its own; below 8 bits its tool has no form, so its ranges are put on grids of as many bits
-here. First and last layers keep 8 bits for all. A gain is in points of accuracy or in dB, as the task scores.
+'onnxruntime ...' is its `quantize_static` on the same float graph, at 8 bits and at 4; below 8, first and last layer
+are left out of it. 'range of ...' puts its activations' ranges, and weights by max-abs, on grids of as many bits here;
+that stands in for it at 3 bits, which it cannot. Elsewhere first and last layer keep 8 bits. 'trained': one network in
+the quantisation-aware mode, all with as many updates. A gain is in points of accuracy or in dB, as the task scores.
+FILE is a journal too: after a kill the same command does only what is missing.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -21,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pandas
 import torch
@@ -29,21 +34,26 @@ from onnxruntime.quantization.calibrate import create_calibrator
 from torch import nn
 
 import lab
-from lab.core import qdq
+from lab.core import qdq, store
 from lab.core.descent import seeded
-from lab.core.grids import FixedQuantiser, between
+from lab.core.grids import FixedQuantiser, between, set_codes
 from lab.core.prepared import prepared
+from lab.core.quantisers import levels
+from lab.core.runtime import Deployed
 from lab.core.task import Task
 from lab.dqss import equations as eq
 from lab.dqss import search
-from lab.dqss.outcome import History, deployed
+from lab.dqss.outcome import deployed
 from lab.dqss.space import Space, place
 
 RECIPE = lab.DQSS(calibration=64, steps=60)
+TRAINED = lab.DQSS(mode="aware", calibration=64, steps=60, weight_bits=3, activation_bits=3)
+UNIFORM = ("lsq", "pams", "dorefa", "tqt")
+ORT = ("MinMax", "Entropy", "Percentile")
 NETWORKS: dict[str, tuple[Callable[[], Task], int, Callable[[], torch.Tensor]]] = {  # task, pictures, held-out data
     "ResNet-20, digits": (lab.tasks.digits, 64, lambda: lab.tasks.digits_data()[2]),
     "MobileNet-v1, digits 32": (
-        lambda: lab.tasks.digits(size=32, channels=3), 32, lambda: lab.tasks.digits_data(32, 3)[2]
+        lambda: lab.tasks.digits(size=32, channels=3), 64, lambda: lab.tasks.digits_data(32, 3)[2]
     ),
     "ResNet-8, scenes": (lab.tasks.scenes, 64, lambda: lab.tasks.scenes_data()[2]),
     "EDSR, photographs x2": (lambda: middles(), 16, lambda: torch.cat([low for low, _ in pairs()])),
@@ -61,37 +71,53 @@ def main() -> None:
     logging.disable(logging.WARNING)
     seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.quick else None]
     networks = [*NETWORKS][:: 3 if options.quick else 1]
-    report: dict = {"figures": {}, "settings": [repr(RECIPE)], "seeds": seeds, "machine": machine()}
+    report = begun(options.json, seeds)
     print(f"{RECIPE}\nseeds {seeds}; one thread of {machine()['processor']}; onnxruntime {onnxruntime.__version__}")
-    report["rows"] = []
-    for seed in seeds:
-        for network in networks:
-            for bits in (4,) if options.quick else (8, 4, 3):
-                rows = list(cell(network, bits, seed))
-                report["rows"] += rows
-                print(
-                    pandas.DataFrame(rows)[["network", "bits", "seed", "method", "score", "gap"]].to_string(),
-                    flush=True,
-                )
-                report["figures"] = figures(pandas.DataFrame(report["rows"]))
-                keep(options.json, report)
-    report["steps"] = step_costs(5)
-    report["figures"] |= cost_figures(report["steps"])
+    with tempfile.TemporaryDirectory() as folder:
+        for seed, network, bits in itertools.product(seeds, networks, (4,) if options.quick else (8, 4, 3)):
+            if any((row["network"], row["bits"], row["seed"]) == (network, bits, seed) for row in report["rows"]):
+                continue
+            start = time.perf_counter()
+            rows = list(cell(network, bits, seed, Path(folder)))
+            report["rows"] += rows
+            print(pandas.DataFrame(rows)[["network", "bits", "seed", "method", "score", "gap"]].to_string())
+            print(f"{time.perf_counter() - start:.0f} s", flush=True)
+            keep(options.json, report)
+    for seed in () if options.quick else seeds:
+        if all(row["seed"] != seed for row in report["trained"]):
+            report["trained"] += trained(seed)
+            keep(options.json, report)
+    report["steps"] = report["steps"] or step_costs(5)
     keep(options.json, report)
-    print(pandas.DataFrame(report["steps"]).to_string())
+    print(pandas.DataFrame(report["steps"]).to_string(), pandas.DataFrame(report["trained"]).to_string(), sep="\n")
     print(by_method(pandas.DataFrame(report["rows"])).to_string())
     print(json.dumps(report["figures"], indent=1))
 
 
+def begun(path: Path | None, seeds: list[int]) -> dict:
+    """The report of this run as far as it is in the file already; of other settings or another machine nothing is."""
+    report: dict = {
+        "figures": {}, "settings": [repr(RECIPE), repr(TRAINED), *(f"{n}: {v[1]}" for n, v in NETWORKS.items())],
+        "seeds": seeds, "machine": machine(), "rows": [], "trained": [], "steps": [],
+    }  # fmt: skip
+    found = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    return found if all(found.get(key) == report[key] for key in ("settings", "seeds", "machine")) else report
+
+
 def keep(path: Path | None, report: dict) -> None:
+    """Bring the figures up to date and write all of it."""
+    report["figures"] = figures(pandas.DataFrame(report["rows"])) | cost_figures(report["steps"])
+    if report["trained"]:
+        scores = pandas.DataFrame(report["trained"]).groupby("method")["score"].mean()
+        report["figures"] |= {f"trained_{name}": float(score) for name, score in scores.items()}
     if path is not None:
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        store.write(path, (json.dumps(report, indent=1) + "\n").encode())
 
 
 # -- accuracy ----------------------------------------------------------------------------------------------------------
 
 
-def cell(network: str, bits: int, seed: int) -> Iterator[dict]:
+def cell(network: str, bits: int, seed: int, folder: Path) -> Iterator[dict]:
     """A row for each method on one network with one number of bits and one seed."""
     make, count, held_out = NETWORKS[network]
     task, x = make(), held_out()
@@ -101,7 +127,6 @@ def cell(network: str, bits: int, seed: int) -> Iterator[dict]:
         teacher, graph = (prepared(task.model, task.example) for _ in range(2))
         batches = recipe._calibration(task, teacher)
         space = Space(graph, place(graph, recipe), recipe, torch.cat([x for x, _ in batches]))
-        objective = search.Objective(space, batches)
         with torch.no_grad():
             wanted = teacher(x)
 
@@ -110,38 +135,51 @@ def cell(network: str, bits: int, seed: int) -> Iterator[dict]:
                 apart = float(search.distance(model(x), wanted))
             return about | {"method": method, "score": task.measure(model), "held_out_loss": apart} | more
 
-        best, _ = search.uniform(objective)
-        kept = {"uniform": best, "random": search.random(space)}
-        kept |= {f"uniform {name}": search.same(space, name, name) for name in recipe.names()}
-        for name, chosen in kept.items():
-            loss = objective(chosen)
+        for name, chosen in ({"random": search.random(space)} | _uniforms(space)).items():
             space.set(chosen)
-            yield row(name, space.graph, kept=loss)
-        for method in ("MinMax", "Entropy", "Percentile"):
-            yield row(
-                f"onnxruntime {method}", with_ranges(task, space, found_ranges(network, seed, task, batches, method))
-            )
-        for algorithm in ("dqss", "dqss_safe"):
-            yield searched(replace(recipe, algorithm=algorithm), task, space, batches, row)
+            yield row(name, space.graph)
+        for method in ORT:
+            journal = folder / f"{network} {seed} {method}".replace(",", "").replace(" ", "_")
+            found = found_ranges(journal, task, batches, method)
+            yield row(f"range of {method}", with_ranges(task, space, found))
+            if bits > 3:
+                yield row(f"onnxruntime {method}", Deployed(static(task, bits, batches, method, journal)))
+        yield from searched(recipe, task, space, batches, row)
 
 
-def searched(recipe: lab.DQSS, task: Task, space: Space, batches: list, row: Callable) -> dict:
-    """The row of an algorithm with logits, as `DQSS.run` goes about it, on strategies that are calibrated already."""
+def _uniforms(space: Space) -> dict[str, search.Chosen]:
+    return {f"uniform {name}": search.same(space, name, name) for name in space.recipe.names()}
+
+
+def searched(recipe: lab.DQSS, task: Task, space: Space, batches: list, row: Callable) -> Iterator[dict]:
+    """The rows of 'dqss_safe' and of what its search passes on the way: the best uniform choice, plain arg-max."""
     start = time.perf_counter()
     space.set(None)
-    if recipe.algorithm == "dqss_safe":
-        space.merge()
-    objective = search.Objective(space, batches)
-    recipe._search(task, space, batches, History(space), None, "benchmark", False)
-    soft = objective(None)
-    soft_score = task.measure(space.graph)
-    chosen, best, _ = search.harden(recipe.algorithm, objective)
-    losses = {"soft_loss": soft, "kept": objective(chosen), "uniform_loss": objective(best)}
-    seconds = time.perf_counter() - start
-    space.set(chosen)
-    return row(
-        recipe.algorithm, space.graph, soft=soft_score, gap=eq.gap(soft, losses["kept"]), seconds=seconds, **losses
-    )
+    found, _, _ = recipe.find(task, space, batches)
+    losses, seconds = found.losses, time.perf_counter() - start
+    kept = {
+        "uniform": (found.best, losses["uniform"]), "dqss": (found.arg_max, losses["arg-max"]),
+        "dqss_safe": (found.chosen, losses["kept"]),
+    }  # fmt: skip
+    for name, (chosen, loss) in kept.items():
+        space.set(chosen)
+        more = {} if name == "uniform" else {"soft": found.soft_score, "gap": eq.gap(losses["soft"], loss)}
+        yield row(name, space.graph, kept=loss, soft_loss=losses["soft"], seconds=seconds, **more)
+
+
+def trained(seed: int) -> list[dict]:
+    """ResNet-20 in the quantisation-aware mode: both algorithms, and single strategies everywhere."""
+    ways = {"dqss_safe": {}, "dqss": {"algorithm": "dqss"}}
+    ways |= {f"uniform {name}": {"algorithm": "uniform", "candidates": (name,)} for name in UNIFORM}
+    task, rows = lab.tasks.digits(), []
+    for name, fields in ways.items():
+        start = time.perf_counter()
+        report = replace(TRAINED, **fields).run(task, seed=seed, progress=False).report
+        rows.append({"network": "ResNet-20, digits", "bits": TRAINED.weight_bits, "seed": seed, "method": name,
+                     "score": report["accuracy"].after, "float": report["accuracy"].before,
+                     "seconds": time.perf_counter() - start})  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
 
 
 def pairs() -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -158,15 +196,14 @@ def middles() -> Task:
     return replace(lab.tasks.photos(2, patch=96, batch_size=4), score=lab.tasks.psnr(pairs(), border=2))
 
 
-_FOUND: dict[tuple, dict[str, tuple[float, float]]] = {}
+_FOUND: dict[str, dict[str, tuple[float, float]]] = {}
 
 
-def found_ranges(network: str, seed: int, task: Task, batches: list, method: str) -> dict[str, tuple[float, float]]:
+def found_ranges(journal: Path, task: Task, batches: list, method: str) -> dict[str, tuple[float, float]]:
     """onnxruntime's ranges, which do not depend on the bits: read once a network, seed and method."""
-    key = (network, seed, method)
-    if key not in _FOUND:
-        _FOUND[key] = ranges(task, [x for x, _ in batches], method)
-    return _FOUND[key]
+    if journal.name not in _FOUND:
+        _FOUND[journal.name] = ranges(task, [x for x, _ in batches], method)
+    return _FOUND[journal.name]
 
 
 def ranges(task: Task, batches: list[torch.Tensor], method: str) -> dict[str, tuple[float, float]]:
@@ -183,6 +220,26 @@ def ranges(task: Task, batches: list[torch.Tensor], method: str) -> dict[str, tu
     return {name: tuple(float(end.item()) for end in found[name].range_value) for name in found.keys()}
 
 
+def static(task: Task, bits: int, batches: list, method: str, journal: Path) -> bytes:
+    """The float graph as onnxruntime's `quantize_static` leaves it: QDQ, unsigned activations, signed weights."""
+    kinds = quantization.QuantType
+    a, w = (kinds.QUInt8, kinds.QInt8) if bits == 8 else (kinds.QUInt4, kinds.QInt4)
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "float.onnx", Path(folder) / "rounded.onnx"
+        model = qdq.to_model(prepared(task.model, task.example))
+        for node in model.graph.node:
+            node.name = node.output[0]
+        layers = [node.name for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm")]
+        onnx.save(model, before)
+        quantization.quantize_static(
+            before, after, Pictures([x for x, _ in batches]), quant_format=quantization.QuantFormat.QDQ,
+            activation_type=a, weight_type=w, calibrate_method=quantization.CalibrationMethod[method],
+            nodes_to_exclude=[] if bits == 8 else [layers[0], layers[-1]],
+            calibration_cache_path=journal.with_suffix(".json"),
+        )  # fmt: skip
+        return after.read_bytes()
+
+
 class Pictures(quantization.CalibrationDataReader):
     """Pictures as onnxruntime's tool asks for them."""
 
@@ -196,12 +253,17 @@ class Pictures(quantization.CalibrationDataReader):
 
 def with_ranges(task: Task, space: Space, found: dict[str, tuple[float, float]]) -> nn.Module:
     """The network with these ranges for its activations, on the grids of all codes, and max-abs for its weights."""
-    model = deployed(space, search.same(space, "max", "max"), prepared(task.model, task.example))
+    model = deployed(space, search.same(space, "max", "max"), prepared(task.model, task.example))  # all replaced below
     entry = next(node.name for node in model.graph.nodes if node.op == "placeholder")
     for group, spot in space.where.groups().items():
         low, high = found["input" if spot.source == entry else spot.source]
         bits = space._spot_bits(spot)
         model.set_submodule(f"quantisers.{group}", FixedQuantiser(between(low, high, bits)))
+    plain = prepared(task.model, task.example)
+    for name, bits in space.bits.items():
+        W = plain.get_submodule(name).weight.detach()
+        step = W.abs().max() / levels(bits)
+        set_codes(model.get_submodule(name), (W / step).round(), step)
     return model.eval()
 
 
@@ -279,7 +341,6 @@ def figures(table: pandas.DataFrame) -> dict[str, float]:
     seen = wide[[name for name in wide if name.startswith("uniform ")]].max(axis=1)
     loss = table.pivot_table(index=["network", "bits", "seed"], columns="method", values="held_out_loss")
     nearer = 10 * (loss["uniform"].clip(lower=1e-12) / loss["dqss_safe"].clip(lower=1e-12)).map(math.log10)
-    rivals = [name for name in wide if name.startswith("onnxruntime")]
     found = {f"gain_{bits}": float(part.mean()) for bits, part in gain.groupby("bits")}
     by_cell, apart = gain.groupby(["network", "bits"]).mean(), (wide["dqss_safe"] - seen).groupby("bits").mean()
     found |= {"worst_gap": float(by_cell.min()), "worst_gap_std": float(gain.groupby(["network", "bits"]).std().max())}
@@ -289,9 +350,11 @@ def figures(table: pandas.DataFrame) -> dict[str, float]:
         f"gain_over_arg_max_{bits}": float(value)
         for bits, value in (wide["dqss_safe"] - wide["dqss"]).groupby("bits").mean().items()
     }
-    for name in rivals:
-        behind = (wide["dqss_safe"] - wide[name]).groupby("bits").mean()
-        found |= {f"gain_over_{name.split()[1]}_{bits}": float(value) for bits, value in behind.items()}
+    for name in ORT:
+        real = wide.get(f"onnxruntime {name}", wide["dqss_safe"] * math.nan).fillna(wide[f"range of {name}"])
+        for label, other in (("", real), ("range_of_", wide[f"range of {name}"])):
+            ahead = (wide["dqss_safe"] - other).groupby("bits").mean()
+            found |= {f"gain_over_{label}{name}_{bits}": float(value) for bits, value in ahead.items()}
     found["soft_hard_gap"] = float(table[table.method == "dqss"]["gap"].mean())
     found["soft_hard_gap_safe"] = float(table[table.method == "dqss_safe"]["gap"].mean())
     return found
@@ -299,6 +362,8 @@ def figures(table: pandas.DataFrame) -> dict[str, float]:
 
 def cost_figures(steps: list[dict]) -> dict[str, float]:
     """Plain quantised steps that one with five strategies takes, at most, and one with five times five branches."""
+    if not steps:
+        return {}
     return {
         "step_cost": max(row["five"] for row in steps),
         "step_cost_naive": statistics.mean(row["naive"] for row in steps),

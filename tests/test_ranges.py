@@ -1,10 +1,13 @@
 """Ranges read from data: each rule beside another way to the same number."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from lab.core import ranges
+from lab.core.quantisers import levels
 
 NORMAL = torch.randn(1, 16, 4000, generator=torch.Generator().manual_seed(0))
 LAPLACE = torch.distributions.Laplace(0.0, 1.0).icdf(
@@ -69,6 +72,55 @@ def test_kl_is_near_onnxruntimes_entropy_calibration():
     collector.collect({"x": [x]})
     low, high = (float(v) for v in collector.compute_collection_result()["x"][:2])
     assert float(ranges.kl(NORMAL, 127, True)) == pytest.approx(max(-low, high), rel=0.3)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3])
+@pytest.mark.parametrize("rule", [ranges.kl, ranges.aciq, ranges.mse, ranges.least_squares])
+@pytest.mark.parametrize("x", [NORMAL, LAPLACE], ids=["gauss", "laplace"])
+def test_behind_a_relu_a_range_is_nearly_as_good_as_the_best(x, rule, bits):
+    """Half of the values are 0, which every grid holds: they must not draw the range to themselves."""
+    x, n = x.relu(), levels(bits, signed=False)
+    best = min(error(x, a, n) for a in torch.linspace(0.05, 1, 200) * x.max())
+    allowed = {ranges.kl: 12, ranges.aciq: 0.5}.get(rule, 2)  # KL does not ask for the squared error
+    assert 10 * math.log10(error(x, rule(x, n, False), n) / best) < allowed
+    sparse = x * (torch.rand(x.shape, generator=torch.Generator().manual_seed(4)) < 0.2)
+    assert 10 * math.log10(error(sparse, rule(sparse, n, False), n) / error(x, rule(x, n, False), n)) < 3
+
+
+def error(x, alpha, n):
+    flat = x.flatten(1)
+    return float((ranges.nearest(flat, torch.as_tensor(alpha).view(1), n, False) - flat).square().mean())
+
+
+def test_kl_is_scipys_entropy_of_the_same_histogram():
+    """The divergence beside NVIDIA's published recipe written out bin by bin, and its least threshold."""
+    stats = pytest.importorskip("scipy.stats")
+    counts, _ = np.histogram(LAPLACE.abs().flatten().numpy(), ranges.BINS, (0, float(LAPLACE.abs().max())))
+    found = {stop: ranges._divergence(torch.from_numpy(counts).double(), stop, 16) for stop in range(128, 2049, 64)}
+    wanted = {}
+    for stop in found:
+        p, q = counts[:stop].astype(float), np.zeros(stop)
+        p[-1] += counts[stop:].sum()
+        for level in range(16):
+            part = [k for k in range(stop) if k * 16 // stop == level and counts[k] > 0]
+            q[part] = counts[part].mean() if part else 0
+        wanted[stop] = stats.entropy(np.where(p > 0, p, 1e-9), np.where(q > 0, q, 1e-9))
+    assert abs(min(found, key=found.get) - min(wanted, key=wanted.get)) <= 128
+    top = min(found, key=found.get) / ranges.BINS * float(LAPLACE.abs().max())
+    assert float(ranges.kl(LAPLACE, 15, True)) == pytest.approx(top, rel=0.15)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3])
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("rule", ranges.RULES)
+def test_tensors_of_one_value(rule, signed, bits):
+    """Constant or one element: the range is that value; all zero: there is none."""
+    n = levels(bits, signed)
+    for x in (torch.full((1, 4, 25), 0.3), torch.full((1, 1, 1), 0.3)):
+        assert float(ranges.RULES[rule](x, n, signed)) == pytest.approx(0.3, rel=1e-4)
+    if signed:
+        assert float(ranges.RULES[rule](torch.full((1, 4, 25), -0.3), n, True)) == pytest.approx(0.3, rel=1e-4)
+    assert float(ranges.RULES[rule](torch.zeros(1, 4, 25), n, signed)) / n < 1e-12
 
 
 def test_the_mean_of_samples_is_pams_first_alpha():

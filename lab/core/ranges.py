@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 MOST = 2**15
 TRIED = 100  # ranges that the squared error and the cosine are searched over
+BINS = 2048  # of the histogram that divergences are read from, where a tensor has values enough
 
 
 def nearest(x: Tensor, alpha: Tensor, n: int, signed: bool) -> Tensor:
@@ -79,26 +80,33 @@ def least_squares(x: Tensor, n: int, signed: bool, rounds: int = 30) -> Tensor:
     return step[:, 0] * n
 
 
-def kl(x: Tensor, n: int, signed: bool, bins: int = 2048) -> Tensor:
+def kl(x: Tensor, n: int, signed: bool) -> Tensor:
     """The threshold whose n + 1 levels diverge least from the histogram of |x| (Migacz, TensorRT, GTC 2017).
 
-    Values beyond the threshold are folded into its last bin; the levels are spread over the bins that hold values.
+    Values beyond the threshold are folded into its last bin; the levels are spread over the bins that hold values. What
+    is exactly 0, as half of all behind a ReLU, lies on every grid and is left out (ours; NVIDIA's own tool overwrites
+    the first bin). Thresholds under a sixteenth of the largest value are not tried, as in the talk.
     """
-    bins = bins if len(x) == 1 else bins // 8  # a channel has few values
-    return torch.stack([_kl(row, n, bins) for row in _flat(x).abs()])
+    return torch.stack([_kl(row, n) for row in _flat(x).abs()])
 
 
-def _kl(row: Tensor, n: int, bins: int) -> Tensor:
-    top = row.max().clamp(min=1e-12)
-    counts = torch.histc(row.float(), bins, 0, float(top)).double()
-    stops = range(min(n + 1, bins // 16), bins + 1, 8)
-    best = min(stops, key=lambda stop: _divergence(counts, stop, n + 1))
+def _kl(row: Tensor, n: int) -> Tensor:
+    row = row[row > 0].float()
+    if not len(row):
+        return row.new_zeros(())
+    bins = min(BINS, max(BINS // 16, len(row) // 8 // 16 * 16))  # few values leave many bins empty
+    top = row.max()
+    counts = torch.histc(row, bins, 0, float(top)).double()
+    stops = range(bins, bins // 16 - 1, -max(1, bins // 256))
+    best = min(stops, key=lambda stop: _divergence(counts, stop, n + 1))  # of equals the widest
     return top * best / bins
 
 
 def _divergence(counts: Tensor, stop: int, levels: int) -> float:
     """KL of the clipped histogram to its own `levels` means, both smoothed as in Migacz's talk."""
     cut = counts[:stop]
+    if not cut.any():
+        return math.inf
     p = cut.clone()
     p[-1] += counts[stop:].sum()
     place = torch.arange(stop) * levels // stop  # the level of each bin
@@ -120,16 +128,18 @@ def _smoothed(p: Tensor, eps: float = 1e-4) -> Tensor:
 def aciq(x: Tensor, n: int, signed: bool) -> Tensor:
     """The analytic clip of a Laplace or a Gauss distribution, whichever the moments are nearer (Banner, 1810.05723).
 
-    What stands behind a ReLU is taken as one side of a distribution about 0.
+    What stands behind a ReLU is taken as one side of a distribution about 0: its zeros, which were the other side, do
+    not count in the moments.
     """
     few = _few(x)
-    mean = few.mean(1, keepdim=True) if signed else torch.zeros_like(few[:, :1])
-    levels = 2 * n + 1
-    b, sigma = (few - mean).abs().mean(1), (few - mean).square().mean(1).sqrt()
-    is_laplace = (b / sigma.clamp(min=1e-12) - 0.5**0.5).abs() < (
-        b / sigma.clamp(min=1e-12) - (2 / math.pi) ** 0.5
-    ).abs()
-    clip = torch.where(is_laplace, laplace_clip(levels) * b, gauss_clip(levels) * sigma)
+    some = few != 0
+    count = some.sum(1, keepdim=True).clamp(min=1)
+    mean = few.sum(1, keepdim=True) / count if signed else torch.zeros_like(few[:, :1])
+    apart = torch.where(some, few - mean, 0)
+    b, sigma = apart.abs().sum(1) / count[:, 0], (apart.square().sum(1) / count[:, 0]).sqrt()
+    ratio = b / sigma.clamp(min=1e-12)
+    is_laplace = (ratio - 0.5**0.5).abs() < (ratio - (2 / math.pi) ** 0.5).abs()
+    clip = torch.where(is_laplace, laplace_clip(2 * n + 1) * b, gauss_clip(2 * n + 1) * sigma)
     return torch.minimum(clip + mean[:, 0].abs(), few.abs().amax(1))
 
 

@@ -10,16 +10,20 @@
                 (12) entropy   (13) space_size
     strategies  'post': max, p99.9, p99.99, p99.999, mse, kl, als, aciq, pams (core.ranges.RULES) and easyquant
                 'aware': dorefa, pact, lsq, lsq+, dsq, tqt, pams (core.quantisers); pact leaves weights to dorefa
-    algorithms  dqss: train the mixture, keep arg-max (the paper's)   dqss_safe: near-duplicates are one, logits learn
-                the expected loss of a draw, coordinate descent from arg-max and from the best uniform strategy ends it
+    algorithms  dqss: train the mixture, keep arg-max (the paper's)   dqss_safe: that first; then near-duplicates are
+                one, logits learn the expected loss of a draw, and coordinate descent ends it, from the best of both
+                arg-maxes and the best uniform strategy
                 uniform: the best pair of strategies used everywhere   greedy: one sweep from there   random: a control
-    procedure   recipe.DQSS.run: calibrate, stage `search`, harden; in 'aware' mode stage `restart`
+    procedure   recipe.DQSS.run: calibrate, stage `search`, stage `draws` (dqss_safe), keep; 'aware': stage `restart`
     where       space makes the strategies and finds their roles, search hardens, core.qdq writes ONNX
     picture     view.explore, view.costs
 
     departures  The paper's full text could not be had. Equations (1) to (4) are what its abstract and a review say;
                 the candidates, all settings, what is searched on, and everything about safety are this lab's.
-                First and last layer keep 8 bits (`ends`). Grids are symmetric, from 0 behind a ReLU; LSQ+ is not.
+                Copies are one strategy from the start. Weights that meet only zeros on the calibration have no say in a
+                range (`space.counting`). First and last layer keep 8 bits (`ends`).
+                Grids are symmetric, from 0 behind a ReLU; LSQ+'s are not, nor activations' with `asymmetric`, when a
+                rule sees each side of 0 as a tensor of its own.
                 The calibration objective is the distance to the float answers: KL of classes, MSE of pictures.
                 ALS is the inner problem of ADMM without its outer one. DSQ's sharpness is fixed, LSQ+ moves its lower
                 end by whole steps, DoReFa's weight grid holds 0: all deploy on integers.

@@ -33,11 +33,12 @@ class DQSS:
 
     mode: 'post' learns nothing but which strategy, 'aware' trains weights and ranges in the same backward pass.
     algorithm: 'dqss' (soft mixture, then arg-max, as in the paper), 'dqss_safe' (never worse on the calibration than
-    the best uniform strategy), and its controls 'greedy', 'uniform', 'random'. weight_bits, activation_bits: 2 to 8;
-    ends: bits of the first and last layer. candidates: names of strategies, of POST or AWARE; left empty, all of the
-    mode. placement: 'layers' quantises what each layer reads, 'full' all that integers must pass. scales: one step a
-    weight 'tensor' or 'channel' ('post' only). calibration: pictures. steps, lr: updates of the logits and their rate;
-    in 'aware' weights learn at a hundredth of it. remedies: against under-fitting in 'aware', of REMEDIES.
+    that or the best uniform strategy), and its controls 'greedy', 'uniform', 'random'. weight_bits, activation_bits:
+    2 to 8; ends: bits of the first and last layer. candidates: names of strategies, of POST or AWARE; left empty, all
+    of the mode. placement: 'layers' quantises what each layer reads, 'full' all that integers must pass. scales: one
+    step a weight 'tensor' or 'channel' ('post' only). asymmetric: tensors with negative values have a zero point of
+    their own ('post' only). calibration: pictures. steps, lr: updates of the logits and their
+    rate; in 'aware' weights learn at a hundredth of it. remedies: against under-fitting in 'aware', of REMEDIES.
     """
 
     mode: str = "post"
@@ -48,6 +49,7 @@ class DQSS:
     candidates: tuple[str, ...] = ()
     placement: str = "layers"
     scales: str = "tensor"
+    asymmetric: bool = False
     calibration: int = 128
     steps: int = 100
     lr: float = 0.05
@@ -67,6 +69,7 @@ class DQSS:
             candidates=some_of(*(POST if self.mode == "post" else AWARE)),
             placement=one_of("layers", "full"),
             scales=one_of(*(("tensor", "channel") if self.mode == "post" else ("tensor",))),
+            asymmetric=one_of(*((False, True) if self.mode == "post" else (False,))),
             calibration=whole(2),
             steps=whole(1),
             lr=number(above=0),
@@ -106,33 +109,19 @@ class DQSS:
             batches = self._calibration(task, teacher)
             graph = prepared(original, example)
             space = Space(graph, place(graph, self), self, torch.cat([x for x, _ in batches]))
-            if self.algorithm == "dqss_safe":
-                space.merge()
-            objective = search.Objective(space, batches)
-            history = History(space)
             owner = f"{self!r} with seed {seed} on {task.name}"
-            trace = self._search(task, space, batches, history, checkpoint, owner, progress)
-            soft = objective(None)
-            soft_score = task.measure(space.graph)
-            chosen, best, table = search.harden(self.algorithm, objective, progress)
-            losses = {
-                "soft": soft,
-                "kept": objective(chosen),
-                "uniform": objective(best),
-                "asked": float(objective.asked),
-            }
-            if self.algorithm not in ("dqss", "dqss_safe"):
-                losses["soft"] = losses["kept"]  # nothing soft was trained
+            found, trace, history = self.find(task, space, batches, checkpoint, owner, progress)
+            chosen, losses = found.chosen, found.losses
             history.note(self.steps, chosen)
             space.set(chosen)
             if self.mode == "aware" and "restart" in self.remedies:
                 trace = trace + self._restart(task, space, teacher, checkpoint, owner, progress)
-                losses["restarted"] = search.Objective(space, batches)(chosen)
+                losses = losses | {"restarted": search.Objective(space, batches)(chosen)}
             model = deployed(space, chosen, prepared(original, example))
-            report = self._report(task, teacher, space, model, losses, soft_score, example)
+            report = self._report(task, teacher, space, model, losses, found.soft_score, example)
         return DQSSOutcome(
             recipe=self, report=report, trace=tuple(trace), model=model, choices=space_choices(space, chosen, model),
-            history=history.tensors(), uniform=table, losses=losses, example=example.detach().cpu(),
+            history=history.tensors(), uniform=found.table, losses=losses, example=example.detach().cpu(),
             base=getattr(task.model, "config", None),
         )  # fmt: skip
 
@@ -148,12 +137,44 @@ class DQSS:
         with torch.no_grad():
             return [(part, teacher(part)) for part in x.split(BATCH)]
 
-    def _search(self, task, space, batches, history, checkpoint, owner, progress) -> list[Step]:
+    def find(
+        self,
+        task: Task,
+        space: Space,
+        batches: list,
+        checkpoint: str | Path | None = None,
+        owner: str = "",
+        progress: bool = False,
+    ) -> tuple[search.Found, list[Step], History]:
+        """Learn the logits and keep a strategy for each role of the space, which is left with what was merged."""
+        history, objective = History(space), search.Objective(space, batches)
+        trace = self._search("search", task, space, batches, history, checkpoint, owner, progress)
+        soft, soft_score, asked = objective(None), task.measure(space.graph), 0
+        best, table = search.uniform(objective)
+        first = search.arg_max(space)
+        losses = {"soft": soft, "arg-max": objective(first), "uniform": objective(best)}
+        if self.algorithm == "dqss_safe" and self.mode == "post":
+            best, first = space.merge(keep=(best, first))
+            history, asked, objective = History(space), objective.asked, search.Objective(space, batches)
+            trace += self._search("draws", task, space, batches, history, checkpoint, owner, progress)
+        if self.algorithm == "dqss_safe":
+            chosen = search.safe(objective, (best, first), progress)
+        elif self.algorithm == "greedy":
+            chosen = search.descent(objective, best, 1, progress)
+        else:
+            chosen = {"dqss": first, "uniform": best}.get(self.algorithm) or search.random(space)
+        losses |= {"kept": objective(chosen), "asked": float(asked + objective.asked)}
+        if self.algorithm not in ("dqss", "dqss_safe"):
+            losses["soft"] = losses["kept"]  # nothing soft was trained
+        return search.Found(chosen, best, first, table, losses, soft_score), trace, history
+
+    def _search(self, name, task, space, batches, history, checkpoint, owner, progress) -> list[Step]:
         """Learn the logits; in 'aware' mode weights and ranges too, by the same backward pass."""
-        aware, learns = self.mode == "aware", self.algorithm in ("dqss", "dqss_safe")
+        is_choice = any(len(role.mixture.names) > 1 for role in space.roles)
+        aware, learns = self.mode == "aware", is_choice and self.algorithm in ("dqss", "dqss_safe")
         if not aware and not learns:
             history.note(0)
-            return [Step("search", 0, {"distance": float(search.distance(batches[0][1], batches[0][1]))})]
+            return [Step(name, 0, {"distance": float(search.distance(batches[0][1], batches[0][1]))})]
         for parameter in space.graph.parameters():
             parameter.requires_grad_(aware)
         logits = space.logits()
@@ -164,8 +185,8 @@ class DQSS:
             groups += self._trained(space)
         optimiser = Adam(groups)
         schedule = CosineAnnealingLR(optimiser, self.steps)
-        stage = Stage(checkpoint, "search", owner, space=space, optimiser=optimiser, schedule=schedule, history=history)
-        loss = self._loss(task, space, batches)
+        stage = Stage(checkpoint, name, owner, space=space, optimiser=optimiser, schedule=schedule, history=history)
+        loss = self._loss(name, task, space, batches)
         data = task.batches if aware else batches
         self._decide(space, len(stage.trace), learns)
         for step in descend(loss, data, optimiser, stage, steps=self.steps, schedule=schedule, progress=progress):
@@ -175,8 +196,8 @@ class DQSS:
                 history.note(done)
         return list(stage.trace)
 
-    def _loss(self, task: Task, space: Space, batches: list) -> Any:
-        if self.mode == "post" and self.algorithm == "dqss_safe":
+    def _loss(self, name: str, task: Task, space: Space, batches: list) -> Any:
+        if name == "draws":
             return lambda batch: {"policy": search.expected(space, *batch)}
         if self.mode == "post":
             return lambda batch: {"distance": search.distance(space.graph(batch[0]), batch[1])}

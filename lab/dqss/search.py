@@ -1,6 +1,6 @@
 """From logits to one strategy a role: uniform, random, greedy, and the safe way between them."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -109,16 +109,22 @@ def expected(space: Space, x: Tensor, wanted: Tensor) -> Tensor:
     return eq.policy((losses[0], losses[1]), (logs[0], logs[1]))
 
 
-def harden(algorithm: str, objective: Objective, progress: bool = False) -> tuple[Chosen, Chosen, dict[str, float]]:
-    """What an algorithm keeps, the best uniform choice, and the losses of the uniform ones."""
-    best, table = uniform(objective)
-    make: dict[str, Callable[[], Chosen]] = {
-        "dqss": lambda: arg_max(objective.space), "uniform": lambda: best, "random": lambda: random(objective.space),
-        "greedy": lambda: descent(objective, best, 1, progress), "dqss_safe": lambda: safe(objective, best, progress),
-    }  # fmt: skip
-    return make[algorithm](), best, table
+def safe(objective: Objective, starts: Sequence[Chosen], progress: bool = False) -> Chosen:
+    """Coordinate descent from the best of several starts and of arg-max: never worse than any of them."""
+    return descent(objective, min((*starts, arg_max(objective.space)), key=objective), 1, progress)
 
 
-def safe(objective: Objective, best: Chosen, progress: bool = False) -> Chosen:
-    """Coordinate descent from the better of arg-max and the best uniform choice: never worse than either."""
-    return descent(objective, min((best, arg_max(objective.space)), key=objective), 1, progress)
+@dataclass(frozen=True)
+class Found:
+    """What a search kept, and the losses on the calibration: of the soft mixture, of arg-max, of what was kept.
+
+    `best` is the best uniform choice, `arg_max` the one of the largest logits of the mixture; table: the losses of all
+    uniform choices.
+    """
+
+    chosen: Chosen
+    best: Chosen
+    arg_max: Chosen
+    table: dict[str, float]
+    losses: dict[str, float]
+    soft_score: float

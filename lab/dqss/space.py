@@ -1,6 +1,7 @@
 """The space that is searched: a traced network whose layers have strategies for their weights and what they read."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from ..core import quantisers as q
 from ..core import ranges
-from ..core.grids import FixedQuantiser, Grid
+from ..core.grids import FixedQuantiser, Grid, between
 from ..core.placement import Placement, Spot, attach, everywhere, in_order, is_positive
 from ..core.tracing import ancestors, descendants, module_of
 from . import equations as eq
@@ -53,12 +54,15 @@ class Space:
         self.bits = layer_bits(graph, where, recipe)
         self.samples: dict[Mixture, Tensor] = {}
         self._weights: dict[str, dict[str, Tensor]] = {name: {} for name in where.convs}
+        self._counts = counting(graph, where.convs, x)
         made = attach(graph, where, lambda _: Mixture({}), lambda layer: layer)
         self.activations: dict[str, Mixture] = dict(zip(where.groups(), made, strict=True))
         self._calibrate(x)
         self.weights = {name: self._weight(name) for name in where.convs}
         self.roles = list(self._roles())
         self.aliases = [self._alias(role.mixture) for role in self.roles]
+        if recipe.mode == "post":
+            self.merge(correlation=math.inf, clip=1e-6)  # copies are one for all algorithms
 
     def _calibrate(self, x: Tensor) -> None:
         """Run the float network once; every mixture reads its tensor and makes its strategies."""
@@ -83,11 +87,24 @@ class Space:
                 made.train()(x)
                 made.calibrating = False
                 continue
-            n = q.levels(bits, spot.signed)
-            alpha = self._range(name, x, spot, n)
+            grid = self._grid(name, x, spot, bits)
             if name in found:
-                alpha = max(alpha, found[name].grid().step * n)
-            found[name] = FixedQuantiser(Grid(alpha / n, -n * spot.signed, n, 128 * spot.signed)).to(x.device)
+                grid = _widest(grid, found[name].grid(), bits)
+            found[name] = FixedQuantiser(grid).to(x.device)
+
+    def _grid(self, name: str, x: Tensor, spot: Spot, bits: int) -> Grid:
+        """A rule's grid for one tensor; with `asymmetric`, each side of 0 of a signed one has its own end."""
+        n = q.levels(bits, spot.signed)
+        if not (self.recipe.asymmetric and spot.signed):
+            return Grid(self._range(name, x, spot, n) / n, -n * spot.signed, n, 128 * spot.signed)
+        sides, codes = [(-x).relu(), x.relu()], q.levels(bits, signed=False)
+        tops = [float(side.max()) for side in sides]
+        if name == "easyquant":
+            share = self._range(name, x, spot, n) / max(*tops, 1e-12)
+            return between(-share * tops[0], share * tops[1], bits)
+        own = [max(1, round(codes * top / max(sum(tops), 1e-12))) for top in tops]
+        ends = [float(ranges.RULES[name](x.flatten(1)[None], k, False)) for x, k in zip(sides, own, strict=True)]
+        return between(-ends[0], ends[1], bits)
 
     def _range(self, name: str, x: Tensor, spot: Spot, n: int) -> float:
         samples = x.detach().flatten(1)[None]
@@ -100,7 +117,7 @@ class Space:
         module = self.graph.get_submodule(layer)
         W, axis = weight_rows(module)
         n_w = q.levels(self.bits[layer])
-        first = ranges.max_abs(_grouped(W, self.recipe.scales), n_w, True).clamp(min=1e-12)
+        first = ranges.max_abs(self._counting_rows(layer), n_w, True).clamp(min=1e-12)
 
         def run(x: Tensor, W: Tensor) -> Tensor:
             return functional_call(module, {"weight": W.movedim(0, axis)}, (x,))
@@ -123,10 +140,10 @@ class Space:
         layer = self.graph.get_submodule(name)
         W, axis = weight_rows(layer)
         n, found = q.levels(self.bits[name]), {}  # type: ignore[var-annotated]
-        rows = _grouped(W.detach(), self.recipe.scales)
+        rows, counts = self._counting_rows(name), self._counts[name]
         for rule in self.recipe.names():
             if self.recipe.mode == "aware":
-                found |= {rule: _WEIGHTS[rule](self.bits[name], W)} if rule in _WEIGHTS else {}
+                found |= {rule: _WEIGHTS[rule](self.bits[name], counts)} if rule in _WEIGHTS else {}
                 continue
             alpha = self._weights[name].get(rule) if rule == "easyquant" else ranges.RULES[rule](rows, n, True)
             if alpha is not None:
@@ -135,8 +152,14 @@ class Space:
                 found[rule] = RoundedWeight((alpha / n).view(shape if len(alpha) > 1 else []), n)
         mixture = Mixture(self._kept(found, f"{name}, weights")).to(W.device)
         parametrize.register_parametrization(layer, "weight", mixture, unsafe=True)
-        self.samples[mixture] = layer.parametrizations.weight.original.detach()
+        self.samples[mixture] = counts
         return mixture
+
+    def _counting_rows(self, name: str) -> Tensor:
+        """The weights that ranges of a layer are read from, (G, 1, V); a channel of which none counts is read whole."""
+        W, axis = weight_rows(self.graph.get_submodule(name))
+        rows, counts = (_grouped(w, self.recipe.scales) for w in (W, self._counts[name].movedim(axis, 0)))
+        return torch.where((counts != 0).any(2, keepdim=True), counts, rows)
 
     def _kept(self, found: dict[str, Any], where: str) -> dict[str, nn.Module]:
         """Without the strategies that found no range; where none did, the tensor is all zero and any range will do."""
@@ -173,20 +196,30 @@ class Space:
             C = eq.error_products([one(x) for one in mixture.strategies], x)
         return C / x.square().sum().clamp(min=1e-20)
 
-    def merge(self, correlation: float = 0.95, clip: float = 0.01) -> None:
-        """Leave one of each set of near-duplicates: errors that go together, or ranges within 1 %."""
+    def merge(self, correlation: float = 0.95, clip: float = 0.01, keep: Sequence[list[int]] = ()) -> list[list[int]]:
+        """Leave one of each set of near-duplicates: errors that go together, or ranges within a share `clip`.
+
+        What the assignments `keep` name stays; gives them as they are called afterwards.
+        """
+        kept: list[list[int]] = [[] for _ in keep]
         for at, role in enumerate(self.roles):
-            mixture, C = role.mixture, self.errors(role.mixture)
-            size = C.diagonal().clamp(min=1e-20).sqrt()
-            alike = C / size[:, None] / size > correlation
-            reach = torch.stack([_reach(one, self.samples[mixture]) for one in mixture.strategies])
-            alike |= (reach[:, None] / reach - 1).abs() < clip
-            first = [int(row[: k + 1].float().argmax()) for k, row in enumerate(alike)]
-            stands = [k if first[k] == k else first[first[k]] for k in range(len(first))]
+            mixture = role.mixture
+            stands = _stand_ins(self._alike(mixture, correlation, clip), {chosen[at] for chosen in keep})
             left = sorted(set(stands))
             self.aliases[at] = {name: left.index(stands[k]) for name, k in self.aliases[at].items()}
             mixture.settle({mixture.names[k]: mixture.strategies[k] for k in left})
             mixture.to(self.samples[mixture].device)
+            for new, chosen in zip(kept, keep, strict=True):
+                new.append(left.index(chosen[at]))
+        return kept
+
+    def _alike(self, mixture: Mixture, correlation: float, clip: float) -> Tensor:
+        """Which strategies are near-duplicates: (N, N) bool."""
+        C = self.errors(mixture)
+        size = C.diagonal().clamp(min=1e-20).sqrt()
+        ends = torch.stack([_ends(one, self.samples[mixture]) for one in mixture.strategies])
+        apart = (ends[:, None] - ends).abs().amax(-1) / ends.abs().amax(-1).clamp(min=1e-20)
+        return (C / size[:, None] / size > correlation) | (apart < clip)
 
     def set(self, chosen: list[int] | None) -> None:
         """Make the network hard with these strategies, or soft."""
@@ -203,6 +236,40 @@ class Space:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.graph.load_state_dict(state["graph"])
         self.set([k if k >= 0 else None for k in state["chosen"]])
+
+
+@torch.no_grad()
+def counting(graph: fx.GraphModule, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
+    """Each layer's weight, 0 where all that it multiplies on the pictures x (N, C, H, W) is 0.
+
+    A norm folded into the layer of a channel that its ReLU has shut makes huge weights, which do nothing; a range that
+    held them would leave no codes for the others.
+    """
+    reads: dict[str, Tensor] = {}
+
+    def note(name: str, given: tuple[Tensor, ...]) -> None:
+        x = given[0].detach()
+        some = (x != 0).movedim(-1 if isinstance(graph.get_submodule(name), nn.Linear) else 1, 0).flatten(1).any(1)
+        reads[name] = reads.get(name, torch.zeros_like(some)) | some
+
+    hooks = [graph.get_submodule(n).register_forward_pre_hook(lambda _, given, n=n: note(n, given)) for n in names]
+    graph(x)
+    for hook in hooks:
+        hook.remove()
+    return {name: _counting(graph.get_submodule(name), reads[name]) for name in names}
+
+
+def _counting(layer: Any, reads: Tensor) -> Tensor:
+    """A layer's weight, 0 for inputs that are always 0, or whole if all are: `reads` (C,) says which ever are not."""
+    W = layer.weight.detach()
+    if isinstance(layer, nn.ConvTranspose2d):
+        counts = W * reads.view(-1, 1, 1, 1)
+    elif isinstance(layer, nn.Linear):
+        counts = W * reads
+    else:
+        groups = reads.view(layer.groups, 1, -1).expand(-1, layer.out_channels // layer.groups, -1)
+        counts = W * groups.reshape(*W.shape[:2], 1, 1)
+    return counts if counts.any() else W
 
 
 def layer_bits(graph: fx.GraphModule, where: Placement, recipe: Any) -> dict[str, int]:
@@ -258,7 +325,24 @@ def _has_range(one: Any) -> bool:
     return bool(torch.isfinite(steps).all() and (steps > 1e-12).all())
 
 
-def _reach(one: Any, x: Tensor) -> Tensor:
-    """The largest value that a strategy leaves, the mean of its channels."""
-    step = one.step_of(x) if hasattr(one, "step_of") else torch.tensor(one.grid().step)
-    return step.mean()
+def _widest(a: Grid, b: Grid, bits: int) -> Grid:
+    """The grid that holds the values of both: tensors that share one."""
+    if a.zero == b.zero:
+        return max(a, b, key=lambda grid: grid.step)
+    return between(min(a.low * a.step, b.low * b.step), max(a.high * a.step, b.high * b.step), bits)
+
+
+def _ends(one: Any, x: Tensor) -> Tensor:
+    """The lowest and the largest value that a strategy leaves, of all its channels."""
+    if hasattr(one, "low"):
+        return torch.cat([one.low * one.step.flatten(), one.high * one.step.flatten()])
+    step = one.step_of(x).flatten() if hasattr(one, "step_of") else torch.tensor([one.grid().step])
+    return torch.cat([-step, step])
+
+
+def _stand_ins(alike: Tensor, fixed: set[int]) -> list[int]:
+    """For each strategy the one that stays in its place: itself, or an alike one that is fixed or comes before it."""
+    stands = {k: k for k in sorted(fixed)}
+    for k in range(len(alike)):
+        stands.setdefault(k, next((one for one in set(stands.values()) if alike[k, one]), k))
+    return [stands[k] for k in range(len(alike))]
