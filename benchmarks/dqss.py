@@ -16,9 +16,7 @@ import itertools
 import json
 import logging
 import math
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +35,7 @@ import lab
 from lab.core import qdq, store
 from lab.core.descent import seeded
 from lab.core.grids import FixedQuantiser, between, set_codes
+from lab.core.machine import machine
 from lab.core.prepared import prepared
 from lab.core.quantisers import levels
 from lab.core.runtime import Deployed
@@ -72,7 +71,8 @@ def main() -> None:
     seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.quick else None]
     networks = [*NETWORKS][:: 3 if options.quick else 1]
     report = begun(options.json, seeds)
-    print(f"{RECIPE}\nseeds {seeds}; one thread of {machine()['processor']}; onnxruntime {onnxruntime.__version__}")
+    here = report["machine"]
+    print(f"{RECIPE}\nseeds {seeds}; one thread of {here['processor']}; onnxruntime {here['onnxruntime']}")
     with tempfile.TemporaryDirectory() as folder:
         for seed, network, bits in itertools.product(seeds, networks, (4,) if options.quick else (8, 4, 3)):
             if any((row["network"], row["bits"], row["seed"]) == (network, bits, seed) for row in report["rows"]):
@@ -98,7 +98,7 @@ def begun(path: Path | None, seeds: list[int]) -> dict:
     """The report of this run as far as it is in the file already; of other settings or another machine nothing is."""
     report: dict = {
         "figures": {}, "settings": [repr(RECIPE), repr(TRAINED), *(f"{n}: {v[1]}" for n, v in NETWORKS.items())],
-        "seeds": seeds, "machine": machine(), "rows": [], "trained": [], "steps": [],
+        "seeds": seeds, "machine": machine("onnxruntime"), "rows": [], "trained": [], "steps": [],
     }  # fmt: skip
     found = json.loads(path.read_text()) if path is not None and path.exists() else {}
     return found if all(found.get(key) == report[key] for key in ("settings", "seeds", "machine")) else report
@@ -374,14 +374,6 @@ def by_method(table: pandas.DataFrame) -> pandas.DataFrame:
     """Mean and range over the seeds."""
     shown = table.groupby(["network", "bits", "method"], sort=False)["score"]
     return shown.agg(lambda v: f"{v.mean():.2f} ({v.min():.2f} to {v.max():.2f})").unstack("bits")
-
-
-def machine() -> dict:
-    return {
-        "processor": platform.processor() or platform.machine(), "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "onnxruntime": onnxruntime.__version__,
-        "python": sys.version.split()[0],
-    }  # fmt: skip
 
 
 if __name__ == "__main__":
