@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import pandas
 import torch
 from onnxruntime import quantization
