@@ -266,9 +266,7 @@ def keep(folder, words, text, vae, cloud, edge, tiny, reader):
         folder / "reader.safetensors",
         save({name: x.half() if x.is_floating_point() else x for name, x in reader.state_dict().items()}),
     )
-    kept = sorted(
-        path for path in folder.rglob("*") if path.is_file() and path.name not in ASIDE and "work" not in path.parts
-    )
+    kept = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in ASIDE)
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}" for path in kept]
     store.write(folder / "SHA256SUMS", ("\n".join(lines) + "\n").encode())
 

@@ -34,6 +34,8 @@ arXiv 2408.06646).
                 The embedded U-Nets say the velocity (19), not the noise: where nearly all is noise, and only the prompt
                 tells what belongs where, the loss of the noise hardly asks; on latents of 8 x 8 it never taught the
                 place of things.
+                On the embedded scenes the paper's order is not the better one: what the edge loses is shape, which the
+                last steps decide, not the first (`data/hybridsd`).
                 The embedded edge U-Net keeps a quarter of every residual block's inner width and three of four heads;
                 the paper ranks its layers by a significance score first. Widths are rounded to 16, not 32: ours are
                 narrower. Feature pairs are found by structure; for SD-v1.4 they are the paper's six.
