@@ -22,8 +22,8 @@
                 the candidates, all settings, what is searched on, and everything about safety are this lab's.
                 Copies are one strategy from the start. Weights that meet only zeros on the calibration have no say in a
                 range (`space.counting`). First and last layer keep 8 bits (`ends`).
-                Grids are symmetric, from 0 behind a ReLU; LSQ+'s are not, nor activations' with `asymmetric`, when a
-                rule sees each side of 0 as a tensor of its own.
+                Grids are symmetric, from 0 behind a ReLU; LSQ+'s are not, nor activations' with `scales` 'uneven',
+                when a rule sees each side of 0 as a tensor of its own.
                 The calibration objective is the distance to the float answers: KL of classes, MSE of pictures.
                 ALS is the inner problem of ADMM without its outer one. DSQ's sharpness is fixed, LSQ+ moves its lower
                 end by whole steps, DoReFa's weight grid holds 0: all deploy on integers.

@@ -36,8 +36,8 @@ class DQSS:
     that or the best uniform strategy), and its controls 'greedy', 'uniform', 'random'. weight_bits, activation_bits:
     2 to 8; ends: bits of the first and last layer. candidates: names of strategies, of POST or AWARE; left empty, all
     of the mode. placement: 'layers' quantises what each layer reads, 'full' all that integers must pass. scales: one
-    step a weight 'tensor' or 'channel' ('post' only). asymmetric: tensors with negative values have a zero point of
-    their own ('post' only). calibration: pictures. steps, lr: updates of the logits and their
+    step a weight 'tensor' or, in 'post', 'channel'; 'uneven' is 'tensor' with a zero point of its own for every tensor
+    with negative values that a layer reads. calibration: pictures. steps, lr: updates of the logits and their
     rate; in 'aware' weights learn at a hundredth of it. remedies: against under-fitting in 'aware', of REMEDIES.
     """
 
@@ -49,7 +49,6 @@ class DQSS:
     candidates: tuple[str, ...] = ()
     placement: str = "layers"
     scales: str = "tensor"
-    asymmetric: bool = False
     calibration: int = 128
     steps: int = 100
     lr: float = 0.05
@@ -68,8 +67,7 @@ class DQSS:
             ends=whole(2, 8),
             candidates=some_of(*(POST if self.mode == "post" else AWARE)),
             placement=one_of("layers", "full"),
-            scales=one_of(*(("tensor", "channel") if self.mode == "post" else ("tensor",))),
-            asymmetric=one_of(*((False, True) if self.mode == "post" else (False,))),
+            scales=one_of(*(("tensor", "channel", "uneven") if self.mode == "post" else ("tensor",))),
             calibration=whole(2),
             steps=whole(1),
             lr=number(above=0),

@@ -93,9 +93,9 @@ class Space:
             found[name] = FixedQuantiser(grid).to(x.device)
 
     def _grid(self, name: str, x: Tensor, spot: Spot, bits: int) -> Grid:
-        """A rule's grid for one tensor; with `asymmetric`, each side of 0 of a signed one has its own end."""
+        """A rule's grid for one tensor; where scales are 'uneven', each side of 0 of a signed one has its own end."""
         n = q.levels(bits, spot.signed)
-        if not (self.recipe.asymmetric and spot.signed):
+        if not (self.recipe.scales == "uneven" and spot.signed):
             return Grid(self._range(name, x, spot, n) / n, -n * spot.signed, n, 128 * spot.signed)
         sides, codes = [(-x).relu(), x.relu()], q.levels(bits, signed=False)
         tops = [float(side.max()) for side in sides]

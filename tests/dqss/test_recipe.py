@@ -198,7 +198,7 @@ def test_a_zero_point_of_its_own(bits):
     shifted = [(x + 2, y) for x, y in task.batches]
     task = lab.Task(model=task.model, batches=shifted, score=task.score)
     fields = {"weight_bits": 8, "activation_bits": bits, "ends": bits, "algorithm": "uniform", "candidates": ("mse",)}
-    even, uneven = (run(task, asymmetric=one, **fields) for one in (False, True))
+    even, uneven = (run(task, scales=one, **fields) for one in ("tensor", "uneven"))
     assert bits == 8 or uneven.losses["kept"] < even.losses["kept"]  # at 8 bits both are noise
     assert even.choices["head"]["zero_point"] == 128 and 0 < uneven.choices["head"]["zero_point"] < 2**bits * 0.4
     assert max(row.steps for row in uneven.parity()) <= 1
