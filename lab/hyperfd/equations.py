@@ -1,6 +1,6 @@
 """HyperFD in equations. The paper's own could not be read: the numbers and the forms are this card's.
 
-Shapes: m pictures a subset, R subsets a data set, d numbers a meta-vector, n configurations with scores s and results y.
+Shapes: m pictures a subset, R subsets a data set, d numbers a meta-vector, n configurations, scores s, results y.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def meta_vector(z: Tensor, spread: bool = True) -> Tensor:
-    """Eq. (1): v = [mean_m z, std_m z] / ‖·‖, of pictures' vectors z (..., m, e); (..., 2e), (..., e) without spread."""
+    """Eq. (1): v = [mean_m z, std_m z] / ‖·‖, of pictures' vectors z (..., m, e); (..., 2e), or (..., e) of means."""
     mean = z.mean(-2)
     if not spread:
         return F.normalize(mean, dim=-1)
@@ -66,7 +66,9 @@ def consolidated(Omega: Tensor, omega: Tensor, change: Tensor, damping: float = 
 
 def synaptic_penalty(Omega: list[Tensor], now: list[Tensor], then: list[Tensor], strength: float = 0.1) -> Tensor:
     """Eq. (8): c · Σ_k Ω_k (θ_k − θ*_k)²: weights that mattered to earlier tasks stay near where these left them."""
-    return strength * torch.stack([(o * (a - b).square()).sum() for o, a, b in zip(Omega, now, then, strict=True)]).sum()
+    return (
+        strength * torch.stack([(o * (a - b).square()).sum() for o, a, b in zip(Omega, now, then, strict=True)]).sum()
+    )
 
 
 def transformation(old: Tensor, new: Tensor, ridge: float = 1e-2) -> Tensor:
@@ -92,7 +94,7 @@ def subset_scores(s: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def private(v: Tensor, clip: float, noise: float, draw: Tensor) -> Tensor:
-    """Eq. (13): v · min(1, clip / ‖v‖) + noise · clip · N(0, 1), what leaves the client; `draw` is the normal sample."""
+    """Eq. (13): v · min(1, clip / ‖v‖) + noise · clip · N(0, 1), what leaves the client; `draw` is the sample of N."""
     return v * (clip / v.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1) + noise * clip * draw
 
 

@@ -1,4 +1,4 @@
-"""Average precision of detections, as COCO counts it: 101 recalls, overlaps from 0.5 to 0.95, a hundred boxes a picture."""
+"""Average precision of detections as COCO counts it: 101 recalls, overlaps from 0.5 to 0.95, a hundred a picture."""
 
 from collections.abc import Sequence
 
@@ -58,4 +58,6 @@ def _area(hit: np.ndarray, total: int) -> float:
     recall, precision = true / total, true / np.arange(1, len(hit) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     places = np.searchsorted(recall, RECALLS, side="left")
-    return float(np.where(places < len(hit), envelope[np.minimum(places, len(hit) - 1)] if len(hit) else 0.0, 0.0).mean())
+    return float(
+        np.where(places < len(hit), envelope[np.minimum(places, len(hit) - 1)] if len(hit) else 0.0, 0.0).mean()
+    )

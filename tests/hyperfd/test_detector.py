@@ -96,12 +96,12 @@ def test_a_picture_that_is_not_square_is_letterboxed():
 def drawn(seed, pictures=12):
     """True boxes and detections near some of them, with ties in their scores."""
     random = np.random.default_rng(seed)
-    found, truth = [], []
+    found, truth, far = [], [], np.array([0, 0, 45, 45])
     for index in range(pictures):
         corner = random.uniform(0, 80, (random.integers(0, 6), 2))
         true = np.concatenate([corner, corner + random.uniform(8, 30, corner.shape)], 1)
         near = true[random.integers(len(true), size=8)] if len(true) else np.zeros((0, 4))
-        boxes = np.concatenate([near + random.normal(0, 2, near.shape), random.uniform(0, 40, (3, 4)) + [0, 0, 45, 45]])
+        boxes = np.concatenate([near + random.normal(0, 2, near.shape), random.uniform(0, 40, (3, 4)) + far])
         boxes = np.concatenate([boxes, true[: index % 3]])
         scores = random.integers(1, 40, len(boxes)) / 40
         order = np.argsort(-scores, kind="stable")
