@@ -34,7 +34,7 @@ class Platform:
         self.memory: list[Record] = []
         self.version = 0
         if self.folder is not None and store.exists(self.folder, "platform"):
-            self._restore(store.load(self.folder, "platform"))
+            self._found(store.load(self.folder, "platform"))
 
     def offer(self) -> bytes:
         """The message that a client begins with: model, synapses, memory."""
@@ -68,9 +68,13 @@ class Platform:
         return {"version": self.version, "weights": self.ranker.state_dict(), "Omega": self.synapses.Omega,
                 "memory": memory}  # fmt: skip
 
-    def _restore(self, saved: Mapping[str, Any]) -> None:
+    def _found(self, saved: Mapping[str, Any]) -> None:
         if saved["owner"] != self.owner:
             raise ValueError(f"checkpoint={str(self.folder)!r} belongs to {saved['owner']}: give another folder")
+        self.restore(saved)
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Become what `state` told."""
         self.version = saved["version"]
         self.ranker.load_state_dict(saved["weights"])
         self.synapses = Synapses(list(saved["Omega"]), Synapses.of(list(self.ranker.parameters())).then)
