@@ -91,16 +91,21 @@ class Stream:
         return None if self.scores is None else self.scores[task, self.pool(task)]
 
     def codes(self) -> Tensor:
-        """The choices as numbers (n, F): names one-hot, sizes one-hot and beside it log-scaled to [-1, 1]."""
-        columns = []
-        for values in zip(*self.choices, strict=True):
-            kinds = sorted(set(values), key=str)
-            columns.append(torch.tensor([[float(value == kind) for kind in kinds] for value in values]))
-            if all(isinstance(value, (int, float)) and value > 0 for value in kinds) and len(kinds) > 1:
-                sizes = torch.tensor([float(value) for value in values]).log()
-                low, high = sizes.min(), sizes.max()
-                columns.append((2 * (sizes - low) / (high - low) - 1)[:, None])
-        return torch.cat(columns, 1)
+        """The choices as numbers (n, F), see `coded`."""
+        return coded(self.choices)
+
+
+def coded(choices: Sequence[Choice]) -> Tensor:
+    """Choices as numbers (n, F): each decision one-hot, and sizes, which are numbers above 0, log-scaled beside it."""
+    columns = []
+    for values in zip(*choices, strict=True):
+        kinds = sorted(set(values), key=str)
+        columns.append(torch.tensor([[float(value == kind) for kind in kinds] for value in values]))
+        if all(isinstance(value, (int, float)) and value > 0 for value in kinds) and len(kinds) > 1:
+            sizes = torch.tensor([float(value) for value in values]).log()
+            low, high = sizes.min(), sizes.max()
+            columns.append((2 * (sizes - low) / (high - low) - 1)[:, None])
+    return torch.cat(columns, 1)
 
 
 @lru_cache(maxsize=4)
@@ -140,21 +145,19 @@ def graph_networks(count: int = 300) -> Stream:
 
     What a data set is known by before anything is trained: the log of parameters and latency of each network on it.
     """
-    spaces = {name: tables.nasbench_graph(name) for name in tables.NASBENCHGRAPH}
-    common = sorted(set.intersection(*(set(space.names) for space in spaces.values())))
+    records = {name: tables.graph_records(name) for name in tables.NASBENCHGRAPH}
+    common = sorted(set.intersection(*(set(known) for known in records.values())))
     order = torch.randperm(len(common), generator=torch.Generator().manual_seed(0))[:count].tolist()
     kept = [common[number] for number in sorted(order)]
     scores, looks = [], {}
-    for name, space in spaces.items():
-        place = {text: row for row, text in enumerate(space.names)}
-        rows = [place[text] for text in kept]
-        assert space.labels is not None
-        scores.append(space.labels[rows].nanmean(1))
-        looks[name] = torch.stack([space.costs[cost][rows].clamp_min(1e-9).log() for cost in sorted(space.costs)], 1)
+    for name, known in records.items():
+        scores.append(torch.tensor([100 * known[key]["valid_perf"] for key in kept], dtype=torch.float64))
+        costs = torch.tensor([[known[key]["para"], known[key]["latency"]] for key in kept], dtype=torch.float64)
+        looks[name] = costs.clamp_min(1e-9).log()
     middle = torch.cat(list(looks.values()))
     looks = {name: ((x - middle.mean(0)) / middle.std(0)).float() for name, x in looks.items()}
     return Stream(
-        names=list(spaces), choices=[tuple(text.split()) for text in kept], scores=torch.stack(scores),
+        names=list(records), choices=[tables.graph_network(key)[1] for key in kept], scores=torch.stack(scores),
         data=looks.__getitem__, decisions=("link", *(f"layer {k}" for k in range(1, 5))), metric="accuracy", unit="%",
         name="NAS-Bench-Graph",
     )  # fmt: skip

@@ -14,7 +14,8 @@ arXiv 2203.08399).
     procedure   recipe.HyperFD.run: for each task client.Client.recommend, evaluate, upload; platform.Platform.accept
     where       detector and space are what is recommended, precision judges it; layers, learning and looking are the
                 ranker and a round of learning; messages is all that crosses the wall, client and platform its two
-                sides, serving the platform over HTTP; rivals recommend by other means, privacy attacks an upload
+                sides, serving the platform over HTTP, live what really trains; rivals recommend by other means,
+                privacy attacks an upload
     picture     view.explore, view.detections, view.curves
 
     departures  Of the paper its abstract, the start of its introduction and one figure's caption could be read, and no
@@ -34,8 +35,9 @@ arXiv 2203.08399).
 """
 
 from ..core.streams import Stream
+from . import live
 from .outcome import HyperFDOutcome
 from .recipe import HyperFD
 from .space import Configuration, configurations
 
-__all__ = ["Configuration", "HyperFD", "HyperFDOutcome", "Stream", "configurations"]
+__all__ = ["Configuration", "HyperFD", "HyperFDOutcome", "Stream", "configurations", "live"]

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core import service
-from ..core.streams import detectors
+from ..core.streams import coded
 from .client import PATH
 from .learning import Learning
 from .looking import SIDE
 from .platform import Platform
+from .space import configurations
 
 
 def application(platform: Platform, token: str | None = None, limits: service.Limits | None = None) -> Any:
@@ -29,7 +30,8 @@ def application(platform: Platform, token: str | None = None, limits: service.Li
 
 
 def serve(folder: str | Path | None, host: str, port: int, token: str | None) -> None:
-    """Serve a platform for face detectors until stopped; `folder` keeps its state from one start to the next."""
+    """Serve a platform for the 216 face detectors until stopped; `folder` keeps its state between starts."""
     service.demand_token(host, token)
-    platform = Platform((4, SIDE, SIDE), detectors().codes(), Learning(), folder=folder)
+    codes = coded([one.choice for one in configurations()])
+    platform = Platform((4, SIDE, SIDE), codes, Learning(), folder=folder)
     service.serve(application(platform, token), host, port)

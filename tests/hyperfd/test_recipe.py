@@ -8,10 +8,12 @@ import torch
 import lab
 from lab.core import streams
 from lab.core.descent import seeded
+from lab.core.faces import FaceTask
 from lab.core.streams import Stream
-from lab.hyperfd import privacy, recipe, rivals
+from lab.hyperfd import live, privacy, recipe, rivals
 from lab.hyperfd.learning import LIMIT, Learning, Record, Synapses, aged, learn
 from lab.hyperfd.looking import NUMBERS, handmade, samples, subsets
+from lab.hyperfd.platform import Platform
 
 from . import small
 
@@ -83,6 +85,28 @@ def test_live_mode_trains_and_keeps_what_it_trained(tmp_path):
     assert (tmp_path / "run" / "trained" / "journal.jsonl").exists()
     settings.run(live, progress=False, checkpoint=tmp_path / "run")
     assert len(tried) == 36
+
+
+def test_detectors_are_really_trained_in_live_mode(tmp_path):
+    names = ("portraits", "groups", "small", "rotated")
+    tasks = {name: few(lab.tasks.faces(name), 16, 6) for name in names}
+    stream = live.stream(tasks, count=6, budget=12, journal=tmp_path)
+    found = lab.HyperFD(K=1, trials=2, R=2, m=4, steps=2).run(stream, progress=False)
+    assert sorted(one["name"] for one in found.served) == sorted(names)
+    assert all(0 <= value <= 100 for one in found.served for value in one["tried_results"])
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 8 and "composed" in repr(found)
+    assert set(found.recommend(tasks["small"], 1)[0]) == {"width", "side", "iou", "ratio", "weight", "optimiser"}
+    owner = live.client(tasks["small"], Learning(R=2, m=4, steps=2), budget=3)
+    platform = Platform(tuple(owner.x.shape[1:]), owner.codes, owner.how)
+    with seeded(0):
+        best, results, size = owner.served(platform, 1)
+    assert len(best.rows) == len(results) == 1 and size > 0 and platform.version == 1
+
+
+def few(task, learn, held_out):
+    return FaceTask(
+        learn=task.learn[range(learn)], held_out=task.held_out[range(held_out)], name=task.name, note=task.note
+    )
 
 
 @pytest.mark.parametrize("by", rivals.RIVALS)
