@@ -131,9 +131,9 @@ def detectors(path: str | Path | None = None) -> Stream:
     for name, key, value in zip(table["domain"], keys, table["ap50"], strict=True):
         scores[names.index(name), place[key]] = float(value)
     known = int((~scores.isnan()).sum())
-    middle = (0.5, 128, 0.45, 3, 1.0, "sgd")
+    usual = (0.5, 128, 0.35, 3, 1.0, "sgd")
     return Stream(
-        names=names, choices=choices, scores=scores, data=faces.composed, default=place.get(middle, 0),
+        names=names, choices=choices, scores=scores, data=faces.composed, default=place.get(usual, 0),
         decisions=decisions, metric="ap50", unit="%", name="detectors",
         note=f"{known} of {len(names)} x 216 detectors were trained; {faces.NOTE}",
     )  # fmt: skip

@@ -35,9 +35,9 @@ arXiv 2203.08399).
 """
 
 from ..core.streams import Stream
-from . import live
+from . import live, serving
 from .outcome import HyperFDOutcome
 from .recipe import HyperFD
 from .space import Configuration, configurations
 
-__all__ = ["Configuration", "HyperFD", "HyperFDOutcome", "Stream", "configurations", "live"]
+__all__ = ["Configuration", "HyperFD", "HyperFDOutcome", "Stream", "configurations", "live", "serving"]

@@ -20,7 +20,7 @@ class Configuration:
 
     width: float = 0.5
     side: int = 128
-    iou: float = 0.45
+    iou: float = 0.35
     ratio: int = 3
     weight: float = 1.0
     optimiser: str = "sgd"
@@ -38,7 +38,7 @@ class Configuration:
 
 _ALLOWED = {"width": WIDTHS, "side": SIDES, "iou": IOUS, "ratio": RATIOS, "weight": WEIGHTS, "optimiser": OPTIMISERS}
 NAMES = tuple(field.name for field in fields(Configuration))
-DEFAULT = Configuration()  # the middle of each, RetinaFace's ratio of the lower two: the fixed rival
+DEFAULT = Configuration()  # the usual of face detectors, sizes in the middle: the fixed rival
 
 
 def configurations() -> tuple[Configuration, ...]:

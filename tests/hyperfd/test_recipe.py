@@ -306,12 +306,12 @@ def test_what_cannot_run_is_told_in_one_line():
 def test_a_table_of_detectors_is_read_and_a_partial_one_says_so(tmp_path):
     lines = ["domain,width,side,iou,ratio,weight,optimiser,seed,ap50,ap,seconds"]
     for domain in ("small", "grey"):
-        lines += [f"{domain},0.5,128,0.45,3,1.0,sgd,0,30.0,9.0,5.0", f"{domain},1.0,96,0.35,7,2.0,adamw,1,40.5,9.0,5.0"]
+        lines += [f"{domain},0.5,128,0.35,3,1.0,sgd,0,30.0,9.0,5.0", f"{domain},1.0,96,0.35,7,2.0,adamw,1,40.5,9.0,5.0"]
     path = tmp_path / "t.csv"
     path.write_text("\n".join([*lines, "small,0.25,96,0.35,7,2.0,adamw,1,10.0,9.0,5.0"]) + "\n")
     stream = streams.detectors(path)
     assert stream.names == ("small", "grey") and len(stream.choices) == 3 and len(stream.pool(1)) == 2
-    assert stream.choices[stream.default] == (0.5, 128, 0.45, 3, 1.0, "sgd") and "5 of 2 x 216" in stream.note
+    assert stream.choices[stream.default] == (0.5, 128, 0.35, 3, 1.0, "sgd") and "5 of 2 x 216" in stream.note
     path.write_text("domain,width\nsmall,0.5\n")
     streams.detectors.cache_clear()
     with pytest.raises(ValueError, match="column 'side' is missing"):

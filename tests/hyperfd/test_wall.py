@@ -289,3 +289,14 @@ def test_what_is_refused_over_http_and_why(served):
     with pytest.raises(Failed, match="ConnectError"):
         Remote("http://127.0.0.1:9", TOKEN).offer()
     assert platform.version == 0
+
+
+def test_one_command_serves_a_platform(monkeypatch, tmp_path, capsys):
+    from lab.__main__ import main
+
+    started = []
+    monkeypatch.setattr(serving.service, "serve", lambda app, host, port: started.append((host, port)))
+    assert main(["serve", "platform", "--folder", str(tmp_path), "--port", "4321"]) == 0
+    assert started == [("127.0.0.1", 4321)] and "serving on http://127.0.0.1:4321" in capsys.readouterr().out
+    assert main(["serve", "platform", "--host", "0.0.0.0", "--token", "short"]) == 1
+    assert "give --token of 16 characters" in capsys.readouterr().err
