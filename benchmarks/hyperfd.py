@@ -172,7 +172,7 @@ def attack(quick: bool) -> dict[str, float]:
     outcome = lab.HyperFD(steps=20 if quick else 100).run(progress=False)
     ranker, how = outcome.ranker()
     found: dict[str, list[float]] = {f"noise {noise}": [] for noise in NOISES}
-    offer = lab.hyperfd.platform.Platform(tuple(outcome.known["sample"]), outcome.known["codes"], how).offer()
+    offer = outcome.platform().offer()
     for domain in list(faces.DOMAINS)[: 3 if quick else None]:
         mine, others = faces.composed(domain), samples(faces.composed(domain, seed=1))
         for noise in NOISES:

@@ -20,6 +20,7 @@ CHANNELS = (12, 24, 48, 48)  # at width 1: the stem, then one stage a level
 VARIANCES = (0.1, 0.2)  # the usual scale of offsets and of log-sizes
 BATCH = 8
 BUDGET = 300  # steps of the cheapest detector that could be; dearer ones get fewer, see `affordable`
+AMONG = 0.1  # the part of the negatives in which a step seeks the hardest
 RATES = {"sgd": 1e-2, "adamw": 2e-3}
 CANDIDATES, OVERLAP, MOST = 300, 0.4, 100  # into suppression, where a weaker box goes, boxes a picture
 
@@ -122,14 +123,18 @@ def match(boxes: Tensor, anchors: Tensor, threshold: float) -> tuple[Tensor, Ten
 
 
 def loss_terms(
-    logits: Tensor, offsets: Tensor, label: Tensor, target: Tensor, ratio: int, weight: float
+    logits: Tensor, offsets: Tensor, label: Tensor, target: Tensor, ratio: int, weight: float, among: float = AMONG
 ) -> dict[str, Tensor]:
     """Cross-entropy of the faces and of the `ratio` times as many hardest others of each picture, and smooth L1 of the
     offsets of faces times `weight`; both a face. (N, A), (N, A, 4), (N, A), (N, A, 4).
+
+    The hardest are sought in a random part `among` of the others: in all of them, a new network learns nothing from
+    negatives that are all as hard as faces.
     """
     positive, negative = label == 1, label == 0
     entropy = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
-    hardness = entropy.detach().masked_fill(~negative, -1)
+    open_ = negative & (torch.rand(entropy.shape) < among) if among < 1 else negative
+    hardness = entropy.detach().masked_fill(~open_, -1)
     wanted = (ratio * positive.sum(1)).clamp_min(ratio)  # (N,): pictures without a face have some, too
     most = int(wanted.max().clamp_max(label.shape[1]))
     order = hardness.topk(most, dim=1)

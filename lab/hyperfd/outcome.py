@@ -1,6 +1,7 @@
 """What a stream of tasks leaves behind: what each was recommended, what it sent, and the platform that has learned."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from ..core.outcome import Outcome
 from .client import Client, Recommendation
 from .layers import Ranker
 from .learning import Learning
+from .platform import Platform
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -55,6 +57,14 @@ class HyperFDOutcome(Outcome):
             ranker = how.ranker(torch.Size(self.known["sample"]), self.known["codes"].shape[1])
         ranker.load_state_dict(self.state["weights"])
         return ranker.eval(), how
+
+    def platform(self, folder: str | Path | None = None) -> Platform:
+        """The platform as it stands after the last task, to serve clients with; it keeps its state in the folder."""
+        _, how = self.ranker()
+        platform = Platform(tuple(self.known["sample"]), self.known["codes"], how, folder=folder)
+        if not platform.version:
+            platform.restore(self.state)
+        return platform
 
     def meta_vectors(self) -> dict[str, Tensor]:
         """The platform's vectors (R, d) of each task it still remembers, by the task's name."""

@@ -291,7 +291,8 @@ def ndcg(scores: Tensor, truth: Tensor, k: int = TOP) -> float:
 
 def forgetting(served: Sequence[dict[str, Any]], now: Sequence[float | None]) -> float | None:
     """By how many percent NDCG of old tasks fell since they were learned; None for fewer than two."""
-    pairs = [(one["kept"], new) for one, new in zip(served, now, strict=False) if one.get("kept") is not None and new]
+    both = zip(served, now, strict=False)
+    pairs = [(one["kept"], new) for one, new in both if one.get("kept") is not None and new is not None]
     old = pairs[:-1]  # the last task had no time to be forgotten
     return 100 * sum(a - b for a, b in old) / sum(a for a, _ in old) if old else None
 

@@ -71,7 +71,9 @@ def test_every_face_has_an_anchor_and_near_misses_are_left_out():
 def test_only_the_hardest_negatives_count():
     logits = torch.tensor([[5.0, 2.0, -1.0, -3.0, 4.0]])
     label = torch.tensor([[1.0, 0.0, 0.0, 0.0, -1.0]])
-    terms = detector.loss_terms(logits, torch.zeros(1, 5, 4), label, torch.ones(1, 5, 4), ratio=2, weight=2.0)
+    terms = detector.loss_terms(
+        logits, torch.zeros(1, 5, 4), label, torch.ones(1, 5, 4), ratio=2, weight=2.0, among=1.0
+    )
     entropy = math.log(1 + math.exp(-5)) + math.log(1 + math.exp(2)) + math.log(1 + math.exp(-1))
     assert float(terms["faces"]) == pytest.approx(entropy, rel=1e-5)
     assert float(terms["boxes"]) == pytest.approx(2 * 4 * 0.5, rel=1e-5)

@@ -149,6 +149,11 @@ def test_a_saved_platform_recommends_alike(outcome, tmp_path):
     data = small.stream().data("set 4")
     choices = outcome.recommend(data, 3)
     assert lab.load(tmp_path).recommend(data, 3) == choices
+    platform = outcome.platform()
+    assert platform.version == 6 and len(platform.memory) == 6
+    with seeded(0):
+        small.client(3, platform.how).served(platform, 2, 4)
+    assert platform.version == 7
     assert set(choices[0]) == {"width", "side", "kind"} and set(outcome.meta_vectors()) == set(small.stream().names)
 
 
