@@ -68,8 +68,8 @@ class Faces:
 
     def __getitem__(self, rows: Sequence[int]) -> "Faces":
         """Some of the pictures, by number."""
-        kept = {key: [getattr(self, key)[row] for row in rows] for key in ("pictures", "boxes", "names")}
-        return replace(self, **kept)
+        pictures, boxes = [self.pictures[row] for row in rows], [self.boxes[row] for row in rows]
+        return replace(self, pictures=pictures, boxes=boxes, names=[self.names[row] for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -185,7 +185,8 @@ def composed(domain: str, seed: int = 0) -> FaceTask:
 
 def _scene(domain: Domain, role: str, random: np.random.Generator) -> tuple[Tensor, Tensor]:
     """One scene, uint8 (3, SIDE, SIDE), and its boxes (n, 4)."""
-    x, owner = _ground(role, random), np.zeros((SIDE, SIDE), np.int16)  # owner: the number of the face at each pixel
+    x = _ground(role, random)
+    owner: np.ndarray = np.zeros((SIDE, SIDE), np.int16)  # the number of the face at each pixel
     faces, others = (int(random.integers(low, high + 1)) for low, high in (domain.faces, domain.others))
     taken: list[tuple[int, int, int]] = []
     crops = _crops()

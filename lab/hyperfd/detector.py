@@ -232,7 +232,8 @@ def train(
 
         def terms(batch: Sequence[Tensor]) -> dict[str, Tensor]:
             x, label, target = batch
-            return loss_terms(*net(x), label, target, configuration.ratio, configuration.weight)
+            logits, offsets = net(x)
+            return loss_terms(logits, offsets, label, target, configuration.ratio, configuration.weight)
 
         net.train()
         for _ in descend(terms, batches, optimiser, stage, steps=steps, schedule=schedule, progress=progress):

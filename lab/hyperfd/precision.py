@@ -41,7 +41,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _hits(overlap: np.ndarray) -> np.ndarray:
     """(overlaps, n) whether each detection, best first, takes a true box."""
-    hit = np.zeros((len(OVERLAPS), len(overlap)), bool)
+    hit: np.ndarray = np.zeros((len(OVERLAPS), len(overlap)), bool)
     for row, least in enumerate(OVERLAPS):
         free = np.ones(overlap.shape[1], bool)
         for place, near in enumerate(overlap):

@@ -1,7 +1,9 @@
 """The 216 configurations of a detector: what may be chosen, and in which order a part of them is trained."""
 
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -43,7 +45,8 @@ DEFAULT = Configuration()  # the usual of face detectors, sizes in the middle: t
 
 def configurations() -> tuple[Configuration, ...]:
     """All 216, always in the same order."""
-    return tuple(Configuration(*values) for values in product(*_ALLOWED.values()))
+    every: Iterable[Any] = product(*_ALLOWED.values())
+    return tuple(Configuration(*values) for values in every)
 
 
 def even_part(count: int) -> list[int]:
