@@ -140,7 +140,7 @@ def _fish_eye(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     y, x = (np.mgrid[:SIDE, :SIDE] + 0.5) * 2 / SIDE - 1
     strength = random.uniform(0.5, 0.8)
     factor = (1 + strength * (x**2 + y**2)) / (1 + strength)
-    return tuple((axis * factor + 1) * SIDE / 2 - 0.5 for axis in (y, x))  # type: ignore[return-value]
+    return (y * factor + 1) * SIDE / 2 - 0.5, (x * factor + 1) * SIDE / 2 - 0.5
 
 
 def _quarter_turn(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ class Detector(nn.Module):
         anchors = len(SIZES[0])
         self.mix = _convolution(neck, neck)
         self.logits, self.offsets = (nn.Conv2d(neck, anchors * k, 3, padding=1) for k in (1, 4))
-        nn.init.constant_(self.logits.bias, -math.log(3))  # one in four is a face, as hard negatives leave it
+        nn.init.constant_(self.logits.bias, -math.log(3))  # type: ignore[arg-type]  # one in four is a face, as hard negatives leave it
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.stem(x)

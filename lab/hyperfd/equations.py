@@ -3,6 +3,8 @@
 Shapes: m pictures a subset, R subsets a data set, d numbers a meta-vector, n configurations, scores s, results y.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +21,8 @@ def meta_vector(z: Tensor, spread: bool = True) -> Tensor:
 
 def joined(v: Tensor, c: Tensor, vc: Tensor) -> Tensor:
     """Eq. (2): what the scorer sees of data set v (R, d) and configurations c (n, e): [v, c, vc ⊙ c], vc (R, e) being v
-    projected to the configurations' width; (R, n, d + 2e)."""
+    projected to the configurations' width; (R, n, d + 2e). The score is a linear one of the configuration alone plus
+    the scorer's of this."""
     R, n = len(v), len(c)
     return torch.cat(
         [v[:, None].expand(R, n, -1), c[None].expand(R, n, -1), vc[:, None] * c[None]],
@@ -64,7 +67,9 @@ def consolidated(Omega: Tensor, omega: Tensor, change: Tensor, damping: float = 
     return Omega + omega.clamp_min(0) / (change.square() + damping)
 
 
-def synaptic_penalty(Omega: list[Tensor], now: list[Tensor], then: list[Tensor], strength: float = 0.1) -> Tensor:
+def synaptic_penalty(
+    Omega: Sequence[Tensor], now: Sequence[Tensor], then: Sequence[Tensor], strength: float = 0.1
+) -> Tensor:
     """Eq. (8): c · Σ_k Ω_k (θ_k − θ*_k)²: weights that mattered to earlier tasks stay near where these left them."""
     return (
         strength * torch.stack([(o * (a - b).square()).sum() for o, a, b in zip(Omega, now, then, strict=True)]).sum()

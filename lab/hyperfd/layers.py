@@ -51,8 +51,13 @@ class Ranker(nn.Module):
         width = int(extractor.width)  # type: ignore[arg-type]
         self.encoder = nn.Sequential(nn.Linear(codes, CODED), nn.ReLU(), nn.Linear(CODED, CODED))
         self.project = nn.Linear(width, CODED)
+        self.common = nn.Linear(codes, 1, bias=False)
         self.scorer = nn.Sequential(nn.Linear(width + 2 * CODED, 64), nn.ReLU(), nn.Linear(64, 1))
+        nn.init.normal_(self.common.weight, std=1e-2)  # before anything is learned, some order, not the table's
+        for parameter in self.scorer[-1].parameters():
+            nn.init.zeros_(parameter)  # what holds for all data sets is learned first, and what is of one on top of it
 
     def scores(self, v: Tensor, codes: Tensor) -> Tensor:
         """(R, n) scores of configurations (n, F) for meta-vectors (R, d), Eq. (2)."""
-        return self.scorer(eq.joined(v, self.encoder(codes), self.project(v)))[..., 0]
+        own = self.scorer(eq.joined(v, self.encoder(codes), self.project(v)))[..., 0]
+        return self.common(codes)[:, 0] + own

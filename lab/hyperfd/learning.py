@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam
+from torch.optim import AdamW
 
 from ..core.descent import Stage, Step, descend
 from . import equations as eq
 from .layers import Extractor, Given, Ranker
 from .looking import subsets
 
-REPLAYED = 4  # earlier lists in each step
+REPLAYED = 8  # earlier lists in each step, each counting as much as the present one
+COMMON, DECAY = 5.0, 0.1  # how much faster what holds for all data sets is learned; weight decay
 PAIRS, CHECKED = 24, 8  # subsets that fit the transformation, and those that judge it
 LIMIT = 0.5  # a record whose transformations' errors sum to more is not learned from any longer
 MARGIN = 0.3
@@ -118,7 +119,9 @@ def learn(
     ranker, synapses = copy.deepcopy(old), copy.deepcopy(synapses)
     learned = list(ranker.parameters()) if how.learns_extractor() else _but_extractor(ranker)
     weights = list(ranker.parameters())
-    adam = Adam(learned, how.lr)
+    common = list(ranker.common.parameters())
+    others = [p for p in learned if not any(p is one for one in common)]
+    adam = AdamW([{"params": common, "lr": COMMON * how.lr}, {"params": others}], how.lr, weight_decay=DECAY)
     synapses.begin(weights)
     replayed = [one for one in memory if one.error <= LIMIT and len(one.rows) > 1]
     stage = Stage(folder, "learning", owner, every=1000, ranker=ranker, adam=adam, synapses=synapses)
@@ -126,10 +129,11 @@ def learn(
 
     def terms(_: Any) -> dict[str, Tensor]:
         v = ranker.extractor(_drawn(x, 2, how))  # (2, d): disjoint subsets
-        found = {"ranking": torch.stack([eq.ranking_loss(s, own[1]) for s in ranker.scores(v, codes[own[0]])]).mean()}
         picks = [replayed[i] for i in torch.randperm(len(replayed))[:REPLAYED].tolist()]
+        present = torch.stack([eq.ranking_loss(s, own[1]) for s in ranker.scores(v, codes[own[0]])]).mean()
+        found = {"ranking": present / (1 + len(picks))}
         if picks:
-            found["replay"] = torch.stack([_list_loss(ranker, one, codes) for one in picks]).mean()
+            found["replay"] = torch.stack([_list_loss(ranker, one, codes) for one in picks]).sum() / (1 + len(picks))
             if how.triplet and how.learns_extractor():
                 negatives = torch.stack([one.vectors[int(torch.randint(len(one.vectors), ()))] for one in picks])
                 found["triplet"] = how.triplet * eq.triplet_loss(v[0], v[1], negatives, MARGIN)

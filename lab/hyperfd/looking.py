@@ -54,14 +54,14 @@ def handmade(data: Any) -> Tensor:
     share = height / longest
     looks = torch.tensor([_look(picture) for picture in pictures])  # (k, 5)
     sides = torch.tensor([[float(p.shape[1]), float(p.shape[2])] for p in pictures])
-    found = [
+    numbers = [
         *share.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])), share.mean(), share.std(correction=0),
         *torch.stack([count.mean(), count.std(correction=0), count.max()]).log1p(),
         (count == 1).float().mean(), (count > 5).float().mean(),
         (width / height).mean(), (width / height).std(correction=0), *looks.mean(0), *looks[:, :3].std(0, correction=0),
         sides.mean().log() / 6, torch.tensor(float(len(boxes))).log() / 6,
     ]  # fmt: skip
-    return torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in found])
+    return torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in numbers])
 
 
 NUMBERS = (
