@@ -121,7 +121,8 @@ def learn(
     weights = list(ranker.parameters())
     common = list(ranker.common.parameters())
     others = [p for p in learned if not any(p is one for one in common)]
-    adam = AdamW([{"params": common, "lr": COMMON * how.lr}, {"params": others}], how.lr, weight_decay=DECAY)
+    groups: list[dict[str, Any]] = [{"params": common, "lr": COMMON * how.lr}, {"params": others}]
+    adam = AdamW(groups, how.lr, weight_decay=DECAY)
     synapses.begin(weights)
     replayed = [one for one in memory if one.error <= LIMIT and len(one.rows) > 1]
     stage = Stage(folder, "learning", owner, every=1000, ranker=ranker, adam=adam, synapses=synapses)
