@@ -121,8 +121,8 @@ def pretrained(table: str, space: Space, settings: lab.AceNAS, seed: int, folder
     return checkpoint
 
 
-def timed(names: list[str], budgets: tuple[int, ...], nasbench201: str, folder: str) -> pandas.DataFrame:
-    """Seconds of one core (CPU time, so that neighbours matter little) of a search, pre-training apart, seed 0."""
+def timed(names: list[str], budgets: tuple[int, ...], nasbench201: str, folder: str) -> pandas.Series:
+    """CPU seconds of a search, pre-training apart, seed 0; a busy neighbour that shares the core can double them."""
     rows = []
     for table in names:
         space = known_space(table, nasbench201)
