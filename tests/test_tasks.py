@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn import functional as F
 
-from lab.core import nets, photographs, reading, store, tasks
+from lab.core import nets, reading, store, tasks
 from lab.core.batches import enlarged
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
