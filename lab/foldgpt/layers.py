@@ -14,16 +14,16 @@ class Gates(nn.Module):
 
     history: Tensor
 
-    def __init__(self, N: int, removals: int, steps: int) -> None:
+    def __init__(self, N: int, removals: int, steps: int, hold: float) -> None:
         super().__init__()
-        self.removal = removals / N
+        self.removal, self.hold = removals / N, hold
         self.b = nn.Parameter(torch.zeros(N))
         self.register_buffer("history", torch.ones(steps, N))
 
     def forward(self, t: float) -> Tensor:
         """g (N,) when the share t of the run is done; a quarter of the removal is asked for at once, all at 0.6."""
         b = self.b.detach()
-        g = eq.within_budget(b, eq.annealed(t), self.removal * min(1.0, 0.25 + 1.25 * t))
+        g = eq.within_budget(b, eq.annealed(t, hold=self.hold), self.removal * min(1.0, 0.25 + 1.25 * t))
         return g + (self.b - b)
 
     def note(self, step: int, t: float) -> None:

@@ -23,7 +23,6 @@ from .outcome import FoldGPTOutcome
 from .ranking import RIVALS, hidden_states
 from .sharing import REPRESENTATIVES, pairs, shared
 
-HOLD = 0.8  # of the gates' run: so long they are soft and learn, then they polarise
 CALIBRATION = 4  # batches that rivals and similarities are measured on
 LONE_RANK = 16  # of the adapters that blocks with weights of their own are cured with, and that are merged afterwards
 
@@ -37,7 +36,8 @@ class FoldGPT:
     'influence' (ShortGPT), 'leave-one-out' (SLEB), 'taylor'. representative: whose weights a pair takes, 'first',
     'mean' or 'least-loss'. start: of the adapters, 'zero' or 'svd' (Relaxed Recursive Transformers). recovery: the cure
     learns from the text and the teacher's 'tail' or 'logits', or from the text alone, 'plain'. gate_steps, cure_steps:
-    updates of each stage. beta: weight of the distillation. lr: the cure's highest rate, which falls along a cosine.
+    updates of each stage. hold: part of the gates' steps in which they are soft and learn, before they polarise. beta:
+    weight of the distillation. lr: the cure's highest rate, which falls along a cosine.
     """
 
     removal: float = 1 / 3
@@ -48,6 +48,7 @@ class FoldGPT:
     start: str = "svd"
     recovery: str = "tail"
     gate_steps: int = 24
+    hold: float = 0.8
     cure_steps: int = 60
     beta: float = 1.0
     lr: float = 2e-3
@@ -56,8 +57,8 @@ class FoldGPT:
         demand(
             self, removal=number(0, 1), sharing=number(0, 0.5), rank=whole(0), ranking=one_of("gates", *RIVALS),
             representative=one_of(*REPRESENTATIVES), start=one_of("zero", "svd"),
-            recovery=one_of("tail", "logits", "plain"), gate_steps=whole(1), cure_steps=whole(0), beta=number(0),
-            lr=number(above=0),
+            recovery=one_of("tail", "logits", "plain"), gate_steps=whole(1), hold=number(0, 0.95), cure_steps=whole(0),
+            beta=number(0), lr=number(above=0),
         )  # fmt: skip
 
     @classmethod
@@ -124,9 +125,11 @@ class FoldGPT:
         """Blocks from the first to go, gates over the training (steps, N), and the stage's steps."""
         if self.ranking != "gates":
             return RIVALS[self.ranking](teacher, some, removals), torch.zeros(0, len(blocks(teacher))), []
-        learned = Gates(len(blocks(teacher)), removals, self.gate_steps).to(_place(teacher))
+        learned = Gates(len(blocks(teacher)), removals, self.gate_steps, self.hold).to(_place(teacher))
         sgd = torch.optim.SGD(learned.parameters(), 1.0)  # the gates' unit is their own spread: only the fall counts
-        fall = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: max(0.0, 1 - step / (HOLD * self.gate_steps)))
+        fall = torch.optim.lr_scheduler.LambdaLR(
+            sgd, lambda step: max(0.0, 1 - step / max(1.0, self.hold * self.gate_steps))
+        )
         stage = Stage(checkpoint, "gates", owner, gates=learned, sgd=sgd, fall=fall)
 
         def terms(batch: Any) -> dict[str, Tensor]:

@@ -16,9 +16,13 @@ function typing(spec, choose) {
   const input = Object.assign(make("input", "typed"), { type: "text", placeholder: "or type your own", maxLength: 300 });
   input.setAttribute("aria-label", `${spec.label}, typed`);
   keepKeys(input);
-  input.addEventListener("change", () => {
+  const take = () => {
     const text = input.value.trim();
     if (text) choose(text);
+  };
+  input.addEventListener("change", take);
+  input.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.isComposing) take(); // in JupyterLab no change follows Enter
   });
   return input;
 }
