@@ -24,7 +24,8 @@ arXiv 2203.08399).
                 a loss of ranking, triplets and Synaptic Intelligence (Zenke et al., 2017). All forms and numbers of the
                 equations, sizes, weights and settings are ours; no result of the paper is quoted.
                 The 216 configurations are ours: the paper's space could not be read. A dearer configuration gets fewer
-                steps of training, so that which one is best hangs on the data. Ours.
+                steps of training, so that which one is best hangs on the data. All start from weights that the lab
+                trained on plain scenes; the hardest negatives are sought in a random tenth of them. Ours.
                 The extractor sees 64 x 64 pictures with a fourth channel that holds the filled boxes. Ours.
                 Of a client's trials K are recommended, the others random; the platform learns from all. Ours.
                 The transformation is a ridge regression on one client's subsets: it says nothing about directions in

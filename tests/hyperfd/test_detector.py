@@ -170,9 +170,10 @@ def few(task, learn=32, held_out=16):
 
 
 def test_it_learns_in_seconds_what_an_untrained_one_does_not_know():
+    """From random weights; and in the dark from those that know plain scenes, which alone find nothing there."""
     task = few(lab.tasks.faces("portraits"), learn=64)
     configuration = Configuration(width=0.5, side=96, iou=0.35)
-    net, trace = detector.train(task.learn, configuration, budget=300)
+    net, trace = detector.train(task.learn, configuration, budget=300, fresh=True)
     torch.manual_seed(0)
     untrained = detector.score(detector.Detector(0.5).eval(), task.held_out, 96)
     learned = detector.score(net, task.held_out, 96)
@@ -180,6 +181,15 @@ def test_it_learns_in_seconds_what_an_untrained_one_does_not_know():
     assert trace[-1].terms["faces"] < trace[0].terms["faces"]
     boxes, scores = detector.detect(net, task.held_out.pictures[:1], 96)[0]
     assert len(boxes) == len(scores) <= 100 and bool((boxes >= 0).all()) and bool((boxes <= 160).all())
+
+
+def test_it_starts_from_weights_that_know_plain_scenes():
+    dark, configuration = few(lab.tasks.faces("low light"), learn=96), Configuration(width=0.5, side=128)
+    start = detector.Detector(0.5)
+    start.load_state_dict(detector.started(0.5))
+    plain = detector.score(start.eval(), few(lab.tasks.faces("groups")).held_out, 128)["ap50"]
+    before, after = detector.score(start, dark.held_out, 128)["ap50"], detector.evaluated(dark, configuration)["ap50"]
+    assert plain > 50 and before < 5 and after > before + 15
 
 
 def test_the_same_seed_trains_the_same_detector():
