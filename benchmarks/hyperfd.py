@@ -5,8 +5,8 @@
 Streams: the lab's table of face detectors, and NAS-Bench-Graph's data sets (`--stream graphs`). Every recommender names
 five configurations before a task's own data are used; what it learns from is the same number of trials for all. TPE has
 five trials of its own. Regret is the best of the table less the best of the five, in percent. Ablations and the upper
-bound are run on the first orders only, and compared with HyperFD on the same ones. `--csv` is a journal too: a second start
-does only what is missing.
+bound are run on the first orders only, and compared with HyperFD on the same ones. `--csv` is a journal too: a second
+start does only what is missing.
 """
 
 import argparse
