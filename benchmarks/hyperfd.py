@@ -193,7 +193,7 @@ def attack(quick: bool) -> dict[str, float]:
             with seeded(0):
                 client = Client(mine, outcome.known["codes"], lambda rows: [], replace(how, steps=1), noise)
                 message, learned = client.upload(offer, [0, 1], [0.0, 1.0])
-                sent = Upload.from_bytes(message, lab.hyperfd.messages.Shape.of(ranker, how.R, len(client.codes)))
+                sent = Upload.from_bytes(message, lab.hyperfd.messages.Shape.of(ranker, how.R, client.codes))
             auc = privacy.membership(learned.ranker, sent.vectors, client.x, others)
             found[f"noise {noise}"].append(auc)
     return {name: sum(values) / len(values) for name, values in found.items()}

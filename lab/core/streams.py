@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from torch import Tensor
 from . import faces, parallel, store, tables
 
 Choice = tuple[Any, ...]
+DETECTORS: dict[str, tuple] = {  # what may be decided of a detector of faces
+    "width": (0.25, 0.5, 1.0), "side": (96, 128, 192), "iou": (0.35, 0.45, 0.55), "ratio": (3, 7), "weight": (1.0, 2.0),
+    "optimiser": ("adamw", "sgd"),
+}  # fmt: skip
+USUAL = (0.5, 128, 0.35, 3, 1.0, "sgd")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # two streams are equal when they are the same one
@@ -108,32 +114,39 @@ def coded(choices: Sequence[Choice]) -> Tensor:
     return torch.cat(columns, 1)
 
 
+def detector_choices() -> list[Choice]:
+    """The 216 detectors, sorted: wherever one is told by its number alone, it is the number in this list."""
+    return sorted(product(*DETECTORS.values()))
+
+
 @lru_cache(maxsize=4)
 def detectors(path: str | Path | None = None) -> Stream:
     """Detectors of faces on the composed domains, each really trained by the lab: AP at 0.5 in percent, `data/faces`.
 
-    `path` is another table of the same columns. Where it has not all 216 configurations of a domain, the others are
-    never chosen, and `note` says how many there are.
+    `path` is another table of the same columns. Where it has not all 216 configurations of a domain, the others have
+    no score and are never chosen, and `note` says how many there are.
     """
     try:
         table = pd.read_csv(store.artefact("faces/detectors.csv.gz") if path is None else path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}: python data/faces/make.py trains it") from None
-    decisions = ("width", "side", "iou", "ratio", "weight", "optimiser")
+    decisions = tuple(DETECTORS)
     missing = [name for name in ("domain", *decisions, "ap50") if name not in table.columns]
     if missing:
         raise ValueError(f"{path}: column {missing[0]!r} is missing: the table has {', '.join(table.columns)}")
     keys = [tuple(value.item() if hasattr(value, "item") else value for value in row)
             for row in table[list(decisions)].itertuples(index=False)]  # fmt: skip
-    names, choices = list(dict.fromkeys(table["domain"])), sorted(set(keys))
+    names, choices = list(dict.fromkeys(table["domain"])), detector_choices()
     scores = torch.full((len(names), len(choices)), torch.nan, dtype=torch.float64)
     place = {choice: number for number, choice in enumerate(choices)}
     for name, key, value in zip(table["domain"], keys, table["ap50"], strict=True):
+        if key not in place:
+            raise ValueError(f"{path}: {dict(zip(decisions, key, strict=True))} is none of the 216 detectors: leave "
+                             "its line out")  # fmt: skip
         scores[names.index(name), place[key]] = float(value)
     known = int((~scores.isnan()).sum())
-    usual = (0.5, 128, 0.35, 3, 1.0, "sgd")
     return Stream(
-        names=names, choices=choices, scores=scores, data=faces.composed, default=place.get(usual, 0),
+        names=names, choices=choices, scores=scores, data=faces.composed, default=place[USUAL],
         decisions=decisions, metric="ap50", unit="%", name="detectors",
         note=f"{known} of {len(names)} x 216 detectors were trained; {faces.NOTE}",
     )  # fmt: skip

@@ -82,7 +82,7 @@ class Client:
         if self.noise:
             sent = eq.private(sent, self.clip, self.noise, torch.randn_like(sent))
         message = Upload(
-            offer.version, sent, record.rows, record.results, pictures, boxes, found.ranker.state_dict(),
+            offer.version, offer.space, sent, record.rows, record.results, pictures, boxes, found.ranker.state_dict(),
             found.synapses.Omega, found.D, found.error,
         )  # fmt: skip
         return message.to_bytes(), found
@@ -103,7 +103,7 @@ class Client:
     def _opened(self, content: bytes) -> tuple[Ranker, Offer]:
         with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
             ranker = self.how.ranker(self.x.shape[1:], self.codes.shape[1])
-        offer = Offer.from_bytes(content, Shape.of(ranker, self.how.R, len(self.codes)))
+        offer = Offer.from_bytes(content, Shape.of(ranker, self.how.R, self.codes))
         ranker.load_state_dict(offer.weights)
         return ranker.eval(), offer
 

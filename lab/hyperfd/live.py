@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from ..core import faces
+from ..core import faces, streams
 from ..core.faces import FaceTask
 from ..core.streams import Choice, Stream, coded
 from .client import Client
@@ -24,7 +24,7 @@ def stream(
     """
     sets = {name: faces.composed(name) for name in faces.DOMAINS} if tasks is None else dict(tasks)
     everything = configurations()
-    choices = [everything[number].choice for number in sorted(even_part(count))]
+    choices = sorted(everything[number].choice for number in even_part(count))
     return Stream(
         names=list(sets), choices=choices, data=sets.__getitem__, train=partial(_trained, sets, budget),
         journal=journal, n_jobs=n_jobs, default=choices.index(DEFAULT.choice), decisions=NAMES, metric="ap50", unit="%",
@@ -34,13 +34,12 @@ def stream(
 
 def client(task: FaceTask, how: Learning | None = None, noise: float = 0.0, budget: int = BUDGET) -> Client:
     """The owner of a set of faces, who trains what a platform of the 216 configurations recommends."""
-    everything = configurations()
-    codes = coded([one.choice for one in everything])
+    choices = streams.detector_choices()
 
     def evaluate(rows):
-        return [evaluated(task, everything[row], budget)["ap50"] for row in rows]
+        return [evaluated(task, Configuration(*choices[row]), budget)["ap50"] for row in rows]
 
-    return Client(task, codes, evaluate, how or Learning(), noise)
+    return Client(task, coded(choices), evaluate, how or Learning(), noise)
 
 
 def _trained(sets: Mapping[str, FaceTask], budget: int, item: tuple[str, Choice]) -> float:

@@ -5,8 +5,8 @@ model's own weights are meta-vectors (R, d), one a random subset, a square map (
 axis for pictures. A message that differs from its schema in a name, a type, a shape or a number is refused in one line.
 """
 
+import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from .learning import Record, Synapses
 VERSION = 1
 MOST_TRIALS, MOST_RECORDS = 5000, 10_000
 OFFER, UPLOAD = "offer", "upload"
+MOST_RESULT, MOST_NUMBER, MOST_OMEGA = 1e6, 1e4, 1e9  # what is larger would spoil the platform for all who come later
 
 
 class Refused(ValueError):
@@ -30,17 +31,25 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Shape:
-    """What both sides know beforehand: R subsets of d numbers, n configurations, the weights' names and shapes."""
+    """What both sides know beforehand: R subsets of d numbers, n configurations and the hash of their codes, the
+    weights' names and shapes."""
 
     R: int
     d: int
     n: int
+    space: str
     weights: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, ranker: Ranker, R: int, n: int) -> "Shape":
+    def of(cls, ranker: Ranker, R: int, codes: Tensor) -> "Shape":
         weights = {name: tuple(value.shape) for name, value in ranker.state_dict().items()}
-        return cls(R, int(ranker.extractor.width), n, weights)  # type: ignore[arg-type]
+        return cls(R, int(ranker.extractor.width), len(codes), digest(codes), weights)  # type: ignore[arg-type]
+
+
+def digest(codes: Tensor) -> str:
+    """A short hash of configurations in their order: two sides with the same one mean the same by a row's number."""
+    numbers = (codes.double() * 1e4).round().long()  # logarithms differ in their last digits between machines
+    return hashlib.sha256(repr(tuple(numbers.shape)).encode() + numbers.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class Offer:
     """Platform -> client: the present model with its synapses, and the records of earlier clients."""
 
     version: int
+    space: str
     weights: dict[str, Tensor]
     Omega: list[Tensor]
     records: tuple[Record, ...]
@@ -55,11 +65,12 @@ class Offer:
     def to_bytes(self) -> bytes:
         tensors = _weights(self.weights, self.Omega) | {f"v.{k}": one.vectors for k, one in enumerate(self.records)}
         known = [{"rows": list(one.rows), "results": list(one.results), "error": one.error} for one in self.records]
-        return _packed(OFFER, {"model": self.version, "records": known}, tensors)
+        return _packed(OFFER, {"model": self.version, "space": self.space, "records": known}, tensors)
 
     @classmethod
     def from_bytes(cls, content: bytes, shape: Shape) -> "Offer":
-        body, tensors = _unpacked(content, OFFER, {"model": int, "records": list})
+        body, tensors = _unpacked(content, OFFER, {"model": int, "space": str, "records": list})
+        _same_space(OFFER, body["space"], shape)
         if not 0 <= len(body["records"]) <= MOST_RECORDS:
             raise Refused(f"offer: {len(body['records'])} records: at most {MOST_RECORDS}")
         expected = _model(shape) | {f"v.{k}": (shape.R, shape.d) for k in range(len(body["records"]))}
@@ -68,8 +79,9 @@ class Offer:
         for k, one in enumerate(body["records"]):
             _keys(OFFER, one, {"rows": list, "results": list, "error": (int, float)})
             rows, results = _trials(OFFER, one["rows"], one["results"], shape.n)
-            records.append(Record(f"record {k}", tensors[f"v.{k}"], rows, results, error=float(one["error"])))
-        return cls(body["model"], *_model_of(tensors, shape), tuple(records))
+            error = _number(OFFER, "error", one["error"], 0, MOST_RESULT)
+            records.append(Record(f"record {k}", tensors[f"v.{k}"], rows, results, error=error))
+        return cls(body["model"], body["space"], *_model_of(tensors, shape), tuple(records))
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,7 @@ class Upload:
     """Client -> platform: pooled meta-vectors, trials, two counts, the updated model and the map to its version."""
 
     base: int
+    space: str
     vectors: Tensor
     rows: tuple[int, ...]
     results: tuple[float, ...]
@@ -89,25 +102,26 @@ class Upload:
 
     def to_bytes(self) -> bytes:
         body = {
-            "model": self.base, "rows": list(self.rows), "results": list(self.results), "pictures": self.pictures,
-            "boxes": self.boxes, "error": self.error,
+            "model": self.base, "space": self.space, "rows": list(self.rows), "results": list(self.results),
+            "pictures": self.pictures, "boxes": self.boxes, "error": self.error,
         }  # fmt: skip
         return _packed(UPLOAD, body, _weights(self.weights, self.Omega) | {"vectors": self.vectors, "D": self.D})
 
     @classmethod
     def from_bytes(cls, content: bytes, shape: Shape) -> "Upload":
-        kinds = {"model": int, "rows": list, "results": list, "pictures": int, "boxes": int, "error": (int, float)}
+        kinds = {"model": int, "space": str, "rows": list, "results": list, "pictures": int, "boxes": int,
+                 "error": (int, float)}  # fmt: skip
         body, tensors = _unpacked(content, UPLOAD, kinds)
+        _same_space(UPLOAD, body["space"], shape)
         _check(UPLOAD, tensors, _model(shape) | {"vectors": (shape.R, shape.d), "D": (shape.d, shape.d)})
         rows, results = _trials(UPLOAD, body["rows"], body["results"], shape.n)
         for name in ("pictures", "boxes"):
             if not 1 <= body[name] < 2**31:
                 raise Refused(f"upload: {name}={body[name]}: give a count, 1 or more")
-        if not (math.isfinite(body["error"]) and 0 <= body["error"] <= 2):
-            raise Refused(f"upload: error={body['error']}: give a number in 0..2")
+        error = _number(UPLOAD, "error", body["error"], 0, 2)
         return cls(
-            body["model"], tensors["vectors"], rows, results, body["pictures"], body["boxes"],
-            *_model_of(tensors, shape), tensors["D"], float(body["error"]),
+            body["model"], body["space"], tensors["vectors"], rows, results, body["pictures"], body["boxes"],
+            *_model_of(tensors, shape), tensors["D"], error,
         )  # fmt: skip
 
 
@@ -182,6 +196,22 @@ def _check(kind: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tupl
             )
         if not torch.isfinite(value).all():
             raise Refused(f"{kind}: tensor {name!r} is not finite")
+        low, high = (0.0, MOST_OMEGA) if name.startswith("o.") else (-MOST_NUMBER, MOST_NUMBER)
+        if value.numel() and not low <= float(value.min()) <= float(value.max()) <= high:
+            raise Refused(f"{kind}: tensor {name!r} has numbers outside {low:g}..{high:g}")
+
+
+def _same_space(kind: str, space: str, shape: Shape) -> None:
+    if space != shape.space:
+        raise Refused(f"{kind}: its configurations are {space[:12]!r}, this side's are {shape.space!r}: rows would "
+                      "mean others, give both sides the same codes")  # fmt: skip
+
+
+def _number(kind: str, name: str, value: Any, low: float, high: float) -> float:
+    """A number of JSON, which may be NaN, or whole and too large for a float."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise Refused(f"{kind}: {name}={str(value)[:20]} is no finite number in {low:g}..{high:g}")
+    return float(value)
 
 
 def _trials(kind: str, rows: list, results: list, n: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -191,6 +221,4 @@ def _trials(kind: str, rows: list, results: list, n: int) -> tuple[tuple[int, ..
         raise Refused(f"{kind}: a configuration is not one of 0..{n - 1}")
     if len(set(rows)) < len(rows):
         raise Refused(f"{kind}: a configuration comes twice")
-    if not all(isinstance(y, (int, float)) and not isinstance(y, bool) and math.isfinite(y) for y in results):
-        raise Refused(f"{kind}: a result is no finite number")
-    return tuple(rows), tuple(float(y) for y in results)
+    return tuple(rows), tuple(_number(kind, "a result", y, -MOST_RESULT, MOST_RESULT) for y in results)

@@ -1,5 +1,6 @@
 """The platform's side of the wall: holds the model and the memory, never sees a picture."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from ..core import store
 from ..core.descent import seeded
 from .layers import Ranker
 from .learning import Learning, Record, Synapses, aged
-from .messages import Offer, Shape, Upload
+from .messages import Offer, Refused, Shape, Upload, digest
 
 
 class Platform:
@@ -26,11 +27,12 @@ class Platform:
         self, sample: tuple[int, ...], codes: Tensor, how: Learning, seed: int = 0, folder: str | Path | None = None
     ) -> None:
         self.how, self.codes, self.folder = how, codes, Path(folder) if folder is not None else None
-        self.owner = f"a platform for {tuple(sample)}, {tuple(codes.shape)} codes, {how}, seed {seed}"
+        space = f"{tuple(codes.shape)} codes {digest(codes)}"
+        self.owner = f"a platform for {tuple(sample)}, {space}, {how}, seed {seed}"
         with seeded(seed):
             self.ranker: Ranker = how.ranker(torch.Size(sample), codes.shape[1]).eval()
         self.synapses = Synapses.of(list(self.ranker.parameters()))
-        self.shape = Shape.of(self.ranker, how.R, len(codes))
+        self.shape = Shape.of(self.ranker, how.R, codes)
         self.memory: list[Record] = []
         self.version = 0
         if self.folder is not None and store.exists(self.folder, "platform"):
@@ -39,10 +41,13 @@ class Platform:
     def offer(self) -> bytes:
         """The message that a client begins with: model, synapses, memory."""
         weights = {name: value.clone() for name, value in self.ranker.state_dict().items()}
-        return Offer(self.version, weights, self.synapses.Omega, tuple(self.memory)).to_bytes()
+        return Offer(self.version, self.shape.space, weights, self.synapses.Omega, tuple(self.memory)).to_bytes()
 
     def accept(self, content: bytes) -> None:
-        """Take an upload: check all of it, carry the memory to the new version, store. Refused leaves all as it was."""
+        """Take an upload: check all of it, carry the memory to the new version, store, and only then become it.
+
+        An upload that is refused, and a state that cannot be stored, leave all as it was.
+        """
         upload = Upload.from_bytes(content, self.shape)
         if upload.base != self.version:
             raise ValueError(f"the upload learned from version {upload.base}, the platform is at {self.version}: "
@@ -50,12 +55,22 @@ class Platform:
         known = Record(
             f"task {len(self.memory)}", upload.vectors, upload.rows, upload.results, upload.pictures, upload.boxes
         )
-        memory = [*aged(self.memory, upload.D, upload.error, self.how), known]
-        ranker = self.how.ranker(self._sample(), self.codes.shape[1])
-        ranker.load_state_dict(upload.weights)
-        self.memory, self.version = memory, self.version + 1
-        self.ranker, self.synapses = ranker.eval(), Synapses(upload.Omega, Synapses.of(list(ranker.parameters())).then)
-        self.save()
+        after = copy.copy(self)
+        after.memory = [*aged(self.memory, upload.D, upload.error, self.how), known]
+        after.ranker, after.version = self.how.ranker(self._sample(), self.codes.shape[1]).eval(), self.version + 1
+        after.ranker.load_state_dict(upload.weights)
+        after.synapses = Synapses(upload.Omega, Synapses.of(list(after.ranker.parameters())).then)
+        after.demand_finite()
+        after.save()
+        vars(self).update(vars(after))
+
+    def demand_finite(self) -> None:
+        """Refused where the memory, or the scores that the model gives for it, are no finite numbers."""
+        for one in self.memory:
+            with torch.no_grad():
+                scores = self.ranker.scores(one.vectors, self.codes)
+            if not (torch.isfinite(one.vectors).all() and torch.isfinite(scores).all()):
+                raise Refused(f"upload: after it {one.name!r} would have no finite vectors or scores")
 
     def save(self) -> None:
         """Store the state; without a folder, do nothing."""

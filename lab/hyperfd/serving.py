@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core import service
-from ..core.streams import coded
+from ..core.streams import coded, detector_choices
 from .client import PATH
 from .learning import Learning
 from .looking import SIDE
 from .platform import Platform
-from .space import configurations
 
 
 def application(platform: Platform, token: str | None = None, limits: service.Limits | None = None) -> Any:
@@ -32,6 +31,5 @@ def application(platform: Platform, token: str | None = None, limits: service.Li
 def serve(folder: str | Path | None, host: str, port: int, token: str | None) -> None:
     """Serve a platform for the 216 face detectors until stopped; `folder` keeps its state between starts."""
     service.demand_token(host, token)
-    codes = coded([one.choice for one in configurations()])
-    platform = Platform((4, SIDE, SIDE), codes, Learning(), folder=folder)
+    platform = Platform((4, SIDE, SIDE), coded(detector_choices()), Learning(), folder=folder)
     service.serve(application(platform, token), host, port)

@@ -9,8 +9,8 @@ import lab
 from lab.core import streams
 from lab.core.descent import seeded
 from lab.core.faces import FaceTask
-from lab.core.streams import Stream
-from lab.hyperfd import live, privacy, recipe, rivals
+from lab.core.streams import Stream, coded
+from lab.hyperfd import live, privacy, recipe, rivals, space
 from lab.hyperfd.learning import LIMIT, Learning, Record, Synapses, aged, learn
 from lab.hyperfd.looking import NUMBERS, handmade, samples, subsets
 from lab.hyperfd.platform import Platform
@@ -315,12 +315,45 @@ def test_a_table_of_detectors_is_read_and_a_partial_one_says_so(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("\n".join([*lines, "small,0.25,96,0.35,7,2.0,adamw,1,10.0,9.0,5.0"]) + "\n")
     stream = streams.detectors(path)
-    assert stream.names == ("small", "grey") and len(stream.choices) == 3 and len(stream.pool(1)) == 2
+    assert stream.names == ("small", "grey") and len(stream.choices) == 216 and len(stream.pool(1)) == 2
     assert stream.choices[stream.default] == (0.5, 128, 0.35, 3, 1.0, "sgd") and "5 of 2 x 216" in stream.note
+    path.write_text("\n".join([*lines, "small,0.3,96,0.35,7,2.0,adamw,1,10.0,9.0,5.0"]) + "\n")
+    streams.detectors.cache_clear()
+    with pytest.raises(ValueError, match=r"'width': 0.3.* is none of the 216 detectors: leave its line out"):
+        streams.detectors(path)
     path.write_text("domain,width\nsmall,0.5\n")
     streams.detectors.cache_clear()
     with pytest.raises(ValueError, match="column 'side' is missing"):
         streams.detectors(path)
+
+
+def test_there_is_one_list_of_detectors():
+    choices = streams.detector_choices()
+    assert choices == sorted(one.choice for one in space.configurations()) and streams.USUAL == space.DEFAULT.choice
+    tasks = dict.fromkeys("ab", lab.tasks.faces("small"))
+    assert tuple(streams.DETECTORS) == space.NAMES and list(live.stream(tasks).choices) == choices
+
+
+def test_a_platform_of_the_table_and_a_live_client_mean_the_same_by_a_row(tmp_path, monkeypatch):
+    """Both optimisers are in the table, whose order was once another."""
+    lines = ["domain,width,side,iou,ratio,weight,optimiser,seed,ap50,ap,seconds"]
+    for place, domain in enumerate(("small", "grey")):
+        lines += [f"{domain},{w},96,0.35,3,1.0,{o},0,{10 * w + len(o) + place},9.0,5.0"
+                  for w in (0.25, 0.5) for o in ("sgd", "adamw")]  # fmt: skip
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    stream = streams.detectors(tmp_path / "t.csv")
+    outcome = lab.HyperFD(K=1, trials=2, R=2, m=4, steps=1).run(stream, progress=False)
+    trained = []
+    monkeypatch.setattr(live, "evaluated", lambda task, c, budget: trained.append(c) or {"ap50": float(len(trained))})
+    platform, owner = outcome.platform(), live.client(few(lab.tasks.faces("small"), 8, 4), outcome.recipe.learning())
+    with seeded(0):
+        found, _, _ = owner.served(platform, 2, 4)
+    assert [stream.choices[row] for row in platform.memory[-1].rows] == [one.choice for one in trained]
+    assert platform.owner == serving_platform(outcome.recipe.learning()).owner and len(found.rows) == 2
+
+
+def serving_platform(how):
+    return Platform((4, 64, 64), coded(streams.detector_choices()), how)
 
 
 def test_the_graph_networks_of_nine_data_sets():

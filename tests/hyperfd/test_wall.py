@@ -18,8 +18,8 @@ from lab.core.descent import seeded
 from lab.core.faces import FaceTask
 from lab.hyperfd import serving
 from lab.hyperfd.client import PATH, Client, Failed, Remote
-from lab.hyperfd.learning import Learning
-from lab.hyperfd.messages import Offer, Refused, Shape, Upload
+from lab.hyperfd.learning import Learning, Record
+from lab.hyperfd.messages import Offer, Refused, Shape, Upload, digest
 from lab.hyperfd.platform import Platform
 
 from . import small
@@ -48,8 +48,8 @@ def test_nothing_of_a_picture_and_nothing_per_picture_is_uploaded():
     known = {f"w.{name}": size for name, size in platform.shape.weights.items()}
     assert all(tuple(tensors[name].shape) == size for name, size in known.items())
     body = json.loads(json.loads(message[8 : 8 + int.from_bytes(message[:8], "little")])["__metadata__"]["body"])
-    assert body == {"model": 0, "rows": [1, 2, 3], "results": [5, 6, 7], "pictures": 23, "error": body["error"],
-                    "boxes": sum(map(len, client.data.learn.boxes))}  # fmt: skip
+    assert body == {"model": 0, "space": digest(client.codes), "rows": [1, 2, 3], "results": [5, 6, 7], "pictures": 23,
+                    "error": body["error"], "boxes": sum(map(len, client.data.learn.boxes))}  # fmt: skip
 
 
 def test_pictures_do_not_pass_the_schema_under_any_name():
@@ -86,11 +86,20 @@ BAD = {
     "twice": (dict(body={"rows": [1, 1]}), "comes twice"),
     "lengths": (dict(body={"rows": [1]}), "1 configurations and 2 results"),
     "result": (dict(body={"results": [1.0, "x"]}), "no finite number"),
+    "huge result": (dict(body={"results": [1.0, 1e300]}), r"a result=1e\+300 is no finite number in -1e\+06..1e\+06"),
+    "whole result": (dict(body={"results": [1.0, 10**400]}), r"a result=10000000000000000000 is no finite number"),
+    "huge map": (dict(D=torch.full((128, 128), 3e38)), "tensor 'D' has numbers outside -10000..10000"),
+    "huge vectors": (dict(vectors=torch.full((4, 128), 1e5)), "tensor 'vectors' has numbers outside"),
+    "huge weights": (dict(**{"w.project.bias": torch.full((64,), -2e4)}), "tensor 'w.project.bias' has numbers"),
+    "negative synapses": (dict(**{"o.0": torch.full((64, 3), -1.0)}), r"tensor 'o.0' has numbers outside 0..1e\+09"),
+    "huge synapses": (dict(**{"o.0": torch.full((64, 3), 2e9)}), "tensor 'o.0' has numbers outside"),
+    "space": (dict(body={"space": "0" * 12}), "its configurations are '000000000000', this side's are"),
     "infinite": (dict(body={"results": [1.0, float("inf")]}), "no finite number"),
     "field": (dict(body={"boxes_of": [[0, 0, 4, 4]]}), "the body has"),
     "count": (dict(body={"pictures": 0}), "pictures=0: give a count"),
     "bool": (dict(body={"pictures": True}), "pictures is a bool"),
     "error": (dict(body={"error": 5.0}), "error=5.0"),
+    "whole error": (dict(body={"error": 10**400}), "error=10000000000000000000 is no finite number in 0..2"),
 }
 
 
@@ -124,11 +133,13 @@ def test_rubbish_is_no_message(uploaded, content):
 
 def test_an_offer_is_checked_as_well(uploaded):
     platform, _ = uploaded
-    shape = Shape.of(platform.ranker, 4, 18)
+    shape = Shape.of(platform.ranker, 4, platform.codes)
     offer = platform.offer()
     assert Offer.from_bytes(offer, shape).version == 0
     with pytest.raises(Refused, match=r"tensor .v\.0. is not in the schema"):
         Offer.from_bytes(changed(offer, **{"v.0": torch.zeros(4, 128)}), shape)
+    with pytest.raises(Refused, match="its configurations are 'others'"):
+        Offer.from_bytes(changed(offer, body={"space": "others"}), shape)
     with pytest.raises(Refused, match="the message has version 9"):
         Offer.from_bytes(changed(offer, header={"version": "9"}), shape)
 
@@ -148,6 +159,41 @@ def test_a_client_that_vanishes_leaves_the_platform_as_it_was(tmp_path):
     assert state(again) == before
     with pytest.raises(ValueError, match="belongs to a platform"):
         small.platform(Learning(R=5), folder=tmp_path)
+
+
+def test_a_state_that_cannot_be_stored_is_not_taken(tmp_path, monkeypatch):
+    platform = small.platform(folder=tmp_path)
+    with seeded(0):
+        message, _ = small.client().upload(platform.offer(), [0, 1], [5.0, 6.0])
+
+    def full(*_):
+        raise OSError("cannot write: the disk is full")
+
+    before, offer = state(platform), platform.offer()
+    with monkeypatch.context() as patched:
+        patched.setattr("lab.hyperfd.platform.store.save", full)
+        with pytest.raises(OSError, match="the disk is full"):
+            platform.accept(message)
+    assert state(platform) == before and platform.offer() == offer
+    platform.accept(message)
+    assert platform.version == 1 and state(small.platform(folder=tmp_path)) == state(platform)
+
+
+def test_a_memory_that_would_not_be_finite_is_refused(uploaded, monkeypatch):
+    platform, message = uploaded
+    spoiled = Record("task 0", torch.full((4, 128), torch.nan), (0, 1), (1.0, 2.0))
+    monkeypatch.setattr("lab.hyperfd.platform.aged", lambda *_: [spoiled])
+    before = state(platform)
+    with pytest.raises(Refused, match="after it 'task 0' would have no finite vectors"):
+        platform.accept(message)
+    assert state(platform) == before
+
+
+def test_rows_mean_the_same_on_both_sides_or_nothing_is_taken():
+    other = small.client()
+    other.codes = other.codes.flip(0)
+    with pytest.raises(Refused, match="rows would mean others"):
+        other.recommend(small.platform().offer(), 2)
 
 
 def test_an_upload_that_learned_from_an_older_version_is_refused():
@@ -262,7 +308,7 @@ def test_a_client_in_another_process_sends_its_two_messages_and_nothing_else(ser
     requests = between.sent.split(b"POST /v1/round?ask=")[1:]
     assert [request.split(b" ")[0] for request in requests] == [b"offer", b"upload"]
     head, _, body = requests[1].partition(b"\r\n\r\n")
-    assert len(body) == size and set(Upload.from_bytes(body, Shape.of(platform.ranker, 4, 18)).weights)
+    assert len(body) == size and set(Upload.from_bytes(body, Shape.of(platform.ranker, 4, platform.codes)).weights)
     assert len(requests[0]) + len(head) < 1000  # what HTTP itself says
     x = small.stream().data("set 2")
     assert x[0].numpy().tobytes() not in between.sent  # and no row of the data
