@@ -1,6 +1,6 @@
 """Who else recommends: rivals that see the same records and choose from the same configurations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def tpe(
         raise ModuleNotFoundError("by='tpe' needs Optuna: pip install 'lab[search]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rows = {tuple(choices[row]): row for row in pool}
-    kinds: list[list[Any]] = [sorted(set(values), key=str) for values in zip(*rows, strict=True)]
+    kinds = [_kinds(values) for values in zip(*rows, strict=True)]
     startup = max(1, min(10, k // 2))  # its own default of ten would make five trials random
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
     study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -66,8 +66,7 @@ def tpe(
     wasted = 0
     while len(known) < min(k, len(pool)):
         trial = study.ask()
-        choice = tuple(values[trial.suggest_int(str(i), 0, len(values) - 1)] for i, values in enumerate(kinds))
-        row = rows.get(choice)
+        row = rows.get(tuple(_proposed(trial, str(i), values) for i, values in enumerate(kinds)))
         if row is None or row in known:
             wasted += 1
             if wasted < PATIENCE:
@@ -79,3 +78,19 @@ def tpe(
         known[row] = evaluate([row])[0]
         study.tell(trial, known[row])
     return list(known)
+
+
+def _kinds(values: Sequence[Any]) -> list[Any]:
+    """What a decision may be: numbers by size, all else by name."""
+    kinds = set(values)
+    return sorted(kinds, key=None if _ordered(kinds) else str)
+
+
+def _ordered(kinds: Iterable[Any]) -> bool:
+    return all(isinstance(kind, (int, float)) and not isinstance(kind, bool) for kind in kinds)
+
+
+def _proposed(trial: Any, name: str, kinds: list[Any]) -> Any:
+    """One of the kinds: where numbers lie near each other the estimator knows it, names have no order."""
+    places = range(len(kinds))
+    return kinds[trial.suggest_int(name, 0, places[-1]) if _ordered(kinds) else trial.suggest_categorical(name, places)]
