@@ -1,5 +1,6 @@
 """The client's side of the wall: owns the pictures, trains the detectors, uploads pooled meta-features and results."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,8 +72,12 @@ class Client:
 
     def upload(self, content: bytes, rows: Sequence[int], results: Sequence[float], folder: Path | None = None,
                owner: str = "", progress: bool = False) -> tuple[bytes, Learned]:  # fmt: skip
-        """Learn from these trials on top of the platform's offer: the message to send, and what was learned."""
+        """Learn from these trials on top of the platform's offer: the message to send, and what was learned.
+
+        What was learned so far is kept in the folder, one a round: its owner names the offer, the trials and the data.
+        """
         ranker, offer = self._opened(content)
+        owner = f"{owner or 'a client'}, round {self._round(offer, rows, results)}"
         pictures, boxes = self._counts()
         v = vectors(ranker, self.x, self.how)
         record = Record("own", v, tuple(rows), tuple(results), pictures, boxes)
@@ -106,6 +111,10 @@ class Client:
         offer = Offer.from_bytes(content, Shape.of(ranker, self.how.R, self.codes))
         ranker.load_state_dict(offer.weights)
         return ranker.eval(), offer
+
+    def _round(self, offer: Offer, rows: Sequence[int], results: Sequence[float]) -> str:
+        told = repr((offer.digest(), list(rows), list(results))).encode()
+        return hashlib.sha256(told + self.x.contiguous().numpy().tobytes()).hexdigest()[:12]
 
     def _counts(self) -> tuple[int, int]:
         if isinstance(self.data, FaceTask):

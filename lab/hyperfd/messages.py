@@ -83,6 +83,13 @@ class Offer:
             records.append(Record(f"record {k}", tensors[f"v.{k}"], rows, results, error=error))
         return cls(body["model"], body["space"], *_model_of(tensors, shape), tuple(records))
 
+    def digest(self) -> str:
+        """A short hash of what it says; its bytes may differ, for the header's order is by chance."""
+        found = hashlib.sha256(repr([self.version, self.space, *((r.rows, r.results) for r in self.records)]).encode())
+        for x in (*self.weights.values(), *self.Omega, *(one.vectors for one in self.records)):
+            found.update(x.detach().contiguous().numpy().tobytes())
+        return found.hexdigest()[:12]
+
 
 @dataclass(frozen=True)
 class Upload:

@@ -69,5 +69,6 @@ class HyperFDOutcome(Outcome):
     def meta_vectors(self) -> dict[str, Tensor]:
         """The platform's vectors (R, d) of each task it still remembers, by the task's name."""
         memory = self.state.get("memory", [])
-        names = [one["name"] for one in self.served][-len(memory) :] if memory else []
+        sent = [one["name"] for one in self.served if one["sent"]]  # others were served, and taught nothing
+        names = sent[-len(memory) :] if memory else []
         return {name: one["vectors"] for name, one in zip(names, memory, strict=True)}

@@ -1,10 +1,12 @@
 """HyperFD's procedure: data sets come one after another; each is served, learned from behind its wall, and let go."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from ..core.report import Report, Row
 from ..core.streams import Stream
 from . import equations as eq
 from . import rivals
-from .client import Client, Recommendation, drawn
+from .client import Client, Recommendation
 from .learning import Learning, Record, vectors
 from .looking import handmade
 from .outcome import HyperFDOutcome
@@ -111,7 +113,7 @@ class _Service:
         self.recipe, self.stream, self.order, self.seed, self.folder = recipe, stream, order, seed, folder
         self.codes = stream.codes()
         self.how = recipe.learning()
-        self.owner = f"{recipe!r} on {stream.name}, {len(stream)} tasks, seed {seed}"
+        self.owner = f"{recipe!r} on {stream.name}, {len(stream)} tasks {_digest(stream)}, seed {seed}"
         self.learns = recipe.by in LEARNED
         first = self.client(0)
         self.sample = tuple(first.x.shape[1:])
@@ -130,7 +132,7 @@ class _Service:
 
     def serve(self, progress: bool) -> None:
         for place in range(len(self.served), len(self.order)):
-            with seeded(self.seed * 1000 + place + 1):
+            with seeded(self._seed(place)):
                 self.served.append(self._served(place, progress))
             self._save()
 
@@ -140,7 +142,7 @@ class _Service:
         offer = self.platform.offer()
         began = self._recommended(place, client, offer)
         rows = list(began.rows)
-        extra = drawn(client.pool, rows, self.recipe.trials - len(rows))
+        extra = self._teaching(place, client.pool, rows)
         results = client.evaluate([*rows, *extra])
         note: dict[str, Any] = {
             "task": self.order[place], "name": self.stream.names[self.order[place]], "rows": rows,
@@ -157,6 +159,15 @@ class _Service:
         self.trace.append(Step("served", place, {name: float(value) for name, value in terms.items()}))
         return note
 
+    def _seed(self, place: int) -> int:
+        """The seed of one task of one run; a hash, for sums of seed and place are soon another run's."""
+        return int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0])
+
+    def _teaching(self, place: int, pool: Sequence[int], taken: Sequence[int]) -> list[int]:
+        """Random trials, the same for all recommenders of an order, but where one has recommended one of them."""
+        order = np.random.default_rng([self.seed, place]).permutation(pool).tolist()
+        return [row for row in order if row not in set(taken)][: max(0, self.recipe.trials - len(taken))]
+
     def _recommended(self, place: int, client: Client, offer: bytes) -> Recommendation:
         """By the ranker, or by a rival, which scores only what it names."""
         by, k, pool = self.recipe.by, self.recipe.K, client.pool
@@ -169,7 +180,7 @@ class _Service:
             "best average": lambda: rivals.best_average(past, pool, len(self.codes), k),
             "nearest": lambda: rivals.nearest(past, [handmade(self.client(i).data) for i in range(place)],
                                               handmade(client.data), pool, k),
-            "tpe": lambda: rivals.tpe(self.stream.choices, pool, k, client.evaluate, self.seed * 1000 + place),
+            "tpe": lambda: rivals.tpe(self.stream.choices, pool, k, client.evaluate, self._seed(place)),
         }[by]()  # fmt: skip
         scores = torch.zeros(len(self.codes))
         scores[rows] = torch.arange(len(rows), 0, -1.0)
@@ -211,7 +222,7 @@ class _Service:
         if truth is None:
             return None
         client = self.client(place)
-        with seeded(self.seed * 1000 + place + 1):
+        with seeded(self._seed(place)):
             found = client.ranked(self.platform.ranker, self.recipe.K)
         return ndcg(found.scores[client.pool], truth)
 
@@ -279,6 +290,12 @@ class _Service:
         notes = ["before: all configurations trained, all pictures sent, what as many random choices leave on average, "
                  "the order before anything was learned; regrets are means over all tasks but the first"]  # fmt: skip
         return Report(repr(self.recipe), tuple(rows), (*notes, *([self.stream.note] if self.stream.note else [])))
+
+
+def _digest(stream: Stream) -> str:
+    """A short hash of what a stream asks, and of what its table answers; a live one's journal knows its data."""
+    told = repr((stream.names, stream.choices, None if stream.scores is None else stream.scores.tolist()))
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 def ndcg(scores: Tensor, truth: Tensor, k: int = TOP) -> float:

@@ -12,7 +12,6 @@ from lab.core.faces import FaceTask
 from lab.core.streams import Stream, coded
 from lab.hyperfd import live, privacy, recipe, rivals, space
 from lab.hyperfd.learning import LIMIT, Learning, Record, Synapses, aged, learn
-from lab.hyperfd.looking import NUMBERS, handmade, samples, subsets
 from lab.hyperfd.platform import Platform
 
 from . import small
@@ -68,6 +67,8 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, outcome, 
     assert again.trace == outcome.trace and again.report == outcome.report
     with pytest.raises(ValueError, match="belongs to HyperFD"):
         replace(settings, steps=7).run(stream, progress=False, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="belongs to HyperFD"):  # the same names, another table
+        settings.run(replace(stream, scores=stream.scores + 1), progress=False, checkpoint=tmp_path)
 
 
 def test_live_mode_trains_and_keeps_what_it_trained(tmp_path):
@@ -95,6 +96,13 @@ def test_detectors_are_really_trained_in_live_mode(tmp_path):
     assert sorted(one["name"] for one in found.served) == sorted(names)
     assert all(0 <= value <= 100 for one in found.served for value in one["tried_results"])
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 8 and "composed" in repr(found)
+    brighter = replace(tasks["small"].learn, pictures=[picture // 2 for picture in tasks["small"].learn.pictures])
+    other = {**tasks, "small": replace(tasks["small"], learn=brighter)}
+    with pytest.MonkeyPatch.context() as patched:  # pictures that look alike by name and number are trained anew
+        patched.setattr(live, "evaluated", lambda *_: {"ap50": 7.0})
+        rows = [found.served[[one["name"] for one in found.served].index("small")]["tried"]]
+        again = live.stream(other, count=6, budget=12, journal=tmp_path)
+        assert again.evaluate(list(other).index("small"), rows[0]) == [7.0, 7.0]
     assert set(found.recommend(tasks["small"], 1)[0]) == {"width", "side", "iou", "ratio", "weight", "optimiser"}
     owner = live.client(tasks["small"], Learning(R=2, m=4, steps=2), budget=3)
     platform = Platform(tuple(owner.x.shape[1:]), owner.codes, owner.how)
@@ -135,6 +143,29 @@ def test_every_ablation_runs(fields):
         assert all(one["error"] == 0 for one in found.served)
     if fields.get("by") == "offline":
         assert [one["sent"] > 0 for one in found.served] == [True] * 5 + [False]
+        assert list(found.meta_vectors()) == [one["name"] for one in found.served[:5]]
+
+
+def test_all_recommenders_of_an_order_are_taught_by_the_same_trials_and_other_orders_by_others():
+    random, default = (run(by=by, steps=1) for by in ("random", "default"))
+    for one, other in zip(random.served, default.served, strict=True):
+        both = [[row for row in each["tried"][len(each["rows"]) :] if row not in {*one["rows"], *other["rows"]}]
+                for each in (one, other)]  # fmt: skip
+        shared = min(map(len, both))
+        assert shared >= 2 and both[0][:shared] == both[1][:shared]
+    assert len({tuple(one["tried"]) for one in random.served}) == 6
+    far = run(seed=2**32 - 1, by="random", steps=1)  # the largest seed, and another one at every place
+    assert far.served[1]["tried"] != random.served[1]["tried"]
+
+
+def test_the_estimator_knows_sizes_by_size_and_names_by_name():
+    assert rivals._kinds((192, 96, 128, 96)) == [96, 128, 192] and rivals._kinds(("b", "a")) == ["a", "b"]
+    optuna = pytest.importorskip("optuna")
+    trial = optuna.create_study().ask()
+    assert rivals._proposed(trial, "side", [96, 128, 192]) in (96, 128, 192)
+    assert rivals._proposed(trial, "kind", ["a", "b"]) in ("a", "b")
+    kinds = {name: type(one).__name__ for name, one in trial.distributions.items()}
+    assert kinds == {"side": "IntDistribution", "kind": "CategoricalDistribution"}
 
 
 def test_what_a_table_does_not_know_is_never_chosen():
@@ -213,32 +244,6 @@ def test_synapses_hold_weights_that_mattered():
         pairs = zip(first.ranker.parameters(), second.ranker.parameters(), important, strict=True)
         moved[si] = sum(float((a - b).detach().flatten()[which].abs().sum()) for a, b, which in pairs)
     assert moved[10.0] < 0.5 * moved[0.0]
-
-
-def test_subsets_in_pairs_share_nothing_and_small_sets_give_what_they_have():
-    x = torch.arange(40.0)[:, None]
-    drawn = subsets(x, 4, 10)
-    assert drawn.shape == (4, 10, 1)
-    assert not set(drawn[0].flatten().tolist()) & set(drawn[1].flatten().tolist())
-    assert subsets(x[:6], 3, 10).shape == (3, 3, 1)
-
-
-def test_what_the_extractor_sees_of_faces():
-    task = lab.tasks.faces("portraits")
-    x = samples(task)
-    assert x.shape == (96, 4, 64, 64) and float(x.min()) >= -1 and float(x.max()) <= 1
-    left, top, right, bottom = (task.learn.boxes[0][0] * 64 / 160).round().int().tolist()
-    assert bool((x[0, 3, top:bottom, left:right] == 1).all()) and set(x[:, 3].unique().tolist()) == {-1.0, 1.0}
-    with pytest.raises(TypeError, match="a data set is a list"):
-        samples.__wrapped__([1, 2])
-
-
-def test_hand_made_numbers_say_what_they_are_called():
-    portraits, small_ones, dark = (handmade(lab.tasks.faces(name)) for name in ("portraits", "small", "low light"))
-    at = NUMBERS.index
-    assert len(portraits) == len(NUMBERS) == 24
-    assert portraits[at("face height 50 %")] > 3 * small_ones[at("face height 50 %")]
-    assert dark[at("brightness")] < 0.5 * portraits[at("brightness")]
 
 
 # -- privacy -----------------------------------------------------------------------------------------------------------

@@ -169,12 +169,12 @@ def test_a_state_that_cannot_be_stored_is_not_taken(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("cannot write: the disk is full")
 
-    before, offer = state(platform), platform.offer()
+    before = state(platform)
     with monkeypatch.context() as patched:
         patched.setattr("lab.hyperfd.platform.store.save", full)
         with pytest.raises(OSError, match="the disk is full"):
             platform.accept(message)
-    assert state(platform) == before and platform.offer() == offer
+    assert state(platform) == before
     platform.accept(message)
     assert platform.version == 1 and state(small.platform(folder=tmp_path)) == state(platform)
 
@@ -194,6 +194,21 @@ def test_rows_mean_the_same_on_both_sides_or_nothing_is_taken():
     other.codes = other.codes.flip(0)
     with pytest.raises(Refused, match="rows would mean others"):
         other.recommend(small.platform().offer(), 2)
+
+
+def test_a_folder_goes_on_with_its_own_round_only(tmp_path):
+    platform, client = small.platform(), small.client()
+    with seeded(0):
+        first, _ = client.upload(platform.offer(), [0, 1], [5.0, 6.0], tmp_path)
+        _, again = client.upload(platform.offer(), [0, 1], [5.0, 6.0], tmp_path)
+    model = Upload.from_bytes(first, platform.shape).weights
+    assert all(torch.equal(model[name], w) for name, w in again.ranker.state_dict().items())
+    for rows, results in (([0, 2], [5.0, 6.0]), ([0, 1], [5.0, 7.0])):
+        with pytest.raises(ValueError, match="belongs to a client, round"):
+            client.upload(platform.offer(), rows, results, tmp_path)
+    platform.accept(first)
+    with pytest.raises(ValueError, match="give another folder"):
+        client.upload(platform.offer(), [0, 1], [5.0, 6.0], tmp_path)
 
 
 def test_an_upload_that_learned_from_an_older_version_is_refused():
