@@ -1,9 +1,9 @@
-"""What an upload tells of the pictures behind it: an attack on membership, measured, with and without noise."""
+"""What an upload tells of the pictures behind it: attacks on membership, measured, with and without noise."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from . import equations as eq
 from .layers import Ranker
 
 
@@ -17,9 +17,27 @@ def membership(ranker: Ranker, uploaded: Tensor, members: Tensor, others: Tensor
     """The AUC of an attacker who has the extractor and a client's upload (R, d) and asks of pictures (k, 4, S, S)
     whether they were among the client's: the nearer a picture's own vector to one that was uploaded, the likelier.
     """
-    with torch.no_grad():
-        scores = [_nearness(ranker, uploaded, x) for x in (members, others)]
-    return auc(*scores)
+    return auc(*(_nearness(ranker, uploaded, x) for x in (members, others)))
+
+
+def traced(
+    ranker: Ranker, uploaded: Tensor, members: Tensor, others: Tensor, known: Tensor, ridge: float = 0.01
+) -> float:
+    """The AUC of an attacker who also knows pictures of the same kind (k, 4, S, S), none of them the client's.
+
+    The score of a picture's vector z is (m - mu)' S^-1 (z - mu): m is the mean of the uploads' halves that hold means,
+    mu and S are mean and covariance of the known pictures' vectors, S + ridge tr(S)/e. What the client's mean has more
+    than is usual, its pictures have a little more of: the likelihood ratio, were vectors Gaussian. Uploads have length
+    one: m is taken to the length at which it is nearest to mu.
+    """
+    z, inside, outside = (_own(ranker, x).double() for x in (known, members, others))
+    mu, width = z.mean(0), z.shape[1]
+    S = torch.cov(z.T)
+    S += ridge * S.trace() / width * torch.eye(width, dtype=S.dtype)
+    m = uploaded[:, :width].double().mean(0)
+    m = m * (m @ mu / (m @ m).clamp_min(1e-12)).clamp_min(0)
+    direction = torch.linalg.solve(S, m - mu)
+    return auc(*((part - mu) @ direction for part in (inside, outside)))
 
 
 def linear_probe(vectors: Tensor, truth: Tensor) -> float:
@@ -34,8 +52,17 @@ def linear_probe(vectors: Tensor, truth: Tensor) -> float:
     return auc(found[y[half:] > 0], found[y[half:] < 0])
 
 
+def _own(ranker: Ranker, x: Tensor) -> Tensor:
+    """Each picture's own vector (k, e), of length one: the half of means of a subset of one."""
+    with torch.no_grad():
+        alone = ranker.extractor(x[:, None])
+    return F.normalize(alone[:, : _half(ranker, alone)], dim=-1)
+
+
+def _half(ranker: Ranker, vectors: Tensor) -> int:
+    return vectors.shape[1] // (2 if ranker.extractor.spread else 1)
+
+
 def _nearness(ranker: Ranker, uploaded: Tensor, x: Tensor) -> Tensor:
-    width = uploaded.shape[1] // (2 if ranker.extractor.spread else 1)  # a single picture has a mean, but no spread
-    own = eq.meta_vector(ranker.extractor.each(x)[:, None], spread=False)  # type: ignore[operator]
-    means = torch.nn.functional.normalize(uploaded[:, :width], dim=-1)
-    return (own @ means.T).max(1).values
+    means = F.normalize(uploaded[:, : _half(ranker, uploaded)], dim=-1)
+    return (_own(ranker, x) @ means.T).max(1).values

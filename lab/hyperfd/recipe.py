@@ -1,13 +1,16 @@
 """HyperFD's procedure: data sets come one after another; each is served, learned from behind its wall, and let go."""
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..core import faces, judging, store, streams
@@ -35,10 +38,11 @@ class HyperFD:
     K: configurations recommended to each client, which trains them; trials: how many it trains in all, the others drawn
     at random to teach the platform. R random subsets of m pictures each make its meta-vectors. steps of learning at
     rate lr after each task. triplet and si weigh the two regularisers, 0 leaves one out. stale says what becomes of
-    stored vectors when the extractor changes: 'transform', 'reuse' as they are, 'drop' them, or 'pooled', the upper
-    bound that breaks the wall and extracts them again from the pictures. features: 'learned', 'mean' (without
-    spread), 'frozen' (random), 'handmade' (24 numbers). noise blurs what is uploaded. by: 'hyperfd', 'offline' (learns
-    from the first five tasks only), or a rival: 'random', 'default', 'best average', 'nearest', 'tpe'.
+    stored vectors when the extractor changes: 'transform', 'reuse' as they are, 'drop' them, or 'pooled', which breaks
+    the wall and extracts them anew from the pictures: what a perfect transformation would give. features: 'learned',
+    'mean' (without spread), 'frozen' (random), 'handmade' (24 numbers). noise blurs what is uploaded. by: 'hyperfd',
+    'offline' (the same, and stays as it is after five tasks), or a rival: 'random', 'default' (one configuration, not
+    K), 'best average' (of all trials so far), 'nearest', 'tpe'.
     """
 
     K: int = 5
@@ -113,7 +117,7 @@ class _Service:
         self.recipe, self.stream, self.order, self.seed, self.folder = recipe, stream, order, seed, folder
         self.codes = stream.codes()
         self.how = recipe.learning()
-        self.owner = f"{recipe!r} on {stream.name}, {len(stream)} tasks {_digest(stream)}, seed {seed}"
+        self.owner = f"{recipe!r} on {stream.name}, {len(stream)} tasks {fingerprint(stream)}, seed {seed}"
         self.learns = recipe.by in LEARNED
         first = self.client(0)
         self.sample = tuple(first.x.shape[1:])
@@ -260,6 +264,7 @@ class _Service:
             "decisions": list(stream.decisions or (f"decision {k}" for k in range(len(stream.choices[0])))),
             "metric": stream.metric, "unit": stream.unit, "stream": stream.name, "truth": truth, "now": now,
             "raw": [raw_bytes(self.client(place).data) for place in range(len(self.served))],
+            "raw as": "JPEG" if isinstance(self.client(0).data, faces.FaceTask) else "numbers",
         }  # fmt: skip
         return HyperFDOutcome(
             recipe=self.recipe, report=self._report(known), trace=tuple(self.trace), served=self.served,
@@ -272,7 +277,7 @@ class _Service:
         pools = sum(len(self.stream.pool(task)) for task in self.order)
         rows = [
             Row("trials", pools, sum(len(one["tried"]) for one in served)),
-            Row("bytes sent", sum(known["raw"]), sum(one["sent"] for one in served), "bytes"),
+            Row(f"bytes as {known['raw as']}, as sent", sum(known["raw"]), sum(one["sent"] for one in served), "bytes"),
         ]
         if known["truth"] is None:
             best = [max(one["results"]) for one in served]
@@ -287,12 +292,17 @@ class _Service:
             ]
             if (lost := forgetting(served, known["now"])) is not None:
                 rows.append(Row("forgetting", None, lost, "%", "learned", 1))
-        notes = ["before: all configurations trained, all pictures sent, what as many random choices leave on average, "
-                 "the order before anything was learned; regrets are means over all tasks but the first"]  # fmt: skip
+        notes = [
+            f"before: all configurations trained, all data sent as {known['raw as']}, what as many random choices "
+            "leave on average, the order before anything was learned; regrets are means over all tasks but the first",
+            "an upload is as large as the model, however small the data set",
+            f"the default is one configuration, not {self.recipe.K}; the best average sees what this run has tried, "
+            "recommended trials too",
+        ]
         return Report(repr(self.recipe), tuple(rows), (*notes, *([self.stream.note] if self.stream.note else [])))
 
 
-def _digest(stream: Stream) -> str:
+def fingerprint(stream: Stream) -> str:
     """A short hash of what a stream asks, and of what its table answers; a live one's journal knows its data."""
     told = repr((stream.names, stream.choices, None if stream.scores is None else stream.scores.tolist()))
     return hashlib.sha256(told.encode()).hexdigest()[:12]
@@ -314,11 +324,21 @@ def forgetting(served: Sequence[dict[str, Any]], now: Sequence[float | None]) ->
     return 100 * sum(a - b for a, b in old) / sum(a for a, _ in old) if old else None
 
 
+@lru_cache(maxsize=64)
 def raw_bytes(data: Any) -> int:
-    """What it would take to send the data set itself: one byte a colour and pixel, 16 a box; 4 a number of a table."""
+    """What it would take to send the data set itself: pictures as JPEG of quality 85, 16 a box; 4 a number of a table.
+
+    Size of headers and all; another release of the JPEG library may differ by some bytes.
+    """
     if isinstance(data, faces.FaceTask):
-        return sum(p.numel() for p in data.learn.pictures) + 16 * sum(map(len, data.learn.boxes))
+        return sum(map(_jpeg, data.learn.pictures)) + 16 * sum(map(len, data.learn.boxes))
     return 4 * data.numel()
+
+
+def _jpeg(picture: Tensor) -> int:
+    content = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(content, "JPEG", quality=85)
+    return content.tell()
 
 
 def _mean(served: Sequence[dict[str, Any]], key: str) -> float:

@@ -34,7 +34,7 @@ def numbers(outcome: HyperFDOutcome) -> dict[str, Points]:
 
 
 def crossed(outcome: HyperFDOutcome, place: int) -> dict[str, int]:
-    """What left the client at this place, in bytes and counts, beside what stayed with it."""
+    """What left the client at this place, in bytes and counts, beside what stayed with it, pictures as JPEG."""
     one = outcome.served[place]
     memory = len(outcome.state.get("memory", []))
     recipe = outcome.recipe
@@ -158,7 +158,7 @@ def _wall(outcome: HyperFDOutcome, place: int) -> list[str]:
     total = float(found["bytes sent"] + found["bytes that stayed"])
     rows = [
         ("left the client", float(found["bytes sent"]), total),
-        ("stayed", float(found["bytes that stayed"]), total),
+        (f"stayed, as {outcome.known['raw as']}", float(found["bytes that stayed"]), total),
     ]
     return [svg.bars(rows, title="bytes on either side of the wall")]
 

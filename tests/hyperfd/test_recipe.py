@@ -11,7 +11,8 @@ from lab.core.descent import seeded
 from lab.core.faces import FaceTask
 from lab.core.streams import Stream, coded
 from lab.hyperfd import live, privacy, recipe, rivals, space
-from lab.hyperfd.learning import LIMIT, Learning, Record, Synapses, aged, learn
+from lab.hyperfd.learning import LIMIT, Learning, Record, Synapses, aged, learn, vectors
+from lab.hyperfd.looking import samples
 from lab.hyperfd.platform import Platform
 
 from . import small
@@ -35,6 +36,8 @@ def test_every_task_is_served_once_and_what_was_tried_is_noted(outcome):
         truth = small.stream().scores[one["task"]]
         assert one["tried_results"] == truth[one["tried"]].tolist()
         assert one["regret"] == pytest.approx(float(truth.max() - truth[one["rows"]].max()))
+    assert outcome.report["bytes as numbers, as sent"].before == 6 * 40 * 3 * 4
+    assert any("the default is one configuration, not 2" in note for note in outcome.report.notes)
     assert outcome.report["trials"].after == 36 and outcome.report["trials"].before == 108
     assert 0 < outcome.served[0]["sent"] < 500_000
 
@@ -103,6 +106,9 @@ def test_detectors_are_really_trained_in_live_mode(tmp_path):
         rows = [found.served[[one["name"] for one in found.served].index("small")]["tried"]]
         again = live.stream(other, count=6, budget=12, journal=tmp_path)
         assert again.evaluate(list(other).index("small"), rows[0]) == [7.0, 7.0]
+    sizes = found.report["bytes as JPEG, as sent"]
+    assert 4 * 16 * 1000 < sizes.before < 4 * 16 * 160 * 160 and sizes.after == sum(one["sent"] for one in found.served)
+    assert "stayed, as JPEG" in lab.view(found).frame.svg
     assert set(found.recommend(tasks["small"], 1)[0]) == {"width", "side", "iou", "ratio", "weight", "optimiser"}
     owner = live.client(tasks["small"], Learning(R=2, m=4, steps=2), budget=3)
     platform = Platform(tuple(owner.x.shape[1:]), owner.codes, owner.how)
@@ -264,6 +270,19 @@ def test_membership_shows_without_noise_and_drowns_in_it(outcome):
         open_ = privacy.membership(ranker, uploaded, members, others)
         drowned = privacy.membership(ranker, uploaded + 3 * torch.randn_like(uploaded), members, others)
     assert open_ > 0.95 and drowned < 0.75
+
+
+def test_tracing_finds_pictures_of_small_uploads_and_no_others():
+    """Four pictures in subsets of two; the control are pictures of another seed, which the client does not have."""
+    how, found = Learning(R=4, m=2), {"members": [], "strangers": []}
+    with seeded(0):
+        ranker = how.ranker(torch.Size([4, 64, 64]), 10).eval()
+        for domain in ("portraits", "low light"):
+            mine, others, known, more = (samples(lab.tasks.faces(domain, seed=seed)) for seed in range(4))
+            uploaded = vectors(ranker, mine[:4], how)
+            found["members"].append(privacy.traced(ranker, uploaded, mine[:4], others, known))
+            found["strangers"].append(privacy.traced(ranker, uploaded, more, others, known))
+    assert min(found["members"]) > 0.8 and abs(sum(found["strangers"]) / 2 - 0.5) < 0.12
 
 
 def test_a_linear_probe_finds_a_line_and_no_noise():
