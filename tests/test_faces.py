@@ -68,7 +68,7 @@ def test_boxes_are_where_faces_were_laid(monkeypatch):
         assert len(boxes) >= 1 and not (bright & ~inside).any()
 
 
-def test_nobody_is_in_both_parts_and_no_photograph_either():
+def test_no_crop_is_in_both_parts_and_no_photograph_either():
     assert not set(faces._CROPS["learn"]) & set(faces._CROPS["held out"])
     assert not set(faces._GROUNDS["learn"]) & set(faces._GROUNDS["held out"])
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 SIDE = 160  # px, of a composed scene
 LEARN, HELD_OUT = 96, 64  # scenes of a domain
-_CROPS = {"learn": range(70), "held out": range(70, 100)}  # of faces and of others: nobody is in both
+_CROPS = {"learn": range(70), "held out": range(70, 100)}  # of faces and of others: no crop is in both
 _GROUNDS = {  # photographs without people, kept apart by name
     "learn": ("coffee", "china", "rocket", "hubble_deep_field", "immunohistochemistry", "brick", "gravel", "grass"),
     "held out": ("cat", "flower", "stereo_motorcycle"),
@@ -169,7 +169,10 @@ NOTE = "scenes composed of real crops on real photographs; changes of light, len
 
 @lru_cache(maxsize=64)
 def composed(domain: str, seed: int = 0) -> FaceTask:
-    """The scenes of a domain, LEARN of them to learn from and HELD_OUT of other people on other photographs."""
+    """The scenes of a domain, LEARN of them to learn from and HELD_OUT of other crops on other photographs.
+
+    Who is on a crop is not known: one person may be in both parts.
+    """
     if domain not in DOMAINS:
         raise ValueError(f"domain={domain!r}: there are {', '.join(DOMAINS)}")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:

@@ -168,7 +168,7 @@ def faces(
     limit: int | None = None,
 ) -> FaceTask:  # fmt: skip
     """Pictures with face boxes: scenes of a domain, composed of real crops on real photographs, 96 to learn from and
-    64 held out with other people on other photographs; pictures uint8 (3, H, W), boxes (n, 4) in px.
+    64 held out with other crops on other photographs; pictures uint8 (3, H, W), boxes (n, 4) in px.
 
     Domains: portraits, groups, crowded, small, cluttered, occluded, low light, motion blur, fish-eye,
     grey, rotated, coarse. `folder` is a data set of one's own instead: WIDER FACE, Pascal VOC, or a zip archive with
