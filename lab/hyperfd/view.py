@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas
 import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ..core import judging
+from ..core import judging, store
 from ..core.faces import Faces
 from ..ui import Control, Explorer, Frame, figure, raster, svg, view
 from ..ui.svg import PALETTE
@@ -45,6 +46,30 @@ def crossed(outcome: HyperFDOutcome, place: int) -> dict[str, int]:
     }  # fmt: skip
 
 
+def contest() -> Any:
+    """`data/faces/results.csv` as a frame, one row a recommender, order and task: the benchmark as it was last run."""
+    rows = pandas.read_csv(store.artefact("faces/results.csv"), dtype={"settings": str})
+    rows = rows[rows["stream"] == "detectors"]
+    return rows[rows["settings"] == rows.groupby("by")["settings"].transform("last")]
+
+
+def bands(outcome: HyperFDOutcome) -> dict[str, list[tuple[float, float, float]]]:
+    """(tasks served before, low, high) of the 95 % interval of regret over the benchmark's orders: of HyperFD, by the
+    name 'recommended', and of the best average. Empty for other streams, and where the benchmark was not run."""
+    if outcome.known["stream"] != "detectors":
+        return {}
+    try:
+        rows = contest()
+    except FileNotFoundError:
+        return {}
+    return {
+        shown: [(float(place), found.low, found.high)
+                for place, part in rows[rows["by"] == by].groupby("place")
+                for found in [judging.interval(part["regret"])]]
+        for shown, by in (("recommended", "hyperfd"), ("best average", "best average"))
+    }  # fmt: skip
+
+
 def places(outcome: HyperFDOutcome) -> dict[str, Points]:
     """The meta-vectors (R of each task) on the two directions in which they vary most; {} for rivals.
 
@@ -64,12 +89,12 @@ def places(outcome: HyperFDOutcome) -> dict[str, Points]:
 @view.register
 def explore(outcome: HyperFDOutcome) -> Explorer:
     """The stream replayed: each task's regret, what it was recommended, what it sent, where it lies among others."""
-    recipe, known = outcome.recipe, outcome.known
+    recipe, known, behind = outcome.recipe, outcome.known, bands(outcome)
 
     def draw(task: int) -> Frame:
         place = task - 1
-        pictures = [part for show in (_timeline, _chosen, _wall, _map) for part in show(outcome, place)]
-        return Frame("".join(pictures), _facts(outcome, place))
+        pictures = [part for show in (_chosen, _wall, _map) for part in show(outcome, place)]
+        return Frame("".join([*_timeline(outcome, place, behind), *pictures]), _facts(outcome, place))
 
     controls = {"task": Control(list(range(1, len(outcome.served) + 1)), label="task")}
     return Explorer(draw, controls, title=f"HyperFD on {known['stream']}: {recipe.by}, {recipe.K} recommended")
@@ -135,11 +160,12 @@ def boxed(picture: Tensor, truth: Tensor, found: Tensor, title: str, width: int 
     return svg.whole(width, top + tall + 2, title, title, parts)
 
 
-def _timeline(outcome: HyperFDOutcome, place: int) -> list[str]:
-    """Regrets in the order in which the tasks came."""
-    series = [svg.Series(name, points) for name, points in numbers(outcome).items() if points]
+def _timeline(outcome: HyperFDOutcome, place: int, behind: Mapping[str, Sequence]) -> list[str]:
+    """Regrets in the order in which the tasks came, before what they are over many orders; the present task marked."""
+    known = {name: points for name, points in numbers(outcome).items() if points}
+    series = [svg.Series(name, points, band=behind.get(name, ())) for name, points in known.items()]
     unit = outcome.known["unit"]
-    title = "the order they came in"
+    title = "the order they came in" + (", before 95 % bands of many orders" if behind else "")
     return [svg.lines(series, "tasks served before", f"regret ({unit})", title, at=place)] if series else []
 
 

@@ -1,10 +1,13 @@
 """What the pictures are drawn from, and that controls move them."""
 
+from dataclasses import replace
+
 import pandas
 import pytest
 import torch
 
 import lab
+from lab.core import judging
 from lab.core.descent import seeded
 from lab.hyperfd import view
 from lab.hyperfd.detector import Detector
@@ -47,6 +50,29 @@ def test_the_explorer_follows_its_slider(outcome):
     assert explorer.frame != first and explorer.frame.facts["data set"] == outcome.served[5]["name"]
     for words in ("the order they came in", "either side of the wall", "meta-vectors of all tasks", "recommended to"):
         assert words in explorer.frame.svg, words
+
+
+def test_bands_of_the_benchmark_stand_behind_the_line_where_it_was_run(outcome, tmp_path, monkeypatch):
+    rows = [
+        {"stream": stream, "by": by, "seed": s, "place": p, "regret": value + s, "settings": settings}
+        for stream, settings, value in (("graphs", "1", 90), ("detectors", "0", 50), ("detectors", "1", 5))
+        for by in ("hyperfd", "best average", "tpe") for p in range(6) for s in (0, 2)
+    ]  # fmt: skip
+    pandas.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
+    monkeypatch.setattr(view.store, "artefact", lambda name: tmp_path / name.removeprefix("faces/"))
+    assert set(view.contest().settings) == {"1"} and len(view.contest()) == 36
+    assert view.bands(outcome) == {} and "lab-ribbon" not in lab.view(outcome).frame.svg  # of another stream
+    own = replace(outcome, known={**outcome.known, "stream": "detectors"})
+    found = view.bands(own)
+    assert set(found) == {"recommended", "best average"} and [place for place, *_ in found["recommended"]] == [
+        *range(6)
+    ]
+    middle = judging.interval([5, 7])
+    assert found["recommended"][0][1:] == (middle.low, middle.high)
+    explorer = lab.view(own)
+    assert explorer.frame.svg.count("lab-ribbon") == 2 and "95 % bands" in explorer.frame.svg
+    (tmp_path / "results.csv").unlink()
+    assert "lab-ribbon" not in lab.view(own).frame.svg
 
 
 def test_a_stream_without_a_table_is_seen_too():
