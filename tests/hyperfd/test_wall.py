@@ -42,8 +42,9 @@ def test_nothing_of_a_picture_and_nothing_per_picture_is_uploaded():
         message, _ = client.upload(platform.offer(), [1, 2, 3], [5.0, 6.0, 7.0])
     tensors = load(message)
     model = {f"w.{name}" for name in platform.shape.weights} | {f"o.{k}" for k in range(len(platform.shape.weights))}
+    d = platform.shape.d
     assert set(tensors) - model == {"vectors", "D"}
-    assert tensors["vectors"].shape == (4, 128) and tensors["D"].shape == (128, 128)
+    assert tensors["vectors"].shape == (4, d) and tensors["D"].shape == (d, d)
     assert all(23 not in x.shape and 46 not in x.shape for x in tensors.values())
     known = {f"w.{name}": size for name, size in platform.shape.weights.items()}
     assert all(tuple(tensors[name].shape) == size for name, size in known.items())
@@ -57,7 +58,7 @@ def test_pictures_do_not_pass_the_schema_under_any_name():
     with seeded(0):
         message, _ = client.upload(platform.offer(), [1, 2], [5.0, 6.0])
     assert Upload.from_bytes(message, platform.shape).pictures == 23
-    pixels = client.x.flatten()[: 4 * 128].view(4, 128)
+    pixels = client.x.flatten()[: 4 * platform.shape.d].view(4, -1)
     for name, x in (("pictures", client.x), ("vectors", client.x[:4]), ("vectors", pixels.repeat(6, 1)[:23])):
         with pytest.raises(Refused, match=f"upload: tensor '{name}'"):
             Upload.from_bytes(changed(message, **{name: x}), platform.shape)
