@@ -2,9 +2,9 @@
 
 On two cores. First a detector of each width learns plain scenes of another seed, which all others start from
 (`start.safetensors`, kept if it is there). Then every configuration is trained on every composed domain, from a seed of
-its own. What is finished is kept in `data/faces/runs`, so that a second start goes on from there. Configurations come
-in an order in which any number of them covers the space: a run that is stopped leaves a table of fewer
-configurations, which says so.
+its own. What is finished is kept in `data/faces/runs`, so that a second start goes on from there, as it does from the
+table. Configurations come in an order in which any number of them covers the space: a run that is stopped leaves a
+table of fewer configurations, which says so.
 
     python data/faces/make.py [--count 216] [--jobs 2] [--only 3] [--keep]
 
@@ -18,6 +18,7 @@ import hashlib
 import time
 from pathlib import Path
 
+import pandas
 import torch
 from safetensors.torch import save
 
@@ -76,14 +77,27 @@ def main() -> None:
     torch.set_num_threads(1)
     if not (FOLDER / "start.safetensors").exists():
         begin()
-    wanted = items(options.count)[: options.only]
+    before = known()
+    wanted = [item for item in items(options.count) if (item[0], *item[1]) not in before][: options.only]
     if not options.keep:
         lab.map(cell, wanted, n_jobs=options.jobs, journal=FOLDER / "runs")
     done = Journal(FOLDER / "runs", cell, wanted).done
-    rows = [(*wanted[index], done[index]) for index in sorted(done)]
+    rows = [*before.values(), *((*wanted[index], done[index]) for index in sorted(done))]
     print(f"{len(rows)} of {len(items(216))} cells, {sum(r['seconds'] for *_, r in rows) / len(rows):.2f} s each")
     if options.only is None:
         write(rows)
+
+
+def known() -> dict[tuple, tuple]:
+    """The rows of the table that is there already, by domain and decisions: (domain, choice, seed, result)."""
+    if not (FOLDER / "detectors.csv.gz").exists():
+        return {}
+    found = {}
+    for row in pandas.read_csv(FOLDER / "detectors.csv.gz").to_dict("records"):
+        choice = [row[name] for name in NAMES]
+        result = {name: row[name] for name in ("ap50", "ap", "seconds")}
+        found[row["domain"], *choice] = (row["domain"], choice, row["seed"], result)
+    return found
 
 
 def write(rows: list[tuple]) -> None:

@@ -8,7 +8,7 @@ arXiv 2203.08399).
     symbols     z a picture's vector   v meta-vector of a subset, d numbers   c a configuration's code   s score
                 y result, r relevance   R subsets of m pictures   K recommended   omega, Omega synaptic importances
                 theta* weights where a task began   D, tau the map between versions
-    equations   (1) meta_vector   (2) joined   (3) relevance   (4) ranking_loss   (5) triplet_loss
+    equations   (1) meta_vector   (1a) counted   (2) joined   (3) relevance   (4) ranking_loss   (5) triplet_loss
                 (6) path_importance   (7) consolidated   (8) synaptic_penalty   (9) transformation   (10) transformed
                 (11) transformation_error   (12) subset_scores   (13) private   (14) regret
     procedure   recipe.HyperFD.run: for each task client.Client.recommend, evaluate, upload; platform.Platform.accept

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+USUAL = (-2.5, 1.5, -0.2, 0.3, -2.7, 0.07)  # of what Eq. (1a) counts, about the middle of the embedded domains
+SPREAD = (0.7, 0.7, 0.4, 0.15, 1.0, 0.06)
+
 
 def meta_vector(z: Tensor, spread: bool = True) -> Tensor:
     """Eq. (1): v = [mean_m z, std_m z] / ‖·‖, of pictures' vectors z (..., m, e); (..., 2e), or (..., e) of means."""
@@ -17,6 +20,24 @@ def meta_vector(z: Tensor, spread: bool = True) -> Tensor:
         return F.normalize(mean, dim=-1)
     deviation = ((z - mean.unsqueeze(-2)).square().mean(-2) + 1e-8).sqrt()
     return F.normalize(torch.cat([mean, deviation], -1), dim=-1)
+
+
+def counted(x: Tensor) -> Tensor:
+    """Eq. (1a): what is counted of pictures x (n, 4, S, S), colours and filled boxes in [-1, 1]: (n, 6).
+
+    log2 of a face's side over S (4 area / perimeter of the boxes), log2 of 1/2 + the number of faces of that side,
+    brightness, contrast, log2 of the mean Laplacian, colourfulness; each about a usual value, by a usual spread.
+    """
+    m, grey = (x[:, 3] + 1) / 2, x[:, :3].mean(1)
+    rim = sum((m.diff(dim=dim).abs().sum((1, 2)) for dim in (1, 2)), torch.zeros(len(x)))
+    side = (4 * m.sum((1, 2)) / rim.clamp_min(1)).clamp_min(1)
+    inner = grey[:, 1:-1, 1:-1]
+    bend = 4 * inner - grey[:, :-2, 1:-1] - grey[:, 2:, 1:-1] - grey[:, 1:-1, :-2] - grey[:, 1:-1, 2:]
+    found = torch.stack([
+        (side / x.shape[-1]).log2(), (m.sum((1, 2)) / side**2 + 0.5).log2(), grey.mean((1, 2)), grey.std((1, 2)),
+        (bend.abs().mean((1, 2)) + 0.01).log2(), (x[:, :3] - grey[:, None]).abs().mean((1, 2, 3)),
+    ], 1)  # fmt: skip
+    return (found - torch.tensor(USUAL)) / torch.tensor(SPREAD)
 
 
 def joined(v: Tensor, c: Tensor, vc: Tensor) -> Tensor:

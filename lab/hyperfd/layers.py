@@ -12,12 +12,17 @@ WIDTHS = (8, 16, 32, 64)
 
 
 class Extractor(nn.Module):
-    """Subsets (R, m, 4, S, S) of pictures, or (R, m, F) of rows of numbers, -> meta-vectors (R, d), Eq. (1)."""
+    """Subsets (R, m, 4, S, S) of pictures, or (R, m, F) of rows of numbers, -> meta-vectors (R, d), Eq. (1).
+
+    Beside what a picture's network says stands what is counted of it, Eq. (1a), which no learning changes.
+    """
 
     def __init__(self, sample: torch.Size, spread: bool = True) -> None:
         super().__init__()
-        self.spread, self.width = spread, EMBEDDED * (2 if spread else 1)
-        if len(sample) == 3:
+        self.counts = len(sample) == 3
+        self.spread, self.each_width = spread, EMBEDDED + (len(eq.USUAL) if self.counts else 0)
+        self.width = self.each_width * (2 if spread else 1)
+        if self.counts:
             stages = [
                 nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.GroupNorm(4, b), nn.ReLU())
                 for a, b in pairwise((sample[0], *WIDTHS))
@@ -26,9 +31,13 @@ class Extractor(nn.Module):
         else:
             self.each = nn.Sequential(nn.Linear(sample[0], 64), nn.ReLU(), nn.Linear(64, EMBEDDED))
 
+    def picture(self, x: Tensor) -> Tensor:
+        """What stands for each picture, or row of numbers: (n, e)."""
+        return torch.cat([self.each(x), eq.counted(x)], 1) if self.counts else self.each(x)
+
     def forward(self, x: Tensor) -> Tensor:
         R, m = x.shape[:2]
-        return eq.meta_vector(self.each(x.flatten(0, 1)).view(R, m, -1), self.spread)
+        return eq.meta_vector(self.picture(x.flatten(0, 1)).view(R, m, -1), self.spread)
 
 
 class Given(nn.Module):

@@ -16,7 +16,11 @@ from .layers import Extractor, Given, Ranker
 from .looking import subsets
 
 REPLAYED = 8  # earlier lists in each step, each counting as much as the present one
-COMMON, DECAY = 5.0, 0.1  # how much faster what holds for all data sets is learned; weight decay
+COMMON, SLOW, DECAY = (
+    5.0,
+    0.02,
+    0.1,
+)  # how much faster what holds for all data sets is learned, and the extractor; decay
 PAIRS, CHECKED = 24, 8  # subsets that fit the transformation, and those that judge it
 LIMIT = 0.5  # a record whose transformations' errors sum to more is not learned from any longer
 MARGIN = 0.3
@@ -120,8 +124,11 @@ def learn(
     learned = list(ranker.parameters()) if how.learns_extractor() else _but_extractor(ranker)
     weights = list(ranker.parameters())
     common = list(ranker.common.parameters())
-    others = [p for p in learned if not any(p is one for one in common)]
-    groups: list[dict[str, Any]] = [{"params": common, "lr": COMMON * how.lr}, {"params": others}]
+    slow = list(ranker.extractor.parameters()) if how.learns_extractor() else []
+    others = [p for p in learned if not any(p is one for one in (*common, *slow))]
+    groups: list[dict[str, Any]] = [
+        {"params": common, "lr": COMMON * how.lr}, {"params": slow, "lr": SLOW * how.lr}, {"params": others}
+    ]  # fmt: skip
     adam = AdamW(groups, how.lr, weight_decay=DECAY)
     synapses.begin(weights)
     replayed = [one for one in memory if one.error <= LIMIT and len(one.rows) > 1]
