@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import time
-from functools import lru_cache
 from pathlib import Path
 
 import pandas
@@ -43,7 +42,7 @@ RECOMMENDERS: dict[str, dict] = {
     "best average": {"by": "best average"},
     "nearest": {"by": "nearest"},
     "tpe": {"by": "tpe"},
-    "no si, stale vectors": {"si": 0.0, "stale": "reuse"},
+    "neither si nor transformation": {"si": 0.0, "stale": "reuse"},
 }
 ABLATIONS: dict[str, dict] = {
     "vectors extracted anew": {"stale": "pooled"},
@@ -71,11 +70,13 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="one line a task; what is there already is not run again")
     parser.add_argument("--stream", choices=("detectors", "graphs"), default="detectors")
     parser.add_argument("--orders", type=int, default=10)
+    parser.add_argument("--by", help="only these recommenders, with commas between")
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
     seeds = range(1 if options.quick else options.orders)
-    chosen = {name: seeds if name in RECOMMENDERS else seeds[:FEW] for name in (QUICK if options.quick else ALL)}
+    names = options.by.split(",") if options.by else QUICK if options.quick else ALL
+    chosen = {name: seeds if name in RECOMMENDERS else seeds[:FEW] for name in names}
     items = [(options.stream, name, seed, options.quick) for seed in seeds for name in chosen if seed in chosen[name]]
     rows = run_all(items, options.csv, options.jobs)
     found = pandas.DataFrame(rows)
@@ -91,7 +92,6 @@ def main() -> None:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
-@lru_cache
 def stream(name: str) -> Stream:
     return lab.tasks.detectors() if name == "detectors" else lab.tasks.graphs()
 
