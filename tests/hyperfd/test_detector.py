@@ -169,6 +169,7 @@ def few(task, learn=32, held_out=16):
     return FaceTask(learn=task.learn[range(learn)], held_out=task.held_out[range(held_out)], name=task.name)
 
 
+@pytest.mark.slow
 def test_it_learns_in_seconds_what_an_untrained_one_does_not_know():
     """From random weights; and in the dark from those that know plain scenes, which alone find nothing there."""
     task = few(lab.tasks.faces("portraits"), learn=64)
@@ -183,6 +184,7 @@ def test_it_learns_in_seconds_what_an_untrained_one_does_not_know():
     assert len(boxes) == len(scores) <= 100 and bool((boxes >= 0).all()) and bool((boxes <= 160).all())
 
 
+@pytest.mark.slow
 def test_it_starts_from_weights_that_know_plain_scenes():
     dark, configuration = few(lab.tasks.faces("low light"), learn=96), Configuration(width=0.5, side=128)
     start = detector.Detector(0.5)

@@ -42,6 +42,7 @@ def test_every_task_is_served_once_and_what_was_tried_is_noted(outcome):
     assert 0 < outcome.served[0]["sent"] < 500_000
 
 
+@pytest.mark.slow
 def test_it_gets_better_with_the_tasks_it_has_served():
     """On a stream whose rule can be learned; controls: chance, and one that does not learn."""
     many = small.stream(tasks=10)

@@ -310,6 +310,7 @@ print(size, side.sent)
 """
 
 
+@pytest.mark.slow
 def test_a_client_in_another_process_sends_its_two_messages_and_nothing_else(served):
     platform, port = served
     between = Counting(port)
