@@ -12,18 +12,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import acenas, decoupling, dqss, foldgpt, gal, hybridsd, lens, pams, sparsebytenn, ui
+    from . import acenas, decoupling, dqss, foldgpt, gal, hybridsd, hyperfd, lens, pams, sparsebytenn, ui
     from .acenas import AceNAS
     from .core import cost, nets, scenes, surgery, tables, tasks
     from .core.architectures import Graph, Space
     from .core.finetune import finetune
     from .core.parallel import map
+    from .core.streams import Stream
     from .core.task import Task
     from .decoupling import Decoupling
     from .dqss import DQSS
     from .foldgpt import FoldGPT
     from .gal import GAL
     from .hybridsd import HybridSD
+    from .hyperfd import HyperFD
     from .pams import PAMS
     from .sparsebytenn import SparseByteNN
     from .ui import compare, view
@@ -40,6 +42,7 @@ _RECIPES = {
     "FoldGPT": ("foldgpt", "FoldGPT"),
     "HybridSD": ("hybridsd", "HybridSD"),
     "AceNAS": ("acenas", "AceNAS"),
+    "HyperFD": ("hyperfd", "HyperFD"),
 }
 _PLACES = {
     **_RECIPES,
@@ -47,6 +50,7 @@ _PLACES = {
     "Task": ("core.task", "Task"),
     "Graph": ("core.architectures", "Graph"),
     "Space": ("core.architectures", "Space"),
+    "Stream": ("core.streams", "Stream"),
     "view": ("ui", "view"),
     "compare": ("ui", "compare"),
     "finetune": ("core.finetune", "finetune"),
@@ -70,8 +74,10 @@ __all__ = [
     "FoldGPT",
     "Graph",
     "HybridSD",
+    "HyperFD",
     "Space",
     "SparseByteNN",
+    "Stream",
     "Task",
     "acenas",
     "compare",
@@ -82,6 +88,7 @@ __all__ = [
     "foldgpt",
     "gal",
     "hybridsd",
+    "hyperfd",
     "lens",
     "load",
     "map",

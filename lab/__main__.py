@@ -66,8 +66,10 @@ def parser() -> argparse.ArgumentParser:
     bench.set_defaults(do=bench_command)
 
     serve = commands.add_parser("serve", help="run a half of a method on this machine, for others to ask")
-    serve.add_argument("what", choices=["cloud"], help="cloud: the first steps of Hybrid SD")
+    serve.add_argument("what", choices=["cloud", "platform"],
+                       help="cloud: the first steps of Hybrid SD; platform: HyperFD's recommender")  # fmt: skip
     serve.add_argument("--model", help="a diffusers folder or hub id; left out, the embedded models")
+    serve.add_argument("--folder", type=Path, metavar="DIR", help="platform: keep its state there, and go on from it")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8765)
     serve.add_argument("--token", default=os.environ.get("LAB_TOKEN"), help="asked of every request; or LAB_TOKEN")
@@ -78,7 +80,10 @@ def parser() -> argparse.ArgumentParser:
 def serve_command(options: argparse.Namespace) -> int:
     """Serve until stopped."""
     print(f"serving on http://{options.host}:{options.port}", flush=True)
-    lab.hybridsd.cloud.serve(options.model, options.host, options.port, options.token)
+    if options.what == "platform":
+        lab.hyperfd.serving.serve(options.folder, options.host, options.port, options.token)
+    else:
+        lab.hybridsd.cloud.serve(options.model, options.host, options.port, options.token)
     return 0
 
 

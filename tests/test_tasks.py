@@ -170,7 +170,7 @@ sys.modules["pooch"] = None
 def refuse(*_): raise OSError("no network here")
 socket.socket.connect = refuse
 from lab.core import tasks
-pictures = [tasks._photograph(name) for name in tasks.PHOTOS_TRAIN + tasks.PHOTOS_HELD_OUT]
+pictures = [photographs.photograph(name) for name in tasks.PHOTOS_TRAIN + tasks.PHOTOS_HELD_OUT]
 print(len(pictures), {p.shape[0] for p in pictures}, {str(p.dtype) for p in pictures})
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -394,6 +394,7 @@ PICTURES = {
     "bars of a deep network": svg.bars([(f"layer{i}.conv1", i, 64) for i in range(54)]),
     "no bars": svg.bars([]),
     "lines": svg.lines([svg.Series("a", [(0, 1), (1, 2)], [(0.5, 1.6)])], x="rate", y="accuracy (%)", at=0.5),
+    "band": svg.lines([svg.Series("a", [(0, 1), (1, 2)], band=[(0, 0.5, 1.5), (1, 1.0, 3.0)])], at=1),
     "one point": svg.lines([svg.Series("a", [(3, 7)])]),
     "no points": svg.lines([svg.Series("a", [(0, float("nan"))])]),
     "blocks": svg.blocks([("stem", 16, 16), ("b1", 0, 16), ("head", 4, 10)], skips=[(0, 1)]),
@@ -433,6 +434,15 @@ def test_lines_tell_measured_from_estimated():
     assert kinds.count("lab-dot c0") == 3 and kinds.count("lab-hollow c0") == 2  # the points and one in the legend
     assert {"a", "a, estimated", "rate", "accuracy (%)"} < set(texts(picture))
     assert picture.count("lab-now") == 1
+
+
+def test_a_band_is_within_the_axes_and_behind_its_line():
+    (band,) = [p for p in elements(PICTURES["band"], "path") if "lab-ribbon" in p.get("class")]
+    corners = [tuple(map(float, pair.split(" "))) for pair in re.findall(r"[\d.]+ [\d.]+", band.get("d"))]
+    (x0, low0), (x1, low1), (x2, high1), (x3, high0) = corners
+    assert x0 == x3 < x1 == x2 and low0 > low1 and low1 - high1 > low0 - high0 > 0  # y points down
+    assert PICTURES["band"].index("lab-ribbon") < PICTURES["band"].index("lab-line")
+    assert "lab-ribbon" not in svg.lines([svg.Series("a", [(0, 1), (1, 2)], band=[(0, 0, float("nan"))])])
 
 
 def test_a_long_curve_keeps_its_peaks():

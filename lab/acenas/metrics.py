@@ -1,13 +1,11 @@
 """How well scores rank a table: only the top matters, so that Kendall's tau alone misleads."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
-from scipy import stats
 from torch import Tensor
 
+from ..core.judging import Interval, expected_best, interval, kendall_tau, rank
 from . import equations as eq
+
+__all__ = ["LOW", "Interval", "best_of_top", "expected_best", "interval", "kendall_tau", "ndcg", "rank"]
 
 LOW = 0.2  # the quantile up to which an architecture is of no relevance
 
@@ -18,49 +16,7 @@ def ndcg(scores: Tensor, truth: Tensor, k: int | None = 10, scale: float = 20.0)
     return float(eq.ndcg(scores, r, k))
 
 
-def kendall_tau(scores: Tensor, truth: Tensor) -> float:
-    """Kendall's tau-b; -1 where scores are all the same, for such a scorer has died."""
-    tau = stats.kendalltau(scores.numpy(), truth.numpy()).statistic
-    return -1.0 if tau != tau else float(tau)
-
-
 def best_of_top(scores: Tensor, valid: Tensor, truth: Tensor, k: int = 10) -> float:
     """Truth of the one that validates best among the k of the highest scores."""
     top = scores.argsort(descending=True, stable=True)[:k]
     return float(truth[top[valid[top].argmax()]])
-
-
-def rank(row: int, truth: Tensor) -> int:
-    """1 for the best of the table."""
-    return 1 + int((truth > truth[row]).sum())
-
-
-def expected_best(truth: Tensor, draws: int) -> float:
-    """The best of so many rows drawn at random without repeats, on average over all draws: exact, nothing is drawn."""
-    ordered = truth.sort().values
-    n, places = len(truth), torch.arange(1, len(truth) + 1, dtype=torch.float64)
-    inside = places - torch.arange(draws, dtype=torch.float64)[:, None]  # (draws, n)
-    below = (inside.clamp_min(0) / (n - torch.arange(draws, dtype=torch.float64))[:, None]).prod(0)  # P(best <= place)
-    return float((ordered * torch.diff(below, prepend=below.new_zeros(1))).sum())
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ({self.low:.3f}..{self.high:.3f})"
-
-
-def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean of runs with different seeds, and Student's interval around it; no width for a single run."""
-    sample = torch.tensor(list(values), dtype=torch.float64)
-    mean = float(sample.mean())
-    if len(sample) < 2:
-        return Interval(mean, mean, mean)
-    half = float(stats.t.ppf((1 + confidence) / 2, len(sample) - 1) * sample.std() / len(sample) ** 0.5)
-    return Interval(mean, mean - half, mean + half)

@@ -125,8 +125,22 @@ def accel_nasbench(path: str | Path) -> Space:
 def nasbench_graph(dataset: str = "cora") -> Space:
     """NAS-Bench-Graph (Qin et al., 2022): graph networks of four layers, from its package; needs the extra `tables`.
 
-    Labels are validation accuracies, truth the test accuracies, in percent. The package keeps its tables as pickles:
-    they are read as lists of opcodes, and nothing in them is run.
+    Labels are validation accuracies, truth the test accuracies, in percent.
+    """
+    rows = graph_records(dataset)
+    archs, known = [graph_network(key) for key in rows], list(rows.values())
+    costs = {"parameters": _plain(known, "para") * 1e6, "latency_ms": _plain(known, "latency") * 1e3}
+    return Space(
+        graphs=[graph for graph, _ in archs], choices=[choice for _, choice in archs], costs=costs, weak=costs,
+        names=tuple(" ".join(choice) for _, choice in archs), name=f"NAS-Bench-Graph {dataset}",
+        labels=100 * _plain(known, "valid_perf"), truth=100 * _plain(known, "perf"),
+    )  # fmt: skip
+
+
+def graph_records(dataset: str) -> dict[int, dict[str, float]]:
+    """NAS-Bench-Graph's {key: {valid_perf, perf, latency, para}} of a data set: shares, shares, seconds, millions.
+
+    The package keeps its tables as pickles: they are read as lists of opcodes, and nothing in them is run.
     """
     if dataset not in NASBENCHGRAPH:
         raise ValueError(f"dataset={dataset!r}: NAS-Bench-Graph has {', '.join(NASBENCHGRAPH)}")
@@ -134,14 +148,7 @@ def nasbench_graph(dataset: str = "cora") -> Space:
     if package is None or package.origin is None:
         raise ModuleNotFoundError("NAS-Bench-Graph comes as a package: pip install 'lab[tables]'")
     content = (Path(package.origin).parent / "light" / f"{dataset}.bench").read_bytes()
-    rows = dict(_records(content))
-    archs, known = [_graph_network(key) for key in rows], list(rows.values())
-    costs = {"parameters": _plain(known, "para") * 1e6, "latency_ms": _plain(known, "latency") * 1e3}
-    return Space(
-        graphs=[graph for graph, _ in archs], choices=[choice for _, choice in archs], costs=costs, weak=costs,
-        names=tuple(" ".join(choice) for _, choice in archs), name=f"NAS-Bench-Graph {dataset}",
-        labels=100 * _plain(known, "valid_perf"), truth=100 * _plain(known, "perf"),
-    )  # fmt: skip
+    return dict(_records(content))
 
 
 # -- parts of files ----------------------------------------------------------------------------------------------------
@@ -245,7 +252,7 @@ def _perf(record: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _graph_network(key: int) -> tuple[Graph, tuple[str, ...]]:
+def graph_network(key: int) -> tuple[Graph, tuple[str, ...]]:
     """A network of the benchmark by its key, five decimal digits: how its layers are linked, and what the four are."""
     first, *rest = map(int, f"{key:05d}")
     operators, link = tuple(_LAYERS[digit] for digit in rest), _LINKS[first]

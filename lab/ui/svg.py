@@ -22,13 +22,15 @@ _NARROW, _WIDE = "fijlrtI.,:;|!'()[]/- ", "mwMW@%—"
 class Series:
     """Points (x, y) of one colour: `points` were measured, `estimated` are guesses and drawn hollow and dashed.
 
-    A line joins them unless `joined` is false; it is dashed where there are estimates, and measured points win.
+    A line joins them unless `joined` is false; it is dashed where there are estimates, and measured points win. `band`
+    are (x, low, high), such as an interval over other runs, filled behind all lines.
     """
 
     name: str
     points: Sequence[tuple[float, float]] = ()
     estimated: Sequence[tuple[float, float]] = ()
     joined: bool = True
+    band: Sequence[tuple[float, float, float]] = ()
 
 
 def number(value: float | int | str) -> str:
@@ -106,7 +108,7 @@ def lines(
 ) -> str:
     """Series over two axes with ticks; `at` is a vertical marker at the present x. `x` and `y` name axis and unit."""
     series = list(series)
-    points = [p for s in series for p in _finite((*s.points, *s.estimated))]
+    points = [p for s in series for p in _finite((*s.points, *s.estimated, *_edge(s.band)))]
     if not points:
         return whole(width, 44, title, "no points", [text(0, 34, "nothing measured yet")])
     across = [p[0] for p in points] + ([] if at is None else [at])
@@ -127,6 +129,7 @@ def lines(
         parts.append(text((left + right) / 2, bottom + 2 * LINE, x, "mid"))
     if at is not None:
         parts.append(_path(f"M{_n(px(at))} {_n(top)}V{_n(bottom)}", "lab-now"))
+    parts += [_ribbon(s, i, px, py) for i, s in enumerate(series)]
     parts += [_curve(s, i, px, py) for i, s in enumerate(series)]
     return whole(width, bottom + (2 * LINE + 6 if x else LINE + 6), title, f"{y} against {x}", parts)
 
@@ -266,6 +269,18 @@ def _curve(series: Series, colour: int, px, py) -> str:
     if len(dots) <= 40 or not series.joined:  # more would touch each other
         parts += [f'<circle class="{dot} c{colour % 6}" cx="{_n(a)}" cy="{_n(b)}" r="3.5"/>' for dot, a, b in dots]
     return "".join(parts)
+
+
+def _edge(band: Iterable[tuple[float, float, float]]) -> list[tuple[float, float]]:
+    """The outline of a band: along its low side, and back along its high one."""
+    whole_ones = [one for one in band if all(map(math.isfinite, one))]
+    return [(x, low) for x, low, _ in whole_ones] + [(x, high) for x, _, high in reversed(whole_ones)]
+
+
+def _ribbon(series: Series, colour: int, px, py) -> str:
+    outline = _edge(series.band)
+    path = "M" + " ".join(f"{_n(px(a))} {_n(py(b))}" for a, b in outline) + "z"
+    return _path(path, f"lab-ribbon c{colour % 6}") if len(outline) > 2 else ""
 
 
 def _finite(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -1,0 +1,172 @@
+"""The client's side of the wall: owns the pictures, trains the detectors, uploads pooled meta-features and results."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.faces import FaceTask
+from . import equations as eq
+from .layers import Ranker
+from .learning import Learned, Learning, Record, learn, vectors
+from .looking import handmade, samples
+from .messages import Offer, Shape, Upload, synapses
+
+PATH = "/v1/round"
+
+
+class Failed(Exception):
+    """The platform did not answer as it should: why, in one line."""
+
+
+class Side(Protocol):
+    """What a client talks to: a Platform in the same process, or a Remote one."""
+
+    def offer(self) -> bytes: ...
+
+    def accept(self, content: bytes) -> None: ...
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What is recommended, best first, with the score of all configurations (n,) and its spread over subsets (n,)."""
+
+    rows: tuple[int, ...]
+    scores: Tensor
+    spread: Tensor
+
+
+class Client:
+    """One owner of data: asks for configurations, tries them, says how well they did, and nothing else.
+
+    data is a FaceTask, or a (k, F) tensor of numbers; codes (n, F) the configurations; evaluate trains these and gives
+    their scores. noise > 0 clips and blurs each uploaded meta-vector, Eq. (13). Draws from torch's global generator.
+    """
+
+    def __init__(
+        self, data: Any, codes: Tensor, evaluate: Callable[[Sequence[int]], list[float]], how: Learning,
+        noise: float = 0.0, clip: float = 1.0, pool: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
+        self.codes, self.evaluate, self.how, self.noise, self.clip = codes, evaluate, how, noise, clip
+        self.pool = list(range(len(codes))) if pool is None else list(pool)
+        self.x = handmade(data)[None] if how.features == "handmade" else samples(data)
+        self.data = data
+
+    def recommend(self, content: bytes, k: int) -> Recommendation:
+        """The k most promising configurations by the platform's offer, on R random subsets; Eq. (12)."""
+        ranker, _ = self._opened(content)
+        return self.ranked(ranker, k)
+
+    def ranked(self, ranker: Ranker, k: int, count: int | None = None) -> Recommendation:
+        """The same by a ranker at hand."""
+        v = vectors(ranker, self.x, self.how, count)
+        with torch.no_grad():
+            scores, spread = eq.subset_scores(ranker.scores(v, self.codes))
+        order = scores[self.pool].argsort(descending=True, stable=True)[:k].tolist()
+        return Recommendation(tuple(self.pool[i] for i in order), scores, spread)
+
+    def upload(self, content: bytes, rows: Sequence[int], results: Sequence[float], folder: Path | None = None,
+               owner: str = "", progress: bool = False) -> tuple[bytes, Learned]:  # fmt: skip
+        """Learn from these trials on top of the platform's offer: the message to send, and what was learned.
+
+        What was learned so far is kept in the folder, one a round: its owner names the offer, the trials and the data.
+        """
+        ranker, offer = self._opened(content)
+        owner = f"{owner or 'a client'}, round {self._round(offer, rows, results)}"
+        pictures, boxes = self._counts()
+        v = vectors(ranker, self.x, self.how)
+        record = Record("own", v, tuple(rows), tuple(results), pictures, boxes)
+        found = learn(ranker, synapses(offer.Omega, ranker), self.x, record, offer.records, self.codes, self.how,
+                      folder, owner, progress)  # fmt: skip
+        sent = vectors(found.ranker, self.x, self.how)
+        if self.noise:
+            sent = eq.private(sent, self.clip, self.noise, torch.randn_like(sent))
+        message = Upload(
+            offer.version, offer.space, sent, record.rows, record.results, pictures, boxes, found.ranker.state_dict(),
+            found.synapses.Omega, found.D, found.error,
+        )  # fmt: skip
+        return message.to_bytes(), found
+
+    def served(self, side: Side, k: int, trials: int | None = None) -> tuple[Recommendation, list[float], int]:
+        """One whole round with a platform: what was recommended, its results, and the bytes that were sent.
+
+        Of `trials`, the first k are what was recommended, the others are drawn at random to teach the platform.
+        """
+        offer = side.offer()
+        found = self.recommend(offer, k)
+        rows = [*found.rows, *drawn(self.pool, found.rows, (trials or k) - k)]
+        results = self.evaluate(rows)
+        message, _ = self.upload(offer, rows, results)
+        side.accept(message)
+        return found, results[:k], len(message)
+
+    def _opened(self, content: bytes) -> tuple[Ranker, Offer]:
+        with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once
+            ranker = self.how.ranker(self.x.shape[1:], self.codes.shape[1])
+        offer = Offer.from_bytes(content, Shape.of(ranker, self.how.R, self.codes))
+        ranker.load_state_dict(offer.weights)
+        return ranker.eval(), offer
+
+    def _round(self, offer: Offer, rows: Sequence[int], results: Sequence[float]) -> str:
+        told = repr((offer.digest(), list(rows), list(results))).encode()
+        return hashlib.sha256(told + self.x.contiguous().numpy().tobytes()).hexdigest()[:12]
+
+    def _counts(self) -> tuple[int, int]:
+        if isinstance(self.data, FaceTask):
+            return len(self.data.learn), sum(map(len, self.data.learn.boxes))
+        return len(self.data), len(self.data)
+
+
+def drawn(pool: Sequence[int], taken: Sequence[int], count: int) -> list[int]:
+    """Configurations at random, none of those that were taken."""
+    left = [row for row in pool if row not in set(taken)]
+    return [left[i] for i in torch.randperm(len(left))[: max(0, count)].tolist()]
+
+
+class Remote:
+    """A platform elsewhere, asked over HTTP; counts the bytes of the bodies. `token` left out is LAB_TOKEN's."""
+
+    def __init__(self, url: str, token: str | None = None, seconds: float = 60.0) -> None:
+        self.url, self.seconds = url.rstrip("/"), seconds
+        self.token = token if token is not None else os.environ.get("LAB_TOKEN")
+        self.sent, self.received = 0, 0
+
+    def __repr__(self) -> str:
+        return f"Remote({self.url!r})"
+
+    def offer(self) -> bytes:
+        """The platform's offer; Failed if it does not come."""
+        return self._posted("offer", b"")
+
+    def accept(self, content: bytes) -> None:
+        """Send an upload; Failed if the platform refuses it."""
+        self._posted("upload", content)
+
+    def _posted(self, ask: str, body: bytes) -> bytes:
+        try:
+            import httpx
+        except ImportError as error:
+            raise ImportError("a platform elsewhere needs httpx: pip install 'lab[serve]'") from error
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        try:
+            answer = httpx.post(
+                self.url + PATH, params={"ask": ask}, content=body, headers=headers, timeout=self.seconds
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Failed(f"{self.url}: {type(error).__name__}") from error
+        self.sent, self.received = self.sent + len(body), self.received + len(answer.content)
+        if answer.status_code != 200:
+            raise Failed(f"{self.url} refused ({answer.status_code}): {_line(answer)}")
+        return answer.content
+
+
+def _line(answer: Any) -> str:
+    try:
+        return str(answer.json()["error"])[:200]
+    except (ValueError, KeyError, TypeError):
+        return answer.text.splitlines()[0][:200] if answer.text else "no reason given"

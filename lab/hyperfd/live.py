@@ -1,0 +1,58 @@
+"""The live mode: streams and clients that really train detectors, in place of a table."""
+
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from ..core import faces, streams
+from ..core.faces import FaceTask
+from ..core.streams import Choice, Stream, coded
+from .client import Client
+from .detector import BUDGET, evaluated
+from .learning import Learning
+from .space import DEFAULT, NAMES, Configuration, configurations, even_part
+
+
+def stream(
+    tasks: Mapping[str, FaceTask] | None = None, count: int = 216, budget: int = BUDGET,
+    journal: str | Path | None = None, n_jobs: int | None = 1,
+) -> Stream:  # fmt: skip
+    """Sets of faces that come one after another, detectors trained when they are asked for: AP at 0.5 in percent.
+
+    tasks: {name: FaceTask}, left out the composed domains; `count` of the 216 configurations may be chosen; `budget` is
+    the detector's. What was trained is kept in the folder `journal`, or in a run's checkpoint, by the pictures' hash.
+    """
+    sets = {name: faces.composed(name) for name in faces.DOMAINS} if tasks is None else dict(tasks)
+    everything = configurations()
+    marks = {name: fingerprint(task) for name, task in sets.items()}
+    choices = sorted(everything[number].choice for number in even_part(count))
+    return Stream(
+        names=list(sets), choices=choices, data=sets.__getitem__, train=partial(_trained, sets, budget, marks),
+        journal=journal, n_jobs=n_jobs, default=choices.index(DEFAULT.choice), decisions=NAMES, metric="ap50", unit="%",
+        name="faces", note="; ".join(sorted({one.note for one in sets.values() if one.note})),
+    )  # fmt: skip
+
+
+def client(task: FaceTask, how: Learning | None = None, noise: float = 0.0, budget: int = BUDGET) -> Client:
+    """The owner of a set of faces, who trains what a platform of the 216 configurations recommends."""
+    choices = streams.detector_choices()
+
+    def evaluate(rows):
+        return [evaluated(task, Configuration(*choices[row]), budget)["ap50"] for row in rows]
+
+    return Client(task, coded(choices), evaluate, how or Learning(), noise)
+
+
+def fingerprint(task: FaceTask) -> str:
+    """A short hash of all pixels and boxes."""
+    found = hashlib.sha256()
+    for part in (task.learn, task.held_out):
+        for picture, boxes in zip(part.pictures, part.boxes, strict=True):
+            found.update(repr((tuple(picture.shape), boxes.tolist())).encode() + picture.contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
+
+
+def _trained(sets: Mapping[str, FaceTask], budget: int, marks: Mapping[str, str], item: tuple[str, Choice]) -> float:
+    name, choice = item
+    return evaluated(sets[name], Configuration(*choice), budget)["ap50"]

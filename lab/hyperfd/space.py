@@ -1,0 +1,59 @@
+"""The 216 configurations of a detector: what may be chosen, and in which order a part of them is trained."""
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from itertools import product
+from typing import Any
+
+import torch
+
+WIDTHS, SIDES, IOUS = (0.25, 0.5, 1.0), (96, 128, 192), (0.35, 0.45, 0.55)
+RATIOS, WEIGHTS, OPTIMISERS = (3, 7), (1.0, 2.0), ("sgd", "adamw")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One way to build and train a detector.
+
+    width multiplies its channels; side is the input's, in px; iou is from where on an anchor counts as a face; ratio
+    is negatives to positives; weight is the localisation loss's; optimiser: 'sgd' begins at 1e-2, 'adamw' at 2e-3,
+    both fall along a cosine.
+    """
+
+    width: float = 0.5
+    side: int = 128
+    iou: float = 0.35
+    ratio: int = 3
+    weight: float = 1.0
+    optimiser: str = "sgd"
+
+    def __post_init__(self) -> None:
+        for name, allowed in _ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"Configuration: {name}={getattr(self, name)!r} is not allowed: give one of {allowed}")
+
+    @property
+    def choice(self) -> tuple[float | int | str, ...]:
+        """The decisions as a tuple, in the order of the fields."""
+        return astuple(self)
+
+
+_ALLOWED = {"width": WIDTHS, "side": SIDES, "iou": IOUS, "ratio": RATIOS, "weight": WEIGHTS, "optimiser": OPTIMISERS}
+NAMES = tuple(field.name for field in fields(Configuration))
+DEFAULT = Configuration()  # the usual of face detectors, sizes in the middle: the fixed rival
+
+
+def configurations() -> tuple[Configuration, ...]:
+    """All 216, always in the same order."""
+    every: Iterable[Any] = product(*_ALLOWED.values())
+    return tuple(Configuration(*values) for values in every)
+
+
+def even_part(count: int) -> list[int]:
+    """The numbers of `count` configurations spread over the space: the first of one fixed shuffle, the default in."""
+    everything = configurations()
+    if not 1 <= count <= len(everything):
+        raise ValueError(f"count={count}: give 1 to {len(everything)} configurations")
+    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0)).tolist()
+    first = everything.index(DEFAULT)
+    return [first, *(number for number in order if number != first)][:count]

@@ -1,0 +1,107 @@
+"""What the pictures are drawn from, and that controls move them."""
+
+from dataclasses import replace
+
+import pandas
+import pytest
+import torch
+
+import lab
+from lab.core import judging
+from lab.core.descent import seeded
+from lab.hyperfd import view
+from lab.hyperfd.detector import Detector
+from lab.hyperfd.space import Configuration
+
+from . import small
+
+FAST = dict(K=2, trials=6, R=4, m=8, steps=3)
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    return lab.HyperFD(**FAST).run(small.stream(), progress=False)
+
+
+def test_the_timeline_is_what_was_noted(outcome):
+    found = view.numbers(outcome)
+    assert set(found) == {"recommended", "random", "default", "best average"}
+    assert found["recommended"] == [(float(k), one["regret"]) for k, one in enumerate(outcome.served)]
+
+
+def test_what_left_beside_what_stayed(outcome):
+    found = view.crossed(outcome, 0)
+    assert found["bytes that stayed"] == 40 * 3 * 4 and found["pictures sent"] == 0
+    assert found["meta-vectors sent"] == 4 and found["results sent"] == 6
+    assert found["bytes sent"] == outcome.served[0]["sent"] > 0
+
+
+def test_the_map_holds_every_vector_and_near_tasks_lie_near(outcome):
+    found = view.places(outcome)
+    assert set(found) == set(small.stream().names) and all(len(points) == 4 for points in found.values())
+    rival = lab.HyperFD(**FAST, by="random").run(small.stream(), progress=False)
+    assert view.places(rival) == {} and view.crossed(rival, 0)["bytes sent"] == 0
+
+
+def test_the_explorer_follows_its_slider(outcome):
+    explorer = lab.view(outcome)
+    first = explorer.frame
+    explorer.task = 6
+    assert explorer.frame != first and explorer.frame.facts["data set"] == outcome.served[5]["name"]
+    for words in ("the order they came in", "either side of the wall", "meta-vectors of all tasks", "recommended to"):
+        assert words in explorer.frame.svg, words
+
+
+def test_bands_of_the_benchmark_stand_behind_the_line_where_it_was_run(outcome, tmp_path, monkeypatch):
+    rows = [
+        {"stream": stream, "by": by, "seed": s, "place": p, "regret": value + s, "settings": settings}
+        for stream, settings, value in (("graphs", "1", 90), ("detectors", "0", 50), ("detectors", "1", 5))
+        for by in ("hyperfd", "best average", "tpe") for p in range(6) for s in (0, 2)
+    ]  # fmt: skip
+    pandas.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
+    monkeypatch.setattr(view.store, "artefact", lambda name: tmp_path / name.removeprefix("faces/"))
+    assert set(view.contest().settings) == {"1"} and len(view.contest()) == 36
+    assert view.bands(outcome) == {} and "lab-ribbon" not in lab.view(outcome).frame.svg  # of another stream
+    own = replace(outcome, known={**outcome.known, "stream": "detectors"})
+    found = view.bands(own)
+    assert set(found) == {"recommended", "best average"} and [place for place, *_ in found["recommended"]] == [
+        *range(6)
+    ]
+    middle = judging.interval([5, 7])
+    assert found["recommended"][0][1:] == (middle.low, middle.high)
+    explorer = lab.view(own)
+    assert explorer.frame.svg.count("lab-ribbon") == 2 and "95 % bands" in explorer.frame.svg
+    (tmp_path / "results.csv").unlink()
+    assert "lab-ribbon" not in lab.view(own).frame.svg
+
+
+def test_a_stream_without_a_table_is_seen_too():
+    table = small.stream()
+    live = lab.Stream(names=table.names, choices=table.choices, data=table.data, train=mean)
+    assert "regret" not in lab.view(lab.HyperFD(**FAST).run(live, progress=False)).frame.svg
+
+
+def mean(item):
+    return float(item[1][0])
+
+
+def test_detections_before_and_after():
+    faces = lab.tasks.faces("portraits").held_out[range(3)]
+    configuration = Configuration(width=0.25, side=96)
+    with seeded(0):
+        nets = {"before": (Detector(0.25).eval(), configuration), "after": (Detector(0.25).eval(), configuration)}
+    torch.nn.init.constant_(nets["after"][0].logits.bias, 5.0)  # finds faces everywhere
+    explorer = view.detections(nets, faces)
+    assert explorer.frame.facts["detections"] == 0 and explorer.frame.facts["faces"] == sum(map(len, faces.boxes))
+    explorer.detector = "after"
+    assert explorer.frame.facts["detections"] > 10 and explorer.frame.svg.count("<image") == 3
+
+
+def test_curves_have_a_band_a_recommender():
+    rows = [
+        {"by": by, "place": p, "seed": s, "regret": p + s} for by in ("hyperfd", "tpe") for p in (0, 1) for s in (0, 1)
+    ]
+    drawn = view.curves(pandas.DataFrame(rows))
+    assert [t.name for t in drawn.data if t.name] == ["hyperfd", "tpe"] and list(drawn.data[1].y) == [0.5, 1.5]
+    with pytest.raises(ValueError, match="results have no column 'by'"):
+        view.curves(pandas.DataFrame({"place": [0]}))

@@ -1,0 +1,365 @@
+"""What crosses between client and platform: only what the schema names; in one process, over HTTP, from another one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load, save
+
+import lab
+from lab.core.descent import seeded
+from lab.core.faces import FaceTask
+from lab.hyperfd import serving
+from lab.hyperfd.client import PATH, Client, Failed, Remote
+from lab.hyperfd.learning import Learning, Record
+from lab.hyperfd.messages import Offer, Refused, Shape, Upload, digest
+from lab.hyperfd.platform import Platform
+
+from . import small
+
+TOKEN = "a token of the tests"
+
+
+def faces_client(pictures=23):
+    """A client with a telling number of pictures: no tensor that it sends may have that many of anything."""
+    task = lab.tasks.faces("small")
+    task = FaceTask(learn=task.learn[range(pictures)], held_out=task.held_out[range(4)])
+    codes = small.stream().codes()
+    how = Learning(R=4, m=5, steps=2)
+    return Client(task, codes, lambda rows: [float(row) for row in rows], how), Platform((4, 64, 64), codes, how)
+
+
+def test_nothing_of_a_picture_and_nothing_per_picture_is_uploaded():
+    client, platform = faces_client()
+    with seeded(0):
+        message, _ = client.upload(platform.offer(), [1, 2, 3], [5.0, 6.0, 7.0])
+    tensors = load(message)
+    model = {f"w.{name}" for name in platform.shape.weights} | {f"o.{k}" for k in range(len(platform.shape.weights))}
+    d = platform.shape.d
+    assert set(tensors) - model == {"vectors", "D"}
+    assert tensors["vectors"].shape == (4, d) and tensors["D"].shape == (d, d)
+    assert all(23 not in x.shape and 46 not in x.shape for x in tensors.values())
+    known = {f"w.{name}": size for name, size in platform.shape.weights.items()}
+    assert all(tuple(tensors[name].shape) == size for name, size in known.items())
+    body = json.loads(json.loads(message[8 : 8 + int.from_bytes(message[:8], "little")])["__metadata__"]["body"])
+    assert body == {"model": 0, "space": digest(client.codes), "rows": [1, 2, 3], "results": [5, 6, 7], "pictures": 23,
+                    "error": body["error"], "boxes": sum(map(len, client.data.learn.boxes))}  # fmt: skip
+
+
+def test_pictures_do_not_pass_the_schema_under_any_name():
+    client, platform = faces_client()
+    with seeded(0):
+        message, _ = client.upload(platform.offer(), [1, 2], [5.0, 6.0])
+    assert Upload.from_bytes(message, platform.shape).pictures == 23
+    pixels = client.x.flatten()[: 4 * platform.shape.d].view(4, -1)
+    for name, x in (("pictures", client.x), ("vectors", client.x[:4]), ("vectors", pixels.repeat(6, 1)[:23])):
+        with pytest.raises(Refused, match=f"upload: tensor '{name}'"):
+            Upload.from_bytes(changed(message, **{name: x}), platform.shape)
+
+
+def changed(message, header=None, body=None, drop=(), **tensors):
+    """The message with some of its tensors, fields or header replaced."""
+    length = int.from_bytes(message[:8], "little")
+    known = json.loads(message[8 : 8 + length])["__metadata__"]
+    if body is not None:
+        known["body"] = json.dumps({**json.loads(known["body"]), **body})
+    kept = {name: x for name, x in {**load(message), **tensors}.items() if name not in drop}
+    return save(kept, {**known, **(header or {})})
+
+
+BAD = {
+    "version": (dict(header={"version": "2"}), "has version 2, this side speaks 1: update the older side"),
+    "kind": (dict(header={"kind": "offer"}), "is of kind 'offer'"),
+    "header": (dict(header={"more": "x"}), "is of kind"),
+    "missing": (dict(drop=("D",)), "tensor 'D' is missing"),
+    "extra": (dict(picture=torch.zeros(3, 8, 8)), "tensor 'picture' is not in the schema"),
+    "shape": (dict(vectors=torch.zeros(5, 128)), r"\(5, 128\): the schema has float32 \(4, 128\)"),
+    "type": (dict(D=torch.zeros(128, 128).half()), "torch.float16"),
+    "nan": (dict(D=torch.full((128, 128), torch.nan)), "tensor 'D' is not finite"),
+    "row": (dict(body={"rows": [0, 99]}), "a configuration is not one of 0..17"),
+    "twice": (dict(body={"rows": [1, 1]}), "comes twice"),
+    "lengths": (dict(body={"rows": [1]}), "1 configurations and 2 results"),
+    "result": (dict(body={"results": [1.0, "x"]}), "no finite number"),
+    "huge result": (dict(body={"results": [1.0, 1e300]}), r"a result=1e\+300 is no finite number in -1e\+06..1e\+06"),
+    "whole result": (dict(body={"results": [1.0, 10**400]}), r"a result=10000000000000000000 is no finite number"),
+    "huge map": (dict(D=torch.full((128, 128), 3e38)), "tensor 'D' has numbers outside -10000..10000"),
+    "huge vectors": (dict(vectors=torch.full((4, 128), 1e5)), "tensor 'vectors' has numbers outside"),
+    "huge weights": (dict(**{"w.project.bias": torch.full((64,), -2e4)}), "tensor 'w.project.bias' has numbers"),
+    "negative synapses": (dict(**{"o.0": torch.full((64, 3), -1.0)}), r"tensor 'o.0' has numbers outside 0..1e\+09"),
+    "huge synapses": (dict(**{"o.0": torch.full((64, 3), 2e9)}), "tensor 'o.0' has numbers outside"),
+    "space": (dict(body={"space": "0" * 12}), "its configurations are '000000000000', this side's are"),
+    "infinite": (dict(body={"results": [1.0, float("inf")]}), "no finite number"),
+    "field": (dict(body={"boxes_of": [[0, 0, 4, 4]]}), "the body has"),
+    "count": (dict(body={"pictures": 0}), "pictures=0: give a count"),
+    "bool": (dict(body={"pictures": True}), "pictures is a bool"),
+    "error": (dict(body={"error": 5.0}), "error=5.0"),
+    "whole error": (dict(body={"error": 10**400}), "error=10000000000000000000 is no finite number in 0..2"),
+}
+
+
+@pytest.fixture(scope="module")
+def uploaded():
+    platform = small.platform()
+    with seeded(0):
+        message, _ = small.client().upload(platform.offer(), [0, 1], [5.0, 6.0])
+    return platform, message
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_an_upload_that_fails_the_schema_is_one_line_and_changes_nothing(uploaded, name):
+    platform, message = uploaded
+    before = state(platform)
+    spoil, words = BAD[name]
+    with pytest.raises(Refused, match=words) as caught:
+        platform.accept(changed(message, **spoil))
+    assert "\n" not in str(caught.value) and state(platform) == before
+
+
+def state(platform):
+    return platform.version, len(platform.memory), [w.sum().item() for w in platform.ranker.parameters()]
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish" * 9, b"\xff" * 64, (8).to_bytes(8, "little") + b"[[[[[[[["])
+def test_rubbish_is_no_message(uploaded, content):
+    with pytest.raises(Refused, match="are no message of HyperFD"):
+        uploaded[0].accept(content)
+
+
+def test_an_offer_is_checked_as_well(uploaded):
+    platform, _ = uploaded
+    shape = Shape.of(platform.ranker, 4, platform.codes)
+    offer = platform.offer()
+    assert Offer.from_bytes(offer, shape).version == 0
+    with pytest.raises(Refused, match=r"tensor .v\.0. is not in the schema"):
+        Offer.from_bytes(changed(offer, **{"v.0": torch.zeros(4, 128)}), shape)
+    with pytest.raises(Refused, match="its configurations are 'others'"):
+        Offer.from_bytes(changed(offer, body={"space": "others"}), shape)
+    with pytest.raises(Refused, match="the message has version 9"):
+        Offer.from_bytes(changed(offer, header={"version": "9"}), shape)
+
+
+def test_a_client_that_vanishes_leaves_the_platform_as_it_was(tmp_path):
+    platform = small.platform(folder=tmp_path)
+    with seeded(0):
+        small.client().served(platform, 2, 4)
+    before, files = state(platform), sorted(path.name for path in tmp_path.iterdir())
+    with seeded(1):
+        client = small.client(1)
+        client.evaluate = lambda rows: (_ for _ in ()).throw(ConnectionError("gone"))
+        with pytest.raises(ConnectionError):
+            client.served(platform, 2, 4)
+    assert state(platform) == before and sorted(path.name for path in tmp_path.iterdir()) == files
+    again = small.platform(folder=tmp_path)
+    assert state(again) == before
+    with pytest.raises(ValueError, match="belongs to a platform"):
+        small.platform(Learning(R=5), folder=tmp_path)
+
+
+def test_a_state_that_cannot_be_stored_is_not_taken(tmp_path, monkeypatch):
+    platform = small.platform(folder=tmp_path)
+    with seeded(0):
+        message, _ = small.client().upload(platform.offer(), [0, 1], [5.0, 6.0])
+
+    def full(*_):
+        raise OSError("cannot write: the disk is full")
+
+    before = state(platform)
+    with monkeypatch.context() as patched:
+        patched.setattr("lab.hyperfd.platform.store.save", full)
+        with pytest.raises(OSError, match="the disk is full"):
+            platform.accept(message)
+    assert state(platform) == before
+    platform.accept(message)
+    assert platform.version == 1 and state(small.platform(folder=tmp_path)) == state(platform)
+
+
+def test_a_memory_that_would_not_be_finite_is_refused(uploaded, monkeypatch):
+    platform, message = uploaded
+    spoiled = Record("task 0", torch.full((4, 128), torch.nan), (0, 1), (1.0, 2.0))
+    monkeypatch.setattr("lab.hyperfd.platform.aged", lambda *_: [spoiled])
+    before = state(platform)
+    with pytest.raises(Refused, match="after it 'task 0' would have no finite vectors"):
+        platform.accept(message)
+    assert state(platform) == before
+
+
+def test_rows_mean_the_same_on_both_sides_or_nothing_is_taken():
+    other = small.client()
+    other.codes = other.codes.flip(0)
+    with pytest.raises(Refused, match="rows would mean others"):
+        other.recommend(small.platform().offer(), 2)
+
+
+def test_a_folder_goes_on_with_its_own_round_only(tmp_path):
+    platform, client = small.platform(), small.client()
+    with seeded(0):
+        first, _ = client.upload(platform.offer(), [0, 1], [5.0, 6.0], tmp_path)
+        _, again = client.upload(platform.offer(), [0, 1], [5.0, 6.0], tmp_path)
+    model = Upload.from_bytes(first, platform.shape).weights
+    assert all(torch.equal(model[name], w) for name, w in again.ranker.state_dict().items())
+    for rows, results in (([0, 2], [5.0, 6.0]), ([0, 1], [5.0, 7.0])):
+        with pytest.raises(ValueError, match="belongs to a client, round"):
+            client.upload(platform.offer(), rows, results, tmp_path)
+    platform.accept(first)
+    with pytest.raises(ValueError, match="give another folder"):
+        client.upload(platform.offer(), [0, 1], [5.0, 6.0], tmp_path)
+
+
+def test_an_upload_that_learned_from_an_older_version_is_refused():
+    platform = small.platform()
+    with seeded(0):
+        late, _ = small.client().upload(platform.offer(), [0, 1], [1.0, 2.0])
+        small.client(1).served(platform, 2, 4)
+    with pytest.raises(ValueError, match="learned from version 0, the platform is at 1: ask for an offer"):
+        platform.accept(late)
+
+
+def test_noise_changes_what_leaves_and_only_that():
+    platform = small.platform()
+    plain, noisy = (sent(platform, noise) for noise in (0.0, 0.5))
+    assert not torch.equal(plain.vectors, noisy.vectors) and torch.equal(plain.D, noisy.D)
+    assert all(torch.equal(plain.weights[name], noisy.weights[name]) for name in plain.weights)
+    assert float(plain.vectors.norm(dim=1).max()) <= 1.001
+
+
+def sent(platform, noise):
+    with seeded(3):
+        message, _ = small.client(noise=noise).upload(platform.offer(), [0, 1], [1.0, 2.0])
+    return Upload.from_bytes(message, platform.shape)
+
+
+# -- over HTTP ---------------------------------------------------------------------------------------------------------
+
+
+class Counting(threading.Thread):
+    """Passes connections on to a port and keeps all that the client's side sends."""
+
+    def __init__(self, port):
+        super().__init__(daemon=True)
+        self.to, self.sent, self.threads, self.done = port, b"", [], []
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listening.getsockname()[1]
+
+    def run(self):
+        while True:
+            try:
+                near, _ = self.listening.accept()
+            except OSError:  # closed
+                return
+            far = socket.create_connection(("127.0.0.1", self.to))
+            for a, b, keep in ((near, far, True), (far, near, False)):
+                self.threads.append(threading.Thread(target=self.pump, args=(a, b, keep), daemon=True))
+                self.threads[-1].start()
+
+    def pump(self, a, b, keep):
+        while data := a.recv(65536):
+            self.sent += data if keep else b""
+            b.sendall(data)
+        b.shutdown(socket.SHUT_WR)
+        self.done.append(a)
+
+    def close(self):
+        for thread in self.threads:
+            thread.join(20)
+        for each in (self.listening, *self.done):
+            each.close()
+        self.join(20)
+
+
+@pytest.fixture
+def served():
+    """A platform behind HTTP in this process, and its port."""
+    import uvicorn
+
+    platform = small.platform()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = uvicorn.Config(serving.application(platform, TOKEN), "127.0.0.1", port, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    for _ in range(200):
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/health", timeout=1)
+            break
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    yield platform, port
+    server.should_exit = True
+    thread.join(20)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from lab.core.descent import seeded
+from lab.hyperfd.client import Remote
+from tests.hyperfd import small
+side = Remote(sys.argv[1], sys.argv[3])
+with seeded(7):
+    _, _, size = small.client(2).served(side, 2, 4)
+print(size, side.sent)
+"""
+
+
+@pytest.mark.slow
+def test_a_client_in_another_process_sends_its_two_messages_and_nothing_else(served):
+    platform, port = served
+    between = Counting(port)
+    between.start()
+    root = str(lab.__path__[0] + "/..")
+    command = [sys.executable, "-c", SCRIPT, f"http://127.0.0.1:{between.port}", root, TOKEN]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    between.close()
+    size, counted = map(int, done.stdout.split())
+    assert size == counted and platform.version == 1 and len(platform.memory) == 1
+    requests = between.sent.split(b"POST /v1/round?ask=")[1:]
+    assert [request.split(b" ")[0] for request in requests] == [b"offer", b"upload"]
+    head, _, body = requests[1].partition(b"\r\n\r\n")
+    assert len(body) == size and set(Upload.from_bytes(body, Shape.of(platform.ranker, 4, platform.codes)).weights)
+    assert len(requests[0]) + len(head) < 1000  # what HTTP itself says
+    x = small.stream().data("set 2")
+    assert x[0].numpy().tobytes() not in between.sent  # and no row of the data
+
+
+def test_over_http_is_the_same_as_in_one_process(served):
+    platform, port = served
+    here = small.platform()
+    for side in (here, Remote(f"http://127.0.0.1:{port}", TOKEN)):
+        with seeded(5):
+            small.client(1).served(side, 2, 4)
+    assert state(here) == state(platform)
+
+
+def test_what_is_refused_over_http_and_why(served):
+    platform, port = served
+    url = f"http://127.0.0.1:{port}"
+    with pytest.raises(Failed, match=r"refused \(401\): the bearer token is wrong"):
+        Remote(url, "wrong").offer()
+    with pytest.raises(Failed, match=r"refused \(400\): upload: 7 bytes are no message"):
+        Remote(url, TOKEN).accept(b"rubbish")
+    answer = httpx.post(url + PATH, params={"ask": "pictures"}, headers={"Authorization": f"Bearer {TOKEN}"})
+    assert answer.status_code == 400 and "give 'offer' or 'upload'" in answer.json()["error"]
+    with pytest.raises(Failed, match="ConnectError"):
+        Remote("http://127.0.0.1:9", TOKEN).offer()
+    assert platform.version == 0
+
+
+def test_one_command_serves_a_platform(monkeypatch, tmp_path, capsys):
+    from lab.__main__ import main
+
+    started = []
+    monkeypatch.setattr(serving.service, "serve", lambda app, host, port: started.append((host, port)))
+    assert main(["serve", "platform", "--folder", str(tmp_path), "--port", "4321"]) == 0
+    assert started == [("127.0.0.1", 4321)] and "serving on http://127.0.0.1:4321" in capsys.readouterr().out
+    assert main(["serve", "platform", "--host", "0.0.0.0", "--token", "short"]) == 1
+    assert "give --token of 16 characters" in capsys.readouterr().err

@@ -1,0 +1,236 @@
+"""Composed scenes and annotated pictures of one's own: boxes to the pixel, the three forms on disk, bad input."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lab
+from lab.core import annotations, faces
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+STREETS = SHARED / "faces" / "facemask853.zip"
+
+
+def picture(width=40, height=30):
+    random = np.random.default_rng(0)
+    return Image.fromarray(random.integers(0, 255, (height, width, 3), np.uint8))
+
+
+def jpeg(width=40, height=30):
+    content = io.BytesIO()
+    picture(width, height).save(content, "JPEG")
+    return content.getvalue()
+
+
+# -- composed scenes ---------------------------------------------------------------------------------------------------
+
+
+def test_there_are_twelve_domains_with_faces_in_each():
+    assert len(faces.DOMAINS) >= 12
+    for name in ("portraits", "crowded", "fish-eye", "coarse"):
+        task = lab.tasks.faces(name)
+        assert (len(task.learn), len(task.held_out)) == (96, 64) and "composed" in task.note
+        assert task.learn.pictures[0].shape == (3, 160, 160) and task.learn.pictures[0].dtype == torch.uint8
+
+
+def test_a_scene_is_the_same_each_time_and_another_with_another_seed():
+    first = faces.composed.__wrapped__("small", 0)
+    again, other = faces.composed.__wrapped__("small", 0), faces.composed.__wrapped__("small", 1)
+    assert all(torch.equal(a, b) for a, b in zip(first.learn.pictures, again.learn.pictures, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.learn.boxes, again.learn.boxes, strict=True))
+    assert not torch.equal(first.learn.pictures[0], other.learn.pictures[0])
+
+
+def test_boxes_are_where_faces_were_laid(monkeypatch):
+    """A face of one white square: what is white is what the box holds, also behind a fish-eye."""
+    crops = np.zeros((200, 25, 25))
+    crops[:100] = 1
+    monkeypatch.setattr(faces, "_crops", lambda: crops)
+    monkeypatch.setattr(faces, "_photographs", lambda: {"learn": [np.zeros((3, 200, 200), np.uint8)]})
+    for name in ("groups", "fish-eye", "rotated"):
+        x, boxes = faces._scene(faces.DOMAINS[name], "learn", np.random.default_rng(3))
+        bright = x.float().mean(0) > 60
+        inside = torch.zeros_like(bright)
+        for left, top, right, bottom in boxes.int().tolist():
+            inside[top:bottom, left:right] = True
+            seen = bright[top:bottom, left:right].nonzero()  # to within the soft border, it touches all four sides
+            reach = [
+                *seen.min(0).values.tolist(),
+                *(torch.tensor([bottom - top, right - left]) - seen.max(0).values - 1),
+            ]
+            assert max(map(int, reach)) <= 2
+        assert len(boxes) >= 1 and not (bright & ~inside).any()
+
+
+def test_no_crop_is_in_both_parts_and_no_photograph_either():
+    assert not set(faces._CROPS["learn"]) & set(faces._CROPS["held out"])
+    assert not set(faces._GROUNDS["learn"]) & set(faces._GROUNDS["held out"])
+
+
+def test_sizes_are_those_of_the_domain():
+    for name in ("portraits", "crowded", "small"):
+        sides = torch.cat(list(lab.tasks.faces(name).learn.boxes))
+        heights = sides[:, 3] - sides[:, 1]
+        low, high = faces.DOMAINS[name].size
+        assert low <= float(heights.min()) and float(heights.max()) <= high
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"domain": "dogs"}, "domain='dogs': there are portraits"), ({"seed": -1}, "seed=-1: give a whole number")],
+)
+def test_wrong_options_are_one_line(options, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        lab.tasks.faces(**options)
+    assert "\n" not in str(caught.value)
+
+
+# -- sets of one's own -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ([], "no box in 1 pictures: a detector cannot learn"),
+        ([[0, 0, 50, 10]], r"box \[0.0, 0.0, 50.0, 10.0\] is outside the picture of 40 x 30"),
+        ([[-1, 0, 5, 10]], "is outside the picture"),
+        ([[5, 5, 5, 9]], "has no area"),
+        ([[float("nan"), 0, 5, 10]], "not finite"),
+    ],
+)
+def test_bad_boxes_are_one_line(boxes, words):
+    x = torch.zeros(3, 30, 40, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=words):
+        faces.Faces(pictures=[x], boxes=[torch.tensor(boxes)], name="mine")
+
+
+def test_bad_pictures_are_one_line():
+    with pytest.raises(ValueError, match=r"mine, picture 0 is torch.float32 \(3, 8, 8\): give uint8"):
+        faces.Faces(pictures=[torch.zeros(3, 8, 8)], boxes=[[[0, 0, 4, 4]]], name="mine")
+    with pytest.raises(ValueError, match="1 pictures, 2 lists of boxes"):
+        faces.Faces(pictures=[torch.zeros(3, 8, 8).byte()], boxes=[[[0, 0, 4, 4]]] * 2)
+
+
+def wider(folder, invalid=0):
+    for part, names in (("train", ("a/1.jpg", "a/2.jpg", "a/3.jpg")), ("val", ("b/1.jpg",))):
+        lines = []
+        for name in names:
+            (folder / f"WIDER_{part}" / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / f"WIDER_{part}" / "images" / name).write_bytes(jpeg())
+            lines += [name, "2", "3 4 10 12 0 0 0 0 0 0", f"20 4 8 0 0 0 0 {invalid} 0 0"]  # the second has no height
+        lines += ["a/none.jpg", "0", "0 0 0 0 0 0 0 0 0 0"] if part == "train" else []
+        listing = folder / "wider_face_split" / f"wider_face_{part}_bbx_gt.txt"
+        listing.parent.mkdir(exist_ok=True)
+        listing.write_text("\n".join(lines) + "\n")
+    (folder / "WIDER_train" / "images" / "a" / "none.jpg").write_bytes(jpeg())
+
+
+def test_wider_face_folders(tmp_path):
+    wider(tmp_path)
+    task = lab.tasks.faces(folder=tmp_path)
+    assert (len(task.learn), len(task.held_out)) == (4, 1)
+    assert task.learn.boxes[0].tolist() == [[3, 4, 13, 16]] and len(task.learn.boxes[3]) == 0
+
+
+def test_a_corrupt_picture_is_skipped_counted_and_named(tmp_path):
+    wider(tmp_path)
+    (tmp_path / "WIDER_train" / "images" / "a" / "2.jpg").write_bytes(b"rubbish")
+    (tmp_path / "WIDER_train" / "images" / "a" / "3.jpg").unlink()
+    with pytest.warns(UserWarning, match=r"2 of 4 pictures cannot be read and are skipped: a/2.jpg, a/3.jpg"):
+        task = lab.tasks.faces(folder=tmp_path)
+    assert [file for file, _ in task.learn.skipped] == ["a/2.jpg", "a/3.jpg"] and "2 skipped" in repr(task.learn)
+
+
+def test_a_torn_listing_is_one_line(tmp_path):
+    wider(tmp_path)
+    listing = tmp_path / "wider_face_split" / "wider_face_train_bbx_gt.txt"
+    listing.write_text("a/1.jpg\n2\n3 4 10 12 0 0 0 0 0 0\n")
+    with pytest.raises(ValueError, match=r"line 2: 'a/1.jpg' is not followed by its boxes"):
+        lab.tasks.faces(folder=tmp_path)
+
+
+def voc(folder, count=5, box=(4, 5, 13, 16)):
+    for name in ("Annotations", "JPEGImages"):
+        (folder / name).mkdir(parents=True)
+    for index in range(count):
+        left, top, right, bottom = box
+        (folder / "JPEGImages" / f"{index}.jpg").write_bytes(jpeg())
+        things = "".join(
+            f"<object><name>{name}</name><bndbox><xmin>{left}</xmin><ymin>{top}</ymin><xmax>{right}</xmax>"
+            f"<ymax>{bottom}</ymax></bndbox></object>"
+            for name in ("face", "dog")
+        )
+        text = f"<annotation><filename>{index}.jpg</filename>{things}</annotation>"
+        (folder / "Annotations" / f"{index}.xml").write_text(text)
+
+
+def test_pascal_voc_folders(tmp_path):
+    voc(tmp_path)
+    task = lab.tasks.faces(folder=tmp_path)
+    assert (len(task.learn), len(task.held_out)) == (4, 1)
+    assert task.learn.boxes[0].tolist() == [[3, 4, 13, 16]]  # pixels 4 to 13 and 5 to 16, counted from 1; no dogs
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("0\n1\n")
+    assert list(lab.tasks.faces(folder=tmp_path).held_out.names) == ["0", "1"]
+
+
+def test_pictures_and_boxes_shrink_together(tmp_path):
+    voc(tmp_path)
+    task = lab.tasks.faces(folder=tmp_path, longest=20)
+    assert task.learn.pictures[0].shape == (3, 15, 20) and task.learn.boxes[0].tolist() == [[1.5, 2, 6.5, 8]]
+
+
+def test_a_box_that_sticks_out_is_cut_and_one_outside_refused(tmp_path):
+    voc(tmp_path / "cut", box=(31, 5, 45, 16))
+    assert lab.tasks.faces(folder=tmp_path / "cut").learn.boxes[0].tolist() == [[30, 4, 40, 16]]
+    voc(tmp_path / "out", box=(51, 5, 65, 16))
+    with pytest.raises(ValueError, match=r"is outside the picture of 40 x 30"):
+        lab.tasks.faces(folder=tmp_path / "out")
+
+
+def test_an_annotation_that_is_none_is_one_line(tmp_path):
+    voc(tmp_path)
+    (tmp_path / "Annotations" / "0.xml").write_text("<annotation><object><name>face</name></object></annotation>")
+    with pytest.raises(ValueError, match=r"0\.xml is no annotation"):
+        lab.tasks.faces(folder=tmp_path)
+
+
+def street(path, annotations):
+    with zipfile.ZipFile(path, "w") as archive:
+        for index in range(5):
+            archive.writestr(f"images/{index}.jpg", jpeg())
+        archive.writestr("annotations.json", json.dumps(annotations))
+
+
+def test_street_scenes(tmp_path):
+    street(tmp_path / "s.zip", {f"{i}.jpg": {"w": 40, "h": 30, "boxes": [[1, 2, 9, 9, 0]]} for i in range(5)})
+    task = lab.tasks.faces(folder=tmp_path / "s.zip", limit=3)
+    assert len(task.learn) == 3 and task.learn.boxes[0].tolist() == [[1, 2, 9, 9]]
+    street(tmp_path / "t.zip", {"0.jpg": {}})
+    with pytest.raises(ValueError, match=r"no annotations.json with boxes"):
+        lab.tasks.faces(folder=tmp_path / "t.zip")
+
+
+def test_what_is_no_set_of_faces_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="is of no known form: give a WIDER FACE folder"):
+        lab.tasks.faces(folder=tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        lab.tasks.faces(folder=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="longest=3"):
+        lab.tasks.faces(folder=tmp_path, longest=3)
+
+
+@pytest.mark.skipif(not STREETS.exists(), reason="the street scenes are not in ../shared/data/faces")
+def test_the_annotated_street_scenes():
+    found = list(annotations.street_scenes(STREETS))
+    heights = np.concatenate([boxes[:, 3] - boxes[:, 1] for _, _, boxes in found])
+    assert len(found) == 853 and len(heights) == 4072
+    assert np.abs(np.quantile(heights, [0.05, 0.25, 0.5, 0.75, 0.95]) - [8, 16, 24, 40, 116]).max() <= 1
+    task = lab.tasks.faces(folder=STREETS, limit=12)
+    assert len(task.learn) == 12 and not task.learn.skipped
