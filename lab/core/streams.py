@@ -152,6 +152,7 @@ def detectors(path: str | Path | None = None) -> Stream:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=2)  # reading the package's records takes a while
 def graph_networks(count: int = 300) -> Stream:
     """Graph networks on NAS-Bench-Graph's data sets (Qin et al., 2022), from its package: validation accuracy in
     percent of `count` of the 26,206, the same on each. Needs the extra `tables`.
