@@ -1,4 +1,4 @@
-"""Make the table of detectors behind `lab.tasks.detectors()`: `python data/faces/make.py`, about 1.5 hours.
+"""Make the table of detectors behind `lab.tasks.detectors()`: `python data/faces/make.py`, about an hour.
 
 On two cores. First a detector of each width learns plain scenes of another seed, which all others start from
 (`start.safetensors`, kept if it is there). Then every configuration is trained on every composed domain, from a seed of
