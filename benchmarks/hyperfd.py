@@ -76,6 +76,10 @@ def main() -> None:
     torch.set_num_threads(1)
     seeds = range(1 if options.quick else options.orders)
     names = options.by.split(",") if options.by else QUICK if options.quick else ALL
+    if not set(QUICK[:5]) <= set(names) <= set(ALL):
+        parser.error(
+            f"--by {options.by!r}: give {', '.join(QUICK[:5])}, which the figures need, and any of {', '.join(ALL)}"
+        )
     chosen = {name: seeds if name in RECOMMENDERS else seeds[:FEW] for name in names}
     items = [(options.stream, name, seed, options.quick) for seed in seeds for name in chosen if seed in chosen[name]]
     rows = run_all(items, options.csv, options.jobs)

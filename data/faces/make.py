@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import save
 
 import lab
-from lab.core import faces, store
+from lab.core import faces, store, streams
 from lab.core.parallel import Journal
 from lab.hyperfd import detector
-from lab.hyperfd.space import NAMES, WIDTHS, Configuration, configurations, even_part
+from lab.hyperfd.space import NAMES, Configuration, configurations, even_part
 
 FOLDER = Path(__file__).parent
 PLAIN = ("portraits", "groups", "small", "cluttered")
@@ -40,7 +40,7 @@ def begin() -> None:
         boxes=[boxes for part in parts for boxes in part.boxes], name="plain scenes",
     )  # fmt: skip
     found = {}
-    for width in WIDTHS:
+    for width in streams.DETECTORS["width"]:
         configuration = Configuration(width=width, side=128, iou=0.45, optimiser="adamw")
         budget = 500 * detector.BUDGET // detector.affordable(configuration)  # some 500 steps
         net, _ = detector.train(plain, configuration, budget, fresh=True)

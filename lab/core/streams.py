@@ -16,7 +16,7 @@ from . import faces, parallel, store, tables
 Choice = tuple[Any, ...]
 DETECTORS: dict[str, tuple] = {  # what may be decided of a detector of faces
     "width": (0.25, 0.5, 1.0), "side": (96, 128, 192), "iou": (0.35, 0.45, 0.55), "ratio": (3, 7), "weight": (1.0, 2.0),
-    "optimiser": ("adamw", "sgd"),
+    "optimiser": ("sgd", "adamw"),
 }  # fmt: skip
 USUAL = (0.5, 128, 0.35, 3, 1.0, "sgd")
 

@@ -16,11 +16,8 @@ from .layers import Extractor, Given, Ranker
 from .looking import subsets
 
 REPLAYED = 8  # earlier lists in each step, each counting as much as the present one
-COMMON, SLOW, DECAY = (
-    5.0,
-    0.02,
-    0.1,
-)  # how much faster what holds for all data sets is learned, and the extractor; decay
+COMMON, SLOW = 5.0, 0.02  # how much faster what holds for all data sets is learned than the rest, and the extractor
+DECAY = 0.1  # of weights
 PAIRS, CHECKED = 24, 8  # subsets that fit the transformation, and those that judge it
 LIMIT = 0.5  # a record whose transformations' errors sum to more is not learned from any longer
 MARGIN = 0.3

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-WIDTHS, SIDES, IOUS = (0.25, 0.5, 1.0), (96, 128, 192), (0.35, 0.45, 0.55)
-RATIOS, WEIGHTS, OPTIMISERS = (3, 7), (1.0, 2.0), ("sgd", "adamw")
+from ..core.streams import DETECTORS
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Configuration:
     optimiser: str = "sgd"
 
     def __post_init__(self) -> None:
-        for name, allowed in _ALLOWED.items():
+        for name, allowed in DETECTORS.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"Configuration: {name}={getattr(self, name)!r} is not allowed: give one of {allowed}")
 
@@ -38,14 +37,13 @@ class Configuration:
         return astuple(self)
 
 
-_ALLOWED = {"width": WIDTHS, "side": SIDES, "iou": IOUS, "ratio": RATIOS, "weight": WEIGHTS, "optimiser": OPTIMISERS}
 NAMES = tuple(field.name for field in fields(Configuration))
 DEFAULT = Configuration()  # the usual of face detectors, sizes in the middle: the fixed rival
 
 
 def configurations() -> tuple[Configuration, ...]:
     """All 216, always in the same order."""
-    every: Iterable[Any] = product(*_ALLOWED.values())
+    every: Iterable[Any] = product(*DETECTORS.values())
     return tuple(Configuration(*values) for values in every)
 
 
