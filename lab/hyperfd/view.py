@@ -165,7 +165,7 @@ def _timeline(outcome: HyperFDOutcome, place: int, behind: Mapping[str, Sequence
     known = {name: points for name, points in numbers(outcome).items() if points}
     series = [svg.Series(name, points, band=behind.get(name, ())) for name, points in known.items()]
     unit = outcome.known["unit"]
-    title = "the order they came in" + (", before 95 % bands of many orders" if behind else "")
+    title = "the order they came in" + (", on 95 % bands" if behind else "")
     return [svg.lines(series, "tasks served before", f"regret ({unit})", title, at=place)] if series else []
 
 
