@@ -14,11 +14,13 @@ PY = .venv/bin/python
 lab: setup
 	@$(PY) -m lab start notebooks
 
-# In three parts: the browser's tests take times and want the machine for themselves, the others share it.
+# In parts: the browser's tests take times and want the machine for themselves, the others share it. The notebooks run
+# twice, for their outputs must be the same on another instruction set than the widest here.
 test: setup
 	$(PY) -m pytest -n 2 --dist loadscope tests --ignore tests/browser
 	$(PY) -m pytest tests/browser
 	$(PY) -m pytest -n 2 --dist loadscope notebooks
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest -n 2 --dist loadscope notebooks
 
 check: setup
 	$(PY) -m ruff check

@@ -31,10 +31,10 @@ arXiv 2203.08399).
                 Of a client's trials K are recommended, the others random; the platform learns from all. Ours.
                 The transformation is a ridge regression on one client's subsets: it says nothing about directions in
                 which that client's pictures do not vary. Its error is measured, added up, and ends a record's use.
-                Noise blurs the meta-vectors only. The weights and the map that a client sends have learned from its
-                pictures as well, and the direction of the clean vectors can be read off the map: clip and noise are no
-                differential privacy of the whole, and are not called so. An offer holds the vectors and results of all
-                earlier clients.
+                Noise blurs the meta-vectors, and the map is then left out, for the directions of the clean vectors can
+                be read off it. The weights that a client sends have learned from its pictures as well: clip and noise
+                are no differential privacy of the whole, and are not called so. An offer holds the vectors and results
+                of all earlier clients.
                 The embedded domains are composed scenes, their shifts synthetic: no benchmark of face detection.
 """
 

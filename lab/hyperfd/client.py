@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -52,7 +52,8 @@ class Client:
         self, data: Any, codes: Tensor, evaluate: Callable[[Sequence[int]], list[float]], how: Learning,
         noise: float = 0.0, clip: float = 1.0, pool: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
-        self.codes, self.evaluate, self.how, self.noise, self.clip = codes, evaluate, how, noise, clip
+        self.codes, self.evaluate, self.noise, self.clip = codes, evaluate, noise, clip
+        self.how = replace(how, aligned=how.aligned and not noise)
         self.pool = list(range(len(codes))) if pool is None else list(pool)
         self.x = handmade(data)[None] if how.features == "handmade" else samples(data)
         self.data = data
