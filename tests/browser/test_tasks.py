@@ -1,4 +1,4 @@
-"""HyperFD's stream in a real Chromium: as a saved page in both schemes, and in JupyterLab, where a table is replayed."""
+"""HyperFD's stream in a real Chromium: a saved page in both schemes, and JupyterLab, where a table is replayed."""
 
 import statistics
 
