@@ -79,6 +79,7 @@ static int check_blocks(const uint8_t *file, const op *o, uint64_t groups, uint6
         columns = fours(columns); /* a block of 16 bytes is 4 columns wide */
     }
     if (!o->chunk || o->chunk > 65535 || o->form > (INDEXED | BYTES)) return BAD_BLOCKS;
+    if (o->form == INDEXED && rows == 4 && o->chunk > SPMM_RUN) return BAD_BLOCKS;
     const uint64_t chunks = (columns + o->chunk - 1) / o->chunk;
     if (!section(h, o->count, 2 * chunks * groups) || !section(h, o->bias, 4 * rows * groups)) return BAD_SECTION;
     if (!section(h, o->w, 4 * rows * o->blocks)) return BAD_SECTION;

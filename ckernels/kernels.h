@@ -9,8 +9,10 @@
 
    W (4 * groups rows) is kept as blocks of 4 rows x 1 column. Its columns are cut into `chunks` runs of `chunk`, so that
    a run of X stays in the first-level cache: blocks come chunk by chunk, group of rows by group, and count (chunks,
-   groups) says how many each has. col is a block's column within its chunk; without col, W is dense and a group has
-   every column of its chunk. w (blocks, 4); bias (4 * groups). add, if any, is laid out as Y. */
+   groups) says how many each has. col is a block's column within its chunk, which then has SPMM_RUN columns at most;
+   without col, W is dense and a group has every column of its chunk. w (blocks, 4); bias (4 * groups). add, if any, is
+   laid out as Y. */
+enum { SPMM_RUN = 1024 };
 typedef struct {
     int32_t groups, chunks, chunk, n;
     const uint16_t *count, *col;

@@ -1,3 +1,13 @@
+/* FOUND: a table of the addresses of a run's rows. The product that would find one takes AVX2 a multiply-add, for both go
+   through the same port; NEON has an instruction that multiplies and adds. BY_TWO: a loop of two blocks a turn. */
+#if defined __x86_64__
+#define FOUND 1
+#define BY_TWO _Pragma("GCC unroll 2")
+#else
+#define FOUND 0
+#define BY_TWO
+#endif
+
 /* The sums of a group: from memory, to memory, and to memory within bounds. There each is clamped and stored before the
    next: stores in a burst fill their queue, and the next group's multiply-adds wait behind them. */
 INLINE void spmm_load(const int nv, V acc[4][MAXV], const float *y, ptrdiff_t y_pitch) {
@@ -35,6 +45,8 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
     const ptrdiff_t y_pitch = s->y_pitch, x_step = s->x_pitch * (ptrdiff_t)sizeof(float);
     for (int c = 0; c < s->chunks; c++) {
         const float *x = s->x + (ptrdiff_t)c * s->chunk * s->x_pitch + at;
+        const float *row[FOUND ? SPMM_RUN : 1];
+        for (int k = 0; FOUND && sparse && k < s->chunk; k++) row[k] = x + k * s->x_pitch;
         float *y = s->y + at;
         const float *bias = s->bias;
         for (int g = 0; g < groups; g++, y += 4 * y_pitch, bias += 4) {
@@ -54,8 +66,8 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
             ptrdiff_t step = x_step; /* in bytes: one multiply-add makes an address */
             FIXED(base);
             FIXED(step);
-            for (int i = 0; i < n; i++, w += 4) {
-                const float *in = (const float *)(base + (sparse ? col[i] : i) * step);
+            BY_TWO for (int i = 0; i < n; i++, w += 4) {
+                const float *in = FOUND && sparse ? row[col[i]] : (const float *)(base + (sparse ? col[i] : i) * step);
                 if (sparse) {
                     FIXED(w);
                     FIXED(in);

@@ -141,6 +141,17 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch):
         kernels.isa_name()
 
 
+@needs_c
+@pytest.mark.parametrize("name", kernels.isas() or ["ref"])
+def test_columns_beyond_one_table_of_rows_are_cut_into_runs(name, monkeypatch):
+    """An index reaches SPMM_RUN columns: wider matrices come in several runs, whatever was asked for."""
+    monkeypatch.setenv("LAB_ISA", name)
+    (w, x) = operands(8, 2500, 50, 0.4, 3)
+    packed = kernels.pack(w)
+    assert packed.chunk == kernels.LONGEST == kernels.lib.SPMM_RUN and len(packed.count) == 3 * packed.groups
+    np.testing.assert_allclose(kernels.spmm(packed, x), w.astype(np.float64) @ x, rtol=1e-4, atol=1e-3)
+
+
 WHOLE = kernels.pack(np.ones((8, 2)), chunk=1)
 BROKEN = {
     "counts beyond the blocks": {"count": [1, 1, 1, 2]},
@@ -148,6 +159,7 @@ BROKEN = {
     "a column beyond its run": {"col": [0, 1, 0, 0]},
     "columns for other blocks": {"col": [0, 0]},
     "dense with a column missing": {"col": None, "count": [0, 2, 1, 1]},
+    "a run longer than the kernel's table": {"chunk": 1025, "columns": 2050},
 }
 
 

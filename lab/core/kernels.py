@@ -25,6 +25,7 @@ except ImportError:
 BLOCK = 4  # rows of a block of `spmm`
 LONG_BLOCK = 16  # rows of a block of `gemv`
 CHUNK = 65_535  # the most columns that 16-bit indices reach
+LONGEST = 1024  # the most columns of a run that `spmm` finds by an index: SPMM_RUN of ckernels/kernels.h
 SLACK = 16  # floats that a kernel may read or write behind the last pixel of a plane
 ISAS = ("avx512vnni", "avx512", "avx2vnni", "avx2", "neondot", "neon", "ref")
 BACKENDS = ("c", "numpy")
@@ -60,9 +61,16 @@ class Sparse:
             raise ValueError(f"count has {len(self.count)} entries: {self.rows} x {self.columns} needs {len(widths)}")
         if self.count.sum(dtype=np.int64) != n or (self.col is not None and len(self.col) != n):
             raise ValueError(f"the sparse matrix is broken: count and col do not go with {n} blocks; make it with pack")
+        if self.col is not None and self.chunk > self.longest():
+            most = self.longest()
+            raise ValueError(f"the sparse matrix is broken: runs of {self.chunk} columns, at most {most}; make it with pack")
         limits = np.repeat(widths, self.count)
         if (self.count != widths).any() if self.col is None else (self.col >= limits).any():
             raise ValueError("the sparse matrix is broken: a column lies outside its run; make it with kernels.pack")
+
+    def longest(self) -> int:
+        """The most columns of a run whose blocks have an index."""
+        return LONGEST if self.block == BLOCK else CHUNK
 
     @property
     def block(self) -> int:
@@ -101,7 +109,8 @@ class Sparse:
 def pack(w: np.ndarray, *, block: int = BLOCK, chunk: int = CHUNK, dense: bool = False) -> Sparse:
     """The nonzero blocks of w (rows, columns) in fp32, `block` rows x 1 column each, or all of them.
 
-    A block is kept if any of its weights is not 0. Columns are cut into runs of `chunk`, at most 65,535.
+    A block is kept if any of its weights is not 0. Columns are cut into runs of `chunk`, at most 65,535, and of 1,024
+    where blocks of 4 have an index.
     """
     w = np.asarray(w, np.float32)
     if w.ndim != 2:
@@ -109,6 +118,8 @@ def pack(w: np.ndarray, *, block: int = BLOCK, chunk: int = CHUNK, dense: bool =
     if not 1 <= chunk <= CHUNK:
         raise ValueError(f"chunk={chunk}: give 1 to {CHUNK} columns")
     rows, columns = w.shape
+    if block == BLOCK and not dense:
+        chunk = min(chunk, LONGEST, max(columns, 1))  # the kernel makes a table as long as a run
     padded = np.pad(w, ((0, -rows % block), (0, 0)))
     groups = len(padded) // block
     blocks = padded.reshape(groups, block, columns).transpose(0, 2, 1)  # (groups, columns, block)

@@ -91,6 +91,9 @@ class SparseBytes(Sparse):
     def across(self) -> int:
         return -(-self.columns // 4)
 
+    def longest(self) -> int:
+        return kernels.CHUNK
+
 
 @dataclass(frozen=True, eq=False)
 class Bytes:

@@ -121,6 +121,14 @@ def repaired(data):
     return data[:8] + struct.pack("<2I", len(data), zlib.crc32(data[16:])) + data[16:]
 
 
+def with_long_runs(data):
+    """The file with a run of its first product that has an index longer than the kernel's table of rows."""
+    ops_at, n_ops = struct.unpack_from("<I", data, 28)[0], struct.unpack_from("<I", data, 20)[0]
+    chunks = [ops_at + 128 * i + 32 for i in range(n_ops)]
+    at = next(at for at in chunks if struct.unpack_from("<2I", data, at)[1] == packed.INDEXED)
+    return data[:at] + struct.pack("<I", kernels.LONGEST + 1) + data[at + 4 :]
+
+
 @needs_c
 @pytest.mark.parametrize(
     ("damage", "reason"),
@@ -138,6 +146,7 @@ def repaired(data):
             lambda d: repaired(d[:32] + b"\xff\xff\xff\xff" + d[36:48] + b"\x00\x00\xff\xff" + d[52:]),
             "a section lies|malformed",
         ),
+        (lambda d: repaired(with_long_runs(d)), "block counts or columns"),
         (lambda d: repaired(d.replace(b'"names"', b'"nemas"')), "description is malformed"),
     ],
 )
