@@ -63,7 +63,9 @@ class Sparse:
             raise ValueError(f"the sparse matrix is broken: count and col do not go with {n} blocks; make it with pack")
         if self.col is not None and self.chunk > self.longest():
             most = self.longest()
-            raise ValueError(f"the sparse matrix is broken: runs of {self.chunk} columns, at most {most}; make it with pack")
+            raise ValueError(
+                f"the sparse matrix is broken: runs of {self.chunk} columns, at most {most}; make it with pack"
+            )
         limits = np.repeat(widths, self.count)
         if (self.count != widths).any() if self.col is None else (self.col >= limits).any():
             raise ValueError("the sparse matrix is broken: a column lies outside its run; make it with kernels.pack")

@@ -71,11 +71,14 @@ class Client:
         order = scores[self.pool].argsort(descending=True, stable=True)[:k].tolist()
         return Recommendation(tuple(self.pool[i] for i in order), scores, spread)
 
-    def upload(self, content: bytes, rows: Sequence[int], results: Sequence[float], folder: Path | None = None,
-               owner: str = "", progress: bool = False) -> tuple[bytes, Learned]:  # fmt: skip
+    def upload(
+        self, content: bytes, rows: Sequence[int], results: Sequence[float], folder: Path | None = None,
+        owner: str = "", progress: bool = False, seen: Sequence[Tensor] = (),
+    ) -> tuple[bytes, Learned]:  # fmt: skip
         """Learn from these trials on top of the platform's offer: the message to send, and what was learned.
 
         What was learned so far is kept in the folder, one a round: its owner names the offer, the trials and the data.
+        `seen`, the samples of earlier clients, breaks the wall: see `learn`.
         """
         ranker, offer = self._opened(content)
         owner = f"{owner or 'a client'}, round {self._round(offer, rows, results)}"
@@ -83,7 +86,7 @@ class Client:
         v = vectors(ranker, self.x, self.how)
         record = Record("own", v, tuple(rows), tuple(results), pictures, boxes)
         found = learn(ranker, synapses(offer.Omega, ranker), self.x, record, offer.records, self.codes, self.how,
-                      folder, owner, progress)  # fmt: skip
+                      folder, owner, progress, seen)  # fmt: skip
         sent = vectors(found.ranker, self.x, self.how)
         if self.noise:
             sent = eq.private(sent, self.clip, self.noise, torch.randn_like(sent))

@@ -118,9 +118,12 @@ class Learned:
 
 def learn(
     old: Ranker, synapses: Synapses, x: Tensor, record: Record, memory: Sequence[Record], codes: Tensor,
-    how: Learning, folder: Path | None = None, owner: str = "", progress: bool = False,
+    how: Learning, folder: Path | None = None, owner: str = "", progress: bool = False, seen: Sequence[Tensor] = (),
 ) -> Learned:  # fmt: skip
-    """Minimise ranking + triplet + synaptic losses on this client's samples x (k, ...) and trials, replaying memory."""
+    """Minimise ranking + triplet + synaptic losses on this client's samples x (k, ...) and trials, replaying memory.
+
+    With `seen`, the samples of each record of the memory, all is learned jointly: what no wall would allow.
+    """
     ranker, synapses = copy.deepcopy(old), copy.deepcopy(synapses)
     learned = list(ranker.parameters()) if how.learns_extractor() else _but_extractor(ranker)
     weights = list(ranker.parameters())
@@ -132,7 +135,10 @@ def learn(
     ]  # fmt: skip
     adam = AdamW(groups, how.lr, weight_decay=DECAY)
     synapses.begin(weights)
-    replayed = [one for one in memory if one.error <= LIMIT and len(one.rows) > 1]
+    pictures: Sequence[Tensor | None] = seen or [None] * len(memory)
+    replayed = [
+        (one, its) for one, its in zip(memory, pictures, strict=True) if one.error <= LIMIT and len(one.rows) > 1
+    ]
     stage = Stage(folder, "learning", owner, every=1000, ranker=ranker, adam=adam, synapses=synapses)
     own = torch.tensor(record.rows), eq.relevance(torch.tensor(record.results))
 
@@ -142,9 +148,10 @@ def learn(
         present = torch.stack([eq.ranking_loss(s, own[1]) for s in ranker.scores(v, codes[own[0]])]).mean()
         found = {"ranking": present / (1 + len(picks))}
         if picks:
-            found["replay"] = torch.stack([_list_loss(ranker, one, codes) for one in picks]).sum() / (1 + len(picks))
+            lists = [_list_loss(ranker, one, codes, how, its) for one, its in picks]
+            found["replay"] = torch.stack(lists).sum() / (1 + len(picks))
             if how.triplet and how.learns_extractor():
-                negatives = torch.stack([one.vectors[int(torch.randint(len(one.vectors), ()))] for one in picks])
+                negatives = torch.stack([one.vectors[int(torch.randint(len(one.vectors), ()))] for one, _ in picks])
                 found["triplet"] = how.triplet * eq.triplet_loss(v[0], v[1], negatives, MARGIN)
         if how.si:
             found["synaptic"] = eq.synaptic_penalty(synapses.Omega, weights, synapses.then, how.si)
@@ -177,8 +184,13 @@ def _drawn(x: Tensor, count: int, how: Learning) -> Tensor:
     return x[:1].expand(count, -1) if how.features == "handmade" else subsets(x, count, how.m)
 
 
-def _list_loss(ranker: Ranker, one: Record, codes: Tensor) -> Tensor:
-    v = one.vectors[int(torch.randint(len(one.vectors), ()))][None]
+def _list_loss(ranker: Ranker, one: Record, codes: Tensor, how: Learning, x: Tensor | None) -> Tensor:
+    """Of a record's list, by one of its vectors, or by a new one of its samples where these are at hand."""
+    v = (
+        one.vectors[int(torch.randint(len(one.vectors), ()))][None]
+        if x is None
+        else ranker.extractor(_drawn(x, 1, how))
+    )
     return eq.ranking_loss(ranker.scores(v, codes[list(one.rows)])[0], eq.relevance(torch.tensor(one.results)))
 
 

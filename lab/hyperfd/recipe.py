@@ -39,10 +39,10 @@ class HyperFD:
     at random to teach the platform. R random subsets of m pictures each make its meta-vectors. steps of learning at
     rate lr after each task. triplet and si weigh the two regularisers, 0 leaves one out. stale says what becomes of
     stored vectors when the extractor changes: 'transform', 'reuse' as they are, 'drop' them, or 'pooled', which breaks
-    the wall and extracts them anew from the pictures: what a perfect transformation would give. features: 'learned',
+    the wall: all tasks' pictures lie on one pile and are learned from together, an upper bound. features: 'learned',
     'mean' (without spread), 'frozen' (random), 'handmade' (24 numbers). noise blurs what is uploaded. by: 'hyperfd',
-    'offline' (the same, and stays as it is after five tasks), or a rival: 'random', 'default' (one configuration, not
-    K), 'best average' (of all trials so far), 'nearest', 'tpe'.
+    'offline' (learns from the pictures of five tasks together, then stays as it is), or a rival: 'random', 'default'
+    (one configuration, not K), 'best average' (of all trials so far), 'nearest', 'tpe'.
     """
 
     K: int = 5
@@ -83,7 +83,8 @@ class HyperFD:
 
     def learning(self) -> Learning:
         """How a client learns, by this recipe."""
-        return Learning(self.R, self.m, self.steps, self.lr, self.triplet, self.si, self.stale, self.features)
+        stale = "pooled" if self.by == "offline" else self.stale
+        return Learning(self.R, self.m, self.steps, self.lr, self.triplet, self.si, stale, self.features)
 
     def run(
         self,
@@ -154,7 +155,8 @@ class _Service:
             "scores": began.scores, "spread": began.spread, "sent": 0, "offered": len(offer), "error": 0.0,
         } | self._judged(place, began) | self._rivals(place, client)  # fmt: skip
         if self.learns and (self.recipe.by == "hyperfd" or place < OFFLINE):
-            message, found = client.upload(offer, note["tried"], results, progress=progress)
+            seen = [self.client(i).x for i in range(place)] if self.how.stale == "pooled" else ()
+            message, found = client.upload(offer, note["tried"], results, progress=progress, seen=seen)
             self.platform.accept(message)
             self._pool(place)
             note |= {"sent": len(message), "error": found.error, "kept": self._ndcg(place)}
@@ -232,7 +234,7 @@ class _Service:
 
     def _pool(self, place: int) -> None:
         """The upper bound: what the platform remembers is extracted again from pictures it should not have."""
-        if self.recipe.stale != "pooled":
+        if self.how.stale != "pooled":
             return
         with torch.random.fork_rng(devices=[]):
             fresh = [vectors(self.platform.ranker, self.client(i).x, self.how) for i in range(place + 1)]

@@ -11,7 +11,7 @@ from lab.core.descent import seeded
 from lab.core.faces import FaceTask
 from lab.core.streams import Stream, coded
 from lab.hyperfd import live, privacy, recipe, rivals, space
-from lab.hyperfd.learning import LIMIT, Learning, Record, Synapses, aged, learn, vectors
+from lab.hyperfd.learning import DECAY, LIMIT, SLOW, Learning, Record, Synapses, aged, learn, vectors
 from lab.hyperfd.looking import samples
 from lab.hyperfd.platform import Platform
 
@@ -151,6 +151,23 @@ def test_every_ablation_runs(fields):
     if fields.get("by") == "offline":
         assert [one["sent"] > 0 for one in found.served] == [True] * 5 + [False]
         assert list(found.meta_vectors()) == [one["name"] for one in found.served[:5]]
+
+
+def test_only_with_all_pictures_at_hand_do_old_lists_teach_the_extractor():
+    """The present list says nothing here, so that what moves the extractor is the old one, through its pictures."""
+    tasks, how = small.stream(), replace(small.HOW, steps=8, si=0.0, triplet=0.0, lr=0.1)
+    with seeded(0):
+        old = how.ranker(torch.Size((3,)), tasks.codes().shape[1])
+    x, before = tasks.data("set 0"), tasks.data("set 1")
+    memory = [Record("old", vectors(old, before, how), (0, 4, 9), (1.0, 3.0, 2.0))]
+    own, found = Record("own", torch.zeros(4, 128), (0, 1), (1.0, 1.0)), []
+    for seen in ((), (before,)):
+        with seeded(1):
+            learned = learn(old, Synapses.of(list(old.parameters())), x, own, memory, tasks.codes(), how, seen=seen)
+        decayed = (1 - SLOW * how.lr * DECAY) ** how.steps  # what AdamW does to a weight without a gradient
+        weights = zip(learned.ranker.extractor.parameters(), old.extractor.parameters(), strict=True)
+        found.append(max(float((new - decayed * was).detach().abs().max()) for new, was in weights))
+    assert found[0] < 1e-6 < 1e-3 < found[1]
 
 
 def test_all_recommenders_of_an_order_are_taught_by_the_same_trials_and_other_orders_by_others():
