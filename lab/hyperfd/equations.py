@@ -33,22 +33,21 @@ def counted(x: Tensor) -> Tensor:
     side = (4 * m.sum((1, 2)) / rim.clamp_min(1)).clamp_min(1)
     inner = grey[:, 1:-1, 1:-1]
     bend = 4 * inner - grey[:, :-2, 1:-1] - grey[:, 2:, 1:-1] - grey[:, 1:-1, :-2] - grey[:, 1:-1, 2:]
+    mean = grey.mean((1, 2))
+    contrast = ((grey - mean[:, None, None]).square().sum((1, 2)) / (grey[0].numel() - 1)).sqrt()
     found = torch.stack([
-        (side / x.shape[-1]).log2(), (m.sum((1, 2)) / side**2 + 0.5).log2(), grey.mean((1, 2)), grey.std((1, 2)),
+        (side / x.shape[-1]).log2(), (m.sum((1, 2)) / side**2 + 0.5).log2(), mean, contrast,
         (bend.abs().mean((1, 2)) + 0.01).log2(), (x[:, :3] - grey[:, None]).abs().mean((1, 2, 3)),
     ], 1)  # fmt: skip
     return (found - torch.tensor(USUAL)) / torch.tensor(SPREAD)
 
 
 def joined(v: Tensor, c: Tensor, vc: Tensor) -> Tensor:
-    """Eq. (2): what the scorer sees of data set v (R, d) and configurations c (n, e): [v, c, vc ⊙ c], vc (R, e) being v
-    projected to the configurations' width; (R, n, d + 2e). The score is a linear one of the configuration alone plus
-    the scorer's of this."""
-    R, n = len(v), len(c)
-    return torch.cat(
-        [v[:, None].expand(R, n, -1), c[None].expand(R, n, -1), vc[:, None] * c[None]],
-        -1,
-    )
+    """Eq. (2): what the scorer sees of data set v (R, d) and configurations c, the same (n, e) for each or (R, n, e):
+    [v, c, vc ⊙ c], vc (R, e) being v projected to the configurations' width; (R, n, d + 2e). The score is a linear one
+    of the configuration alone plus the scorer's of this."""
+    R, n = len(v), c.shape[-2]
+    return torch.cat([v[:, None].expand(R, n, -1), c.expand(R, n, -1), vc[:, None] * c], -1)
 
 
 def relevance(y: Tensor, scale: float = 5.0) -> Tensor:
@@ -58,17 +57,17 @@ def relevance(y: Tensor, scale: float = 5.0) -> Tensor:
 
 
 def ranking_loss(s: Tensor, r: Tensor) -> Tensor:
-    """Eq. (4): Σ_{r_i > r_j} |ΔNDCG_ij| · log(1 + e^{−(s_i − s_j)}), both (n,): LambdaRank as a loss, its swaps'
-    worth |ΔNDCG_ij| = |2^{r_i} − 2^{r_j}| |1/log2(1+p_i) − 1/log2(1+p_j)| / Z held fixed at the present ranks p."""
+    """Eq. (4): Σ_{r_i > r_j} |ΔNDCG_ij| · log(1 + e^{−(s_i − s_j)}), of lists s, r (..., n): LambdaRank as a loss, its
+    swaps' worth |ΔNDCG_ij| = |2^{r_i} − 2^{r_j}| |1/log2(1+p_i) − 1/log2(1+p_j)| / Z held fixed at the present ranks p.
+    """
     with torch.no_grad():
-        order = s.argsort(descending=True, stable=True)
-        p = torch.empty_like(s)
-        p[order] = torch.arange(1, len(s) + 1, dtype=s.dtype)
+        p = 1 + s.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1).to(s.dtype)
         d = 1 / torch.log2(1 + p)
         gain = 2**r - 1
-        Z = (gain.sort(descending=True).values * d.sort(descending=True).values).sum().clamp_min(1e-9)
-        worth = ((gain[:, None] - gain) * (d[:, None] - d)).abs() / Z * (r[:, None] > r)
-    return (worth * F.softplus(-(s[:, None] - s))).sum()
+        Z = (gain.sort(descending=True).values * d.sort(descending=True).values).sum(-1).clamp_min(1e-9)
+        swapped = ((gain[..., :, None] - gain[..., None, :]) * (d[..., :, None] - d[..., None, :])).abs()
+        worth = swapped / Z[..., None, None] * (r[..., :, None] > r[..., None, :])
+    return (worth * F.softplus(s[..., None, :] - s[..., :, None])).sum((-1, -2))
 
 
 def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.3) -> Tensor:

@@ -31,13 +31,18 @@ class Extractor(nn.Module):
         else:
             self.each = nn.Sequential(nn.Linear(sample[0], 64), nn.ReLU(), nn.Linear(64, EMBEDDED))
 
-    def picture(self, x: Tensor) -> Tensor:
-        """What stands for each picture, or row of numbers: (n, e)."""
-        return torch.cat([self.each(x), eq.counted(x)], 1) if self.counts else self.each(x)
+    def counted(self, x: Tensor) -> Tensor:
+        """What no learning changes of each picture: (n, 6), or (n, 0) of rows of numbers."""
+        return eq.counted(x) if self.counts else x.new_zeros(len(x), 0)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def picture(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
+        """What stands for each picture, or row of numbers: (n, e); `counted` spares counting again."""
+        return torch.cat([self.each(x), self.counted(x) if counted is None else counted], 1)
+
+    def forward(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         R, m = x.shape[:2]
-        return eq.meta_vector(self.picture(x.flatten(0, 1)).view(R, m, -1), self.spread)
+        known = None if counted is None else counted.flatten(0, 1)
+        return eq.meta_vector(self.picture(x.flatten(0, 1), known).view(R, m, -1), self.spread)
 
 
 class Given(nn.Module):
@@ -67,6 +72,6 @@ class Ranker(nn.Module):
             nn.init.zeros_(parameter)  # what holds for all data sets is learned first, and what is of one on top of it
 
     def scores(self, v: Tensor, codes: Tensor) -> Tensor:
-        """(R, n) scores of configurations (n, F) for meta-vectors (R, d), Eq. (2)."""
+        """(R, n) scores of configurations (n, F), or each its own (R, n, F), for meta-vectors (R, d), Eq. (2)."""
         own = self.scorer(eq.joined(v, self.encoder(codes), self.project(v)))[..., 0]
-        return self.common(codes)[:, 0] + own
+        return self.common(codes)[..., 0] + own

@@ -16,6 +16,7 @@ from .layers import Extractor, Given, Ranker
 from .looking import subsets
 
 REPLAYED = 8  # earlier lists in each step, each counting as much as the present one
+LOOKS = 3  # every so many steps pictures are looked at anew, else vectors from before the round serve: they hardly age
 COMMON, SLOW = 5.0, 0.02  # how much faster what holds for all data sets is learned than the rest, and the extractor
 DECAY = 0.1  # of weights
 PAIRS, CHECKED = 24, 8  # subsets that fit the transformation, and those that judge it
@@ -48,7 +49,7 @@ class Learning:
 
     R: int = 8
     m: int = 32
-    steps: int = 100
+    steps: int = 300
     lr: float = 2e-3
     triplet: float = 0.1
     si: float = 0.1
@@ -133,24 +134,26 @@ def learn(
     groups: list[dict[str, Any]] = [
         {"params": common, "lr": COMMON * how.lr}, {"params": slow, "lr": SLOW * how.lr}, {"params": others}
     ]  # fmt: skip
-    adam = AdamW(groups, how.lr, weight_decay=DECAY)
+    adam = AdamW(groups, how.lr, weight_decay=DECAY, fused=True)
     synapses.begin(weights)
     pictures: Sequence[Tensor | None] = seen or [None] * len(memory)
     replayed = [
         (one, its) for one, its in zip(memory, pictures, strict=True) if one.error <= LIMIT and len(one.rows) > 1
     ]
     stage = Stage(folder, "learning", owner, every=1000, ranker=ranker, adam=adam, synapses=synapses)
-    own = torch.tensor(record.rows), eq.relevance(torch.tensor(record.results))
+    counted = None if how.features == "handmade" else ranker.extractor.counted(x)  # type: ignore[operator]
 
     def terms(_: Any) -> dict[str, Tensor]:
-        v = ranker.extractor(_drawn(x, 2, how))  # (2, d): disjoint subsets
+        looks = len(stage.trace) % LOOKS == 0
+        v = _looked(ranker, x, 2, how, counted) if looks else _pair(record.vectors)  # (2, d): disjoint subsets
         picks = [replayed[i] for i in torch.randperm(len(replayed))[:REPLAYED].tolist()]
-        present = torch.stack([eq.ranking_loss(s, own[1]) for s in ranker.scores(v, codes[own[0]])]).mean()
-        found = {"ranking": present / (1 + len(picks))}
+        old_v = [_vector(ranker, one, how, its) for one, its in picks]
+        lists = [record] * len(v) + [one for one, _ in picks]
+        losses = _losses(ranker, torch.cat([v, *old_v]), lists, codes)
+        found = {"ranking": losses[: len(v)].mean() / (1 + len(picks))}
         if picks:
-            lists = [_list_loss(ranker, one, codes, how, its) for one, its in picks]
-            found["replay"] = torch.stack(lists).sum() / (1 + len(picks))
-            if how.triplet and how.learns_extractor():
+            found["replay"] = losses[len(v) :].sum() / (1 + len(picks))
+            if looks and how.triplet and how.learns_extractor():
                 negatives = torch.stack([one.vectors[int(torch.randint(len(one.vectors), ()))] for one, _ in picks])
                 found["triplet"] = how.triplet * eq.triplet_loss(v[0], v[1], negatives, MARGIN)
         if how.si:
@@ -169,7 +172,9 @@ def learn(
 def vectors(ranker: Ranker, x: Tensor, how: Learning, count: int | None = None) -> Tensor:
     """The meta-vectors (R, d) of random subsets of a data set's samples."""
     with torch.no_grad():
-        return ranker.extractor(_drawn(x, count or how.R, how))
+        if how.features == "handmade":
+            return _looked(ranker, x, count or how.R, how)
+        return _pooled(ranker, x, subsets(torch.arange(len(x)), count or how.R, how.m))
 
 
 def aged(memory: Sequence[Record], D: Tensor, error: float, how: Learning) -> list[Record]:
@@ -179,19 +184,40 @@ def aged(memory: Sequence[Record], D: Tensor, error: float, how: Learning) -> li
     return list(memory) if how.stale in ("reuse", "pooled") else []
 
 
-def _drawn(x: Tensor, count: int, how: Learning) -> Tensor:
-    """Subsets for the extractor; hand-made numbers are one vector a data set, whatever the subset."""
-    return x[:1].expand(count, -1) if how.features == "handmade" else subsets(x, count, how.m)
+def _looked(ranker: Ranker, x: Tensor, count: int, how: Learning, counted: Tensor | None = None) -> Tensor:
+    """Meta-vectors of random subsets, to be learned through; hand-made numbers are one vector, whatever the subset."""
+    if how.features == "handmade":
+        return ranker.extractor(x[:1].expand(count, -1))
+    picks = subsets(torch.arange(len(x)), count, how.m)
+    return ranker.extractor(x[picks], None if counted is None else counted[picks])
 
 
-def _list_loss(ranker: Ranker, one: Record, codes: Tensor, how: Learning, x: Tensor | None) -> Tensor:
-    """Of a record's list, by one of its vectors, or by a new one of its samples where these are at hand."""
-    v = (
-        one.vectors[int(torch.randint(len(one.vectors), ()))][None]
-        if x is None
-        else ranker.extractor(_drawn(x, 1, how))
-    )
-    return eq.ranking_loss(ranker.scores(v, codes[list(one.rows)])[0], eq.relevance(torch.tensor(one.results)))
+def _pooled(ranker: Ranker, x: Tensor, picks: Tensor) -> Tensor:
+    """The same of given subsets (R, m), each sample looked at once."""
+    return eq.meta_vector(ranker.extractor.picture(x)[picks], bool(ranker.extractor.spread))  # type: ignore[operator]
+
+
+def _pair(vectors: Tensor) -> Tensor:
+    """Two of a data set's vectors (R, d), or the only one: (2, d) or (1, d)."""
+    return vectors[torch.randperm(len(vectors))[:2]]
+
+
+def _vector(ranker: Ranker, one: Record, how: Learning, x: Tensor | None) -> Tensor:
+    """One of a record's vectors (1, d), or a new one of its samples where these are at hand."""
+    return one.vectors[int(torch.randint(len(one.vectors), ()))][None] if x is None else _looked(ranker, x, 1, how)
+
+
+def _losses(ranker: Ranker, v: Tensor, records: Sequence[Record], codes: Tensor) -> Tensor:
+    """The ranking loss of each record's list by its vector of v (b, d): (b,); lists of one length go together."""
+    lengths = [len(one.rows) for one in records]
+    losses: list[Tensor] = [v.new_zeros(())] * len(records)
+    for length in set(lengths):
+        at = [k for k, n in enumerate(lengths) if n == length]
+        s = ranker.scores(v[at], codes[torch.tensor([records[k].rows for k in at])])
+        r = torch.stack([eq.relevance(torch.tensor(records[k].results)) for k in at])
+        for k, loss in zip(at, eq.ranking_loss(s, r), strict=True):
+            losses[k] = loss
+    return torch.stack(losses)
 
 
 def _but_extractor(ranker: Ranker) -> list[nn.Parameter]:
@@ -206,8 +232,8 @@ def _aligned(old: Ranker, new: Ranker, x: Tensor, how: Learning) -> tuple[Tensor
     if not how.learns_extractor():
         return torch.zeros(width, width), 0.0
     with torch.no_grad():
-        seen = _drawn(x, PAIRS + CHECKED, how)
-        a, b = old.extractor(seen), new.extractor(seen)
+        picks = subsets(torch.arange(len(x)), PAIRS + CHECKED, how.m)
+        a, b = _pooled(old, x, picks), _pooled(new, x, picks)
         D = eq.transformation(a[:PAIRS], b[:PAIRS]) if how.aligned else torch.zeros(width, width)
         return D, float(eq.transformation_error(a[PAIRS:], b[PAIRS:], D))
 

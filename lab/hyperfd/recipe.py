@@ -49,7 +49,7 @@ class HyperFD:
     trials: int = 20
     R: int = 8
     m: int = 32
-    steps: int = 100
+    steps: int = 300
     lr: float = 2e-3
     triplet: float = 0.1
     si: float = 0.1
