@@ -6,8 +6,8 @@ Streams: the lab's table of face detectors, and NAS-Bench-Graph's data sets (`--
 five configurations before a task's own data are used, but the default, which is one and the same; what is learned from
 is the same number of trials for all, the same ones but for those that were recommended. TPE has five trials of its own.
 Regret is the best of the table less the best of the five, in percent: an oracle's is 0 by definition and has no line.
-'all pictures pooled' breaks the wall and learns from all tasks' pictures together, an upper bound; 'joint, offline
-after five tasks' does so with the first five and learns no more from then on. Ablations are run on the first orders
+'all pictures pooled' breaks the wall and learns from all tasks' pictures together, an upper bound; the 'joint offline
+ranker' does so with the first five tasks and learns no more from then on. Ablations are run on the first orders
 only, and compared with HyperFD on the same ones.
 `--csv` is a journal too: a second start does only what is missing, known by the recipe and the stream's table, and
 leaves all other lines as they are. The attacks on uploads are two: see `lab.hyperfd.privacy`.
@@ -37,7 +37,7 @@ from lab.hyperfd.recipe import fingerprint
 
 RECOMMENDERS: dict[str, dict] = {
     "hyperfd": {},
-    "joint, offline after five tasks": {"by": "offline"},
+    "joint offline ranker": {"by": "offline"},
     "random": {"by": "random"},
     "default": {"by": "default"},
     "best average": {"by": "best average"},

@@ -27,7 +27,8 @@ arXiv 2203.08399).
                 steps of training, so that which one is best hangs on the data. All start from weights that the lab
                 trained on plain scenes; the hardest negatives are sought in a random tenth of them. Ours.
                 The extractor sees 64 x 64 pictures with a fourth channel that holds the filled boxes; beside what its
-                network says stand six numbers that are counted, and it learns at a fiftieth of the rate. Ours.
+                network says stand six numbers that are counted, and it learns at a fiftieth of the rate, from pictures
+                that it looks at anew in every third step; in the others vectors from before the round serve. Ours.
                 Of a client's trials K are recommended, the others random; the platform learns from all. Ours.
                 The transformation is a ridge regression on one client's subsets: it says nothing about directions in
                 which that client's pictures do not vary. Its error is measured, added up, and ends a record's use.

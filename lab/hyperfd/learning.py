@@ -16,7 +16,7 @@ from .layers import Extractor, Given, Ranker
 from .looking import subsets
 
 REPLAYED = 8  # earlier lists in each step, each counting as much as the present one
-LOOKS = 3  # every so many steps pictures are looked at anew, else vectors from before the round serve: they hardly age
+LOOKS = 3  # every so many steps pictures are looked at anew, in the others vectors from before the round serve
 COMMON, SLOW = 5.0, 0.02  # how much faster what holds for all data sets is learned than the rest, and the extractor
 DECAY = 0.1  # of weights
 PAIRS, CHECKED = 24, 8  # subsets that fit the transformation, and those that judge it
