@@ -1,6 +1,7 @@
-/* FOUND: a table of the addresses of a run's rows. The product that would find one takes AVX2 a multiply-add, for both go
-   through the same port; NEON has an instruction that multiplies and adds. BY_TWO: a loop of two blocks a turn. */
-#if defined __x86_64__
+/* FOUND: a table of the addresses of a run's rows, and BY_TWO: two blocks a turn. The product that would find an address
+   goes through a port that AVX2's multiply-adds want, and so does half of a loop's counting; AVX-512's go elsewhere, and
+   NEON has one instruction for such a product and sum. */
+#if defined __x86_64__ && LANES == 8
 #define FOUND 1
 #define BY_TWO _Pragma("GCC unroll 2")
 #else
