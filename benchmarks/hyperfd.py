@@ -93,7 +93,9 @@ def main() -> None:
     if options.json is not None:
         settings = {name: repr(recipe(name, options.quick)) for name in chosen}
         report = {"figures": figures, "settings": settings, "stream": options.stream,
-                  "note": stream(options.stream).note, "seeds": list(seeds), "machine": machine("optuna")}  # fmt: skip
+                  "note": stream(options.stream).note, "seeds": list(seeds),
+                  "orders": {name: int(part.seed.nunique()) for name, part in found.groupby("by", sort=False)},
+                  "machine": machine("optuna")}  # fmt: skip
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
