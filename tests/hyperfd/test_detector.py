@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lab
+from lab.core.descent import seeded
 from lab.core.faces import Faces, FaceTask
 from lab.hyperfd import detector, precision, space
 from lab.hyperfd.space import Configuration
@@ -35,7 +36,8 @@ def test_a_configuration_outside_the_space_is_one_line(field):
 
 def test_anchors_are_as_many_as_logits_and_in_their_order():
     for side in (96, 128, 192):
-        net, places = detector.Detector(0.25).eval(), detector.anchors(side)
+        with seeded(0):  # where a change is seen most hangs a little on the weights that are drawn
+            net, places = detector.Detector(0.25).eval(), detector.anchors(side)
         with torch.no_grad():
             logits, offsets = net(torch.zeros(2, 3, side, side))
         assert logits.shape == (2, len(places)) and offsets.shape == (2, len(places), 4)
