@@ -61,15 +61,15 @@ class Sparse:
             raise ValueError(f"count has {len(self.count)} entries: {self.rows} x {self.columns} needs {len(widths)}")
         if self.count.sum(dtype=np.int64) != n or (self.col is not None and len(self.col) != n):
             raise ValueError(f"the sparse matrix is broken: count and col do not go with {n} blocks; make it with pack")
-        if self.col is not None and self.chunk > self.longest():
-            most = self.longest()
+        if self.col is not None and self.chunk > self.longest:
             raise ValueError(
-                f"the sparse matrix is broken: runs of {self.chunk} columns, at most {most}; make it with pack"
+                f"the sparse matrix is broken: runs of {self.chunk} columns, at most {self.longest}; make it with pack"
             )
         limits = np.repeat(widths, self.count)
         if (self.count != widths).any() if self.col is None else (self.col >= limits).any():
             raise ValueError("the sparse matrix is broken: a column lies outside its run; make it with kernels.pack")
 
+    @property
     def longest(self) -> int:
         """The most columns of a run whose blocks have an index."""
         return LONGEST if self.block == BLOCK else CHUNK

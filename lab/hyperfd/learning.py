@@ -137,9 +137,9 @@ def learn(
     adam = AdamW(groups, how.lr, weight_decay=DECAY, fused=True)
     synapses.begin(weights)
     pictures: Sequence[Tensor | None] = seen or [None] * len(memory)
-    replayed = [
-        (one, its) for one, its in zip(memory, pictures, strict=True) if one.error <= LIMIT and len(one.rows) > 1
-    ]
+    known = zip(memory, pictures, strict=True)
+    replayed = [(one, its, _list(one)) for one, its in known if one.error <= LIMIT and len(one.rows) > 1]
+    own = _list(record)
     stage = Stage(folder, "learning", owner, every=1000, ranker=ranker, adam=adam, synapses=synapses)
     counted = None if how.features == "handmade" else ranker.extractor.counted(x)  # type: ignore[operator]
 
@@ -147,14 +147,14 @@ def learn(
         looks = len(stage.trace) % LOOKS == 0
         v = _looked(ranker, x, 2, how, counted) if looks else _pair(record.vectors)  # (2, d): disjoint subsets
         picks = [replayed[i] for i in torch.randperm(len(replayed))[:REPLAYED].tolist()]
-        old_v = [_vector(ranker, one, how, its) for one, its in picks]
-        lists = [record] * len(v) + [one for one, _ in picks]
+        old_v = [_vector(ranker, one, how, its) for one, its, _ in picks]
+        lists = [own] * len(v) + [old_list for *_, old_list in picks]
         losses = _losses(ranker, torch.cat([v, *old_v]), lists, codes)
         found = {"ranking": losses[: len(v)].mean() / (1 + len(picks))}
         if picks:
             found["replay"] = losses[len(v) :].sum() / (1 + len(picks))
             if looks and how.triplet and how.learns_extractor():
-                negatives = torch.stack([one.vectors[int(torch.randint(len(one.vectors), ()))] for one, _ in picks])
+                negatives = torch.stack([one.vectors[int(torch.randint(len(one.vectors), ()))] for one, *_ in picks])
                 found["triplet"] = how.triplet * eq.triplet_loss(v[0], v[1], negatives, MARGIN)
         if how.si:
             found["synaptic"] = eq.synaptic_penalty(synapses.Omega, weights, synapses.then, how.si)
@@ -207,15 +207,19 @@ def _vector(ranker: Ranker, one: Record, how: Learning, x: Tensor | None) -> Ten
     return one.vectors[int(torch.randint(len(one.vectors), ()))][None] if x is None else _looked(ranker, x, 1, how)
 
 
-def _losses(ranker: Ranker, v: Tensor, records: Sequence[Record], codes: Tensor) -> Tensor:
-    """The ranking loss of each record's list by its vector of v (b, d): (b,); lists of one length go together."""
-    lengths = [len(one.rows) for one in records]
-    losses: list[Tensor] = [v.new_zeros(())] * len(records)
+def _list(one: Record) -> tuple[Tensor, Tensor]:
+    """The rows of a record and how relevant each is, both (n,)."""
+    return torch.tensor(one.rows), eq.relevance(torch.tensor(one.results))
+
+
+def _losses(ranker: Ranker, v: Tensor, lists: Sequence[tuple[Tensor, Tensor]], codes: Tensor) -> Tensor:
+    """The ranking loss of each list (rows, relevance) by its vector of v (b, d): (b,); those of one length together."""
+    lengths = [len(rows) for rows, _ in lists]
+    losses: list[Tensor] = [v.new_zeros(())] * len(lists)
     for length in set(lengths):
         at = [k for k, n in enumerate(lengths) if n == length]
-        s = ranker.scores(v[at], codes[torch.tensor([records[k].rows for k in at])])
-        r = torch.stack([eq.relevance(torch.tensor(records[k].results)) for k in at])
-        for k, loss in zip(at, eq.ranking_loss(s, r), strict=True):
+        rows, r = (torch.stack(part) for part in zip(*(lists[k] for k in at), strict=True))
+        for k, loss in zip(at, eq.ranking_loss(ranker.scores(v[at], codes[rows]), r), strict=True):
             losses[k] = loss
     return torch.stack(losses)
 

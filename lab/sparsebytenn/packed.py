@@ -91,6 +91,7 @@ class SparseBytes(Sparse):
     def across(self) -> int:
         return -(-self.columns // 4)
 
+    @property
     def longest(self) -> int:
         return kernels.CHUNK
 

@@ -90,3 +90,8 @@ def latencies(page, steps: int = 30) -> dict[str, float]:
 def target(page, **values):
     """The part of a picture that sets these controls when it is clicked."""
     return page.locator(f"[data-set='{json.dumps(values)}']").first
+
+
+def move(slider, value: int) -> None:
+    """Put a slider at this step, as a reader's drag does."""
+    slider.evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})); }", str(value))

@@ -37,7 +37,7 @@ def test_k_is_dragged(saved, open_page, watch, artefacts, record_property, schem
     record_property("step to picture, ms", statistics.median(times))
     assert statistics.median(times) < 150
     for k, says in ((0, "saved 100 %"), (25, "saved 0 %")):
-        slider.evaluate("(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})); }", str(k))
+        lab_page.move(slider, k)
         page.wait_for_selector(f".lab-explorer:has-text('{says}')")
         assert page.locator(".lab-explorer image").count() == 2
     page.screenshot(path=artefacts / f"splitting_{scheme}.png")

@@ -16,7 +16,6 @@ import lab
 outcome = lab.HyperFD(steps=2, trials=6).run(progress=False)
 lab.view(outcome)
 """
-MOVED = "(e, v) => { e.value = v; e.dispatchEvent(new Event('input', {bubbles: true})); }"
 TITLES = ("tasks served before", "recommended to", "bytes on either side", "meta-vectors of all tasks")
 
 
@@ -33,7 +32,7 @@ def test_the_tasks_are_walked_through(outcome, tmp_path, open_page, artefacts, r
     times = [slider.evaluate(STEP) for _ in range(8)]
     record_property("step to picture, ms", statistics.median(times))
     for place in (0, len(outcome.served) - 1):
-        slider.evaluate(MOVED, str(place))
+        lab_page.move(slider, place)
         page.wait_for_selector(f".lab-explorer .facts:has-text('{outcome.served[place]['name']}')")
         shown = page.locator(".lab-explorer .picture").inner_html()
         assert all(title in shown for title in TITLES)
@@ -46,6 +45,6 @@ def test_the_stream_is_replayed_in_jupyterlab(server, open_page):
     page = open_page(server.page("tasks.ipynb"))
     lab_page.wait_for_notebook(page)
     lab_page.run_all(page)
-    page.locator(".lab-explorer input[name=task]").evaluate(MOVED, "11")
+    lab_page.move(page.locator(".lab-explorer input[name=task]"), 11)
     page.wait_for_selector(".lab-explorer .facts:has-text('pictures sent')")
     page.wait_for_selector(".lab-explorer .picture:has-text('recommended to')")
