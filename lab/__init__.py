@@ -130,4 +130,4 @@ def load(folder, base=None):
     if name not in _RECIPES:
         raise ValueError(f"{folder} holds an outcome of {name!r}; this version of the lab has {', '.join(_RECIPES)}")
     outcome = getattr(import_module(f".{_RECIPES[name][0]}.recipe", __name__), f"{name}Outcome")
-    return outcome.restore({**saved, "folder": str(folder)}, __getattr__(name)(**saved["fields"]), base)
+    return outcome.restore({**saved, "folder": str(store.present(folder))}, __getattr__(name)(**saved["fields"]), base)

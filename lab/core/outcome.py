@@ -31,7 +31,11 @@ class Outcome:
         return {}
 
     def save(self, folder: str | Path) -> None:
-        """Store the outcome in a folder as JSON and safetensors; `lab.load(folder)` gives it back."""
+        """Store the outcome in a folder, wholly or not at all, as JSON and safetensors; `lab.load` gives it back."""
+        store.replace_folder(folder, self.fill)
+
+    def fill(self, folder: Path) -> None:
+        """Write all that belongs to the outcome into a new folder; a method with files of its own writes them first."""
         tree = {
             "recipe": type(self.recipe).__name__,
             "fields": asdict(self.recipe),
@@ -39,7 +43,7 @@ class Outcome:
             "trace": [asdict(step) for step in self.trace],
             "found": self.found(),
         }
-        store.save(folder, "outcome", tree)
+        store.save(folder, "outcome", tree, beside=sorted(path.name for path in folder.iterdir() if path.is_file()))
 
     @classmethod
     def restore(cls, saved: dict[str, Any], recipe: Any, base: Any = None) -> "Outcome":

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
-FORMAT = 1
+FORMAT = 2  # 1: the JSON had no digest of its own
 _DAMAGE = (
     FileNotFoundError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, SafetensorError
 )  # fmt: skip
@@ -55,21 +56,115 @@ def write(path: str | Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink()
     with suppress(OSError):  # the file is whole; not every file system can sync a folder
-        _sync_folder(path.parent)
+        _sync(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def save(folder: str | Path, name: str, tree: Mapping[str, Any]) -> None:
+def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder anew, wholly or not at all: `write(new)` fills a new one beside it, which then takes its place.
+
+    The old folder is kept until the new one is on the disk. A kill at any moment leaves one of them whole: under
+    `folder` or, between two renames, under a name beside it, where `present` finds it. Files in the old folder that
+    `save` does not know as its own move along. The working folder, a home or a mount point is refused.
+    """
+    folder = Path(folder).resolve()
+    _demand_replaceable(folder)
+    old, new = _aside(folder), folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        new.mkdir(parents=True)
+        write(new)
+        for path in new.rglob("*"):
+            with suppress(OSError):  # not every file system can sync a folder, nor a file opened for reading
+                _sync(path)
+        if (before := present(folder)).exists():
+            _take_along(before, new)
+        with suppress(OSError):
+            _sync(new)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)  # what a kill after the last rename left
+            os.replace(folder, old)
+        os.replace(new, folder)
+        with suppress(OSError):
+            _sync(folder.parent)
+    except OSError as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        raise OSError(
+            f"cannot save to {folder} ({cause.strerror or cause}): nothing was changed; "
+            "free some space or save to another folder"
+        ) from error
+    finally:
+        with suppress(OSError):
+            if not folder.exists() and old.exists():
+                os.replace(old, folder)
+        shutil.rmtree(new, ignore_errors=True)
+    for left in (old, *folder.parent.glob(f".{folder.name}.{'[0-9a-f]' * 8}.part")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def present(folder: str | Path) -> Path:
+    """Where the folder is: under its own name or, if `replace_folder` was killed between two renames, beside it."""
+    folder = Path(folder)
+    aside = _aside(folder.resolve())
+    return aside if not folder.exists() and aside.exists() else folder
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _demand_replaceable(folder: Path) -> None:
+    """Raise a one-line OSError where a folder cannot give its place to a new one."""
+    kinds = {
+        "a file": folder.exists() and not folder.is_dir(),
+        "the working folder or above it": folder in (Path.cwd(), *Path.cwd().parents),
+        "the home folder": folder == Path.home(),
+        "a mount point": folder.is_mount(),
+    }
+    for kind, holds in kinds.items():
+        if holds:
+            where = "beside" if kind == "a file" else "inside"
+            raise OSError(f"cannot save to {folder}, which is {kind}: save to another folder, {where} it for example")
+
+
+def _take_along(old: Path, new: Path) -> None:
+    """Link what others have put into a saved folder into the new one; what the old save wrote itself stays behind."""
+    known = {path.name for path in new.iterdir()}
+    known |= {path.name for name in known for path in _own(old / name)}
+    shutil.copytree(
+        old, new, symlinks=True, copy_function=_link, dirs_exist_ok=True,
+        ignore=lambda place, _: known if Path(place) == old else set(),
+    )  # fmt: skip
+
+
+def _own(path: Path) -> Iterator[Path]:
+    """The files that belong to the save of this JSON file, and what a kill left of them."""
+    document = _document(path)
+    if "tensors" in document:
+        beside = document.get("beside")
+        yield from (path.parent / str(name) for name in (beside if isinstance(beside, dict) else ()))
+        yield from _leftovers(path.parent, path.stem)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for the file, or a copy where the file system knows no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def save(folder: str | Path, name: str, tree: Mapping[str, Any], beside: Iterable[str] = ()) -> None:
     """Store a tree of dicts, lists, numbers, strings and tensors as `<name>.json` and `<name>-<hash>.safetensors`.
 
-    The JSON file is replaced last and names its tensor file by hash: a kill in between leaves the older pair valid.
+    The JSON file is replaced last and names its tensor file by hash: a kill in between leaves the older pair valid. It
+    holds the digest of all that belongs to the save, of the files `beside` it in the folder too.
     """
     folder = Path(folder)
     tensors: dict[str, torch.Tensor] = {}
@@ -77,18 +172,27 @@ def save(folder: str | Path, name: str, tree: Mapping[str, Any]) -> None:
     content = tensors_to_bytes(tensors)
     digest = hashlib.sha256(content).hexdigest()
     file = f"{name}-{digest[:12]}.safetensors"
-    document = {"format": FORMAT, "tensors": file, "sha256": digest, "tree": skeleton}
-    text = json.dumps(document)  # not indented: Python indents slowly, and a trace is long
+    others = {other: _digest(folder / other) for other in beside}
+    document = {"format": FORMAT, "tensors": file, "sha256": digest, "beside": others, "tree": skeleton}
+    text = json.dumps(document | {"digest": _digest_of(document)})  # not indented: slow in Python, and a trace is long
     write(folder / file, content)
     try:
         write(folder / f"{name}.json", text.encode())
     except OSError:
-        if _tensor_file(folder / f"{name}.json") != file:
+        if _document(folder / f"{name}.json").get("tensors") != file:
             (folder / file).unlink(missing_ok=True)
         raise
     for old in _leftovers(folder, name):
         if old.name != file:
             old.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest_of(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document).encode()).hexdigest()
 
 
 def _leftovers(folder: Path, name: str) -> Iterator[Path]:
@@ -100,34 +204,48 @@ def _leftovers(folder: Path, name: str) -> Iterator[Path]:
 
 def load(folder: str | Path, name: str) -> dict[str, Any]:
     """The tree that `save` stored; a missing, torn or altered file is a one-line error."""
-    path = Path(folder) / f"{name}.json"
-    if not path.exists():
+    path = present(folder) / f"{name}.json"
+    if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no {name}.json: name a folder that was saved by the lab")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         found = document["format"]
-        if found == FORMAT:
-            content = (path.parent / Path(document["tensors"]).name).read_bytes()
-            if hashlib.sha256(content).hexdigest() != document["sha256"]:
-                raise ValueError(f"{document['tensors']} does not match its SHA-256")
-            return _unpack(document["tree"], tensors_from_bytes(content))
+        if found in (1, FORMAT):
+            return _unpack(document["tree"], _tensors(path, document))
     except _DAMAGE as error:
         raise ValueError(f"{path} is damaged ({_first_line(error)}): delete the folder and save it again") from error
     raise ValueError(
-        f"{path} has format {found!r}, this version of the lab reads {FORMAT}: load it with the one that wrote it"
+        f"{path} has format {found!r}, this version of the lab reads 1 to {FORMAT}: load it with the one that wrote it"
     )
+
+
+def _tensors(path: Path, document: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a document, after all its digests were compared."""
+    if document["format"] > 1 or "digest" in document:
+        told = document.pop("digest")
+        if told != _digest_of(document):
+            raise ValueError(f"{path.name} does not match its SHA-256")
+    for name, digest in document.get("beside", {}).items():
+        if _digest(path.with_name(name)) != digest:
+            raise ValueError(f"{name} does not match its SHA-256")
+    content = path.with_name(Path(document["tensors"]).name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != document["sha256"]:
+        raise ValueError(f"{document['tensors']} does not match its SHA-256")
+    return tensors_from_bytes(content)
 
 
 def exists(folder: str | Path, name: str) -> bool:
     """Whether `save` has stored a tree of this name in the folder."""
-    return (Path(folder) / f"{name}.json").exists()
+    return (present(folder) / f"{name}.json").exists()
 
 
-def _tensor_file(path: Path) -> str | None:
+def _document(path: Path) -> dict[str, Any]:
+    """The document in a JSON file, empty where there is none."""
     try:
-        return json.loads(path.read_text())["tensors"]
-    except (OSError, ValueError, KeyError):
-        return None
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _first_line(error: Exception) -> str:
