@@ -18,6 +18,8 @@ from lab.core.descent import seeded
 from lab.core.report import Report
 from lab.core.task import inputs
 
+from .test_store_failures import killed_at
+
 # Settings under which each recipe runs in seconds and still changes its network.
 QUICK = {
     "GAL": {"steps": 40, "finetune_steps": 20, "lam": 0.6, "mask_every": 1},
@@ -206,6 +208,18 @@ def test_the_same_is_saved_in_the_same_bytes(outcome, tmp_path):
     outcome.save(tmp_path / "b")
     lab.load(tmp_path / "a").save(tmp_path / "c")
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
+
+
+def test_a_save_killed_at_any_rename_leaves_the_old_or_the_new_outcome(outcome, tmp_path):
+    old, new = (dataclasses.replace(outcome, trace=outcome.trace[:n]) for n in (1, 2))
+    old.save(tmp_path / "out")
+    at = 1
+    while killed_at("replace", at, lambda: new.save(tmp_path / "out")):
+        assert len(lab.load(tmp_path / "out").trace) in (1, 2)
+        old.save(tmp_path / "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        at += 1
+    assert at > 4 and len(lab.load(tmp_path / "out").trace) == 2
 
 
 # -- the card --------------------------------------------------------------------------------------------------------

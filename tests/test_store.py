@@ -13,7 +13,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import lab
 from lab.core import store
 
 ROOT = Path(__file__).parents[1]
@@ -215,6 +217,37 @@ def test_bytes_that_are_no_text(saved):
     with pytest.raises(ValueError, match="is damaged") as caught:
         store.load(folder, "tree")
     told(caught, str(document))
+
+
+def test_every_altered_character_of_the_json_is_found(saved):
+    folder, document, _ = saved
+    text = document.read_bytes()
+    for at in range(len(text)):
+        document.write_bytes(text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :])
+        with pytest.raises(ValueError) as caught:
+            store.load(folder, "tree")
+        told(caught, str(document))
+
+
+@pytest.mark.parametrize("change", ["altered", "missing"])
+def test_a_file_beside_is_covered_by_the_digest(tmp_path, change):
+    (tmp_path / "weights.bin").write_bytes(b"abc")
+    store.save(tmp_path, "tree", FIRST, beside=["weights.bin"])
+    assert alike(store.load(tmp_path, "tree"), FIRST)
+    (tmp_path / "weights.bin").write_bytes(b"abd") if change == "altered" else (tmp_path / "weights.bin").unlink()
+    with pytest.raises(ValueError, match="is damaged") as caught:
+        store.load(tmp_path, "tree")
+    told(caught, "weights.bin", "save it again")
+
+
+def test_an_outcome_of_the_first_format_loads():
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+    found = lab.load(Path(__file__).parent / "data" / "format-1", base=net)
+    assert found.report["parameters"].after == 203 and len(found.trace) == 5
+    assert found.model.get_parameter("6.weight")[0, :2].tolist() == [-0.23900817334651947, 0.3189312815666199]
 
 
 @pytest.mark.parametrize("change", ["bit", "shorter", "longer", "empty"])

@@ -222,3 +222,132 @@ def test_a_kill_at_every_point_of_a_save(tmp_path):
         assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         found = store.load(tmp_path, "tree")
         assert alike(found, FIRST) or alike(found, SECOND)
+
+
+def killed_at(call: str, at: int, action: Callable[[], object]) -> bool:
+    """Do `action` in a process that is killed at the n-th call of `os.<call>`; False if it ended before."""
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # the child starts no thread
+        child = os.fork()
+    if not child:
+        real, seen = getattr(os, call), []
+
+        def counted(*args, **kwargs):
+            seen.append(args)
+            return killed() if len(seen) == at else real(*args, **kwargs)
+
+        try:
+            setattr(os, call, counted)
+            action()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL)
+    return status == signal.SIGKILL
+
+
+# -- whole folders ---------------------------------------------------------------------------------------------------
+
+
+def fill(tree) -> Callable[[Path], None]:
+    """What fills a folder with a save of the tree and one file beside it."""
+
+    def write(folder: Path) -> None:
+        name = f"weights {tree['step']}.bin"
+        (folder / name).write_bytes(bytes([tree["step"]]))
+        store.save(folder, "tree", tree, beside=[name])
+
+    return write
+
+
+def demand_whole(folder: Path) -> int:
+    """Which of the two saves the folder holds, with its own file and not the other's."""
+    step = store.load(folder, "tree")["step"]
+    found = {path.name for path in store.present(folder).iterdir()}
+    assert {name for name in found if name.startswith("weights")} == {f"weights {step}.bin"}
+    assert {name for name in found if name.startswith("my")} == {"my notes.txt", "my folder"}
+    assert (store.present(folder) / "my folder" / "inside").read_text() == "also mine"
+    return step
+
+
+@pytest.fixture
+def own_folder(tmp_path):
+    """A saved folder to which its owner has added a file and a folder."""
+    folder = tmp_path / "out"
+    store.replace_folder(folder, fill(FIRST))
+    (folder / "my notes.txt").write_text("mine")
+    (folder / "my folder").mkdir()
+    (folder / "my folder" / "inside").write_text("also mine")
+    return folder
+
+
+@pytest.mark.parametrize("call", ["replace", "link", "rmdir", "unlink", "fsync"])
+def test_a_folder_killed_at_every_call_is_the_old_or_the_new_one(own_folder, call):
+    at = 1
+    while killed_at(call, at, lambda: store.replace_folder(own_folder, fill(SECOND))):
+        demand_whole(own_folder)
+        store.replace_folder(own_folder, fill(FIRST))  # the next save heals whatever the kill has left
+        assert demand_whole(own_folder) == 1 and [path.name for path in own_folder.parent.iterdir()] == ["out"]
+        at += 1
+    assert at > 2 and demand_whole(own_folder) == 2
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_a_folder_on_a_failing_disk_stays_as_it_was(own_folder, monkeypatch, call):
+    before = files(own_folder.parent / "out" / "my folder"), store.load(own_folder, "tree")["step"]
+    real, failures = getattr(os, call), 0
+    for at in range(1, 5):
+        seen = []
+
+        def counted(*args, _seen=seen, **kwargs):
+            _seen.append(args)
+            return no_space() if len(_seen) == at else real(*args, **kwargs)  # noqa: B023
+
+        monkeypatch.setattr(os, call, counted)
+        try:
+            store.replace_folder(own_folder, fill(SECOND))
+        except OSError as error:
+            failures += 1
+            for word in ("cannot save to", str(own_folder), "No space left", "nothing was changed", "another folder"):
+                assert word in str(error) and "\n" not in str(error)
+            assert demand_whole(own_folder) == 1 and before[0] == files(own_folder / "my folder")
+        monkeypatch.setattr(os, call, real)
+        store.replace_folder(own_folder, fill(FIRST))
+        assert [path.name for path in own_folder.parent.iterdir()] == ["out"]
+    assert failures == {"replace": 4, "fsync": 2}[call]  # a folder that cannot be synced is no failure
+
+
+def test_what_write_raises_leaves_the_old_folder(own_folder):
+    def write(folder):
+        fill(SECOND)(folder)
+        raise ValueError("the answers differ")
+
+    with pytest.raises(ValueError, match="the answers differ"):
+        store.replace_folder(own_folder, write)
+    assert demand_whole(own_folder) == 1 and [path.name for path in own_folder.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["a file", "the working folder", "above it", "the home folder"])
+def test_a_folder_that_cannot_give_its_place(tmp_path, monkeypatch, kind):
+    folder = tmp_path / "place"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "mine").write_text("mine")
+    monkeypatch.chdir({"the working folder": folder, "above it": folder / "inner"}.get(kind, tmp_path))
+    if kind == "the home folder":
+        monkeypatch.setenv("HOME", str(folder))
+    target = folder / "mine" if kind == "a file" else folder
+    with pytest.raises(OSError) as caught:
+        store.replace_folder(target, fill(FIRST))
+    told(caught, str(target), kind, "save to another folder")
+    assert sorted(path.name for path in folder.iterdir()) == ["inner", "mine"]
+
+
+def test_a_relative_folder_and_a_link(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for folder in ("new/er", "link", "link"):
+        store.replace_folder(folder, fill(SECOND))
+        assert store.load(folder, "tree")["step"] == 2
+    assert (tmp_path / "link").is_symlink() and store.exists(tmp_path / "real", "tree")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "new", "real"]
