@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from . import store
 
+SINGLE = "a batch holds one picture alone, which batch norm cannot learn from: give the DataLoader drop_last=True"
 SAVE_SECONDS = 30.0  # the most that a kill costs a run with a checkpoint, besides the step it comes in
 
 
@@ -34,12 +35,19 @@ def seeded(seed: int) -> Iterator[None]:
     """Run a block from its own seed (torch, numpy, random) and give the global generators back as they were."""
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r}: give a whole number in 0..{2**32 - 1}")
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
+    with unmoved():
         random.seed(int(seed))
         np.random.seed(int(seed))
         torch.manual_seed(int(seed))
+        yield
+
+
+@contextmanager
+def unmoved() -> Iterator[None]:
+    """Run a block and give the global generators (torch, numpy, random) back as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
         yield
     finally:
         random.setstate(states[0])
@@ -117,7 +125,7 @@ class Stage:
             present = self._begin(batches)
 
     def _begin(self, batches: Iterable) -> Iterator[Any]:
-        own = [generator.get_state() for generator in _generators(batches)]
+        own = [generator.get_state() for generator in generators(batches)]
         self.epoch, self.taken, self.pass_state = self.epoch + 1, 0, {**_random_state(), "own": own}
         return iter(batches)
 
@@ -125,7 +133,7 @@ class Stage:
         """The interrupted pass, begun again from its own generators, without the batches that were taken."""
         now = _random_state()
         _set_random_state(self.pass_state)
-        for generator, state in zip(_generators(batches), self.pass_state["own"], strict=False):
+        for generator, state in zip(generators(batches), self.pass_state["own"], strict=False):
             generator.set_state(state)
         present = iter(batches)
         found = sum(1 for _ in islice(present, self.taken))
@@ -156,7 +164,7 @@ def descend(
     with tqdm(total=steps, initial=done, desc=stage.name, disable=not progress, leave=False) as bar:
         for index in range(done, steps):
             batch = next(stream)
-            terms = loss_terms(batch)
+            terms = _terms(loss_terms, batch, stage, index)
             total = torch.stack([term.reshape(()) for term in terms.values()]).sum()
             if not torch.isfinite(total):
                 raise FloatingPointError(_not_finite(stage, index, terms, batch))
@@ -177,6 +185,23 @@ def descend(
                 stage.save()
 
 
+def _terms(loss_terms: Callable, batch: Any, stage: Stage, index: int) -> Mapping[str, torch.Tensor]:
+    """The terms of a batch; what torch says of data that cannot be learned from, with the remedy."""
+    try:
+        return loss_terms(batch)
+    except (ValueError, IndexError) as error:
+        told = str(error)
+        if "more than 1 value per channel" in told:
+            cause = SINGLE
+        elif isinstance(error, IndexError) and "out of bounds" in told:
+            cause = (
+                f"a label is not one of the model's classes ({told.rstrip('. ')}): correct the labels of Task.batches"
+            )
+        else:
+            raise
+        raise ValueError(f"{stage.name} step {index}: {cause}{_kept(stage)}") from error
+
+
 def _not_finite(stage: Stage, index: int, terms: Mapping[str, torch.Tensor], batch: Any) -> str:
     names = ", ".join(name for name, term in terms.items() if not math.isfinite(float(term.detach())))
     parts = batch if isinstance(batch, (tuple, list)) else [batch]
@@ -194,7 +219,7 @@ def _is_finite(tensors: Iterable[torch.Tensor]) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
-def _generators(batches: Iterable) -> list[torch.Generator]:
+def generators(batches: Iterable) -> list[torch.Generator]:
     """The random generators that a DataLoader was given, which are not the global ones."""
     found = (getattr(owner, "generator", None) for owner in (batches, getattr(batches, "sampler", None)))
     return [generator for generator in found if isinstance(generator, torch.Generator)]

@@ -1,16 +1,23 @@
 """Training with labels: what a compressed network gets before it is judged, and what its rivals must get too."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
-from .descent import Stage, Step, descend
-from .task import Task
+from . import store
+from .descent import SINGLE, Stage, Step, descend, unmoved
+from .running import fingerprint
+from .task import Task, evaluating, inputs
 
 
 def finetune(
@@ -27,20 +34,27 @@ def finetune(
     """Train the model in place on the task's own loss: SGD with momentum 0.9, the rate a tenth after each 30 %.
 
     Batches are (x, y). `penalty(model)` may add to the gradients before each update. The model is left in eval mode.
+    `owner` names the run that this is a part of, which holds the checkpoint; left out, it is a run of its own. Labels
+    that the loss does not take are a one-line ValueError before the first step.
     """
+    demand_labels(task)
+    demand_batches(task)
     place = next(model.parameters()).device
     optimiser, schedule = sgd(model.parameters(), lr, steps)
     if penalty is not None:
         optimiser.register_step_pre_hook(lambda *_: penalty(model))
-    stage = Stage(checkpoint, "finetune", owner, model=model, optimiser=optimiser, schedule=schedule)
-    model.train()
+    with nullcontext() if owner else store.held(checkpoint):
+        if not owner and checkpoint is not None:
+            owner = f"finetune(steps={steps}, lr={lr}) on {task.name} ({fingerprint(replace(task, model=model))})"
+        stage = Stage(checkpoint, "finetune", owner, model=model, optimiser=optimiser, schedule=schedule)
+        model.train()
 
-    def fit(batch: Any) -> dict[str, Tensor]:
-        x, y = batch[0].to(place), batch[1].to(place)
-        return {"task": task.loss(model(x), y)}
+        def fit(batch: Any) -> dict[str, Tensor]:
+            x, y = batch[0].to(place), batch[1].to(place)
+            return {"task": task.loss(model(x), y)}
 
-    for _ in descend(fit, task.batches, optimiser, stage, steps=steps, schedule=schedule, progress=progress):
-        pass
+        for _ in descend(fit, task.batches, optimiser, stage, steps=steps, schedule=schedule, progress=progress):
+            pass
     model.eval()
     return list(stage.trace)
 
@@ -52,6 +66,67 @@ def sgd(parameters: Iterable[nn.Parameter], lr: float, steps: int) -> tuple[SGD,
 
 
 def has_labels(task: Task) -> bool:
-    """Whether the task's batches are (x, y)."""
+    """Whether the task's batches are (x, y); a TypeError for labels that are no tensor."""
     batch = task.first_batch()
-    return isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], torch.Tensor)
+    y = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if isinstance(y, np.ndarray) or (isinstance(y, (list, tuple)) and y and isinstance(y[0], (int, float))):
+        raise TypeError(f"the labels of Task.batches are a {type(y).__name__}: give a tensor, torch.tensor(labels)")
+    return isinstance(y, Tensor)
+
+
+def demand_labels(task: Task) -> None:
+    """Raise a one-line ValueError unless the task's loss takes the labels of the first batch, where it has some."""
+    if not has_labels(task):
+        return
+    x, y = task.first_batch()[:2]
+    place = next(task.model.parameters(), x).device
+    with torch.no_grad(), unmoved(), evaluating(task.model):
+        answer = task.model(x.to(place))
+        demand_classes(task, answer, y)
+        try:
+            loss = task.loss(answer, y.to(place))
+            holds = loss.numel() == 1 and not loss.isnan()
+            reason = "it is not one number" if loss.numel() != 1 else "it is NaN"
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
+            holds, reason = False, next(iter(str(error).splitlines()), type(error).__name__)
+    if not holds:
+        gives = f"answers of {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+        raise ValueError(
+            f"Task.loss does not take the labels, {str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}, for "
+            f"{gives} ({reason}): for cross_entropy give whole numbers (N,) as int64, or another Task.loss"
+        )
+
+
+def demand_classes(task: Task, answer: Any, y: Any) -> None:
+    """Raise a one-line ValueError if cross entropy would meet a label that is not one of the model's classes."""
+    if task.loss is not F.cross_entropy or not isinstance(answer, Tensor) or answer.dim() < 2 or y.is_floating_point():
+        return
+    classes, known = answer.shape[1], y[y != -100]  # -100 is what cross entropy leaves out
+    if y.shape != answer.shape and len(known) and not 0 <= int(known.min()) <= int(known.max()) < classes:
+        raise ValueError(
+            f"the labels of Task.batches reach from {int(known.min())} to {int(known.max())}, the model has {classes} "
+            f"classes: give labels in 0..{classes - 1}, or a model of more classes"
+        )
+
+
+def demand_batches(task: Task) -> None:
+    """Raise a one-line ValueError if the loader is known to end in one picture alone, and batch norm cannot take it."""
+    if not _leaves_one(task.batches):
+        return
+    model = deepcopy(task.model).train()
+    x = inputs(task.first_batch())[:1].to(next(model.parameters()).device)
+    with torch.no_grad(), unmoved():
+        try:
+            model(x)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise ValueError(f"Task.batches: {SINGLE}") from error
+
+
+def _leaves_one(batches: Any) -> bool:
+    if isinstance(batches, (list, tuple)):
+        return any(len(inputs(batch)) == 1 for batch in batches)
+    size, sampler = getattr(batches, "batch_size", None), getattr(batches, "sampler", None)
+    if not isinstance(size, int) or getattr(batches, "drop_last", True) or not hasattr(sampler, "__len__"):
+        return False
+    return len(sampler) % size == 1 % size

@@ -3,6 +3,7 @@
 import platform
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,3 +23,17 @@ def processor() -> str:
     lines = path.read_text().splitlines() if path.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def device_of(name: Any) -> torch.device | None:
+    """The device of this name, None for None; a one-line ValueError where the machine has no such device."""
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).to("cpu")
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError, IndexError) as error:
+        have = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        have += ["mps"] if torch.backends.mps.is_available() else []
+        raise ValueError(f"device={str(name)!r} is not on this machine: give one of {', '.join(have)}") from error
+    return device

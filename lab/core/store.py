@@ -1,12 +1,14 @@
 """Files that survive a kill: safetensors for tensors, JSON for the rest, each written whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 FORMAT = 2  # 1: the JSON had no digest of its own
 _DAMAGE = (
@@ -158,6 +165,67 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+_HELD: set[Path] = set()  # the folders of this process, whose own locks the system does not set against each other
+
+
+@contextmanager
+def held(folder: str | Path | None) -> Iterator[None]:
+    """Hold a checkpoint folder for a block: no other run writes there. The lock dies with the process that has it.
+
+    None holds nothing. ValueError in one line if the folder is held by another run, OSError if it cannot be made.
+    """
+    if folder is None:
+        yield
+        return
+    place = _folder(folder)
+    in_use = f"checkpoint={str(folder)!r} is in use by another run ({{}}): wait for it, end it, or give another folder"
+    if place in _HELD:  # the file must not even be opened: closing it would give this process's lock away
+        raise ValueError(in_use.format("in this process"))
+    with _lock_file(place) as file:
+        if not _lock(file.fileno()):
+            file.seek(0)
+            raise ValueError(in_use.format(f"process {file.read(20).decode(errors='replace') or 'unknown'}"))
+        _HELD.add(place)
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+            file.flush()
+            yield
+        finally:
+            _HELD.remove(place)
+
+
+def _folder(folder: str | Path) -> Path:
+    """The checkpoint folder's full path; a one-line error for what cannot be one."""
+    if not isinstance(folder, (str, Path)) or not str(folder):
+        raise ValueError(f"checkpoint={folder!r}: give the name of a folder, or None to keep nothing")
+    place = Path(folder).resolve()
+    if place.exists() and not place.is_dir():
+        raise ValueError(f"checkpoint={str(folder)!r} is a file: give the name of a folder")
+    return place
+
+
+def _lock_file(place: Path) -> Any:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        return open(place / ".lock", "a+b")
+    except OSError as error:
+        raise OSError(f"cannot write to checkpoint={str(place)!r} ({error.strerror or error}): give another") from error
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether the file is now this process's own; True as well on a file system that knows no locks."""
+    try:
+        if sys.platform == "win32":
+            os.lseek(descriptor, 2**20, os.SEEK_SET)  # beyond what the file holds, which others may read
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: a forked worker would inherit it
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True
 
 
 def save(folder: str | Path, name: str, tree: Mapping[str, Any], beside: Iterable[str] = ()) -> None:

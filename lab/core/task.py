@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .descent import unmoved
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # two tasks are equal when they are the same one
 class Task:
@@ -46,7 +48,7 @@ class Task:
         """The first batch, or an error that says the loader is empty."""
         if not hasattr(self.batches, "__iter__") and not hasattr(self.batches, "__getitem__"):
             raise TypeError(f"Task.batches is a {type(self.batches).__name__}: give a DataLoader or a list of batches")
-        with torch.random.fork_rng(devices=[]):  # a DataLoader draws from torch's generator when it starts
+        with unmoved():  # a DataLoader draws from torch's generator when it starts
             for batch in self.batches:
                 return batch
         raise ValueError("Task.batches is empty: give at least one batch")
@@ -70,9 +72,16 @@ class Task:
             raise ValueError("the model answers NaN on finite data: its weights are broken, load them again")
 
     def measure(self, model: nn.Module) -> float:
-        """The score of `model` in the task's unit, taken in eval mode and without gradients."""
-        with torch.no_grad(), evaluating(model):
-            value = float(self.score(model))
+        """The score of `model` in the task's unit, taken in eval mode and without gradients.
+
+        What the score draws at random moves no generator: a run learns alike, however often it is measured.
+        """
+        with torch.no_grad(), evaluating(model), unmoved():
+            found = self.score(model)
+        try:
+            value = float(found)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"Task.score gave a {type(found).__name__}: give one number") from error
         if math.isnan(value):
             raise ValueError(f"Task.score gave NaN for {self.metric}: check the score function and its data")
         return value

@@ -1,7 +1,6 @@
 """Decoupling's procedure: gates learn, together with the network, which filters each input needs."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -15,10 +14,11 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
 from ..core import cost, tasks
-from ..core.descent import Stage, Step, descend, seeded
+from ..core.descent import Stage, Step, descend
 from ..core.fields import Allowed, demand, number, one_of, whole
-from ..core.finetune import has_labels
-from ..core.report import Report, Row
+from ..core.finetune import demand_batches, demand_labels, has_labels
+from ..core.report import Attempts, Report, Row, reported
+from ..core.running import running
 from ..core.task import Task, inputs
 from . import equations as eq
 from .layers import MIXES, Seen, recording
@@ -108,23 +108,21 @@ class Decoupling:
         checkpoint: str | Path | None = None,
     ) -> DecouplingOutcome:
         """Decouple the task's network: train it with its gates, and take out what is never on."""
-        task = task or tasks.digits()
-        with seeded(seed):
-            task.check()
-            baseline = deepcopy(task.model).to(device).eval() if device else deepcopy(task.model).eval()
-            place = next(baseline.parameters()).device
-            example = task.example.to(place)
+        task = tasks.digits() if task is None else task
+        with running(self, task, seed, device, checkpoint) as start:
+            demand_labels(task)
+            demand_batches(task)
+            baseline, example = start.model, start.example
             classes = _classes(baseline, example)
             decoupled = attach(baseline, example, bias=self.bias, mix=self.mix)
             pictures = _pictures(task)
             started = record(decoupled, [pictures]).on_rate()
-            owner = f"{self!r} with seed {seed} on {task.name}"
-            trace = self._train(task, baseline, decoupled, classes, checkpoint, owner, progress)
+            trace = self._train(task, baseline, decoupled, classes, checkpoint, start.owner, progress)
             plan = never_on(decoupled, record(decoupled, [pictures]), example)
             smaller = removed(decoupled, plan, example)
             seen = record(smaller, [pictures])
             sampled = _sample(seen, pictures[0])
-            report = self._report(task, baseline, decoupled, smaller, seen, started)
+            report = reported(repr(self), self._report, task, start, decoupled, smaller, seen, started)
         return DecouplingOutcome(
             recipe=self,
             report=report,
@@ -184,9 +182,10 @@ class Decoupling:
             self.lam_s * (eq.sparsity_at(z, self.r) if self.r else eq.sparsity(z)),
         )
 
-    def _report(self, task, baseline, whole: Decoupled, after: Decoupled, paths: Paths, started: float) -> Report:
-        example = task.example.to(next(baseline.parameters()).device)
-        timed = cost.latencies({"before": baseline, "after": skipping(after, example)}, example)
+    def _report(self, task, start, whole: Decoupled, after: Decoupled, paths: Paths, started: float) -> Report:
+        baseline, example, attempts = start.model, start.example, Attempts()
+        deployed = attempts("skipping", skipping, after, example)
+        timed = (None, None) if deployed is None else attempts.times(baseline, deployed, example)
         states = paths.states().sum()
         on = [torch.from_numpy(bits) for bits in paths.split()]
         filters = [sum(site.filters for site in sites) for sites in (whole.sites, after.sites)]
@@ -197,10 +196,10 @@ class Decoupling:
             Row("parameters", cost.parameters(baseline), cost.parameters(after.model)),
             Row("macs", whole.dense, float(after.macs(on).mean()), "a picture, mean", "learned", 0),
             Row("bytes", cost.bytes_stored(baseline), cost.bytes_stored(after.model), "B"),
-            Row("latency", timed["before"].median, timed["after"].median, "ms", "timed", 2),
-            Row(task.metric, task.measure(baseline), task.measure(after.model), task.unit, "learned"),
+            Row("latency", *timed, "ms", "timed", 2),
+            Row(task.metric, start.before, attempts(task.metric, task.measure, after.model), task.unit, "learned"),
         ]
-        return Report(repr(self), tuple(rows), tuple(self._notes(task, whole, paths)))
+        return Report(repr(self), tuple(rows), (*self._notes(task, whole, paths), *attempts.notes))
 
     def _notes(self, task: Task, whole: Decoupled, paths: Paths) -> list[str]:
         by_reason: dict[str, list[str]] = {}

@@ -1,6 +1,5 @@
 """DQSS's procedure: calibrate all strategies, learn which one each tensor gets, keep one a tensor, and tell the gap."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..core import cost, grids, tasks
-from ..core.descent import Stage, Step, descend, seeded
+from ..core.descent import Stage, Step, descend
 from ..core.fields import demand, number, one_of, some_of, whole
-from ..core.finetune import has_labels
+from ..core.finetune import demand_batches, demand_labels, has_labels
 from ..core.prepared import prepared
-from ..core.report import Report, Row
+from ..core.report import Attempts, Report, Row, attempt, reported
+from ..core.running import running
 from ..core.task import Task, inputs
 from . import equations as eq
 from . import search
@@ -97,17 +97,16 @@ class DQSS:
         checkpoint: str | Path | None = None,
     ) -> DQSSOutcome:
         """Quantise the task's network, a strategy a tensor; the network passed in is not changed."""
-        task = task or tasks.digits()
-        with seeded(seed):
-            task.check()
-            original = deepcopy(task.model).eval()
-            original = original.to(device) if device else original
-            example = task.example.to(_place(original))
+        task = tasks.digits() if task is None else task
+        with running(self, task, seed, device, checkpoint) as start:
+            if self.mode == "aware":
+                demand_labels(task)
+                demand_batches(task)
+            original, example, owner = start.model, start.example, start.owner
             teacher = prepared(original, example)
             batches = self._calibration(task, teacher)
             graph = prepared(original, example)
             space = Space(graph, place(graph, self), self, torch.cat([x for x, _ in batches]))
-            owner = f"{self!r} with seed {seed} on {task.name}"
             found, trace, history = self.find(task, space, batches, checkpoint, owner, progress)
             chosen, losses = found.chosen, found.losses
             history.note(self.steps, chosen)
@@ -116,7 +115,7 @@ class DQSS:
                 trace = trace + self._restart(task, space, teacher, checkpoint, owner, progress)
                 losses = losses | {"restarted": search.Objective(space, batches)(chosen)}
             model = deployed(space, chosen, prepared(original, example))
-            report = self._report(task, teacher, space, model, losses, found.soft_score, example)
+            report = reported(repr(self), self._report, task, start, teacher, space, model, losses, found.soft_score)
         return DQSSOutcome(
             recipe=self, report=report, trace=tuple(trace), model=model, choices=space_choices(space, chosen, model),
             history=history.tensors(), uniform=found.table, losses=losses, example=example.detach().cpu(),
@@ -147,7 +146,9 @@ class DQSS:
         """Learn the logits and keep a strategy for each role of the space, which is left with what was merged."""
         history, objective = History(space), search.Objective(space, batches)
         trace = self._search("search", task, space, batches, history, checkpoint, owner, progress)
-        soft, soft_score, asked = objective(None), task.measure(space.graph), 0
+        soft, asked = objective(None), 0
+        soft_score, failed = attempt(f"{task.metric} of the mixture", task.measure, space.graph)
+        space.notes += [failed] if failed else []
         best, table = search.uniform(objective)
         first = search.arg_max(space)
         losses = {"soft": soft, "arg-max": objective(first), "uniform": objective(best)}
@@ -251,11 +252,12 @@ class DQSS:
             pass
         return list(stage.trace)
 
-    def _report(self, task, teacher, space, model, losses, soft_score, example) -> Report:
-        before, after = task.measure(task.model), task.measure(model)
+    def _report(self, task, start, teacher, space, model, losses, soft_score) -> Report:
+        attempts = Attempts()
+        after = attempts(task.metric, task.measure, model)
         bits = {role.layer: role.bits for role in space.roles if role.role == "weights"}
         read = {role.layer: role.bits for role in space.roles if role.role == "activations"}
-        macs = cost.layer_macs(teacher, example)
+        macs = cost.layer_macs(teacher, start.example)
         bitops = sum(n * bits.get(name, 32) * read.get(name, 32) for name, n in macs.items())
         total = cost.parameters(teacher)
         rounded = {name: teacher.get_submodule(name).weight.numel() for name in bits}
@@ -267,10 +269,10 @@ class DQSS:
             Row("bytes", 4 * total, size, "B"),
             Row("calibration loss", losses["uniform"], losses["kept"], "", "learned", 5),
             Row("soft-to-hard gap", None, eq.gap(losses["soft"], losses["kept"]), "dB", "learned", 1),
-            Row(f"{task.metric} of the mixture", before, soft_score, task.unit, "learned", 2),
-            Row(task.metric, before, after, task.unit, "learned", 2),
+            Row(f"{task.metric} of the mixture", start.before, soft_score, task.unit, "learned", 2),
+            Row(task.metric, start.before, after, task.unit, "learned", 2),
         ]
-        return Report(repr(self), tuple(rows), tuple(self._notes(task, space, losses)))
+        return Report(repr(self), tuple(rows), (*self._notes(task, space, losses), *attempts.notes))
 
     def _notes(self, task: Task, space: Space, losses: dict[str, float]) -> list[str]:
         count = eq.space_size([len(role.mixture.names) for role in space.roles])

@@ -127,4 +127,4 @@ class Found:
     arg_max: Chosen
     table: dict[str, float]
     losses: dict[str, float]
-    soft_score: float
+    soft_score: float | None

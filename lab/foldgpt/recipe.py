@@ -1,6 +1,5 @@
 """FoldGPT's procedure: gates rank the blocks, some are removed, neighbours share, and a short training cures."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core import cost, prose, tasks
-from ..core.descent import Stage, Step, descend, seeded
+from ..core.descent import Stage, Step, descend
 from ..core.fields import demand, number, one_of, whole
-from ..core.report import Report, Row
+from ..core.report import Attempts, Report, Row, reported
+from ..core.running import running
 from ..core.task import Task, inputs
 from . import equations as eq
 from . import measures
@@ -86,21 +86,19 @@ class FoldGPT:
         checkpoint: str | Path | None = None,
     ) -> FoldGPTOutcome:
         """Fold the task's model and cure it; the model passed in is not changed."""
-        task = task or tasks.prose()
-        with seeded(seed):
-            task.check()
-            owner = f"{self!r} with seed {seed} on {task.name}"
-            teacher = deepcopy(task.model).to(device).eval() if device else deepcopy(task.model).eval()
-            teacher.requires_grad_(False)
+        task = tasks.prose() if task is None else task
+        with running(self, task, seed, device, checkpoint) as start:
+            teacher, owner = start.model.requires_grad_(False), start.owner
             sizes, removals = self._counts(teacher)
             some = tuple(inputs(x).to(_place(teacher)) for x in islice(iter(task.batches), CALIBRATION))
             alike = eq.similarity(hidden_states(teacher, some))
             ranking, history, trace = self._rank(task, teacher, removals, some, checkpoint, owner, progress)
             fold = self._fold(sizes, ranking, removals, alike.cpu())
             student = shared(teacher, fold, self.representative, self.start, some)
-            raw = task.measure(student)
+            attempts = Attempts()
+            raw = attempts(f"{task.metric}, not cured", task.measure, student)
             trace += self._cure(task, teacher, student, checkpoint, owner, progress)
-            report = self._report(task, teacher, student, sizes, fold, raw)
+            report = reported(repr(self), self._report, task, start, student, sizes, fold, raw, attempts)
         return FoldGPTOutcome(
             recipe=self, report=report, trace=tuple(trace), model=student, ranking=ranking, fold=fold,
             gates=history, similarity=alike.cpu(), tokenizer=getattr(task, "tokenizer", None),
@@ -178,24 +176,24 @@ class FoldGPT:
         student.eval().requires_grad_(True)
         return list(stage.trace)
 
-    def _report(self, task, teacher, student, sizes: Sizes, fold: Fold, raw: float) -> Report:
-        cache = sizes.cache // sizes.N
+    def _report(self, task, start, student, sizes: Sizes, fold: Fold, raw, attempts: Attempts) -> Report:
+        teacher, cache = start.model, sizes.cache // sizes.N
         rows = [
             Row("parameters", sizes.P0, sum(p.numel() for p in student.parameters())),
             Row("blocks", sizes.N, len(fold.kept)),
-            Row("macs", cost.macs(teacher, task.example), cost.macs(student, task.example)),
+            Row("macs", *attempts.pair("macs", cost.macs, teacher, student, start.example)),
             Row("bytes", cost.bytes_stored(teacher), cost.bytes_stored(student), "B"),
             Row("cache bytes a token", sizes.cache, cache * len(fold.kept), "B in 16 bits"),
-            Row(task.metric, task.measure(teacher), task.measure(student), task.unit, "learned", 2),
+            Row(task.metric, start.before, attempts(task.metric, task.measure, student), task.unit, "learned", 2),
             Row(f"{task.metric}, not cured", None, raw, task.unit, "learned", 2),
         ]
         asked = measures.questions(getattr(task, "text", ()))
         if asked:
-            right = [measures.accuracy(model, task.tokenizer, asked) for model in (teacher, student)]
-            rows.append(Row("next word of four", right[0], right[1], "%", "learned", 1))
+            right = attempts.pair("next word of four", measures.accuracy, teacher, student, task.tokenizer, asked)
+            rows.append(Row("next word of four", *right, "%", "learned", 1))
         gone = sorted(set(range(sizes.N)) - set(fold.kept))
         notes = [f"blocks removed: {gone}; sharing: {[list(group) for group in fold.groups]}; numbered from 0"]
-        return Report(repr(self), tuple(rows), tuple(notes))
+        return Report(repr(self), tuple(rows), (*notes, *attempts.notes))
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

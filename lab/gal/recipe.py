@@ -1,7 +1,6 @@
 """GAL's procedure: two players train the masks without labels, zeros are removed, labels fine-tune what is left."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..core import cost, surgery, tasks
 from ..core.channels import NORMS
-from ..core.descent import Stage, Step, descend, seeded
+from ..core.descent import Stage, Step, descend
 from ..core.fields import demand, number, one_of, some_of, whole
-from ..core.finetune import finetune, has_labels, sgd
-from ..core.report import Report, Row
+from ..core.finetune import demand_batches, demand_classes, demand_labels, finetune, has_labels, sgd
+from ..core.report import Attempts, Report, Row, reported
+from ..core.running import running
 from ..core.task import Task, inputs
 from . import equations as eq
 from .layers import Discriminator, Fista, History
@@ -105,19 +105,20 @@ class GAL:
         checkpoint: str | Path | None = None,
     ) -> GALOutcome:
         """Prune the task's network (Algorithm 1) and fine-tune what is left; the network passed in is not changed."""
-        task = task or tasks.digits()
-        with seeded(seed):
-            task.check()
-            owner = f"{self!r} with seed {seed} on {task.name}"
-            baseline = deepcopy(task.model).to(device).eval() if device else deepcopy(task.model).eval()
-            example = task.example.to(_place(baseline))
+        task = tasks.digits() if task is None else task
+        with running(self, task, seed, device, checkpoint) as start:
+            if self.finetune_steps:
+                demand_labels(task)
+                demand_batches(task)
+            baseline, example, owner = start.model, start.example, start.owner
             masked = attach(baseline, self.units, example)
             trace, history = self._prune(task, baseline, masked, checkpoint, owner, progress)
             removal, empty = plan(masked)
             model = surgery.remove(fold(masked), removal, example)
-            untuned = task.measure(model)
+            attempts = Attempts()
+            untuned = attempts(f"{task.metric} before fine-tuning", task.measure, model)
             trace += self._finetune(task, model, checkpoint, owner, progress)
-            report = self._report(task, baseline, masked, model, untuned, empty)
+            report = reported(repr(self), self._report, task, start, masked, model, untuned, empty, attempts)
         return GALOutcome(
             recipe=self,
             report=report,
@@ -150,6 +151,7 @@ class GAL:
         optimiser_G.register_step_pre_hook(lambda *_: self._clip(weights, masks))
         fista = Fista(masks, look_ahead="grad_at_current" not in self.released)
         history = History(masks, every=max(1, self.steps // SNAPSHOTS))
+        labelled = self.finetune_steps > 0 and has_labels(task)
         stage = Stage(
             checkpoint, "prune", owner, G=G, D=D, optimiser_G=optimiser_G, optimiser_D=optimiser_D, schedule=schedule,
             schedule_D=schedule_D, fista=fista, history=history,
@@ -159,7 +161,10 @@ class GAL:
             """One round: D learns to tell f_b from f_g, then G's losses against the D that it now meets."""
             x = inputs(batch).to(place)
             with torch.no_grad():
-                f_b = baseline(x).flatten(1)
+                answer = baseline(x)
+            if labelled:
+                demand_classes(task, answer, batch[1])  # now, not after the whole stage
+            f_b = answer.flatten(1)
             sigma = 1 if "raw_outputs" in self.released else eq.output_scale(f_b)
             f_b, f_g = f_b / sigma, G(x).flatten(1) / sigma
             terms = {"data": self.mu * eq.data_loss(f_b, f_g)}
@@ -242,20 +247,19 @@ class GAL:
             progress=progress,
         )  # fmt: skip
 
-    def _report(self, task, baseline, masked, model, untuned, empty) -> Report:
-        example = task.example.to(_place(baseline))
-        timed = cost.latencies({"before": baseline, "after": model}, example)
-        before, tuned = task.measure(baseline), task.measure(model)
+    def _report(self, task, start, masked, model, untuned, empty, attempts: Attempts) -> Report:
+        baseline, example = start.model, start.example
+        before, tuned = start.before, attempts(task.metric, task.measure, model)
         rows = [
             *_counts(masked, model),
             Row("parameters", cost.parameters(baseline), cost.parameters(model)),
-            Row("macs", cost.macs(baseline, example), cost.macs(model, example)),
+            Row("macs", *attempts.pair("macs", cost.macs, baseline, model, example)),
             Row("bytes", cost.bytes_stored(baseline), cost.bytes_stored(model), "B"),
-            Row("latency", timed["before"].median, timed["after"].median, "ms", "timed", 2),
+            Row("latency", *attempts.times(baseline, model, example), "ms", "timed", 2),
             Row(f"{task.metric} before fine-tuning", before, untuned, task.unit, "learned"),
             Row(task.metric, before, tuned, task.unit, "learned"),
         ]
-        return Report(repr(self), tuple(rows), tuple(self._notes(task, masked, model, empty)))
+        return Report(repr(self), tuple(rows), (*self._notes(task, masked, model, empty), *attempts.notes))
 
     def _notes(self, task: Task, masked: Masked, model: nn.Module, empty: tuple[str, ...]) -> list[str]:
         notes = []

@@ -1,6 +1,5 @@
 """PAMS's procedure: alphas are calibrated, then trained with the weights, under a teacher of the same architecture."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,13 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from ..core import tasks
-from ..core.descent import Stage, descend, seeded
+from ..core.descent import Stage, descend
 from ..core.fields import demand, number, one_of, some_of, whole
-from ..core.finetune import has_labels
+from ..core.finetune import demand_batches, has_labels
 from ..core.placement import Placement, Spot, attach, watched
 from ..core.prepared import prepared
-from ..core.report import Report, Row
+from ..core.report import Attempts, Report, Row, reported
+from ..core.running import running
 from ..core.task import Task, inputs
 from . import equations as eq
 from . import packed, sizes
@@ -101,18 +101,17 @@ class PAMS:
         checkpoint: str | Path | None = None,
     ) -> PAMSOutcome:
         """Quantise the task's network and train it under itself; the network passed in is not changed."""
-        task = task or tasks.photos(2, patch=96, batch_size=4)  # 48 x 48 small, as in the paper
-        with seeded(seed):
-            task.check()
-            owner = f"{self!r} with seed {seed} on {task.name}"
-            original = deepcopy(task.model).to(device).eval() if device else deepcopy(task.model).eval()
-            example = task.example.to(_place(original))
+        if task is None:
+            task = tasks.photos(2, patch=96, batch_size=4)  # 48 x 48 small, as in the paper
+        with running(self, task, seed, device, checkpoint) as start:
+            demand_batches(task)
+            original, example, owner = start.model, start.example, start.owner
             teacher, student = prepared(original, example), prepared(original, example)
             found = place(student, self.placement, self.grid == "unsigned")
             quantisers = self.quantise(student, found)
             trace, history = self._train(task, teacher, student, found, quantisers, checkpoint, owner, progress)
             packed.bake(student)
-            report = self._report(task, teacher, student, found, example)
+            report = reported(repr(self), self._report, task, start, teacher, student, found)
         return PAMSOutcome(
             recipe=self,
             report=report,
@@ -194,18 +193,19 @@ class PAMS:
         for quantiser in quantisers:
             quantiser.calibrating = done < self.calibration
 
-    def _report(self, task, teacher, student, found, example) -> Report:
-        counts = sizes.count(teacher, student, example)
-        before, after = task.measure(teacher), task.measure(student)
+    def _report(self, task, start, teacher, student, found) -> Report:
+        attempts = Attempts()
+        counts = sizes.count(teacher, student, start.example)
+        stored = attempts("bytes", packed.to_bytes, student)
         rows = [
             Row("parameters", counts.parameters, counts.parameters),
             Row("32-bit parameters", counts.parameters, round(counts.equivalent)),
             Row("macs", counts.macs, counts.macs),
             Row("bitops", 1024 * counts.macs, counts.bitops),
-            Row("bytes", 4 * counts.parameters, len(packed.to_bytes(student)), "B"),
-            Row(task.metric, before, after, task.unit, "learned", 2),
+            Row("bytes", 4 * counts.parameters, None if stored is None else len(stored), "B"),
+            Row(task.metric, start.before, attempts(task.metric, task.measure, student), task.unit, "learned", 2),
         ]
-        return Report(repr(self), tuple(rows), tuple(self._notes(task, found, student, counts)))
+        return Report(repr(self), tuple(rows), (*self._notes(task, found, student, counts), *attempts.notes))
 
     def _notes(self, task, found: Placement, student, counts) -> list[str]:
         w, a = self.weight_bits, self.activation_bits

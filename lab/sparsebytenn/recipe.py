@@ -1,6 +1,5 @@
 """SparseByteNN's procedure: blocks go gradually while rows are regrouped, then the pattern is frozen and distilled."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..core import cost, kernels, tasks
-from ..core.descent import Stage, Step, descend, seeded
+from ..core.descent import Stage, Step, descend
 from ..core.fields import demand, number, one_of, whole
-from ..core.finetune import has_labels
+from ..core.finetune import demand_batches, demand_labels, has_labels
 from ..core.report import Report, Row
+from ..core.running import running
 from ..core.task import Task, inputs
 from ..core.tracing import trace
 from . import compiler, packed
@@ -85,12 +85,11 @@ class SparseByteNN:
         checkpoint: str | Path | None = None,
     ) -> SparseByteNNOutcome:
         """Prune the task's network in blocks and rearrange it; the network passed in is not changed."""
-        task = task or tasks.digits(size=32, channels=3)
-        with seeded(seed):
-            task.check()
-            owner = f"{self!r} with seed {seed} on {task.name}"
-            dense = deepcopy(task.model).to(device).eval() if device else deepcopy(task.model).eval()
-            example = task.example.to(next(dense.parameters()).device)
+        task = tasks.digits(size=32, channels=3) if task is None else task
+        with running(self, task, seed, device, checkpoint) as start:
+            demand_labels(task)
+            demand_batches(task)
+            dense, example, owner = start.model, start.example, start.owner
             model = trace(dense, example)
             ground = survey(model, self.block)
             pattern = Pattern(model, ground, self.block, self.budget, self.search, self.score == "random")
