@@ -124,10 +124,11 @@ def load(folder, base=None):
     builder for it: an instance of the class that was compressed, with any weights.
     """
     from .core import store
+    from .core.outcome import restored
 
     saved = store.load(folder, "outcome")
-    name = saved["recipe"]
-    if name not in _RECIPES:
+    name = saved.get("recipe") if isinstance(saved, dict) else None
+    if name not in tuple(_RECIPES):
         raise ValueError(f"{folder} holds an outcome of {name!r}; this version of the lab has {', '.join(_RECIPES)}")
     outcome = getattr(import_module(f".{_RECIPES[name][0]}.recipe", __name__), f"{name}Outcome")
-    return outcome.restore({**saved, "folder": str(store.present(folder))}, __getattr__(name)(**saved["fields"]), base)
+    return restored(outcome, __getattr__(name), saved, store.present(folder), base)

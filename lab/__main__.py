@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import types
 import typing
 from pathlib import Path
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", help="such as cpu or cuda")
     run.add_argument("--out", type=Path, metavar="DIR", help="save the outcome there, for lab.load(DIR)")
-    run.add_argument("--checkpoint", type=Path, metavar="DIR", help="keep the run's state there: it survives a kill")
+    run.add_argument("--checkpoint", metavar="DIR", help="keep the run's state there: it survives a kill")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     run.set_defaults(do=run_command)
 
@@ -143,16 +144,36 @@ def run_command(options: argparse.Namespace) -> int:
     """Run a recipe, print its report, save its outcome."""
     recipe = _recipe(options.method)
     fields = dict(parse_field(recipe, text) for text in options.set)
-    if options.out and options.out.exists() and not options.out.is_dir():
-        raise Refused(f"--out {options.out} is a file: name a folder")
+    if options.out:
+        demand_room(options.out)  # before the run, not after it
     outcome = recipe(**fields).run(
         seed=options.seed, device=options.device, progress=not options.quiet, checkpoint=options.checkpoint
     )
     print(outcome)
     if options.out:
-        outcome.save(options.out)
-        print(f"saved: lab.load({str(options.out)!r})")
+        print(f"saved: lab.load({str(saved(outcome, options.out))!r})")
     return 0
+
+
+def demand_room(folder: Path) -> None:
+    """Refuse a folder that the outcome cannot be saved to."""
+    from .core import store
+
+    try:
+        store.demand_replaceable(folder)
+    except OSError as error:
+        raise Refused(f"--out {folder}: {error}") from error
+
+
+def saved(outcome: typing.Any, folder: Path) -> Path:
+    """Where the outcome was saved: in the folder or, if that has become impossible, in a temporary one."""
+    try:
+        outcome.save(folder)
+    except OSError as error:
+        _say(error, 1)
+        folder = Path(tempfile.mkdtemp(prefix="lab-")) / "outcome"
+        outcome.save(folder)
+    return folder
 
 
 def parse_field(recipe: type, text: str) -> tuple[str, object]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 import lab
 from lab import __main__ as cli
@@ -118,7 +119,7 @@ def test_run_prints_the_report_and_saves(stand, capsys, tmp_path):
         (["stand", "--set", "kind=L9"], "give one of AR, none"),
         (["stand", "--set", "sizes=1,b"], "give values separated by commas, each a whole number"),
         (["stand", "--set", "limit=b"], "give a number or none"),
-        (["stand", "--out", __file__], "is a file: name a folder"),
+        (["stand", "--out", __file__], "is a file: save to another folder"),
     ],
 )
 def test_what_is_not_there_is_refused_in_one_line(stand, capsys, arguments, message):
@@ -238,3 +239,26 @@ def test_run_gal_for_real(tmp_path):
     fields = ["--set", "steps=4", "--set", "finetune_steps=2", "--set", "units=channel"]
     assert cli.main(["run", "gal", *fields, "--quiet", "--out", str(tmp_path / "out")]) == 0
     assert lab.load(tmp_path / "out").recipe == lab.GAL(steps=4, finetune_steps=2, units="channel")
+
+
+def test_an_outcome_whose_folder_has_become_full_is_saved_elsewhere(tmp_path, capsys):
+    class Full:
+        """An outcome for which one folder has no room."""
+
+        def save(self, folder):
+            if folder == tmp_path / "out":
+                raise OSError("No space left on device")
+            folder.mkdir()
+
+    place = cli.saved(Full(), tmp_path / "out")
+    assert place.is_dir() and place.parent.name.startswith("lab-")
+    assert capsys.readouterr().err == "lab: No space left on device\n"
+    place.rmdir(), place.parent.rmdir()
+
+
+@pytest.mark.parametrize("option", [["--out", "."], ["--out", "/proc/none/out"], ["--checkpoint", ""]])
+def test_a_folder_that_cannot_be_used_is_refused_before_the_run(capsys, monkeypatch, option):
+    monkeypatch.setattr(lab.tasks, "digits", lambda: lab.Task(model=torch.nn.Linear(1, 1), batches=[torch.ones(1, 1)],
+                        score=lambda model: pytest.fail("the run has begun")))  # fmt: skip
+    assert cli.main(["run", "gal", "--quiet", *option]) != 0
+    assert len(capsys.readouterr().err.splitlines()) == 1

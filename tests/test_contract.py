@@ -12,13 +12,17 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lab
-from lab.core import store
-from lab.core.descent import seeded
+from lab.core import prose, store
+from lab.core.descent import Stage, seeded
 from lab.core.report import Report
 from lab.core.task import inputs
 
+from .foldgpt import small as foldgpt
+from .pams import small as pams
 from .test_store_failures import killed_at
 
 # Settings under which each recipe runs in seconds and still changes its network.
@@ -108,6 +112,37 @@ def test_run_has_the_signature_of_all_runs(recipe):
     assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(parameters)[2:])
 
 
+@each_recipe
+@pytest.mark.parametrize("thing", [nn.Sequential(), nn.Linear(2, 2), "digits", 5, {}], ids=lambda v: type(v).__name__)
+def test_what_it_does_not_run_on_is_told_in_one_line(recipe, thing):
+    with pytest.raises(TypeError) as caught:
+        recipe().run(thing, progress=False)
+    kind = {"AceNAS": "Space", "HybridSD": "PromptTask", "HyperFD": "Stream"}.get(recipe.__name__, "Task")
+    message = str(caught.value)
+    assert message.startswith(f"{recipe.__name__} runs on a {kind}, not on a {type(thing).__name__}: give lab.")
+    assert "\n" not in message
+
+
+@each_recipe
+@pytest.mark.parametrize("device", ["potato", "cuda:9", "meta", 3.5])
+def test_a_device_that_is_not_there_is_told_in_one_line(recipe, device):
+    with pytest.raises(ValueError) as caught:
+        recipe().run(device=device, progress=False)
+    assert str(caught.value).startswith(f"device={str(device)!r} is not on this machine: give one of cpu")
+    assert "\n" not in str(caught.value)
+
+
+@each_recipe
+def test_a_checkpoint_that_is_no_folder_is_told_in_one_line(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    for checkpoint in ("", "file", 5):
+        with pytest.raises(ValueError) as caught:
+            recipe().run(checkpoint=checkpoint, progress=False)
+        assert str(caught.value).startswith(f"checkpoint={checkpoint!r}") and "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 # -- the run ---------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +190,181 @@ def test_the_report_says_what_changed(outcome):
     names = [row.name for row in outcome.report]
     assert len(set(names)) == len(names)
     assert any(row.before is not None and row.change != 0 for row in outcome.report if row.kind == "exact")
+
+
+# -- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def net(scale: float = 1.0) -> nn.Module:
+    with seeded(0):
+        made = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)
+        )
+    for p in made.parameters():
+        p.data *= scale
+    return made
+
+
+def pictures(scale: float = 1.0, shift: float = 0.0) -> lab.Task:
+    with seeded(1):
+        x, y = torch.randn(16, 1, 8, 8) + shift, torch.arange(16) % 3
+    batches = DataLoader(TensorDataset(x, y), 4, shuffle=True)
+    return lab.Task(model=net(scale), batches=batches, score=lab.tasks.accuracy([(x, y)]))
+
+
+def large_pictures(scale: float = 1.0, shift: float = 0.0) -> lab.Task:
+    made = pams.edsr()
+    for p in made.parameters():
+        p.data *= scale
+    return pams.task(made, [(x + shift, y) for x, y in pams.pictures()])
+
+
+def text(scale: float = 1.0, shift: float = 0.0) -> lab.Task:
+    x = [(foldgpt.tokens(2, 12) + int(10 * shift)) % 80 for _ in range(2)]
+    model = foldgpt.model("llama")
+    for p in model.parameters():
+        p.data *= scale
+    return lab.Task(model=model, batches=x, score=prose.perplexity(x), metric="perplexity")
+
+
+SMALL = {  # recipe, task: of networks and data of one's own, that run in a second
+    "GAL": (lab.GAL(units="channel", steps=4, finetune_steps=3), pictures),
+    "Decoupling": (lab.Decoupling(steps=4), pictures),
+    "SparseByteNN": (lab.SparseByteNN(steps=4), pictures),
+    "DQSS": (lab.DQSS(steps=4, calibration=8, mode="aware", candidates=("dorefa", "lsq")), pictures),
+    "PAMS": (lab.PAMS(steps=4, calibration=2), large_pictures),
+    "FoldGPT": (lab.FoldGPT(removal=1 / 6, sharing=1 / 6, rank=2, gate_steps=3, cure_steps=3), text),
+}
+each_small = pytest.mark.parametrize("name", SMALL)
+
+
+@each_small
+def test_a_checkpoint_is_for_the_same_network_and_data(name, tmp_path):
+    recipe, task = SMALL[name]
+    whole = recipe.run(task(), progress=False)
+    for _ in range(2):  # the second run finds the first one's stages
+        again = recipe.run(task(), progress=False, checkpoint=tmp_path)
+        assert again.report == whole.report and again.trace == whole.trace
+    for other in (task(scale=1.25), task(shift=0.5)):
+        with pytest.raises(ValueError, match=r"belongs to .*: give another folder, or delete that one") as caught:
+            recipe.run(other, progress=False, checkpoint=tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+class Failing:
+    """A score that fails from its second call on."""
+
+    def __init__(self, score):
+        self.score, self.calls = score, 0
+
+    def __call__(self, model):
+        self.calls += 1
+        if self.calls > 1:
+            raise RuntimeError("the held-out pictures\nare gone")
+        return self.score(model)
+
+
+after_training = pytest.mark.parametrize("name", sorted(SMALL.keys() - {"SparseByteNN"}))  # it has its own tests
+
+
+@after_training
+def test_a_score_that_fails_after_training_loses_nothing(name):
+    recipe, task = SMALL[name]
+    whole, made = recipe.run(task(), progress=False), task()
+    found = recipe.run(dataclasses.replace(made, score=Failing(made.score)), progress=False)
+    note = f"{made.metric}: RuntimeError: the held-out pictures are gone"
+    assert note in found.report.notes and all("\n" not in one for one in found.report.notes)
+    row = found.report[made.metric]
+    assert row.after is None and row.before == whole.report[made.metric].before
+    assert found.trace == whole.trace
+    weights, wanted = found.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(weights[key], wanted[key]) for key in wanted)
+
+
+@after_training
+def test_a_measurement_that_fails_after_training_loses_nothing(name, tmp_path, monkeypatch):
+    recipe, task = SMALL[name]
+
+    def broken(*_, **__):
+        raise NotImplementedError("no such counter")
+
+    for function in ("macs", "latencies", *(["layer_macs"] if name != "Decoupling" else [])):  # it places by them
+        monkeypatch.setattr(lab.cost, function, broken)
+    found = recipe.run(task(), progress=False)
+    assert any("NotImplementedError: no such counter" in note for note in found.report.notes)
+    assert len(found.trace) > 0
+    found.save(tmp_path)
+    loaded = lab.load(tmp_path, base=task().model)
+    assert loaded.report.notes == found.report.notes and loaded.trace == found.trace
+
+
+# -- labels ----------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "float": (lambda y: y.float(), "Task.loss does not take the labels, float32 of shape"),
+    "one-hot": (lambda y: nn.functional.one_hot(y, 3), "Task.loss does not take the labels, int64 of shape"),
+    "beyond": (lambda y: y + 1, "the labels of Task.batches reach from 1 to 3, the model has 3 classes"),
+    "negative": (lambda y: y - 1, "the labels of Task.batches reach from -1 to 1, the model has 3 classes"),
+    "32 bits": (lambda y: y.int(), "Task.loss does not take the labels, int32 of shape"),
+    "numpy": (lambda y: y.numpy(), "the labels of Task.batches are a ndarray: give a tensor"),
+    "a list": (lambda y: y.tolist(), "the labels of Task.batches are a list: give a tensor"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("name", ["GAL", "Decoupling", "SparseByteNN", "DQSS"])
+def test_labels_are_checked_before_the_first_step(name, wrong, monkeypatch):
+    change, words = WRONG[wrong]
+    monkeypatch.setattr(Stage, "__init__", lambda *_, **__: pytest.fail("a stage was begun"))
+    x = torch.zeros(6, 1, 8, 8)
+    task = lab.Task(model=net(), batches=[(x, change(torch.arange(6) % 3))], score=lambda model: 1.0)
+    with pytest.raises((ValueError, TypeError)) as caught:
+        SMALL[name][0].run(task, progress=False)
+    assert str(caught.value).startswith(words) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["GAL", "Decoupling", "SparseByteNN", "DQSS"])
+def test_a_wrong_label_in_a_later_batch_is_told_when_it_comes(name):
+    x, y = torch.randn(6, 1, 8, 8), torch.arange(6) % 3
+    task = lab.Task(model=net(), batches=[(x, y), (x, y), (x, y + 7)], score=lambda model: 1.0)
+    with pytest.raises(ValueError) as caught:
+        SMALL[name][0].run(task, progress=False)
+    message = str(caught.value)
+    assert "\n" not in message and ("not one of the model's classes" in message or "the model has 3 classes" in message)
+    assert name != "GAL" or "finetune" not in message  # while pruning, not after it
+
+
+class Endless(IterableDataset):
+    """Seven pictures, whose number no loader knows."""
+
+    def __iter__(self):
+        return iter([(torch.ones(1, 8, 8) * k, k % 3) for k in range(7)])
+
+
+@pytest.mark.parametrize("loader", ["known", "list", "stream"])
+@pytest.mark.parametrize("name", ["GAL", "Decoupling", "SparseByteNN", "finetune"])  # the others fold batch norm away
+def test_a_last_batch_of_one_is_told_with_its_remedy(name, loader):
+    with seeded(0):
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 8),
+            nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3),
+        )  # fmt: skip
+        x, y = torch.randn(7, 1, 8, 8), torch.arange(7) % 3
+    batches = {
+        "known": DataLoader(TensorDataset(x, y), 3), "list": [(x[:6], y[:6]), (x[6:], y[6:])],
+        "stream": DataLoader(Endless(), 3),
+    }[loader]  # fmt: skip
+    task = lab.Task(model=model, batches=batches, score=lambda model: 1.0)
+    with pytest.raises(ValueError) as caught:
+        if name == "finetune":
+            lab.finetune(task, model, steps=6, lr=0.01, progress=False)
+        else:
+            SMALL[name][0].run(task, progress=False)
+    assert "one picture alone" in str(caught.value) and "drop_last=True" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    left = dataclasses.replace(task, batches=DataLoader(TensorDataset(x, y), 3, drop_last=True))
+    if loader == "known" and name != "finetune":
+        assert SMALL[name][0].run(left, progress=False).trace
 
 
 # -- what is seen ----------------------------------------------------------------------------------------------------

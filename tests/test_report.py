@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lab.core.report import Report, Row
+from lab.core.report import Attempts, Report, Row, attempt, reported
 
 MACS = Row("macs", 2_000_000, 500_000)
 ACCURACY = Row("accuracy", 97.04, 96.55, "%", "learned")
@@ -95,3 +95,36 @@ def test_frozen():
         REPORT.title = "better"
     with pytest.raises(dataclasses.FrozenInstanceError):
         MACS.after = 1
+
+
+# -- what comes after training ---------------------------------------------------------------------------------------
+
+
+def test_an_attempt_gives_the_value_or_a_note_of_one_line():
+    def broken(error):
+        raise error
+
+    assert attempt("score", max, 1, 3) == (3, None)
+    assert attempt("score", broken, ValueError("no\npictures")) == (None, "score: no pictures")
+    assert attempt("engine", broken, KeyError("x")) == (None, "engine: KeyError: 'x'")
+    assert attempt("engine", broken, RuntimeError()) == (None, "engine: RuntimeError: no reason given")
+    value, note = attempt("engine", broken, ValueError("long " * 99))
+    assert value is None and len(note) == len("engine: ") + 200 and note.endswith("...")
+    with pytest.raises(KeyboardInterrupt):
+        attempt("score", broken, KeyboardInterrupt())
+
+
+def test_a_report_that_cannot_be_made_says_why():
+    def broken(name):
+        raise ValueError(f"no {name}")
+
+    assert reported("GAL()", broken, "rows") == Report("GAL()", (), ("no report: no rows",))
+    assert reported("GAL()", lambda: Report("mine", ())).title == "mine"
+
+
+def test_attempts_collect_their_notes():
+    attempts = Attempts()
+    assert attempts.pair("half", lambda n, d: n // d, 4, 6, 2) == [2, 3] and attempts.notes == []
+    assert attempts.pair("share", lambda n, d: n // d, 4, 6, 0) == [None, None]
+    assert attempts.times(1, 2, 3) == [None, None]
+    assert [note.split(":")[0] for note in attempts.notes] == ["share", "share", "latency"]

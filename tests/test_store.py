@@ -362,3 +362,57 @@ def test_no_pickle_anywhere(path):
 def test_a_planted_pickle_is_found(line):
     assert pickles("def f():\n" + indent(line, "    "))
     assert not pickles("import torch\ntorch.load('f', weights_only=True)\nfrom .pickle import x\n")
+
+
+# -- outcomes --------------------------------------------------------------------------------------------------------
+
+
+def altered(tree: dict, change: str) -> dict:
+    """The tree of a stored outcome with one thing wrong."""
+    if change == "unknown field":
+        return tree | {"fields": tree["fields"] | {"wings": 2}}
+    if change == "value out of range":
+        return tree | {"fields": tree["fields"] | {"lam": -1.0}}
+    if change.startswith("no "):
+        return {key: value for key, value in tree.items() if key != change.removeprefix("no ")}
+    if change == "found without plan":
+        return tree | {"found": {key: value for key, value in tree["found"].items() if key != "plan"}}
+    return tree | {
+        "found is a list": {"found": [1]}, "fields is a list": {"fields": [1]}, "trace is a number": {"trace": 3},
+        "report is empty": {"report": {}}, "recipe is a list": {"recipe": ["GAL"]}, "recipe is another": {"recipe": "X"},
+        "rows are words": {"report": {"title": "t", "rows": ["a"], "notes": []}},
+    }[change]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["unknown field", "value out of range", "no found", "no recipe", "no fields", "no report", "no trace",
+     "found without plan", "found is a list", "fields is a list", "trace is a number", "report is empty",
+     "recipe is a list", "recipe is another", "rows are words"],
+)  # fmt: skip
+def test_an_outcome_that_is_none_is_told_in_one_line(tmp_path, change):
+    first = Path(__file__).parent / "data" / "format-1"
+    store.save(tmp_path, "outcome", altered(store.load(first, "outcome"), change))
+    with pytest.raises(ValueError) as caught:
+        lab.load(tmp_path, base=nn.Conv2d(1, 4, 3))
+    told(caught)
+
+
+def test_a_base_that_is_no_network_and_a_folder_that_is_a_file(tmp_path):
+    first = Path(__file__).parent / "data" / "format-1"
+    with pytest.raises(TypeError) as caught:
+        lab.load(first, base="resnet")
+    told(caught, "base is a str", "torch.nn.Module")
+    (tmp_path / "outcome.json").mkdir()
+    for folder in (tmp_path, first / "outcome.json", tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError) as caught:
+            lab.load(folder)
+        told(caught, str(folder), "name a folder that was saved by the lab")
+
+
+def test_a_tree_too_deep_to_read(tmp_path):
+    deep = '{"list": [' * 5000 + "]}" * 5000
+    (tmp_path / "tree.json").write_text(f'{{"format": 1, "tensors": "t", "sha256": "", "tree": {deep}}}')
+    with pytest.raises(ValueError, match="is damaged") as caught:
+        store.load(tmp_path, "tree")
+    told(caught, "delete the folder")

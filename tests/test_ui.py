@@ -551,6 +551,9 @@ def test_compare_names_the_rows_it_has(chosen, words):
 def test_compare_needs_outcomes():
     with pytest.raises(ValueError, match="nothing to compare"):
         compare([])
+    for things in ([1], 5, [outcome(0.1, 4, 90.0), "GAL"], outcome(0.1, 4, 90.0).report):
+        with pytest.raises(TypeError, match=r"compare\(\) takes outcomes of runs, not a (int|str|Row): give "):
+            compare(things)
 
 
 def test_view_finds_the_view_module_beside_the_class(tmp_path, monkeypatch):

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import tasks
+from ..core import store, tasks
 from ..core.architectures import Space
-from ..core.descent import Step, seeded
+from ..core.descent import Stage, Step, seeded
 from ..core.fields import Allowed, demand, number, one_of, whole
+from ..core.machine import device_of
 from ..core.report import Report, Row
+from ..core.running import demand_kind, digest
 from . import metrics, search
 from .outcome import AceNASOutcome
 from .scorers import SETTINGS, BoostedScorer, GraphScorer, Learning
@@ -103,11 +105,14 @@ class AceNAS:
     ) -> AceNASOutcome:
         """Search the space; a run that is begun again with the same checkpoint folder trains nothing twice."""
         space = tasks.cells() if task is None else task
-        if not isinstance(space, Space):
-            raise TypeError(f"AceNAS searches a space, not a {type(space).__name__}: give lab.Space(graphs=..., ...)")
+        demand_kind(self, space, Space, "lab.Space(graphs=..., train=...)")
+        device = device_of(device)
         folder = Path(checkpoint) if checkpoint is not None else None
         trace: list[Step] = []
-        with seeded(seed):
+        with seeded(seed), store.held(checkpoint):
+            if folder is not None:  # trainings that are kept are this seed's and this space's
+                owner = f"AceNAS with seed {seed} on {space.name} (graphs {digest(repr(space.graphs))})"
+                Stage(folder, "space", owner).save()
             pool = self._pool(space)
 
             def evaluate(rows) -> list[float]:

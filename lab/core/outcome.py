@@ -1,8 +1,10 @@
 """What a run leaves behind, and how it is stored."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from . import store
 from .descent import Step
@@ -57,3 +59,25 @@ class Outcome:
             "report": Report.from_dict(saved["report"]),
             "trace": tuple(Step(**step) for step in saved["trace"]),
         }
+
+
+def restored(kind: type[Outcome], recipe: type, saved: dict[str, Any], folder: Path, base: Any) -> Outcome:
+    """The outcome of what was stored, of this kind and recipe; ValueError in one line for a tree that is none."""
+    if base is not None and not isinstance(base, nn.Module):
+        raise TypeError(f"base is a {type(base).__name__}: give a torch.nn.Module, the network that was compressed")
+    missing = [part for part in ("fields", "report", "trace", "found") if part not in saved]
+    if missing:
+        raise ValueError(f"{folder} is damaged (no {', '.join(missing)}): save the outcome again")
+    if not isinstance(saved["fields"], dict) or not isinstance(saved["found"], dict):
+        raise ValueError(f"{folder} is damaged (its fields or what was found are no record): save the outcome again")
+    unknown = sorted(saved["fields"].keys() - {field.name for field in fields(recipe)}, key=str)
+    if unknown:
+        raise ValueError(
+            f"{folder} holds a {recipe.__name__} with the fields {', '.join(map(str, unknown))}, which this version of "
+            "the lab does not know: load it with the one that wrote it"
+        )
+    try:
+        return kind.restore({**saved, "folder": str(folder)}, recipe(**saved["fields"]), base)
+    except (KeyError, IndexError, AttributeError, TypeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{folder} is damaged ({reason}): save the outcome again") from error

@@ -55,9 +55,8 @@ def demand_kind(recipe: Any, task: Any, kind: type, form: str) -> None:
 
 
 def fingerprint(task: Task) -> str:
-    """What tells a task from another of the same name, alike in every process: weights, first batch, kind of loss."""
-    loss = getattr(task.loss, "__qualname__", type(task.loss).__qualname__)
-    return f"network {digest(network(task.model))}, data {digest(data(task.batches))}, loss {loss}"
+    """What tells a task from another of the same name, alike in every process: its network and its first batch."""
+    return f"network {digest(network(task.model))}, data {digest(data(task.batches))}"
 
 
 def network(model: nn.Module) -> list[Any]:
@@ -67,22 +66,14 @@ def network(model: nn.Module) -> list[Any]:
     return [plain, {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}]
 
 
-def data(batches: Iterable) -> list[Any]:
-    """How many batches there are and what the first one holds; a list is taken whole.
+def data(batches: Iterable) -> Any:
+    """The first batch, for a digest; drawn twice, each time from the same state of all generators.
 
-    The first batch is drawn twice from the same state of all generators. Where the two differ the data draw from a
-    source of their own, and only their shapes are taken: such a run must still find its checkpoint again.
+    Where the two differ, the data draw from a source of their own, and only their shapes are taken: such a run must
+    find its checkpoint again all the same.
     """
-    count = len(batches) if hasattr(batches, "__len__") and not _is_endless(batches) else None
-    if isinstance(batches, (list, tuple)):
-        return [count, list(batches)]
     first, again = (_first(batches) for _ in range(2))
-    return [count, first if digest(first) == digest(again) else _shapes(first)]
-
-
-def _is_endless(batches: Any) -> bool:
-    """Whether a loader reads a stream, whose length is unknown or a guess."""
-    return isinstance(getattr(batches, "dataset", None), torch.utils.data.IterableDataset)
+    return first if digest(first) == digest(again) else _shapes(first)
 
 
 def _first(batches: Iterable) -> Any:

@@ -82,7 +82,7 @@ def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
     `save` does not know as its own move along. The working folder, a home or a mount point is refused.
     """
     folder = Path(folder).resolve()
-    _demand_replaceable(folder)
+    demand_replaceable(folder)
     old, new = _aside(folder), folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
         new.mkdir(parents=True)
@@ -126,18 +126,21 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _demand_replaceable(folder: Path) -> None:
-    """Raise a one-line OSError where a folder cannot give its place to a new one."""
+def demand_replaceable(folder: str | Path) -> None:
+    """Raise a one-line OSError where `replace_folder` could not fill the folder: a file, a mount point, no right."""
+    folder = Path(folder).resolve()
+    above = next(place for place in folder.parents if place.exists())
     kinds = {
         "a file": folder.exists() and not folder.is_dir(),
+        "below a file": not above.is_dir(),
         "the working folder or above it": folder in (Path.cwd(), *Path.cwd().parents),
         "the home folder": folder == Path.home(),
         "a mount point": folder.is_mount(),
+        "in a folder that may not be written to": above.is_dir() and not os.access(above, os.W_OK),
     }
     for kind, holds in kinds.items():
         if holds:
-            where = "beside" if kind == "a file" else "inside"
-            raise OSError(f"cannot save to {folder}, which is {kind}: save to another folder, {where} it for example")
+            raise OSError(f"cannot save to {folder}, which is {kind}: save to another folder")
 
 
 def _take_along(old: Path, new: Path) -> None:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from ..core import cost, grids, tasks
 from ..core.descent import Stage, Step, descend
 from ..core.fields import demand, number, one_of, some_of, whole
-from ..core.finetune import demand_batches, demand_labels, has_labels
+from ..core.finetune import demand_labels, has_labels
 from ..core.prepared import prepared
 from ..core.report import Attempts, Report, Row, attempt, reported
 from ..core.running import running
@@ -101,7 +101,6 @@ class DQSS:
         with running(self, task, seed, device, checkpoint) as start:
             if self.mode == "aware":
                 demand_labels(task)
-                demand_batches(task)
             original, example, owner = start.model, start.example, start.owner
             teacher = prepared(original, example)
             batches = self._calibration(task, teacher)
@@ -257,15 +256,16 @@ class DQSS:
         after = attempts(task.metric, task.measure, model)
         bits = {role.layer: role.bits for role in space.roles if role.role == "weights"}
         read = {role.layer: role.bits for role in space.roles if role.role == "activations"}
-        macs = cost.layer_macs(teacher, start.example)
-        bitops = sum(n * bits.get(name, 32) * read.get(name, 32) for name, n in macs.items())
+        macs = attempts("macs", cost.layer_macs, teacher, start.example) or {}
+        count = sum(macs.values()) if macs else None
+        bitops = sum(n * bits.get(name, 32) * read.get(name, 32) for name, n in macs.items()) if macs else None
         total = cost.parameters(teacher)
         rounded = {name: teacher.get_submodule(name).weight.numel() for name in bits}
         size = 4 * (total - sum(rounded.values())) + sum(-(-n * bits[name] // 8) for name, n in rounded.items())
         rows = [
             Row("parameters", total, total),
-            Row("macs", sum(macs.values()), sum(macs.values())),
-            Row("bitops", 1024 * sum(macs.values()), bitops),
+            Row("macs", count, count),
+            Row("bitops", count and 1024 * count, bitops),
             Row("bytes", 4 * total, size, "B"),
             Row("calibration loss", losses["uniform"], losses["kept"], "", "learned", 5),
             Row("soft-to-hard gap", None, eq.gap(losses["soft"], losses["kept"]), "dB", "learned", 1),

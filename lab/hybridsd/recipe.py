@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from ..core import cost
+from ..core import cost, store
 from ..core.descent import Step, seeded
 from ..core.fields import Allowed, demand, number, one_of, whole
+from ..core.machine import device_of
 from ..core.report import Report, Row
+from ..core.running import demand_kind, digest, network
 from . import cloud as cloud_service
 from . import prompts as prompting
 from . import sweep
@@ -110,12 +112,17 @@ class HybridSD:
         checkpoint: str | Path | None = None,
     ) -> HybridSDOutcome:
         """Draw the task's prompts at every split and with every control; the models passed in are not changed."""
-        with seeded(seed):
-            task = task or prompting.scenes(self.prompts, 1, self.pipeline())
+        if task is not None:
+            demand_kind(self, task, PromptTask, "lab.hybridsd.scenes(48) or a PromptTask of your own")
+        device = device_of(device)
+        with seeded(seed), store.held(checkpoint):
+            task = prompting.scenes(self.prompts, 1, self.pipeline()) if task is None else task
             split = self._split(task.model, device)
             ways = self.ways()
             options = {"N": self.N, "guidance": self.guidance, "batch": self.batch, "seed": seed}
             owner = f"{self!r} with seed {seed} on {task.name}"
+            if checkpoint is not None:
+                owner = f"{owner} (network {digest(network(split))}, prompts {digest(task.prompts)})"
             drawn = list(
                 sweep.pictures(task, split, ways, **options, progress=progress, checkpoint=checkpoint, owner=owner)
             )

@@ -16,7 +16,9 @@ from torch import Tensor
 from ..core import faces, judging, store, streams
 from ..core.descent import Step, seeded
 from ..core.fields import demand, number, one_of, whole
+from ..core.machine import device_of
 from ..core.report import Report, Row
+from ..core.running import demand_kind, digest
 from ..core.streams import Stream
 from . import equations as eq
 from . import rivals
@@ -97,18 +99,18 @@ class HyperFD:
     ) -> HyperFDOutcome:
         """Serve the stream's tasks in an order drawn by the seed; goes on at the task where a checkpoint stopped."""
         stream = streams.detectors() if task is None else task
-        if not isinstance(stream, Stream):
-            raise TypeError(f"HyperFD serves a stream, not a {type(stream).__name__}: give lab.Stream(names=..., ...)")
-        if device is not None and torch.device(device).type != "cpu":
+        demand_kind(self, stream, Stream, "lab.Stream(names=..., choices=..., data=..., scores=...)")
+        if (place := device_of(device)) is not None and place.type != "cpu":
             raise ValueError(f"HyperFD: device={device!r}: its networks are small, it learns on the cpu only")
         folder = Path(checkpoint) if checkpoint is not None else None
         if folder is not None and stream.scores is None and stream.journal is None:
             stream = replace(stream, journal=folder / "trained")
         with seeded(seed):
             order = torch.randperm(len(stream)).tolist()
-        service = _Service(self, stream, order, seed, folder)
-        service.serve(progress)
-        return service.outcome()
+        with store.held(checkpoint):
+            service = _Service(self, stream, order, seed, folder)
+            service.serve(progress)
+            return service.outcome()
 
 
 class _Service:
@@ -118,9 +120,10 @@ class _Service:
         self.recipe, self.stream, self.order, self.seed, self.folder = recipe, stream, order, seed, folder
         self.codes = stream.codes()
         self.how = recipe.learning()
-        self.owner = f"{recipe!r} on {stream.name}, {len(stream)} tasks {fingerprint(stream)}, seed {seed}"
         self.learns = recipe.by in LEARNED
         first = self.client(0)
+        told = f"{fingerprint(stream)}, data {digest(first.x)}"
+        self.owner = f"{recipe!r} on {stream.name}, {len(stream)} tasks {told}, seed {seed}"
         self.sample = tuple(first.x.shape[1:])
         self.platform = Platform(self.sample, self.codes, self.how, seed)
         self.served: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from ..core import tasks
 from ..core.descent import Stage, descend
 from ..core.fields import demand, number, one_of, some_of, whole
-from ..core.finetune import demand_batches, has_labels
+from ..core.finetune import has_labels
 from ..core.placement import Placement, Spot, attach, watched
 from ..core.prepared import prepared
 from ..core.report import Attempts, Report, Row, reported
@@ -104,7 +104,6 @@ class PAMS:
         if task is None:
             task = tasks.photos(2, patch=96, batch_size=4)  # 48 x 48 small, as in the paper
         with running(self, task, seed, device, checkpoint) as start:
-            demand_batches(task)
             original, example, owner = start.model, start.example, start.owner
             teacher, student = prepared(original, example), prepared(original, example)
             found = place(student, self.placement, self.grid == "unsigned")

@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ..core.report import Row
+from ..core.report import Report, Row
 from . import still, svg
 from .figures import figure
 
@@ -24,9 +24,14 @@ def compare(
 
     Small `x` is good; whether high `y` is good follows from its name unless said. ValueError for a row not shared.
     """
-    outcomes = tuple(outcomes)
+    outcomes = tuple(outcomes) if isinstance(outcomes, Iterable) else (outcomes,)
     if not outcomes:
         raise ValueError("there is nothing to compare: give at least one outcome")
+    for one in outcomes:
+        if not isinstance(getattr(one, "report", None), Report):
+            raise TypeError(
+                f"compare() takes outcomes of runs, not a {type(one).__name__}: give [lab.GAL().run(), ...]"
+            )
     shared = [row.name for row in outcomes[0].report if all(row.name in _rows(other) for other in outcomes)]
     y = _score(outcomes[0], shared) if y is None else y
     for name in (x, y):

@@ -217,7 +217,7 @@ def test_what_does_not_fit_the_space_is_one_line(recipe, message):
 
 
 def test_a_task_of_another_kind_is_refused():
-    with pytest.raises(TypeError, match="AceNAS searches a space, not a Task"):
+    with pytest.raises(TypeError, match="AceNAS runs on a Space, not on a Task"):
         lab.AceNAS().run(lab.tasks.digits())
 
 

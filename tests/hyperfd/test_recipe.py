@@ -338,7 +338,7 @@ def test_codes_are_one_hot_and_log_scaled():
 
 
 def test_what_cannot_run_is_told_in_one_line():
-    with pytest.raises(TypeError, match="HyperFD serves a stream, not a str"):
+    with pytest.raises(TypeError, match="HyperFD runs on a Stream, not on a str"):
         lab.HyperFD().run("faces")
     with pytest.raises(ValueError, match="device='cuda'"):
         lab.HyperFD(**FAST).run(small.stream(), device="cuda")
