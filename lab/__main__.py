@@ -25,8 +25,8 @@ class Refused(Exception):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 1 if the work failed, 2 if what was asked is not there."""
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         return options.do(options) or 0
     except Refused as error:
         return _say(error, 2)
@@ -55,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe; repeat")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", help="such as cpu or cuda")
-    run.add_argument("--out", type=Path, metavar="DIR", help="save the outcome there, for lab.load(DIR)")
-    run.add_argument("--checkpoint", metavar="DIR", help="keep the run's state there: it survives a kill")
+    run.add_argument("--out", type=folder, metavar="DIR", help="save the outcome there, for lab.load(DIR)")
+    run.add_argument("--checkpoint", type=folder, metavar="DIR", help="keep the run's state there: it survives a kill")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     run.set_defaults(do=run_command)
 
@@ -153,6 +153,13 @@ def run_command(options: argparse.Namespace) -> int:
     if options.out:
         print(f"saved: lab.load({str(saved(outcome, options.out))!r})")
     return 0
+
+
+def folder(text: str) -> Path:
+    """The folder of this name, which must not be empty: that would be the working folder."""
+    if not text:
+        raise Refused("'' is no folder: give its name")
+    return Path(text)
 
 
 def demand_room(folder: Path) -> None:

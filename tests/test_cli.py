@@ -119,7 +119,7 @@ def test_run_prints_the_report_and_saves(stand, capsys, tmp_path):
         (["stand", "--set", "kind=L9"], "give one of AR, none"),
         (["stand", "--set", "sizes=1,b"], "give values separated by commas, each a whole number"),
         (["stand", "--set", "limit=b"], "give a number or none"),
-        (["stand", "--out", __file__], "is a file: save to another folder"),
+        (["stand", "--out", __file__], "is a file: name a folder"),
     ],
 )
 def test_what_is_not_there_is_refused_in_one_line(stand, capsys, arguments, message):
@@ -256,7 +256,7 @@ def test_an_outcome_whose_folder_has_become_full_is_saved_elsewhere(tmp_path, ca
     place.rmdir(), place.parent.rmdir()
 
 
-@pytest.mark.parametrize("option", [["--out", "."], ["--out", "/proc/none/out"], ["--checkpoint", ""]])
+@pytest.mark.parametrize("option", [["--out", "."], ["--out", f"{__file__}/out"], ["--checkpoint", ""]])
 def test_a_folder_that_cannot_be_used_is_refused_before_the_run(capsys, monkeypatch, option):
     monkeypatch.setattr(lab.tasks, "digits", lambda: lab.Task(model=torch.nn.Linear(1, 1), batches=[torch.ones(1, 1)],
                         score=lambda model: pytest.fail("the run has begun")))  # fmt: skip

@@ -379,8 +379,8 @@ def altered(tree: dict, change: str) -> dict:
         return tree | {"found": {key: value for key, value in tree["found"].items() if key != "plan"}}
     return tree | {
         "found is a list": {"found": [1]}, "fields is a list": {"fields": [1]}, "trace is a number": {"trace": 3},
-        "report is empty": {"report": {}}, "recipe is a list": {"recipe": ["GAL"]}, "recipe is another": {"recipe": "X"},
-        "rows are words": {"report": {"title": "t", "rows": ["a"], "notes": []}},
+        "report is empty": {"report": {}}, "recipe is a list": {"recipe": ["GAL"]},
+        "recipe is another": {"recipe": "X"}, "rows are words": {"report": {"title": "t", "rows": ["a"], "notes": []}},
     }[change]  # fmt: skip
 
 

@@ -338,7 +338,7 @@ def test_a_folder_that_cannot_give_its_place(tmp_path, monkeypatch, kind):
     target = folder / "mine" if kind == "a file" else folder
     with pytest.raises(OSError) as caught:
         store.replace_folder(target, fill(FIRST))
-    told(caught, str(target), kind, "save to another folder")
+    told(caught, str(target), kind, "name a folder of its own")
     assert sorted(path.name for path in folder.iterdir()) == ["inner", "mine"]
 
 

@@ -140,7 +140,7 @@ def demand_replaceable(folder: str | Path) -> None:
     }
     for kind, holds in kinds.items():
         if holds:
-            raise OSError(f"cannot save to {folder}, which is {kind}: save to another folder")
+            raise OSError(f"cannot save to {folder}, which is {kind}: name a folder of its own")
 
 
 def _take_along(old: Path, new: Path) -> None:
