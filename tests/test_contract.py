@@ -127,7 +127,7 @@ def test_what_it_does_not_run_on_is_told_in_one_line(recipe, thing):
 @pytest.mark.parametrize("device", ["potato", "cuda:9", "meta", 3.5])
 def test_a_device_that_is_not_there_is_told_in_one_line(recipe, device):
     with pytest.raises(ValueError) as caught:
-        recipe().run(device=device, progress=False)
+        recipe().run(small_task(recipe), device=device, progress=False)
     assert str(caught.value).startswith(f"device={str(device)!r} is not on this machine: give one of cpu")
     assert "\n" not in str(caught.value)
 
@@ -138,7 +138,7 @@ def test_a_checkpoint_that_is_no_folder_is_told_in_one_line(recipe, tmp_path, mo
     (tmp_path / "file").write_text("mine")
     for checkpoint in ("", "file", 5):
         with pytest.raises(ValueError) as caught:
-            recipe().run(checkpoint=checkpoint, progress=False)
+            recipe().run(small_task(recipe), checkpoint=checkpoint, progress=False)
         assert str(caught.value).startswith(f"checkpoint={checkpoint!r}") and "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -235,6 +235,13 @@ SMALL = {  # recipe, task: of networks and data of one's own, that run in a seco
     "PAMS": (lab.PAMS(steps=4, calibration=2), large_pictures),
     "FoldGPT": (lab.FoldGPT(removal=1 / 6, sharing=1 / 6, rank=2, gate_steps=3, cure_steps=3), text),
 }
+
+
+def small_task(recipe) -> lab.Task | None:
+    """A small task for the recipe; None, the recipe's own, where it takes another kind that is soon made."""
+    return SMALL[recipe.__name__][1]() if recipe.__name__ in SMALL else None
+
+
 each_small = pytest.mark.parametrize("name", SMALL)
 
 
@@ -249,6 +256,22 @@ def test_a_checkpoint_is_for_the_same_network_and_data(name, tmp_path):
         with pytest.raises(ValueError, match=r"belongs to .*: give another folder, or delete that one") as caught:
             recipe.run(other, progress=False, checkpoint=tmp_path)
         assert "\n" not in str(caught.value)
+
+
+@each_small
+def test_a_run_that_ends_after_training_does_not_train_again(name, tmp_path, monkeypatch):
+    recipe, task = SMALL[name]
+
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(recipe), "_report", ended)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.run(task(), progress=False, checkpoint=tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(Stage, "save", lambda stage: pytest.fail("trained again"))
+    found = recipe.run(task(), progress=False, checkpoint=tmp_path)
+    assert len(found.trace) > 0 and found.report["parameters"].before > 0
 
 
 class Failing:

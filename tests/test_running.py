@@ -202,6 +202,7 @@ def holder(tmp_path):
     process.stdout.close()
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_folder(tmp_path, holder):
     folder = tmp_path / "run"
     with pytest.raises(ValueError) as caught:

@@ -107,9 +107,9 @@ class AceNAS:
         space = tasks.cells() if task is None else task
         demand_kind(self, space, Space, "lab.Space(graphs=..., train=...)")
         device = device_of(device)
-        folder = Path(checkpoint) if checkpoint is not None else None
         trace: list[Step] = []
         with seeded(seed), store.held(checkpoint):
+            folder = Path(checkpoint) if checkpoint is not None else None
             if folder is not None:  # trainings that are kept are this seed's and this space's
                 owner = f"AceNAS with seed {seed} on {space.name} (graphs {digest(repr(space.graphs))})"
                 Stage(folder, "space", owner).save()

@@ -102,12 +102,12 @@ class HyperFD:
         demand_kind(self, stream, Stream, "lab.Stream(names=..., choices=..., data=..., scores=...)")
         if (place := device_of(device)) is not None and place.type != "cpu":
             raise ValueError(f"HyperFD: device={device!r}: its networks are small, it learns on the cpu only")
-        folder = Path(checkpoint) if checkpoint is not None else None
-        if folder is not None and stream.scores is None and stream.journal is None:
-            stream = replace(stream, journal=folder / "trained")
         with seeded(seed):
             order = torch.randperm(len(stream)).tolist()
         with store.held(checkpoint):
+            folder = Path(checkpoint) if checkpoint is not None else None
+            if folder is not None and stream.scores is None and stream.journal is None:
+                stream = replace(stream, journal=folder / "trained")
             service = _Service(self, stream, order, seed, folder)
             service.serve(progress)
             return service.outcome()

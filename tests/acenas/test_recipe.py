@@ -179,6 +179,10 @@ def test_after_a_crash_nothing_is_trained_twice(tmp_path):
     again = run(space=own(train), checkpoint=tmp_path / "kept")
     assert len(train.seen()) == len(whole.rows) == len({tuple(operators) for operators in train.seen()})
     assert torch.equal(again.rows, whole.rows) and torch.equal(again.scores, whole.scores)
+    others = (own(train), {"seed": 1}), (replace(own(train), graphs=own(train).graphs[::-1]), {})
+    for space, changed in others:  # what was trained there is another seed's, another space's
+        with pytest.raises(ValueError, match="belongs to AceNAS with seed 0 on chains"):
+            run(space=space, checkpoint=tmp_path / "kept", **changed)
 
 
 @pytest.mark.parametrize("value", [float("nan"), "good", None])

@@ -85,6 +85,11 @@ def test_a_kill_loses_one_batch(outcome, tmp_path, monkeypatch):
     assert calls == [2, 2, 1, 1] and again.report == outcome.report and again.points == outcome.points
     with pytest.raises(ValueError, match="belongs to HybridSD"):
         lab.HybridSD(**QUICK | {"guidance": 2.0}).run(own_task(), progress=False, checkpoint=tmp_path)
+    other, fewer = own_task(), own_task(4)
+    next(other.model.unets[1].parameters()).data += 0.01
+    for task in (other, fewer):  # another network, other prompts
+        with pytest.raises(ValueError, match="belongs to HybridSD"):
+            lab.HybridSD(**QUICK).run(task, progress=False, checkpoint=tmp_path)
 
 
 def test_the_bytes_of_int8_are_fewer():

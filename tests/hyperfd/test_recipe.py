@@ -73,6 +73,8 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, outcome, 
         replace(settings, steps=7).run(stream, progress=False, checkpoint=tmp_path)
     with pytest.raises(ValueError, match="belongs to HyperFD"):  # the same names, another table
         settings.run(replace(stream, scores=stream.scores + 1), progress=False, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="belongs to HyperFD"):  # the same table, other data
+        settings.run(replace(stream, data=lambda name: stream.data(name) + 1), progress=False, checkpoint=tmp_path)
 
 
 def test_live_mode_trains_and_keeps_what_it_trained(tmp_path):
