@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lab
-from lab.core import prose, store
+from lab.core import descent, prose, store
 from lab.core.descent import Stage, seeded
 from lab.core.report import Report
 from lab.core.task import inputs
@@ -256,6 +256,32 @@ def test_a_checkpoint_is_for_the_same_network_and_data(name, tmp_path):
         with pytest.raises(ValueError, match=r"belongs to .*: give another folder, or delete that one") as caught:
             recipe.run(other, progress=False, checkpoint=tmp_path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_a_fine_tuning_is_for_the_same_network_and_data(tmp_path, monkeypatch):
+    def tuned(task: lab.Task, folder) -> dict[str, torch.Tensor]:
+        with seeded(0):
+            lab.finetune(task, task.model, steps=6, lr=0.1, progress=False, checkpoint=folder)
+        return task.model.state_dict()
+
+    wanted, task, monkey = tuned(pictures(), None), pictures(), []
+
+    def broken_off(answer, y):
+        monkey.append(0)
+        if len(monkey) == 5:  # the first call is the check of the labels
+            raise KeyboardInterrupt
+        return nn.functional.cross_entropy(answer, y)
+
+    monkeypatch.setattr(descent, "SAVE_SECONDS", 0)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(dataclasses.replace(task, loss=broken_off), tmp_path)
+    assert store.load(tmp_path, "finetune")["trace"][-1]["index"] == 2
+    assert all(torch.equal(a, b) for a, b in zip(task.model.parameters(), net().parameters(), strict=True))
+    found = tuned(task, tmp_path)  # the same network, in the same process
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    for other in (pictures(scale=1.25), pictures(shift=0.5)):
+        with pytest.raises(ValueError, match="belongs to finetune"):
+            tuned(other, tmp_path)
 
 
 @each_small

@@ -1,7 +1,7 @@
 """Training with labels: what a compressed network gets before it is judged, and what its rivals must get too."""
 
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +34,9 @@ def finetune(
     """Train the model in place on the task's own loss: SGD with momentum 0.9, the rate a tenth after each 30 %.
 
     Batches are (x, y). `penalty(model)` may add to the gradients before each update. The model is left in eval mode.
-    `owner` names the run that this is a part of, which holds the checkpoint; left out, it is a run of its own. Labels
-    that the loss does not take are a one-line ValueError before the first step.
+    `owner` names the run that this is a part of, which holds the checkpoint; left out, it is a run of its own, and if
+    it is broken off, the model has its old weights back and the checkpoint the new. Labels that the loss does not take
+    are a one-line ValueError before the first step.
     """
     demand_labels(task)
     demand_batches(task)
@@ -43,8 +44,10 @@ def finetune(
     optimiser, schedule = sgd(model.parameters(), lr, steps)
     if penalty is not None:
         optimiser.register_step_pre_hook(lambda *_: penalty(model))
-    with nullcontext() if owner else store.held(checkpoint):
+    with ExitStack() as alone:
         if not owner and checkpoint is not None:
+            alone.enter_context(store.held(checkpoint))
+            alone.enter_context(_given_back(model))
             owner = f"finetune(steps={steps}, lr={lr}) on {task.name} ({fingerprint(replace(task, model=model))})"
         stage = Stage(checkpoint, "finetune", owner, model=model, optimiser=optimiser, schedule=schedule)
         model.train()
@@ -57,6 +60,17 @@ def finetune(
             pass
     model.eval()
     return list(stage.trace)
+
+
+@contextmanager
+def _given_back(model: nn.Module) -> Iterator[None]:
+    """Give a model whose training is broken off its weights back: by them the next call knows its checkpoint again."""
+    start = deepcopy(model.state_dict())
+    try:
+        yield
+    except BaseException:
+        model.load_state_dict(start)
+        raise
 
 
 def sgd(parameters: Iterable[nn.Parameter], lr: float, steps: int) -> tuple[SGD, StepLR]:

@@ -123,13 +123,13 @@ def present(folder: str | Path) -> Path:
 
 
 def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+    return folder.parent / f".{folder.name}.old"
 
 
 def demand_replaceable(folder: str | Path) -> None:
     """Raise a one-line OSError where `replace_folder` could not fill the folder: a file, a mount point, no right."""
     folder = Path(folder).resolve()
-    above = next(place for place in folder.parents if place.exists())
+    above = next((place for place in folder.parents if place.exists()), folder)
     kinds = {
         "a file": folder.exists() and not folder.is_dir(),
         "below a file": not above.is_dir(),
