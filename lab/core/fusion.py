@@ -88,7 +88,7 @@ class _Graph:
     def layer(self, conv: Any) -> str:
         """The name of a convolution's layer, by its weight."""
         weight = self.made_by.get(conv.input[1])
-        name = weight.input[0] if weight is not None else conv.input[1]
+        name = (weight.input[0] if weight is not None else conv.input[1]).partition("#")[0]
         for end in (".w", "_quantized", ".weight"):
             name = name.removesuffix(end)
         return name

@@ -230,10 +230,13 @@ def _rounded(writer: _Writer, node: fx.Node, grid: Written | None) -> list[str]:
     if short := -len(whole) % LANES if node in writer.padded else 0:
         whole = F.pad(whole, (0, 0) * 3 + (0, short))
         flat = F.pad(flat, (0, short), value=1.0) if many else flat
-    scale = writer.constant(f"{name}.w.step", flat)
-    zero = writer.constant(f"{name}.zero" if many else "zero_w", torch.zeros_like(flat, dtype=torch.int8))
-    writer.constant(f"{name}.w", whole)
-    parts = [writer.emit("DequantizeLinear", [f"{name}.w", scale, zero], f"{node.name}.weight", **axis)]
+    again = f"#{node.name}" if f"{name}.w" in writer.constants else ""  # runtimes change codes where they are read
+    weight = [
+        writer.constant(f"{name}.w{again}", whole),
+        writer.constant(f"{name}.w.step", flat),
+        writer.constant(f"{name}.w.zero{again}", torch.zeros_like(flat, dtype=torch.int8)),
+    ]
+    parts = [writer.emit("DequantizeLinear", weight, f"{node.name}.weight", **axis)]
     axis = axis and {"axis": 0}
     if conv.bias is None:
         return parts

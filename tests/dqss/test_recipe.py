@@ -199,7 +199,7 @@ def test_a_zero_point_of_its_own(bits):
     task = lab.Task(model=task.model, batches=shifted, score=task.score)
     fields = {"weight_bits": 8, "activation_bits": bits, "ends": bits, "algorithm": "uniform", "candidates": ("mse",)}
     even, uneven = (run(task, scales=one, **fields) for one in ("tensor", "uneven"))
-    assert bits == 8 or uneven.losses["kept"] < even.losses["kept"]  # at 8 bits both are noise
+    assert uneven.choices["head"]["scale"] < 0.8 * even.choices["head"]["scale"]
     assert even.choices["head"]["zero_point"] == 128 and 0 < uneven.choices["head"]["zero_point"] < 2**bits * 0.4
     assert max(row.steps for row in uneven.parity()) <= 1
 
