@@ -37,6 +37,18 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     raise ValueError(f"{node.name}: torch has no {_name(node.target)} with these arguments")
 
 
+def asked(node: fx.Node) -> dict[str, Any]:
+    """What an operator is asked for, by the names that torch's modules and functions share: kernel_size, stride."""
+    module = module_of(node)
+    return arguments(node) if module is None else vars(module)
+
+
+def two(value: Any) -> tuple[Any, Any]:
+    """A setting of both axes of a picture: one number, alone or in a list, stands for both."""
+    numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return numbers * 2 if len(numbers) == 1 else numbers  # type: ignore[return-value]
+
+
 def _bound(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any] | None:
     """The arguments by name; None where they do not fit the signature."""
     try:

@@ -178,7 +178,10 @@ def signs_of(spots: list[Spot], unsigned: bool) -> dict[str, bool]:
 def computes(node: fx.Node) -> bool:
     """Whether a node is an operator on values, other than what runs on the grids: ReLU, sums, what moves values."""
     on_grids = (
-        starts_at_zero(node) or is_cat(node) or passes(node) or (is_add(node) and all(map(varies, node.all_input_nodes)))
+        starts_at_zero(node)
+        or is_cat(node)
+        or passes(node)
+        or (is_add(node) and all(map(varies, node.all_input_nodes)))
     )
     return node.op.startswith("call") and varies(node) and not on_grids
 
