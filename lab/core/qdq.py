@@ -209,7 +209,9 @@ def _conv(writer: _Writer, node: fx.Node) -> str:
     parts = _rounded(writer, node, grid) if whole else _plain(writer, node)
     reads, before, after = source(writer, node), *_padding(conv)
     if conv.padding_mode != "zeros":
-        around = [pad for both in zip(before[::-1], after[::-1], strict=True) for pad in both]
+        around = list(
+            conv._reversed_padding_repeated_twice
+        )  # torch's own, which is odd where one number stands for two
         reads, before, after = padded(writer, node, around, conv.padding_mode), (0, 0), (0, 0)
     common = {"pads": [*before, *after], "kernel_shape": conv.kernel_size}
     usual = {"strides": (1, 1), "dilations": (1, 1), "group": 1}
