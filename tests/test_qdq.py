@@ -173,8 +173,11 @@ class Around(nn.Module):
         return self.conv(x)
 
 
-@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate"])
-@pytest.mark.parametrize("padding", [1, (1,), (2, 0), "same", "valid"])
+@pytest.mark.parametrize(
+    ("padding", "mode"),
+    [(padding, mode) for mode in ("zeros", "reflect", "replicate") for padding in (1, (2, 0), "same", "valid")]
+    + [((1,), "zeros")],  # torch itself takes one number in a list for no other mode
+)
 def test_padding_of_a_convolution_by_word_and_by_number(mode, padding):
     check(Around(padding=padding, padding_mode=mode, dilation=(2,) if padding == "same" else 1).eval())
 
