@@ -225,7 +225,9 @@ class DoReFaWeight(nn.Module):
         self.scale = float(W.detach().abs().max())
 
     def forward(self, W: Tensor) -> Tensor:
-        squeezed = W.tanh() / (2 * W.tanh().abs().max().clamp(min=1e-30)) + 0.5  # in [0, 1]
+        largest = W.tanh().abs().max()
+        largest = torch.where(largest > 0, largest, math.tanh(self.scale) or 1.0)  # weights that begin at 0
+        squeezed = W.tanh() / (2 * largest) + 0.5  # in [0, 1]
         return self.scale * (2 * rounded(squeezed * self.n) / self.n - 1)
 
     def step_of(self, W: Tensor) -> Tensor:

@@ -221,6 +221,11 @@ class PAMS:
         notes += [f"left in float, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
         if _peak(task) > 1:
             notes.append("pixels go to 255: L1 is taken on them as they are, and alphas learn at 255 times alpha_lr")
+        gone = [
+            name for name, q in student.named_modules() if isinstance(q, Quantiser) and float(q.alpha.detach()) <= LEAST
+        ]
+        if gone:
+            notes.append(f"ranges that fell to 0 in training, lower alpha_lr: {', '.join(gone)}")
         if counts.half:
             notes.append(f"weights rounded, input in float: {', '.join(counts.half)}")
         if not has_labels(task):
