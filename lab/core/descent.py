@@ -206,7 +206,8 @@ def _not_finite(stage: Stage, index: int, terms: Mapping[str, torch.Tensor], bat
     names = ", ".join(name for name, term in terms.items() if not math.isfinite(float(term.detach())))
     parts = batch if isinstance(batch, (tuple, list)) else [batch]
     broken = not _is_finite(part for part in parts if isinstance(part, torch.Tensor))
-    remedy = "the batch holds NaN or infinite values: clean the data" if broken else "lower the learning rates"
+    begun = "lower the learning rates" if index else "the network gives such numbers before any step: check its weights"
+    remedy = "the batch holds NaN or infinite values: clean the data" if broken else begun
     return f"{stage.name} step {index}: {names or 'the loss'} is not finite; {remedy}{_kept(stage)}"
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from . import store
+from .runtime import loadable
 from .task import evaluating
 
 
@@ -29,5 +30,5 @@ def onnx(model: nn.Module, path: str | Path, example: torch.Tensor) -> Path:
             model, (torch.cat([example, example]).to(place),), draft, dynamo=True, dynamic_shapes=({0: batch},),
             input_names=["input"], output_names=["output"], external_data=False, verbose=False,
         )  # fmt: skip
-        store.write(Path(path), draft.read_bytes())
+        store.write(Path(path), loadable(draft.read_bytes()))
     return Path(path)

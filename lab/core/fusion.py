@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from .grids import is_quantiser
 from .qdq import to_model
-from .runtime import session
+from .runtime import pictures, session
 from .task import evaluating
 from .tracing import module_of
 
@@ -88,7 +88,7 @@ class _Graph:
     def layer(self, conv: Any) -> str:
         """The name of a convolution's layer, by its weight."""
         weight = self.made_by.get(conv.input[1])
-        name = weight.input[0] if weight is not None else conv.input[1]
+        name = (weight.input[0] if weight is not None else conv.input[1]).partition("#")[0]
         for end in (".w", "_quantized", ".weight"):
             name = name.removesuffix(end)
         return name
@@ -143,7 +143,7 @@ def parity(model: fx.GraphModule, x: Tensor) -> tuple[Parity, ...]:
     spots = [node for node in model.graph.nodes if is_quantiser(module_of(node))]
     codes = [f"{node.name}.q" for node in spots]
     exported.graph.output.extend(onnx.helper.make_tensor_value_info(c, onnx.TensorProto.UINT8, None) for c in codes)
-    found = session(exported.SerializeToString()).run(codes, {"input": x.cpu().numpy()})
+    found = session(exported.SerializeToString()).run(codes, {"input": pictures(x)})
     comparison = _Comparison(model, dict(zip((node.name for node in spots), found, strict=True)))
     with torch.no_grad(), evaluating(model):
         comparison.run(x)

@@ -18,7 +18,11 @@ class IntegerOutcome(Outcome):
     example: Tensor
 
     def export(self, path: str | Path) -> Path:
-        """Write the network as ONNX with quantisers around every quantised layer; needs the extra `export`."""
+        """Write the network as ONNX with quantisers around every quantised layer; needs the extra `export`.
+
+        A processor without VNNI answers exactly only in a session whose option 'session.x64quantprecision' is '1', as
+        `core.runtime` makes them: onnxruntime's own choice there are products that overflow 16 bits.
+        """
         return qdq.write(self.model, path)
 
     def fusion(self) -> Fusion:

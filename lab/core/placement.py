@@ -1,5 +1,6 @@
 """Where quantisers stand in a traced network: the places, how they are put in, and which nodes share a grid."""
 
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -7,13 +8,38 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from .calls import arguments, bounds
 from .channels import is_cat
 from .surgery import is_add
 from .tracing import ancestors, descendants, module_of, shape
 
 # What these give was in what they got: no new rounding.
-_PASSING = (nn.PixelShuffle, nn.Identity, nn.MaxPool2d, nn.Flatten, nn.Dropout)
-_PASSING_FUNCTIONS = {F.pixel_shuffle, torch.pixel_shuffle, F.max_pool2d, torch.flatten, "flatten"}
+_PASSING = (nn.PixelShuffle, nn.Identity, nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Dropout2d)
+_PASSING_FUNCTIONS = {
+    F.pixel_shuffle, torch.pixel_shuffle, F.max_pool2d, torch.max_pool2d, torch.flatten, "flatten", F.dropout,
+    torch.dropout, F.dropout2d, "contiguous",
+}  # fmt: skip
+# These give nothing negative, whatever they get.
+_POSITIVE = (nn.Sigmoid, nn.Softmax, nn.Softmax2d, nn.Hardsigmoid, nn.Softplus)
+_POSITIVE_FUNCTIONS = {
+    torch.sigmoid, F.sigmoid, "sigmoid", F.softmax, torch.softmax, "softmax", F.hardsigmoid, F.softplus, torch.abs,
+    "abs", operator.abs, torch.square, "square", torch.exp, "exp",
+}  # fmt: skip
+# These give nothing negative where they get nothing negative, and no negative number stands among their arguments.
+_KEEPING = (
+    nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SiLU,
+    nn.GELU, nn.Hardswish, nn.Tanh, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d,
+)  # fmt: skip
+_KEEPING_FUNCTIONS = {
+    F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, F.leaky_relu, F.elu, F.silu, F.gelu,
+    F.hardswish, torch.tanh, F.tanh, "tanh", torch.sqrt, "sqrt", F.pad, torch.mean, "mean", torch.sum, "sum",
+    torch.amax, "amax", torch.cat, torch.concat, torch.stack, torch.add, operator.add, "add", torch.mul, operator.mul,
+    "mul", torch.div, operator.truediv, "div", torch.maximum, torch.minimum, torch.reshape, "reshape", "view",
+    torch.permute, "permute", torch.transpose, "transpose", torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze",
+    torch.chunk, "chunk", torch.split, "split", operator.getitem, torch.index_select, "expand", "repeat",
+}  # fmt: skip
+_PRODUCTS = {torch.mul, operator.mul, "mul"}
+_POWERS = {torch.pow, operator.pow, "pow"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +111,7 @@ def watched(graph: fx.GraphModule, feature: str) -> fx.GraphModule:
 
 def everywhere(graph: fx.GraphModule, layers: list[fx.Node]) -> list[Spot]:
     """Behind every layer (and its ReLU) and every sum, and wherever a layer reads what is still float."""
-    ends = {node if (relu := only_relu(node)) is None else relu for node in layers}
+    ends = {node if (relu := only_clamp(node)) is None else relu for node in layers}
     sums = {node for node in graph.graph.nodes if is_add(node) and all(map(varies, node.all_input_nodes))}
     sources, ties = ends | sums, {}  # type: ignore[var-annotated]
     for node in [node.all_input_nodes[0] for node in layers] + [x for add in sums for x in add.all_input_nodes]:
@@ -152,7 +178,10 @@ def signs_of(spots: list[Spot], unsigned: bool) -> dict[str, bool]:
 def computes(node: fx.Node) -> bool:
     """Whether a node is an operator on values, other than what runs on the grids: ReLU, sums, what moves values."""
     on_grids = (
-        is_relu(node) or is_cat(node) or passes(node) or (is_add(node) and all(map(varies, node.all_input_nodes)))
+        starts_at_zero(node)
+        or is_cat(node)
+        or passes(node)
+        or (is_add(node) and all(map(varies, node.all_input_nodes)))
     )
     return node.op.startswith("call") and varies(node) and not on_grids
 
@@ -162,22 +191,58 @@ def kind_of(node: fx.Node) -> str:
     return type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
 
 
-def is_relu(node: fx.Node) -> bool:
-    module = module_of(node)
-    return isinstance(module, nn.ReLU) if module is not None else node.target in (torch.relu, F.relu, "relu")
+def starts_at_zero(node: fx.Node) -> bool:
+    """Whether a node clamps to a range from 0, as ReLU and ReLU6 do: a grid from 0 can do it by itself."""
+    clamp = bounds(node)
+    return clamp is not None and clamp[0] == 0
 
 
-def only_relu(node: fx.Node) -> fx.Node | None:
-    """The ReLU that alone reads a node, if there is one."""
+def only_clamp(node: fx.Node) -> fx.Node | None:
+    """The clamp from 0 (a ReLU) that alone reads a node, if there is one."""
     readers = list(node.users)
-    return readers[0] if len(readers) == 1 and is_relu(readers[0]) else None
+    return readers[0] if len(readers) == 1 and starts_at_zero(readers[0]) else None
 
 
 def is_positive(node: fx.Node) -> bool:
-    """Whether a node gives nothing negative."""
-    if is_cat(node) or passes(node):
-        return all(map(is_positive, node.all_input_nodes))
-    return is_relu(node) or isinstance(module_of(node), nn.Sigmoid)
+    """Whether a node is known to give nothing negative."""
+    todo, seen = [node], set()  # type: ignore[var-annotated]
+    while todo:
+        present = todo.pop()
+        if present in seen:
+            continue
+        seen.add(present)
+        needed = _positive_if(present)
+        if needed is None:
+            return False
+        todo += needed
+    return True
+
+
+def _positive_if(node: fx.Node) -> list[fx.Node] | None:
+    """What must not be negative for a node not to be; None where that would not do."""
+    module, clamp = module_of(node), bounds(node)
+    if clamp is not None:
+        return [] if clamp[0] >= 0 else node.all_input_nodes if clamp[1] >= 0 else None
+    if module is not None:
+        keeps = passes(node) or (isinstance(module, _KEEPING) and getattr(module, "mode", "") != "bicubic")
+        return [] if isinstance(module, _POSITIVE) else node.all_input_nodes if keeps else None
+    if node.target in _POSITIVE_FUNCTIONS or _is_even_power(node):
+        return []
+    if not (passes(node) or node.target in _KEEPING_FUNCTIONS):
+        return None
+    asked = arguments(node)
+    numbers = [asked.get(name) for name in ("input", "other", "alpha", "value")]
+    negative = any(isinstance(number, (int, float)) and number < 0 for number in numbers)
+    return None if negative or asked.get("mode") == "bicubic" else node.all_input_nodes
+
+
+def _is_even_power(node: fx.Node) -> bool:
+    """x * x, or x to the power of 2, 4 and so on."""
+    if node.target in _PRODUCTS:
+        asked = arguments(node)
+        return asked["input"] is asked["other"]
+    exponent = list(arguments(node).values())[1] if node.target in _POWERS else None
+    return isinstance(exponent, (int, float)) and exponent % 2 == 0
 
 
 def passes(node: fx.Node) -> bool:

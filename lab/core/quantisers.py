@@ -31,6 +31,11 @@ def scaled_gradient(x: Tensor, scale: float) -> Tensor:
     return x * scale + (x * (1 - scale)).detach()
 
 
+def floored(x: Tensor, least: float) -> Tensor:
+    """x, but at least `least`; the gradient passes, so that a range that training drove to 0 can grow again."""
+    return x - x.detach() + x.detach().clamp(min=least)
+
+
 def soft_rounded(x: Tensor, sharp: float = 3.0) -> Tensor:
     """The nearest whole number; the gradient is that of a tanh between each two, 1 on average."""
     middle = x.detach().floor() + 0.5
@@ -63,7 +68,7 @@ class MaxAbs(nn.Module):
 
     def largest(self) -> Tensor:
         """The largest value, above 0."""
-        return self.alpha.clamp(min=1e-6)
+        return floored(self.alpha, 1e-6)
 
     def grid(self) -> Grid:
         """Where the values lie."""
@@ -220,7 +225,9 @@ class DoReFaWeight(nn.Module):
         self.scale = float(W.detach().abs().max())
 
     def forward(self, W: Tensor) -> Tensor:
-        squeezed = W.tanh() / (2 * W.tanh().abs().max()) + 0.5  # in [0, 1]
+        largest = W.tanh().abs().max()
+        largest = torch.where(largest > 0, largest, math.tanh(self.scale) or 1.0)  # weights that begin at 0
+        squeezed = W.tanh() / (2 * largest) + 0.5  # in [0, 1]
         return self.scale * (2 * rounded(squeezed * self.n) / self.n - 1)
 
     def step_of(self, W: Tensor) -> Tensor:
@@ -237,7 +244,7 @@ class LSQWeight(nn.Module):
         self.step = nn.Parameter((2 * W.detach().abs().mean() / self.n**0.5).view(1))
 
     def forward(self, W: Tensor) -> Tensor:
-        step = scaled_gradient(self.step, (W.numel() * self.n) ** -0.5).clamp(min=1e-8)
+        step = floored(scaled_gradient(self.step, (W.numel() * self.n) ** -0.5), 1e-8)
         return rounded((W / step).clamp(-self.n, self.n)) * step
 
     def step_of(self, W: Tensor) -> Tensor:

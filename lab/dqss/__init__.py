@@ -8,6 +8,9 @@
     equations   (1) probabilities   (2) branches   (3) mixture   (4) efficient   (5) gradient_logits
                 (6) error_products   (7) loss_of_mean   (8) expected_loss   (9) policy   (10) hard   (11) gap
                 (12) entropy   (13) space_size
+    what runs   (4) is a layer whose weight and input are a layers.Mixture each: (3) in parts that fit the cache, with
+                (5) written out on its way back. (2), (7) and (8) are computed nowhere but say what (4), arg-max and
+                (9) rest on; tests hold the running network to all of them
     strategies  'post': max, p99.9, p99.99, p99.999, mse, kl, als, aciq, pams (core.ranges.RULES) and easyquant
                 'aware': dorefa, pact, lsq, lsq+, dsq, tqt, pams (core.quantisers); pact leaves weights to dorefa
     algorithms  dqss: train the mixture, keep arg-max (the paper's)   dqss_safe: that first; then near-duplicates are

@@ -164,15 +164,16 @@ class DQSS:
         losses |= {"kept": objective(chosen), "asked": float(asked + objective.asked)}
         if self.algorithm not in ("dqss", "dqss_safe"):
             losses["soft"] = losses["kept"]  # nothing soft was trained
+        trace = trace or [Step("tried", k, {"distance": loss}) for k, loss in enumerate(objective.known.values())]
         return search.Found(chosen, best, first, table, losses, soft_score), trace, history
 
     def _search(self, name, task, space, batches, history, checkpoint, owner, progress) -> list[Step]:
-        """Learn the logits; in 'aware' mode weights and ranges too, by the same backward pass."""
+        """Learn the logits; in 'aware' mode weights and ranges too, by the same backward pass. No step, no trace."""
         is_choice = any(len(role.mixture.names) > 1 for role in space.roles)
         aware, learns = self.mode == "aware", is_choice and self.algorithm in ("dqss", "dqss_safe")
         if not aware and not learns:
             history.note(0)
-            return [Step(name, 0, {"distance": float(search.distance(batches[0][1], batches[0][1]))})]
+            return []
         for parameter in space.graph.parameters():
             parameter.requires_grad_(aware)
         logits = space.logits()

@@ -84,7 +84,7 @@ class Space:
             if self.recipe.mode == "aware":
                 made = found.setdefault(name, _ACTIVATIONS[name](bits, spot.signed).to(x.device))
                 made.calibrating = True
-                made.train()(x)
+                made.train()(x if x.any() else torch.ones_like(x))  # a tensor that has no range yet gets one of 1
                 made.calibrating = False
                 continue
             grid = self._grid(name, x, spot, bits)
@@ -143,10 +143,11 @@ class Space:
         rows, counts = self._counting_rows(name), self._counts[name]
         for rule in self.recipe.names():
             if self.recipe.mode == "aware":
-                found |= {rule: _WEIGHTS[rule](self.bits[name], counts)} if rule in _WEIGHTS else {}
+                found |= {rule: _WEIGHTS[rule](self.bits[name], _started(counts))} if rule in _WEIGHTS else {}
                 continue
             alpha = self._weights[name].get(rule) if rule == "easyquant" else ranges.RULES[rule](rows, n, True)
             if alpha is not None:
+                alpha = _filled(alpha, rows, n)
                 shape = [1] * W.dim()
                 shape[axis] = len(alpha)
                 found[rule] = RoundedWeight((alpha / n).view(shape if len(alpha) > 1 else []), n)
@@ -320,9 +321,29 @@ def _grouped(W: Tensor, scales: str) -> Tensor:
     return W.reshape(len(W) if scales == "channel" else 1, 1, -1)
 
 
+def _filled(alpha: Tensor, rows: Tensor, n: int) -> Tensor:
+    """The ranges (G,) of a weight's rows (G, 1, V), with one for each of many channels that shows none.
+
+    Where a rule gives none the largest |w| is taken; a channel of zeros takes the widest of all, as any would do.
+    """
+    if len(alpha) == 1:
+        return alpha
+    alpha = torch.where(_is_range(alpha / n), alpha, ranges.max_abs(rows, n, True))
+    return torch.where(_is_range(alpha / n), alpha, alpha.amax())
+
+
+def _started(W: Tensor) -> Tensor:
+    """What a weight's range is first read from: itself, or if it is all 0 the largest that torch would begin with."""
+    return W if W.any() else torch.full_like(W, W[0].numel() ** -0.5)
+
+
+def _is_range(steps: Tensor) -> Tensor:
+    return torch.isfinite(steps) & (steps > 1e-12)
+
+
 def _has_range(one: Any) -> bool:
     steps = one.step if hasattr(one, "step") else torch.tensor(one.grid().step if hasattr(one, "grid") else 1.0)
-    return bool(torch.isfinite(steps).all() and (steps > 1e-12).all())
+    return bool(_is_range(steps).all())
 
 
 def _widest(a: Grid, b: Grid, bits: int) -> Grid:

@@ -5,8 +5,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ..core import store
 from ..ui import Control, Explorer, Frame, svg, view
+from . import equations as eq
 from .outcome import DQSSOutcome
 
 
@@ -52,6 +55,7 @@ def explore(outcome: DQSSOutcome) -> Explorer:
         leads = max(found["shares"][tensor], key=lambda name: found["shares"][tensor][name])
         facts: dict[str, Any] = {
             "leads": leads, "share": f"{found['shares'][tensor][leads]:.2f}", "kept": found["kept"][tensor],
+            "entropy": f"{eq.entropy(torch.tensor(list(found['shares'][tensor].values()))):.1f} bits",
             "soft-to-hard gap": f"{outcome.gap:.1f} dB",
         }  # fmt: skip
         return Frame("".join(pictures), facts)

@@ -23,13 +23,15 @@ arXiv 2011.04212).
                 are this card's own. The printed gradient of alpha could not be checked; Eq. (7) is what the released
                 code computes, and at 2 bits it has another sign than one that is 0 inside the range.
                 Behind a ReLU the grid starts at 0 and uses all codes; the paper's wastes half (grid='signed'). Ours.
-                alpha is calibrated to a true moving average, from the plain mean on. The release's average is never
-                reached with its settings: alpha is what the last batch of the first epoch gave ('last_batch').
+                alpha is calibrated to a moving average over all batches seen, whose weights sum to 1. The release's
+                average is never reached with its settings: alpha is what the last batch of the first epoch gave
+                ('last_batch').
                 alpha has no gradient while it is calibrated, so that Adam meets it without a past; the release steps
                 and overwrites it. Both rates fall along a cosine; the release halves them thrice ('halved_rates').
                 The student starts from the teacher. The release's script leaves it random ('random_student'), and its
                 numbers were not met so.
-                Pixels are in [0, 1] here and in 0..255 there: L1 is taken on 0..255, rates of alpha are divided by 255.
+                Pixels are in [0, 1] here and in 0..255 there: L1 is taken on 0..255, rates of alpha are divided by
+                255, but for networks whose pictures go to 255 themselves.
                 In `full` the picture itself, before and behind the network, keeps 8 bits and its whole range. Ours.
                 The last step is reported; the release picks the best epoch on a test set.
                 `bitops` counts a convolution that reads float with 32 bits; the release counts it as quantised.

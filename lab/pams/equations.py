@@ -59,8 +59,11 @@ def statistic(x: Tensor) -> Tensor:
 
 
 def moving_average(alpha: Tensor, M: Tensor, seen: int, decay: float = 0.9997) -> Tensor:
-    """Eq. (9): alpha <- decay * alpha + (1 - decay) * M, the plain mean of all M while `seen` is small (ours)."""
-    kept = min(decay, seen / (seen + 1))
+    """Eq. (9): alpha <- decay * alpha + (1 - decay) * M, each M weighing decay as much as the one after it.
+
+    `seen` of them are in alpha; divided by the sum of all weights (ours), the first value of alpha has none.
+    """
+    kept = decay * (1 - decay**seen) / (1 - decay ** (seen + 1))
     return kept * alpha + (1 - kept) * M
 
 
@@ -74,9 +77,9 @@ def knowledge_transfer(F_student: Tensor, F_teacher: Tensor) -> Tensor:
     return (spatial_map(F_student) - spatial_map(F_teacher)).square().mean()
 
 
-def pixel_loss(sr: Tensor, hr: Tensor) -> Tensor:
-    """Eq. (12): L_1, the mean absolute difference on the scale 0..255, of pixels in [0, 1]."""
-    return 255 * (sr - hr).abs().mean()
+def pixel_loss(sr: Tensor, hr: Tensor, peak: float = 1.0) -> Tensor:
+    """Eq. (12): L_1, the mean absolute difference on the scale 0..255, of pixels in [0, peak]."""
+    return 255 / peak * (sr - hr).abs().mean()
 
 
 def equivalent_parameters(total: int, quantised: int, b: int) -> float:

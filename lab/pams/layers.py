@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.grids import Grid
+from ..core.quantisers import floored
 from . import equations as eq
 
 LEAST = 1e-6  # alpha is a divisor: it is kept above this
@@ -53,7 +54,7 @@ class Quantiser(nn.Module):
     @property
     def scale_of(self) -> Tensor:
         """alpha, above 0."""
-        return self.alpha.clamp(min=LEAST)
+        return floored(self.alpha, LEAST)
 
     def grid(self) -> Grid:
         """Where its values lie, as the exported file says it."""

@@ -1,5 +1,6 @@
 """Weights of b bits packed into bytes: what is stored, and what a packed network's file holds."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor, fx
 
 from . import equations as eq
 from .layers import QuantisedConv2d
+
+UNSIGNED = "0" * 64  # stands where the digest will, while it is taken
 
 
 def pack(codes: Tensor, b: int) -> Tensor:
@@ -56,18 +59,25 @@ def set_state(model: fx.GraphModule, saved: dict[str, Tensor]) -> None:
 
 
 def to_bytes(model: fx.GraphModule, recipe: dict[str, Any] | None = None) -> bytes:
-    """The packed network as one safetensors file, its recipe and base in the header."""
-    return save(state(model), {"lab": json.dumps(recipe)} if recipe else None)
+    """The packed network as one safetensors file; with a recipe, that and a digest of the whole file in its header."""
+    if recipe is None:
+        return save(state(model))
+    content = save(state(model), {"lab": json.dumps(recipe), "sha256": UNSIGNED})
+    return content.replace(UNSIGNED.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the recipe of a packed file; a damaged one is a one-line ValueError."""
+    """The tensors and the recipe of a packed file; a damaged or altered one is a one-line ValueError."""
+    data = Path(path).read_bytes()
     try:
-        data = Path(path).read_bytes()
-        size = int.from_bytes(data[:8], "little")
-        return load(data), json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["lab"])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a packed network ({str(error)[:80]}): write it again with pack") from error
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        digest = header["sha256"].encode()
+        if hashlib.sha256(data.replace(digest, UNSIGNED.encode(), 1)).hexdigest().encode() != digest:
+            raise ValueError("its SHA-256 does not match")
+        return load(data), json.loads(header["lab"])
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:80]
+        raise ValueError(f"{path} is not a packed network ({reason}): write it again with pack") from error
 
 
 def bake(model: fx.GraphModule) -> None:

@@ -28,6 +28,7 @@ from .placement import PLACEMENTS, place
 
 RELEASED = ("last_batch", "halved_rates", "random_student")
 SNAPSHOTS = 24  # how often alphas and histograms are kept
+BRIGHT = 16  # no pixel in [0, 1] is as large, however it is normalised; pictures in 0..255 are brighter somewhere
 PROBE = 4  # pictures of the first batch that histograms are taken on
 
 
@@ -36,12 +37,12 @@ class PAMS:
     """Quantised super-resolution with a parameterised max scale (Li et al., ECCV 2020, arXiv 2011.04212).
 
     weight_bits, activation_bits: 2 to 8 each. placement: which tensors are quantised: 'fig1' (the paper's drawing),
-    'repo' (the released code), 'cadyq' (its later correction) or 'full' (every convolution, for integer kernels). grid:
-    behind a ReLU 'unsigned' uses all codes, 'signed' is the paper's. scales: one step for a weight 'tensor', as in the
-    paper, or for each output 'channel'. steps, lr: updates of the weights and their rate; alpha_lr: the rate of the
-    alphas, for pixels in [0, 1]; both fall to zero along a cosine. calibration: the first steps, in which alpha is the
-    moving average of what it sees. skt: weight of structured knowledge transfer. released: behaviours of the authors'
-    code to switch on, of RELEASED.
+    'repo' (the released code), 'cadyq' (its later correction) or 'full' (every convolution, for integer kernels).
+    grid: behind a ReLU 'unsigned' uses all codes, 'signed' is the paper's. scales: one step for a weight 'tensor',
+    as in the paper, or for each output 'channel'. steps, lr: updates of the weights and their rate; alpha_lr: the
+    rate of the alphas, for pixels in [0, 1], and 255 times that for pixels in 0..255; both fall to zero along a
+    cosine. calibration: the first steps, in which alpha is the moving average of what it sees. skt: weight of
+    structured knowledge transfer. released: behaviours of the authors' code to switch on, of RELEASED.
     """
 
     weight_bits: int = 8
@@ -140,7 +141,8 @@ class PAMS:
             _reset(student)
         alphas = [q.alpha for q in quantisers]
         weights = [p for p in student.parameters() if not any(p is alpha for alpha in alphas)]
-        optimiser = Adam([{"params": weights, "lr": self.lr}, {"params": alphas, "lr": self.alpha_lr}])
+        peak = _peak(task)
+        optimiser = Adam([{"params": weights, "lr": self.lr}, {"params": alphas, "lr": peak * self.alpha_lr}])
         schedule = self._schedule(optimiser)
         history = History(
             student, quantisers, inputs(task.first_batch())[:PROBE].to(place), -(-self.steps // SNAPSHOTS)
@@ -163,7 +165,7 @@ class PAMS:
                 raise ValueError(
                     f"the model gives shape {tuple(sr.shape)}, the batches want {tuple(wanted.shape)}: match its scale"
                 )
-            losses = {"l1": eq.pixel_loss(sr, wanted)}
+            losses = {"l1": eq.pixel_loss(sr, wanted, peak)}
             if self.skt:
                 losses["skt"] = self.skt * eq.knowledge_transfer(F_student, F_teacher)
             return losses
@@ -216,6 +218,13 @@ class PAMS:
         for name, reason in found.left.items():
             by_reason.setdefault(reason, []).append(name)
         notes += [f"left in float, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+        if _peak(task) > 1:
+            notes.append("pixels go to 255: L1 is taken on them as they are, and alphas learn at 255 times alpha_lr")
+        gone = [
+            name for name, q in student.named_modules() if isinstance(q, Quantiser) and float(q.alpha.detach()) <= LEAST
+        ]
+        if gone:
+            notes.append(f"ranges that fell to 0 in training, lower alpha_lr: {', '.join(gone)}")
         if counts.half:
             notes.append(f"weights rounded, input in float: {', '.join(counts.half)}")
         if not has_labels(task):
@@ -226,7 +235,18 @@ class PAMS:
 def unpack(path: str | Path, base: nn.Module | None = None) -> fx.GraphModule:
     """The network that `PAMSOutcome.pack` wrote, in eval mode; `base` is the user's own network, with any weights."""
     state, about = packed.read(path)
-    return rebuilt(about["base"], base, PAMS(**about["fields"]), torch.zeros(about["example"]), state)[0]
+    try:
+        config, recipe, example = about["base"], PAMS(**about["fields"]), torch.zeros(about["example"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is of another version of the lab ({error}): write it again with pack") from error
+    return rebuilt(config, base, recipe, example, state)[0]
+
+
+def _peak(task: Task) -> float:
+    """What pixels go to: 255 where a picture that the network is to give (or reads, where none is given) says so."""
+    batch = task.first_batch()
+    pixels = batch[1] if has_labels(task) else inputs(batch)
+    return 255.0 if float(pixels.max()) > BRIGHT else 1.0
 
 
 class _Spread:

@@ -112,11 +112,16 @@ def test_the_statistic_is_a_mean_over_pictures():
     assert float(eq.statistic(x)) == 2.5
 
 
-def test_the_moving_average_is_a_mean_until_its_window_is_full():
-    alpha = torch.tensor(10.0)
-    for seen, M in enumerate([1.0, 2.0, 6.0]):
-        alpha = eq.moving_average(alpha, torch.tensor(M), seen)
-    assert float(alpha) == pytest.approx(3.0)
+@pytest.mark.parametrize("decay", [0.5, 0.9997])
+def test_the_moving_average_weighs_each_batch_less_than_the_next(decay):
+    """From the second batch on, and whatever alpha was before: sum of decay^age M over sum of decay^age."""
+    alpha, given = torch.tensor(10.0, dtype=torch.float64), [1.0, 2.0, 6.0, 3.0]
+    for seen, M in enumerate(given):
+        alpha = eq.moving_average(alpha, torch.tensor(M, dtype=torch.float64), seen, decay)
+        weights = [decay**age for age in range(seen, -1, -1)]
+        wanted = sum(w * m for w, m in zip(weights, given[: seen + 1], strict=True)) / sum(weights)
+        assert float(alpha) == pytest.approx(wanted, rel=1e-9)
+    assert float(alpha) != pytest.approx(3.0, rel=1e-6)  # no plain mean
     assert float(eq.moving_average(torch.tensor(1.0), torch.tensor(2.0), 10**6)) == pytest.approx(1.0003)
 
 
@@ -137,3 +142,4 @@ def test_the_spatial_map_does_not_see_scale_or_sign():
 
 def test_pixels_are_compared_on_the_scale_of_255():
     assert float(eq.pixel_loss(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.2))) == pytest.approx(51)
+    assert float(eq.pixel_loss(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 51.0), 255)) == pytest.approx(51)

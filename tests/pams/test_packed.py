@@ -1,5 +1,7 @@
 """Weights of few bits on disk: what is written comes back, is as small as the formula says, and damage is told."""
 
+import hashlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -78,6 +80,44 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path):
     path.write_bytes(b"no such thing")
     with pytest.raises(ValueError, match="is not a packed network"):
         lab.pams.unpack(path)
+
+
+def test_every_altered_byte_is_refused(tmp_path):
+    """Header, recipe, digest and weights: a flipped byte anywhere is told, none answers otherwise."""
+    outcome = lab.PAMS(**QUICK).run(task(), progress=False)
+    whole = outcome.pack(tmp_path / "net.safetensors").read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    path = tmp_path / "altered.safetensors"
+    for at in [*range(header), *range(header, len(whole), 37), len(whole) - 1]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match="is not a packed network") as caught:
+            packed.read(path)
+        assert "\n" not in str(caught.value)
+    for part in (whole + b"\0", whole[:-1], whole[:8], b""):
+        path.write_bytes(part)
+        with pytest.raises(ValueError, match="is not a packed network"):
+            packed.read(path)
+
+
+def test_a_recipe_nested_without_end_is_one_line(tmp_path):
+    from safetensors.torch import save
+
+    deep = "[" * 200_000
+    for meta in ({"lab": deep, "sha256": packed.UNSIGNED}, {"lab": "{}"}, {}):
+        content = save({"codes": torch.zeros(1)}, meta)
+        digest = hashlib.sha256(content).hexdigest().encode()
+        (tmp_path / "net").write_bytes(content.replace(packed.UNSIGNED.encode(), digest, 1))
+        with pytest.raises(ValueError, match=r"is not a packed network \((Recursion|Key)Error") as caught:
+            lab.pams.unpack(tmp_path / "net")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_version_is_one_line(tmp_path):
+    graph, _ = quantised(edsr(), X)
+    about = {"fields": {"no_such_field": 1}, "base": None, "example": [1, 3, 4, 4]}
+    (tmp_path / "net").write_bytes(packed.to_bytes(graph, about))
+    with pytest.raises(ValueError, match=r"is of another version of the lab \(.*no_such_field.*write it again"):
+        lab.pams.unpack(tmp_path / "net")
 
 
 def test_a_stored_outcome_holds_no_floats_for_rounded_weights(tmp_path):

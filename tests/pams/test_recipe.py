@@ -6,6 +6,7 @@ from torch import nn
 
 import lab
 from lab.core import store
+from lab.pams import equations as eq
 from lab.pams.layers import QuantisedConv2d, Quantiser
 from tests.pams.small import QUICK, edsr, pictures, task
 
@@ -86,6 +87,48 @@ def test_rates_fall_to_zero_or_are_halved_thrice(released, rates):
 
 def test_without_knowledge_transfer_there_is_no_such_term():
     assert set(run(skt=0.0).trace[0].terms) == {"l1"} and set(run().trace[0].terms) == {"l1", "skt"}
+
+
+def test_knowledge_transfer_teaches_the_weights():
+    """Its gradient reaches them: with the pixels' loss alone, weights end elsewhere."""
+    with_it, without = (dict(run(skt=skt).model.named_parameters()) for skt in (1e5, 0.0))
+    assert not torch.equal(with_it["blocks.0.conv1.weight"], without["blocks.0.conv1.weight"])
+    student, teacher = (torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(k)) for k in (0, 1))
+    eq.knowledge_transfer(student.requires_grad_(), teacher).backward()
+    assert student.grad.abs().sum() > 0
+
+
+class Wide(nn.Module):
+    """An EDSR for pixels in 0..255."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = edsr()
+
+    def forward(self, x):
+        return 255 * self.inner(x / 255)
+
+
+def test_pixels_to_255_are_trained_as_those_to_1():
+    """The same network on the same pictures in other units: the loss is as large, the alphas are 255 times theirs."""
+    wide = [tuple(255 * part for part in batch) for batch in pictures()]
+    fields = {"placement": "full", "steps": 4, "calibration": 1}
+    units = run(task(), **fields)
+    other = run(lab.Task(model=Wide(), batches=wide, score=lambda _: 0.0, metric="psnr", unit="dB"), **fields)
+    assert other.trace[0].terms["l1"] == pytest.approx(units.trace[0].terms["l1"], rel=0.02)
+    assert any("pixels go to 255" in note for note in other.report.notes)
+    assert not any("pixels go to 255" in note for note in units.report.notes)
+    moved = [outcome.history["alphas"].diff(dim=0)[0].abs().max() for outcome in (other, units)]
+    assert float(moved[0] / moved[1]) == pytest.approx(255, rel=0.01)
+
+
+def test_a_range_that_training_drove_to_0_can_grow_again():
+    q = Quantiser(8)
+    q.alpha.data.fill_(-0.5)
+    y = q(torch.tensor([2.0, -3.0]))
+    assert y.abs().max() <= 2e-6
+    (y - torch.tensor([2.0, -3.0])).square().sum().backward()
+    assert float(q.alpha.grad) < 0  # a step against it makes alpha larger
 
 
 def test_without_large_pictures_the_teacher_is_the_target():
