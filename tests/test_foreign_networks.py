@@ -163,17 +163,6 @@ def test_channels_whose_number_is_read_stay():
         assert ("channel", ("b",)) not in scores and ("channel", ("k",)) not in scores, name
 
 
-def test_a_result_in_place_that_nobody_uses_is_refused():
-    def forward(s, x):
-        x = s.b(x)
-        s.relu(x)
-        return s.head(x).mean((2, 3))
-
-    net = Net(forward, b=conv(3, 8), relu=nn.ReLU(inplace=True), head=conv(8, 4))
-    with pytest.raises(ValueError, match="relu works in place and its result is not used"):
-        trace(net, X[:1])
-
-
 def test_weights_computed_in_a_hook_are_refused():
     net = nn.Sequential(prune.l1_unstructured(conv(3, 8), "weight", 0.5), nn.Flatten())
     with pytest.raises(ValueError, match=r"0 computes its weight in a hook: .*prune\.remove"):

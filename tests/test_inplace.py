@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lab.core import nets, surgery
 from lab.core.tracing import trace
 
-X = torch.randn(3, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+X = torch.randn(3, 3, 5, 4, generator=torch.Generator().manual_seed(0)).double()
 
 
 class Net(nn.Module):
@@ -21,6 +21,7 @@ class Net(nn.Module):
         self.change, self.first, self.last = change, nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
         for name, layer in layers.items():
             setattr(self, name, layer)
+        self.double()
 
     def forward(self, x):
         x = self.first(x)
@@ -62,7 +63,7 @@ def works_in_place(copy: nn.Module, x: torch.Tensor) -> bool:
         name = getattr(node.target, "__name__", str(node.target))
         module = copy.get_submodule(node.target) if node.op == "call_module" else None
         flagged = node.kwargs.get("inplace") or getattr(module, "inplace", False) or name in ("iadd", "setitem")
-        cloned = node.args and getattr(node.args[0], "target", "") == "clone"
+        cloned = getattr(node.kwargs.get("out", next(iter(node.args), None)), "target", "") == "clone"
         seen.append(bool(flagged or ((name.endswith("_") or "out" in node.kwargs) and not cloned)))
     return any(seen)
 
@@ -71,7 +72,6 @@ MODULES = [
     nn.ReLU(True), nn.ReLU6(True), nn.Hardtanh(inplace=True), nn.LeakyReLU(0.1, True), nn.ELU(inplace=True),
     nn.CELU(inplace=True), nn.SELU(True), nn.SiLU(True), nn.Mish(True), nn.Hardswish(True), nn.Hardsigmoid(True),
     nn.Threshold(0.1, 0.2, True), nn.RReLU(inplace=True), nn.Dropout(0.5, True), nn.Dropout2d(0.5, True),
-    nn.AlphaDropout(0.5, True),
 ]  # fmt: skip
 
 
@@ -99,7 +99,7 @@ OPERATIONS = {
     "a comparison": lambda s, x: x.gt_(0.1),
     "zero_": lambda s, x: x.zero_(),
     "copy_": lambda s, x: x.copy_(x.flip(1)),
-    "another dtype": lambda s, x: x.mul_(torch.linspace(0, 1, 4, dtype=torch.float64)),
+    "another dtype": lambda s, x: x.mul_(torch.linspace(0, 1, 4, dtype=torch.float32)),
     "bernoulli_": lambda s, x: x.detach().bernoulli_(0.3),
 }
 
@@ -247,7 +247,7 @@ class Program(nn.Module):
 
     def __init__(self, steps):
         super().__init__()
-        self.steps, self.weight = steps, nn.Parameter(torch.linspace(-1, 2, 8).view(4, 2))
+        self.steps, self.weight = steps, nn.Parameter(torch.linspace(-1, 2, 8).double().view(4, 2))
         parts = {**IN_PLACE, **{name: view for name, (view, _) in VIEWS.items()}}
         self.parts = nn.ModuleDict({name: part for name, part in parts.items() if isinstance(part, nn.Module)})
         self.functions = {name: part for name, part in parts.items() if not isinstance(part, nn.Module)}
@@ -278,14 +278,18 @@ class Program(nn.Module):
 a_step = st.tuples(st.sampled_from([*IN_PLACE, *VIEWS, "+=", "="]), st.integers(0, 9), st.integers(0, 9))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(a_step, min_size=1, max_size=8))
 def test_random_graphs_of_views_and_writes(steps):
-    model, x = Program(steps), torch.linspace(-2, 2, 24).view(3, 4, 2)
+    model, x = Program(steps), torch.linspace(-2, 2, 24).double().view(3, 4, 2)
     try:
         copy = trace(model, x[:1])
     except ValueError as error:  # what dropout gives is its input in eval mode alone
-        assert "shared in some modes only" in str(error) and any(kind == "dropped" for kind, *_ in steps)
+        named = {kind for kind, *_ in steps}
+        if "shared in some modes only" in str(error):
+            assert "dropped" in named
+        else:  # a gradient through what is detached
+            assert "others view in ways not followed" in str(error) and "detached" in named
         return
     assert_alike(model, copy, x)
 
@@ -293,14 +297,26 @@ def test_random_graphs_of_views_and_writes(steps):
 # -- what is refused, and what is not touched --------------------------------------------------------------------------
 
 
-def test_a_buffer_that_changes_from_input_to_input_is_refused():
-    def count(s, x):
-        s.seen.add_(1)
-        return x + s.seen
+def counted(s, x):
+    s.seen.add_(1)
+    return x + s.seen
 
-    model = Net(count)
+
+def remembered(s, x):
+    s.seen.mul_(0.9).add_(x.mean())
+    return x + s.seen
+
+
+def replaced(s, x):
+    s.seen = s.seen + 1
+    return x + s.seen
+
+
+@pytest.mark.parametrize("change", [counted, remembered, replaced])
+def test_what_changes_from_input_to_input_is_refused(change):
+    model = Net(change)
     model.register_buffer("seen", torch.zeros(()))
-    with pytest.raises(ValueError, match="add_ overwrites seen, which belongs to the network") as caught:
+    with pytest.raises(ValueError, match="own seen in forward: a copy cannot follow") as caught:
         trace(model, X[:1])
     assert "\n" not in str(caught.value) and model.seen == 0
 
@@ -321,7 +337,7 @@ def test_data_that_is_set_is_refused():
 
 
 def test_the_example_and_the_generators_are_left_as_they_were():
-    model, x = nn.Sequential(nn.ReLU(True), nn.Conv2d(3, 4, 1), nn.Dropout(0.5, True)), X[:1].clone()
+    model, x = nn.Sequential(nn.ReLU(True), nn.Conv2d(3, 4, 1), nn.Dropout(0.5, True)).double(), X[:1].clone()
     state = torch.get_rng_state()
     copy = trace(model, x)
     assert torch.equal(x, X[:1]) and torch.equal(state, torch.get_rng_state())
@@ -329,10 +345,9 @@ def test_the_example_and_the_generators_are_left_as_they_were():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("make", [nets.resnet_cifar, nets.mobilenet_v2, nets.googlenet_cifar])
-def test_networks_of_the_house_are_traced_node_for_node(make):
+def test_a_network_of_the_house_is_traced_node_for_node():
     """Where nothing that matters is in place, nothing is put into the graph."""
-    model = make(20) if make is nets.resnet_cifar else make()
+    model = nets.resnet_cifar(8)
     copy, plain = trace(model, torch.zeros(1, 3, 32, 32)), torch.fx.symbolic_trace(model)
     assert [node.name for node in copy.graph.nodes] == [node.name for node in plain.graph.nodes]
 
@@ -349,5 +364,5 @@ class Residual(nn.Module):
 
 @torch.no_grad()
 def test_an_empty_plan_changes_nothing():
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), Residual(), Residual(), nn.Flatten()).eval()
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Residual(), Residual(), nn.Flatten()).eval().double()
     assert torch.allclose(surgery.remove(model, surgery.Plan(), X[:1])(X), model(X), atol=1e-6)

@@ -34,6 +34,7 @@ _PLAIN = {
     "sub", "mul", "div", "neg", "abs", "exp", "sqrt", "square", "pow", "clamp", "clamp_min", "clamp_max", "clip",
 }  # fmt: skip
 _ASSIGNING = (operator.setitem, "__setitem__")
+OWN = "a copy cannot follow what changes from one input to the next; write it out of place"
 _CONSTANT = "_tensor_constant"  # how a tracer names a tensor that forward makes anew each time
 
 
@@ -57,12 +58,18 @@ def out_of_place(graph: fx.GraphModule, example: Tensor) -> None:
     _Rewriting(graph, once, twice).run()
     graph.graph.lint()
     graph.recompile()
-    for watch in (once, twice):
+    if not all(_answers_alike(graph, watch) for watch in (once, twice)):
+        names = ", ".join(node.name for node, written in once.writes.items() if written)
+        raise ValueError(f"the network works in place in a way that is not followed ({names}): write y = f(x) there")
+
+
+def _answers_alike(graph: fx.GraphModule, watch: "_Watch") -> bool:
+    """Whether a graph still answers what was seen."""
+    try:
         again = _Watch(graph, watch.training).observe(watch.example)
-        pairs = zip(tree_leaves(watch.answer), tree_leaves(again.answer), strict=True)
-        if not all(_is_alike(a, b) for a, b in pairs):
-            names = ", ".join(node.name for node in once.writes if once.writes[node])
-            raise ValueError(f"the network works in place in a way that is not followed ({names}): write y = f(x) there")
+    except Exception:  # a graph that does not run
+        return False
+    return all(map(_is_alike, tree_leaves(watch.answer), tree_leaves(again.answer)))
 
 
 def _is_tensor(node: fx.Node) -> bool:
@@ -91,11 +98,19 @@ def overwritten(base: Tensor, part: Tensor, path: Path) -> Tensor:
     """The base with that part of it overwritten which the path leads to, as a new tensor of the base's shape."""
     if has_torch_function((base, part)):
         return handle_torch_function(overwritten, (base, part), base, part, path)
-    view = copy = base.clone()
+    where = torch.arange(base.numel(), device=base.device).view(base.shape)
     for name, arguments, keywords in path:
-        view = getattr(view, name)(*arguments, **keywords)
-    view.copy_(part)
-    return copy
+        where = getattr(where, name)(*arguments, **keywords)
+    if _is_cut(path):  # autograd does not see it
+        copy = base.clone(memory_format=torch.contiguous_format)
+        copy.detach().view(-1)[where] = part.detach()
+        return copy
+    return base.reshape(-1).scatter(0, where.reshape(-1), part.reshape(-1)).view(base.shape)
+
+
+def _is_cut(path: Path | None) -> bool:
+    """Whether a path leads past the gradient."""
+    return any(name == "detach" or arguments == ("data",) for name, arguments, _ in path or ())
 
 
 # -- who shares memory, and who writes -------------------------------------------------------------------------------
@@ -139,7 +154,7 @@ class _Watch(Shapes):
         before = {source: _version(self.env[source]) for source in n.all_input_nodes}
         answer = super().run_node(n)
         self.writes[n] = [source for source in before if _version(self.env[source]) != before[source]]
-        if n.op == "call_module" and getattr(self.submodules[str(n.target)], "inplace", False) and not self.writes[n]:
+        if not self.writes[n] and _is_flagged(self.module, n):
             self.writes[n] = [n.all_input_nodes[0]]  # a dropout, which in eval mode writes nothing
         self._place(n, answer)
         return answer
@@ -221,10 +236,7 @@ class _Rewriting:
             return None
         base = bases.pop()
         if base.op == "get_attr" and not str(base.target).startswith(_CONSTANT):
-            raise ValueError(
-                f"{node.name} overwrites {base.target}, which belongs to the network: a copy cannot follow what changes "
-                "from one input to the next; write it out of place"
-            )
+            raise ValueError(f"{node.name} changes the network's own {base.target} in forward: {OWN}")
         return first
 
     def _present(self, node: fx.Node, reader: fx.Node) -> fx.Node:
@@ -252,7 +264,7 @@ class _Rewriting:
         if touched != self._read_later(self.twice, node, target):
             raise ValueError(f"{node.name} works in place on memory that is shared in some modes only: write y = f(x)")
         others = [other for one, other in touched.items() if one is not target]
-        if None in others or (others and path is None):
+        if None in others or (others and path is None) or (_is_cut(path) and any(map(_is_cut, others))):
             raise ValueError(f"{node.name} works in place on memory that others view in ways not followed: write y = f(x)")
         before = self._present(base, node) if path else base
         self._make_plain(node, target)
@@ -278,7 +290,10 @@ class _Rewriting:
             module.inplace = False  # type: ignore[union-attr]
         elif node.target in _ASSIGNING:
             node.op, node.target = "call_function", assigned
-        elif not (_without_flag(node) or self._renamed(node)):
+        elif bound := _flagged(node):
+            bound.arguments["inplace"] = False
+            node.args, node.kwargs = bound.args, bound.kwargs
+        elif not self._renamed(node):
             self._on_a_clone(node, target)
 
     def _renamed(self, node: fx.Node) -> bool:
@@ -302,19 +317,22 @@ def _has_dtype(node: fx.Node) -> bool:
     return hasattr(node.meta.get("tensor_meta"), "dtype")
 
 
-def _without_flag(node: fx.Node) -> bool:
-    """Take `inplace=True` from a function's call; False if it has no such argument."""
+def _is_flagged(graph: Any, node: fx.Node) -> bool:
+    """Whether a node is called with inplace=True."""
+    if node.op == "call_module":
+        return bool(getattr(graph.get_submodule(str(node.target)), "inplace", False))
+    return _flagged(node) is not None
+
+
+def _flagged(node: fx.Node) -> inspect.BoundArguments | None:
+    """The arguments of a function that is called with inplace=True, None for any other."""
     if node.op != "call_function" or not callable(node.target):
-        return False
+        return None
     try:
         bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
     except (TypeError, ValueError):  # a builtin tells no signature
-        return False
-    if not bound.arguments.get("inplace"):
-        return False
-    bound.arguments["inplace"] = False
-    node.args, node.kwargs = bound.args, bound.kwargs
-    return True
+        return None
+    return bound if bound.arguments.get("inplace") else None
 
 
 def _plain(node: fx.Node) -> Callable | str | None:

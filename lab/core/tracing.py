@@ -1,7 +1,7 @@
 """A network as a graph: a traced copy that can be cut, each node with the shape of what it gives."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from copy import deepcopy
 from io import StringIO
@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from .inplace import OPERATORS, Shapes, out_of_place
+from .inplace import OPERATORS, OWN, Shapes, out_of_place
 from .task import evaluating
 
 
@@ -22,6 +22,7 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     that could overwrite what is still needed. Its answers and gradients are the model's.
     """
     copy = _plain_copy(model).eval()
+    owned = [(name, tensor, tensor._version) for name, tensor in _owned(copy)]
     try:
         graph = fx.GraphModule(copy, _Tracer().trace(copy), type(model).__name__)
     except Exception as error:  # a tracer meets whatever the user's forward raises
@@ -29,10 +30,19 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
             f"{type(model).__name__} cannot be traced ({str(error).splitlines()[0]}): its forward must not branch on "
             "values or sizes of tensors; move such code out of forward"
         ) from error
+    now = dict(_owned(copy))
+    for name, tensor, version in owned:
+        if now.get(name) is not tensor or tensor._version != version:
+            raise ValueError(f"{type(model).__name__} changes its own {name} in forward: {OWN}")
     propagate(graph, example)
     out_of_place(graph, example.to(next(graph.parameters(), example).device))
     propagate(graph, example)
     return graph
+
+
+def _owned(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 class _Proxy(fx.Proxy):
