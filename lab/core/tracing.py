@@ -1,7 +1,7 @@
 """A network as a graph: a traced copy that can be cut, each node with the shape of what it gives."""
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr
 from copy import deepcopy
 from io import StringIO
@@ -130,20 +130,21 @@ def module_of(node: fx.Node) -> nn.Module | None:
 
 def ancestors(node: fx.Node) -> set[fx.Node]:
     """A node and everything that it is computed from."""
-    return _reached(node, lambda present: present.all_input_nodes)
+    return set(reached(node, lambda present: present.all_input_nodes))
 
 
 def descendants(node: fx.Node) -> set[fx.Node]:
     """A node and everything that is computed from it."""
-    return _reached(node, lambda present: list(present.users))
+    return set(reached(node, lambda present: present.users))
 
 
-def _reached(node: fx.Node, following: Callable[[fx.Node], list[fx.Node]]) -> set[fx.Node]:
-    seen: set[fx.Node] = set()
+def reached(node: fx.Node, following: Callable[[fx.Node], Iterable[fx.Node]]) -> list[fx.Node]:
+    """A node and all that is reached from it, each once, however many ways lead there."""
+    seen: dict[fx.Node, None] = {}
     todo = [node]
     while todo:
         present = todo.pop()
         if present not in seen:
-            seen.add(present)
+            seen[present] = None
             todo += following(present)
-    return seen
+    return list(seen)
