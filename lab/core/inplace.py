@@ -2,12 +2,12 @@
 
 Which nodes share memory, and which of them an operation overwrites, is seen in a run: tensors of one storage are views
 of the node that came first, and a version counter that rises betrays a write. The operation then gives a new tensor,
-and whoever read the overwritten memory later reads that one: the same view from it, or the part put back into the whole.
+and who read the overwritten memory later reads that one: the same view of it, or the part put back into the whole.
 """
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -160,7 +160,7 @@ class _Watch(Shapes):
         return answer
 
     def _place(self, n: fx.Node, answer: Any) -> None:
-        memories = {id for tensor in _tensors(answer) if (id := tensor.untyped_storage()._cdata)}
+        memories = {tensor.untyped_storage()._cdata for tensor in _tensors(answer)}
         if n.op == "output" or len(memories) != 1:
             return
         base = self.bases.setdefault(memories.pop(), n)
@@ -265,7 +265,7 @@ class _Rewriting:
             raise ValueError(f"{node.name} works in place on memory that is shared in some modes only: write y = f(x)")
         others = [other for one, other in touched.items() if one is not target]
         if None in others or (others and path is None) or (_is_cut(path) and any(map(_is_cut, others))):
-            raise ValueError(f"{node.name} works in place on memory that others view in ways not followed: write y = f(x)")
+            raise ValueError(f"{node.name} works in place on memory that others view in unknown ways: write y = f(x)")
         before = self._present(base, node) if path else base
         self._make_plain(node, target)
         for one, place in self.once.places.items():
@@ -285,9 +285,9 @@ class _Rewriting:
         }  # fmt: skip
 
     def _make_plain(self, node: fx.Node, target: fx.Node) -> None:
-        module = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[union-attr]
+        module: Any = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if hasattr(module, "inplace"):
+            module.inplace = False
         elif node.target in _ASSIGNING:
             node.op, node.target = "call_function", assigned
         elif bound := _flagged(node):
@@ -343,6 +343,6 @@ def _plain(node: fx.Node) -> Callable | str | None:
     if node.op == "call_method" and name.startswith("__i"):
         return OPERATORS.get(getattr(operator, name.strip("_"), None))  # type: ignore[call-overload]
     plain = name.removesuffix("_")
-    if plain not in _PLAIN or (plain == name and "out" not in node.kwargs):
+    if node.op == "call_module" or plain not in _PLAIN or (plain == name and "out" not in node.kwargs):
         return None
     return plain if node.op == "call_method" else getattr(torch, plain, getattr(F, plain, None))

@@ -19,8 +19,8 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     """A traced copy of the model in eval mode, every node with its shape; the model itself is left as it is.
 
     Parametrizations are computed once and for all in the copy, and nothing in it works in place: once a graph is cut,
-    that could overwrite what is still needed. Its answers and gradients are the model's. All its weights learn, whatever
-    the model's own `requires_grad` say: a network that was loaded for inference is compressed like any other.
+    that could overwrite what is still needed. Its answers and gradients are the model's. All its weights learn,
+    whatever `requires_grad` the model's have: a network that was loaded for inference is compressed like any other.
     """
     copy = _plain_copy(model).eval()
     for parameter in copy.parameters():

@@ -236,7 +236,7 @@ def probe(learn: Paths, held_out: Paths, *, seed: int = 0, progress: bool = True
 
     if unknown := sorted({*held_out.classes().tolist()} - {*learn.classes().tolist()}):
         names = ", ".join(map(str, unknown))
-        raise ValueError(f"probe: held_out has pictures of class {names}, learn has none: give learn some, or drop them")
+        raise ValueError(f"probe: held_out has pictures of class {names}, learn has none: give it some, or drop them")
     if len(learn.classes()) < 2:
         raise ValueError(f"probe: all pictures of learn are of class {learn.classes()[0]}: give several classes")
     shuffled = np.random.default_rng(seed).permutation(learn.labels)

@@ -226,7 +226,7 @@ def test_the_probe_of_noise_is_like_its_control():
 def test_a_class_that_was_never_learned_cannot_be_probed():
     """Its pictures would else count as those of another class."""
     learn, held_out = planted(200), planted(200, seed=1)
-    with pytest.raises(ValueError, match="^probe: held_out has pictures of class 0, 3, learn has none") as caught:
+    with pytest.raises(ValueError, match=r"^probe: held_out has pictures of class 0, 3, learn has none") as caught:
         probe(learn.take((learn.labels == 1) | (learn.labels == 2)), held_out)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="all pictures of learn are of class 2"):
