@@ -18,8 +18,16 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import lab
 from lab.core import descent, prose, store
 from lab.core.descent import Stage, seeded
+from lab.core.finetune import sgd
 from lab.core.report import Report
 from lab.core.task import inputs
+from lab.core.tracing import trace
+from lab.decoupling import equations as decoupled
+from lab.decoupling.layers import Controller, Gate
+from lab.foldgpt.layers import Gates
+from lab.gal.layers import Fista, Mask
+from lab.sparsebytenn.pattern import Pattern
+from lab.sparsebytenn.rearrange import survey
 
 from .foldgpt import small as foldgpt
 from .pams import small as pams
@@ -162,7 +170,7 @@ def test_a_model_passed_in_is_never_changed(outcome):
     if not hasattr(outcome, "model"):
         pytest.skip("this recipe finds no model")
     task = own_task(outcome)
-    model = task.model.train()
+    model = task.model.train().requires_grad_(False)  # as it is loaded for inference
     next(iter(model.children())).eval()
     before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
     grads = [(p.requires_grad, p.grad) for p in model.parameters()]
@@ -173,7 +181,9 @@ def test_a_model_passed_in_is_never_changed(outcome):
     assert [module.training for module in model.modules()] == modes
     assert [(p.requires_grad, p.grad) for p in model.parameters()] == grads
     assert [type(m) for m in model.modules()] == classes and [len(m._forward_hooks) for m in model.modules()] == hooks
-    assert again.report == outcome.report  # and the mode it came in does not matter
+    assert again.report == outcome.report  # and the mode it came in does not matter, nor that it was frozen
+    flags = [[(name, p.requires_grad) for name, p in one.model.named_parameters()] for one in (again, outcome)]
+    assert flags[0] == flags[1]
 
 
 def test_the_trace_is_finite_and_not_empty(outcome):
@@ -544,3 +554,79 @@ def test_a_card_that_disagrees_is_found():
         function.__module__ = "paper"
         setattr(module, function.__name__, function)
     assert in_code(module) == {("1", "first"), ("2", "both"), ("3a", "both")}
+
+
+# -- published schedules -----------------------------------------------------------------------------------------------
+# What a method closes must close under the published settings when nothing holds it open: no gradient but its own.
+
+
+def closed_by_gal(recipe) -> torch.Tensor:
+    """Which masks are 0 in the end, with the masks' own start and rates and no gradient."""
+    mask = Mask(1000).m
+    recipe._start([mask])
+    _, schedule = sgd([torch.nn.Parameter(torch.zeros(1))], recipe.lr, recipe.steps)
+    fista, mask.grad = Fista([mask]), torch.zeros(1000)
+    for index in range(recipe.steps):
+        if recipe._mask_due(index):
+            fista.step(recipe._mask_rate(schedule), recipe.lam)
+        schedule.optimizer.step()
+        schedule.step()
+    return fista.now[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet56", "vgg16", "googlenet", "densenet40"])
+def test_published_rates_of_gal_close_masks(name):
+    """More than were closed at the start: the published lam and rates take 0.44 and more off a mask."""
+    recipe = lab.GAL.paper(name)
+    with seeded(0):
+        mask = Mask(1000).m
+        recipe._start([mask])
+        at_first = (mask == 0).float().mean()
+    with seeded(0):
+        assert closed_by_gal(recipe).float().mean() > at_first + 0.2
+
+
+@pytest.mark.parametrize("name", ["resnet56", "resnet56 v1", "vgg19", "googlenet", "resnet18", "vgg16"])
+def test_published_rates_of_decoupling_close_filters(name):
+    """Gates under L_s alone: updates are as many times fewer as they are larger, which leaves the flow as it is."""
+    recipe, updates = lab.Decoupling.paper(name), 300
+    with seeded(0):
+        gate, a = Gate(Controller(16, 16, recipe.bias)), torch.rand(32, 16)
+        optimiser = torch.optim.SGD(
+            gate.parameters(), lr=recipe.lr * recipe.steps / updates, momentum=0.9, weight_decay=1e-4
+        )  # fmt: skip
+        schedule = torch.optim.lr_scheduler.MultiStepLR(
+            optimiser, [round(share * updates) for share in recipe.milestones], 0.1
+        )  # fmt: skip
+        before = gate.eval()(torch.ones(32, 16), a).mean().item()
+        gate.train()
+        for _ in range(updates):
+            optimiser.zero_grad()
+            z = gate.architecture(gate.controller(a))
+            (recipe.lam_s * (decoupled.sparsity_at(z, recipe.r) if recipe.r else decoupled.sparsity(z))).backward()
+            optimiser.step()
+            schedule.step()
+        after = gate.eval()(torch.ones(32, 16), a).mean().item()
+    assert after < before
+    assert recipe.r == 0 or after == pytest.approx(recipe.r, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["llama-2-7b", "gemma-2b", "tinyllama"])
+def test_published_settings_of_foldgpt_close_as_many_gates_as_blocks_go(name):
+    recipe, blocks = lab.FoldGPT.paper(name), 36
+    removals = round(recipe.removal * blocks)
+    gates = Gates(blocks, removals, recipe.gate_steps, recipe.hold)
+    gates.b.data = torch.linspace(-1e-3, 1e-3, blocks)  # hardly any difference between blocks
+    assert int((gates(1.0) < 0.5).sum()) == removals
+
+
+def test_published_settings_of_sparsebytenn_close_the_share_that_they_name():
+    recipe = lab.SparseByteNN.paper("mobilenet_v1")
+    network = torch.nn.Sequential(*(torch.nn.Conv2d(c, 40, 1) for c in (3, 40, 40)), torch.nn.Flatten())
+    graph = trace(network, torch.zeros(1, 3, 1, 1))
+    pattern = Pattern(graph, survey(graph, recipe.block), recipe.block, recipe.budget, recipe.search, False)
+    for updates in range(recipe.steps + 1):
+        recipe._advance(pattern, updates)
+    kept, blocks = pattern.blocks()
+    assert 1 - kept / blocks == pytest.approx(recipe.sparsity, abs=0.5 / blocks)

@@ -1,5 +1,7 @@
 """Networks as people write them: what is removed is removed exactly, and what is not followed is left alone."""
 
+from itertools import permutations
+
 import pytest
 import torch
 from torch import nn
@@ -65,7 +67,48 @@ def hard_flatten(s, x):
     return s.line(x.view(x.size(0), x.size(1) * x.size(2) * x.size(3)))
 
 
+def fires(s, x):
+    """SqueezeNet's modules: one layer that squeezes, two that expand side by side."""
+    x = F.relu(s.stem(x))
+    for squeeze, a, b in ((s.s0, s.a0, s.b0), (s.s1, s.a1, s.b1)):
+        x = F.relu(squeeze(x))
+        x = torch.cat([F.relu(a(x)), F.relu(b(x))], 1)
+    return F.relu(s.head(x)).mean((2, 3))
+
+
+def normed(inside, outside, size=3):
+    norm = nn.BatchNorm2d(outside)
+    norm.running_mean.normal_(0, 0.1)
+    norm.running_var.uniform_(0.5, 1.5)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias, 0, 0.2)
+    return nn.Sequential(conv(inside, outside, size, bias=False), norm, nn.ReLU())
+
+
+def inceptions(s, x):
+    """Inception's modules: four branches, one of which forks once more before it joins."""
+    x = s.stem(x)
+    for a, b, c, p, left, right in ((s.a0, s.b0, s.c0, s.p0, s.l0, s.r0), (s.a1, s.b1, s.c1, s.p1, s.l1, s.r1)):
+        forked = c(x)
+        x = torch.cat([a(x), b(x), torch.cat([left(forked), right(forked)], 1), p(F.avg_pool2d(x, 3, 1, 1))], 1)
+    return s.head(x.mean((2, 3)))
+
+
+def inception():
+    layers = {"stem": normed(3, 6), "head": nn.Linear(17, 4)}
+    for i, width in enumerate((6, 17)):
+        layers[f"a{i}"], layers[f"p{i}"], layers[f"c{i}"] = (normed(width, 4, 1) for _ in range(3))
+        layers[f"b{i}"] = nn.Sequential(*normed(width, 4, 1), *normed(4, 3))
+        layers[f"l{i}"], layers[f"r{i}"] = normed(4, 3), normed(4, 3, 1)
+    return Net(inceptions, **layers)
+
+
 NETS = {
+    "SqueezeNet": lambda: Net(
+        fires, stem=conv(3, 6), s0=conv(6, 4, 1), a0=conv(4, 5, 1), b0=conv(4, 6), s1=conv(11, 4, 1),
+        a1=conv(4, 5, 1), b1=conv(4, 6), head=conv(11, 4, 1),
+    ),
+    "Inception": inception,
     "tied weights": tied,
     "weight norm": weight_normed,
     "a block called twice": lambda: Net(
@@ -117,25 +160,32 @@ def network(request):
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("seed", range(3))
-def test_masked_folded_and_removed_are_one_function(network, seed):
-    """Every unit at once, masks drawn at random; what cannot be masked exactly must have been left dense."""
-    before = network(X)
-    try:
-        masked = structures.attach(network, structures.UNITS, X[:1])
-    except ValueError as error:
-        assert "can be masked" in str(error) and "\n" not in str(error)
-        return
-    assert torch.allclose(masked.model(X), before, atol=1e-6)
-    generator = torch.Generator().manual_seed(seed)
-    readers = set()
+def close_some(masked, seed):
+    """Draw every mask and close half of it; a concatenation keeps its first branch."""
+    generator, readers = torch.Generator().manual_seed(seed), set()
     for structure, mask in zip(masked.structures, masked.masks(), strict=True):
         mask.data.uniform_(0.3, 1.2, generator=generator)
         mask.data[torch.rand(mask.shape, generator=generator) < 0.5] = 0
         if structure.unit == "branch" and structure.reader not in readers:
             mask.data.fill_(0.7)
             readers.add(structure.reader)
+
+
+def attached(network, units):
+    """The masked network, or None if it has no structure of these units."""
+    try:
+        return structures.attach(network, units, X[:1])
+    except ValueError as error:
+        assert "can be masked" in str(error) and "\n" not in str(error)
+
+
+def assert_one_function(network, units, seed):
+    """Masked, folded and removed; what cannot be masked exactly must have been left dense."""
+    before, masked = network(X), attached(network, units)
+    if masked is None:
+        return
+    assert torch.allclose(masked.model(X), before, atol=1e-6)
+    close_some(masked, seed)
     expected = masked.model(X)
     folded = structures.fold(masked)
     plan, _ = structures.plan(masked)
@@ -144,6 +194,40 @@ def test_masked_folded_and_removed_are_one_function(network, seed):
     assert (folded(X) - expected).abs().max() / scale < 1e-5
     assert (removed(X) - expected).abs().max() / scale < 1e-5
     assert torch.equal(network(X), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(3))
+def test_masked_folded_and_removed_are_one_function(network, seed):
+    assert_one_function(network, structures.UNITS, seed)
+
+
+ORDERS = [order for count in range(1, 5) for order in permutations(structures.UNITS, count)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("units", [("channel", "branch"), ("input", "branch", "channel"), structures.UNITS[::-1]])
+def test_masked_and_removed_are_one_function_in_other_orders(network, units):
+    assert_one_function(network, units, 0)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_masked_and_removed_are_one_function_in_all_orders_of_all_units(network):
+    for units in ORDERS:
+        assert_one_function(network, units, 0)
+
+
+def test_every_mask_is_read_and_the_order_of_units_does_not_matter(network):
+    network.requires_grad_(False)
+    found = {}
+    for units in [("channel", "branch"), ("branch", "channel"), structures.UNITS, structures.UNITS[::-1]]:
+        masked = attached(network, units)
+        if masked is not None:
+            masked.model(X).square().sum().backward()
+            assert all(mask.grad is not None for mask in masked.masks())
+        known = None if masked is None else sorted(masked.structures, key=repr)
+        assert found.setdefault(frozenset(units), known) == known
 
 
 @torch.no_grad()
@@ -161,17 +245,6 @@ def test_channels_whose_number_is_read_stay():
     for name in ("scaled by its width", "a gate from two halves", "the largest channel"):
         scores = surgery.magnitude(NETS[name](), X[:1])
         assert ("channel", ("b",)) not in scores and ("channel", ("k",)) not in scores, name
-
-
-def test_a_result_in_place_that_nobody_uses_is_refused():
-    def forward(s, x):
-        x = s.b(x)
-        s.relu(x)
-        return s.head(x).mean((2, 3))
-
-    net = Net(forward, b=conv(3, 8), relu=nn.ReLU(inplace=True), head=conv(8, 4))
-    with pytest.raises(ValueError, match="relu works in place and its result is not used"):
-        trace(net, X[:1])
 
 
 def test_weights_computed_in_a_hook_are_refused():

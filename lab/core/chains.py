@@ -1,11 +1,9 @@
 """From the layer that writes channels to the layers that read them: where a mask or a gate stands in between."""
 
-from collections.abc import Iterator
-
 from torch import fx, nn
 
 from .channels import CONVS, NORMS, is_depthwise, is_homogeneous, is_per_channel, keeps_zero
-from .tracing import module_of, shape, width
+from .tracing import module_of, reached, shape, width
 
 
 def last_affine(node: fx.Node) -> tuple[fx.Node, fx.Node]:
@@ -40,14 +38,9 @@ def readers(spot: fx.Node) -> set[str]:
     return {str(node.target) for node in _between(spot) if _reads_channels(node)}
 
 
-def _between(spot: fx.Node) -> Iterator[fx.Node]:
+def _between(spot: fx.Node) -> list[fx.Node]:
     """All nodes behind `spot` up to and with the layers that read its channels."""
-    todo = list(spot.users)
-    while todo:
-        node = todo.pop()
-        yield node
-        if not _reads_channels(node):
-            todo += node.users
+    return reached(spot, lambda node: node.users if node is spot or not _reads_channels(node) else ())[1:]
 
 
 def _reads_channels(node: fx.Node) -> bool:

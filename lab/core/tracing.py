@@ -1,37 +1,76 @@
 """A network as a graph: a traced copy that can be cut, each node with the shape of what it gives."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr
 from copy import deepcopy
 from io import StringIO
+from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils import parametrize
 
+from .inplace import OPERATORS, OWN, Shapes, out_of_place
 from .task import evaluating
-
-_PLAIN = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 
 
 def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     """A traced copy of the model in eval mode, every node with its shape; the model itself is left as it is.
 
-    Parametrizations are computed once and for all in the copy, and nothing in it works in place.
+    Parametrizations are computed once and for all in the copy, and nothing in it works in place: once a graph is cut,
+    that could overwrite what is still needed. Its answers and gradients are the model's. All its weights learn,
+    whatever `requires_grad` the model's have: a network that was loaded for inference is compressed like any other.
     """
     copy = _plain_copy(model).eval()
+    for parameter in copy.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    owned = [(name, tensor, tensor._version) for name, tensor in _owned(copy)]
     try:
-        graph = fx.symbolic_trace(copy)
+        graph = fx.GraphModule(copy, _Tracer().trace(copy), type(model).__name__)
     except Exception as error:  # a tracer meets whatever the user's forward raises
         raise ValueError(
             f"{type(model).__name__} cannot be traced ({str(error).splitlines()[0]}): its forward must not branch on "
             "values or sizes of tensors; move such code out of forward"
         ) from error
-    _out_of_place(graph)
+    now = dict(_owned(copy))
+    for name, tensor, version in owned:
+        if now.get(name) is not tensor or tensor._version != version:
+            raise ValueError(f"{type(model).__name__} changes its own {name} in forward: {OWN}")
+    propagate(graph, example)
+    out_of_place(graph, example.to(next(graph.parameters(), example).device))
     propagate(graph, example)
     return graph
+
+
+def _owned(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+class _Proxy(fx.Proxy):
+    """A traced value that also records `x += y` and `x[i] = y`, where torch.fx would see x = x + y, or fail."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("tracer", "node"):
+            raise TypeError(f"it sets .{name} of a tensor")
+        super().__setattr__(name, value)
+
+
+def _recorded(function: Callable) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _function in OPERATORS:
+    setattr(_Proxy, f"__{_function.__name__}__", _recorded(_function))
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
@@ -65,30 +104,12 @@ def _unparametrized(module: nn.Module) -> nn.Module:
     return plain
 
 
-def _out_of_place(graph: fx.GraphModule) -> None:
-    """Turn in-place operations into plain ones: once a graph is cut, they could overwrite what is still needed."""
-    for node in graph.graph.nodes:
-        module = module_of(node)
-        inplace = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
-        method = node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__")
-        if (inplace or method) and not node.users:
-            raise ValueError(f"{node.name} works in place and its result is not used: write x = {node.name}(x)")
-        if getattr(module, "inplace", False):
-            module.inplace = False
-        if "inplace" in node.kwargs:
-            node.kwargs = {**node.kwargs, "inplace": False}
-        if method:
-            node.target = node.target[:-1]
-        node.target = _PLAIN.get(node.target, node.target) if node.op == "call_function" else node.target
-    graph.recompile()
-
-
 def propagate(graph: fx.GraphModule, example: torch.Tensor) -> None:
     """Note each node's output shape in `node.meta`; a shape that does not fit is a one-line ValueError."""
     place = next(graph.parameters(), example).device
     try:
         with torch.no_grad(), evaluating(graph), redirect_stderr(StringIO()):  # it prints a traceback of its own
-            ShapeProp(graph).propagate(example.to(place))
+            Shapes(graph).propagate(example.to(place, copy=True))  # a first layer in place writes into it
     except RuntimeError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"the network does not run on an input of shape {tuple(example.shape)} ({reason})") from error
@@ -112,20 +133,21 @@ def module_of(node: fx.Node) -> nn.Module | None:
 
 def ancestors(node: fx.Node) -> set[fx.Node]:
     """A node and everything that it is computed from."""
-    return _reached(node, lambda present: present.all_input_nodes)
+    return set(reached(node, lambda present: present.all_input_nodes))
 
 
 def descendants(node: fx.Node) -> set[fx.Node]:
     """A node and everything that is computed from it."""
-    return _reached(node, lambda present: list(present.users))
+    return set(reached(node, lambda present: present.users))
 
 
-def _reached(node: fx.Node, following: Callable[[fx.Node], list[fx.Node]]) -> set[fx.Node]:
-    seen: set[fx.Node] = set()
+def reached(node: fx.Node, following: Callable[[fx.Node], Iterable[fx.Node]]) -> list[fx.Node]:
+    """A node and all that is reached from it, each once, however many ways lead there."""
+    seen: dict[fx.Node, None] = {}
     todo = [node]
     while todo:
         present = todo.pop()
         if present not in seen:
-            seen.add(present)
+            seen[present] = None
             todo += following(present)
-    return seen
+    return list(seen)

@@ -78,31 +78,42 @@ def knock_out(
     return pandas.DataFrame(rows).set_index("class")
 
 
-def force(decoupled: Decoupled, paths: Paths, label: int, batches: Iterable, *, seed: int = 0):
+def force(
+    decoupled: Decoupled, paths: Paths, label: int, batches: Iterable, *, draws: int = 20, seed: int = 0
+):  # fmt: skip
     """Every picture on the majority path of one class: how often it is then called that class, beside random paths.
 
     Rows are the pictures' own classes; columns, in percent: `own` and `named` (called its class, or called `label`) as
-    it was, `forced` and `forced own` on the class's path, `random` on a path with as many filters of each layer on,
-    drawn at random.
+    it was, `forced` and `forced own` on the class's path, `random` and `random spread` on paths with as many filters of
+    each layer on, drawn at random: the mean of `draws` such paths and their standard deviation.
     """
     import pandas
 
     rng = np.random.default_rng(seed)
     batches = list(batches)
     path = class_paths(paths)[_place(paths.classes(), label)] >= 0.5
-    control = np.concatenate([rng.permutation(path[paths.span(name)]) for name in paths.layers])
-    runs = [record(decoupled, batches)]
-    for forced in (path, control):
-        with _changed(decoupled, paths, lambda bits: lambda z: bits.to(z).expand_as(z), forced):
-            runs.append(record(decoupled, batches))
-    before, on_path, _ = runs
+    before, on_path = record(decoupled, batches), _forced(decoupled, paths, path, batches)
+    controls = [_forced(decoupled, paths, _permuted(paths, path, rng), batches) for _ in range(draws)]
     rows = []
     for own in before.classes():
         mine = before.labels == own
-        named = [100 * float((run.predicted[mine] == label).mean()) for run in runs]
-        rows.append((int(own), _right(before, mine), named[0], named[1], _right(on_path, mine), named[2]))
-    columns = ["class", "own", "named", "forced", "forced own", "random"]
+        named, forced = (100 * float((run.predicted[mine] == label).mean()) for run in (before, on_path))
+        drawn = [100 * float((run.predicted[mine] == label).mean()) for run in controls]
+        means = _right(before, mine), named, forced, _right(on_path, mine)
+        rows.append((int(own), *means, float(np.mean(drawn)), float(np.std(drawn))))
+    columns = ["class", "own", "named", "forced", "forced own", "random", "random spread"]
     return pandas.DataFrame(rows, columns=columns).set_index("class")
+
+
+def _permuted(paths: Paths, path: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A path with as many filters of each layer on, others by chance."""
+    return np.concatenate([rng.permutation(path[paths.span(name)]) for name in paths.layers])
+
+
+def _forced(decoupled: Decoupled, paths: Paths, path: np.ndarray, batches: Sequence[Any]) -> Paths:
+    """What the network does with every picture on one path."""
+    with _changed(decoupled, paths, lambda bits: lambda z: bits.to(z).expand_as(z), path):
+        return record(decoupled, batches)
 
 
 def _without(decoupled: Decoupled, paths: Paths, bits: np.ndarray, batches: Sequence[Any]) -> Paths:

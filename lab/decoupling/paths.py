@@ -228,11 +228,17 @@ def probe(learn: Paths, held_out: Paths, *, seed: int = 0, progress: bool = True
     """How many bits each layer's encoding tells about the class, beside the same with shuffled labels: a DataFrame.
 
     A logistic regression learns the class from z_l on one set; H(t) minus its cross-entropy on the other set is a lower
-    bound of I(z_l; t), in bits. A layer that tells nothing is near or below 0, as the control is.
+    bound of I(z_l; t), in bits. A layer that tells nothing is near or below 0, as the control is. Raises ValueError in
+    one line for held-out classes that the first set does not have: what was never shown cannot be told.
     """
     import pandas
     from tqdm.auto import tqdm
 
+    if unknown := sorted({*held_out.classes().tolist()} - {*learn.classes().tolist()}):
+        names = ", ".join(map(str, unknown))
+        raise ValueError(f"probe: held_out has pictures of class {names}, learn has none: give it some, or drop them")
+    if len(learn.classes()) < 2:
+        raise ValueError(f"probe: all pictures of learn are of class {learn.classes()[0]}: give several classes")
     shuffled = np.random.default_rng(seed).permutation(learn.labels)
     rows = []
     layers = zip(learn.layers, learn.split(), held_out.split(), strict=True)

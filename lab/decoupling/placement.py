@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from ..core import cost
 from ..core.chains import between, last_affine
 from ..core.channels import CONVS, Channels, is_cat, is_depthwise, keeps_zero, operands
-from ..core.tracing import ancestors, module_of, trace, width
+from ..core.tracing import ancestors, module_of, reached, trace, width
 from . import equations as eq
 from .layers import Controller, Gate, gates
 
@@ -146,15 +146,14 @@ def _reason(node: fx.Node, module: Any, channels: Channels) -> str:
 
 def _is_output(node: fx.Node) -> bool:
     """Whether a layer's channels reach the network's answer without another layer that reads them."""
-    todo = list(node.users)
-    while todo:
-        user = todo.pop()
-        module = module_of(user)
-        if user.op == "output":
-            return True
-        if not isinstance(module, nn.Linear) and (not isinstance(module, CONVS) or is_depthwise(module)):
-            todo += user.users
-    return False
+    behind = reached(node, lambda present: present.users if present is node or not _mixes(present) else ())
+    return any(present.op == "output" for present in behind)
+
+
+def _mixes(node: fx.Node) -> bool:
+    """Whether a node calls a layer that reads several channels."""
+    module = module_of(node)
+    return isinstance(module, (nn.Linear, *CONVS)) and not is_depthwise(module)
 
 
 def _insert(graph: fx.GraphModule, spot: fx.Node, a: fx.Node, name: str) -> None:

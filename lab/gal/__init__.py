@@ -19,7 +19,8 @@ arXiv 1903.09291).
                 disagree the losses follow the authors' released code (mean squared error over batch and classes;
                 G minimises -log D(f_g)).
                 Masks start at 1, so that G equals B at first; the release draws N(0, 1), whose negative half is closed
-                before any evidence ('normal_masks').
+                before any evidence ('normal_masks'), and for DenseNet U(0, 1) ('uniform_masks'; its two transitions,
+                N(0, 1) there, are not told apart). The published rates belong to these starts: `paper` takes them.
                 The gradient is taken at the extrapolated mask; the release takes it at the present one
                 ('grad_at_current') and also back-propagates the L1 norm beside the proximal step ('l1_in_gradient').
                 D has LeakyReLU between its layers and one raw logit; the release has none, and a sigmoid before a loss

@@ -65,10 +65,15 @@ class Fista:
 
     @torch.no_grad()
     def step(self, lr: float, lam: float) -> None:
-        """From the gradients that the masks hold: u = y - lr * grad, m = shrink(u, lr * lam) (Eqs. 9 to 11)."""
+        """From the gradients that the masks hold: u = y - lr * grad, m = shrink(u, lr * lam) (Eqs. 9 to 11).
+
+        ValueError in one line where a mask holds none.
+        """
+        unread = sum(m.grad is None for m in self.masks)
+        if unread:
+            raise ValueError(f"{unread} of {len(self.masks)} masks have no gradient: nothing in the network reads them")
         for index, m in enumerate(self.masks):
             y = eq.extrapolate(self.now[index], self.previous[index], self.alpha)
-            assert m.grad is not None, "the masks hold no gradient: call step after a backward pass"
             after = eq.shrink(y - lr * m.grad, lr * lam)
             self.previous[index], self.now[index] = self.now[index], after
             m.copy_(after)

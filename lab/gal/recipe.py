@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import StepLR
 
 from ..core import cost, surgery, tasks
 from ..core.channels import NORMS
@@ -24,7 +25,8 @@ from .structures import UNITS, Masked, attach, fold, plan
 
 ADVERSARIES = ("AR", "L1", "L2", "none", "off")
 RELEASED = (
-    "l1_in_gradient", "grad_at_current", "normal_masks", "affine_discriminator", "batch_statistics", "raw_outputs",
+    "l1_in_gradient", "grad_at_current", "normal_masks", "uniform_masks", "affine_discriminator", "batch_statistics",
+    "raw_outputs",
 )  # fmt: skip
 SNAPSHOTS = 120  # the most mask states that an outcome keeps
 
@@ -75,24 +77,29 @@ class GAL:
             released=some_of(*RELEASED),
         )
         demand(self, mask_every=whole(1, self.steps))
+        if {"normal_masks", "uniform_masks"} <= {*self.released}:
+            raise ValueError(f"released={self.released} is not allowed: masks start 'normal_masks' or 'uniform_masks'")
 
     @classmethod
     def paper(cls, name: str) -> "GAL":
-        """The published settings by network: 100 epochs of CIFAR-10 each stage, masks updated each 200th step."""
-        # network: lam, mu, unit, batch size of the 50,000 training pictures
+        """The published settings by network: 100 epochs of CIFAR-10 each stage, masks updated each 200th step.
+
+        Masks start where the release draws them: with these rates few that start at 1 could close.
+        """
+        # network: lam, mu, unit, batch size of the 50,000 training pictures, start of the masks
         published = {
-            "resnet56": (0.6, 1.0, "block", 128),
-            "vgg16": (0.05, 0.1, "channel", 128),
-            "googlenet": (0.05, 0.1, "branch", 64),
-            "densenet40": (0.01, 0.1, "input", 64),
+            "resnet56": (0.6, 1.0, "block", 128, "normal_masks"),
+            "vgg16": (0.05, 0.1, "channel", 128, "normal_masks"),
+            "googlenet": (0.05, 0.1, "branch", 64, "normal_masks"),
+            "densenet40": (0.01, 0.1, "input", 64, "uniform_masks"),
         }
         if name not in published:
             raise ValueError(f"name={name!r}: the paper's settings are kept for {', '.join(published)}")
-        lam, mu, unit, batch = published[name]
+        lam, mu, unit, batch, start = published[name]
         steps = 100 * -(-50_000 // batch)
         return cls(
             lam=lam, mu=mu, units=(unit,), steps=steps, lr=0.01, mask_lr=0.01, mask_every=200, clip=None,
-            finetune_steps=steps, finetune_lr=1e-4, released=("raw_outputs",),
+            finetune_steps=steps, finetune_lr=1e-4, released=("raw_outputs", start),
         )  # fmt: skip
 
     def run(
@@ -135,9 +142,7 @@ class GAL:
         """Stage 1, without labels: D and G play, FISTA closes the masks. The mask entries over time are the history."""
         G, place = self._training(masked.model), _place(baseline)
         masks = masked.masks()
-        if "normal_masks" in self.released:
-            for m in masks:
-                nn.init.normal_(m).data.clamp_(min=0)
+        self._start(masks)
         with torch.no_grad():
             answer = baseline(task.example.to(place))
         if not isinstance(answer, Tensor):
@@ -186,7 +191,7 @@ class GAL:
             play, task.batches, optimiser_G, stage, steps=self.steps, schedule=schedule, progress=progress
         ):
             if due(step.index):
-                fista.step(self.mask_lr * float(schedule.get_last_lr()[0]) / self.lr, self.lam)
+                fista.step(self._mask_rate(schedule), self.lam)
                 self._demand_survivors(fista, step)
             if due(step.index + 1):
                 fista.look_ahead()
@@ -208,6 +213,18 @@ class GAL:
                 if isinstance(module, NORMS):
                     module.eval()
         return G
+
+    def _start(self, masks: list[nn.Parameter]) -> None:
+        """Masks that are 1 are left so, or drawn as the release draws them."""
+        for m in masks:
+            if "normal_masks" in self.released:
+                nn.init.normal_(m).data.clamp_(min=0)
+            elif "uniform_masks" in self.released:
+                nn.init.uniform_(m)
+
+    def _mask_rate(self, schedule: StepLR) -> float:
+        """FISTA's rate, which falls with that of the weights."""
+        return self.mask_lr * float(schedule.get_last_lr()[0]) / self.lr
 
     def _clip(self, *players: list[nn.Parameter]) -> None:
         """Weights and masks each by their own norm: a steep loss of weights must not weaken what holds masks open."""

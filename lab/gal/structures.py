@@ -54,7 +54,7 @@ def attach(model: nn.Module, units: tuple[str, ...], example: torch.Tensor) -> M
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:3]) or "none of that kind"
         raise ValueError(f"units={units}: nothing in {type(model).__name__} can be masked ({reasons}); try other units")
     nodes = {node.name: node for node in graph.graph.nodes}
-    for index, structure in enumerate(found):
+    for index, structure in sorted(enumerate(found), key=lambda pair: not pair[1].reader):  # before others take readers
         graph.add_submodule(_mask_name(index), Mask(structure.entries))
         _insert(graph, nodes[structure.after], nodes.get(structure.reader), _mask_name(index))
     graph.recompile()
@@ -179,7 +179,8 @@ def _branch_units(graph: fx.GraphModule, channels: Channels) -> Found:
     """Operands of a concatenation that do not feed one another (Inception): one entry each."""
     for node in graph.graph.nodes:
         joined = operands(node) if is_cat(node) else []
-        if len(joined) < 2 or any(a in ancestors(b) for a, b in permutations(joined, 2)):
+        above = {operand: ancestors(operand) for operand in joined}
+        if len(joined) < 2 or any(a in above[b] for a, b in permutations(joined, 2)):
             continue
         for operand in joined:
             groups = {channels.find(segment.group) for segment in channels.layouts[operand]}

@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.descent import seeded
+from ..core.tracing import trace
 from ..ui import Control, Explorer, Frame, raster
-from .activations import as_taken, maps, named, pictures, run
+from .activations import as_taken, hooked, maps, named, pictures, run
 from .atlas import span
 from .concepts import with_fresh_weights
 
@@ -39,7 +40,7 @@ def attribution(
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f"steps={steps!r}: give a whole number, 1 or more")
     wanted = _targets(model, x, target)
-    copy = _out_of_place(model)
+    copy = _out_of_place(model, x)
 
     def answer(x: torch.Tensor) -> torch.Tensor:
         return copy(x.clone())  # a first layer in place would write into the method's own tensor
@@ -66,7 +67,7 @@ def attribution(
                     x, sizes, strides=(x.shape[1], max(1, side // 2), max(1, side // 2)), target=wanted
                 )
         else:
-            found = _gradcam(captum, copy, answer, x, wanted, layer)
+            found = _gradcam(captum, copy, x, wanted, layer)
     return found.detach()
 
 
@@ -118,25 +119,40 @@ def _captum() -> Any:
     return captum.attr
 
 
-def _out_of_place(model: nn.Module) -> nn.Module:
-    """A copy in eval mode in which no module works in place: hooks would see what has been overwritten."""
+def _out_of_place(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    """A copy in eval mode in which no module works in place: hooks would see what has been overwritten.
+
+    Where others read what such a module overwrites, the copy is a traced one, which answers alike.
+    """
     copy = deepcopy(model).eval()
     for module in copy.modules():
         if getattr(module, "inplace", False):
             setattr(module, "inplace", False)  # noqa: B010  # to mypy a module's attribute is a tensor
+    if not torch.equal(run(copy, x[:1].clone()), run(model, x[:1].clone())):
+        copy = trace(model, x[:1])
     return copy.requires_grad_(False)  # only the pixels' gradient is asked for
 
 
-def _gradcam(captum, copy, answer, x, wanted, layer) -> torch.Tensor:
+def _gradcam(captum, copy: nn.Module, x: torch.Tensor, wanted: torch.Tensor, layer: str | None) -> torch.Tensor:
     name = named(copy, layer)[0] if layer is not None else list(maps(copy, x[:1]))[-1]
     found = maps(copy, x[:1], [name.split("#")[0]])
     if f"{name}#2" in found or "#" in name:
         raise ValueError(f"{name!r} runs more than once, so gradcam cannot tell its maps apart: name another layer")
+    if _is_overwritten(copy, x[:1], name):
+        copy = trace(copy, x[:1])
     module = dict(copy.named_modules())[name]
-    small = captum.LayerGradCam(answer, module).attribute(
+    small = captum.LayerGradCam(lambda x: copy(x.clone()), module).attribute(
         x.clone().requires_grad_(), target=wanted, relu_attributions=True
     )
     return F.interpolate(small, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
+def _is_overwritten(model: nn.Module, x: torch.Tensor, layer: str) -> bool:
+    """Whether a later operation in place changes what a layer has given."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    with hooked(model, {layer: lambda answer: seen.append((answer, answer.clone()))}):
+        run(model, x.clone())
+    return not all(torch.equal(now, then) for now, then in seen)
 
 
 def _targets(model: nn.Module, x: torch.Tensor, target: Any) -> torch.Tensor:

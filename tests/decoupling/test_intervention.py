@@ -109,18 +109,29 @@ def test_forcing_a_path_silences_the_other_classes(network, label):
     assert (table["random"] >= 0).all() and (table["random"] <= 100).all()
 
 
+def test_random_paths_are_drawn_many_times_with_their_spread(network):
+    """One filter of three on, by chance: each class is named in as many draws as its filter is the one, or none is."""
+    decoupled, seen, batches = network
+    one = force(decoupled, seen, 1, batches, draws=1, seed=3)
+    assert (one["random spread"] == 0).all() and set(one["random"]) <= {0.0, 50.0, 75.0, 100.0, 25.0}
+    many = force(decoupled, seen, 1, batches, draws=30, seed=3)
+    assert many["random spread"].max() > 0 and not many["random"].equals(one["random"])
+    again = force(decoupled, seen, 1, batches, draws=30, seed=3)
+    assert many.equals(again)
+
+
 def test_the_forced_path_is_the_majority_path(network):
     decoupled, seen, batches = network
     given = []
     hook = decoupled.model.gate_0.register_forward_hook(lambda _, __, out: given.append(out))
-    force(decoupled, seen, 1, batches)
+    force(decoupled, seen, 1, batches, draws=1)
     hook.remove()
     as_it_was, forced, control = given[::2][:3]  # 60 pictures are two passes
     assert not forced[:, [0, 2, 4, 5]].any() and not torch.equal(as_it_was, forced)
     assert control.shape == forced.shape
 
 
-@pytest.mark.parametrize("call", [lambda *a: force(*a), lambda d, s, label, b: specific_bits(s, label, 3)])
+@pytest.mark.parametrize("call", [lambda *a: force(*a, draws=2), lambda d, s, label, b: specific_bits(s, label, 3)])
 def test_an_unknown_class_is_one_line(network, call):
     decoupled, seen, batches = network
     with pytest.raises(ValueError, match="label=9: the paths know the classes 0, 1, 2") as caught:

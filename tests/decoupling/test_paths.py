@@ -221,3 +221,20 @@ def test_the_probe_finds_what_was_planted_above_its_control():
 def test_the_probe_of_noise_is_like_its_control():
     told = probe(noise(400, seed=0), noise(400, seed=1))
     assert told.bits.max() < 0.05 and (told.bits - told.shuffled).abs().max() < 0.1
+
+
+def test_a_class_that_was_never_learned_cannot_be_probed():
+    """Its pictures would else count as those of another class."""
+    learn, held_out = planted(200), planted(200, seed=1)
+    with pytest.raises(ValueError, match=r"^probe: held_out has pictures of class 0, 3, learn has none") as caught:
+        probe(learn.take((learn.labels == 1) | (learn.labels == 2)), held_out)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="all pictures of learn are of class 2"):
+        probe(learn.take(learn.labels == 2), held_out.take(held_out.labels == 2))
+
+
+def test_classes_that_are_not_held_out_do_no_harm():
+    """Two of four classes held out: their entropy is one bit, which layer b tells as nearly as all four."""
+    held_out = planted(300, seed=1)
+    told = probe(planted(300), held_out.take(held_out.labels < 2))
+    assert told.shuffled["b"] + 0.3 < told.bits["b"] <= 1

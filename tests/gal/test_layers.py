@@ -34,6 +34,14 @@ def solve(fista: Fista, gradient, lr: float, lam: float, updates: int) -> torch.
     return fista.now[0]
 
 
+def test_a_mask_that_nothing_reads_is_one_line():
+    masks = [nn.Parameter(torch.ones(2)) for _ in range(3)]
+    masks[0].grad = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"^2 of 3 masks have no gradient: nothing in the network reads them$"):
+        Fista(masks).step(0.1, 0.1)
+    assert all(torch.equal(mask, torch.ones(2)) for mask in masks)
+
+
 def test_identity_design_gives_soft_thresholding():
     """min ||m - a||^2 / 2 + lam ||m||_1 over m >= 0 is max(a - lam, 0), exact zeros included."""
     a = torch.tensor([1.5, 0.4, 0.2, -0.3])
@@ -72,10 +80,11 @@ def test_momentum_and_the_gradient_ahead_are_worth_it():
     best = objective(A, b, solve(Fista([nn.Parameter(torch.ones(8))]), gradient, lr, lam, 3000), lam)
     gap = lambda m: objective(A, b, m, lam) - best  # noqa: E731
     fista = gap(solve(Fista([nn.Parameter(torch.ones(8))]), gradient, lr, lam, steps))
+    released = gap(solve(Fista([nn.Parameter(torch.ones(8))], look_ahead=False), gradient, lr, lam, steps))
     plain = torch.ones(8)
     for _ in range(steps):
         plain = (plain - lr * gradient(plain) - lr * lam).clamp(min=0)
-    assert 0 <= fista < gap(plain)
+    assert 0 <= fista < released / 2 and fista < gap(plain) / 2
 
 
 def test_mask_starts_as_the_identity():

@@ -196,6 +196,7 @@ def test_bad_tasks_are_one_line(changes, words):
         ("mask_every", 601, "mask_every=601 is not allowed: give a whole number in"),
         ("adversary", "wgan", "adversary='wgan' is not allowed"),
         ("released", ("bugs",), r"released=\('bugs',\) is not allowed"),
+        ("released", ("normal_masks", "uniform_masks"), "masks start 'normal_masks' or 'uniform_masks'"),
     ],
 )
 def test_bad_fields_are_one_line(field, value, words):
@@ -207,6 +208,8 @@ def test_paper_settings_are_the_released_ones():
     recipe = GAL.paper("resnet56")
     assert (recipe.lam, recipe.mu, recipe.units, recipe.mask_every, recipe.lr) == (0.6, 1.0, ("block",), 200, 0.01)
     assert recipe.steps == 39_100
+    starts = {name: GAL.paper(name).released[-1] for name in ("resnet56", "vgg16", "googlenet", "densenet40")}
+    assert starts == {**dict.fromkeys(starts, "normal_masks"), "densenet40": "uniform_masks"}
     with pytest.raises(ValueError, match=r"name='resnet18'.*resnet56"):
         GAL.paper("resnet18")
 

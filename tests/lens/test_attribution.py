@@ -56,6 +56,45 @@ def test_rectifiers_that_are_shared_and_in_place_do_no_harm():
     assert lens.attribution(nn.Sequential(nn.ReLU(inplace=True), linear()), x, 0).shape == x.shape
 
 
+class InPlace(nn.Module):
+    """A branch whose first rectifier overwrites what the shortcut adds, a module or `x.relu_()`."""
+
+    def __init__(self, act):
+        super().__init__()
+        torch.manual_seed(0)
+        self.act, self.stem, self.conv = act, nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.conv(x.relu_() if self.act is None else self.act(x))
+        return self.head((y + x).mean((2, 3)))
+
+
+class OutOfPlace(InPlace):
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head((self.conv(x) + x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_shortcut_that_is_overwritten_is_attributed_as_the_model_answers(method):
+    x = pictures(2)
+    expected = lens.attribution(OutOfPlace(None), x, 1, method)
+    for act in (None, nn.ReLU(True)):
+        assert torch.allclose(lens.attribution(InPlace(act), x, 1, method), expected, atol=1e-6)
+
+
+def test_gradcam_sees_a_layer_as_it_answers_not_as_it_is_overwritten():
+    model, x = InPlace(None).eval(), pictures(2)
+    given = OutOfPlace(None).eval().stem(x).detach().requires_grad_()
+    y = given.relu()
+    answer = model.head((model.conv(y) + y).mean((2, 3)))[:, 1].sum()
+    weight = torch.autograd.grad(answer, given)[0].mean((2, 3), keepdim=True)
+    expected = (weight * given).sum(1, keepdim=True).relu()
+    assert torch.allclose(lens.attribution(model, x, 1, "gradcam", layer="stem"), expected, atol=1e-6)
+
+
 def test_attention_and_recurrence_have_gradients_but_no_gradcam():
     for model in (Tokens(), Recurrent()):
         assert lens.attribution(model, pictures(2), 0, "saliency").any()
