@@ -12,6 +12,7 @@ from itertools import chain, count
 import torch
 from torch import fx, nn
 
+from .calls import is_relu
 from .chains import between, last_affine, private_chain
 from .channels import CONVS, NORMS, Channels, Layout, is_cat, is_depthwise, operands
 from .tracing import ancestors, module_of, propagate, shape, trace
@@ -366,13 +367,8 @@ def _drop_branch(cat: fx.Node, operand: fx.Node) -> None:
 def _tidy(graph: fx.GraphModule) -> None:
     """Delete what nobody reads any more, and a ReLU that follows a ReLU."""
     for node in list(graph.graph.nodes):
-        if _is_relu(node) and _is_relu(node.all_input_nodes[0]):
+        if is_relu(node) and is_relu(node.all_input_nodes[0]):
             node.replace_all_uses_with(node.all_input_nodes[0])
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.graph.lint()
-
-
-def _is_relu(node: fx.Node) -> bool:
-    module = module_of(node)
-    return isinstance(module, nn.ReLU) if module is not None else node.target in (torch.relu, nn.functional.relu)
