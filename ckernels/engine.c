@@ -131,7 +131,7 @@ static int check_blocks(const uint8_t *file, const op *o, uint64_t groups, uint6
             const uint64_t n = *count++;
             if (n > o->blocks - block || (!(o->form & INDEXED) && n != width)) return BAD_BLOCKS;
             for (uint64_t i = 0; (o->form & INDEXED) && i < n; i++)
-                if (col[block + i] >= width) return BAD_BLOCKS;
+                if (col[block + i] >= width || (i && col[block + i] <= col[block + i - 1])) return BAD_BLOCKS;
             block += n;
         }
     }

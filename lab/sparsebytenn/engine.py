@@ -49,7 +49,7 @@ class Engine:
         """
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
             raise ValueError(f"threads={threads!r}: give a whole number, 1 or more")
-        pictures = real(x, "x")
+        pictures = floats("x", x)
         if pictures.ndim != 4 or pictures.shape[1:] != self.shape:
             raise ValueError(f"x has shape {pictures.shape}: this engine takes (N, {', '.join(map(str, self.shape))})")
         run = self._run if kernels.backend() == "c" else lambda one: twin.run(self.network, one)
@@ -127,13 +127,12 @@ def _shared_out(run: Callable, pictures: np.ndarray, threads: int) -> Iterator[n
         yield from pool.map(run, pictures)
 
 
-def real(pictures: torch.Tensor | np.ndarray, name: str) -> np.ndarray:
-    """Pictures as the kernels read them; what is no real number is a one-line ValueError that calls them `name`."""
-    array = pictures.detach().cpu() if isinstance(pictures, torch.Tensor) else np.asarray(pictures)
-    array = array.float().numpy() if isinstance(array, torch.Tensor) and not array.is_complex() else np.asarray(array)
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} holds {array.dtype} values: give real numbers")
-    return np.ascontiguousarray(array, np.float32)
+def floats(name: str, pictures: torch.Tensor | np.ndarray) -> np.ndarray:
+    """Pictures as the kernels read them; what is no real number is a one-line ValueError."""
+    if isinstance(pictures, torch.Tensor):
+        pictures = pictures.detach().cpu()
+        pictures = (pictures if pictures.is_complex() else pictures.float()).numpy()
+    return kernels.floats(name, pictures)
 
 
 def placed(data: bytes) -> np.ndarray:

@@ -256,7 +256,7 @@ def _blocks(f: File, o: OpRecord, groups: int, rows: int, columns: int) -> int:
     widths = np.repeat(np.minimum(o.chunk, columns - np.arange(chunks) * o.chunk), groups)
     if count.sum(dtype=np.int64) != o.blocks or (not is_indexed and (count != widths).any()):
         return 9
-    if is_indexed and (f.array(np.uint16, o.col, o.blocks) >= np.repeat(widths, count)).any():
+    if is_indexed and not kernels.are_columns(f.array(np.uint16, o.col, o.blocks), count, widths):
         return 9
     if not is_bytes:
         return 0
