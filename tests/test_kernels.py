@@ -178,11 +178,12 @@ def test_an_array_that_was_written_to_is_checked_again(backend, name, value):
         ({"blocks": np.zeros(2)}, r"blocks has shape \(2,\)"),
         ({"blocks": np.zeros((2, 4), complex)}, "blocks holds complex128 values"),
         ({"chunk": 0}, "in runs of 0"),
-        ({"rows": -4}, "a sparse matrix of -4 x 2"),
+        ({"rows": -4}, "a matrix of -4 x 2"),
     ],
 )
 def test_a_matrix_of_wrong_arrays_is_none(changes, message):
-    good = {"rows": 4, "columns": 2, "chunk": 2, "count": np.array([2]), "col": np.array([0, 1]), "blocks": np.ones((2, 4))}
+    arrays = {"count": np.array([2]), "col": np.array([0, 1]), "blocks": np.ones((2, 4))}
+    good = {"rows": 4, "columns": 2, "chunk": 2, **arrays}
     assert kernels.Sparse(**good).to_dense().all()
     with pytest.raises(ValueError, match=message):
         kernels.Sparse(**{**good, **changes})

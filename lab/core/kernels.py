@@ -54,7 +54,7 @@ class Sparse:
 
     def __post_init__(self) -> None:
         if min(self.rows, self.columns) < 0 or not 1 <= self.chunk <= CHUNK:
-            raise ValueError(f"a sparse matrix of {self.rows} x {self.columns} in runs of {self.chunk}: make it with pack")
+            raise ValueError(f"a matrix of {self.rows} x {self.columns} in runs of {self.chunk}: make it with pack")
         for name, kind in (("count", np.uint16), ("col", np.uint16), ("blocks", self.KIND)):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else floats(name, value, kind))
@@ -126,7 +126,7 @@ def are_columns(col: np.ndarray, count: np.ndarray, widths: np.ndarray) -> bool:
 
 
 def floats(name: str, value: Any, kind: Any = np.float32) -> np.ndarray:
-    """An array of real numbers of a kind, contiguous; what they are not, or would not stay, is a one-line ValueError."""
+    """An array of real numbers of a kind, contiguous; a one-line ValueError for what they are not, or would not stay."""
     given = np.asarray(value)
     if given.dtype.kind not in "biuf":
         raise ValueError(f"{name} holds {given.dtype} values: give real numbers")
@@ -196,8 +196,8 @@ def aligned(shape: tuple[int, ...], kind: Any = np.float32) -> np.ndarray:
 def spmm(w: Sparse, x: np.ndarray, *, bias: Any = 0.0, add: np.ndarray | None = None, clamp: Any = None) -> np.ndarray:
     """w (rows, columns) times x (columns, n): y (rows, n) in fp32; x (columns,) gives y (rows,).
 
-    `bias` (rows,), or one number, and `add`, of y's shape, are added; `clamp` (low, high) bounds the result; a NaN stays
-    a NaN. Raises ValueError for shapes that don't match, and for what is no real number.
+    `bias` (rows,), or one number, and `add`, of y's shape, are added; `clamp` (low, high) bounds the result; a NaN
+    stays a NaN. Raises ValueError for shapes that don't match, and for what is no real number.
     """
     if not isinstance(w, Sparse) or w.KIND is not np.float32 or w.block != BLOCK:
         raise ValueError(f"w is {_called(w)}: spmm takes a matrix in blocks of {BLOCK} rows, make it with kernels.pack")

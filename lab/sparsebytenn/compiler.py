@@ -157,7 +157,7 @@ class _Builder:
         return op
 
     def _is_alone(self, node: fx.Node) -> bool:
-        """Whether one node alone reads the map that `node` stands for, under this name or another (a flattened view)."""
+        """Whether one node alone reads the map that `node` stands for, under this name or another, such as a view's."""
         while sum(bool(shape(user)) or user.op == "output" for user in node.users) == 1:
             before = node.all_input_nodes[:1]
             if not before or self.values.get(before[0]) != self.values[node]:

@@ -28,7 +28,7 @@ import numpy as np
 from ..core import kernels
 from ..core.kernels import Sparse
 from . import proof
-from .proof import INDEXED, IN_BYTES, KINDS, MAGIC, NONE, PRODUCTS, VERSION, WRONG, File, up
+from .proof import IN_BYTES, INDEXED, KINDS, MAGIC, NONE, PRODUCTS, VERSION, WRONG, File, up
 
 NAMES = {number: name for name, number in KINDS.items()}
 REFUSED, AGAIN = "this is no packed network that can be run", "make it again with outcome.engine()"

@@ -267,7 +267,7 @@ def _blocks(f: File, o: OpRecord, groups: int, rows: int, columns: int) -> int:
 
 
 def _parts(f: File, i: int) -> int:
-    """Whether the maps kept in part that an operator reads and writes go with its neighbours, and hold what it reads."""
+    """Whether the maps in part that an operator reads and writes go with its neighbours, and hold what it reads."""
     o = f.ops[i]
     x, y = f.maps[o.x], f.maps[o.y]
     if o.add != NONE and f.maps[o.add].part:

@@ -199,19 +199,23 @@ def test_a_call_means_the_same_however_it_is_written(name, interleaved, x):
 REFUSED = {
     "two answers": (Net(lambda n, x: (n.a(x), n.a(x)), a=conv(3, 4)), "the network answers with a tuple: .*one tensor"),
     "a dict": (Net(lambda n, x: {"y": n.a(x)}, a=conv(3, 4)), "the network answers with a dict"),
-    "a padding that is not zero": (Net(lambda n, x: n.a(F.pad(x, (1, 1, 1, 1), value=2.0)), a=conv(3, 4)), "no operator for pad"),
+    "a padding that is not zero": (
+        Net(lambda n, x: n.a(F.pad(x, (1, 1, 1, 1), value=2.0)), a=conv(3, 4)), "no operator for pad"
+    ),
     "a scaled sum": (Net(lambda n, x: torch.add(n.a(x), n.b(x), alpha=2), a=conv(3, 4), b=conv(3, 4)), "two maps"),
     "a number": (Net(lambda n, x: n.a(x) + 1, a=conv(3, 4)), "two maps of one shape"),
-    "a broadcast": (Net(lambda n, x: n.a(x) + n.a(x).mean((2, 3), keepdim=True), a=conv(3, 4)), "two maps of one shape"),
+    "a broadcast": (Net(lambda n, x: n.a(x) + n.a(x).mean((2, 3), keepdim=True), a=conv(3, 4)), "two maps of one"),
     "a vector and a map": (
         Net(lambda n, x: n.a(x) + x.mean((2, 3), keepdim=True), a=nn.Conv2d(3, 3, SIDE)), "two maps of one shape"
     ),
-    "depthwise behind the pool": (Net(lambda n, x: n.a(x.mean((2, 3), keepdim=True)), a=deep(3)), "a reads a single pixel"),
+    "depthwise behind the pool": (Net(lambda n, x: n.a(x.mean((2, 3), keepdim=True)), a=deep(3)), "a reads a single"),
     "a norm without statistics": (
         Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.BatchNorm2d(4, track_running_stats=False)),
         r"b \(BatchNorm2d\) keeps no running statistics",
     ),
-    "a linear layer on a map": (Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.Linear(SIDE, 4)), r"b reads \(1, 4, 12, 12\)"),
+    "a linear layer on a map": (
+        Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.Linear(SIDE, 4)), r"b reads \(1, 4, 12, 12\)"
+    ),
     "chunks": (Net(lambda n, x: torch.relu(n.a(x).chunk(2, 1)[0]), a=conv(3, 4)), "no operator for getitem"),
 }  # fmt: skip
 
@@ -229,7 +233,7 @@ def test_complex_numbers_are_refused_and_lose_nothing(x):
         compiler.compile(nn.Sequential(nn.Conv2d(3, 4, 1, dtype=torch.complex64)), x[:1].to(torch.complex64))
     engine = Engine(packed.write(compiler.compile(nn.Sequential(conv(3, 4)), x[:1])))
     for wrong in (x * 1j, (x * 1j).numpy()):
-        with pytest.raises(ValueError, match="x holds .*complex64 values: give real numbers"):
+        with pytest.raises(ValueError, match=r"x holds complex64 values: give real numbers"):
             engine(wrong)
     assert torch.equal(engine(x.double()), engine(x)) and engine(x.bfloat16()).shape == (2, 4, SIDE, SIDE)
 

@@ -10,7 +10,6 @@ import lab
 from lab.core import descent
 from lab.core.task import Task
 from lab.sparsebytenn import SparseByteNN, recipe
-from lab.sparsebytenn import equations as eq
 
 QUICK = {"steps": 12, "regroup_every": 2, "sparsity": 0.5}
 
