@@ -126,7 +126,7 @@ def are_columns(col: np.ndarray, count: np.ndarray, widths: np.ndarray) -> bool:
 
 
 def floats(name: str, value: Any, kind: Any = np.float32) -> np.ndarray:
-    """An array of real numbers of a kind, contiguous; a one-line ValueError for what they are not, or would not stay."""
+    """An array of real numbers of a kind, contiguous; what is none, or would be another, is a one-line ValueError."""
     given = np.asarray(value)
     if given.dtype.kind not in "biuf":
         raise ValueError(f"{name} holds {given.dtype} values: give real numbers")
