@@ -66,7 +66,8 @@ def x():
 
 # -- networks drawn at random ------------------------------------------------------------------------------------------
 
-TAKEN = ("pointwise", "pointwise relu", "conv", "conv norm", "depthwise", "depthwise relu", "down", "add", "twice")
+TAKEN = ("pointwise", "pointwise relu", "conv", "conv norm", "depthwise", "depthwise relu", "down", "add", "twice",
+         "dw + pw", "pw + dw")  # fmt: skip
 EITHER = ("relu", "clamp", "norm", "cat", "identity")  # taken, or refused in one line, by where they stand
 LAYERS = {
     "pointwise": lambda c: conv(c, 4),
@@ -80,6 +81,8 @@ LAYERS = {
     "clamp": lambda c: nn.Hardtanh(-0.3, 0.5),
     "norm": nn.BatchNorm2d,
     "identity": lambda c: nn.Identity(),
+    "dw + pw": lambda c: Net(lambda n, x: n.a(x) + n.b(x), a=deep(c), b=conv(c, c)),
+    "pw + dw": lambda c: Net(lambda n, x: n.a(x) + n.b(x), a=conv(c, c), b=deep(c)),
 }
 
 
