@@ -1,11 +1,13 @@
 /* The engine: reads a packed network (lab/sparsebytenn/packed.py writes it and describes the format), checks every
    number in it that could lead out of bounds, and runs it op by op over one arena. It allocates nothing. */
 #include "isa.h"
+#include <float.h>
 
 enum { HEADER = 16, TENSOR = 8, OP = 32, NONE = 0xffffffffu, MAGIC = 0x4e4e4253, VERSION = 1, LARGEST = 1 << 20 };
 enum { CONV = 1, POINTWISE, DEPTHWISE, SEPARABLE, MEAN, LINEAR, ADD };
 enum { INDEXED = 1, BYTES = 2, MOST_BYTES = 1 << 16 }; /* of op.form; so many products of bytes an int32 can hold */
 enum { CHAIN = 8 };                                    /* operators that may hang together by maps kept in part */
+enum { MOST_OPS = 1 << 12, MOST_FLOATS = 1 << 30 };    /* of a file; of an arena, 4 GiB */
 
 /* A map with `part` is kept in part: it never holds more than that many of its rows. The operator behind its writer
    alone reads it, and asks for rows when it needs them: so large maps stay in the cache. */
@@ -45,6 +47,7 @@ static uint64_t before_bytes(const op *o, const tensor *x) {
 /* -- what may be wrong with a file ----------------------------------------------------------------------------------- */
 
 enum { TRUNCATED = 1, NOT_OURS, OTHER_VERSION, CHANGED, BAD_TENSOR, BAD_OP, BAD_SHAPE, BAD_SECTION, BAD_BLOCKS, BAD_ARENA };
+enum { LARGE_ARENA = 11, STALE, BAD_SUMS, BAD_TEXT };
 
 static uint32_t crc32(const uint8_t *p, uint64_t n) {
     uint32_t crc = ~0u, table[256];
@@ -60,21 +63,57 @@ static int section(const header *h, uint64_t at, uint64_t bytes) {
     return at % 4 == 0 && at >= 4 * HEADER && at <= h->size && bytes <= h->size - at;
 }
 
+static uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b; }
+static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+/* Floats of the arena that a map takes. */
+static uint64_t extent(const tensor *t) {
+    return t->interleaved ? up((uint64_t)t->h * t->w * t->c, 16) + 16 : up(t->c, 4) * t->pitch;
+}
+
 static int check_tensor(const header *h, const tensor *t) {
     const uint64_t pixels = (uint64_t)(t->part ? t->part : t->h) * t->w;
     if (!t->c || !t->h || !t->w || t->c > LARGEST || t->h > LARGEST || t->w > LARGEST || t->interleaved > 1) return BAD_TENSOR;
     if (t->part && (t->part > t->h || t->interleaved)) return BAD_TENSOR;
     if ((uint64_t)t->h * t->w > 1u << 28 || t->at % 16 || t->pitch % 16) return BAD_TENSOR;
-    const uint64_t floats = t->interleaved ? up(pixels * t->c, 16) + 16 : up(t->c, 4) * t->pitch;
     if (!t->interleaved && t->pitch < up(pixels, 16) + 16) return BAD_TENSOR;
-    return floats > h->arena || t->at > h->arena - floats ? BAD_ARENA : 0;
+    const uint64_t floats = extent(t);
+    if (floats > h->arena || t->at > h->arena - floats) return BAD_ARENA;
+    return t->at + floats <= h->room || t->at >= (uint64_t)h->room + h->room_floats ? 0 : BAD_ARENA;
+}
+
+/* Whether the arena is no larger than what lies in it. */
+static int check_arena(const uint8_t *file) {
+    const header *h = head(file);
+    uint64_t end = (uint64_t)h->room + h->room_floats;
+    for (uint32_t i = 0; i < h->n_tensors; i++) end = larger(end, tensor_of(file, i)->at + extent(tensor_of(file, i)));
+    return h->arena > up(end, 16) ? LARGE_ARENA : 0;
+}
+
+/* Whether the stored sums of a product of bytes, whose blocks have been checked, are those of its weights. */
+static int check_sums(const uint8_t *file, const op *o, uint64_t groups, uint64_t chunks) {
+    enum { AT_ONCE = 256 }; /* groups of rows summed in one pass over the counts */
+    const int32_t *stored = (const int32_t *)(file + o->sums);
+    for (uint64_t first = 0; first < groups; first += AT_ONCE) {
+        int32_t sums[4 * AT_ONCE] = {0};
+        const uint16_t *count = (const uint16_t *)(file + o->count);
+        const int8_t *w = (const int8_t *)(file + o->w);
+        for (uint64_t i = 0; i < chunks * groups; w += 16 * (uint64_t)count[i++]) {
+            const uint64_t g = i % groups;
+            if (g < first || g >= first + AT_ONCE) continue;
+            for (uint64_t j = 0; j < 16 * (uint64_t)count[i]; j++) sums[4 * (g - first) + j % 16 / 4] += w[j];
+        }
+        for (uint64_t r = 4 * first; r < 4 * lesser(groups, first + AT_ONCE); r++)
+            if (stored[r] != sums[r - 4 * first]) return BAD_SUMS;
+    }
+    return 0;
 }
 
 /* `columns` of X against the blocks of an op of `groups` groups of `rows` rows. */
 static int check_blocks(const uint8_t *file, const op *o, uint64_t groups, uint64_t rows, uint64_t columns) {
     const header *h = head(file);
     if (o->form & BYTES) {
-        if (rows != 4 || columns > MOST_BYTES || o->zero_point > 255 || !(o->gain > 0)) return BAD_OP;
+        if (rows != 4 || columns > MOST_BYTES || o->zero_point > 255 || !(o->gain > 0 && o->gain <= FLT_MAX)) return BAD_OP;
         if (!section(h, o->scale, 16 * groups) || !section(h, o->sums, 16 * groups)) return BAD_SECTION;
         columns = fours(columns); /* a block of 16 bytes is 4 columns wide */
     }
@@ -92,11 +131,12 @@ static int check_blocks(const uint8_t *file, const op *o, uint64_t groups, uint6
             const uint64_t n = *count++;
             if (n > o->blocks - block || (!(o->form & INDEXED) && n != width)) return BAD_BLOCKS;
             for (uint64_t i = 0; (o->form & INDEXED) && i < n; i++)
-                if (col[block + i] >= width) return BAD_BLOCKS;
+                if (col[block + i] >= width || (i && col[block + i] <= col[block + i - 1])) return BAD_BLOCKS;
             block += n;
         }
     }
-    return block == o->blocks ? 0 : BAD_BLOCKS;
+    if (block != o->blocks) return BAD_BLOCKS;
+    return o->form & BYTES ? check_sums(file, o, groups, chunks) : 0;
 }
 
 /* Whether a window of k, stride and pad leads from x to y's height and width, and a band of it fits the room. */
@@ -118,8 +158,6 @@ static int check_product(const uint8_t *file, const op *o, const tensor *x, cons
     if (o->form & BYTES && before_bytes(o, x) + fours(columns) * pitch > head(file)->room_floats) return BAD_ARENA;
     return check_blocks(file, o, up(y->c, 4) / 4, 4, columns);
 }
-
-static uint32_t lesser(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
 /* Whether the maps kept in part that op i reads and writes go with its neighbours, and hold what a band reads. */
 static int check_parts(const uint8_t *file, uint32_t i) {
@@ -148,6 +186,9 @@ static int check_op(const uint8_t *file, const op *o) {
     const tensor *a = has_add ? tensor_of(file, o->add) : y;
     if (y->interleaved || a->interleaved || a->c != y->c || a->h != y->h || a->w != y->w || (has_add && a->pitch != y->pitch)) return BAD_SHAPE;
     if (x->interleaved && o->kind != CONV) return BAD_SHAPE;
+    const int product = o->kind == CONV || o->kind == POINTWISE || o->kind == SEPARABLE; /* what can take a sum in */
+    if (has_add && !product && o->kind != ADD) return BAD_OP;
+    if (!(o->lo <= o->hi) || (o->kind == SEPARABLE && !(o->dw_lo <= o->dw_hi))) return BAD_OP;
     int wrong = 0;
     switch (o->kind) {
         case CONV: {
@@ -176,6 +217,112 @@ static int check_op(const uint8_t *file, const op *o) {
     return BAD_OP;
 }
 
+/* The operator in whose turn op i runs: itself, or that of the first behind it to write a whole map. */
+static uint32_t turn(const uint8_t *file, uint32_t i) {
+    while (tensor_of(file, op_of(file, i)->y)->part) i++;
+    return i;
+}
+
+/* Whether a map holds what was written there when the operators i .. last run, which read it. */
+static int is_fresh(const uint8_t *file, uint32_t map, uint32_t i, uint32_t last) {
+    const header *h = head(file);
+    const tensor *t = tensor_of(file, map);
+    uint32_t since = i; /* the first operator behind the one that wrote the map */
+    while (since && op_of(file, since - 1)->y != map) since--;
+    if (!since && map != h->input) return 0;
+    for (uint32_t j = since; j < h->n_ops && j <= last; j++) {
+        const tensor *y = tensor_of(file, op_of(file, j)->y);
+        if (y->at < t->at + extent(t) && t->at < y->at + extent(y)) return 0;
+    }
+    return 1;
+}
+
+/* Whether every map is written before it is read, and nothing is written over it in between. */
+static int check_order(const uint8_t *file) {
+    const header *h = head(file);
+    for (uint32_t i = 0; i < h->n_ops; i++) {
+        const op *o = op_of(file, i);
+        if (!is_fresh(file, o->x, i, turn(file, i))) return STALE;
+        if (o->add != NONE && !is_fresh(file, o->add, i, turn(file, i))) return STALE;
+    }
+    return is_fresh(file, h->output, h->n_ops, h->n_ops) ? 0 : STALE;
+}
+
+/* -- its description: one JSON object of whole numbers, strings and lists of them, as packed.py writes it --------------- */
+
+typedef struct {
+    const uint8_t *at, *end;
+} text;
+
+static int next(text *t, char c) { return t->at < t->end && *t->at == (uint8_t)c ? t->at++, 1 : 0; }
+static int is_one_of(uint8_t c, const char *those) {
+    while (*those && (uint8_t)*those != c) those++;
+    return *those != 0;
+}
+
+static int escape(text *t) {
+    if (!next(t, 'u')) return t->at < t->end && is_one_of(*t->at++, "\"\\/bfnrt");
+    for (int i = 0; i < 4; i++)
+        if (t->at == t->end || !is_one_of(*t->at++, "0123456789abcdefABCDEF")) return 0;
+    return 1;
+}
+
+static int string(text *t) {
+    if (!next(t, '"')) return 0;
+    while (t->at < t->end) {
+        const uint8_t c = *t->at++;
+        if (c == '"') return 1;
+        if (c < ' ' || c > '~' || (c == '\\' && !escape(t))) return 0;
+    }
+    return 0;
+}
+
+static int number(text *t) {
+    next(t, '-');
+    if (next(t, '0')) return 1;
+    int digits = 0;
+    while (digits < 15 && t->at < t->end && is_one_of(*t->at, "0123456789")) t->at++, digits++;
+    return digits > 0;
+}
+
+static int item(text *t) { return t->at < t->end && *t->at == '"' ? string(t) : number(t); }
+
+/* A value; of a list, `strings` says how many it holds if they are all strings, else -1. */
+static int value(text *t, int64_t *strings) {
+    *strings = -1;
+    if (!next(t, '[')) return item(t);
+    int64_t n = 0, others = 0;
+    if (!next(t, ']')) {
+        do {
+            others += t->at < t->end && *t->at != '"';
+            if (!item(t)) return 0;
+            n++;
+        } while (next(t, ',') && next(t, ' '));
+        if (!next(t, ']')) return 0;
+    }
+    *strings = others ? -1 : n;
+    return 1;
+}
+
+/* Whether it can be read, and its "names" are strings, one an operator. */
+static int check_text(const uint8_t *file) {
+    const header *h = head(file);
+    text t = {file + h->meta, file + h->meta + h->meta_size};
+    int64_t names = -1, strings;
+    if (!next(&t, '{')) return BAD_TEXT;
+    do {
+        const uint8_t *key = t.at, name[] = "\"names\"";
+        if (!next(&t, '"')) return BAD_TEXT;
+        while (t.at < t.end && is_one_of(*t.at, "abcdefghijklmnopqrstuvwxyz")) t.at++;
+        if (!next(&t, '"')) return BAD_TEXT;
+        int is_names = t.at - key == sizeof name - 1;
+        for (uint32_t i = 0; is_names && i < sizeof name - 1; i++) is_names = key[i] == name[i];
+        if (!next(&t, ':') || !next(&t, ' ') || !value(&t, &strings)) return BAD_TEXT;
+        if (is_names) names = strings;
+    } while (next(&t, ',') && next(&t, ' '));
+    return next(&t, '}') && t.at == t.end && names == h->n_ops ? 0 : BAD_TEXT;
+}
+
 int engine_check(const uint8_t *file, uint64_t size) {
     const header *h = head(file);
     if (size < 4 * HEADER) return TRUNCATED;
@@ -186,7 +333,8 @@ int engine_check(const uint8_t *file, uint64_t size) {
     if (!section(h, h->tensors, 4ull * TENSOR * h->n_tensors) || !section(h, h->ops, 4ull * OP * h->n_ops)) return BAD_SECTION;
     if (!section(h, h->meta, h->meta_size)) return BAD_SECTION;
     if (h->input >= h->n_tensors || h->output >= h->n_tensors || tensor_of(file, h->output)->interleaved) return BAD_TENSOR;
-    if (h->arena * (uint64_t)sizeof(float) > PTRDIFF_MAX) return BAD_ARENA; /* no 32-bit machine has it */
+    if (h->n_ops > MOST_OPS) return BAD_OP;
+    if (h->arena > MOST_FLOATS || h->arena * (uint64_t)sizeof(float) > PTRDIFF_MAX) return LARGE_ARENA; /* a 32-bit machine's is less */
     if (h->room % 16 || h->room > h->arena || h->room_floats > h->arena - h->room) return BAD_ARENA;
     for (uint32_t i = 0; i < h->n_tensors; i++) {
         const int wrong = check_tensor(h, tensor_of(file, i));
@@ -201,7 +349,9 @@ int engine_check(const uint8_t *file, uint64_t size) {
         const int wrong = check_parts(file, i);
         if (wrong) return wrong;
     }
-    return 0;
+    int wrong = check_arena(file);
+    if (!wrong) wrong = check_order(file);
+    return wrong ? wrong : check_text(file);
 }
 
 uint64_t engine_arena(const uint8_t *file) { return head(file)->arena; }
@@ -382,6 +532,7 @@ static void step(const uint8_t *file, float *arena, const isa *with, int index, 
         case MEAN: {
             const mean_f32 s = {.c = (int32_t)x->c, .n = (int32_t)(x->h * x->w), .x_pitch = x->pitch, .x = in, .y = out};
             with->mean(&s);
+            for (uint32_t c = 0; c < x->c; c++) out[c] = out[c] < o->lo ? o->lo : out[c] > o->hi ? o->hi : out[c];
             break;
         }
         case LINEAR: {

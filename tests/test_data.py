@@ -1,6 +1,7 @@
 """Everything kept in `data/` is what its SHA256SUMS says, has its README, and stays small."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,9 @@ def test_every_file_is_the_one_that_was_kept(folder):
 
 def test_all_of_it_stays_small():
     assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) < 25_000_000
+
+
+def test_what_no_command_counts_is_marked_as_quoted():
+    rows = json.loads((DATA / "sparsebytenn" / "arm.json").read_text())["product"]
+    assert [row["source"].split(":")[0] for row in rows] == ["counted"] + ["quoted"] * 3
+    assert all(("XNNPACK" in row["kernel"]) == row["source"].startswith("quoted") for row in rows)

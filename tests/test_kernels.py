@@ -134,6 +134,61 @@ def test_a_pointer_keeps_its_array():
     assert alive() is not None and p[len(p) - 1] == 1
 
 
+WRONG = {
+    "a sum of too few columns": ({"add": np.zeros((8, 8))}, r"add has shape \(8, 8\): the product has \(8, 9\)"),
+    "a sum of too many": ({"add": np.zeros((8, 10))}, "add has shape"),
+    "a sum of other rows": ({"add": np.zeros((4, 18))}, "add has shape"),
+    "a sum of one axis": ({"add": np.zeros(72)}, "add has shape"),
+    "a sum of complex numbers": ({"add": np.zeros((8, 9), complex)}, "add holds complex128 values: give real numbers"),
+    "a bias a column": ({"bias": np.zeros(9)}, r"bias has shape \(9,\): give one number, or \(8,\)"),
+    "a bias of two axes": ({"bias": np.zeros((8, 1))}, "bias has shape"),
+    "a bias of words": ({"bias": "none"}, "bias holds <U4 values"),
+    "a clamp the wrong way": ({"clamp": (6, 0)}, r"clamp=\(6, 0\): give \(low, high\)"),
+    "a clamp that is none": ({"clamp": (0, np.nan)}, "clamp="),
+    "complex x": ({"x": np.zeros((5, 9), complex)}, "x holds complex128 values"),
+    "x the other way": ({"x": np.zeros((9, 5))}, r"x has shape \(9, 5\)"),
+    "blocks of 16": ({"w": kernels.pack(np.ones((8, 5)), block=16)}, "w is in blocks of 16: spmm takes"),
+    "no sparse matrix": ({"w": np.ones((8, 5))}, "w is ndarray: spmm takes"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_every_array_is_checked_against_the_others(backend, name):
+    changes, message = WRONG[name]
+    given_ = {"w": kernels.pack(np.ones((8, 5))), "x": np.ones((5, 9)), **changes}
+    with pytest.raises(ValueError, match=message) as caught:
+        kernels.spmm(given_.pop("w"), given_.pop("x"), **given_)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("col", 60_000), ("count", 60_000), ("col", 0)])
+def test_an_array_that_was_written_to_is_checked_again(backend, name, value):
+    w = kernels.pack(np.ones((8, 5)) * [1, 1, 0, 1, 1])
+    getattr(w, name)[1] = value
+    with pytest.raises(ValueError, match="the sparse matrix is broken"):
+        kernels.spmm(w, np.ones((5, 9)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"col": np.array([0, 70_000])}, "col holds numbers that uint16 cannot"),
+        ({"count": np.array([-1])}, "count holds numbers that uint16 cannot"),
+        ({"col": np.array([1, 1])}, "stands twice"),
+        ({"blocks": np.zeros(2)}, r"blocks has shape \(2,\)"),
+        ({"blocks": np.zeros((2, 4), complex)}, "blocks holds complex128 values"),
+        ({"chunk": 0}, "in runs of 0"),
+        ({"rows": -4}, "a matrix of -4 x 2"),
+    ],
+)
+def test_a_matrix_of_wrong_arrays_is_none(changes, message):
+    arrays = {"count": np.array([2]), "col": np.array([0, 1]), "blocks": np.ones((2, 4))}
+    good = {"rows": 4, "columns": 2, "chunk": 2, **arrays}
+    assert kernels.Sparse(**good).to_dense().all()
+    with pytest.raises(ValueError, match=message):
+        kernels.Sparse(**{**good, **changes})
+
+
 @needs_c
 def test_an_unknown_instruction_set_is_refused(monkeypatch):
     monkeypatch.setenv("LAB_ISA", "mmx")

@@ -53,21 +53,30 @@ class Sparse:
     KIND: ClassVar[Any] = np.float32
 
     def __post_init__(self) -> None:
+        if min(self.rows, self.columns) < 0 or not 1 <= self.chunk <= CHUNK:
+            raise ValueError(f"a matrix of {self.rows} x {self.columns} in runs of {self.chunk}: make it with pack")
         for name, kind in (("count", np.uint16), ("col", np.uint16), ("blocks", self.KIND)):
             value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else np.ascontiguousarray(value, kind))
+            object.__setattr__(self, name, None if value is None else floats(name, value, kind))
+        self.check()
+
+    def check(self) -> None:
+        """Raise a one-line ValueError unless count, col and blocks go together: the kernels follow them unasked."""
+        if self.blocks.ndim != (3 if self.KIND is np.int8 else 2) or self.blocks.shape[1] < 1:
+            raise ValueError(f"blocks has shape {self.blocks.shape}: give (blocks, rows of one); make it with pack")
         n, widths = len(self.blocks), self.widths()
-        if len(self.count) != len(widths):
-            raise ValueError(f"count has {len(self.count)} entries: {self.rows} x {self.columns} needs {len(widths)}")
-        if self.count.sum(dtype=np.int64) != n or (self.col is not None and len(self.col) != n):
+        if self.count.shape != widths.shape:
+            raise ValueError(f"count has {self.count.size} entries: {self.rows} x {self.columns} needs {len(widths)}")
+        if self.count.sum(dtype=np.int64) != n or (self.col is not None and self.col.shape != (n,)):
             raise ValueError(f"the sparse matrix is broken: count and col do not go with {n} blocks; make it with pack")
         if self.col is not None and self.chunk > self.longest:
             raise ValueError(
                 f"the sparse matrix is broken: runs of {self.chunk} columns, at most {self.longest}; make it with pack"
             )
-        limits = np.repeat(widths, self.count)
-        if (self.count != widths).any() if self.col is None else (self.col >= limits).any():
-            raise ValueError("the sparse matrix is broken: a column lies outside its run; make it with kernels.pack")
+        if (self.count != widths).any() if self.col is None else not are_columns(self.col, self.count, widths):
+            raise ValueError(
+                "the sparse matrix is broken: a column lies outside its run or stands twice; make it with kernels.pack"
+            )
 
     @property
     def longest(self) -> int:
@@ -108,13 +117,32 @@ class Sparse:
         return rows[: self.rows, : self.columns]
 
 
+def are_columns(col: np.ndarray, count: np.ndarray, widths: np.ndarray) -> bool:
+    """Whether the columns of each of these many blocks rise, and lie within their run's width."""
+    first = np.zeros(len(col), bool)  # of a group's blocks: the one whose column may be less than that before it
+    first[(np.cumsum(count, dtype=np.int64) - count)[count > 0]] = True
+    rises = np.diff(col.astype(np.int64), prepend=-1) > 0
+    return bool((first | rises).all() and (col < np.repeat(widths, count)).all())
+
+
+def floats(name: str, value: Any, kind: Any = np.float32) -> np.ndarray:
+    """An array of real numbers of a kind, contiguous; what is none, or would be another, is a one-line ValueError."""
+    given = np.asarray(value)
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {given.dtype} values: give real numbers")
+    cast = np.asarray(given, kind, order="C")
+    if np.dtype(kind).kind != "f" and (cast != given).any():
+        raise ValueError(f"{name} holds numbers that {np.dtype(kind)} cannot: make it with pack")
+    return cast
+
+
 def pack(w: np.ndarray, *, block: int = BLOCK, chunk: int = CHUNK, dense: bool = False) -> Sparse:
     """The nonzero blocks of w (rows, columns) in fp32, `block` rows x 1 column each, or all of them.
 
     A block is kept if any of its weights is not 0. Columns are cut into runs of `chunk`, at most 65,535, and of 1,024
     where blocks of 4 have an index.
     """
-    w = np.asarray(w, np.float32)
+    w = floats("w", w)
     if w.ndim != 2:
         raise ValueError(f"w has shape {w.shape}: give a matrix (rows, columns)")
     if not 1 <= chunk <= CHUNK:
@@ -168,27 +196,40 @@ def aligned(shape: tuple[int, ...], kind: Any = np.float32) -> np.ndarray:
 def spmm(w: Sparse, x: np.ndarray, *, bias: Any = 0.0, add: np.ndarray | None = None, clamp: Any = None) -> np.ndarray:
     """w (rows, columns) times x (columns, n): y (rows, n) in fp32; x (columns,) gives y (rows,).
 
-    `bias` (rows,) and `add` (rows, n) are added, `clamp` (low, high) bounds the result; a NaN stays a NaN.
-    Raises ValueError for shapes that don't match.
+    `bias` (rows,), or one number, and `add`, of y's shape, are added; `clamp` (low, high) bounds the result; a NaN
+    stays a NaN. Raises ValueError for shapes that don't match, and for what is no real number.
     """
-    x = np.asarray(x, np.float32)
+    if not isinstance(w, Sparse) or w.KIND is not np.float32 or w.block != BLOCK:
+        raise ValueError(f"w is {_called(w)}: spmm takes a matrix in blocks of {BLOCK} rows, make it with kernels.pack")
+    w.check()  # its arrays may have been written to since it was made
+    x = floats("x", x)
     if x.ndim not in (1, 2) or len(x) != w.columns:
         raise ValueError(f"x has shape {x.shape}: a matrix of {w.columns} columns needs ({w.columns}, n)")
-    wide = x.reshape(w.columns, -1) if x.size else np.zeros((w.columns, x.shape[1] if x.ndim == 2 else 1), np.float32)
-    low, high = clamp or (-np.inf, np.inf)
+    shape = (w.rows, *x.shape[1:])
+    bias, more = floats("bias", bias), None if add is None else floats("add", add)
+    if bias.shape not in ((), (w.rows,)):
+        raise ValueError(f"bias has shape {bias.shape}: give one number, or ({w.rows},)")
+    if more is not None and more.shape != shape:
+        raise ValueError(f"add has shape {more.shape}: the product has {shape}")
+    low, high = (-np.inf, np.inf) if clamp is None else (float(end) for end in clamp)
+    if not low <= high:
+        raise ValueError(f"clamp={clamp!r}: give (low, high), the lower one first")
+    if 0 in shape:
+        return np.zeros(shape, np.float32)
     padded = np.zeros(w.groups * w.block, np.float32)
     padded[: w.rows] = bias
-    if w.rows == 0 or wide.shape[1] == 0:
-        return np.zeros((w.rows, *x.shape[1:]), np.float32)
+    n = 1 if x.ndim == 1 else x.shape[1]
     multiply = {"c": _spmm_c, "numpy": _spmm_numpy}[backend()]
-    y = multiply(w, wide, padded, None if add is None else np.asarray(add, np.float32).reshape(w.rows, -1), low, high)
-    return y[: w.rows].reshape(w.rows, *x.shape[1:])
+    y = multiply(w, x.reshape(w.columns, n), padded, None if more is None else more.reshape(w.rows, n), low, high)
+    return y[: w.rows].reshape(shape)
+
+
+def _called(w: Any) -> str:
+    return f"in blocks of {' x '.join(map(str, w.blocks.shape[1:]))}" if isinstance(w, Sparse) else type(w).__name__
 
 
 def _spmm_c(w: Sparse, x: np.ndarray, bias: np.ndarray, add: np.ndarray | None, low: float, high: float) -> np.ndarray:
     """The kernel of the present instruction set on planes of its own."""
-    if w.block != BLOCK:
-        raise ValueError(f"spmm takes blocks of {BLOCK} rows, this matrix has {w.block}")
     n, rows = x.shape[1], w.groups * BLOCK
     source, y = planes(x), planes(np.zeros((0, n), np.float32), rows)
     more = None if add is None else planes(add, rows)

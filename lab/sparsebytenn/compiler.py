@@ -1,7 +1,11 @@
 """From a trained network to the engine's operators: norms folded, activations and sums fused, rows packed.
 
 Known are convolutions (groups 1 of any square window, depthwise 3 x 3 and 5 x 5), batch norms behind them, ReLU and
-ReLU6, sums of two maps, the mean over the picture and linear layers. Anything else is a one-line error that names it.
+all that clamps, sums of two maps, the mean over the picture and linear layers. Anything else is a one-line error that
+names it.
+
+A value may be fused into what reads it only if nothing else reads it, and only by how it is read: as an input or as
+what is added.
 """
 
 import math
@@ -15,22 +19,20 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ..core import kernels
+from ..core.calls import arguments, bounds
 from ..core.channels import is_depthwise
 from ..core.tracing import module_of, shape, trace
 from .packed import Map, Network, Op
+from .proof import CHAIN
 
 BAND = 48 << 10  # floats, about, that a separable pair or a convolution lays out at a time: they stay in the cache
 LARGE = 512 << 10  # floats of a map that takes the whole second-level cache
 CACHED = 192 << 10  # floats that a chain of operators keeps and lays out in it
-CHAIN = 8  # operators in one, as ckernels/engine.c has it
 VECTOR = 16  # floats of the longest vector
 RUN = 128  # columns of X that stay in the first-level cache
-_ACTIVATIONS = {
-    nn.ReLU: (0.0, np.inf), nn.ReLU6: (0.0, 6.0), F.relu: (0.0, np.inf), torch.relu: (0.0, np.inf),
-    F.relu6: (0.0, 6.0), "relu": (0.0, np.inf),
-}  # fmt: skip
 _NOTHING = (nn.Dropout, nn.Dropout2d, nn.Identity)
-_KNOWN = "convolutions, batch norms behind them, ReLU, ReLU6, sums, the mean over the picture, linear layers"
+_KNOWN = "convolutions, batch norms behind them, ReLU, ReLU6, clamps, sums, the mean over the picture, linear layers"
+_FLATTENINGS = {"flatten", "view", "reshape", "squeeze", torch.flatten, torch.reshape, torch.squeeze}
 FREE = (-np.inf, np.inf)
 
 
@@ -42,6 +44,8 @@ def compile(model: nn.Module, example: torch.Tensor, *, interleaved: bool = Fals
     """
     if example.dim() != 4 or len(example) != 1:
         raise ValueError(f"example has shape {tuple(example.shape)}: the engine takes one picture, (1, C, H, W)")
+    if any(tensor.is_complex() for tensor in (example, *model.parameters(), *model.buffers())):
+        raise ValueError("the network or its example holds complex numbers: the engine computes with real ones")
     graph = trace(model, example).cpu()  # a copy: the network stays on its own device
     return chained(joined(_Builder(graph, interleaved).network()))
 
@@ -50,7 +54,7 @@ class _Builder:
     """Walks a traced graph and writes down operators.
 
     `values` says which map holds a node's output; `rows` holds the matrix of the operator that writes a map, until all
-    norms are folded into it and it is packed.
+    norms are folded into it and it is packed. A vector (1, C), and a picture's mean (1, C, 1, 1), is a map of one row.
     """
 
     def __init__(self, graph: fx.GraphModule, interleaved: bool) -> None:
@@ -59,9 +63,11 @@ class _Builder:
         self.ops: list[Op] = []
         self.values: dict[fx.Node, int] = {}
         self.rows: dict[int, np.ndarray] = {}
+        self.apart: dict[int, int] = {}  # the picture whose channels are interleaved -> the same with planes
 
     def network(self) -> Network:
         output = first = -1
+        meta: dict[str, Any] = {}
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
                 if first >= 0:
@@ -69,12 +75,20 @@ class _Builder:
                 _, c, h, w = shape(node)
                 first = self.values[node] = self._new(Map(c, h, w, self.interleaved))
             elif node.op == "output":
-                output = self.values[node.all_input_nodes[0]]
+                output, meta = self._answer(node.args[0])
             else:
                 self._operator(node)
-        meta = {"classes": self.maps[output].w if self.maps[output].c == 1 else self.maps[output].c}
         ops = [replace(op, weights=packed_rows(op, self.rows[op.y])) if op.y in self.rows else op for op in self.ops]
         return Network(self.maps, ops, first, output, meta)
+
+    def _answer(self, answer: Any) -> tuple[int, dict[str, Any]]:
+        """The map that holds the network's answer, and its shape without the batch axis."""
+        if not isinstance(answer, fx.Node):
+            kind = type(answer).__name__.removeprefix("immutable_")
+            raise ValueError(f"the network answers with a {kind}: the engine gives one tensor, return that alone")
+        found = self._planes(answer)
+        m = self.maps[found]
+        return found, {"classes": m.w if m.c == 1 else m.c, "answer": list(shape(answer)[1:])}
 
     def _new(self, made: Map) -> int:
         self.maps.append(made)
@@ -88,52 +102,90 @@ class _Builder:
             self._norm(node, module)
         elif isinstance(module, nn.Linear):
             self._linear(node, module)
-        elif (bounds := _ACTIVATIONS.get(target if module is None else type(module))) is not None:
-            self._activation(node, bounds)
-        elif target in (operator.add, torch.add, "add") and len(node.all_input_nodes) == 2:
+        elif (clamp := bounds(node)) is not None:
+            self._activation(node, clamp)
+        elif target in (operator.add, torch.add, "add"):
             self._sum(node)
         elif _is_mean(node, module):
-            x = self._source(node)
-            self._emit(Op("mean", node.name, x, self._new(Map(1, 1, self.maps[x].c))), node)
-        elif isinstance(module, _NOTHING) or _is_flatten(node, module):
-            self.values[node] = self._source(node)
+            self._mean(node)
+        elif isinstance(module, _NOTHING):
+            self.values[node] = self._map(_source(node))
+        elif _is_flatten(node, module):
+            self.values[node] = self._planes(_source(node))
         elif not (node.op == "get_attr" or not shape(node)):
-            raise ValueError(f"the engine has no operator for {_called(node, module)}: it has {_KNOWN}")
+            raise self._lacks(node)
 
-    def _source(self, node: fx.Node) -> int:
-        return self.values[node.all_input_nodes[0]]
+    def _lacks(self, node: fx.Node) -> ValueError:
+        return ValueError(f"the engine has no operator for {_called(node, module_of(node))}: it has {_KNOWN}")
+
+    def _map(self, node: fx.Node) -> int:
+        """The map that holds what a node gives."""
+        if node not in self.values:
+            raise self._lacks(node)
+        return self.values[node]
+
+    def _planes(self, node: fx.Node) -> int:
+        """The same, channel by channel: only a convolution reads a picture whose channels are interleaved."""
+        found = self._map(node)
+        m = self.maps[found]
+        if not m.interleaved:
+            return found
+        if found not in self.apart:
+            made = self.apart[found] = self._new(Map(m.c, m.h, m.w))
+            self.rows[made] = np.eye(m.c)
+            self.ops.append(Op("conv", "planes", found, made, band=_band(m.h, m.w, m.c), bias=np.zeros(m.c)))
+        return self.apart[found]
 
     def _emit(self, op: Op, node: fx.Node) -> None:
         self.ops.append(op)
         self.values[node] = op.y
 
+    def _is_vector(self, node: fx.Node) -> bool:
+        """Whether a picture of 1 x 1 pixels lies in a map of one row."""
+        m = self.maps[self._map(node)]
+        return shape(node)[1:] != (m.c, m.h, m.w)
+
     def _writer(self, node: fx.Node) -> Op:
         """The operator behind `node`, if nobody else reads what it gives."""
-        source = node.all_input_nodes[0]
-        op = next((op for op in self.ops if op.y == self.values[source]), None)
-        while len(source.users) == 1 and module_of(source) is not None and isinstance(module_of(source), _NOTHING):
-            source = source.all_input_nodes[0]
-        if op is None or len(source.users) != 1:
+        source = _source(node)
+        op = next((op for op in self.ops if op.y == self._map(source)), None)
+        if op is None or op.y in self.apart.values() or not self._is_alone(source):
             raise ValueError(
                 f"{_called(node, module_of(node))} follows {source.name}, which the engine cannot join it to: it must "
-                "stand right behind a convolution, a linear layer or a sum, and be the only one that reads it"
+                "stand right behind a convolution, a linear layer, a mean or a sum, and be the only one that reads it"
             )
         return op
 
+    def _is_alone(self, node: fx.Node) -> bool:
+        """Whether one node alone reads the map that `node` stands for, under this name or another, such as a view's."""
+        while sum(bool(shape(user)) or user.op == "output" for user in node.users) == 1:
+            before = node.all_input_nodes[:1]
+            if not before or self.values.get(before[0]) != self.values[node]:
+                return True
+            node = before[0]
+        return False
+
     def _convolution(self, node: fx.Node, module: nn.Conv2d) -> None:
-        x = self._source(node)
+        source = _source(node)
+        x = self._map(source)
         k, stride, pad = _window(node, module)
         _, c, h, w = shape(node)
         weight = module.weight.detach().double().numpy()  # (OC, IC / groups, k, k)
         bias = np.zeros(c) if module.bias is None else module.bias.detach().double().numpy()
         op = Op("conv", str(node.target), x, self._new(Map(c, h, w)), k=k, stride=stride, pad=pad, bias=bias)
         op.band = _band(h, w, module.in_channels // module.groups * k * k if module.groups == 1 else c)
-        if is_depthwise(module) and module.in_channels == module.out_channels and module.in_channels > 1:
+        if self._is_vector(source):
+            if module.groups != 1 or (h, w) != (1, 1):
+                raise ValueError(f"{node.target} reads a single pixel: the engine has 1 group there, and gives 1 x 1")
+            op = Op("linear", op.name, x, op.y, bias=bias)
+            self.maps[op.y], self.rows[op.y] = Map(1, 1, c), weight[:, :, pad, pad]  # the one tap that meets it
+        elif is_depthwise(module) and module.in_channels == module.out_channels and module.in_channels > 1:
             if k not in (3, 5) or stride > 2:
                 raise ValueError(
                     f"{node.target}: depthwise {k} x {k}, stride {stride}: the engine has 3 x 3 and 5 x 5, 1 and 2"
                 )
             op.kind, op.taps, op.taps_bias, op.bias = "depthwise", weight.reshape(c, k * k), bias, None
+            op.x = self._planes(source)
         elif module.groups != 1:
             raise ValueError(f"{node.target} has {module.groups} groups: the engine has 1 group, or depthwise")
         else:
@@ -143,8 +195,10 @@ class _Builder:
 
     def _norm(self, node: fx.Node, module: nn.BatchNorm2d) -> None:
         """Fold y = (x - mean) / std * weight + bias into the convolution before it."""
+        if module.running_mean is None or module.running_var is None:
+            raise ValueError(f"{node.target} (BatchNorm2d) keeps no running statistics: the engine folds those alone")
         op = self._writer(node)
-        if op.clamp != FREE or op.add is not None or op.kind not in ("conv", "pointwise", "depthwise"):
+        if op.clamp != FREE or op.add is not None or not (op.taps is not None or op.y in self.rows):
             raise ValueError(
                 f"{node.target} (BatchNorm2d) does not stand right behind a convolution: the engine folds it there"
             )
@@ -159,48 +213,58 @@ class _Builder:
             self.rows[op.y], op.bias = self.rows[op.y] * gain[:, None], op.bias * gain + shift
         self.values[node] = op.y
 
-    def _activation(self, node: fx.Node, bounds: tuple[float, float]) -> None:
+    def _activation(self, node: fx.Node, clamp: tuple[float, float]) -> None:
         op = self._writer(node)
-        op.clamp = max(op.clamp[0], bounds[0]), min(op.clamp[1], bounds[1])
+        low, high = np.minimum(np.maximum(op.clamp, clamp[0]), clamp[1])  # one clamp behind the other is a clamp
+        op.clamp = float(low), float(high)
         self.values[node] = op.y
+
+    def _mean(self, node: fx.Node) -> None:
+        source = _source(node)
+        if self._is_vector(source):  # the mean of one pixel
+            self.values[node] = self._map(source)
+            return
+        x = self._planes(source)
+        self._emit(Op("mean", node.name, x, self._new(Map(1, 1, self.maps[x].c))), node)
 
     def _sum(self, node: fx.Node) -> None:
         """Fuse a sum into the convolution that made one of its parts last, else add two maps."""
-        a, b = node.args[:2]
-        if (
-            not all(isinstance(part, fx.Node) and shape(part) == shape(node) for part in (a, b))
-            or node.kwargs.get("alpha", 1) != 1
-        ):
-            raise ValueError(f"the engine has no operator for {node.name}: it adds two maps of one shape")
-        for part, other in ((a, b), (b, a)):
-            op = self.ops[-1]
-            fits = (
-                op.y == self.values[part] and op.kind in ("conv", "pointwise") and op.add is None and op.clamp == FREE
-            )
-            if (
-                fits
-                and len(part.users) == 1
-                and self.values[other] != op.y
-                and not self.maps[self.values[other]].interleaved
-            ):
-                op.add = self.values[other]
-                self.values[node] = op.y
+        asked = arguments(node)
+        a, b = asked["input"], asked["other"]
+        parts = [part for part in (a, b) if isinstance(part, fx.Node) and shape(part) == shape(node)]
+        read = [self._planes(part) for part in parts]
+        sizes = {(m.c, m.h, m.w) for m in (self.maps[i] for i in read)}
+        if len(parts) != 2 or len(sizes) != 1 or asked.get("alpha", 1) != 1:
+            raise ValueError(f"the engine has no operator for {node.name}: it adds two maps of one shape, unscaled")
+        for part, other in ((0, 1), (1, 0)):
+            if self._can_add(parts[part]) and read[other] != read[part]:
+                self.ops[-1].add = read[other]
+                self.values[node] = read[part]
                 return
-        x = self.maps[self.values[a]]
-        self._emit(Op("add", node.name, self.values[a], self._new(Map(x.c, x.h, x.w)), add=self.values[b]), node)
+        self._emit(Op("add", node.name, read[0], self._new(Map(*sizes.pop())), add=read[1]), node)
+
+    def _can_add(self, part: fx.Node) -> bool:
+        """Whether the last operator is a convolution that made this part of a sum, for nobody else."""
+        op = self.ops[-1] if self.ops else None
+        if op is None or op.y != self.values[part] or op.kind not in ("conv", "pointwise"):
+            return False
+        return op.add is None and op.clamp == FREE and self._is_alone(part)
 
     def _linear(self, node: fx.Node, module: nn.Linear) -> None:
         """A linear layer on a vector; on a flattened map, a convolution whose window is the whole map."""
-        x = self._source(node)
+        if len(shape(node)) != 2:
+            raise ValueError(f"{node.target} reads {shape(_source(node))}: the engine has linear layers on (1, C)")
+        x = self._planes(_source(node))
         source = self.maps[x]
-        weight = module.weight.detach().numpy()
-        bias = np.zeros(len(weight)) if module.bias is None else module.bias.detach().numpy()
+        weight = module.weight.detach().double().numpy()
+        bias = np.zeros(len(weight)) if module.bias is None else module.bias.detach().double().numpy()
         if source.c == 1 and source.h == 1:
             op = Op("linear", str(node.target), x, self._new(Map(1, 1, len(weight))), bias=bias)
         else:
-            if source.h != source.w:
+            if source.h != source.w or source.h > 64:
                 raise ValueError(
-                    f"{node.target} reads a flattened map of {source.h} x {source.w}: the engine needs a square"
+                    f"{node.target} reads a flattened map of {source.h} x {source.w}: the engine needs a square, up to "
+                    "64 x 64"
                 )
             kind = "pointwise" if source.h == 1 else "conv"
             op = Op(kind, str(node.target), x, self._new(Map(len(weight), 1, 1)), k=source.h, bias=bias)
@@ -240,7 +304,8 @@ def joined(network: Network) -> Network:
     ops = []
     for op in network.ops:
         behind = readers.get(op.y, [])
-        if op.kind == "depthwise" and len(behind) == 1 and behind[0].kind == "pointwise" and op.y != network.output:
+        is_half = len(behind) == 1 and behind[0].kind == "pointwise" and behind[0].x == op.y  # and not as what is added
+        if op.kind == "depthwise" and is_half and op.y != network.output:
             gone.append(op)
         else:
             ops.append(op)
@@ -291,11 +356,12 @@ def _keep_in_part(maps: list[Map], chain: list[Op]) -> None:
 
 def _window(node: fx.Node, module: nn.Conv2d) -> tuple[int, int, int]:
     """Kernel size, stride and padding of a square convolution."""
-    k, stride, pad, dilation = module.kernel_size, module.stride, module.padding, module.dilation
-    if pad == "same" and stride == (1, 1):
-        pad = tuple((size - 1) // 2 for size in k) if all(size % 2 for size in k) else pad
-    pad = (0, 0) if pad == "valid" else pad
-    square = isinstance(pad, tuple) and all(v[0] == v[1] for v in (k, stride, pad)) and dilation == (1, 1)
+    k, stride, dilation = (_two(v) for v in (module.kernel_size, module.stride, module.dilation))
+    if module.padding == "same":
+        pad = tuple((size - 1) / 2 for size in k)  # a half where one side gets more than the other
+    else:
+        pad = (0, 0) if module.padding == "valid" else _two(module.padding)
+    square = all(v[0] == v[1] for v in (k, stride, pad)) and dilation == (1, 1) and pad[0] % 1 == 0
     if not square or module.padding_mode != "zeros" or pad[0] >= k[0] or k[0] > 64:
         raise ValueError(
             f"{node.target}: {module}: the engine has square windows, one stride, zero padding below the window's size"
@@ -318,29 +384,31 @@ def _whole_vectors(w: int) -> int:
     return VECTOR // math.gcd(VECTOR, w)
 
 
+def _two(value: Any) -> tuple:
+    """A number for each of two axes; one number, alone or in a tuple, is for both."""
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _source(node: fx.Node) -> fx.Node:
+    return node.all_input_nodes[0]
+
+
 def _is_mean(node: fx.Node, module: nn.Module | None) -> bool:
-    if isinstance(module, nn.AdaptiveAvgPool2d):
-        return module.output_size in (1, (1, 1))
-    if node.target in (F.adaptive_avg_pool2d,):
-        return node.args[1] in (1, (1, 1))
+    """Whether a node gives the mean over the picture: (1, C, H, W) -> (1, C, 1, 1) or (1, C)."""
+    if isinstance(module, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
+        return len(shape(node)) == 4 and shape(node)[2:] == (1, 1)
     if node.target not in ("mean", torch.mean):
         return False
-    axes = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    return isinstance(axes, (tuple, list)) and sorted(a % 4 for a in axes) == [2, 3]
+    axes, kind = (arguments(node).get(name) for name in ("dim", "dtype"))
+    is_over = isinstance(axes, (tuple, list)) and sorted(axis % 4 for axis in axes) == [2, 3]
+    return is_over and len(shape(_source(node))) == 4 and kind in (None, torch.float32)
 
 
 def _is_flatten(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether a node only drops axes of one picture: (1, C, H, W) -> (1, C * H * W)."""
-    named = isinstance(module, nn.Flatten) or node.target in (
-        "flatten",
-        "view",
-        "reshape",
-        "squeeze",
-        torch.flatten,
-        torch.squeeze,
-    )
-    before = shape(node.all_input_nodes[0]) if node.all_input_nodes else ()
-    return named and shape(node) == (1, int(np.prod(before)))
+    before = shape(_source(node)) if node.all_input_nodes else ()
+    is_named = isinstance(module, nn.Flatten) or (module is None and node.target in _FLATTENINGS)
+    return is_named and shape(node) == (1, int(np.prod(before)))
 
 
 def _called(node: fx.Node, module: nn.Module | None) -> str:

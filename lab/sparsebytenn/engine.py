@@ -1,5 +1,6 @@
 """The engine: a packed network, run by the C kernels."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +26,10 @@ class Engine:
 
     def __init__(self, data: bytes) -> None:
         self.data = bytes(data)
+        self.network = packed.read(self.data)
         if kernels.backend() == "c":
             packed.check(self.data)
             self._file = placed(self.data)
-        self.network = packed.read(self.data)
         self._own = threading.local()
 
     @classmethod
@@ -42,13 +43,13 @@ class Engine:
         return Path(path)
 
     def __call__(self, x: torch.Tensor | np.ndarray, *, threads: int = 1) -> torch.Tensor:
-        """The network's answer to each picture: (N, classes), or (N, C, H, W) where it ends in a map.
+        """The network's answer to each picture, in the shape that the network itself gives it: (N, ...).
 
         A picture is one thread's work; more `threads` share out the pictures.
         """
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
             raise ValueError(f"threads={threads!r}: give a whole number, 1 or more")
-        pictures = np.ascontiguousarray(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x, np.float32)
+        pictures = floats("x", x)
         if pictures.ndim != 4 or pictures.shape[1:] != self.shape:
             raise ValueError(f"x has shape {pictures.shape}: this engine takes (N, {', '.join(map(str, self.shape))})")
         run = self._run if kernels.backend() == "c" else lambda one: twin.run(self.network, one)
@@ -56,14 +57,22 @@ class Engine:
         answers = np.empty((len(pictures), out.c, out.h, out.w), np.float32)
         for y, answer in zip(answers, _shared_out(run, pictures, threads), strict=True):
             y[:] = answer
-        is_vector = out.pixels == 1 or (out.c == 1 and out.h == 1)
-        return torch.from_numpy(answers.reshape(len(answers), out.c * out.w) if is_vector else answers)
+        return torch.from_numpy(answers.reshape(len(answers), *self.answer))
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """The shape of a picture."""
         m = self.network.maps[self.network.input]
         return (m.h, m.w, m.c) if m.interleaved else (m.c, m.h, m.w)
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The shape of the answer to one picture; of a file that does not say it, that of the last map."""
+        out, told = self.network.maps[self.network.output], self.network.meta.get("answer")
+        sides = [side for side in told if isinstance(side, int) and side > 0] if isinstance(told, list) else []
+        if told == sides and math.prod(sides) == out.c * out.pixels:
+            return tuple(sides)
+        return (out.c * out.w,) if out.pixels == 1 or (out.c == 1 and out.h == 1) else (out.c, out.h, out.w)
 
     def _run(self, picture: np.ndarray) -> np.ndarray:
         out = self.network.maps[self.network.output]
@@ -118,6 +127,14 @@ def _shared_out(run: Callable, pictures: np.ndarray, threads: int) -> Iterator[n
         yield from pool.map(run, pictures)
 
 
+def floats(name: str, pictures: torch.Tensor | np.ndarray) -> np.ndarray:
+    """Pictures as the kernels read them; what is no real number is a one-line ValueError."""
+    if isinstance(pictures, torch.Tensor):
+        pictures = pictures.detach().cpu()
+        pictures = (pictures if pictures.is_complex() else pictures.float()).numpy()
+    return kernels.floats(name, pictures)
+
+
 def placed(data: bytes) -> np.ndarray:
     """A packed file where the C engine walks through it."""
     file = kernels.aligned((len(data),), np.uint8)
@@ -127,7 +144,11 @@ def placed(data: bytes) -> np.ndarray:
 
 def arena_for(file: np.ndarray) -> np.ndarray:
     """Room for all feature maps of a placed file, and for what its operators lay out."""
-    return kernels.aligned((kernels.lib.engine_arena(kernels.pointer(file)),))
+    floats = kernels.lib.engine_arena(kernels.pointer(file))
+    try:
+        return kernels.aligned((floats,))
+    except (OSError, MemoryError) as error:
+        raise MemoryError(f"the network needs {4 * floats / 2**30:.3g} GiB to run, which this machine lacks") from error
 
 
 def race(*engines: Engine, repeats: int = 15) -> list[float]:

@@ -21,7 +21,7 @@ import torch
 
 from ..core import kernels
 from . import packed, twin
-from .engine import arena_for, placed
+from .engine import arena_for, floats, placed
 from .packed import Bytes, Map, Network, Op, SparseBytes
 
 RUN = 128  # fours of columns of X that stay in the first-level cache
@@ -50,7 +50,7 @@ def quantised(network: Network, pictures: torch.Tensor | np.ndarray) -> Network:
 def _checked(network: Network, pictures: torch.Tensor | np.ndarray) -> np.ndarray:
     first = network.maps[network.input]
     shape = (first.h, first.w, first.c) if first.interleaved else (first.c, first.h, first.w)
-    wide = np.ascontiguousarray(torch.as_tensor(pictures).detach().cpu().numpy(), np.float32)
+    wide = floats("pictures", pictures)
     if wide.ndim != 4 or wide.shape[1:] != shape or not len(wide):
         raise ValueError(f"pictures has shape {wide.shape}: give at least one as (N, {', '.join(map(str, shape))})")
     if not np.isfinite(wide).all():

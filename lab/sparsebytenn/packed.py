@@ -12,8 +12,9 @@ Little-endian; every section begins on a multiple of 64 bytes, and all positions
     weights     count uint16 (runs of columns, groups of rows), col uint16 (blocks,), blocks float32 (blocks, 4 or 16),
                 bias float32; see `core.kernels.Sparse`. In int8: blocks int8 (blocks, 4, 4), and for each row its
                 scale float32 and the sum of its weights int32; see `SparseBytes`
+    JSON text   {"names": one an operator, "answer": the shape of what the network answers, "classes": how many}
 
-ckernels/engine.c reads the same tables and checks them before it runs anything.
+`proof` and ckernels/engine.c read the same tables, and check them before anything runs.
 """
 
 import json
@@ -26,25 +27,11 @@ import numpy as np
 
 from ..core import kernels
 from ..core.kernels import Sparse
+from . import proof
+from .proof import IN_BYTES, INDEXED, KINDS, MAGIC, NONE, PRODUCTS, VERSION, WRONG, File, up
 
-MAGIC, VERSION, NONE = b"SBNN", 1, 0xFFFFFFFF
-INDEXED, IN_BYTES = 1, 2  # of an operator's form
-KINDS = {"conv": 1, "pointwise": 2, "depthwise": 3, "separable": 4, "mean": 5, "linear": 6, "add": 7}
 NAMES = {number: name for name, number in KINDS.items()}
-WRONG = {
-    1: "it is cut short",
-    2: "it does not begin as a packed network does",
-    3: "it has another version",
-    4: "its checksum does not fit: it was changed or damaged",
-    5: "a feature map is malformed",
-    6: "an operator is malformed",
-    7: "shapes do not go together",
-    8: "a section lies outside of it",
-    9: "its block counts or columns do not fit",
-    10: "its arena is too small",
-}
 REFUSED, AGAIN = "this is no packed network that can be run", "make it again with outcome.engine()"
-_HEADER, _MAP, _OP = struct.Struct("<4s15I"), struct.Struct("<8I"), struct.Struct("<15I2f2I2fIf9I")
 
 
 @dataclass
@@ -74,8 +61,8 @@ class Map:
     def floats(self) -> int:
         """Its room in the arena."""
         if self.interleaved:
-            return _up(self.pixels * self.c, 16) + 16
-        return _up(self.c, 4) * self.pitch
+            return up(self.pixels * self.c, 16) + 16
+        return up(self.c, 4) * self.pitch
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +129,7 @@ class Op:
             rows += self.weights.across * (x.pitch if self.kind == "pointwise" else self.pitch(out))
         if self.taps is None:
             return rows
-        pixels = x.w if self.stride == 1 else (x.w + 1) // 2
-        line = self.stride * (_up(max(pixels, 16), 16) + 32)  # depthwise_pitch of ckernels/dispatch.c
-        return rows + line * ((self.band - 1) * self.stride + self.k)
+        return rows + proof.depthwise_room(x.w, self.k, self.stride, self.band)
 
 
 @dataclass
@@ -169,9 +154,9 @@ class Network:
             live = sorted((m for m in live if last[m] >= i), key=lambda m: self.maps[m].at)
             self.maps[made].at = _gap([self.maps[m] for m in live], self.maps[made].floats)
             live.append(made)
-            end = max(end, self.maps[made].at + _up(self.maps[made].floats, 16))
+            end = max(end, self.maps[made].at + up(self.maps[made].floats, 16))
         room = max((op.room(self.maps[op.x], self.maps[op.y]) for op in self.ops), default=0)
-        return end + _up(room, 16), end, room
+        return end + up(room, 16), end, room
 
     def _runs_until(self, i: int) -> int:
         """The operator in whose turn operator i runs: its own, or that of the first behind it to write a whole map."""
@@ -186,23 +171,29 @@ def _gap(live: list[Map], floats: int) -> int:
     for other in live:
         if at + floats <= other.at:
             break
-        at = max(at, other.at + _up(other.floats, 16))
+        at = max(at, other.at + up(other.floats, 16))
     return at
 
 
 def write(network: Network) -> bytes:
     """The packed file."""
     arena, room, room_floats = network.plan()
-    sections = _Sections(_up(64 + 32 * len(network.maps), 64) + 128 * len(network.ops))
+    if arena > proof.MOST_FLOATS:
+        raise ValueError(
+            f"the network's maps need {4 * arena / 2**30:.3g} GiB at once, the engine takes 4: give smaller pictures"
+        )
+    sections = _Sections(up(64 + 32 * len(network.maps), 64) + 128 * len(network.ops))
     ops = b"".join(_op_bytes(op, network.maps[op.y], sections) for op in network.ops)
-    maps = b"".join(_MAP.pack(m.c, m.h, m.w, m.pitch, m.at, m.interleaved, m.part, 0) for m in network.maps)
+    maps = b"".join(proof.MAP.pack(m.c, m.h, m.w, m.pitch, m.at, m.interleaved, m.part, 0) for m in network.maps)
     meta = json.dumps({"names": [op.name for op in network.ops], **network.meta}, sort_keys=True).encode()
+    if not proof.DESCRIPTION.fullmatch(meta):
+        raise ValueError(f"meta={network.meta!r}: give whole numbers, strings and lists of them, under names a to z")
     meta_at = sections.add(meta)
-    size, ops_at = sections.size(), _up(64 + len(maps), 64)
+    size, ops_at = sections.size(), up(64 + len(maps), 64)
     counts = len(network.maps), len(network.ops), 64, ops_at, arena, room, room_floats
     head = [*counts, network.input, network.output, meta_at, len(meta), 0]
     tables = maps.ljust(ops_at - 64, b"\0") + ops
-    body = (_HEADER.pack(MAGIC, VERSION, size, 0, *head)[16:] + tables).ljust(
+    body = (proof.HEADER.pack(MAGIC, VERSION, size, 0, *head)[16:] + tables).ljust(
         sections.start - 16, b"\0"
     ) + sections.bytes()
     return MAGIC + struct.pack("<3I", VERSION, size, zlib.crc32(body)) + body
@@ -225,9 +216,9 @@ def _op_bytes(op: Op, out: Map, sections: "_Sections") -> bytes:
         in_bytes = op.bytes.gain, op.bytes.zero, scale, sums
     add = NONE if op.add is None else op.add
     pitch = op.pitch(out) if op.kind in ("conv", "separable") else 0
-    return _OP.pack(
+    return proof.OP.pack(
         KINDS[op.kind], op.x, add, op.y, op.k, op.stride, op.pad, op.band, chunk, form, blocks, w, col, count, bias,
-        *op.clamp, taps, taps_bias, *op.inner, pitch, *in_bytes, *[0] * 6,
+        *op.clamp, taps, taps_bias, *op.inner, pitch, *in_bytes,
     )  # fmt: skip
 
 
@@ -243,14 +234,14 @@ class _Sections:
     """Sections behind the tables, each on a multiple of 64 bytes."""
 
     def __init__(self, start: int) -> None:
-        self.start = self.at = _up(start, 64)
+        self.start = self.at = up(start, 64)
         self.parts: list[bytes] = []
 
     def add(self, part: np.ndarray | bytes) -> int:
         """Append a section; returns where it begins."""
         data = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()
         at = self.at
-        self.parts.append(data.ljust(_up(len(data), 64), b"\0"))
+        self.parts.append(data.ljust(up(len(data), 64), b"\0"))
         self.at += len(self.parts[-1])
         return at
 
@@ -262,86 +253,49 @@ class _Sections:
 
 
 def check(data: bytes) -> None:
-    """Raise a one-line ValueError unless `data` is a packed network that the engine may run."""
-    wrong = kernels.lib.engine_check(kernels.ffi.from_buffer("uint8_t[]", data), len(data))
+    """Raise a one-line ValueError unless the C engine finds that it may run `data`."""
+    _refuse(data, kernels.lib.engine_check(kernels.ffi.from_buffer("uint8_t[]", data), len(data)))
+
+
+def _refuse(data: bytes, wrong: int) -> None:
     if wrong:
-        raise ValueError(f"{REFUSED}: {WRONG[wrong]}; {AGAIN}")
-
-
-def _header(data: bytes) -> tuple:
-    """The header's fields, if its checksum fits: what the C engine checks first, for the numpy twin too."""
-    head = _HEADER.unpack_from(data) if len(data) >= _HEADER.size else ()
-    faults = {
-        1: not head or head[2] != len(data),
-        2: head and head[0] != MAGIC,
-        3: head and head[1] != VERSION,
-        4: head and zlib.crc32(data[16:]) != head[3],
-    }
-    for number in (2, 3, 1, 4):
-        if faults[number]:
-            raise ValueError(f"{REFUSED}: {WRONG[number]}; {AGAIN}")
-    return head
+        arena = 4 * proof.Head(*proof.HEADER.unpack_from(data)).arena if wrong == 11 else 0
+        raise ValueError(f"{REFUSED}: {WRONG[wrong]}{f' ({arena / 2**30:.3g} GiB)' if arena else ''}; {AGAIN}")
 
 
 def read(data: bytes) -> Network:
-    """The network of a packed file that `check` has passed."""
-    head = _header(data)
-    _, _, _, _, n_maps, n_ops, maps_at, ops_at, _, _, _, first, last, meta_at, meta_size, _ = head
-    maps = [_map(_MAP.unpack_from(data, maps_at + 32 * i)) for i in range(n_maps)]
-    meta = _meta(data[meta_at : meta_at + meta_size], n_ops)
+    """The network of a packed file; one that is damaged, or would not be safe to run, is a one-line ValueError."""
+    _refuse(data, proof.check(data))
+    file = File(data)
+    meta = file.description()
     names = meta.pop("names")
-    ops = [_op(data, _OP.unpack_from(data, ops_at + 128 * i), names[i], maps) for i in range(n_ops)]
-    return Network(maps, ops, first, last, meta)
+    maps = [Map(m.c, m.h, m.w, bool(m.interleaved), m.at, m.part) for m in file.maps]
+    ops = [_op(file, record, name, maps) for record, name in zip(file.ops, names, strict=True)]
+    return Network(maps, ops, file.head.input, file.head.output, meta)
 
 
-def _meta(text: bytes, n_ops: int) -> dict[str, Any]:
-    try:
-        meta = json.loads(text)
-        if len(meta["names"]) == n_ops:
-            return meta
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{REFUSED}: its description is malformed; {AGAIN}")
-
-
-def _map(fields: tuple) -> Map:
-    c, h, w, _, at, interleaved, part, _ = fields
-    return Map(c, h, w, bool(interleaved), at, part)
-
-
-def _op(data: bytes, fields: tuple, name: str, maps: list[Map]) -> Op:
-    kind, x, add, y, k, stride, pad, band, chunk, form, blocks, w, col, count, bias, lo, hi, taps, taps_bias = fields[
-        :19
-    ]
-    kind = NAMES[kind]
-    op = Op(kind, name, x, y, None if add == NONE else add, k, stride, pad, band, clamp=(lo, hi), inner=fields[19:21])
-    channels = maps[x].c
-    if chunk:
-        block = kernels.LONG_BLOCK if kind == "linear" else kernels.BLOCK
-        columns = {"conv": channels * k * k, "linear": maps[x].w}.get(kind, channels)
-        rows = maps[y].w if kind == "linear" else maps[y].c
-        across = -(-columns // 4) if form & IN_BYTES else columns
-        runs, groups = -(-across // chunk), -(-rows // block)
-        index = _array(data, np.uint16, col, blocks) if form & INDEXED else None
-        counts = _array(data, np.uint16, count, runs * groups)
-        if form & IN_BYTES:
-            gain, zero, scale, _ = fields[22:26]
-            op.bytes = Bytes(gain, zero, _array(data, np.float32, scale, rows))
-            whole = _array(data, np.int8, w, 16 * blocks).reshape(blocks, 4, 4)
-            op.weights = SparseBytes(rows, columns, chunk, counts, index, whole)
-        else:
-            op.weights = Sparse(rows, columns, chunk, counts, index, _array(data, np.float32, w, blocks * block, block))
-        op.bias = _array(data, np.float32, bias, rows)
+def _op(file: File, o: proof.OpRecord, name: str, maps: list[Map]) -> Op:
+    kind, channels = NAMES[o.kind], maps[o.x].c
+    op = Op(kind, name, o.x, o.y, None if o.add == NONE else o.add, o.k, o.stride, o.pad, o.band, clamp=(o.lo, o.hi),
+            inner=(o.inner_lo, o.inner_hi))  # fmt: skip
+    if kind in PRODUCTS | {"linear"}:
+        rows, columns = (maps[o.y].w, maps[o.x].w) if kind == "linear" else (maps[o.y].c, channels)
+        columns *= o.k**2 if kind == "conv" else 1
+        op.weights = _weights(file, o, rows, columns, kernels.LONG_BLOCK if kind == "linear" else kernels.BLOCK)
+        op.bias = file.array(np.float32, o.bias, rows)
+        if o.form & IN_BYTES:
+            op.bytes = Bytes(o.gain, o.zero, file.array(np.float32, o.scale, rows))
     if kind in ("depthwise", "separable"):
-        op.taps = _array(data, np.float32, taps, channels * k * k, k * k)
-        op.taps_bias = _array(data, np.float32, taps_bias, channels)
+        op.taps = file.array(np.float32, o.taps, channels, o.k**2)
+        op.taps_bias = file.array(np.float32, o.taps_bias, channels)
     return op
 
 
-def _array(data: bytes, kind: Any, at: int, count: int, columns: int = 0) -> np.ndarray:
-    flat = np.frombuffer(data, kind, count, at)
-    return flat.reshape(-1, columns) if columns else flat
-
-
-def _up(n: int, to: int) -> int:
-    return -(-n // to) * to
+def _weights(file: File, o: proof.OpRecord, rows: int, columns: int, block: int) -> Sparse:
+    in_bytes = bool(o.form & IN_BYTES)
+    across = -(-columns // 4) if in_bytes else columns
+    count = file.array(np.uint16, o.count, -(-across // o.chunk) * -(-rows // block))
+    index = file.array(np.uint16, o.col, o.blocks) if o.form & INDEXED else None
+    if in_bytes:
+        return SparseBytes(rows, columns, o.chunk, count, index, file.array(np.int8, o.w, o.blocks, 4, 4))
+    return Sparse(rows, columns, o.chunk, count, index, file.array(np.float32, o.w, o.blocks, block))

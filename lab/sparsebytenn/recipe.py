@@ -13,7 +13,7 @@ from ..core import cost, kernels, tasks
 from ..core.descent import Stage, Step, descend
 from ..core.fields import demand, number, one_of, whole
 from ..core.finetune import demand_batches, demand_labels, has_labels
-from ..core.report import Report, Row
+from ..core.report import Attempts, Report, Row
 from ..core.running import running
 from ..core.task import Task, inputs
 from ..core.tracing import trace
@@ -93,6 +93,7 @@ class SparseByteNN:
             model = trace(dense, example)
             ground = survey(model, self.block)
             pattern = Pattern(model, ground, self.block, self.budget, self.search, self.score == "random")
+            permute(model, pattern.orders, example)  # what cannot be moved is told before training, not after it
             saliencies = {name: eq.saliency(w).cpu() for name, w in pattern.weights.items()}
             trace_of_run = self._train(task, dense, model, pattern, checkpoint, owner, progress)
             moved = moves(model, pattern.orders)
@@ -159,22 +160,24 @@ class SparseByteNN:
         return nn.functional.mse_loss(z, z_dense)
 
     def _report(self, task, dense, model, ground, pattern, saliencies) -> Report:
+        tell = Attempts()
         example = task.example.to(next(dense.parameters()).device)
         gone = {name: int(gone.expand_as(pattern.weights[name]).sum()) for name, gone in pattern.gone.items()}
-        parameters, macs = cost.parameters(dense), cost.macs(dense, example)
+        parameters, macs = cost.parameters(dense), tell("macs", cost.macs, dense, example)
+        spared = tell("macs", _macs_gone, model, gone, example)
         kept, blocks = pattern.blocks()
         orders = {name: pattern.order(name) for name in pattern.weights}
         before, after = (100 * retained(saliencies, order, self.block, self.sparsity) for order in ({}, orders))
         rows = [
             Row("parameters", parameters, parameters - sum(gone.values())),
-            Row("macs", macs, macs - _macs_gone(model, gone, example)),
+            Row("macs", macs, None if macs is None or spared is None else macs - spared),
             Row("blocks", blocks, kept),
             Row("sparsity", 0.0, 100 * (1 - kept / blocks), "%", "learned", 2),
             Row("retained magnitude", before, after, "%", "learned"),
-            Row(task.metric, task.measure(dense), task.measure(model), task.unit, "learned"),
+            Row(task.metric, *tell.pair(task.metric, task.measure, dense, model), task.unit, "learned"),
         ]
-        packed_rows, unpacked = _engine_rows(model, example)
-        return Report(repr(self), (*rows, *packed_rows), tuple(self._notes(task, ground) + unpacked))
+        rows += _engine_rows(tell, model, example)
+        return Report(repr(self), tuple(rows), tuple(self._notes(task, ground) + tell.notes))
 
     def _notes(self, task: Task, ground: Ground) -> list[str]:
         notes = [
@@ -188,20 +191,25 @@ class SparseByteNN:
         return notes
 
 
-def _engine_rows(model: fx.GraphModule, example: Tensor) -> tuple[list[Row], list[str]]:
+def _engine_rows(tell: Attempts, model: fx.GraphModule, example: Tensor) -> list[Row]:
     """The packed file and the engine's time, with the zeros and without; or a note that says why there is none."""
-    if len(example) != 1 or example.dim() != 4:
-        return [], ["the engine takes one picture (1, C, H, W): not packed"]
-    try:
-        network = compiler.compile(model, example)
-    except ValueError as error:
-        return [], [f"not packed: {error}"]
-    dense, sparse = (packed.write(one) for one in (compiler.whole(network), network))
-    rows = [Row("bytes", len(dense), len(sparse), "B")]
-    if kernels.backend() == "c":
-        before, after = race(Engine(dense), Engine(sparse))
-        rows.append(Row("latency", before, after, "ms", "timed", 2))
-    return rows, []
+    files = tell("not packed", _files, model, example)
+    if files is None:
+        return []
+    rows = [Row("bytes", *map(len, files), "B")]
+    if kernels.backend() == "c" and (times := tell("latency", _times, *files)) is not None:
+        rows.append(Row("latency", *times, "ms", "timed", 2))
+    return rows
+
+
+def _files(model: fx.GraphModule, example: Tensor) -> tuple[bytes, bytes]:
+    """The dense network and the sparse one, packed."""
+    network = compiler.compile(model, example)
+    return packed.write(compiler.whole(network)), packed.write(network)
+
+
+def _times(dense: bytes, sparse: bytes) -> list[float]:
+    return race(Engine(dense), Engine(sparse))
 
 
 def _macs_gone(model: fx.GraphModule, gone: dict[str, int], example: Tensor) -> int:

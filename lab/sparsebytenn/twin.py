@@ -18,7 +18,7 @@ def run(network: Network, picture: np.ndarray) -> np.ndarray:
 def step(op: Op, out: Map, x: np.ndarray, add: np.ndarray | None) -> np.ndarray:
     """One operator: x (C, H, W) -> (C', H', W')."""
     if op.kind == "mean":
-        return x.mean((1, 2), dtype=np.float32).reshape(1, 1, -1)
+        return x.mean((1, 2), dtype=np.float32).reshape(1, 1, -1).clip(*op.clamp)
     if op.kind == "add":
         return (x + add).clip(*op.clamp)
     if op.taps is not None:

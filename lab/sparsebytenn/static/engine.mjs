@@ -25,6 +25,10 @@ const WRONG = [
   "a section lies outside of it",
   "its block counts or columns do not fit",
   "its arena is too small",
+  "its arena is larger than its maps need, or than 4 GiB",
+  "a map is read that nothing wrote before, or that was written over",
+  "its row sums are not those of its weights",
+  "its description is malformed",
 ];
 
 /** A packed network in an instance of its own; `run(x)` answers one picture. */
