@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from ..core import cost, prose, tasks
 from ..core.descent import Stage, Step, descend, seeded
 from ..core.fields import demand, number, one_of, whole
+from ..core.modeling_folded import LowRank, blocks, is_linear
 from ..core.report import Report, Row
 from ..core.task import Task, inputs
 from . import equations as eq
 from . import measures
-from .folding import Fold, Sizes, adapt_alone, alone, gates, merge, recorded, uniform
+from .folding import Fold, Sizes, adapt_alone, alone, gates, merge, recorded, removed, uniform
 from .layers import Gates
-from .modeling_folded import LowRank, blocks, is_linear
 from .outcome import FoldGPTOutcome
 from .ranking import RIVALS, hidden_states
 from .sharing import REPRESENTATIVES, pairs, shared
@@ -114,6 +114,8 @@ class FoldGPT:
             raise ValueError(
                 f"removal={self.removal} takes all {sizes.N} blocks: give at most {(sizes.N - 1) / sizes.N:.3g}"
             )
+        if removals:  # what cannot be cut is refused before anything is trained
+            removed(model, tuple(range(1, sizes.N)))
         return sizes, removals
 
     def _fold(self, sizes: Sizes, ranking: tuple[int, ...], removals: int, alike: Tensor) -> Fold:

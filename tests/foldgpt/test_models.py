@@ -8,7 +8,7 @@ import lab
 from lab.core import cost
 from lab.foldgpt import measures
 from lab.foldgpt.folding import Fold, Sizes, folded, gates, recorded, removed, uniform, unrolled
-from lab.foldgpt.modeling_folded import LowRank, blocks
+from lab.core.modeling_folded import LowRank, blocks
 from lab.foldgpt.sharing import pairs, put, shared, weights
 
 from .small import FAMILIES, model, tokens
