@@ -97,6 +97,7 @@ class FoldGPT:
             alike = eq.similarity(hidden_states(teacher, some))
             ranking, history, trace = self._rank(task, teacher, removals, some, checkpoint, owner, progress)
             fold = self._fold(sizes, ranking, removals, alike.cpu())
+            torch.manual_seed(seed)  # equal folds are cured on equal batches, whatever their ranking has drawn
             student = shared(teacher, fold, self.representative, self.start, some)
             raw = task.measure(student)
             trace += self._cure(task, teacher, student, checkpoint, owner, progress)
