@@ -117,7 +117,9 @@ def context_length(tokenizer: Any, encoder: nn.Module) -> int:
 def token_ids(prompts: Sequence[str], tokenizer: Any, encoder: nn.Module) -> torch.Tensor:
     """Token ids (B, L); words beyond what the tokenizer and its encoder read are cut off, with a warning of them."""
     length = context_length(tokenizer, encoder)
-    whole = tokenizer(list(prompts), padding="longest", return_tensors="pt").input_ids
+    whole = tokenizer(
+        list(prompts), padding="longest", truncation=True, max_length=NO_LIMIT, return_tensors="pt"
+    ).input_ids
     if whole.shape[1] > length:
         lost = [text for text in tokenizer.batch_decode(whole[:, length - 1 : -1], skip_special_tokens=True) if text]
         warnings.warn(f"the prompt is cut to {length} tokens, without {'; '.join(lost)!r}", stacklevel=3)
