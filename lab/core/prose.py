@@ -78,7 +78,8 @@ def text_file(path: str | Path) -> tuple[list[str], list[str]]:
 
 def tokens(tokenizer: Any, texts: Iterable[str]) -> Tensor:
     """The paragraphs as one row of token numbers (tokens,), each ended by the end-of-text token where there is one."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    eos = getattr(tokenizer, "eos_token_id", None)
+    end = [] if eos is None else [eos]
     rows = (tokenizer(text, add_special_tokens=False)["input_ids"] + end for text in texts)
     return torch.tensor([number for row in rows for number in row], dtype=torch.int64)
 

@@ -12,8 +12,9 @@ arXiv 2407.00928).
                 (13) logit_distillation
     procedure   recipe.FoldGPT.run: a stage `gates`, then the fold, then a stage `cure`
     where       layers holds the gates, ranking the rivals (ShortGPT, SLEB, Taylor), sharing the pairs and whose weights
-                they take, folding the smaller model, modeling_folded what `transformers` needs to load it again,
-                measures what it does and how fast, evaluation lm-eval's tasks
+                they take, folding the smaller model, configuration what is said of each of its layers,
+                core.modeling_folded what `transformers` needs to load it again, measures what it does and how fast,
+                evaluation lm-eval's tasks
     picture     view.explore, view.folding
 
     departures  The paper's gate, rates, steps, group layout, adapters and loss weights could not be had, nor its

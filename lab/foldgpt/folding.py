@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.modeling_folded import LowRank, adapt, apply_fold, blocks, linears, out_in, stack
+from ..core.prose import logits
+from ..core.task import evaluating
 from . import equations as eq
-from .modeling_folded import LowRank, adapt, apply_fold, blocks, linears, out_in, stack
+from .configuration import LAYER_NUMBERS, demand_same_blocks, keep_layers
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def total(model: nn.Module) -> int:
 
 
 def _cache(model: nn.Module) -> int:
-    config = getattr(model, "config", None)
+    config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return eq.cache_bytes(len(blocks(model)), heads, size)
@@ -83,6 +86,8 @@ def _cache(model: nn.Module) -> int:
 def uniform(model: nn.Module) -> nn.ModuleList:
     """The blocks, or a one-line error if they are not alike in shape."""
     found = blocks(model)
+    if not hasattr(model, "config"):
+        raise ValueError(f"{type(model).__name__} has no config: give a causal language model of transformers")
     first = _shape(found[0])
     for number, block in enumerate(found):
         if _shape(block) != first:
@@ -98,19 +103,53 @@ def _shape(block: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def removed(model: nn.Module, kept: tuple[int, ...]) -> nn.Module:
-    """A copy with only the blocks `kept`, each with its own place in the cache."""
+    """A copy with only the blocks `kept`, each with its own place in the cache.
+
+    ValueError where a block of the smaller model would not do what it did: where it depends on its number, and the
+    configuration has no list in which that can be said.
+    """
     copy = deepcopy(model)
     owner, name = stack(copy)
     setattr(owner, name, nn.ModuleList([getattr(owner, name)[block] for block in kept]))
     for layer, block in enumerate(getattr(owner, name)):
         for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = layer
-    if hasattr(copy, "config"):
-        copy.config.num_hidden_layers = len(kept)
-        if getattr(copy.config, "layer_types", None):
-            copy.config.layer_types = [copy.config.layer_types[block] for block in kept]
+            for number in LAYER_NUMBERS & vars(module).keys():
+                setattr(module, number, layer)
+    keep_layers(copy.config, kept)
+    demand_same_blocks(model, copy, kept)
+    _demand_same_answers(model, copy, kept)
     return copy
+
+
+def _demand_same_answers(model: nn.Module, copy: nn.Module, kept: tuple[int, ...]) -> None:
+    """Raise unless the copy answers as the model does with its other blocks shut."""
+    x = probe(model)
+    g = torch.zeros(len(blocks(model)), device=x.device)
+    g[list(kept)] = 1
+    with torch.no_grad(), evaluating(model), evaluating(copy):
+        with gates(model, g):
+            wanted = logits(model(x))
+        if not alike(logits(copy(x)), wanted):
+            raise ValueError(
+                f"{type(model).__name__} answers otherwise without a block than with that block shut: give a model "
+                "whose layers do not depend on their number"
+            )
+
+
+def probe(model: nn.Module, length: int = 32) -> Tensor:
+    """A few tokens that any model of these sizes reads: (1, T)."""
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or length
+    words = model.get_input_embeddings().num_embeddings
+    return torch.arange(min(length, limit), device=next(model.parameters()).device)[None] % words
+
+
+def alike(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two answers are the same up to the rounding of their type, the root of its eps of the largest number."""
+    scale = wanted.float().nan_to_num(0, 0, 0).abs().max()
+    room = torch.finfo(wanted.dtype).eps ** 0.5 * float(scale)
+    return found.shape == wanted.shape and torch.allclose(
+        found.float(), wanted.float(), rtol=0, atol=room, equal_nan=True
+    )
 
 
 def folded(model: nn.Module, fold: Fold) -> nn.Module:

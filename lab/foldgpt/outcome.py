@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ..core import store
+from ..core import modeling_folded, pretrained, store
+from ..core.modeling_folded import AUTO_MAP, BASE, KIND, FoldedForCausalLM, stored_state
 from ..core.outcome import Outcome
-from . import measures, modeling_folded
-from .folding import Fold, unrolled
-from .modeling_folded import FoldedForCausalLM, unique_state
+from ..core.prose import logits
+from ..core.task import evaluating
+from . import measures
+from .folding import Fold, alike, probe, unrolled
 
 ASIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -41,17 +43,18 @@ class FoldGPTOutcome(Outcome):
             "similarity": self.similarity,
         }  # fmt: skip
 
-    def save(self, folder: str | Path) -> None:
-        """Store the model as `transformers` reads it, shared weights once, and the outcome beside it.
+    def fill(self, folder: Path) -> None:
+        """Write the model as `transformers` reads it, shared weights once, and the outcome beside it.
 
-        `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` runs the folder's `modeling_folded.py`;
-        `lab.load(folder)` needs no code of the folder.
+        Where layers share, `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` runs the folder's
+        `modeling_folded.py`; `lab.load(folder)` and `lab.tasks.prose(folder)` need no code of the folder. ValueError
+        if what was written does not answer as the model does.
         """
-        folder = Path(folder)
-        store.write(folder / "model.safetensors", to_bytes(unique_state(self.model), {"format": "pt"}))
+        store.write(folder / "model.safetensors", to_bytes(stored_state(self.model), {"format": "pt"}))
         for name, content in self._files().items():
             store.write(folder / name, content)
-        super().save(folder)
+        _demand_same_answers(self.model, FoldedForCausalLM.from_pretrained(folder))
+        super().fill(folder)
 
     def _files(self) -> dict[str, bytes]:
         """Configuration, tokenizer and the modelling file, by name."""
@@ -63,11 +66,15 @@ class FoldGPTOutcome(Outcome):
         if "tokenizer_config.json" in files:  # where a tokenizer was read from is not what it is
             facts = json.loads(files["tokenizer_config.json"])
             kept = {name: value for name, value in facts.items() if name not in ("is_local", "local_files_only")}
-            files["tokenizer_config.json"] = (json.dumps(kept, indent=2, sort_keys=True) + "\n").encode()
-        config = json.loads(files["config.json"])
-        config["auto_map"] = {"AutoModelForCausalLM": "modeling_folded.FoldedForCausalLM"}
-        files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-        return files | {"modeling_folded.py": Path(modeling_folded.__file__).read_bytes()}
+            files["tokenizer_config.json"] = _json(kept)
+        config = json.loads(files["config.json"]) | {"architectures": [type(self.model).__name__]}
+        if not self.fold.groups:
+            return files | {"config.json": _json(config)}
+        config |= {"model_type": KIND, BASE: config["model_type"], "auto_map": AUTO_MAP}
+        config["architectures"] = [FoldedForCausalLM.__name__]
+        return files | {
+            "config.json": _json(config), "modeling_folded.py": Path(modeling_folded.__file__).read_bytes()
+        }  # fmt: skip
 
     @classmethod
     def restore(cls, saved: dict[str, Any], recipe: Any, base: Any = None) -> "FoldGPTOutcome":
@@ -77,7 +84,8 @@ class FoldGPTOutcome(Outcome):
         return cls(
             recipe=recipe, **cls.records(saved), model=FoldedForCausalLM.from_pretrained(folder),
             ranking=tuple(found["ranking"]), fold=Fold.from_dict(found["fold"]), gates=found["gates"],
-            similarity=found["similarity"], tokenizer=_tokenizer(folder),
+            similarity=found["similarity"],
+            tokenizer=pretrained.tokenizer(folder) if (folder / "tokenizer.json").exists() else None,
         )  # fmt: skip
 
     def unroll(self) -> nn.Module:
@@ -96,7 +104,16 @@ class FoldGPTOutcome(Outcome):
         return measures.speeds({"full": net, "folded": self.model}, x, count, repeats)
 
 
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
 
-    return AutoTokenizer.from_pretrained(folder) if (folder / "tokenizer.json").exists() else None
+
+def _demand_same_answers(model: nn.Module, read: nn.Module) -> None:
+    """Raise unless a model that was read from a folder answers as the one that was written."""
+    x = probe(model)
+    with torch.no_grad(), evaluating(model):
+        if not alike(logits(read.to(x.device)(x)), logits(model(x))):
+            raise ValueError(
+                f"{type(model).__name__} answers otherwise after it was saved and read again, so nothing was kept: "
+                "save outcome.unroll() with its save_pretrained"
+            )

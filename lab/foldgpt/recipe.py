@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from ..core import cost, prose, tasks
 from ..core.descent import Stage, Step, descend
 from ..core.fields import demand, number, one_of, whole
+from ..core.modeling_folded import LowRank, blocks, is_linear
 from ..core.report import Attempts, Report, Row, reported
 from ..core.running import running
 from ..core.task import Task, inputs
 from . import equations as eq
 from . import measures
-from .folding import Fold, Sizes, adapt_alone, alone, gates, merge, recorded, uniform
+from .folding import Fold, Sizes, adapt_alone, alone, gates, merge, recorded, removed, uniform
 from .layers import Gates
-from .modeling_folded import LowRank, blocks, is_linear
 from .outcome import FoldGPTOutcome
 from .ranking import RIVALS, hidden_states
 from .sharing import REPRESENTATIVES, pairs, shared
@@ -94,6 +94,7 @@ class FoldGPT:
             alike = eq.similarity(hidden_states(teacher, some))
             ranking, history, trace = self._rank(task, teacher, removals, some, checkpoint, owner, progress)
             fold = self._fold(sizes, ranking, removals, alike.cpu())
+            torch.manual_seed(seed)  # equal folds are cured on equal batches, whatever their ranking has drawn
             student = shared(teacher, fold, self.representative, self.start, some)
             attempts = Attempts()
             raw = attempts(f"{task.metric}, not cured", task.measure, student)
@@ -112,6 +113,8 @@ class FoldGPT:
             raise ValueError(
                 f"removal={self.removal} takes all {sizes.N} blocks: give at most {(sizes.N - 1) / sizes.N:.3g}"
             )
+        if removals:  # what cannot be cut is refused before anything is trained
+            removed(model, tuple(range(1, sizes.N)))
         return sizes, removals
 
     def _fold(self, sizes: Sizes, ranking: tuple[int, ...], removals: int, alike: Tensor) -> Fold:

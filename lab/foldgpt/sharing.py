@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..core.modeling_folded import LowRank, apply_fold, blocks, linears
 from . import equations as eq
 from .folding import Fold, removed
-from .modeling_folded import LowRank, apply_fold, blocks, linears
 from .ranking import loss
 
 REPRESENTATIVES = ("first", "mean", "least-loss")

@@ -14,6 +14,7 @@ from .sampling import Conditioning
 
 _SHARED = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "addition_time_embed_dim")
 _NEEDED = ("unet", "scheduler", "vae", "text_encoder", "tokenizer")
+NO_LIMIT = 10**9  # tokens: what says it reads more says that it does not know
 
 
 def diffusers() -> Any:
@@ -98,10 +99,27 @@ def check_unets(unets: Sequence[nn.Module], vae: nn.Module | None) -> None:
         )
 
 
-def token_ids(prompts: Sequence[str], tokenizer: Any) -> torch.Tensor:
-    """Token ids (B, L); words beyond the tokenizer's length are cut off, with a warning that names them."""
-    length = tokenizer.model_max_length
-    whole = tokenizer(list(prompts), padding="longest", return_tensors="pt").input_ids
+def context_length(tokenizer: Any, encoder: nn.Module) -> int:
+    """Tokens that a prompt has room for: the tokenizer's limit or the encoder's positions, whichever is less.
+
+    transformers says 10^30 for a tokenizer that was stored without a limit. ValueError where neither has one.
+    """
+    positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+    known = [n for n in (getattr(tokenizer, "model_max_length", None), positions) if n and 0 < n < NO_LIMIT]
+    if not known:
+        raise ValueError(
+            "the tokenizer has no model_max_length and the text encoder no max_position_embeddings: set "
+            "tokenizer.model_max_length, 77 for CLIP"
+        )
+    return int(min(known))
+
+
+def token_ids(prompts: Sequence[str], tokenizer: Any, encoder: nn.Module) -> torch.Tensor:
+    """Token ids (B, L); words beyond what the tokenizer and its encoder read are cut off, with a warning of them."""
+    length = context_length(tokenizer, encoder)
+    whole = tokenizer(
+        list(prompts), padding="longest", truncation=True, max_length=NO_LIMIT, return_tensors="pt"
+    ).input_ids
     if whole.shape[1] > length:
         lost = [text for text in tokenizer.batch_decode(whole[:, length - 1 : -1], skip_special_tokens=True) if text]
         warnings.warn(f"the prompt is cut to {length} tokens, without {'; '.join(lost)!r}", stacklevel=3)
@@ -124,9 +142,9 @@ class Text(nn.Module):
     def tokens(self, prompts: Sequence[str], negative: str = "") -> dict[str, torch.Tensor]:
         """Token ids by name: what goes over the wire instead of embeddings, (B, L) each."""
         found = {}
-        for i, tokenizer in enumerate(self.tokenizers):
-            found[f"tokens{i}"] = token_ids(prompts, tokenizer)
-            found[f"negative{i}"] = token_ids([negative], tokenizer).expand(len(prompts), -1)
+        for i, (tokenizer, encoder) in enumerate(zip(self.tokenizers, self.encoders, strict=True)):
+            found[f"tokens{i}"] = token_ids(prompts, tokenizer, encoder)
+            found[f"negative{i}"] = token_ids([negative], tokenizer, encoder).expand(len(prompts), -1)
         return found
 
     @torch.no_grad()

@@ -6,9 +6,10 @@ from transformers import AutoModelForCausalLM
 
 import lab
 from lab.core import cost
+from lab.core.modeling_folded import LowRank, blocks
 from lab.foldgpt import measures
 from lab.foldgpt.folding import Fold, Sizes, folded, gates, recorded, removed, uniform, unrolled
-from lab.foldgpt.modeling_folded import LowRank, blocks
+from lab.foldgpt.ranking import loss
 from lab.foldgpt.sharing import pairs, put, shared, weights
 
 from .small import FAMILIES, model, tokens
@@ -147,13 +148,30 @@ def test_pairs_are_disjoint_neighbours_of_the_highest_sum():
 
 
 def test_representatives():
-    net, x = model("llama"), (tokens(),)
+    net = model("llama")
     own = [weights(blocks(net)[block])["mlp.up_proj"]["weight"] for block in (2, 3)]
     for kind, wanted in (("first", own[0]), ("mean", (own[0] + own[1]) / 2)):
-        made = blocks(shared(net, FOLD, kind, "zero", x))[1].mlp.up_proj.base.weight
+        made = blocks(shared(net, FOLD, kind, "zero", ()))[1].mlp.up_proj.base.weight
         assert torch.allclose(made, wanted, atol=1e-6)
-    least = blocks(shared(net, FOLD, "least-loss", "zero", x))[1].mlp.up_proj.base.weight
-    assert torch.equal(least, own[0]) or torch.equal(least, own[1])
+
+
+def test_the_representative_of_least_loss_is_the_better_of_both():
+    net = model("llama")
+    own = [weights(blocks(net)[block]) for block in (2, 3)]
+    tried = []
+    for values in own:  # what the pair would be on the weights of either, without `shared`
+        tried.append(removed(net, FOLD.kept))
+        for layer in (1, 2):
+            put(blocks(tried[-1])[layer], values)
+    chosen = set()
+    for seed in range(4):
+        x = (torch.randint(1, 80, (2, 12), generator=torch.Generator().manual_seed(seed)),)
+        losses = [loss(one, x) for one in tried]
+        better = losses.index(min(losses))
+        made = blocks(shared(net, FOLD, "least-loss", "zero", x))[1].mlp.up_proj.base.weight
+        assert torch.equal(made, own[better]["mlp.up_proj"]["weight"])
+        chosen.add(better)
+    assert chosen == {0, 1}  # neither the first nor the second is right by itself
 
 
 def test_adapters_by_svd_are_nearer_to_what_was():

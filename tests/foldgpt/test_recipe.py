@@ -9,7 +9,7 @@ import lab
 from lab.core import prose
 from lab.foldgpt import measures
 from lab.foldgpt.evaluation import harness
-from lab.foldgpt.ranking import RIVALS, by_influence, by_leave_one_out, loss
+from lab.foldgpt.ranking import RIVALS, by_leave_one_out, loss
 
 from .small import WITHOUT_PADDING, Letters, model, tokens
 
@@ -85,14 +85,73 @@ def test_a_run_that_was_killed_goes_on(task, tmp_path, monkeypatch):
     assert again.trace == whole.trace and again.report == whole.report
 
 
-def test_leave_one_out_finds_the_block_that_does_nothing():
-    net, x = model("llama"), (tokens(4, 16),)
-    for name in ("self_attn.o_proj", "mlp.down_proj"):
-        torch.nn.init.zeros_(net.model.layers[3].get_submodule(name).weight)
-    assert by_leave_one_out(net, x, 1)[0] in range(6)
-    assert by_influence(net, x)[0] == 3 and RIVALS["taylor"](net, x)[0] == 3
-    assert all(sorted(rank(net, x, 2)) == list(range(6)) for rank in RIVALS.values())
-    assert all(p.grad is None for p in net.parameters())
+def idle(block: int, sure: float = 20.0):
+    """A model that is `sure` of what it says, one of whose blocks does nothing, and what it says: (4, 16)."""
+    net = model("llama")
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            net.model.layers[block].get_submodule(name).weight.zero_()
+        net.lm_head.weight.mul_(sure)
+        x = tokens(4, 1)
+        for _ in range(15):
+            x = torch.cat([x, net(x).logits[:, -1:].argmax(-1)], 1)
+    return net, x
+
+
+@pytest.mark.parametrize("rank", RIVALS.values(), ids=RIVALS)
+def test_every_rival_takes_the_block_that_does_nothing_first(rank):
+    for block in (1, 3):
+        net, x = idle(block)
+        ranking = rank(net, (x,), 2)
+        assert ranking[0] == block and sorted(ranking) == list(range(6))
+        assert all(p.grad is None for p in net.parameters())
+
+
+def told(net, x) -> lab.Task:
+    """A task on one batch that the model has said itself."""
+    return lab.Task(model=net, batches=[x], score=prose.perplexity([x]), metric="perplexity", unit="")
+
+
+@pytest.mark.parametrize("ranking", ["gates", *RIVALS])
+@pytest.mark.parametrize("block", [1, 3])
+def test_the_block_that_does_nothing_is_the_one_to_go(block, ranking):
+    recipe = lab.FoldGPT(removal=1 / 6, sharing=0.0, ranking=ranking, gate_steps=6, cure_steps=0)
+    outcome = recipe.run(told(*idle(block, 1.0 if ranking == "gates" else 20.0)), progress=False)
+    assert outcome.ranking[0] == block
+    assert outcome.fold.kept == tuple(other for other in range(6) if other != block)
+    assert outcome.report["perplexity"].after == pytest.approx(outcome.report["perplexity"].before, rel=1e-4)
+
+
+@pytest.mark.parametrize("block", [2, 4])
+def test_a_block_that_does_nothing_is_most_like_its_neighbour(block):
+    recipe = lab.FoldGPT(removal=0.0, sharing=1 / 6, rank=0, ranking="influence", cure_steps=0)
+    assert recipe.run(told(*idle(block)), progress=False).fold.groups == ((block - 1, block),)
+
+
+@pytest.mark.parametrize("recovery", ["tail", "logits"])
+def test_distillation_counts_as_much_as_beta_says(task, recovery):
+    once, twice, none, plain = (
+        replace(QUICK, ranking="influence", cure_steps=2, **change).run(task, progress=False)
+        for change in ({"recovery": recovery}, {"recovery": recovery, "beta": 2.0}, {"recovery": recovery, "beta": 0.0},
+                       {"recovery": "plain"})
+    )  # fmt: skip
+    first = [outcome.trace[0].terms for outcome in (once, twice, plain)]
+    assert first[0]["text"] == first[1]["text"] == first[2]["text"] and set(first[2]) == {"text"}
+    assert first[0][recovery] > 1e-4 and first[1][recovery] == pytest.approx(2 * first[0][recovery])
+    assert cured(none) == cured(plain) and len({cured(once), cured(twice), cured(plain)}) == 3
+
+
+def cured(outcome) -> float:
+    """A number that stands for the weights after the cure."""
+    return float(sum(p.detach().double().abs().sum() for p in outcome.model.parameters()))
+
+
+def test_equal_folds_are_cured_alike_whatever_ranked_them(task):
+    recipe = replace(QUICK, removal=0.0, gate_steps=3, cure_steps=2)  # none goes: the ranking does not matter
+    gates, rival = (replace(recipe, ranking=ranking).run(task, progress=False) for ranking in ("gates", "influence"))
+    assert gates.fold == rival.fold and gates.ranking != rival.ranking
+    assert gates.report["perplexity"].after == rival.report["perplexity"].after
+    assert [step for step in gates.trace if step.stage == "cure"] == list(rival.trace)
 
 
 def test_leave_one_out_is_greedy_over_the_loss():
@@ -162,6 +221,21 @@ def test_a_tokenizer_without_a_padding_token(text):
     with pytest.raises(ValueError) as error:
         lab.tasks.prose(model("llama"), tokenizer=WITHOUT_PADDING, text=text)
     assert "set tokenizer.pad_token = tokenizer.eos_token" in one_line(error)
+
+
+def test_a_tokenizer_that_has_neither_padding_nor_end(text):
+    class Bare(Letters):
+        pad_token_id = eos_token_id = None
+
+    with pytest.raises(ValueError) as error:
+        lab.tasks.prose(model("llama"), tokenizer=Bare(), text=text, context=16)
+    assert "set tokenizer.pad_token = one of its own tokens" in one_line(error)
+    words = Bare()
+    words.pad_token_id = 0
+    whole, ended = (
+        lab.tasks.prose(model("llama"), tokenizer=one, text=text, context=16).held_out for one in (words, Letters())
+    )
+    assert sum(x.numel() for x in whole) < sum(x.numel() for x in ended)  # no paragraph's end is marked
 
 
 def test_a_folder_without_weights(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
+from lab.hybridsd.components import token_ids
 from lab.hybridsd.pipeline import Split, solver_of
 
 from . import small
@@ -149,6 +150,20 @@ def test_steps_out_of_range_are_told(steps):
     split = Split.of(small.sd().components, [small.unet(1)])
     with pytest.raises(ValueError, match="is not allowed: give 2 whole numbers >= 0, not all 0"):
         split.draw("a dog", steps=steps)
+
+
+@pytest.mark.parametrize("told", [10**30, None, 0, 40], ids=str)
+def test_a_tokenizer_that_does_not_know_its_length_takes_the_encoders(told):
+    words = small.tokenizer()
+    words.model_max_length = told
+    assert token_ids(["a dog"], words, small.text_encoder()).shape == (1, 16)
+
+
+def test_a_prompt_whose_length_nobody_knows_is_told():
+    words = small.tokenizer()
+    words.model_max_length = 10**30
+    with pytest.raises(ValueError, match=r"no model_max_length .* set tokenizer.model_max_length, 77 for CLIP"):
+        token_ids(["a dog"], words, torch.nn.Identity())
 
 
 def test_a_long_prompt_is_cut_with_a_warning():
