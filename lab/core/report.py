@@ -2,11 +2,25 @@
 
 import html
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 Kind = Literal["exact", "learned", "timed"]
+Value = TypeVar("Value")
+
+
+def attempt(label: str, function: Callable[..., Value], *args: object) -> tuple[Value | None, str | None]:
+    """What `function(*args)` gives, and no note; or None and the note `label: cause`, in one line, if it fails.
+
+    For what comes after training: a measurement or an export that fails must not take the trained network with it.
+    """
+    try:
+        return function(*args), None
+    except Exception as error:
+        cause = " ".join(str(error).split()) or "no reason given"
+        kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
+        return None, f"{label}: {kind}{cause if len(cause) <= 200 else f'{cause[:197]}...'}"
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def turns(split: Split, said: Conditioning) -> tuple[Turn, Turn]:
         return lambda state, until: advance(state, unet, split.scheduler, said, until)
 
     def elsewhere(state: Handoff, until: int) -> Handoff:
-        return state if until == state.index else split.cloud.half(state, until)[0]
+        return state if until == state.index else split.ask(state, until)[0]
 
     return here(split.unets[0]) if split.cloud is None else elsewhere, here(split.unets[-1])
 

@@ -123,13 +123,14 @@ def _stages(
     with evaluating(split):
         said = split.conditioning(split.text.tokens(prompts), guidance, zeros=True)
         latent, generator = split.noise(len(prompts), seed, N)
+        stood = generator.get_state()
         stops = np.linspace(0, N, _STOPS).round().astype(int).tolist()
         found = {}
         for k in ks:
             steps, solver = [k, N - k], fresh(split.scheduler, N, latent.device)
-            noise = None if generator is None else torch.Generator().manual_seed(seed)
+            generator.set_state(stood)
             ends = (split.unets[0], split.unets[-1])
-            trail = [latent, *trajectory(ends, solver, latent, said, steps, noise)]
+            trail = [latent, *trajectory(ends, solver, latent, said, steps, generator)]
             seen = split.decode(torch.cat([trail[stop] for stop in stops]))  # (_STOPS * P, 3, H, W)
             pixels = (255 * seen).round().to(torch.uint8).cpu()
             found[k] = pixels.view(_STOPS, len(prompts), *pixels.shape[1:]).transpose(0, 1)
