@@ -310,7 +310,13 @@ def _belongs(name: str, kind: str, size: tuple, told: Mapping[str, Any], facts: 
             return short or (kind in latents and size == shape)
         case "prompt" if rest:
             known = kind in ("U16", "I32", "I64", *_FLOATS.values())
-            return known and len(size) in (2, 3) and size[0] == shape[0] and 0 < math.prod(size[1:]) and size[1] <= _MOST_WORDS
+            return (
+                known
+                and len(size) in (2, 3)
+                and size[0] == shape[0]
+                and 0 < math.prod(size[1:])
+                and size[1] <= _MOST_WORDS
+            )
         case "noise":
             return not rest and kind == "U8" and len(size) == 1 and size[0] <= _MOST_NOISE
     return False

@@ -161,7 +161,7 @@ class Liar(BaseHTTPRequestHandler):
     [
         (0.0, lambda body: b"rubbish", "it answered rubbish"),
         (0.0, lambda body: body, "it answered another question"),  # not a step further
-        (2.0, lambda body: body, "ReadTimeout"),
+        (2.0, lambda body: body, "no whole answer within 0.5 s"),
     ],
     ids=["rubbish", "another", "slow"],
 )

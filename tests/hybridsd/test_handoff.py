@@ -68,9 +68,9 @@ def test_two_machines_make_the_latent_of_one_bit_for_bit(name, dtype):
 def test_a_fresh_scheduler_at_step_k_is_another_trajectory():
     scheduler, cloud, edge = SCHEDULERS["dpm"], unet(0), unet(1)
     latent, _ = noise(scheduler, 6)
-    sent = cloud_half(cloud, scheduler, latent, said(), 3, 6)
-    forgetful = {**sent.solver, "model_outputs": [None, None], "lower_order_nums": 0}
-    found = edge_half(Handoff(**{**vars(sent), "solver": forgetful}), edge, scheduler, said())
+    sent, anew = cloud_half(cloud, scheduler, latent, said(), 3, 6), fresh(scheduler, 6)
+    anew.set_begin_index(3)
+    *_, found = trajectory([edge], anew, sent.latent, said(), [6], begin=3)
     error = eq.relative_error(one_machine([cloud, edge], scheduler, [3, 3]), found)
     assert 1e-6 < error < 0.1
 
