@@ -1,6 +1,7 @@
 """Hybrid SD seen: a slider of k, the picture and its way there, what each side pays and what the quality is."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,7 +37,8 @@ def numbers(outcome: HybridSDOutcome, k: int) -> dict[str, Any]:
 def curves(points: Sequence[Point], name: str) -> dict[str, list[tuple[float, float]]]:
     """(k, value) of `accuracy` or `frechet` for each kind of drawing."""
     kinds = dict.fromkeys(point.kind for point in points)
-    return {kind: [(p.k, getattr(p, name)) for p in points if p.kind == kind] for kind in kinds}
+    known = [point for point in points if not math.isnan(getattr(point, name))]
+    return {kind: [(p.k, getattr(p, name)) for p in known if p.kind == kind] for kind in kinds}
 
 
 @view.register
