@@ -82,8 +82,8 @@ def consistent(
         raise ValueError("the student does not hear the guidance: give hearing_guidance(unet)")
     if not float(alphas.min()) > 0:
         raise ValueError(
-            f"alphas reach {float(alphas.min()):g}, where a prediction of the noise tells nothing of the latents: give a "
-            "schedule without zero terminal SNR"
+            f"alphas reach {float(alphas.min()):g}, where a prediction of the noise tells nothing of the latents: give "
+            "a schedule without zero terminal SNR"
         )
     place = next(student.parameters()).device
     alphas, at = alphas.to(place), times(how.levels, len(alphas)).to(place)
