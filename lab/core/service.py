@@ -82,6 +82,7 @@ def application(
         from fastapi import FastAPI, Request, Response
         from fastapi.concurrency import run_in_threadpool
         from fastapi.responses import JSONResponse
+        from starlette.requests import ClientDisconnect
     except ImportError as error:
         raise ImportError("a service needs fastapi, uvicorn and httpx: pip install 'lab[serve]'") from error
     app = FastAPI(title="lab", docs_url=None, redoc_url=None, openapi_url=None)
@@ -100,6 +101,8 @@ def application(
                 await turn.acquire()
         except TimeoutError:
             raise late from None
+        except ClientDisconnect:
+            raise Refused(400, "the body broke off: send it again") from None
         finally:
             waiting[0] -= 1
         try:

@@ -6,8 +6,11 @@ from diffusers import StableDiffusionPipeline
 
 from lab.core import cost, store
 from lab.hybridsd import prompts
+from lab.hybridsd.components import token_ids
 from lab.hybridsd.pipeline import Split
 from lab.hybridsd.prompts import PromptTask, Reader, drawn, embedded, held_out, learned
+
+from . import small
 
 
 def test_no_caption_held_out_was_learned_and_every_part_was():
@@ -53,6 +56,16 @@ def test_what_is_told_is_drawn(steps):
     assert right.double().mean(0).min() > 0.7  # count, colour, shape, place, ground: chance is 20 to 33 %
     assert right.all(1).double().mean() > 0.5
     assert task.right(shown.roll(1, 0)).all(1).double().mean() < 0.1  # other prompts' pictures
+
+
+def test_a_tokenizer_without_a_length_takes_its_encoders():
+    parts = small.sd().components
+    told, untold = (Split.of(parts | {"tokenizer": small.tokenizer(length)}) for length in (16, int(1e30)))
+    assert torch.equal(untold.text.tokens(["a red house"])["tokens0"], told.text.tokens(["a red house"])["tokens0"])
+    with pytest.warns(UserWarning, match="the prompt is cut to 16 tokens"):
+        untold.text.tokens(["abcdefghijklmnopqrst"])
+    with pytest.raises(ValueError, match=r"model_max_length=1e\+30 is none: set that of its text encoder"):
+        token_ids(["a"], small.tokenizer(int(1e30)))
 
 
 def test_a_task_that_is_not_one_is_told():
