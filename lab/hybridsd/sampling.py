@@ -206,9 +206,9 @@ def _toy(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 
 
 def _opened(kind: Any, config: Mapping[str, Any], steps: int, device: Any = None) -> Any:
-    made = kind.from_config(config)
     with warnings.catch_warnings():  # schedulers of diffusers meet numpy 2
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        warnings.filterwarnings("ignore", "__array", DeprecationWarning)
+        made = kind.from_config(config)
         made.set_timesteps(steps, device=device)
     if len(made.timesteps) != steps:
         raise ValueError(f"it takes {len(made.timesteps)} model calls")

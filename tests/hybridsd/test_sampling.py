@@ -71,6 +71,7 @@ def handed_over(scheduler, units, cuts):
     return advance(state, units[1], scheduler, SAID, N).latent
 
 
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # constructors of diffusers meet numpy 2
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_hand_over_is_bit_for_bit_or_refused_before_the_first_step(name):
     scheduler, units = made(name), (Toy(0.5), Toy(0.7))
