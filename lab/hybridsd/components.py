@@ -1,6 +1,5 @@
 """The parts of a diffusion pipeline, found in folders or by id and checked, and what a prompt becomes."""
 
-import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,14 +98,9 @@ def check_unets(unets: Sequence[nn.Module], vae: nn.Module | None) -> None:
         )
 
 
-def token_ids(prompts: Sequence[str], tokenizer: Any, longest: float = math.inf) -> torch.Tensor:
-    """Token ids (B, L); words beyond the tokenizer's length, or `longest`, are cut off, with a warning that names them.
-
-    A tokenizer that was saved without a length says 10^30: L is then `longest`, that of the text encoder.
-    """
-    length = min(tokenizer.model_max_length, longest)
-    if length > 1 << 20:
-        raise ValueError(f"the tokenizer's model_max_length={length:g} is none: set that of its text encoder, e.g. 77")
+def token_ids(prompts: Sequence[str], tokenizer: Any) -> torch.Tensor:
+    """Token ids (B, L); words beyond the tokenizer's length are cut off, with a warning that names them."""
+    length = tokenizer.model_max_length
     whole = tokenizer(list(prompts), padding="longest", return_tensors="pt").input_ids
     if whole.shape[1] > length:
         lost = [text for text in tokenizer.batch_decode(whole[:, length - 1 : -1], skip_special_tokens=True) if text]
@@ -130,10 +124,9 @@ class Text(nn.Module):
     def tokens(self, prompts: Sequence[str], negative: str = "") -> dict[str, torch.Tensor]:
         """Token ids by name: what goes over the wire instead of embeddings, (B, L) each."""
         found = {}
-        for i, (encoder, tokenizer) in enumerate(zip(self.encoders, self.tokenizers, strict=True)):
-            longest = getattr(encoder.config, "max_position_embeddings", math.inf)
-            found[f"tokens{i}"] = token_ids(prompts, tokenizer, longest)
-            found[f"negative{i}"] = token_ids([negative], tokenizer, longest).expand(len(prompts), -1)
+        for i, tokenizer in enumerate(self.tokenizers):
+            found[f"tokens{i}"] = token_ids(prompts, tokenizer)
+            found[f"negative{i}"] = token_ids([negative], tokenizer).expand(len(prompts), -1)
         return found
 
     @torch.no_grad()

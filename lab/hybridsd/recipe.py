@@ -115,10 +115,10 @@ class HybridSD:
             task = task or prompting.scenes(self.prompts, 1, self.pipeline())
             split = self._split(task.model, device)
             ways = self.ways()
-            options = {"N": self.N, "guidance": self.guidance, "batch": self.batch, "seed": seed}
-            owner = f"{self!r} with seed {seed} on {task.name}"
             size, price = self._bytes(split, task.prompts[0]), sweep.price(split, self.guidance)
             large = cost.parameters(split.unets[0]) if split.cloud is None else split.cloud.about()["parameters"]
+            options = {"N": self.N, "guidance": self.guidance, "batch": self.batch, "seed": seed}
+            owner = f"{self!r} with seed {seed} on {task.name}"
             drawn = list(
                 sweep.pictures(task, split, ways, **options, progress=progress, checkpoint=checkpoint, owner=owner)
             )

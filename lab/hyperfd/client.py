@@ -18,8 +18,9 @@ from .learning import Learned, Learning, Record, learn, vectors
 from .looking import handmade, samples
 from .messages import Offer, Shape, Upload, synapses
 
-Failed = service.Failed
 PATH = "/v1/round"
+
+Failed = service.Failed  # what a Remote raises
 
 
 class Side(Protocol):

@@ -6,11 +6,8 @@ from diffusers import StableDiffusionPipeline
 
 from lab.core import cost, store
 from lab.hybridsd import prompts
-from lab.hybridsd.components import token_ids
 from lab.hybridsd.pipeline import Split
 from lab.hybridsd.prompts import PromptTask, Reader, drawn, embedded, held_out, learned
-
-from . import small
 
 
 def test_no_caption_held_out_was_learned_and_every_part_was():
@@ -58,16 +55,6 @@ def test_what_is_told_is_drawn(steps, least):
     assert right.all(1).double().mean() > least  # of 24: two prompts fewer than are measured pass, three do not
     assert right[:, [0, 1, 3, 4]].double().mean(0).min() > 0.95  # the edge loses shapes, never count, colour or place
     assert not task.right(shown.roll(1, 0)).all(1).any()  # other prompts' pictures
-
-
-def test_a_tokenizer_without_a_length_takes_its_encoders():
-    parts = small.sd().components
-    told, untold = (Split.of(parts | {"tokenizer": small.tokenizer(length)}) for length in (16, int(1e30)))
-    assert torch.equal(untold.text.tokens(["a red house"])["tokens0"], told.text.tokens(["a red house"])["tokens0"])
-    with pytest.warns(UserWarning, match="the prompt is cut to 16 tokens"):
-        untold.text.tokens(["abcdefghijklmnopqrst"])
-    with pytest.raises(ValueError, match=r"model_max_length=1e\+30 is none: set that of its text encoder"):
-        token_ids(["a"], small.tokenizer(int(1e30)))
 
 
 def test_a_task_that_is_not_one_is_told():
