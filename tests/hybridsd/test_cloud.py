@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
@@ -244,10 +245,15 @@ def test_what_was_not_asked_is_refused_and_the_edge_draws_alone(here, name):
     assert honest.steps == (2, 2) and not honest.notes
 
 
+@cache
+def door(split):
+    """The service in this process."""
+    return TestClient(cloud.application(split), base_url="http://127.0.0.1")
+
+
 def posted(split, body, **query):
-    """What the service says to a body, in this process."""
-    client = TestClient(cloud.application(split), base_url="http://127.0.0.1")
-    return client.post(cloud.PATH, content=body, params={"until": "2"} | query)
+    """What the service says to a body."""
+    return door(split).post(cloud.PATH, content=body, params={"until": "2"} | query)
 
 
 def test_an_answer_says_to_which_request_it_belongs(here, monkeypatch):
