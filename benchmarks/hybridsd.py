@@ -15,9 +15,9 @@ import socket
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import lab
 from lab.core import cost, service, store
 from lab.core.machine import machine
 from lab.hybridsd import prompts
-from lab.hybridsd.cloud import PATH, Client
+from lab.hybridsd.cloud import PATH, Client, asked
 from lab.hybridsd.handoff import Handoff, advance, begin
 from lab.hybridsd.sampling import Conditioning
 
@@ -173,7 +173,11 @@ def service_beside_a_step(repeats: int = 20) -> dict[str, float]:
 @contextmanager
 def served() -> Iterator[str]:
     """A service in a thread of this process that gives back the hand-off it gets."""
-    app = service.application(lambda body, _: Handoff.from_bytes(body).to_bytes(), PATH, {})
+
+    def work(body: bytes, query: Mapping[str, str]) -> bytes:
+        return replace(Handoff.from_bytes(body), asked=asked(body, query)).to_bytes()
+
+    app = service.application(work, PATH, {})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -73,18 +73,21 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--folder", type=Path, metavar="DIR", help="platform: keep its state there, and go on from it")
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=8765)
-    serve.add_argument("--token", default=os.environ.get("LAB_TOKEN"), help="asked of every request; or LAB_TOKEN")
+    serve.add_argument("--token", default=os.environ.get("LAB_TOKEN"),
+                       help="asked of every request; left out, LAB_TOKEN's or a new one, which is printed")  # fmt: skip
+    serve.add_argument("--name", action="append", default=[], metavar="HOST",
+                       help="a further name that it is asked by, such as a proxy's; repeat")  # fmt: skip
     serve.set_defaults(do=serve_command)
     return top
 
 
 def serve_command(options: argparse.Namespace) -> int:
     """Serve until stopped."""
-    print(f"serving on http://{options.host}:{options.port}", flush=True)
+    where = (options.host, options.port, options.token, options.name)
     if options.what == "platform":
-        lab.hyperfd.serving.serve(options.folder, options.host, options.port, options.token)
+        lab.hyperfd.serving.serve(options.folder, *where)
     else:
-        lab.hybridsd.cloud.serve(options.model, options.host, options.port, options.token)
+        lab.hybridsd.cloud.serve(options.model, *where)
     return 0
 
 

@@ -1,24 +1,38 @@
-"""A small HTTP service around one function from bytes to bytes: token, size, queue and time limits, a health page.
+"""A small HTTP service around one function from bytes to bytes, and the function that asks it.
 
-Knows no method. Bodies are read in pieces and refused as soon as they are too long; work is done one request at a time,
-in a thread, while others wait in a queue that has an end. Errors are JSON: {"error": one line}.
+Knows no method. The service has a token, limits of size, queue and time, and a health page; it answers only under its
+own names and to no other site's page. Bodies are read in pieces and refused as soon as they are too long; work is done
+one request at a time, in a thread, while others wait in a queue that has an end. Errors are JSON: {"error": one line}.
 """
 
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import Callable, Mapping
+import json
+import logging
+import secrets
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+MOST = 64 << 20  # bytes of an answer
+Value = TypeVar("Value")
+_log = logging.getLogger("uvicorn.error")  # where the server's own lines go
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The longest body in bytes, how many requests may wait, and after how many seconds a waiting one is refused."""
+    """The longest body in bytes, how many requests may wait, after how many seconds a waiting one is refused, and the
+    names, beside its addresses, that the service may be asked by. A request waits from its first byte to its turn."""
 
     body: int = 8 << 20
     queue: int = 8
     seconds: float = 120.0
+    names: tuple[str, ...] = ()
 
 
 class Refused(Exception):
@@ -29,12 +43,13 @@ class Refused(Exception):
         self.status, self.line = status, line
 
 
+class Failed(Exception):
+    """A service did not answer as it should: why, in one line."""
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def demand_token(host: str, token: str | None) -> None:
@@ -43,48 +58,75 @@ def demand_token(host: str, token: str | None) -> None:
         raise ValueError(f"host={host!r} can be reached from elsewhere: give --token of 16 characters or more")
 
 
+def announced(host: str, port: int, token: str | None) -> str:
+    """The token of a service that starts: the one given, or a new one, which is printed with the way to use it."""
+    made = token or secrets.token_urlsafe(24)
+    demand_token(host, made)
+    print(f"serving on http://{host}:{port}")
+    if not token:
+        print(f"its token, made for this start; whoever asks runs first:\n    export LAB_TOKEN={made}")
+    sys.stdout.flush()
+    return made
+
+
 def application(
     work: Callable[[bytes, Mapping[str, str]], bytes], path: str, health: Mapping[str, Any],
     token: str | None = None, limits: Limits = Limits(),
 ) -> Any:  # fmt: skip
     """An ASGI application: POST `path` answers `work(body, query)`, GET /health says that it lives and what it is.
 
-    `work` may raise ValueError (400, its line) or Refused. Needs the extra `serve`.
+    `work` may raise ValueError (400, its line) or Refused; any other exception is a 500 of one line, and a traceback
+    in the server's log only. Needs the extra `serve`.
     """
     try:
         from fastapi import FastAPI, Request, Response
         from fastapi.concurrency import run_in_threadpool
         from fastapi.responses import JSONResponse
+        from starlette.requests import ClientDisconnect
     except ImportError as error:
         raise ImportError("a service needs fastapi, uvicorn and httpx: pip install 'lab[serve]'") from error
     app = FastAPI(title="lab", docs_url=None, redoc_url=None, openapi_url=None)
     turn, waiting = asyncio.Lock(), [0]
 
+    async def taken(request: Request) -> bytes:
+        """The work done on the request's body, once it has come and it is its turn, both within the time allowed."""
+        if waiting[0] >= limits.queue:
+            raise Refused(503, f"{waiting[0]} requests are waiting: ask again later")
+        waiting[0] += 1
+        late = Refused(408, f"the body did not come within {limits.seconds:g} s: send it again")
+        try:
+            async with asyncio.timeout(limits.seconds):
+                body = await _body(request, limits.body)
+                late = Refused(503, f"no turn within {limits.seconds:g} s: ask again later")
+                await turn.acquire()
+        except TimeoutError:
+            raise late from None
+        except ClientDisconnect:
+            raise Refused(400, "the body broke off: send it again") from None
+        finally:
+            waiting[0] -= 1
+        try:
+            return await run_in_threadpool(work, body, dict(request.query_params))
+        finally:
+            turn.release()
+
     async def answer(request: Request) -> Response:
         try:
+            _demand_host(request, limits.names)
+            if request.method == "GET":
+                return JSONResponse({"ok": True, "waiting": waiting[0], **health})
             _demand_bearer(request.headers.get("authorization", ""), token)
-            body = await _body(request, limits.body)
-            if waiting[0] >= limits.queue:
-                raise Refused(503, f"{waiting[0]} requests are waiting: ask again later")
-            waiting[0] += 1
-            try:
-                await asyncio.wait_for(turn.acquire(), limits.seconds)
-            except TimeoutError:
-                raise Refused(503, f"no turn within {limits.seconds:g} s: ask again later") from None
-            finally:
-                waiting[0] -= 1
-            try:
-                made = await run_in_threadpool(work, body, dict(request.query_params))
-            finally:
-                turn.release()
+            return Response(await taken(request), media_type="application/octet-stream")
         except Refused as refused:
             return JSONResponse({"error": refused.line}, refused.status)
         except ValueError as error:
-            return JSONResponse({"error": str(error).splitlines()[0]}, 400)
-        return Response(made, media_type="application/octet-stream")
+            return JSONResponse({"error": _first_line(error)}, 400)
+        except Exception as error:  # for those who run the service, not for those who ask
+            _log.exception("a request failed")
+            return JSONResponse({"error": f"the service failed ({type(error).__name__}): its own log says why"}, 500)
 
     app.add_api_route(path, answer, methods=["POST"], response_model=None)
-    app.add_api_route("/health", lambda: {"ok": True, "waiting": waiting[0], **health}, methods=["GET"])
+    app.add_api_route("/health", answer, methods=["GET"], response_model=None)
     return app
 
 
@@ -93,6 +135,92 @@ def serve(app: Any, host: str, port: int) -> None:
     import uvicorn
 
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=30)
+
+
+def asked(
+    method: str, url: str, *, query: Mapping[str, str] = {}, body: bytes = b"", token: str | None = None,
+    seconds: float = 60.0, most: int = MOST,
+) -> bytes:  # fmt: skip
+    """The body of the service's answer to one request.
+
+    `seconds` is the time for the whole answer, from the first byte sent to the last one received, and `most` its
+    longest body in bytes. Failed, in one line, if it is slow, gone, too long or refuses. Needs the extra `serve`.
+    """
+    try:
+        import httpx
+    except ImportError as error:
+        raise ImportError("to ask a service needs httpx: pip install 'lab[serve]'") from error
+    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
+
+    async def answered() -> tuple[int, bytes]:
+        async with (
+            asyncio.timeout(seconds),
+            httpx.AsyncClient(timeout=None) as client,
+            client.stream(method, url, params=query, content=body, headers=headers) as answer,
+        ):
+            parts, size = [], 0
+            async for part in answer.aiter_raw():
+                size += len(part)
+                if size > most:
+                    raise Failed(f"{url} answered more than {most:,} bytes")
+                parts.append(part)
+            return answer.status_code, b"".join(parts)
+
+    try:
+        status, content = _in_a_thread(answered, seconds)
+    except TimeoutError:
+        raise Failed(f"{url}: no whole answer within {seconds:g} s") from None
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        raise Failed(f"{url}: {type(error).__name__}") from error
+    if status != 200:
+        raise Failed(f"{url} refused ({status}): {_reason(content)}")
+    return content
+
+
+def _in_a_thread(work: Callable[[], Coroutine[Any, Any, Value]], seconds: float) -> Value:
+    """What the coroutine gives, from a loop of its own, for a notebook has one already; TimeoutError if it hangs."""
+    found: Future[Value] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(asyncio.run(work()))
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return found.result(seconds + 1)  # a name server that hangs is beyond the loop's reach
+
+
+def _reason(content: bytes) -> str:
+    try:
+        return _first_line(json.loads(content)["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return _first_line(content[:800].decode(errors="replace"))
+
+
+def _first_line(text: object) -> str:
+    return next((line.strip() for line in str(text).splitlines() if line.strip()), "no reason given")[:300]
+
+
+def _demand_host(request: Any, names: Sequence[str]) -> None:
+    """Refused if a browser was led here: by a name that is another's (DNS rebinding), or by another's page."""
+    asked_as = request.headers.get("host", "")
+    host = urlsplit(f"//{asked_as}").hostname or ""
+    at = (request.scope.get("server") or ("",))[0]
+    by_address = _is_address(host) and not is_loopback(at)
+    if not (is_loopback(host) or by_address or host in {name.lower() for name in names}):
+        raise Refused(403, f"Host {host[:80]!r} is not this service's: ask it by its address, or start it with --name")
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != asked_as:
+        raise Refused(403, f"Origin {origin[:80]!r} is another's page: only programs may ask this service")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _demand_bearer(header: str, token: str | None) -> None:

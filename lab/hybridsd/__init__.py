@@ -14,8 +14,9 @@ arXiv 2408.06646).
                 (15) perceptual_loss   (16) adaptive_weight   (17) hinge_loss   (18) latent_loss
                 (19) velocity
     procedure   sampling.trajectory: one scheduler, set once, whose memory is carried from U-Net to U-Net;
-                handoff.advance does the same over a boundary, bit for bit; pipeline.Split is the pipeline for SD 1.x,
-                SDXL and LCM; recipe.HybridSD.run sweeps k beside its controls
+                handoff.advance does the same over a boundary, bit for bit, with every scheduler whose memory can
+                travel, as a rehearsal tells before the first step; pipeline.Split is the pipeline for SD 1.x, SDXL and
+                LCM; recipe.HybridSD.run sweeps k beside its controls
     where       components loads and checks the parts, blocks makes a small U-Net out of a large one, distillation
                 teaches it, consistency makes a model of few steps, tinyvae and discriminator teach a small decoder,
                 scores rank what can be cut, references and costs count the published models without weights;

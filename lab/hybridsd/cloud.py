@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from . import sweep
 from .handoff import Handoff, advance
 from .pipeline import Split
 
+Failed = service.Failed
 PATH = "/v1/steps"
 MOST_STEPS, MOST_PICTURES = 200, 16
 
 
-class Failed(Exception):
-    """The cloud did not give a hand-off: why, in one line."""
+def asked(body: bytes, query: Mapping[str, str]) -> str:
+    """The digest of all that a request asks: its hand-off and its query. The answer repeats it."""
+    return hashlib.sha256(json.dumps(sorted(query.items())).encode() + b"\n" + body).hexdigest()
 
 
 def fingerprint(split: Split) -> str:
@@ -36,17 +39,21 @@ def application(split: Split, token: str | None = None, limits: service.Limits |
         until = _until(state, query)
         if query.get("mark", mark) != mark:
             raise service.Refused(409, f"the models differ: latents or words are {query['mark']} there, {mark} here")
-        expected = {name: x.shape[1:] for name, x in split.text.tokens(["a"]).items()}
-        if {name: x.shape[1:] for name, x in state.prompt.items()} != expected:
+        expected = {name: (x.shape[1:], x.dtype) for name, x in split.text.tokens(["a"]).items()}
+        if {name: (x.shape[1:], x.dtype) for name, x in state.prompt.items()} != expected:
             raise ValueError("the hand-off's prompt is not in this model's tokens")
         sizes = [encoder.get_input_embeddings().num_embeddings for encoder in split.text.encoders]
         if any(int(x.max()) >= min(sizes) for x in state.prompt.values()):
             raise ValueError(f"the hand-off's prompt has token ids beyond {min(sizes) - 1}")
-        if state.latent.shape[1:] != split.noise(1, 0, state.steps)[0].shape[1:]:
-            raise ValueError(f"the hand-off's latent is {tuple(state.latent.shape[1:])}, this model takes another")
+        noise, _ = split.noise(1, 0, state.steps)
+        if (state.latent.shape[1:], state.latent.dtype) != (noise.shape[1:], noise.dtype):
+            kind = str(state.latent.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the hand-off's latent is {tuple(state.latent.shape[1:])} {kind}, this model takes another"
+            )
         said = split.conditioning(state.prompt, state.guidance, zeros=query.get("zeros") == "1")
         made = advance(state, split.unets[0], split.scheduler, said, until)
-        return made.to_bytes(int8=query.get("int8") == "1")
+        return replace(made, asked=asked(body, query)).to_bytes(int8=query.get("int8") == "1")
 
     macs = [int(sweep.price(split, guidance).cloud) for guidance in (1.0, 2.0)]  # a step without and with guidance
     size = {"parameters": cost.parameters(split.unets[0]), "macs": macs}
@@ -56,20 +63,23 @@ def application(split: Split, token: str | None = None, limits: service.Limits |
 
 def _until(state: Handoff, query: Mapping[str, str]) -> int:
     """The step that the request asks for, within the limits."""
-    asked = query.get("until", "")
-    if not asked.isdigit() or not state.index <= int(asked) <= state.steps:
-        raise ValueError(f"until={asked!r} is not allowed: give a step in {state.index}..{state.steps}")
-    if int(asked) - state.index > MOST_STEPS:
-        raise ValueError(f"{asked} steps are too many: at most {MOST_STEPS}")
+    told = query.get("until", "")
+    if not told.isdigit() or not state.index <= int(told) <= state.steps:
+        raise ValueError(f"until={told!r} is not allowed: give a step in {state.index}..{state.steps}")
+    if int(told) - state.index > MOST_STEPS:
+        raise ValueError(f"{told} steps are too many: at most {MOST_STEPS}")
     if len(state.latent) > MOST_PICTURES:
         raise ValueError(f"{len(state.latent)} pictures are too many: at most {MOST_PICTURES}")
-    return int(asked)
+    return int(told)
 
 
 class Client:
-    """Asks a cloud for steps. `token` left out is the environment's LAB_TOKEN; `seconds` is the time for one answer."""
+    """Asks a cloud for steps.
 
-    Failed = Failed
+    `token` left out is the environment's LAB_TOKEN; `seconds` is the time for one whole answer.
+    """
+
+    Failed = service.Failed
 
     def __init__(self, url: str, token: str | None = None, seconds: float = 60.0) -> None:
         self.url, self.seconds, self.mark = url.rstrip("/"), seconds, ""
@@ -81,15 +91,16 @@ class Client:
     def half(self, state: Handoff, until: int, *, int8: bool = False, zeros: bool = True) -> tuple[Handoff, int]:
         """The hand-off before step `until` and the bytes that came; Failed if the cloud is slow, gone or wrong."""
         query = {"until": str(until), "int8": str(int(int8)), "zeros": str(int(zeros))}
-        answer = self._posted(state.to_bytes(), query | ({"mark": self.mark} if self.mark else {}))
+        query |= {"mark": self.mark} if self.mark else {}
+        body = state.to_bytes()
+        answer = self._asked("POST", PATH, query=query, body=body)
         try:
             made = Handoff.from_bytes(answer)
         except ValueError as error:
             raise Failed(f"it answered rubbish: {error}") from error
-        here, there = ((s.steps, s.seed, s.schedule, s.latent.shape, s.latent.dtype) for s in (state, made))
-        if here != there or made.index != until:
+        if made.asked != asked(body, query) or made.index != until:
             raise Failed(f"it answered another question: {made!r}")
-        return made, len(answer)
+        return replace(made, asked=""), len(answer)
 
     def about(self) -> dict[str, Any]:
         """What the cloud says of itself: parameters, MACs of a step [without, with guidance], limits; Failed if not."""
@@ -99,39 +110,21 @@ class Client:
             numbers = [plain, guided, found["parameters"], found["pictures"]]
             if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
                 raise ValueError(f"{numbers} are no counts")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Failed(f"{self.url} is no cloud of Hybrid SD: {type(error).__name__} {error}") from error
         return found
 
-    def _posted(self, body: bytes, query: Mapping[str, str]) -> bytes:
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        return self._asked("POST", PATH, params=query, content=body, headers=headers)
-
-    def _asked(self, method: str, path: str, **options: Any) -> bytes:
-        try:
-            import httpx
-        except ImportError as error:
-            raise ImportError("a cloud elsewhere needs httpx: pip install 'lab[serve]'") from error
-        try:
-            answer = httpx.request(method, self.url + path, timeout=self.seconds, **options)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Failed(f"{self.url}: {type(error).__name__}") from error
-        if answer.status_code != 200:
-            raise Failed(f"{self.url} refused ({answer.status_code}): {_line(answer)}")
-        return answer.content
+    def _asked(self, method: str, path: str, **what: Any) -> bytes:
+        return service.asked(method, self.url + path, token=self.token, seconds=self.seconds, **what)
 
 
-def _line(answer: Any) -> str:
-    try:
-        return str(answer.json()["error"])[:200]
-    except (ValueError, KeyError, TypeError):
-        return answer.text.splitlines()[0][:200] if answer.text else "no reason given"
+def serve(model: str | Path | None, host: str, port: int, token: str | None = None, names: Sequence[str] = ()) -> None:
+    """Serve a pipeline's U-Net until stopped; `model` left out is the embedded one.
 
-
-def serve(model: str | Path | None, host: str, port: int, token: str | None) -> None:
-    """Serve a pipeline's U-Net until stopped; `model` left out is the embedded one."""
+    A token left out is made and printed. `names` are further names of this machine.
+    """
     from .prompts import embedded
 
-    service.demand_token(host, token)
+    token = service.announced(host, port, token)
     split = embedded() if model is None else Split.from_pretrained(model)
-    service.serve(application(split, token), host, port)
+    service.serve(application(split, token, service.Limits(names=(host, *names))), host, port)

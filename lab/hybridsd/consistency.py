@@ -80,6 +80,11 @@ def consistent(
     """
     if student.config["time_cond_proj_dim"] is None:
         raise ValueError("the student does not hear the guidance: give hearing_guidance(unet)")
+    if not float(alphas.min()) > 0:
+        raise ValueError(
+            f"alphas reach {float(alphas.min()):g}, where a prediction of the noise tells nothing of the latents: give "
+            "a schedule without zero terminal SNR"
+        )
     place = next(student.parameters()).device
     alphas, at = alphas.to(place), times(how.levels, len(alphas)).to(place)
     target = (deepcopy(student) if target is None else target).requires_grad_(False)

@@ -1,14 +1,15 @@
 """What crosses the boundary between two machines: the latent, the solver's memory, and what they were made with.
 
-The bytes are one safetensors file with JSON in its metadata. They are read strictly: nothing is unpickled, every name,
-shape, type and number is checked, and nothing is built that the reader did not bring itself.
+The bytes are one safetensors file with JSON in its metadata, and a digest of every byte. They are read strictly:
+nothing is unpickled, every name, shape, type and size is demanded of the header before a tensor is made of it, and
+nothing is built that the reader did not bring itself.
 """
 
 import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,16 +19,21 @@ from safetensors.torch import load, save
 from torch import nn
 
 from . import equations as eq
-from .sampling import Conditioning, draws_noise, fresh, restored, solver_state, trajectory
+from .sampling import Conditioning, plain, rehearsal, restored, solver_state, trajectory
 
-FORMAT = 1
+FORMAT = 2
 _DAMAGE = (
     SafetensorError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, OverflowError, UnicodeDecodeError,
-    json.JSONDecodeError,
+    RecursionError, json.JSONDecodeError,
 )  # fmt: skip
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_MOST_STEPS, _MOST_BYTES = 1000, 64 << 20
-_FIELDS = {"format", "index", "steps", "scheduler", "config", "numbers", "guidance", "seed", "dtype", "int8", "error"}
+_FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as safetensors says them
+_MOST_STEPS, _MOST_BYTES, _MOST_HEADER, _MOST_NOISE = 1000, 64 << 20, 256 << 10, 16 << 10
+_MOST_GUIDANCE, _MOST_WORDS = 1e6, 4096
+_FIELDS = {
+    "format", "index", "steps", "scheduler", "config", "numbers", "guidance", "seed", "dtype", "int8", "error", "asked"
+}  # fmt: skip
+_DIGEST = "sha256"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +42,8 @@ class Handoff:
 
     `latent` (B, C, h, w); `scheduler` and `config` name the solver, `solver` is its memory; `prompt` holds token ids by
     name (or embeddings, where the other side has no text encoder); `noise` is the state of the generator, kept only
-    where the solver draws noise; `error` the relative error that an int8 passage left in the latent.
+    where the solver draws noise; `error` the relative error that an int8 passage left in the latent; `asked` the digest
+    of the request that this answers, '' if it answers none.
     """
 
     latent: torch.Tensor
@@ -50,6 +57,7 @@ class Handoff:
     seed: int | None = None
     noise: torch.Tensor | None = None
     error: float = 0.0
+    asked: str = ""
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.latent.shape))
@@ -82,10 +90,10 @@ class Handoff:
             "format": FORMAT, "index": self.index, "steps": self.steps, "scheduler": self.scheduler,
             "config": plain(self.config), "numbers": numbers, "guidance": self.guidance, "seed": self.seed,
             "dtype": str(self.latent.dtype).removeprefix("torch."), "int8": int8, "error": error,
+            "asked": self.asked,
         }  # fmt: skip
-        return save(
-            {name: x.detach().cpu().contiguous() for name, x in tensors.items()}, {"handoff": json.dumps(facts)}
-        )
+        head = {"handoff": json.dumps(facts), _DIGEST: "0" * 64}
+        return _sealed(save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, head))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Handoff":
@@ -93,37 +101,74 @@ class Handoff:
         if len(content) > _MOST_BYTES:
             raise ValueError(f"the hand-off has {len(content):,} bytes, more than {_MOST_BYTES:,}: send fewer pictures")
         try:
-            facts = _facts(content)
+            header = _header(content)
+            facts = _facts(header)
+            _demand_shapes(header, facts)
             made = _put_together(cls, facts, load(content))
+            _check(made)
         except _DAMAGE as error:
-            reason = next(iter(str(error).splitlines()), "")
+            reason = next(iter(str(error).splitlines()), "")[:200]
             raise ValueError(f"these bytes are no hand-off ({type(error).__name__}: {reason})") from error
-        _check(made)
         return made
 
 
 def begin(
     scheduler: Any, latent: torch.Tensor, N: int, guidance: float, *, prompt=None, seed=None, generator=None
 ) -> Handoff:
-    """The hand-off before the first step: `latent` is noise already scaled by `init_noise_sigma`."""
-    made = fresh(scheduler, N, latent.device)
-    noise = generator.get_state() if generator is not None and draws_noise(scheduler) else None
-    facts = type(scheduler).__name__, plain(scheduler.config), solver_state(made), guidance
+    """The hand-off before the first step: `latent` is noise already scaled by `init_noise_sigma`.
+
+    ValueError where the scheduler cannot be handed over, or draws noise and has no generator.
+    """
+    known, name = rehearsal(scheduler, N), type(scheduler).__name__
+    if known.fault:
+        raise ValueError(known.fault)
+    if known.draws and generator is None:
+        raise ValueError(f"{name} draws noise between its steps: give the generator, or the two halves draw others")
+    noise = generator.get_state() if known.draws else None
+    facts = name, plain(scheduler.config), dict(known.memory[0]), guidance
     return Handoff(latent, 0, N, *facts, prompt=prompt or {}, seed=seed, noise=noise)
 
 
 def advance(handoff: Handoff, unet: nn.Module, scheduler: Any, said: Conditioning, until: int) -> Handoff:
     """The hand-off before step `until`, the steps up to it taken by `unet`; the scheduler given is not touched."""
-    same_schedule(handoff, scheduler)
     if not handoff.index <= until <= handoff.steps:
         raise ValueError(f"until={until!r} is not allowed: give a step in {handoff.index}..{handoff.steps}")
-    solver = restored(scheduler, handoff.steps, handoff.solver, handoff.latent.device)
-    generator = handoff.generator()
+    solver, generator = resumed(handoff, scheduler), handoff.generator()
     latents = trajectory([unet], solver, handoff.latent, said, [until], generator, handoff.index)
     latent = deque(latents, maxlen=1).pop() if handoff.index < until else handoff.latent
     noise = None if generator is None else generator.get_state()
-    rest = handoff.scheduler, handoff.config, _copied(solver_state(solver)), handoff.guidance, handoff.prompt
+    memory = solver_state(solver, rehearsal(scheduler, handoff.steps), until)
+    rest = handoff.scheduler, handoff.config, memory, handoff.guidance, handoff.prompt
     return Handoff(latent, until, handoff.steps, *rest, seed=handoff.seed, noise=noise, error=handoff.error)
+
+
+def resumed(handoff: Handoff, scheduler: Any) -> Any:
+    """A copy of the scheduler that stands where the hand-off's stood; ValueError in one line unless all of it fits."""
+    same_schedule(handoff, scheduler)
+    known = rehearsal(scheduler, handoff.steps)
+    if known.fault:
+        raise ValueError(known.fault)
+    if known.draws != (handoff.noise is not None):
+        kind = "draws noise and the hand-off lacks" if handoff.noise is None else "draws no noise and the hand-off has"
+        raise ValueError(f"{handoff.scheduler} {kind} a generator's state: take the same lab on both sides")
+    return restored(scheduler, handoff.steps, handoff.solver, handoff.index, handoff.latent)
+
+
+def demand_continued(made: Handoff, state: Handoff, until: int, scheduler: Any) -> None:
+    """ValueError that names what differs, unless `made` is `state` taken to step `until`, as far as can be seen."""
+    alike = {
+        "step": made.index == until and made.steps == state.steps,
+        "schedule": made.schedule == state.schedule,
+        "guidance": made.guidance == state.guidance,
+        "seed": made.seed == state.seed,
+        "latent's shape": made.latent.shape == state.latent.shape and made.latent.dtype == state.latent.dtype,
+        "prompt": made.prompt.keys() == state.prompt.keys()
+        and all(torch.equal(made.prompt[name].cpu(), x.cpu()) for name, x in state.prompt.items()),
+    }
+    other = [name for name, same in alike.items() if not same]
+    if other:
+        raise ValueError(f"{made!r} has another {', another '.join(other)} than was asked")
+    resumed(made, scheduler)
 
 
 def cloud_half(
@@ -154,20 +199,15 @@ def schedule_hash(name: str, config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([name, plain(config)], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's config as JSON keeps it, without the keys that are diffusers' own."""
-    return json.loads(json.dumps({key: value for key, value in config.items() if not key.startswith("_")}))
-
-
 def _taken_apart(solver: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The solver's memory as tensors and as JSON: a list of tensors is its length and those that are filled."""
+    """The solver's memory as tensors and as JSON, in which true stands for a tensor of a list."""
     tensors, numbers = {}, {}
     for name, value in solver.items():
         if isinstance(value, torch.Tensor):
             tensors[f"solver.{name}"] = value
-        elif isinstance(value, Sequence):
-            numbers[name] = [x is not None for x in value]
-            tensors |= {f"solver.{name}.{i}": x for i, x in enumerate(value) if x is not None}
+        elif isinstance(value, list):
+            numbers[name] = [True if isinstance(x, torch.Tensor) else x for x in value]
+            tensors |= {f"solver.{name}.{i}": x for i, x in enumerate(value) if isinstance(x, torch.Tensor)}
         else:
             numbers[name] = value
     return tensors, numbers
@@ -177,7 +217,7 @@ def _solver(numbers: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> 
     found: dict[str, Any] = {}
     for name, value in numbers.items():
         if isinstance(value, list):
-            found[name] = [tensors[f"solver.{name}.{i}"] if there else None for i, there in enumerate(value)]
+            found[name] = [tensors[f"solver.{name}.{i}"] if x is True else x for i, x in enumerate(value)]
         else:
             found[name] = value
     whole = {name.removeprefix("solver."): x for name, x in tensors.items() if name.startswith("solver.")}
@@ -204,15 +244,82 @@ def _compact(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.uint16) if not x.is_floating_point() and 0 <= int(x.min()) and int(x.max()) < 1 << 16 else x
 
 
-def _facts(content: bytes) -> dict[str, Any]:
-    """The JSON of a safetensors header, which `load` leaves out."""
+def _sealed(content: bytes) -> bytes:
+    """A safetensors file whose digest is zeros, with the digest that it then has."""
+    blank = f'"{_DIGEST}":"{"0" * 64}"'.encode()
+    return content.replace(blank, f'"{_DIGEST}":"{hashlib.sha256(content).hexdigest()}"'.encode(), 1)
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    """The header of a safetensors file: {name: {dtype, shape, data_offsets}} and its metadata."""
     length = int.from_bytes(content[:8], "little")
-    facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["handoff"])
+    if not 2 <= length <= min(_MOST_HEADER, len(content) - 8):
+        raise ValueError(f"these bytes are no hand-off (a header of {length:,} bytes in {len(content):,})")
+    header = json.loads(content[8 : 8 + length], object_pairs_hook=_once)
+    said = header["__metadata__"][_DIGEST]
+    seal, blank = (f'"{_DIGEST}":"{digits}"'.encode() for digits in (said, "0" * 64))
+    if len(said) != 64 or hashlib.sha256(content.replace(seal, blank, 1)).hexdigest() != said:
+        raise ValueError("these bytes are no hand-off (their digest is another): send them again")
+    return header
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; two of one name could be read as one here and as the other by safetensors."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("these bytes are no hand-off (a name comes twice in the header)")
+    return dict(pairs)
+
+
+def _facts(header: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON of the metadata, its fields and kinds as `to_bytes` writes them."""
+    facts = json.loads(header["__metadata__"]["handoff"])
     if facts["format"] != FORMAT:
         raise ValueError(f"the hand-off has format {facts['format']!r}, this version of the lab reads {FORMAT}")
     if set(facts) != _FIELDS:
-        raise ValueError(f"these bytes are no hand-off: fields {', '.join(sorted(set(facts) ^ _FIELDS))}")
+        raise ValueError(f"these bytes are no hand-off: fields {', '.join(sorted(set(facts) ^ _FIELDS))[:200]}")
+    kinds = {"index": int, "steps": int, "scheduler": str, "config": dict, "numbers": dict, "dtype": str,
+             "int8": bool, "asked": str}  # fmt: skip
+    for name, kind in kinds.items():
+        if type(facts[name]) is not kind:
+            raise ValueError(f"the hand-off's {name} is a {type(facts[name]).__name__}, not a {kind.__name__}")
     return facts
+
+
+def _demand_shapes(header: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """ValueError unless every tensor has a name, a type and a shape that belong to the latent's; reads no tensor."""
+    told = {name: (one["dtype"], tuple(one["shape"])) for name, one in header.items() if name != "__metadata__"}
+    shape = told["latent"][1]
+    if len(shape) != 4 or not all(type(n) is int and 0 < n < 1 << 16 for n in shape):
+        raise ValueError(f"the hand-off's latent has shape {shape!r}: send (B, C, h, w)")
+    for name, (kind, size) in told.items():
+        if not _belongs(name, kind, size, told, facts):
+            raise ValueError(f"the hand-off's tensor {name[:80]!r} is {kind} {size!r}, which does not belong there")
+
+
+def _belongs(name: str, kind: str, size: tuple, told: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    shape, (part, _, rest) = told["latent"][1], name.partition(".")
+    latents = ["I8"] if f"scale.{name}" in told else [*_FLOATS.values()]
+    match part:
+        case "latent":
+            return not rest and kind == ("I8" if facts["int8"] else _FLOATS[facts["dtype"]])
+        case "scale":
+            of = told.get(rest)
+            return facts["int8"] and kind == "F32" and size == (*shape[:2], 1, 1) and of == ("I8", shape)
+        case "solver" if rest:
+            short = len(size) < 2 and math.prod(size) <= _MOST_STEPS + 1 and kind in ("F32", "F64", "I32", "I64")
+            return short or (kind in latents and size == shape)
+        case "prompt" if rest:
+            known = kind in ("U16", "I32", "I64", *_FLOATS.values())
+            return (
+                known
+                and len(size) in (2, 3)
+                and size[0] == shape[0]
+                and 0 < math.prod(size[1:])
+                and size[1] <= _MOST_WORDS
+            )
+        case "noise":
+            return not rest and kind == "U8" and len(size) == 1 and size[0] <= _MOST_NOISE
+    return False
 
 
 def _put_together(cls, facts: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Handoff:
@@ -224,7 +331,7 @@ def _put_together(cls, facts: Mapping[str, Any], tensors: dict[str, torch.Tensor
     return cls(
         tensors["latent"], facts["index"], facts["steps"], facts["scheduler"], facts["config"],
         _solver(facts["numbers"], tensors), facts["guidance"], prompt, facts["seed"], tensors.get("noise"),
-        facts["error"],
+        facts["error"], facts["asked"],
     )  # fmt: skip
 
 
@@ -234,43 +341,32 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 
 def _check(made: Handoff) -> None:
     """ValueError in one line unless every part is what `to_bytes` would write."""
-    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (made.index, made.steps))
     demands = {
-        f"step {made.index!r} of {made.steps!r}": whole and 0 <= made.index <= made.steps <= _MOST_STEPS,
-        f"guidance {made.guidance!r}": isinstance(made.guidance, (int, float)) and math.isfinite(made.guidance),
-        f"error {made.error!r}": isinstance(made.error, (int, float)) and math.isfinite(made.error),
-        f"seed {made.seed!r}": made.seed is None or isinstance(made.seed, int),
-        f"scheduler {made.scheduler!r}": isinstance(made.scheduler, str) and isinstance(made.config, dict),
-        f"latent of shape {tuple(made.latent.shape)}": made.latent.ndim == 4 and made.latent.numel() > 0,
+        f"step {made.index!r} of {made.steps!r}": 0 <= made.index <= made.steps <= _MOST_STEPS and made.steps > 0,
+        f"guidance {made.guidance!r}": _number(made.guidance, _MOST_GUIDANCE),
+        f"error {made.error!r}": _number(made.error, math.inf),
+        f"seed {made.seed!r}": made.seed is None or type(made.seed) is int,
         f"latent of type {made.latent.dtype}": made.latent.dtype in _DTYPES.values(),
-        "a generator's state": made.noise is None or (made.noise.dtype == torch.uint8 and made.noise.ndim == 1),
-        "prompts of another batch": all(x.ndim and len(x) == len(made.latent) for x in made.prompt.values()),
+        "a generator's state that is none": _is_state(made.noise),
         "numbers that are not finite": all(_finite(x) for x in [made.latent, *made.prompt.values()]),
-        "a solver's memory of another shape": _fits(made),
+        "negative token ids": all(int(x.min()) >= 0 for x in made.prompt.values() if not x.is_floating_point()),
     }
     for what, holds in demands.items():
         if not holds:
-            raise ValueError(f"the hand-off holds {what}, which is not allowed: ask the other side again")
+            raise ValueError(f"the hand-off holds {what[:80]}, which is not allowed: ask the other side again")
 
 
-def _fits(made: Handoff) -> bool:
-    """Whether the solver's memory is finite, latents of the latent's shape, numbers within the steps."""
-    for value in made.solver.values():
-        listed = value if isinstance(value, list) else []
-        if any(x is not None and (x.shape != made.latent.shape or not _finite(x)) for x in listed):
-            return False
-        if isinstance(value, torch.Tensor) and not (
-            value.ndim == 1 and len(value) <= _MOST_STEPS + 1 and _finite(value)
-        ):
-            return False
-        if isinstance(value, int) and not 0 <= value <= _MOST_STEPS:
-            return False
-    return True
+def _number(value: Any, most: float) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= most
+
+
+def _is_state(noise: torch.Tensor | None) -> bool:
+    """Whether a generator can stand there."""
+    try:
+        return noise is None or torch.Generator().set_state(noise) is not None
+    except RuntimeError:
+        return False
 
 
 def _finite(x: torch.Tensor) -> bool:
     return bool(torch.isfinite(x).all())
-
-
-def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, list) else value for name, value in state.items()}

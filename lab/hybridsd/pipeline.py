@@ -12,7 +12,7 @@ from torch import nn
 from ..core.task import evaluating
 from .blocks import unet_of
 from .components import Text, check_unets, diffusers, pipeline_parts, vae_of
-from .handoff import Handoff, advance, begin
+from .handoff import Handoff, advance, begin, demand_continued
 from .sampling import Conditioning, fresh, trajectory
 
 SOLVERS = {
@@ -192,6 +192,18 @@ class Split(nn.Module):
         factor = 2 ** (len(blocks) - 1)
         return h * factor, w * factor
 
+    def ask(self, state: Handoff, until: int, **how: Any) -> tuple[Handoff, int]:
+        """The hand-off that the cloud elsewhere makes of this one, and the bytes that came.
+
+        The cloud's `Failed` where none comes, or one that does not go on from what was asked.
+        """
+        made, received = self.cloud.half(state, until, **how)
+        try:
+            demand_continued(made, state, until, self.scheduler)
+        except ValueError as error:
+            raise self.cloud.Failed(f"it answered another question: {error}") from error
+        return made, received
+
     def _checked(self, steps: Sequence[int]) -> list[int]:
         models = len(self.unets) + (self.cloud is not None)
         whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in steps)
@@ -216,7 +228,7 @@ class Split(nn.Module):
         state, notes, received = begin(self.scheduler, latent, sum(steps), said.guidance, **context), [], 0
         if steps[0]:
             try:
-                state, received = self.cloud.half(state, steps[0], **how)
+                state, received = self.ask(state, steps[0], **how)
             except self.cloud.Failed as error:
                 notes.append(f"the cloud did not answer ({error}): the edge drew all {sum(steps)} steps alone")
                 warnings.warn(notes[-1], stacklevel=4)

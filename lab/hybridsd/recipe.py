@@ -1,5 +1,6 @@
 """Hybrid SD as a recipe: one set of prompts at every split of the trajectory, beside its controls."""
 
+import math
 import re
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from ..core import cost, store
 from ..core.descent import Step, seeded
 from ..core.fields import Allowed, demand, number, one_of, whole
 from ..core.machine import device_of
-from ..core.report import Report, Row
+from ..core.report import Report, Row, attempt
 from ..core.running import demand_kind, digest, network
 from . import cloud as cloud_service
 from . import prompts as prompting
@@ -119,6 +120,8 @@ class HybridSD:
             task = prompting.scenes(self.prompts, 1, self.pipeline()) if task is None else task
             split = self._split(task.model, device)
             ways = self.ways()
+            size, price = self._bytes(split, task.prompts[0]), sweep.price(split, self.guidance)
+            large = cost.parameters(split.unets[0]) if split.cloud is None else split.cloud.about()["parameters"]
             options = {"N": self.N, "guidance": self.guidance, "batch": self.batch, "seed": seed}
             owner = f"{self!r} with seed {seed} on {task.name}"
             if checkpoint is not None:
@@ -127,12 +130,11 @@ class HybridSD:
                 sweep.pictures(task, split, ways, **options, progress=progress, checkpoint=checkpoint, owner=owner)
             )
             shown = {way: torch.cat([batch[way] for batch in drawn]) for way in ways}
-            size = self._bytes(split, task.prompts[0])
-            price = sweep.price(split, self.guidance)
-            points = tuple(sweep.point(task, way, shown[way], price, self.N, size) for way in ways)
+            worth, notes = _worth(task, shown)
+            points = tuple(sweep.point(way, worth[way], price, self.N, size) for way in ways)
         return HybridSDOutcome(
             recipe=self,
-            report=self._report(split, task, points),
+            report=self._report(split, task, points, large, notes),
             trace=tuple(chain(*(_steps_of(points, kind) for kind in sweep.KINDS))),
             points=points,
             prompts=task.prompts[:SHOWN],
@@ -161,14 +163,14 @@ class HybridSD:
         k = min(max(self.k, 1), self.N - 1)
         return sweep.handoff_bytes(split, prompt, k, self.N, self.guidance, self.handoff == "int8") if self.N > 1 else 0
 
-    def _report(self, split: Split, task: PromptTask, points: tuple[Point, ...]) -> Report:
+    def _report(
+        self, split: Split, task: PromptTask, points: tuple[Point, ...], large: int, notes: tuple[str, ...]
+    ) -> Report:
         by = {(point.kind, point.k): point for point in points}
         whole, part, alone = by["hybrid", self.N], by["hybrid", self.k], by["hybrid", 0]
         h, w = split.size
-        elsewhere = None if split.cloud is None else split.cloud.about()["parameters"]
-        large, small = elsewhere or cost.parameters(split.unets[0]), cost.parameters(split.unets[-1])
         rows = [
-            Row("parameters", large, small),
+            Row("parameters", large, cost.parameters(split.unets[-1])),
             Row("cloud macs", whole.cloud_macs, part.cloud_macs),
             Row("edge macs", whole.edge_macs, part.edge_macs),
             Row("bytes", 3 * h * w, part.bytes, "B"),
@@ -184,7 +186,7 @@ class HybridSD:
                     Row(f"semantic accuracy, {kind}, {k}", whole.accuracy, found.accuracy, "%", "learned", 1),
                     Row(f"frechet distance, {kind}, {k}", whole.frechet, found.frechet, "", "learned", 2),
                 ]
-        return Report(repr(self), tuple(rows), self._notes(task))
+        return Report(repr(self), tuple(rows), self._notes(task) + notes)
 
     def _notes(self, task: PromptTask) -> tuple[str, ...]:
         return (
@@ -194,6 +196,17 @@ class HybridSD:
             f"bytes: a raw picture, and one picture's hand-off ({self.handoff}) with the solver's memory and token ids",
             "frechet distance: on 64 features of the project's own reader of these pictures, no FID",
         )
+
+
+def _worth(task: PromptTask, shown: dict[tuple[str, int], torch.Tensor]) -> tuple[dict, tuple[str, ...]]:
+    """The quality of each way of drawing, and notes on what could not be judged: the pictures are kept all the same."""
+    worth, notes = {}, {}
+    unknown = (math.nan, (math.nan,) * len(task.parts), math.nan)
+    for way, pictures in shown.items():
+        found, note = attempt("quality not judged", sweep.quality, task, pictures)
+        worth[way] = found or unknown
+        notes |= {note: None} if note else {}
+    return worth, tuple(notes)
 
 
 def _steps_of(points: tuple[Point, ...], kind: str) -> list[Step]:

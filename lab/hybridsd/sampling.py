@@ -1,23 +1,28 @@
-"""One trajectory over several U-Nets: one scheduler, set once, whose history is carried from model to model."""
+"""One trajectory over several U-Nets: one scheduler, set once, whose history is carried from model to model.
+
+What a scheduler changes as it steps is found by rehearsing the trajectory with a toy latent, never by its name: the
+rehearsal says what is remembered before each step, whether noise is drawn, and whether all of it can be handed over.
+"""
 
 import inspect
+import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from . import equations as eq
 
-_REMEMBERS = (
-    "model_outputs",
-    "lower_order_nums",
-    "_step_index",
-    "is_scale_input_called",
-)  # by one scheduler or another
-_FIXED = ("sigmas",)  # given by config and N; they travel because two machines may round them differently
+_FIXED = "sigmas"  # given by config and N; they travel because two machines may round them differently
+_TOY = (2, 4, 3, 5)  # a shape that no list of times or sigmas has by chance
+_ONE_CALL = (
+    "give one of one call a step, e.g. DPMSolverMultistepScheduler, DDIMScheduler, EulerDiscreteScheduler, LCMScheduler"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,18 +50,41 @@ class Conditioning:
         return Conditioning(moved(self.text), moved(self.negative), self.guidance, *extras)
 
 
+class NotFinite(ValueError):
+    """A step that made numbers that are not finite, in one line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """What a toy latent tells of a scheduler of N steps.
+
+    `memory[i]` is what it remembers before step i, for i in 0..N; `draws` whether it asks its generator for noise;
+    `fault` why it cannot be handed over between two steps, '' if it can.
+    """
+
+    memory: tuple[Mapping[str, Any], ...]
+    draws: bool
+    fault: str
+
+
 def fresh(scheduler: Any, steps: int, device: Any = None) -> Any:
-    """A new scheduler of the same config with `steps` timesteps; the one given is not touched."""
-    made = type(scheduler).from_config(scheduler.config)
-    with warnings.catch_warnings():  # schedulers of diffusers meet numpy 2
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-        made.set_timesteps(steps, device=device)
-    if len(made.timesteps) != steps:
-        raise ValueError(
-            f"{type(made).__name__} takes {len(made.timesteps)} model calls for {steps} steps: give one of one call a "
-            "step, e.g. DPMSolverMultistepScheduler, DDIMScheduler, EulerDiscreteScheduler, LCMScheduler"
-        )
-    return made
+    """A new scheduler of the same config with `steps` timesteps; the one given is not touched.
+
+    ValueError in one line if it cannot take so many steps of one model call each, or makes numbers that are not finite.
+    """
+    rehearsal(scheduler, steps)
+    return _opened(type(scheduler), scheduler.config, steps, device)
+
+
+def rehearsal(scheduler: Any, steps: int) -> Rehearsal:
+    """The scheduler's N steps rehearsed; ValueError in one line if it cannot take them."""
+    return _rehearsed(type(scheduler), json.dumps(plain(scheduler.config)), steps)
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's config as JSON keeps it, without the keys that are diffusers' own."""
+    kept = {key: value for key, value in config.items() if not key.startswith("_")}
+    return json.loads(json.dumps(kept, default=lambda x: x.tolist()))
 
 
 def noise_prediction(unet: nn.Module, latent: torch.Tensor, t: torch.Tensor, said: Conditioning) -> torch.Tensor:
@@ -104,39 +132,163 @@ def trajectory(
 def step(
     unet: nn.Module, scheduler: Any, latent: torch.Tensor, said: Conditioning, index: int, generator: Any = None
 ) -> torch.Tensor:
-    """The latent after step `index` of the scheduler's timesteps."""
-    t = scheduler.timesteps[index]
-    predicted = noise_prediction(unet, scheduler.scale_model_input(latent, t), t, said)
-    draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    return scheduler.step(predicted, t, latent, **draws, return_dict=False)[0]
+    """The latent after step `index` of the scheduler's timesteps; ValueError where it is not finite."""
+    return _stepped(scheduler, lambda x, t: noise_prediction(unet, x, t, said), latent, index, generator)
 
 
-def solver_state(scheduler: Any) -> dict[str, Any]:
-    """What a scheduler remembers of the steps taken: numbers, tensors and lists of tensors (None where not filled)."""
-    return {name: getattr(scheduler, name) for name in (*_REMEMBERS, *_FIXED) if hasattr(scheduler, name)}
+def solver_state(scheduler: Any, known: Rehearsal, index: int) -> dict[str, Any]:
+    """What a scheduler remembers before step `index`: numbers, tensors and lists of them (None where not filled)."""
+    return {name: _copied(getattr(scheduler, name)) for name in known.memory[index]}
 
 
-def restored(scheduler: Any, steps: int, state: Mapping[str, Any], device: Any = None) -> Any:
-    """A fresh scheduler that remembers `state`; ValueError if this kind does not keep such a memory."""
-    made = fresh(scheduler, steps, device)
-    if set(state) != set(solver_state(made)):
+def restored(scheduler: Any, steps: int, state: Mapping[str, Any], index: int, latent: torch.Tensor) -> Any:
+    """A fresh scheduler that remembers `state` before step `index`.
+
+    ValueError unless that is what the rehearsal remembers there: the same names, numbers, times and lengths, and
+    finite tensors of the shape of `latent`.
+    """
+    expected = rehearsal(scheduler, steps).memory[index]
+    wrong = [name for name in sorted({*state, *expected}) if not _alike(state, expected, name, latent)]
+    if wrong:
         raise ValueError(
-            f"the hand-off remembers {', '.join(sorted(state)) or 'nothing'}, a {type(made).__name__} keeps "
-            f"{', '.join(sorted(solver_state(made))) or 'nothing'}: take the same scheduler on both sides"
+            f"the hand-off's memory ({', '.join(wrong)[:80]}) is not what a {type(scheduler).__name__} keeps before "
+            f"step {index} of {steps}: take the same scheduler on both sides, or ask again"
         )
+    made = fresh(scheduler, steps, latent.device)
     for name, value in state.items():
-        setattr(made, name, [_on(x, device) for x in value] if isinstance(value, list) else _on(value, device, name))
+        setattr(made, name, _moved(value, latent) if name != _FIXED else value)
     return made
 
 
-def draws_noise(scheduler: Any) -> bool:
-    """Whether the scheduler asks its generator for noise between the steps."""
-    name, config = type(scheduler).__name__, scheduler.config
-    return "LCM" in name or "Ancestral" in name or str(config.get("algorithm_type", "")).startswith("sde")
+# -- rehearsal ---------------------------------------------------------------------------------------------------------
 
 
-def _on(value: Any, device: Any, name: str = "") -> Any:
-    return value.to(device) if isinstance(value, torch.Tensor) and name not in _FIXED else value
+@lru_cache(32)
+def _rehearsed(kind: type, config: str, steps: int) -> Rehearsal:
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return _walked_twice(kind, json.loads(config), steps)
+    except NotFinite:
+        raise
+    except Exception as error:  # whatever a scheduler of another kind raises where it is used as one of these
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        raise ValueError(f"{kind.__name__} cannot take {steps} steps here ({reason}): {_ONE_CALL}") from error
+
+
+def _walked_twice(kind: type, config: Mapping[str, Any], steps: int) -> Rehearsal:
+    """Once in one go, and once handed over at several steps, with the global generator elsewhere."""
+    solver, idle = (_opened(kind, config, steps) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_TOY, generator=generator) * solver.init_noise_sigma
+    latents, memory, noise = [x], [_changed(solver, idle)], [generator.get_state()]
+    torch.default_generator.manual_seed(0)  # not the other devices', which are not forked
+    for index in range(steps):
+        latents.append(_stepped(solver, _toy, latents[-1], index, generator))
+        memory.append(_changed(solver, idle))
+        noise.append(generator.get_state())
+    cuts = sorted({k for k in (1, 2, 3, 4, 5, steps // 2, steps - 1) if 0 < k < steps})
+    torch.default_generator.manual_seed(1)
+    for begin, end in zip(cuts, [*cuts[1:], steps], strict=True):
+        solver, x = _opened(kind, config, steps), latents[begin]
+        for name, value in memory[begin].items():
+            setattr(solver, name, _copied(value))
+        generator.set_state(noise[begin])
+        for index in range(begin, end):
+            x = _stepped(solver, _toy, x, index, generator)
+        if not torch.equal(x, latents[end]):
+            fault = f"{kind.__name__} cannot be handed over before step {begin}: what it keeps between steps does not "
+            return Rehearsal(tuple(memory), False, f"{fault}travel; {_ONE_CALL}")
+    return Rehearsal(tuple(memory), not torch.equal(noise[0], noise[-1]), "")
+
+
+def _toy(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return x.tanh() / 2
+
+
+def _opened(kind: Any, config: Mapping[str, Any], steps: int, device: Any = None) -> Any:
+    with warnings.catch_warnings():  # schedulers of diffusers meet numpy 2
+        warnings.filterwarnings("ignore", "__array", DeprecationWarning)
+        made = kind.from_config(config)
+        made.set_timesteps(steps, device=device)
+    if len(made.timesteps) != steps:
+        raise ValueError(f"it takes {len(made.timesteps)} model calls")
+    return made
+
+
+def _stepped(scheduler: Any, predict: Callable, latent: torch.Tensor, index: int, generator: Any) -> torch.Tensor:
+    t = scheduler.timesteps[index]
+    draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    predicted = predict(scheduler.scale_model_input(latent, t), t)
+    made = scheduler.step(predicted, t, latent, **draws, return_dict=False)[0]
+    if not torch.isfinite(made).all():
+        raise NotFinite(_not_finite(scheduler, index))
+    return made
+
+
+def _not_finite(scheduler: Any, index: int) -> str:
+    config, name = scheduler.config, type(scheduler).__name__
+    if config.get("rescale_betas_zero_snr") and config.get("prediction_type") != "v_prediction":
+        return (
+            f"{name}: rescale_betas_zero_snr=True with prediction_type={config.get('prediction_type')!r} is not "
+            "allowed: give a model of 'v_prediction', or rescale_betas_zero_snr=False"
+        )
+    return f"{name} made numbers that are not finite in step {index + 1}: take float32 and the model's own scheduler"
+
+
+def _changed(scheduler: Any, idle: Any) -> dict[str, Any]:
+    """Copies of what can be carried and is not as in an idle scheduler, and the sigmas."""
+    before = vars(idle)
+    return {
+        name: _copied(value)
+        for name, value in vars(scheduler).items()
+        if _carried(value) and (name == _FIXED or name not in before or not _same(value, before[name]))
+    }
+
+
+def _carried(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_carried(x) and not isinstance(x, list | bool) for x in value)
+    return value is None or isinstance(value, bool | int | float | np.number | torch.Tensor)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    return type(a) is type(b) and a == b
+
+
+def _copied(value: Any) -> Any:
+    """The value for itself: its list is another one, its numbers are Python's."""
+    if isinstance(value, list):
+        return [_copied(x) for x in value]
+    return value.item() if isinstance(value, np.number) else value
+
+
+def _moved(value: Any, latent: torch.Tensor) -> Any:
+    if isinstance(value, list):
+        return [_moved(x, latent) for x in value]
+    return value.to(latent.device) if isinstance(value, torch.Tensor) else value
+
+
+def _alike(state: Mapping[str, Any], expected: Mapping[str, Any], name: str, latent: torch.Tensor) -> bool:
+    return name in state and name in expected and _fits(state[name], expected[name], latent)
+
+
+def _fits(given: Any, known: Any, latent: torch.Tensor) -> bool:
+    """Whether a value is what the rehearsal knows: a latent in place of a toy, all else the same up to rounding."""
+    if isinstance(known, list):
+        pairs = zip(given, known, strict=True) if isinstance(given, list) and len(given) == len(known) else None
+        return pairs is not None and all(_fits(one, other, latent) for one, other in pairs)
+    if not isinstance(known, torch.Tensor):
+        return type(given) is type(known) and given == known
+    if not isinstance(given, torch.Tensor):
+        return False
+    if known.shape == _TOY:
+        return given.shape == latent.shape and given.is_floating_point() and bool(torch.isfinite(given).all())
+    near = given.shape == known.shape and given.dtype == known.dtype
+    return near and torch.allclose(given.cpu().double(), known.cpu().double(), rtol=1e-4, atol=1e-6)
 
 
 def _guidance_size(unet: nn.Module) -> int | None:

@@ -83,7 +83,7 @@ def turns(split: Split, said: Conditioning) -> tuple[Turn, Turn]:
         return lambda state, until: advance(state, unet, split.scheduler, said, until)
 
     def elsewhere(state: Handoff, until: int) -> Handoff:
-        return state if until == state.index else split.cloud.half(state, until)[0]
+        return state if until == state.index else split.ask(state, until)[0]
 
     return here(split.unets[0]) if split.cloud is None else elsewhere, here(split.unets[-1])
 
@@ -128,16 +128,22 @@ def pictures(
         yield found
 
 
-def point(task: PromptTask, way: tuple[str, int], shown: torch.Tensor, price: Price, N: int, size: int) -> Point:
-    """What one way of drawing is worth and costs."""
-    kind, k = way
+def quality(task: PromptTask, shown: torch.Tensor) -> tuple[float, tuple[float, ...], float]:
+    """What pictures are worth: percent of prompts with all parts right, percent of each part, Frechet distance."""
     right = task.right(shown)
     distance = eq.frechet_distance(task.features(shown), task.features(task.real))
-    paid = split_cost(price, k, N if kind != "fewer steps" else k)
-    whole = 100 * float(right.all(1).double().mean())
     parts = tuple(100 * float(one) for one in right.double().mean(0))
+    return 100 * float(right.all(1).double().mean()), parts, distance
+
+
+def point(
+    way: tuple[str, int], worth: tuple[float, tuple[float, ...], float], price: Price, N: int, size: int
+) -> Point:
+    """One way of drawing, with what it is worth (see `quality`) and what it costs."""
+    kind, k = way
+    paid = split_cost(price, k, N if kind != "fewer steps" else k)
     crossing = size if 0 < k < N and kind != "fewer steps" else 0
-    return Point(kind, k, whole, parts, distance, paid.cloud, paid.edge, crossing)
+    return Point(kind, k, *worth, paid.cloud, paid.edge, crossing)
 
 
 def handoff_bytes(split: Split, prompt: str, k: int, N: int, guidance: float, int8: bool = False) -> int:

@@ -1,6 +1,7 @@
 """Hybrid SD seen: a slider of k, the picture and its way there, what each side pays and what the quality is."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,7 +37,8 @@ def numbers(outcome: HybridSDOutcome, k: int) -> dict[str, Any]:
 def curves(points: Sequence[Point], name: str) -> dict[str, list[tuple[float, float]]]:
     """(k, value) of `accuracy` or `frechet` for each kind of drawing."""
     kinds = dict.fromkeys(point.kind for point in points)
-    return {kind: [(p.k, getattr(p, name)) for p in points if p.kind == kind] for kind in kinds}
+    known = [point for point in points if not math.isnan(getattr(point, name))]
+    return {kind: [(p.k, getattr(p, name)) for p in known if p.kind == kind] for kind in kinds}
 
 
 @view.register
@@ -123,13 +125,14 @@ def _stages(
     with evaluating(split):
         said = split.conditioning(split.text.tokens(prompts), guidance, zeros=True)
         latent, generator = split.noise(len(prompts), seed, N)
+        stood = generator.get_state()
         stops = np.linspace(0, N, _STOPS).round().astype(int).tolist()
         found = {}
         for k in ks:
             steps, solver = [k, N - k], fresh(split.scheduler, N, latent.device)
-            noise = None if generator is None else torch.Generator().manual_seed(seed)
+            generator.set_state(stood)
             ends = (split.unets[0], split.unets[-1])
-            trail = [latent, *trajectory(ends, solver, latent, said, steps, noise)]
+            trail = [latent, *trajectory(ends, solver, latent, said, steps, generator)]
             seen = split.decode(torch.cat([trail[stop] for stop in stops]))  # (_STOPS * P, 3, H, W)
             pixels = (255 * seen).round().to(torch.uint8).cpu()
             found[k] = pixels.view(_STOPS, len(prompts), *pixels.shape[1:]).transpose(0, 1)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..core import service
 from ..core.faces import FaceTask
 from . import equations as eq
 from .layers import Ranker
@@ -19,9 +20,7 @@ from .messages import Offer, Shape, Upload, synapses
 
 PATH = "/v1/round"
 
-
-class Failed(Exception):
-    """The platform did not answer as it should: why, in one line."""
+Failed = service.Failed  # what a Remote raises
 
 
 class Side(Protocol):
@@ -133,7 +132,10 @@ def drawn(pool: Sequence[int], taken: Sequence[int], count: int) -> list[int]:
 
 
 class Remote:
-    """A platform elsewhere, asked over HTTP; counts the bytes of the bodies. `token` left out is LAB_TOKEN's."""
+    """A platform elsewhere, asked over HTTP; counts the bytes of the bodies that it took and gave.
+
+    `token` left out is LAB_TOKEN's; `seconds` is the time for one whole answer.
+    """
 
     def __init__(self, url: str, token: str | None = None, seconds: float = 60.0) -> None:
         self.url, self.seconds = url.rstrip("/"), seconds
@@ -152,25 +154,7 @@ class Remote:
         self._posted("upload", content)
 
     def _posted(self, ask: str, body: bytes) -> bytes:
-        try:
-            import httpx
-        except ImportError as error:
-            raise ImportError("a platform elsewhere needs httpx: pip install 'lab[serve]'") from error
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        try:
-            answer = httpx.post(
-                self.url + PATH, params={"ask": ask}, content=body, headers=headers, timeout=self.seconds
-            )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Failed(f"{self.url}: {type(error).__name__}") from error
-        self.sent, self.received = self.sent + len(body), self.received + len(answer.content)
-        if answer.status_code != 200:
-            raise Failed(f"{self.url} refused ({answer.status_code}): {_line(answer)}")
-        return answer.content
-
-
-def _line(answer: Any) -> str:
-    try:
-        return str(answer.json()["error"])[:200]
-    except (ValueError, KeyError, TypeError):
-        return answer.text.splitlines()[0][:200] if answer.text else "no reason given"
+        options = {"query": {"ask": ask}, "body": body, "token": self.token, "seconds": self.seconds}
+        answer = service.asked("POST", self.url + PATH, **options)
+        self.sent, self.received = self.sent + len(body), self.received + len(answer)
+        return answer

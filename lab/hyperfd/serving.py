@@ -1,6 +1,6 @@
 """The platform as a service: a client asks for an offer, and sends its upload; see `client.Remote`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,11 @@ def application(platform: Platform, token: str | None = None, limits: service.Li
     return service.application(work, PATH, health, token, limits or service.Limits())
 
 
-def serve(folder: str | Path | None, host: str, port: int, token: str | None) -> None:
-    """Serve a platform for the 216 face detectors until stopped; `folder` keeps its state between starts."""
-    service.demand_token(host, token)
+def serve(folder: str | Path | None, host: str, port: int, token: str | None = None, names: Sequence[str] = ()) -> None:
+    """Serve a platform for the 216 face detectors until stopped; `folder` keeps its state between starts.
+
+    A token left out is made and printed. `names` are further names of this machine.
+    """
+    token = service.announced(host, port, token)
     platform = Platform((4, SIDE, SIDE), coded(detector_choices()), Learning(), folder=folder)
-    service.serve(application(platform, token), host, port)
+    service.serve(application(platform, token, service.Limits(names=(host, *names))), host, port)

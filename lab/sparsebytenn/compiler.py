@@ -19,7 +19,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ..core import kernels
-from ..core.calls import arguments, bounds
+from ..core.calls import arguments, bounds, two
 from ..core.channels import is_depthwise
 from ..core.tracing import module_of, shape, trace
 from .packed import Map, Network, Op
@@ -356,11 +356,11 @@ def _keep_in_part(maps: list[Map], chain: list[Op]) -> None:
 
 def _window(node: fx.Node, module: nn.Conv2d) -> tuple[int, int, int]:
     """Kernel size, stride and padding of a square convolution."""
-    k, stride, dilation = (_two(v) for v in (module.kernel_size, module.stride, module.dilation))
+    k, stride, dilation = (two(v) for v in (module.kernel_size, module.stride, module.dilation))
     if module.padding == "same":
         pad = tuple((size - 1) / 2 for size in k)  # a half where one side gets more than the other
     else:
-        pad = (0, 0) if module.padding == "valid" else _two(module.padding)
+        pad = (0, 0) if module.padding == "valid" else two(module.padding)
     square = all(v[0] == v[1] for v in (k, stride, pad)) and dilation == (1, 1) and pad[0] % 1 == 0
     if not square or module.padding_mode != "zeros" or pad[0] >= k[0] or k[0] > 64:
         raise ValueError(
@@ -382,11 +382,6 @@ def _band(h: int, w: int, rows: int) -> int:
 def _whole_vectors(w: int) -> int:
     """The least number of rows that is whole vectors."""
     return VECTOR // math.gcd(VECTOR, w)
-
-
-def _two(value: Any) -> tuple:
-    """A number for each of two axes; one number, alone or in a tuple, is for both."""
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _source(node: fx.Node) -> fx.Node:

@@ -1,25 +1,33 @@
 """The cloud half over a real network: a server in another process, its limits, and an edge that goes on without it."""
 
+import math
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
 import torch
+from diffusers import LCMScheduler
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
 import lab
 from lab.core import service
 from lab.hybridsd import cloud
-from lab.hybridsd.handoff import Handoff, begin
+from lab.hybridsd.handoff import advance, begin
 from lab.hybridsd.pipeline import Split
 
 from . import small
+from .test_handoff import crafted
 from .test_recipe import QUICK, own_task
 
 TOKEN = "a token of the tests"
@@ -161,7 +169,7 @@ class Liar(BaseHTTPRequestHandler):
     [
         (0.0, lambda body: b"rubbish", "it answered rubbish"),
         (0.0, lambda body: body, "it answered another question"),  # not a step further
-        (2.0, lambda body: body, "ReadTimeout"),
+        (2.0, lambda body: body, "no whole answer within 0.5 s"),
     ],
     ids=["rubbish", "another", "slow"],
 )
@@ -177,59 +185,183 @@ def test_rubbish_and_slowness_are_told_apart(delay, answer, words):
     assert torch.equal(found.latent, here.draw(PROMPT, steps=[0, 4], guidance=4.0, seed=5).latent)
 
 
-def test_nothing_serves_the_world_without_a_token():
-    for host in ("0.0.0.0", "192.168.0.7", "example.org"):
-        with pytest.raises(ValueError, match="can be reached from elsewhere: give --token of 16 characters"):
-            service.demand_token(host, "short")
-    for host in ("127.0.0.1", "localhost", "::1"):
-        service.demand_token(host, None)
-    service.demand_token("0.0.0.0", TOKEN)
+# -- an answer is bound to its question --------------------------------------------------------------------------------
 
 
-def test_a_full_queue_is_refused():
-    release, entered = threading.Event(), threading.Event()
+class Altering:
+    """A cloud in this process that takes the steps and then changes its answer."""
 
-    def work(body, query):
-        entered.set()
-        assert release.wait(20)
-        return body
+    Failed = service.Failed
 
-    app = service.application(work, "/work", {}, limits=service.Limits(queue=1, seconds=20))
-    import uvicorn
+    def __init__(self, split, change):
+        self.split, self.change = split, change
 
-    at = port()
-    server = uvicorn.Server(uvicorn.Config(app, port=at, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    url, found = f"http://127.0.0.1:{at}/work", []
-    asking = [
-        threading.Thread(target=lambda: found.append(httpx.post(url, content=b"x", timeout=30))) for _ in range(2)
-    ]
-    asking[0].start()
-    assert entered.wait(20)
-    asking[1].start()
-    while httpx.get(f"http://127.0.0.1:{at}/health").json()["waiting"] < 1:
-        time.sleep(0.05)
-    refused = httpx.post(url, content=b"x", timeout=30)
-    assert refused.status_code == 503 and "1 requests are waiting" in refused.json()["error"]
-    release.set()
-    for one in asking:
-        one.join(20)
-    assert [one.status_code for one in found] == [200, 200]
-    server.should_exit = True
-    thread.join(20)
+    def half(self, state, until, int8=False, zeros=True):
+        said = self.split.conditioning(state.prompt, state.guidance, zeros=zeros)
+        return self.change(advance(state, self.split.unets[0], self.split.scheduler, said, until)), 1
 
 
-def test_a_bad_byte_anywhere_is_one_line():
-    here, _ = both()
-    good = state(here).to_bytes()
-    for i in range(0, len(good), 97):
-        bad = good[:i] + bytes([good[i] ^ 0xFF]) + good[i + 1 :]
-        try:
-            Handoff.from_bytes(bad)
-        except ValueError as error:
-            assert "\n" not in str(error)
-    with pytest.raises(ValueError, match="no hand-off"):
-        Handoff.from_bytes(good[: len(good) // 2])
+def memory(**changes):
+    return lambda made: replace(made, solver={**made.solver, **{k: f(made.solver) for k, f in changes.items()}})
+
+
+ALTERED = {
+    "prompt": lambda made: replace(made, prompt={name: x.flip(1) for name, x in made.prompt.items()}),
+    "a prompt less": lambda made: replace(made, prompt={}),
+    "guidance": lambda made: replace(made, guidance=7.0),
+    "seed": lambda made: replace(made, seed=6),
+    "step": lambda made: replace(made, index=1),
+    "steps": lambda made: replace(made, steps=5),
+    "schedule": lambda made: replace(made, config={**made.config, "beta_end": 0.02}),
+    "latent's shape": lambda made: replace(made, latent=made.latent.repeat(2, 1, 1, 1)),
+    "latent's type": lambda made: replace(made, latent=made.latent.half()),
+    "noise": lambda made: replace(made, noise=torch.Generator().get_state()),
+    "step index": memory(_step_index=lambda solver: 0),
+    "reversed sigmas": memory(sigmas=lambda solver: solver["sigmas"].flip(0)),
+    "short sigmas": memory(sigmas=lambda solver: solver["sigmas"][:-1]),
+    "long memory": memory(model_outputs=lambda solver: solver["model_outputs"] * 2),
+    "forgotten": memory(model_outputs=lambda solver: [None, None]),
+    "wide memory": memory(model_outputs=lambda solver: [x.repeat(1, 1, 2, 1) for x in solver["model_outputs"]]),
+    "NaN in memory": memory(model_outputs=lambda solver: [x * torch.nan for x in solver["model_outputs"]]),
+    "order": memory(lower_order_nums=lambda solver: 1),
+    "more memory": memory(timesteps=lambda solver: torch.zeros(4)),
+    "no memory": lambda made: replace(made, solver={}),
+}
+
+
+@pytest.fixture(scope="module")
+def here():
+    return both()[0]
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_what_was_not_asked_is_refused_and_the_edge_draws_alone(here, name):
+    cloud_side = Altering(here, ALTERED[name])
+    with pytest.warns(UserWarning, match="it answered another question"):
+        found = edge_of(here, cloud_side).draw(PROMPT, steps=[2, 2], guidance=4.0, seed=5)
+    assert found.steps == (0, 4) and "the edge drew all 4 steps alone" in found.notes[0]
+    assert torch.equal(found.latent, here.draw(PROMPT, steps=[0, 4], guidance=4.0, seed=5).latent)
+    honest = edge_of(here, Altering(here, lambda made: made)).draw(PROMPT, steps=[2, 2], guidance=4.0, seed=5)
+    assert honest.steps == (2, 2) and not honest.notes
+
+
+@cache
+def door(split):
+    """The service in this process."""
+    return TestClient(cloud.application(split), base_url="http://127.0.0.1")
+
+
+def posted(split, body, **query):
+    """What the service says to a body."""
+    return door(split).post(cloud.PATH, content=body, params={"until": "2"} | query)
+
+
+def test_an_answer_says_to_which_request_it_belongs(here, monkeypatch):
+    client = cloud.Client("http://127.0.0.1:1")
+    mine, other = (replace(state(here), prompt=here.text.tokens([text])) for text in ("a", "b"))
+    answered = {}
+
+    def ask(method, url, *, query, body, **_):
+        answered.setdefault("first", posted(here, body, **query).content)
+        return answered["first"]
+
+    monkeypatch.setattr(service, "asked", ask)
+    made, size = client.half(mine, 2)
+    assert made.index == 2 and size == len(answered["first"]) and made.asked == ""
+    for question, until, how in (
+        (other, 2, {}), (mine, 1, {}), (mine, 2, {"int8": True}), (mine, 2, {"zeros": False}),
+        (replace(mine, latent=-mine.latent), 2, {}),
+    ):  # fmt: skip
+        with pytest.raises(cloud.Failed, match="it answered another question"):
+            client.half(question, until, **how)
+    client.half(mine, 2)
+    flipped = bytearray(answered["first"])
+    flipped[-100] ^= 1
+    answered["first"] = bytes(flipped)
+    with pytest.raises(cloud.Failed, match=r"it answered rubbish: .*their digest is another"):
+        client.half(mine, 2)
+
+
+# -- bodies that are none ----------------------------------------------------------------------------------------------
+
+
+def bodies(here):
+    """What a client with a token could send: each was once a crash."""
+    begun = state(here)
+    half = advance(begun, here.unets[0], here.scheduler, here.conditioning(begun.prompt, 4.0), 1)
+    noisy = here.with_solver(LCMScheduler.from_config(here.scheduler.config))
+    latent, generator = noisy.noise(1, 0, 4)
+    drawing = begin(noisy.scheduler, latent, 4, 4.0, prompt=begun.prompt, generator=generator)
+    return {
+        "negative ids": replace(begun, prompt={name: x - 60 for name, x in begun.prompt.items()}).to_bytes(),
+        "float prompt": replace(begun, prompt={name: x.float() for name, x in begun.prompt.items()}).to_bytes(),
+        "half latents": replace(begun, latent=begun.latent.half()).to_bytes(),
+        "step index": replace(half, solver={**half.solver, "_step_index": 900}).to_bytes(),
+        "short sigmas": replace(half, solver={**half.solver, "sigmas": half.solver["sigmas"][:2]}).to_bytes(),
+        "no sigmas": replace(half, solver={}).to_bytes(),
+        "short noise": replace(drawing, noise=drawing.noise[:100]).to_bytes(),
+        "noise of rubbish": replace(drawing, noise=torch.full_like(drawing.noise, 255)).to_bytes(),
+        "NaN guidance": crafted(begun.to_bytes(), {"guidance": math.nan}),
+        "huge guidance": crafted(begun.to_bytes(), {"guidance": 10**400}),
+        "null index": crafted(begun.to_bytes(), {"index": None}),
+        "null guidance": crafted(begun.to_bytes(), {"guidance": None}),
+        "no steps": crafted(begun.to_bytes(), {"steps": 0}),
+        "numbers in numbers": crafted(half.to_bytes(), {"numbers": {"_step_index": {"a": [[1]]}}}),
+        "long ids": replace(begun, prompt={name: x.repeat(1, 3) for name, x in begun.prompt.items()}).to_bytes(),
+        "a class": crafted(begun.to_bytes(), {"scheduler": "DDIMScheduler"}),
+        "huge latents": replace(begun, latent=begun.latent * 1e38).to_bytes(),
+    }
+
+
+def test_bodies_that_are_none_are_one_line(here):
+    for name, body in bodies(here).items():
+        found = posted(here, body)
+        line = found.json()["error"]
+        assert found.status_code == 400 and "\n" not in line and len(line) < 400, (name, found.status_code, line)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 2000) | st.floats() | st.text(max_size=4) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2), max_leaves=5,
+)  # fmt: skip
+FIELDS = ["format", "index", "steps", "scheduler", "config", "numbers", "guidance", "seed", "dtype", "int8", "error"]
+NAMES = ["latent", "scale.latent", "solver.sigmas", "solver.model_outputs.0", "prompt.tokens0", "noise", "other"]
+DTYPES = [torch.float32, torch.float16, torch.int64, torch.int8, torch.uint8, torch.uint16, torch.bool, torch.float64]
+
+
+@st.composite
+def changes(draw):
+    facts = draw(st.dictionaries(st.sampled_from(FIELDS), values, max_size=2))
+    shapes = st.lists(st.integers(0, 9), max_size=5) | st.just([1, 4, 8, 8]) | st.just([1, 16])
+    tensors = {
+        name: torch.full(draw(shapes), draw(st.integers(-3, 70))).to(draw(st.sampled_from(DTYPES)))
+        for name in draw(st.lists(st.sampled_from(NAMES), max_size=2, unique=True))
+    }
+    return facts, tensors
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(change=changes())
+def test_no_body_is_a_crash(here, change):
+    body = crafted(state(here).to_bytes(), *change)
+    found = posted(here, body)
+    assert found.status_code in (200, 400) and (found.status_code == 200 or "\n" not in found.json()["error"]), change
+
+
+def test_one_command_makes_a_token_and_asks_for_it(tmp_path, monkeypatch, capsys):
+    from lab.__main__ import main
+
+    small.sd().save_pretrained(tmp_path)
+    monkeypatch.delenv("LAB_TOKEN", raising=False)
+    started = []
+    monkeypatch.setattr(service, "serve", lambda app, host, port: started.append(app))
+    assert main(["serve", "cloud", "--model", str(tmp_path), "--port", "4321", "--name", "lab.example"]) == 0
+    told = capsys.readouterr().out
+    token = re.search(r"export LAB_TOKEN=(\S{32,})", told)[1]
+    assert "serving on http://127.0.0.1:4321" in told
+    client = TestClient(started[0], base_url="http://127.0.0.1:4321")
+    for host, given_token, status in (
+        ("127.0.0.1", "", 401), ("127.0.0.1", token, 400), ("lab.example", token, 400), ("evil.example", token, 403)
+    ):  # fmt: skip
+        headers = {"Host": f"{host}:4321", "Authorization": f"Bearer {given_token}"}
+        assert client.post(cloud.PATH, content=b"rubbish", headers=headers).status_code == status

@@ -1,5 +1,7 @@
 """The hand-off: what is carried over the boundary makes the trajectory of one machine, bit for bit."""
 
+import json
+
 import pytest
 import torch
 from diffusers import (
@@ -9,9 +11,13 @@ from diffusers import (
     LCMScheduler,
     UNet2DConditionModel,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
 
 from lab.core.descent import seeded
 from lab.hybridsd import equations as eq
+from lab.hybridsd import handoff
 from lab.hybridsd.handoff import Handoff, advance, begin, cloud_half, edge_half
 from lab.hybridsd.sampling import Conditioning, fresh, trajectory
 
@@ -68,9 +74,9 @@ def test_two_machines_make_the_latent_of_one_bit_for_bit(name, dtype):
 def test_a_fresh_scheduler_at_step_k_is_another_trajectory():
     scheduler, cloud, edge = SCHEDULERS["dpm"], unet(0), unet(1)
     latent, _ = noise(scheduler, 6)
-    sent = cloud_half(cloud, scheduler, latent, said(), 3, 6)
-    forgetful = {**sent.solver, "model_outputs": [None, None], "lower_order_nums": 0}
-    found = edge_half(Handoff(**{**vars(sent), "solver": forgetful}), edge, scheduler, said())
+    sent, anew = cloud_half(cloud, scheduler, latent, said(), 3, 6), fresh(scheduler, 6)
+    anew.set_begin_index(3)
+    *_, found = trajectory([edge], anew, sent.latent, said(), [6], begin=3)
     error = eq.relative_error(one_machine([cloud, edge], scheduler, [3, 3]), found)
     assert 1e-6 < error < 0.1
 
@@ -108,3 +114,80 @@ def test_schedulers_that_differ_are_named():
         edge_half(made, unet(), other, said())
     with pytest.raises(ValueError, match=r"until=7 is not allowed: give a step in 0..6"):
         advance(made, unet(), SCHEDULERS["dpm"], said(), 7)
+
+
+# -- bytes that are none -----------------------------------------------------------------------------------------------
+
+
+def crafted(content, facts=None, tensors=None, drop=()):
+    """The bytes with other facts and tensors, and the digest that belongs to them."""
+    length = int.from_bytes(content[:8], "little")
+    known = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["handoff"])
+    kept = {name: x for name, x in {**load(content), **(tensors or {})}.items() if name not in drop}
+    head = {"handoff": json.dumps({**known, **(facts or {})}), "sha256": "0" * 64}
+    return handoff._sealed(save(kept, head))
+
+
+@pytest.fixture(scope="module")
+def sent():
+    scheduler = SCHEDULERS["dpm"]
+    latent, _ = noise(scheduler, 6)
+    tokens = {"tokens0": torch.full((2, 5), 7)}
+    return cloud_half(unet(), scheduler, latent, said(), 3, 6, prompt=tokens, seed=7)
+
+
+def test_crafted_bytes_are_read_as_the_others(sent):
+    assert Handoff.from_bytes(crafted(sent.to_bytes())).index == 3
+    assert torch.equal(Handoff.from_bytes(sent.to_bytes()).prompt["tokens0"], sent.prompt["tokens0"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_bit_that_flips_is_told(sent, data):
+    good = bytearray(sent.to_bytes(int8=data.draw(st.booleans())))
+    bit = data.draw(st.integers(0, 8 * len(good) - 1))
+    good[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(ValueError) as caught:
+        Handoff.from_bytes(bytes(good))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="no hand-off"):
+        Handoff.from_bytes(bytes(good[: data.draw(st.integers(0, len(good) - 1))]))
+
+
+HOSTILE = {
+    "scales that would spread": {"scale.latent": torch.ones(4096, 4, 1, 1)},
+    "scales of places": {"scale.latent": torch.ones(2, 4, 4096, 1)},
+    "scales of another tensor": {"scale.solver.sigmas": torch.ones(2, 4, 1, 1)},
+    "scales of none": {"scale.other": torch.ones(2, 4, 1, 1)},
+    "a latent of five axes": {"latent": torch.zeros(1, 2, 4, 8, 8, dtype=torch.int8)},
+    "an empty latent": {"latent": torch.zeros(0, 4, 8, 8, dtype=torch.int8)},
+    "a wide memory": {"solver.model_outputs.0": torch.zeros(2, 4, 80, 80)},
+    "a long list": {"solver.sigmas": torch.zeros(2000)},
+    "a prompt of another batch": {"prompt.tokens0": torch.zeros(3, 5, dtype=torch.int64)},
+    "a long prompt": {"prompt.tokens0": torch.zeros(2, 5000, dtype=torch.int64)},
+    "a prompt of bytes": {"prompt.tokens0": torch.zeros(2, 5, dtype=torch.uint8)},
+    "a long state": {"noise": torch.zeros(20_000, dtype=torch.uint8)},
+    "a tensor of no name": {"picture": torch.zeros(3, 8, 8)},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_shapes_are_demanded_before_a_tensor_is_made(sent, name, monkeypatch):
+    bad = crafted(sent.to_bytes(int8=True), tensors=HOSTILE[name])
+    monkeypatch.setattr(handoff, "load", lambda content: pytest.fail("tensors were made"))
+    with pytest.raises(ValueError, match=r"the hand-off's (latent|tensor)") as caught:
+        Handoff.from_bytes(bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_comes_twice_is_refused():
+    header = b'{"latent":1,"latent":2}'
+    with pytest.raises(ValueError, match="a name comes twice"):
+        Handoff.from_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def test_a_deep_header_is_one_line():
+    for header in (b"[" * 100_000, b'{"__metadata__":{"sha256":' + b"[" * 50_000):
+        with pytest.raises(ValueError, match="no hand-off") as caught:
+            Handoff.from_bytes(len(header).to_bytes(8, "little") + header)
+        assert "\n" not in str(caught.value)

@@ -44,15 +44,17 @@ def test_the_edge_has_at_most_27_percent_of_the_cloud():
     assert tiny < whole
 
 
-@pytest.mark.parametrize("steps", [[12, 0], [5, 7], [0, 12]], ids=["cloud", "both", "edge"])
-def test_what_is_told_is_drawn(steps):
+@pytest.mark.parametrize(
+    ("steps", "least"), [([12, 0], 0.91), ([5, 7], 0.79), ([0, 12], 0.87)], ids=["cloud", "both", "edge"]
+)
+def test_what_is_told_is_drawn(steps, least):
     task = prompts.scenes(24, 5)
     assert isinstance(task.model, Split)
     shown = task.model.draw(task.prompts, steps=steps, guidance=4.0, seed=1).pictures
     right = task.right(shown)
-    assert right.double().mean(0).min() > 0.7  # count, colour, shape, place, ground: chance is 20 to 33 %
-    assert right.all(1).double().mean() > 0.5
-    assert task.right(shown.roll(1, 0)).all(1).double().mean() < 0.1  # other prompts' pictures
+    assert right.all(1).double().mean() > least  # of 24: two prompts fewer than are measured pass, three do not
+    assert right[:, [0, 1, 3, 4]].double().mean(0).min() > 0.95  # the edge loses shapes, never count, colour or place
+    assert not task.right(shown.roll(1, 0)).all(1).any()  # other prompts' pictures
 
 
 def test_a_task_that_is_not_one_is_told():

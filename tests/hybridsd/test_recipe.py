@@ -1,5 +1,8 @@
 """The recipe: every split and control in one run, on models of one's own, resumable, its numbers what they say."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -90,6 +93,17 @@ def test_a_kill_loses_one_batch(outcome, tmp_path, monkeypatch):
     for task in (other, fewer):  # another network, other prompts
         with pytest.raises(ValueError, match="belongs to HybridSD"):
             lab.HybridSD(**QUICK).run(task, progress=False, checkpoint=tmp_path)
+
+
+def test_what_cannot_be_judged_is_a_note_and_the_pictures_are_kept(outcome):
+    def blind(x):
+        raise RuntimeError("the reader\nis away")
+
+    found = lab.HybridSD(**QUICK).run(replace(own_task(), right=blind), progress=False)
+    assert all(torch.equal(found.pictures[way], x) for way, x in outcome.pictures.items())
+    assert found.report.notes[-1] == "quality not judged: RuntimeError: the reader is away"
+    assert math.isnan(found.report["semantic accuracy"].after) and found.report["cloud macs"].ratio == 2.0
+    assert "cloud compute saved 50 %" in repr(lab.view(found)) and found.nearest() is None
 
 
 def test_the_bytes_of_int8_are_fewer():
