@@ -102,9 +102,11 @@ class AceNAS:
         checkpoint: str | Path | None = None,
     ) -> AceNASOutcome:
         """Search the space; a run that is begun again with the same checkpoint folder trains nothing twice."""
-        space = tasks.cells() if task is None else task
-        if not isinstance(space, Space):
-            raise TypeError(f"AceNAS searches a space, not a {type(space).__name__}: give lab.Space(graphs=..., ...)")
+        given = tasks.cells() if task is None else task
+        if not isinstance(given, Space):
+            raise TypeError(f"AceNAS searches a space, not a {type(given).__name__}: give lab.Space(graphs=..., ...)")
+        order = given.mixed(seed)  # ties and draws must not hang on the order in which the table happens to stand
+        space = given[order]
         folder = Path(checkpoint) if checkpoint is not None else None
         trace: list[Step] = []
         with seeded(seed):
@@ -124,12 +126,13 @@ class AceNAS:
             trace += [_step(space, index, one) for index, one in enumerate(rounds)]
             pick = max(trained, key=trained.__getitem__)
             report = self._report(space, pool, rounds[-1], trained, pick)
+        rows = torch.tensor(order)
         return AceNASOutcome(
-            recipe=self, report=report, trace=tuple(trace), rows=torch.tensor(list(trained)),
+            recipe=self, report=report, trace=tuple(trace), rows=rows[list(trained)],
             labels=torch.tensor(list(trained.values()), dtype=torch.float64), learned=[len(r.rows) for r in rounds],
-            scores=torch.stack([r.scores for r in rounds]), pick=space.names[pick],
+            scores=torch.stack([r.scores for r in rounds])[:, rows.argsort()], pick=space.names[pick],
             ranking=[space.names[row] for row in search.best(rounds[-1].scores, pool, 100)],
-            known=_known(space, pool, rounds),
+            known=_known(space, pool, rounds) | {"pool": rows[pool], **_columns(given)},
         )  # fmt: skip
 
     def _pool(self, space: Space) -> list[int]:
@@ -231,11 +234,12 @@ def _step(space: Space, index: int, one: search.Round) -> Step:
 
 
 def _known(space: Space, pool: list[int], rounds: list[search.Round]) -> dict[str, Any]:
-    """What views need of the space: names, truth, costs, and the graphs of the best of each round."""
+    """What views need besides the table's columns: the graphs of the best of each round, and what is measured."""
     shown = sorted({row for one in rounds for row in search.best(one.scores, pool, 10)})
     graphs = {space.names[row]: [[list(g.operators), list(g.edges)] for g in space.graphs[row]] for row in shown}
-    return {
-        "pool": torch.tensor(pool), "truth": space.truth, "costs": dict(space.costs), "names": list(space.names),
-        "metric": space.metric, "unit": space.unit, "space": space.name,
-        "graphs": graphs,
-    }  # fmt: skip
+    return {"metric": space.metric, "unit": space.unit, "space": space.name, "graphs": graphs}
+
+
+def _columns(space: Space) -> dict[str, Any]:
+    """What views need of the table, row by row."""
+    return {"truth": space.truth, "costs": dict(space.costs), "names": list(space.names)}
