@@ -1,4 +1,4 @@
-"""The `lab` command: start the notebooks, look at the machine, run a recipe without a notebook, run a benchmark."""
+"""The `lab` command: start the notebooks, look at the machine, run a recipe or a benchmark, serve a half of a method."""
 
 import argparse
 import dataclasses
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The five commands and their options."""
+    """The commands and their options."""
     top = argparse.ArgumentParser(prog="lab", description="Make neural networks smaller, faster or easier to read.")
     top.add_argument("--version", action="version", version=f"lab {lab.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -74,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8765)
     serve.add_argument("--token", default=os.environ.get("LAB_TOKEN"), help="asked of every request; or LAB_TOKEN")
     serve.set_defaults(do=serve_command)
+
+    back = commands.add_parser("rollback", help="give a served platform an older state, which its folder keeps")
+    back.add_argument("folder", type=Path, metavar="DIR", help="the folder that `lab serve platform` was given")
+    back.add_argument("--to", type=int, metavar="VERSION", help="left out, the one before the newest")
+    back.set_defaults(do=rollback_command)
     return top
 
 
@@ -84,6 +89,13 @@ def serve_command(options: argparse.Namespace) -> int:
         lab.hyperfd.serving.serve(options.folder, options.host, options.port, options.token)
     else:
         lab.hybridsd.cloud.serve(options.model, options.host, options.port, options.token)
+    return 0
+
+
+def rollback_command(options: argparse.Namespace) -> int:
+    """Make an older state of a platform its newest."""
+    old, new = lab.hyperfd.platform.rollback(options.folder, options.to)
+    print(f"version {new} is what version {old} was: start the platform again")
     return 0
 
 

@@ -2,11 +2,54 @@
 
 import html
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
+
+from . import cost
 
 Kind = Literal["exact", "learned", "timed"]
+Value = TypeVar("Value")
+
+
+def attempt(label: str, function: Callable[..., Value], *args: object) -> tuple[Value | None, str | None]:
+    """What `function(*args)` gives, and no note; or None and the note `label: cause`, in one line, if it fails.
+
+    For what comes after training: a measurement or an export that fails must not take the trained network with it.
+    """
+    try:
+        return function(*args), None
+    except Exception as error:
+        cause = " ".join(str(error).split()) or "no reason given"
+        kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
+        return None, f"{label}: {kind}{cause if len(cause) <= 200 else f'{cause[:197]}...'}"
+
+
+def reported(title: str, function: Callable[..., "Report"], *args: object) -> "Report":
+    """The report that `function(*args)` gives; an empty one that says why where it fails."""
+    report, note = attempt("no report", function, *args)
+    return Report(title, (), (str(note),)) if report is None else report
+
+
+class Attempts:
+    """Measurements of one report: `attempts(label, function, *args)` gives a value, or None and one more of `notes`."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def __call__(self, label: str, function: Callable[..., Value], *args: object) -> Value | None:
+        value, note = attempt(label, function, *args)
+        self.notes += [note] if note else []
+        return value
+
+    def pair(self, label: str, function: Callable[..., Value], before: object, after: object, *args: object) -> list:
+        """`function(net, *args)` of the network before and of the one after, None for one that fails."""
+        return [self(label, function, net, *args) for net in (before, after)]
+
+    def times(self, before: Any, after: Any, example: Any) -> list[float | None]:
+        """The median latencies of both networks in ms, measured in turns."""
+        timed = self("latency", cost.latencies, {"before": before, "after": after}, example)
+        return [None, None] if timed is None else [timed["before"].median, timed["after"].median]
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from ..core.report import Report, Row
 from ..core.streams import Stream
 from . import equations as eq
 from . import rivals
-from .client import Client, Recommendation
+from .client import LEAST, Client, Recommendation
 from .learning import Learning, Record, vectors
 from .looking import handmade
+from .messages import ANY
 from .outcome import HyperFDOutcome
 from .platform import Platform
 
@@ -64,7 +65,7 @@ class HyperFD:
             K=whole(1),
             trials=whole(1),
             R=whole(1, 64),
-            m=whole(1),
+            m=whole(LEAST),
             steps=whole(1),
             lr=number(above=0),
             triplet=number(0),
@@ -122,7 +123,7 @@ class _Service:
         self.learns = recipe.by in LEARNED
         first = self.client(0)
         self.sample = tuple(first.x.shape[1:])
-        self.platform = Platform(self.sample, self.codes, self.how, seed)
+        self.platform = Platform(self.sample, self.codes, self.how, seed, results=ANY, guarded=False)
         self.served: list[dict[str, Any]] = []
         self.trace: list[Step] = []
         if folder is not None and store.exists(folder, "stream"):
@@ -133,7 +134,7 @@ class _Service:
         task = self.order[place]
         data = self.stream.data(self.stream.names[task])
         return Client(data, self.codes, lambda rows: self.stream.evaluate(task, rows), self.how, self.recipe.noise,
-                      pool=self.stream.pool(task))  # fmt: skip
+                      pool=self.stream.pool(task), seed=self._seed(place))  # fmt: skip
 
     def serve(self, progress: bool) -> None:
         for place in range(len(self.served), len(self.order)):
@@ -152,16 +153,16 @@ class _Service:
         note: dict[str, Any] = {
             "task": self.order[place], "name": self.stream.names[self.order[place]], "rows": rows,
             "results": results[: len(rows)], "tried": [*rows, *extra], "tried_results": results,
-            "scores": began.scores, "spread": began.spread, "sent": 0, "offered": len(offer), "error": 0.0,
+            "scores": began.scores, "spread": began.spread, "sent": 0, "offered": len(offer),
         } | self._judged(place, began) | self._rivals(place, client)  # fmt: skip
         if self.learns and (self.recipe.by == "hyperfd" or place < OFFLINE):
             seen = [self.client(i).x for i in range(place)] if self.how.stale == "pooled" else ()
             message, found = client.upload(offer, note["tried"], results, progress=progress, seen=seen)
             self.platform.accept(message)
             self._pool(place)
-            note |= {"sent": len(message), "error": found.error, "kept": self._ndcg(place)}
+            note |= {"sent": len(message), "kept": self._ndcg(place)}
             self.trace += [Step(f"learning {place}", step.index, step.terms) for step in found.trace]
-        terms = {key: note[key] for key in ("regret", "ndcg", "sent", "error") if note[key] is not None}
+        terms = {key: note[key] for key in ("regret", "ndcg", "sent") if note[key] is not None}
         self.trace.append(Step("served", place, {name: float(value) for name, value in terms.items()}))
         return note
 
@@ -312,10 +313,7 @@ def fingerprint(stream: Stream) -> str:
 
 def ndcg(scores: Tensor, truth: Tensor, k: int = TOP) -> float:
     """NDCG@k of an order by scores, relevance 0 to 5 within the table; 1 is the ideal order."""
-    r = eq.relevance(truth)
-    d = 1 / torch.log2(2 + torch.arange(len(r), dtype=r.dtype))[:k]
-    found, ideal = (2 ** r[scores.argsort(descending=True, stable=True)] - 1), 2 ** r.sort(descending=True).values - 1
-    return float((found[:k] * d).sum() / (ideal[:k] * d).sum())
+    return judging.ndcg(scores, eq.relevance(truth), k)
 
 
 def forgetting(served: Sequence[dict[str, Any]], now: Sequence[float | None]) -> float | None:
