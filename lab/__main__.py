@@ -1,4 +1,4 @@
-"""The `lab` command: start the notebooks, look at the machine, run a recipe or a benchmark, serve a half of a method."""
+"""The `lab` command: start the notebooks, look at the machine, run a recipe or a benchmark, serve others."""
 
 import argparse
 import dataclasses

@@ -1,7 +1,7 @@
 """AceNAS's procedure: an encoder learns from weak labels, then ranks from a few true ones, gathered in rounds."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..core import tasks
 from ..core.architectures import Space
 from ..core.descent import Step, seeded
 from ..core.fields import Allowed, demand, number, one_of, whole
-from ..core.report import Report, Row
+from ..core.report import Report, Row, attempt, reported
 from . import metrics, search
 from .outcome import AceNASOutcome
 from .scorers import SETTINGS, BoostedScorer, GraphScorer, Learning
@@ -123,9 +123,11 @@ class AceNAS:
                 scorer, trace = self._scorer(space, seed, device, folder, progress)
                 rounds = list(search.half_exploit(scorer, pool, self.budget, self.rounds, evaluate, seed))
                 trained = self._finish(rounds[-1], pool, evaluate)
-            trace += [_step(space, index, one) for index, one in enumerate(rounds)]
+            steps, note = attempt("rounds", _steps, space, rounds)
+            trace += steps or []
             pick = max(trained, key=trained.__getitem__)
-            report = self._report(space, pool, rounds[-1], trained, pick)
+            report = reported(repr(self), self._report, space, pool, rounds[-1], trained, pick)
+            report = replace(report, notes=(*report.notes, note)) if note else report
         rows = torch.tensor(order)
         return AceNASOutcome(
             recipe=self, report=report, trace=tuple(trace), rows=rows[list(trained)],
@@ -223,6 +225,10 @@ def _digest(weak: dict[str, Tensor]) -> str:
     """The names of weak labels, and what tells their values from others."""
     content = b"".join(values.numpy().tobytes() for values in weak.values())
     return f"{', '.join(weak)} ({hashlib.sha256(content).hexdigest()[:8]})"
+
+
+def _steps(space: Space, rounds: list[search.Round]) -> list[Step]:
+    return [_step(space, index, one) for index, one in enumerate(rounds)]
 
 
 def _step(space: Space, index: int, one: search.Round) -> Step:

@@ -32,7 +32,7 @@ MOST_PIXELS = 2**27  # of a picture
 
 @dataclass(frozen=True)
 class Picture:
-    """How a picture's bytes are read, and the size (width, height) on which its boxes were drawn, where that is told."""
+    """How a picture's bytes are read, and the (width, height) on which its boxes were drawn, where that is told."""
 
     read: Callable[[], bytes]
     size: tuple[int, int] | None = None

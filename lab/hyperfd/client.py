@@ -120,7 +120,7 @@ class Client:
         pictures, _ = self._counts()
         if (least := min(self.how.m, pictures // 2)) < LEAST:
             raise ValueError(f"a subset would pool {least} of {pictures} pictures, m={self.how.m}: fewer than {LEAST} "
-                             f"show single ones, so give m of {LEAST} or more and {2 * LEAST} pictures or more")  # fmt: skip
+                             f"show single ones: give m of {LEAST} or more, {2 * LEAST} pictures or more")  # fmt: skip
 
     def _opened(self, content: bytes) -> tuple[Ranker, Offer]:
         with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once

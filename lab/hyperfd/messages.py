@@ -24,7 +24,7 @@ VERSION = 1
 MOST_TRIALS, MOST_RECORDS = 5000, 10_000
 OFFER, UPLOAD = "offer", "upload"
 MOST_NUMBER, MOST_OMEGA, MOST_SUM = 1e4, 1e9, 1e6  # of weights and vectors, of synapses, of errors summed up
-MOST_ERROR = 0.2  # of one map: 0.0006 is the most that the embedded domains gave, 0.1 with noise, which sends no map
+MOST_ERROR = 0.2  # of one map: the embedded domains gave 0.0006 at most, 0.1 on average with noise, which sends no map
 ANY, PERCENT = (-1e6, 1e6), (0.0, 100.0)  # what results may be
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core import faces, judging, store, streams
 from ..core.descent import Step, seeded
 from ..core.fields import demand, number, one_of, whole
-from ..core.report import Report, Row
+from ..core.report import Attempts, Report, Row, attempt, reported
 from ..core.streams import Stream
 from . import equations as eq
 from . import rivals
@@ -122,6 +122,7 @@ class _Service:
         self.owner = f"{recipe!r} on {stream.name}, {len(stream)} tasks {fingerprint(stream)}, seed {seed}"
         self.learns = recipe.by in LEARNED
         first = self.client(0)
+        self.sent_as = "JPEG" if isinstance(first.data, faces.FaceTask) else "numbers"
         self.sample = tuple(first.x.shape[1:])
         self.platform = Platform(self.sample, self.codes, self.how, seed, results=ANY, guarded=False)
         self.served: list[dict[str, Any]] = []
@@ -160,7 +161,7 @@ class _Service:
             message, found = client.upload(offer, note["tried"], results, progress=progress, seen=seen)
             self.platform.accept(message)
             self._pool(place)
-            note |= {"sent": len(message), "kept": self._ndcg(place)}
+            note |= {"sent": len(message), "kept": attempt("order", self._ndcg, place)[0]}
             self.trace += [Step(f"learning {place}", step.index, step.terms) for step in found.trace]
         terms = {key: note[key] for key in ("regret", "ndcg", "sent") if note[key] is not None}
         self.trace.append(Step("served", place, {name: float(value) for name, value in terms.items()}))
@@ -259,28 +260,39 @@ class _Service:
         self.platform.restore(saved["state"])
 
     def outcome(self) -> HyperFDOutcome:
-        now = [self._ndcg(place) for place in range(len(self.served))] if self.learns else []
-        stream = self.stream
+        attempts, stream = Attempts(), self.stream
+        now = (attempts("forgetting", self._now) if self.learns else None) or []
         truth = None if stream.scores is None else stream.scores[self.order]
         known = {
             "choices": [list(choice) for choice in stream.choices], "codes": self.codes, "sample": list(self.sample),
             "decisions": list(stream.decisions or (f"decision {k}" for k in range(len(stream.choices[0])))),
             "metric": stream.metric, "unit": stream.unit, "stream": stream.name, "truth": truth, "now": now,
-            "raw": [raw_bytes(self.client(place).data) for place in range(len(self.served))],
-            "raw as": "JPEG" if isinstance(self.client(0).data, faces.FaceTask) else "numbers",
+            "raw": attempts("bytes of the data", self._raw) or [], "raw as": self.sent_as,
         }  # fmt: skip
+        report = reported(repr(self.recipe), self._report, known, attempts)
         return HyperFDOutcome(
-            recipe=self.recipe, report=self._report(known), trace=tuple(self.trace), served=self.served,
+            recipe=self.recipe, report=report, trace=tuple(self.trace), served=self.served,
             state=self.platform.state() if self.learns else {}, known=known,
         )  # fmt: skip
 
-    def _report(self, known: dict[str, Any]) -> Report:
+    def _now(self) -> list[float | None]:
+        return [self._ndcg(place) for place in range(len(self.served))]
+
+    def _raw(self) -> list[int]:
+        return [raw_bytes(self.client(place).data) for place in range(len(self.served))]
+
+    def _report(self, known: dict[str, Any], attempts: Attempts) -> Report:
         served, unit = self.served, self.stream.unit
         later = served[1:]  # before the first task nobody knows anything
         pools = sum(len(self.stream.pool(task)) for task in self.order)
         rows = [
             Row("trials", pools, sum(len(one["tried"]) for one in served)),
-            Row(f"bytes as {known['raw as']}, as sent", sum(known["raw"]), sum(one["sent"] for one in served), "bytes"),
+            Row(
+                f"bytes as {known['raw as']}, as sent",
+                sum(known["raw"]) or None,
+                sum(one["sent"] for one in served),
+                "bytes",
+            ),
         ]
         if known["truth"] is None:
             best = [max(one["results"]) for one in served]
@@ -302,7 +314,7 @@ class _Service:
             f"the default is one configuration, not {self.recipe.K}; the best average sees what this run has tried, "
             "recommended trials too",
         ]
-        return Report(repr(self.recipe), tuple(rows), (*notes, *([self.stream.note] if self.stream.note else [])))
+        return Report(repr(self.recipe), tuple(rows), (*notes, *filter(None, [self.stream.note]), *attempts.notes))
 
 
 def fingerprint(stream: Stream) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lab
-from lab.acenas import search, view
+from lab.acenas import metrics, search, view
 from lab.acenas.recipe import SCORERS
 from lab.acenas.scorers import BoostedScorer, GraphScorer, Learning, Settings, is_alive
 
@@ -132,6 +132,15 @@ def test_trees_look_at_weak_labels():
     before = scorer.features.shape[1]
     scorer.pretrain(dict(space.weak))
     assert scorer.features.shape[1] == before + 2
+
+
+def test_what_fails_after_the_trainings_loses_nothing(monkeypatch):
+    recipe = replace(QUICK, scorer="lightgbm")
+    whole = run(recipe)
+    monkeypatch.setattr(metrics, "kendall_tau", lambda *_: 1 / 0)
+    found = run(recipe)
+    assert torch.equal(found.rows, whole.rows) and found.pick == whole.pick and found.ranking == whole.ranking
+    assert [note.partition(":")[0] for note in found.report.notes] == ["no report", "rounds"]
 
 
 # -- a space of one's own ----------------------------------------------------------------------------------------------

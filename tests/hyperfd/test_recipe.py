@@ -249,6 +249,19 @@ def test_what_a_map_loses_of_old_records_is_not_known_and_not_shown(outcome):
     assert not any("error" in name for name in shown)
 
 
+def test_what_fails_after_the_last_task_loses_nothing(outcome, monkeypatch):
+    def gone(data):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(recipe, "raw_bytes", gone)
+    found = run()
+    assert [one["tried"] for one in found.served] == [one["tried"] for one in outcome.served]
+    assert "bytes of the data: OSError: the disk is gone" in found.report.notes
+    assert found.report["regret"] == outcome.report["regret"] and "stayed, as" not in lab.view(found).frame.svg
+    monkeypatch.setattr(recipe, "forgetting", lambda *_: 1 / 0)
+    assert any("no report: ZeroDivisionError" in note for note in run().report.notes)
+
+
 # -- the parts of a round ----------------------------------------------------------------------------------------------
 
 
