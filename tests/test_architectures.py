@@ -355,8 +355,9 @@ def test_numbers_that_cannot_be_are_one_line(columns, words, tmp_path):
 
 def test_detectors_with_scores_that_cannot_be_are_one_line(tmp_path):
     lines = "domain,width,side,iou,ratio,weight,optimiser,ap50\n{},0.5,128,0.35,3,1.0,sgd,{}\n"
-    for domain, value, words in (("small", "-5", "row 0: column 'ap50' holds '-5.0': give a number in 0..100"),
-                                 ("small", "good", "row 0: column 'ap50' holds 'good'"), ("small", "inf", "holds 'inf'"),
+    for domain, value, words in (("small", "-5", "row 0: column 'ap50' holds '-5': give a number in 0..100"),
+                                 ("small", "good", "row 0: column 'ap50' holds 'good'"),
+                                 ("small", "inf", "row 0: column 'ap50' holds 'inf'"),
                                  ("dogs", "5", "domain 'dogs': there are portraits, groups")):  # fmt: skip
         path = tmp_path / f"{domain}{value}.csv"
         path.write_text(lines.format(domain, value))

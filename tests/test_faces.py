@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import lab
@@ -285,6 +287,20 @@ def test_a_listing_that_is_none_or_leads_outside_is_one_line(tmp_path, content, 
     assert "\n" not in str(caught.value)
 
 
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from([b"a/1.jpg", b"0", b"1", b"2", b"-1", b"1 2 3 4", b"0 0 0 0 0 0 0 0 0 0", b"x", b"",
+                                 b"\xff", b"nan 1 2 3", b"1e400 1 2 3", b"../x.jpg"]), max_size=8))  # fmt: skip
+def test_any_listing_gives_records_or_one_line(tmp_path, lines):
+    (tmp_path / "wider_face_split").mkdir(exist_ok=True)
+    (tmp_path / "wider_face_split" / "wider_face_train_bbx_gt.txt").write_bytes(b"\n".join(lines))
+    try:
+        found = list(annotations.wider_face(tmp_path))
+    except ValueError as error:
+        assert "\n" not in str(error) and "wider_face_train_bbx_gt.txt" in str(error)
+    else:
+        assert all(boxes.shape[1:] == (4,) for _, _, boxes in found)
+
+
 def annotated(folder, filename, picture="q.jpg", name="face", size="", content=None):
     """A Pascal VOC folder of four plain pictures, and of one more as somebody else writes it."""
     voc(folder, count=4)
@@ -299,9 +315,9 @@ def annotated(folder, filename, picture="q.jpg", name="face", size="", content=N
 
 @pytest.mark.parametrize(
     ("filename", "picture"),
-    [("q.jpg", "q.jpg"), ("q", "q.jpg"), ("q.jpg", "q.JPG"), ("Q.JPEG", "q.jpg"), ("q.png", "q.jpg"), (" q.jpg\n", "q.jpg"),
-     ("/home/me/q.jpg", "q.jpg"), ("C:\\pictures\\q.jpg", "q.jpg"), ("other/q.jpg", "q.jpg"), ("", "q.jpg"),
-     ("photo.v2", "photo.v2.png")],
+    [("q.jpg", "q.jpg"), ("q", "q.jpg"), ("q.jpg", "q.JPG"), ("Q.JPEG", "q.jpg"), ("q.png", "q.jpg"),
+     (" q.jpg\n", "q.jpg"), ("/home/me/q.jpg", "q.jpg"), ("C:\\pictures\\q.jpg", "q.jpg"),
+     ("other/q.jpg", "q.jpg"), ("", "q.jpg"), ("photo.v2", "photo.v2.png")],
 )  # fmt: skip
 def test_a_picture_is_found_by_its_name_as_people_write_it(tmp_path, filename, picture):
     assert annotated(tmp_path, filename, picture)["q"].tolist() == [[3, 4, 13, 16]]
@@ -355,9 +371,9 @@ def test_a_photograph_is_upright_so_that_its_boxes_lie_where_they_were_drawn(tmp
 
 def test_an_annotation_that_tells_the_lying_size_was_drawn_on_the_lying_picture(tmp_path):
     size = "<size><width>{}</width><height>{}</height></size>"
-    for name, told, shape in (("lying", size.format(30, 40), (3, 40, 30)), ("upright", size.format(40, 30), (3, 30, 40)),
-                              ("unknown", size.format(0, 0), (3, 30, 40))):  # fmt: skip
-        annotated(tmp_path / name, "q.jpg", size=told, content=turned(6))
+    for name, told, shape in (("lying", (30, 40), (3, 40, 30)), ("upright", (40, 30), (3, 30, 40)),
+                              ("unknown", (0, 0), (3, 30, 40))):  # fmt: skip
+        annotated(tmp_path / name, "q.jpg", size=size.format(*told), content=turned(6))
         task = lab.tasks.faces(folder=tmp_path / name)
         pictures = dict(zip(task.learn.names, task.learn.pictures, strict=True))
         assert pictures["q"].shape == shape

@@ -83,9 +83,9 @@ def wider_face(folder: str | Path, part: str = "train") -> Iterator[Record]:
             continue
         try:
             count = int(lines[at])
-            rows = [[float(value) for value in line.split()] for line in lines[at + 1 : at + 1 + count]]
-            marks = np.array(rows, float).reshape(count, -1 if count else 10)
-            boxes = np.concatenate([marks[:, :2], marks[:, :2] + marks[:, 2:4]], 1).reshape(-1, 4)
+            rows = [[float(value) for value in lines[at + 1 + k].split()] for k in range(count)]
+            marks = np.array(rows, float).reshape(count, len(rows[0]) if rows else 10)
+            boxes = np.concatenate([marks[:, :2], marks[:, :2] + marks[:, 2:4]], 1)[:, [0, 1, 2, 3]]
         except (ValueError, IndexError) as error:
             raise ValueError(
                 f"{listing} line {at + 1}: {name!r} is not followed by its boxes: fetch it again"
@@ -127,7 +127,7 @@ def street_scenes(path: str | Path) -> Iterator[Record]:
     try:
         known = json.loads(inflating.member(path, "annotations.json"))
         boxes = {name: np.array([box[:4] for box in known[name]["boxes"]], float).reshape(-1, 4) for name in known}
-    except (KeyError, TypeError, *inflating.DAMAGE) as error:
+    except (LookupError, TypeError, *inflating.DAMAGE) as error:
         raise ValueError(f"{path} has no annotations.json with boxes ({error}): give {FORMS}") from error
     for name in sorted(boxes):
         yield name, Picture(partial(inflating.member, path, f"images/{name}")), boxes[name]
@@ -187,11 +187,13 @@ class _Pictures:
 
     def path(self, name: str, source: Path) -> Path:
         """The picture of this name; where there is none, the path at which it is missing."""
-        path = _inside_of(self.folder, name, source) if not _is_rooted(name) else self.folder / name
-        last = PurePosixPath(name.replace("\\", "/")).name.lower()  # a folder elsewhere is the writer's own
-        stem = last.rpartition(".")[0] if last.endswith(SUFFIXES) else last
-        found = path if not _is_rooted(name) and path.is_file() else self.names.get(last) or self.stems.get(stem)
-        return _inside_of(self.folder, found.name, source) if found and found != path else path
+        last = PurePosixPath(name.replace("\\", "/")).name  # where on the writer's machine it lay says nothing
+        path = _inside_of(self.folder, last if _is_rooted(name) else name, source)
+        if path.is_file():
+            return path
+        stem = last.lower().rpartition(".")[0] if last.lower().endswith(SUFFIXES) else last.lower()
+        found = self.names.get(last.lower()) or self.stems.get(stem)
+        return _inside_of(self.folder, found.name, source) if found else path
 
 
 def _is_rooted(name: str) -> bool:
