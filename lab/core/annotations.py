@@ -84,8 +84,10 @@ def wider_face(folder: str | Path, part: str = "train") -> Iterator[Record]:
         try:
             count = int(lines[at])
             rows = [[float(value) for value in lines[at + 1 + k].split()] for k in range(count)]
+            if count < 0 or min(map(len, rows), default=4) < 4:
+                raise ValueError("no boxes")
             marks = np.array(rows, float).reshape(count, len(rows[0]) if rows else 10)
-            boxes = np.concatenate([marks[:, :2], marks[:, :2] + marks[:, 2:4]], 1)[:, [0, 1, 2, 3]]
+            boxes = np.concatenate([marks[:, :2], marks[:, :2] + marks[:, 2:4]], 1)
         except (ValueError, IndexError) as error:
             raise ValueError(
                 f"{listing} line {at + 1}: {name!r} is not followed by its boxes: fetch it again"
