@@ -24,6 +24,8 @@ arXiv 2108.03001).
                 A scorer that gives all the same score has died, and is begun again, up to twice. Ours.
                 The best weights of a round are told on the training set itself, as in the release.
                 LightGBM's lambdarank is a scorer of equal standing; weak labels are features of it. Ours.
+                Where scores are equal, a draw by the seed and the architecture chooses, and NDCG counts the mean of all
+                orders; nothing hangs on the order in which a table stands. Ours.
                 Tables without validation accuracies are searched on one training's test accuracy and judged by the
                 mean: results are not comparable with those that search on a validation part.
 """
