@@ -117,11 +117,12 @@ def pascal_voc(folder: str | Path, names: Sequence[str] = VOC_NAMES) -> Iterator
         try:
             root = ElementTree.fromstring(_bytes(file))
             boxes = [_voc_box(one) for one in root.iter("object") if _spelled(one.findtext("name") or "") in wanted]
-            size = tuple(int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+            width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
         except (ElementTree.ParseError, TypeError, ValueError, LookupError, OverflowError) as error:
             raise ValueError(f"{file} is no annotation ({error}): correct it or remove it") from error
         path = pictures.path((root.findtext("filename") or "").strip() or f"{file.stem}.jpg", file)
-        yield file.stem, Picture(partial(_bytes, path), size if min(size) > 0 else None), np.array(boxes).reshape(-1, 4)
+        size = (width, height) if min(width, height) > 0 else None
+        yield file.stem, Picture(partial(_bytes, path), size), np.array(boxes, float).reshape(-1, 4)
 
 
 def street_scenes(path: str | Path) -> Iterator[Record]:

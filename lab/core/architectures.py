@@ -114,7 +114,8 @@ class Space:
 
     def __getitem__(self, rows: Sequence[int]) -> "Space":
         """The space of these rows, in this order."""
-        at, few = list(rows), {}
+        at = list(rows)
+        few: dict[str, Any] = {}
         for name in ("graphs", "names", "choices"):
             few[name] = [values[row] for row in at] if (values := getattr(self, name)) else ()
         for name in ("labels", "truth", "hparams"):

@@ -193,7 +193,8 @@ def _json_files(path: Path) -> Iterator[tuple[str, Any]]:
         for file in sorted(one for one in path.rglob("*.json") if one.is_file()):
             yield file.name, _read_json(file)
         return
-    found, reading = {}, str(path)
+    found: dict[str, Any] = {}
+    reading = str(path)
     try:
         for name, content in inflating.files(path):
             if name.endswith(".json"):

@@ -143,7 +143,7 @@ def rollback(folder: str | Path, to: int | None = None) -> tuple[int, int]:
     """
     kept = versions(folder)
     to = kept[-2] if to is None and len(kept) > 1 else to
-    if to not in kept[:-1]:
+    if to is None or to not in kept[:-1]:
         told = f"keeps {', '.join(map(str, kept))}, the last of which is in use" if kept else "holds no platform"
         raise ValueError(f"to={to}: {folder} {told}: give {'an older one' if kept else 'the folder of one'}")
     _store(folder, {**store.load(folder, _name(to)), "version": kept[-1] + 1})
