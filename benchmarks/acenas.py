@@ -102,7 +102,7 @@ def one(item: tuple) -> dict:
         space, seed=seed, progress=False, checkpoint=pretrained(table, space, settings, seed, folder)
     )
     scores, truth, pick = outcome.scores[-1], space.truth, list(space.names).index(outcome.pick)
-    top = scores.topk(10).indices.tolist()
+    top = [list(space.names).index(name) for name in outcome.ranking[:10]]
     return {
         "table": table, "scorer": name, "budget": budget, "seed": seed, "trainings": len(outcome.rows),
         "ndcg10": metrics.ndcg(scores, truth), "tau": metrics.kendall_tau(scores, truth),

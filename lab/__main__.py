@@ -1,4 +1,4 @@
-"""The `lab` command: start the notebooks, look at the machine, run a recipe without a notebook, run a benchmark."""
+"""The `lab` command: start the notebooks, look at the machine, run a recipe or a benchmark, serve others."""
 
 import argparse
 import dataclasses
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The five commands and their options."""
+    """The commands and their options."""
     top = argparse.ArgumentParser(prog="lab", description="Make neural networks smaller, faster or easier to read.")
     top.add_argument("--version", action="version", version=f"lab {lab.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -78,6 +78,11 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--name", action="append", default=[], metavar="HOST",
                        help="a further name that it is asked by, such as a proxy's; repeat")  # fmt: skip
     serve.set_defaults(do=serve_command)
+
+    back = commands.add_parser("rollback", help="give a served platform an older state, which its folder keeps")
+    back.add_argument("folder", type=Path, metavar="DIR", help="the folder that `lab serve platform` was given")
+    back.add_argument("--to", type=int, metavar="VERSION", help="left out, the one before the newest")
+    back.set_defaults(do=rollback_command)
     return top
 
 
@@ -88,6 +93,13 @@ def serve_command(options: argparse.Namespace) -> int:
         lab.hyperfd.serving.serve(options.folder, *where)
     else:
         lab.hybridsd.cloud.serve(options.model, *where)
+    return 0
+
+
+def rollback_command(options: argparse.Namespace) -> int:
+    """Make an older state of a platform its newest."""
+    old, new = lab.hyperfd.platform.rollback(options.folder, options.to)
+    print(f"version {new} is what version {old} was: start the platform again")
     return 0
 
 

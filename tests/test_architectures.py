@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lab
-from lab.core import cells, tables
+from lab.core import cells, inflating, streams, tables
 
 NASBENCH201 = Path(__file__).parents[1] / "../shared/data/nas/nasbench201_compact.csv.gz"
 needs_nasbench201 = pytest.mark.skipif(not NASBENCH201.exists(), reason="the table of NAS-Bench-201 is not here")
@@ -247,3 +247,118 @@ def test_a_harmful_pickle_is_only_looked_at(tmp_path):
 
     content = pickle.dumps({1111: {"perf": 0.5, "para": 2.0, "latency": Harm()}}, protocol=3)
     assert dict(tables._records(content)) == {1111: {"perf": 0.5, "para": 2.0}}
+
+
+# -- what is no table --------------------------------------------------------------------------------------------------
+
+
+def one_line(read, path, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+MACRO = {"test_acc": [90.0, 91.0, 92.0], "params": 5, "flops": 7}
+
+
+@pytest.mark.parametrize(
+    "known, words",
+    [
+        ([MACRO], r"macro\.json is a list of \[\{'test_acc': .*: give \{arch: \{test_acc"),
+        ({}, "is a dict of {}"),
+        ({"00000000": "many"}, r"row 0 \(00000000\) holds 'many': give \{test_acc: \[3 numbers\], params, flops\}"),
+        ({"00000000": [90.0, 5, 7]}, "holds .90.0, 5, 7."),
+        ({"00000000": MACRO | {"test_acc": "90"}}, "column 'test_acc' holds '90': give a list of 3 numbers"),
+        ({"00000000": MACRO, "00000001": MACRO | {"test_acc": [90.0]}}, r"row 1 \(00000001\): column 'test_acc' holds"),
+        (
+            {"00000000": MACRO | {"test_acc": [90.0, "91", 92.0]}},
+            "column 'test_acc' holds '91': give a number in 0..100",
+        ),
+        ({"00000000": MACRO | {"test_acc": [90.0, -1.0, 92.0]}}, "column 'test_acc' holds -1.0"),
+        ({"00000000": MACRO | {"test_acc": [90.0, 101, 92.0]}}, "column 'test_acc' holds 101"),
+        ({"00000000": MACRO | {"test_acc": [90.0, float("nan"), 92.0]}}, "column 'test_acc' holds nan"),
+        ({"00000000": MACRO | {"params": -5}}, "column 'params' holds -5: give a number, 0 or more"),
+        ({"00000000": MACRO | {"flops": float("inf")}}, "column 'flops' holds inf"),
+        ({"00000000": MACRO | {"flops": 10**400}}, "column 'flops' holds 1000"),
+        ({"00000000": MACRO | {"params": None}}, "column 'params' holds None"),
+    ],
+)
+def test_a_macro_table_of_another_form_is_one_line(tmp_path, known, words):
+    (tmp_path / "macro.json").write_text(json.dumps(known))
+    one_line(lab.tables.nasbench_macro, tmp_path / "macro.json", words)
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b"\xff", gzip.compress(b"{}")[:-9], b"\x1f\x8brubbish"])
+def test_what_is_no_json_is_one_line(tmp_path, content):
+    (tmp_path / "macro.json").write_bytes(content)
+    one_line(lab.tables.nasbench_macro, tmp_path / "macro.json", r"macro\.json is no JSON")
+    one_line(lab.tables.nasbench_macro, tmp_path, "is no JSON")
+
+
+def test_no_table_is_inflated_beyond_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(inflating, "LEAST", 2**16)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(bytes(10**7)))
+    one_line(lab.tables.nasbench_macro, tmp_path / "a.gz", r"inflates to more than [\d,]+ bytes")
+    one_line(lab.tables.nasbench201, tmp_path / "a.gz", r"inflates to more than [\d,]+ bytes")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "a.gz", "x.json")
+        member = tarfile.TarInfo("y.json")
+        member.size = 10**7
+        archive.addfile(member, io.BytesIO(bytes(10**7)))
+    one_line(lab.tables.accel_nasbench, tmp_path / "a.tar.gz", r"cannot be read")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"rubbish" * 200, gzip.compress(b"rubbish" * 200), gzip.compress(b"a" * 99)[:-9]]
+)
+def test_a_broken_archive_is_one_line(tmp_path, content):
+    (tmp_path / "all.tar.gz").write_bytes(content)
+    one_line(lab.tables.accel_nasbench, tmp_path / "all.tar.gz", r"all\.tar\.gz cannot be read")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"metrics": {"val_top1": 101.0}}, r"row r\.json: column 'val_top1' holds 101.0: give a number in 0..100"),
+        ({"metrics": {"val_top1": float("inf")}}, "column 'val_top1' holds inf"),
+        ({"metrics": [1]}, "is missing or of another form"),
+        ({"platform_perf": [1]}, "is missing or of another form"),
+        (
+            {"platform_perf": {"latency_a": {"latency_mean": -2.0}}},
+            "column 'latency_a' holds -2.0: give a number, 0 or",
+        ),
+    ],
+)
+def test_a_result_of_another_form_is_one_line(tmp_path, change, words):
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "r.json").write_text(json.dumps(mnasnet(1, 50.0) | change))
+    one_line(lab.tables.accel_nasbench, tmp_path, words)
+    (tmp_path / "r.json").write_text("[1]")
+    one_line(lab.tables.accel_nasbench, tmp_path, "row r.json: column .* is missing or of another form")
+
+
+@pytest.mark.parametrize(
+    "columns, words",
+    [
+        ({"c10_test": [90.0, 101.0]}, "row 1: column 'c10_test' holds '101.0': give a number in 0..100"),
+        ({"c10_test_seeds": ["89;90", "-1"]}, "row 1: column 'c10_test_seeds' holds '-1': give a number in 0..100"),
+        ({"c10_test_seeds": ["89;many", "80"]}, "row 0: column 'c10_test_seeds' holds '89;many'"),
+        ({"c10_test_seeds": ["89;inf", "80"]}, "row 0: column 'c10_test_seeds' holds '89;inf'"),
+        ({"oneshot_c10": [-3.0, 40.0]}, "row 0: column 'oneshot_c10' holds '-3.0'"),
+        ({"params_m": [0.2, -0.1]}, "row 1: column 'params_m' holds '-0.1': give a number, 0 or more"),
+        ({"flops_m": [float("inf"), 1.0]}, "row 0: column 'flops_m' holds 'inf'"),
+    ],
+)
+def test_numbers_that_cannot_be_are_one_line(columns, words, tmp_path):
+    one_line(lab.tables.nasbench201, stored(table(**columns), tmp_path), words)
+
+
+def test_detectors_with_scores_that_cannot_be_are_one_line(tmp_path):
+    lines = "domain,width,side,iou,ratio,weight,optimiser,ap50\n{},0.5,128,0.35,3,1.0,sgd,{}\n"
+    for domain, value, words in (("small", "-5", "row 0: column 'ap50' holds '-5': give a number in 0..100"),
+                                 ("small", "good", "row 0: column 'ap50' holds 'good'"),
+                                 ("small", "inf", "row 0: column 'ap50' holds 'inf'"),
+                                 ("dogs", "5", "domain 'dogs': there are portraits, groups")):  # fmt: skip
+        path = tmp_path / f"{domain}{value}.csv"
+        path.write_text(lines.format(domain, value))
+        one_line(streams.detectors, path, words)

@@ -43,7 +43,7 @@ QUICK = {
     "SparseByteNN": {"steps": 6, "regroup_every": 2, "sparsity": 0.5},
     "AceNAS": {"budget": 12, "rounds": 2, "top": 3, "epochs": 4, "pretrain_epochs": 1},
     "HybridSD": {"N": 4, "k": 2, "ks": (0, 2, 4), "controls": (2,), "prompts": 4},
-    "HyperFD": {"K": 2, "trials": 4, "R": 2, "m": 4, "steps": 2},
+    "HyperFD": {"K": 2, "trials": 4, "R": 2, "m": 16, "steps": 2},
 }
 # The task that a recipe takes if it is given none, where that is not the digits as they are.
 TASKS = {

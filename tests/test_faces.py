@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import lab
-from lab.core import annotations, faces
+from lab.core import annotations, faces, inflating
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 STREETS = SHARED / "faces" / "facemask853.zip"
@@ -234,3 +236,184 @@ def test_the_annotated_street_scenes():
     assert np.abs(np.quantile(heights, [0.05, 0.25, 0.5, 0.75, 0.95]) - [8, 16, 24, 40, 116]).max() <= 1
     task = lab.tasks.faces(folder=STREETS, limit=12)
     assert len(task.learn) == 12 and not task.learn.skipped
+
+
+# -- as people write them ----------------------------------------------------------------------------------------------
+
+OFFICIAL = ["a/1.jpg", "2", "3 4 10 12 0 0 0 0 0 0 ", "20 4 8 0 0 0 0 0 0 0 ", "a/2.jpg", "0", "0 0 0 0 0 0 0 0 0 0 ",
+            "a/3.jpg", "1", "1 1 5 5 0 0 0 0 0 0"]  # fmt: skip
+LISTINGS = {
+    "plain": "\n".join(OFFICIAL),
+    "windows": "\r\n".join(OFFICIAL) + "\r\n",
+    "empty lines": "\n\n" + "\n".join(OFFICIAL) + "\n\n \n",
+    "byte order mark": "\ufeff" + "\n".join(OFFICIAL) + "\n",
+    "no line of zeros": "\n".join(OFFICIAL[:6] + OFFICIAL[7:]),
+    "no faces last": "\n".join(OFFICIAL[:4] + OFFICIAL[7:] + OFFICIAL[4:6]),
+}
+
+
+@pytest.mark.parametrize("kind", LISTINGS)
+def test_listings_of_wider_face_as_people_save_them(tmp_path, kind):
+    wider(tmp_path)
+    (tmp_path / "wider_face_split" / "wider_face_train_bbx_gt.txt").write_bytes(LISTINGS[kind].encode())
+    task = lab.tasks.faces(folder=tmp_path)
+    assert {name: len(boxes) for name, boxes in zip(task.learn.names, task.learn.boxes, strict=True)} == {
+        "a/1.jpg": 1, "a/2.jpg": 0, "a/3.jpg": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a/1.jpg\n-2\n3 4 10 12\n", "line 2: 'a/1.jpg' is not followed by its boxes"),
+        (b"a/1.jpg\n1\n3 4 10\n", "line 2: 'a/1.jpg' is not followed by its boxes"),
+        (b"a/1.jpg\n", "line 2: 'a/1.jpg' is not followed by its boxes"),
+        (b"a/\xff.jpg\n0\n", r"wider_face_train_bbx_gt\.txt is no UTF-8 text .*: save it as UTF-8"),
+        (b"../../secret.jpg\n1\n3 4 10 12\n", r"'\.\./\.\./secret\.jpg' lies outside .*images"),
+        (b"/secret.jpg\n1\n3 4 10 12\n", "'/secret.jpg' lies outside"),
+        (b"..\\..\\..\\secret.jpg\n1\n3 4 10 12\n", "lies outside"),
+        (b"a/link.jpg\n1\n3 4 10 12\n", "'a/link.jpg' lies outside"),
+    ],
+)
+def test_a_listing_that_is_none_or_leads_outside_is_one_line(tmp_path, content, words):
+    inner = tmp_path / "set"
+    inner.mkdir()
+    wider(inner)
+    (tmp_path / "secret.jpg").write_bytes(jpeg())
+    (inner / "WIDER_train" / "images" / "a" / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (inner / "wider_face_split" / "wider_face_train_bbx_gt.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        lab.tasks.faces(folder=inner)
+    assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from([b"a/1.jpg", b"0", b"1", b"2", b"-1", b"1 2 3 4", b"0 0 0 0 0 0 0 0 0 0", b"x", b"",
+                                 b"\xff", b"nan 1 2 3", b"1e400 1 2 3", b"../x.jpg"]), max_size=8))  # fmt: skip
+def test_any_listing_gives_records_or_one_line(tmp_path, lines):
+    (tmp_path / "wider_face_split").mkdir(exist_ok=True)
+    (tmp_path / "wider_face_split" / "wider_face_train_bbx_gt.txt").write_bytes(b"\n".join(lines))
+    try:
+        found = list(annotations.wider_face(tmp_path))
+    except ValueError as error:
+        assert "\n" not in str(error) and "wider_face_train_bbx_gt.txt" in str(error)
+    else:
+        assert all(boxes.shape[1:] == (4,) for _, _, boxes in found)
+
+
+def annotated(folder, filename, picture="q.jpg", name="face", size="", content=None):
+    """A Pascal VOC folder of four plain pictures, and of one more as somebody else writes it."""
+    voc(folder, count=4)
+    text = (f"<annotation><filename>{filename}</filename>{size}<object><name>{name}</name><bndbox><xmin>4</xmin>"
+            "<ymin>5</ymin><xmax>13</xmax><ymax>16</ymax></bndbox></object></annotation>")  # fmt: skip
+    (folder / "Annotations" / "q.xml").write_text(text)
+    if picture:
+        (folder / "JPEGImages" / picture).write_bytes(jpeg() if content is None else content)
+    task = lab.tasks.faces(folder=folder)
+    return {n: b for part in (task.learn, task.held_out) for n, b in zip(part.names, part.boxes, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("filename", "picture"),
+    [("q.jpg", "q.jpg"), ("q", "q.jpg"), ("q.jpg", "q.JPG"), ("Q.JPEG", "q.jpg"), ("q.png", "q.jpg"),
+     (" q.jpg\n", "q.jpg"), ("/home/me/q.jpg", "q.jpg"), ("C:\\pictures\\q.jpg", "q.jpg"),
+     ("other/q.jpg", "q.jpg"), ("", "q.jpg"), ("photo.v2", "photo.v2.png")],
+)  # fmt: skip
+def test_a_picture_is_found_by_its_name_as_people_write_it(tmp_path, filename, picture):
+    assert annotated(tmp_path, filename, picture)["q"].tolist() == [[3, 4, 13, 16]]
+
+
+@pytest.mark.parametrize("name", ["Face", " face \n", "FACE", "With Mask", "with-mask"])
+def test_a_face_is_one_however_it_is_spelled(tmp_path, name):
+    assert len(annotated(tmp_path, "q.jpg", name=name)["q"]) == 1
+
+
+def test_a_picture_that_is_not_there_is_named_and_none_outside_is_read(tmp_path):
+    with pytest.warns(UserWarning, match="cannot be read and are skipped: q"):
+        assert "q" not in annotated(tmp_path / "gone", "q.jpg", picture=None)
+    (tmp_path / "secret.jpg").write_bytes(jpeg())
+    with pytest.raises(ValueError, match=r"q\.xml: '\.\./\.\./secret\.jpg' lies outside .*JPEGImages"):
+        annotated(tmp_path / "out", "../../secret.jpg")
+    with pytest.warns(UserWarning, match="skipped: q"):
+        assert "q" not in annotated(tmp_path / "absolute", str(tmp_path / "secret.jpg"), picture=None)
+    voc(tmp_path / "link")
+    (tmp_path / "link" / "JPEGImages" / "0.jpg").unlink()
+    (tmp_path / "link" / "JPEGImages" / "0.jpg").symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(ValueError, match=r"'0\.jpg' lies outside"):
+        lab.tasks.faces(folder=tmp_path / "link")
+
+
+def turned(mark, side=(40, 30)):
+    """A JPEG that is stored so that its EXIF mark turns it upright again: white where the face is, x 3..13, y 4..16."""
+    upright = np.full((side[1], side[0], 3), 30, np.uint8)
+    upright[4:16, 3:13] = 255
+    stored = Image.fromarray(upright)
+    back = {2: [Image.Transpose.FLIP_LEFT_RIGHT], 3: [Image.Transpose.ROTATE_180], 4: [Image.Transpose.FLIP_TOP_BOTTOM],
+            5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90], 7: [Image.Transpose.TRANSVERSE],
+            8: [Image.Transpose.ROTATE_270]}  # fmt: skip
+    for step in back.get(mark, []):
+        stored = stored.transpose(step)
+    exif, content = stored.getexif(), io.BytesIO()
+    exif[0x0112] = mark
+    stored.save(content, "JPEG", quality=95, exif=exif)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("mark", range(1, 9))
+def test_a_photograph_is_upright_so_that_its_boxes_lie_where_they_were_drawn(tmp_path, mark):
+    voc(tmp_path)
+    for index in range(5):
+        (tmp_path / "JPEGImages" / f"{index}.jpg").write_bytes(turned(mark))
+    picture = lab.tasks.faces(folder=tmp_path).learn.pictures[0]
+    assert picture.shape == (3, 30, 40)
+    assert picture[:, 5:15, 4:12].float().mean() > 240 and picture[:, 20:, 20:].float().mean() < 50
+
+
+def test_an_annotation_that_tells_the_lying_size_was_drawn_on_the_lying_picture(tmp_path):
+    size = "<size><width>{}</width><height>{}</height></size>"
+    for name, told, shape in (("lying", (30, 40), (3, 40, 30)), ("upright", (40, 30), (3, 30, 40)),
+                              ("unknown", (0, 0), (3, 30, 40))):  # fmt: skip
+        annotated(tmp_path / name, "q.jpg", size=size.format(*told), content=turned(6))
+        task = lab.tasks.faces(folder=tmp_path / name)
+        pictures = dict(zip(task.learn.names, task.learn.pictures, strict=True))
+        assert pictures["q"].shape == shape
+    with pytest.warns(UserWarning, match="skipped: q"):
+        assert "q" not in annotated(tmp_path / "other", "q.jpg", size=size.format(80, 60))
+
+
+# -- what would fill the memory ----------------------------------------------------------------------------------------
+
+
+def packed(path, name, size):
+    street(path, {f"{i}.jpg": {"boxes": [[1, 2, 9, 9]]} for i in range(5)})
+    with zipfile.ZipFile(path) as old:
+        kept = {one: old.read(one) for one in old.namelist() if one != name}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for one, content in kept.items():
+            archive.writestr(one, content)
+        archive.writestr(name, bytes(size))
+    return path
+
+
+def test_a_member_that_inflates_to_a_gigabyte_is_not_inflated(tmp_path, monkeypatch):
+    listing, picture = (packed(tmp_path / name, member, 10_000_000)
+                        for name, member in (("a.zip", "annotations.json"), ("b.zip", "images/0.jpg")))  # fmt: skip
+    monkeypatch.setattr(inflating, "LEAST", 2**16)
+    with pytest.warns(UserWarning, match=r"skipped: 0\.jpg"):
+        lab.tasks.faces(folder=picture)
+    monkeypatch.setattr(zipfile.ZipExtFile, "_read1", lambda *_: pytest.fail("it was inflated"))
+    with pytest.raises(
+        ValueError, match=r"annotations\.json inflates to 10,000,000 bytes, more than .*fill the memory"
+    ):
+        lab.tasks.faces(folder=listing)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"\xff\xfe", b"[1]", b'{"0.jpg": {"boxes": [[1, 2]]}}', b'{"a": 3}']
+)
+def test_annotations_that_are_none_are_one_line(tmp_path, content):
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        archive.writestr("annotations.json", content)
+    with pytest.raises(ValueError, match=r"s\.zip has no annotations\.json with boxes") as caught:
+        lab.tasks.faces(folder=tmp_path / "s.zip")
+    assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lab.core import reading
+from lab.core import inflating, reading
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.integers(0, 256, (12, 6, 5), np.uint8), RANDOM.integers(0, 10, 12).astype(np.uint8)
@@ -248,3 +248,64 @@ def test_picture_files_are_sorted_and_must_exist(tmp_path):
     for folder in (tmp_path / "none", Path(tmp_path / "notes.txt")):
         with pytest.raises(FileNotFoundError, match="holds no pictures: give a folder"):
             reading.picture_files(folder)
+
+
+# -- what would fill the memory ----------------------------------------------------------------------------------------
+
+
+def told(path, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        reading.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_inflated_beyond_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(inflating, "LEAST", 2**16)
+    path = write_idx(tmp_path) / "train-images-idx3-ubyte"
+    path.write_bytes(gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, 1000, 100, 100) + bytes(10**7)))
+    told(tmp_path, r"train-images-idx3-ubyte inflates to more than [\d,]+ bytes: .*made to fill the memory")
+    path.write_bytes(gzip.compress(idx(X) + bytes(10**7)))  # it goes on after what its header says
+    told(tmp_path, "is no whole IDX file")
+    path.write_bytes(struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3))
+    told(tmp_path, "is no whole IDX file")
+    np.savez_compressed(tmp_path / "a.npz", x_train=np.zeros((1000, 100, 100), np.uint8), y_train=Y, x_test=X, y_test=Y)
+    told(tmp_path / "a.npz", r"a\.npz inflates to [\d,]+ bytes")
+    (tmp_path / "cifar").mkdir()
+    (tmp_path / "cifar" / "other.bin").write_bytes(bytes(10**7))
+    for kind in ("gz", "bz2", "xz"):
+        with tarfile.open(tmp_path / f"a.tar.{kind}", f"w:{kind}") as archive:
+            archive.add(tmp_path / "cifar", "x")
+        (tmp_path / f"a.tar.{kind}").rename(tmp_path / f"{kind}.tar")
+        told(tmp_path / f"{kind}.tar", r"inflates to more than [\d,]+ bytes")
+
+
+def test_honest_files_of_one_value_are_read(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", x_train=np.zeros((5000, 28, 28), np.uint8), y_train=np.zeros(5000, int),
+                        x_test=X, y_test=Y)  # fmt: skip
+    assert reading.read(tmp_path / "a.npz").x.shape == (5000, 1, 28, 28)
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish" * 200, gzip.compress(b"rubbish" * 200), b"\x1f\x8b\x08rubbish",
+                                     b"\xfd7zXZ\x00rubbish", b"BZhrubbish"])  # fmt: skip
+def test_a_broken_archive_is_one_line(tmp_path, content):
+    (tmp_path / "a.tar").write_bytes(content)
+    told(tmp_path / "a.tar", r"a\.tar cannot be read|is not whole")
+
+
+def test_a_link_in_an_archive_is_not_followed(tmp_path):
+    write_cifar(tmp_path / "c")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in CIFAR:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path / "c" / name)
+            archive.addfile(member)
+    told(tmp_path / "a.tar", "is not whole, data_batch_1.bin")
+
+
+@pytest.mark.parametrize("mark", range(1, 9))
+def test_pictures_are_upright(tmp_path, mark):
+    from .test_faces import turned
+
+    (tmp_path / "p.jpg").write_bytes(turned(mark))
+    x = reading.picture(tmp_path / "p.jpg")
+    assert x.shape == (3, 30, 40) and x[:, 5:15, 4:12].float().mean() > 240 > 50 > x[:, 20:, 20:].float().mean()

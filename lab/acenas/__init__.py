@@ -7,8 +7,8 @@ arXiv 2108.03001).
     symbols     A adjacency   H nodes' features   B budget, T rounds   y labels   r relevance   s scores   p ranks
                 g gain   d discount   S_ij sign(r_i - r_j)   sigma steepness   lambda what stands for a gradient
     equations   (1) normalised   (2) graph_convolution   (3) sort_pool   (4) pretraining_loss   (5) relevance
-                (6) gain   (7) discount   (8) dcg   (9) ndcg   (10) ranks   (11) ndcg_change   (12) lambda_gradient
-                (13) mse   (14) ranknet   (15) pair_divergence   (16) allowance
+                (6) gain   (7) discount   (8) dcg   (9) ranks   (10) ndcg_change   (11) lambda_gradient
+                (12) mse   (13) ranknet   (14) pair_divergence   (15) allowance
     procedure   recipe.AceNAS.run: pre-training on weak labels, search.half_exploit in T rounds, the top ones trained
     where       layers encodes graphs, scorers learns (graph encoders, LightGBM), search says what is trained and holds
                 the rivals, supernet trains cells alone and all in one, metrics judges a ranking
@@ -24,6 +24,8 @@ arXiv 2108.03001).
                 A scorer that gives all the same score has died, and is begun again, up to twice. Ours.
                 The best weights of a round are told on the training set itself, as in the release.
                 LightGBM's lambdarank is a scorer of equal standing; weak labels are features of it. Ours.
+                Where scores are equal, a draw by the seed and the architecture chooses, and NDCG counts the mean of all
+                orders; nothing hangs on the order in which a table stands. Ours.
                 Tables without validation accuracies are searched on one training's test accuracy and judged by the
                 mean: results are not comparable with those that search on a validation part.
 """

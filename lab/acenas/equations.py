@@ -53,33 +53,30 @@ def discount(p: Tensor) -> Tensor:
 
 
 def dcg(r: Tensor, k: int | None = None) -> Tensor:
-    """Eq. (8): DCG@k = Σ_{p ≤ k} g(r_p) d(p), of relevances (n,) in the order of their ranks."""
+    """Eq. (8): DCG@k = Σ_{p ≤ k} g(r_p) d(p), of relevances (n,) in the order of their ranks.
+
+    NDCG@k, which judges, is that over the DCG@k of the ideal order: `core.judging.ndcg`, whose ties are averaged.
+    """
     r = r[:k]
     return (gain(r) * discount(torch.arange(1, len(r) + 1, dtype=r.dtype, device=r.device))).sum()
 
 
-def ndcg(s: Tensor, r: Tensor, k: int | None = None) -> Tensor:
-    """Eq. (9): NDCG@k = DCG@k in the order of the scores s / DCG@k in the ideal order; 1 where nothing is relevant."""
-    ideal = dcg(r.sort(descending=True).values, k)
-    return dcg(r[s.argsort(descending=True, stable=True)], k) / ideal if ideal > 0 else torch.ones_like(ideal)
-
-
 def ranks(s: Tensor) -> Tensor:
-    """Eq. (10): the rank p_i of each score, 1 for the largest; ties in the order they stand in."""
+    """Eq. (9): the rank p_i of each score, 1 for the largest; ties in the order they stand in."""
     p = torch.empty_like(s)
     p[s.argsort(descending=True, stable=True)] = torch.arange(1, len(s) + 1, dtype=s.dtype, device=s.device)
     return p
 
 
 def ndcg_change(r: Tensor, p: Tensor) -> Tensor:
-    """Eq. (11): |ΔNDCG_ij| = |(g_i − g_j)(d(p_i) − d(p_j))| / Z, Z the ideal DCG; (M, M), 0 where Z is."""
+    """Eq. (10): |ΔNDCG_ij| = |(g_i − g_j)(d(p_i) − d(p_j))| / Z, Z the ideal DCG; (M, M), 0 where Z is."""
     g, d = gain(r), discount(p)
     Z = dcg(r.sort(descending=True).values)
     return ((g[:, None] - g) * (d[:, None] - d)).abs() / Z if Z > 0 else torch.zeros_like(g[:, None] - g)
 
 
 def lambda_gradient(s: Tensor, r: Tensor, p: Tensor, sigma: float = 1.0) -> Tensor:
-    """Eq. (12): λ_i = Σ_j σ (½(1 − S_ij) − 1 / (1 + e^{σ(s_i − s_j)})) |ΔNDCG_ij|, S_ij = sign(r_i − r_j).
+    """Eq. (11): λ_i = Σ_j σ (½(1 − S_ij) − 1 / (1 + e^{σ(s_i − s_j)})) |ΔNDCG_ij|, S_ij = sign(r_i − r_j).
 
     It stands where ∂loss/∂s_i would, and sums to 0: what one of a pair loses, the other gains. All (M,).
     """
@@ -88,12 +85,12 @@ def lambda_gradient(s: Tensor, r: Tensor, p: Tensor, sigma: float = 1.0) -> Tens
 
 
 def mse(s: Tensor, z: Tensor) -> Tensor:
-    """Eq. (13): mean (s − z)², z the z-scored labels: the twin that does not rank."""
+    """Eq. (12): mean (s − z)², z the z-scored labels: the twin that does not rank."""
     return (s - z).square().mean()
 
 
 def ranknet(s: Tensor, y: Tensor) -> Tensor:
-    """Eq. (14): mean over pairs of binary cross-entropy between sigmoid(s_i − s_j) and y_i > y_j, i in the first half
+    """Eq. (13): mean over pairs of binary cross-entropy between sigmoid(s_i − s_j) and y_i > y_j, i in the first half
     of the batch and j in the second."""
     half = len(s) // 2
     apart = s[:half, None] - s[half:]
@@ -101,7 +98,7 @@ def ranknet(s: Tensor, y: Tensor) -> Tensor:
 
 
 def pair_divergence(s: Tensor, y: Tensor) -> Tensor:
-    """Eq. (15): BRP-NAS: mean over ordered pairs of KL(softmax(y_i, y_j) ‖ softmax(s_i, s_j))."""
+    """Eq. (14): BRP-NAS: mean over ordered pairs of KL(softmax(y_i, y_j) ‖ softmax(s_i, s_j))."""
     i, j = torch.meshgrid(torch.arange(len(s)), torch.arange(len(s)), indexing="ij")
     i, j = i[i != j], j[i != j]
     known, found = torch.stack([y[i], y[j]], 1), torch.stack([s[i], s[j]], 1)
@@ -109,5 +106,5 @@ def pair_divergence(s: Tensor, y: Tensor) -> Tensor:
 
 
 def allowance(t: int, budget: int, rounds: int) -> int:
-    """Eq. (16): after round t of T, t · B / T architectures have been trained."""
+    """Eq. (15): after round t of T, t · B / T architectures have been trained."""
     return t * budget // rounds

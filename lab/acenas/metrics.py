@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..core import judging
 from ..core.judging import Interval, expected_best, interval, kendall_tau, rank
 from . import equations as eq
 
@@ -11,12 +12,22 @@ LOW = 0.2  # the quantile up to which an architecture is of no relevance
 
 
 def ndcg(scores: Tensor, truth: Tensor, k: int | None = 10, scale: float = 20.0) -> float:
-    """NDCG@k, relevance taken from the whole table: 0 up to its 20 % quantile, `scale` for its best."""
+    """NDCG@k, relevance taken from the whole table: 0 up to its 20 % quantile, `scale` for its best; see `judging`."""
     r = eq.relevance(truth, float(truth.quantile(LOW)), float(truth.max()), scale)
-    return float(eq.ndcg(scores, r, k))
+    return judging.ndcg(scores, r, k)
 
 
 def best_of_top(scores: Tensor, valid: Tensor, truth: Tensor, k: int = 10) -> float:
-    """Truth of the one that validates best among the k of the highest scores."""
-    top = scores.argsort(descending=True, stable=True)[:k]
-    return float(truth[top[valid[top].argmax()]])
+    """Truth of the one that validates best among the k of the highest scores, of equal ones the worst.
+
+    Where equal scores straddle the k-th place, the mean over all ways to choose among them.
+    """
+    least = scores.sort(descending=True).values[:k][-1]
+    tied = int((scores == least).sum())
+    free = min(k, len(scores)) - int((scores > least).sum())  # places that the tied ones share
+    found, left = 0.0, 1.0  # what is expected so far, and how likely nothing better was chosen
+    for row in sorted((scores >= least).nonzero()[:, 0].tolist(), key=lambda row: (-valid[row], truth[row])):
+        chosen = 1.0 if scores[row] > least else free / tied
+        found, left = found + left * chosen * float(truth[row]), left * (1 - chosen)
+        tied -= int(scores[row] == least)
+    return found

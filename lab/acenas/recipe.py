@@ -1,7 +1,7 @@
 """AceNAS's procedure: an encoder learns from weak labels, then ranks from a few true ones, gathered in rounds."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..core.architectures import Space
 from ..core.descent import Stage, Step, seeded
 from ..core.fields import Allowed, demand, number, one_of, whole
 from ..core.machine import device_of
-from ..core.report import Report, Row
+from ..core.report import Report, Row, attempt, reported
 from ..core.running import demand_kind, digest
 from . import metrics, search
 from .outcome import AceNASOutcome
@@ -104,9 +104,11 @@ class AceNAS:
         checkpoint: str | Path | None = None,
     ) -> AceNASOutcome:
         """Search the space; a run that is begun again with the same checkpoint folder trains nothing twice."""
-        space = tasks.cells() if task is None else task
-        demand_kind(self, space, Space, "lab.Space(graphs=..., train=...)")
+        given = tasks.cells() if task is None else task
+        demand_kind(self, given, Space, "lab.Space(graphs=..., train=...)")
         device = device_of(device)
+        order = given.mixed(seed)  # ties and draws must not hang on the order in which the table happens to stand
+        space = given[order]
         trace: list[Step] = []
         with seeded(seed), store.held(checkpoint):
             folder = Path(checkpoint) if checkpoint is not None else None
@@ -126,15 +128,18 @@ class AceNAS:
                 scorer, trace = self._scorer(space, seed, device, folder, progress)
                 rounds = list(search.half_exploit(scorer, pool, self.budget, self.rounds, evaluate, seed))
                 trained = self._finish(rounds[-1], pool, evaluate)
-            trace += [_step(space, index, one) for index, one in enumerate(rounds)]
+            steps, note = attempt("rounds", _steps, space, rounds)
+            trace += steps or []
             pick = max(trained, key=trained.__getitem__)
-            report = self._report(space, pool, rounds[-1], trained, pick)
+            report = reported(repr(self), self._report, space, pool, rounds[-1], trained, pick)
+            report = replace(report, notes=(*report.notes, note)) if note else report
+        rows = torch.tensor(order)
         return AceNASOutcome(
-            recipe=self, report=report, trace=tuple(trace), rows=torch.tensor(list(trained)),
+            recipe=self, report=report, trace=tuple(trace), rows=rows[list(trained)],
             labels=torch.tensor(list(trained.values()), dtype=torch.float64), learned=[len(r.rows) for r in rounds],
-            scores=torch.stack([r.scores for r in rounds]), pick=space.names[pick],
+            scores=torch.stack([r.scores for r in rounds])[:, rows.argsort()], pick=space.names[pick],
             ranking=[space.names[row] for row in search.best(rounds[-1].scores, pool, 100)],
-            known=_known(space, pool, rounds),
+            known=_known(space, pool, rounds) | {"pool": rows[pool], **_columns(given)},
         )  # fmt: skip
 
     def _pool(self, space: Space) -> list[int]:
@@ -227,6 +232,10 @@ def _digest(weak: dict[str, Tensor]) -> str:
     return f"{', '.join(weak)} ({hashlib.sha256(content).hexdigest()[:8]})"
 
 
+def _steps(space: Space, rounds: list[search.Round]) -> list[Step]:
+    return [_step(space, index, one) for index, one in enumerate(rounds)]
+
+
 def _step(space: Space, index: int, one: search.Round) -> Step:
     terms = {"trained": float(len(one.rows)), "best label": max(one.labels)}
     if space.truth is not None:
@@ -236,11 +245,12 @@ def _step(space: Space, index: int, one: search.Round) -> Step:
 
 
 def _known(space: Space, pool: list[int], rounds: list[search.Round]) -> dict[str, Any]:
-    """What views need of the space: names, truth, costs, and the graphs of the best of each round."""
+    """What views need besides the table's columns: the graphs of the best of each round, and what is measured."""
     shown = sorted({row for one in rounds for row in search.best(one.scores, pool, 10)})
     graphs = {space.names[row]: [[list(g.operators), list(g.edges)] for g in space.graphs[row]] for row in shown}
-    return {
-        "pool": torch.tensor(pool), "truth": space.truth, "costs": dict(space.costs), "names": list(space.names),
-        "metric": space.metric, "unit": space.unit, "space": space.name,
-        "graphs": graphs,
-    }  # fmt: skip
+    return {"metric": space.metric, "unit": space.unit, "space": space.name, "graphs": graphs}
+
+
+def _columns(space: Space) -> dict[str, Any]:
+    """What views need of the table, row by row."""
+    return {"truth": space.truth, "costs": dict(space.costs), "names": list(space.names)}

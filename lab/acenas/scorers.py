@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from ..core import judging
 from ..core.architectures import Space
 from ..core.descent import Stage, Step, descend
 from . import equations as eq
@@ -142,7 +143,7 @@ class GraphScorer:
             total += sum(step.terms.values())
             if (step.index + 1) % len(rows):
                 continue
-            value = float(eq.ndcg(seen, r)) if self.learning.loss == "lambdarank" else -total
+            value = judging.ndcg(seen.cpu(), r.cpu()) if self.learning.loss == "lambdarank" else -total
             if value > best:
                 best, kept, waited = value, deepcopy(self.net.state_dict()), 0
             elif (waited := waited + 1) >= self.settings.patience:
@@ -159,6 +160,7 @@ class BoostedScorer:
     """LightGBM's gradient-boosted trees on one-hot operators, with the weak labels as further features."""
 
     TREES = 200
+    LEAF = 3  # labels in a leaf at least; fewer where they would not make two leaves, and all trees were constant
 
     def __init__(self, space: Space, learning: Learning) -> None:
         if learning.loss not in ("lambdarank", "mse"):
@@ -182,8 +184,8 @@ class BoostedScorer:
         """Fit anew to all that has been trained so far."""
         y = torch.tensor(labels, dtype=torch.float64)
         common: dict[str, Any] = {
-            "n_estimators": self.TREES, "num_leaves": 7, "min_child_samples": 3, "random_state": seed, "n_jobs": 1,
-            "deterministic": True, "force_row_wise": True, "verbose": -1,
+            "n_estimators": self.TREES, "num_leaves": 7, "random_state": seed, "n_jobs": 1, "deterministic": True,
+            "min_child_samples": min(self.LEAF, max(1, (len(rows) - 1) // 2)), "force_row_wise": True, "verbose": -1,
         }  # fmt: skip
         x = self.features[list(rows)].numpy()
         if self.learning.loss == "mse":

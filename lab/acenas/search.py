@@ -28,7 +28,7 @@ class Round:
 def half_exploit(
     scorer: Any, pool: Sequence[int], budget: int, rounds: int, evaluate: Evaluate, seed: int
 ) -> Iterator[Round]:
-    """Eq. (16) in rounds: up to the allowance architectures are drawn at random, the scorer learns and scores all; then
+    """Eq. (15) in rounds: up to the allowance architectures are drawn at random, the scorer learns and scores all; then
     half of a round's share goes to the best of those not trained yet.
     """
     known: dict[int, float] = {}

@@ -11,6 +11,7 @@ from ..ui import Control, Explorer, Frame, figure, svg, view
 from ..ui.svg import PALETTE
 from . import metrics
 from .outcome import AceNASOutcome
+from .search import best
 
 DOTS = 300  # of a large space, so many are drawn besides those that were trained
 SHOWN = 3  # cells drawn
@@ -30,7 +31,8 @@ def numbers(outcome: AceNASOutcome, index: int) -> dict[str, Points]:
     true = dict(zip(rows, _ranks(outcome.labels[: len(rows)]).tolist(), strict=True))
     if truth is not None:
         true = dict(enumerate(_ranks(truth).tolist()))
-    order = [row for row in predicted.argsort().tolist() if row in true]
+    pool = outcome.known["pool"].tolist()
+    order = [row for row in best(scores, pool, len(pool)) if row in true]
     top, trained = set(order[:10]), set(rows)
     others = [row for row in order if row not in top and row not in trained]
     others = others[:: max(1, len(others) // DOTS)]
@@ -97,10 +99,8 @@ def curves(results: Any, measure: str = "ndcg10", title: str = "") -> go.Figure:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """1 for the largest."""
-    ranks = torch.empty(len(values), dtype=torch.long)
-    ranks[values.argsort(descending=True, stable=True)] = torch.arange(1, len(values) + 1)
-    return ranks
+    """1 for the largest; equal ones have one rank."""
+    return 1 + len(values) - torch.searchsorted(values.sort().values, values, right=True)
 
 
 def _progress(outcome: AceNASOutcome, round: int) -> list[str]:
@@ -124,8 +124,7 @@ def _front(outcome: AceNASOutcome, cost: str) -> list[str]:
 def _best(outcome: AceNASOutcome, index: int) -> list[str]:
     """The best predicted ones of the round as graphs."""
     known = outcome.known
-    order = outcome.scores[index].argsort(descending=True, stable=True).tolist()
-    shown = [row for row in order if known["names"][row] in known["graphs"]][:SHOWN]
+    shown = best(outcome.scores[index], known["pool"].tolist(), SHOWN)
     return [
         graph(known["graphs"][known["names"][row]], _place(known, row, place)) for place, row in enumerate(shown, 1)
     ]
@@ -202,7 +201,7 @@ def _facts(outcome: AceNASOutcome, index: int) -> dict[str, Any]:
         facts |= {
             "ndcg@10": f"{metrics.ndcg(scores[pool], truth[pool]):.3f}",
             "kendall tau": f"{metrics.kendall_tau(scores[pool], truth[pool]):.3f}",
-            "best rank in the top ten": min(metrics.rank(row, truth[pool]) for row in scores[pool].topk(10).indices),
+            "best rank in the top ten": min(metrics.rank(row, truth) for row in best(scores, pool.tolist(), 10)),
         }
     if index == len(outcome.learned) - 1:
         facts["picked"] = outcome.pick

@@ -7,14 +7,18 @@ import io
 import json
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 import numpy as np
 import torch
 
+from . import inflating
 from .faces import Faces, FaceTask
+from .reading import SUFFIXES
 
 FORMS = (
     "a WIDER FACE folder (wider_face_split/ beside WIDER_train/), a Pascal VOC folder (Annotations/, JPEGImages/), "
@@ -23,7 +27,21 @@ FORMS = (
 VOC_NAMES = ("face", "head", "with_mask", "without_mask", "mask_weared_incorrect")
 HOLD_OUT = 4  # every so many pictures are held out where the data set itself does not say which
 
-Record = tuple[str, Callable[[], bytes], np.ndarray]  # name, how its bytes are read, boxes (n, 4)
+MOST_PIXELS = 2**27  # of a picture
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How a picture's bytes are read, and the (width, height) on which its boxes were drawn, where that is told."""
+
+    read: Callable[[], bytes]
+    size: tuple[int, int] | None = None
+
+    def __call__(self) -> bytes:
+        return self.read()
+
+
+Record = tuple[str, Picture, np.ndarray]  # name, picture, boxes (n, 4)
 
 
 def read(path: str | Path, longest: int = 256, limit: int | None = None) -> FaceTask:
@@ -58,53 +76,64 @@ def wider_face(folder: str | Path, part: str = "train") -> Iterator[Record]:
     listing = folder / "wider_face_split" / f"wider_face_{part}_bbx_gt.txt"
     if not listing.exists():
         raise FileNotFoundError(f"{listing} is missing: fetch WIDER FACE's annotations again")
-    lines = iter(enumerate(listing.read_text().splitlines(), 1))
-    for number, name in lines:
+    lines, at = [line.strip() for line in _text(listing).splitlines()], 0
+    while at < len(lines):
+        name, at = lines[at], at + 1
+        if not name:
+            continue
         try:
-            number, count = next(lines)
-            rows = [next(lines)[1].split() for _ in range(max(1, int(count)))][: int(count)]
-            marks = np.array([[float(value) for value in row] for row in rows]).reshape(len(rows), -1 if rows else 10)
-            boxes = np.concatenate([marks[:, :2], marks[:, :2] + marks[:, 2:4]], 1).reshape(-1, 4)
-        except (StopIteration, ValueError, IndexError) as error:
+            count = int(lines[at])
+            rows = [[float(value) for value in lines[at + 1 + k].split()] for k in range(count)]
+            if count < 0 or min(map(len, rows), default=4) < 4:
+                raise ValueError("no boxes")
+            marks = np.array(rows, float).reshape(count, len(rows[0]) if rows else 10)
+            boxes = np.concatenate([marks[:, :2], marks[:, :2] + marks[:, 2:4]], 1)
+        except (ValueError, IndexError) as error:
             raise ValueError(
-                f"{listing} line {number}: {name!r} is not followed by its boxes: fetch it again"
+                f"{listing} line {at + 1}: {name!r} is not followed by its boxes: fetch it again"
             ) from error
+        at += 1 + count
+        if not count and at < len(lines) and _are_numbers(lines[at]):
+            at += 1  # a picture without faces: as a rule a line of zeros follows
         valid = (marks[:, 2:4] >= 1).all(1)
         if marks.shape[1] > 7:
             valid &= marks[:, 7] == 0
-        yield name, (folder / f"WIDER_{part}" / "images" / name).read_bytes, boxes[valid]
+        path = _inside_of(folder / f"WIDER_{part}" / "images", name, listing)
+        yield name, Picture(partial(_bytes, path)), boxes[valid]
 
 
 def pascal_voc(folder: str | Path, names: Sequence[str] = VOC_NAMES) -> Iterator[Record]:
-    """The records of a folder in Pascal VOC's form, objects of these names only; its pixels are counted from 1."""
-    folder = Path(folder)
+    """The records of a folder in Pascal VOC's form, objects of these names only, however they are spelled; its pixels
+    are counted from 1.
+
+    A picture is sought in JPEGImages by its file name, ignoring case, then without its ending.
+    """
+    folder, wanted = Path(folder), set(map(_spelled, names))
     files = sorted((folder / "Annotations").glob("*.xml"))
     if not files:
         raise FileNotFoundError(f"{folder / 'Annotations'} holds no .xml file: give a Pascal VOC folder")
+    pictures = _Pictures(folder / "JPEGImages")
     for file in files:
         try:
-            root = ElementTree.fromstring(file.read_bytes())
-            boxes = [_voc_box(found) for found in root.iter("object") if found.findtext("name") in names]
-        except (ElementTree.ParseError, TypeError, ValueError) as error:
+            root = ElementTree.fromstring(_bytes(file))
+            boxes = [_voc_box(one) for one in root.iter("object") if _spelled(one.findtext("name") or "") in wanted]
+            width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
+        except (ElementTree.ParseError, TypeError, ValueError, LookupError, OverflowError) as error:
             raise ValueError(f"{file} is no annotation ({error}): correct it or remove it") from error
-        picture = folder / "JPEGImages" / (root.findtext("filename") or f"{file.stem}.jpg")
-        yield file.stem, picture.read_bytes, np.array(boxes, float).reshape(-1, 4)
+        path = pictures.path((root.findtext("filename") or "").strip() or f"{file.stem}.jpg", file)
+        size = (width, height) if min(width, height) > 0 else None
+        yield file.stem, Picture(partial(_bytes, path), size), np.array(boxes, float).reshape(-1, 4)
 
 
 def street_scenes(path: str | Path) -> Iterator[Record]:
     """The records of a zip archive: annotations.json has {file: {boxes: [[left, top, right, bottom, class], ...]}}."""
-    with zipfile.ZipFile(path) as archive:
-        try:
-            known = json.loads(archive.read("annotations.json"))
-            boxes = {name: np.array([box[:4] for box in known[name]["boxes"]], float) for name in sorted(known)}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} has no annotations.json with boxes ({error}): give {FORMS}") from error
-
-    def content(name: str) -> Callable[[], bytes]:
-        return lambda: _member(path, f"images/{name}")
-
-    for name, found in boxes.items():
-        yield name, content(name), found.reshape(-1, 4)
+    try:
+        known = json.loads(inflating.member(path, "annotations.json"))
+        boxes = {name: np.array([box[:4] for box in known[name]["boxes"]], float).reshape(-1, 4) for name in known}
+    except (LookupError, TypeError, *inflating.DAMAGE) as error:
+        raise ValueError(f"{path} has no annotations.json with boxes ({error}): give {FORMS}") from error
+    for name in sorted(boxes):
+        yield name, Picture(partial(inflating.member, path, f"images/{name}")), boxes[name]
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
@@ -115,9 +144,72 @@ def _voc_box(found: ElementTree.Element) -> list[float]:
     return [left - 1, top - 1, right, bottom]
 
 
-def _member(path: str | Path, name: str) -> bytes:
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(name)
+def _spelled(name: str) -> str:
+    """A name without what people spell differently: ' Face' is 'face', 'With Mask' is 'with_mask'."""
+    return "_".join(name.lower().replace("-", " ").replace("_", " ").split())
+
+
+def _are_numbers(line: str) -> bool:
+    try:
+        return len([float(value) for value in line.split()]) >= 4
+    except ValueError:
+        return False
+
+
+def _text(path: Path) -> str:
+    """A listing; a byte order mark is no part of it."""
+    try:
+        return inflating.content(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error.reason}, byte {error.start}): save it as UTF-8") from error
+
+
+def _bytes(path: Path) -> bytes:
+    """A file's bytes; a pipe or a device is none."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no file")
+    return path.read_bytes()
+
+
+def _inside_of(folder: Path, name: str, source: Path) -> Path:
+    """A picture in the folder, by a name that somebody else wrote: nothing outside is read, nor through a link."""
+    path = folder / name.replace("\\", "/")
+    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{source}: {name!r} lies outside {folder}: put the picture there, not a way or a link to it")
+    return path
+
+
+class _Pictures:
+    """The pictures of a folder, found by names as people write them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+        self.names = _unique((path.name.lower(), path) for path in found)
+        self.stems = _unique((path.stem.lower(), path) for path in found)
+
+    def path(self, name: str, source: Path) -> Path:
+        """The picture of this name; where there is none, the path at which it is missing."""
+        last = PurePosixPath(name.replace("\\", "/")).name  # where on the writer's machine it lay says nothing
+        path = _inside_of(self.folder, last if _is_rooted(name) else name, source)
+        if path.is_file():
+            return path
+        stem = last.lower().rpartition(".")[0] if last.lower().endswith(SUFFIXES) else last.lower()
+        found = self.names.get(last.lower()) or self.stems.get(stem)
+        return _inside_of(self.folder, found.name, source) if found else path
+
+
+def _is_rooted(name: str) -> bool:
+    """Whether a path names a place on the writer's machine: /data/x.jpg, C:\\x.jpg."""
+    return name.startswith(("/", "\\")) or name[1:2] == ":"
+
+
+def _unique(pairs: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """What each name stands for, without names that stand for several."""
+    found: dict[str, list[Path]] = {}
+    for name, path in pairs:
+        found.setdefault(name, []).append(path)
+    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
 
 
 def _parted(folder: Path, records: list[Record]) -> list[list[Record]]:
@@ -125,7 +217,7 @@ def _parted(folder: Path, records: list[Record]) -> list[list[Record]]:
     for name in ("test", "val"):
         listing = folder / "ImageSets" / "Main" / f"{name}.txt"
         if listing.exists():
-            held_out = {line.split()[0] for line in listing.read_text().splitlines() if line.strip()}
+            held_out = {line.split()[0] for line in _text(listing).splitlines() if line.strip()}
             return [[r for r in records if r[0] not in held_out], [r for r in records if r[0] in held_out]]
     return _alternating(records)
 
@@ -139,7 +231,7 @@ def _faces(name: str, records: Sequence[Record], longest: int) -> Faces:
     pictures, boxes, names, skipped = [], [], [], []
     for file, content, found in records:
         try:
-            picture, scale = _reduced(content(), longest)
+            picture, scale = _reduced(content, longest)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
             skipped.append((file, next(iter(str(error).splitlines()), type(error).__name__)))
             continue
@@ -153,12 +245,21 @@ def _faces(name: str, records: Sequence[Record], longest: int) -> Faces:
     return Faces(pictures=pictures, boxes=boxes, names=names, skipped=skipped, name=name)
 
 
-def _reduced(content: bytes, longest: int) -> tuple[torch.Tensor, float]:
-    """The picture, uint8 (3, H, W), and by how much it was made smaller."""
-    from PIL import Image
+def _reduced(content: Picture, longest: int) -> tuple[torch.Tensor, float]:
+    """The picture as its boxes were drawn on it, uint8 (3, H, W), and by how much it was made smaller.
 
-    with Image.open(io.BytesIO(content)) as file:
-        image = file.convert("RGB")
+    That is upright, as its EXIF mark says, unless its annotation tells the size that it has lying.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(content())) as file:
+        if file.width * file.height > MOST_PIXELS:
+            raise ValueError(f"{file.width} x {file.height} pixels are more than {MOST_PIXELS:,}")
+        upright = ImageOps.exif_transpose(file)
+        told = content.size or upright.size
+        if told not in (upright.size, file.size):
+            raise ValueError(f"its annotation is of {told[0]} x {told[1]}, it is {file.width} x {file.height}")
+        image = (upright if told == upright.size else file).convert("RGB")
     scale = min(1.0, longest / max(image.size))
     if scale < 1:
         size = tuple(max(1, round(side * scale)) for side in image.size)

@@ -1,7 +1,7 @@
 """A space of architectures as graphs, and what is known of each: the task of a search."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import parallel
+from .draws import draw, mixed
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,30 @@ class Space:
     def __len__(self) -> int:
         return len(self.graphs)
 
+    def __getitem__(self, rows: Sequence[int]) -> "Space":
+        """The space of these rows, in this order."""
+        at = list(rows)
+        few: dict[str, Any] = {}
+        for name in ("graphs", "names", "choices"):
+            few[name] = [values[row] for row in at] if (values := getattr(self, name)) else ()
+        for name in ("labels", "truth", "hparams"):
+            few[name] = values[at] if (values := getattr(self, name)) is not None else None
+        for name in ("weak", "costs"):
+            few[name] = {key: values[at] for key, values in getattr(self, name).items()}
+        return replace(self, **few)
+
+    def known_by(self, row: int) -> tuple[Any, ...]:
+        """What tells an architecture from the others: its graphs and hparams, wherever in the table it stands."""
+        return (self.graphs[row], () if self.hparams is None else tuple(self.hparams[row].tolist()))
+
+    def mixed(self, seed: int) -> list[int]:
+        """All rows in an order by chance that hangs on the architectures and not on the order they stand in."""
+        return mixed([self.known_by(row) for row in range(len(self))], seed)
+
     def evaluate(self, rows: Sequence[int], seed: int, folder: str | Path | None = None) -> list[float]:
         """The score of each of these rows: of one training of the table, drawn by the seed, or trained now."""
         if self.labels is not None:
-            draws = torch.rand(len(self), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-            return [_drawn(self.labels[row], float(draws[row])) for row in rows]
+            return [_drawn(self.labels[row], draw(("a training of", self.known_by(row)), seed)) for row in rows]
         journal = self.journal if self.journal is not None else folder
         items = [self.graphs[row] if len(self.graphs[row]) > 1 else self.graphs[row][0] for row in rows]
         assert self.train is not None
@@ -153,8 +173,7 @@ def _check_graphs(space: Space) -> None:
     for row, graphs in enumerate(space.graphs):
         if len(graphs) != parts or not all(isinstance(graph, Graph) for graph in graphs):
             raise ValueError(f"row {row} ({space.names[row]}): column 'graphs' holds no {parts} Graph(s) as row 0 does")
-        key = (graphs, tuple(space.hparams[row].tolist()) if space.hparams is not None else ())
-        if (first := seen.setdefault(key, row)) != row:
+        if (first := seen.setdefault(space.known_by(row), row)) != row:
             raise ValueError(
                 f"row {row} ({space.names[row]}): column 'graphs' repeats the architecture of row {first}: keep one"
             )

@@ -14,6 +14,21 @@ def kendall_tau(scores: Tensor, truth: Tensor) -> float:
     return -1.0 if tau != tau else float(tau)
 
 
+def ndcg(scores: Tensor, relevance: Tensor, k: int | None = None) -> float:
+    """NDCG@k: the gains 2^r - 1 in the order of the scores (n,), discounted by 1 / log2(1 + place), over the ideal.
+
+    Equal scores say no order: each counts as the mean of their gains, which is what all their orders give on average.
+    Not-a-number comes last. 1 where nothing is relevant.
+    """
+    _, groups = scores.nan_to_num(-torch.inf, torch.inf, -torch.inf).unique(return_inverse=True)
+    gain = 2.0 ** relevance.double() - 1
+    sums = torch.zeros(int(groups.max()) + 1, dtype=gain.dtype).index_add(0, groups, gain)
+    expected = (sums / groups.bincount())[groups.sort(descending=True).values][:k]
+    discount = 1 / torch.log2(2 + torch.arange(len(expected), dtype=gain.dtype))
+    ideal = float((gain.sort(descending=True).values[:k] * discount).sum())
+    return float((expected * discount).sum()) / ideal if ideal > 0 else 1.0
+
+
 def rank(row: int, truth: Tensor) -> int:
     """1 for the best of the table."""
     return 1 + int((truth > truth[row]).sum())

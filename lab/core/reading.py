@@ -3,15 +3,15 @@
 Pixels come as uint8 (N, C, H, W), labels as int64 (N,). No file is executed or unpickled.
 """
 
-import gzip
-import tarfile
-import zlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+from . import inflating
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 IN_MEMORY = 2**30  # bytes: a folder whose pictures need more is read from disk batch by batch
@@ -44,7 +44,9 @@ def read(path: str | Path, size: int | None = None) -> Split:
         raise FileNotFoundError(f"{path} does not exist: give {FORMS}")
     try:
         return _checked(path, _read(path, size))
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except ValueError:  # in words of our own
+        raise
+    except inflating.DAMAGE as error:
         raise ValueError(f"{path} cannot be read ({_line(error)}): fetch it again") from error
 
 
@@ -85,6 +87,7 @@ def _line(error: BaseException) -> str:
 
 def _npz(path: Path) -> Split:
     try:
+        inflating.demand_small(path)
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = ("x_train", "y_train", "x_test", "y_test")
             missing = [name for name in names if name not in file]
@@ -130,22 +133,25 @@ def _idx_array(folder: Path, stem: str) -> np.ndarray:
     path = _idx_file(folder, stem)
     if path is None:
         raise ValueError(f"{folder} has no {stem}-idx*-ubyte(.gz): all four files of MNIST are needed")
-    data = path.read_bytes()
-    data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-    rank = data[3] if len(data) > 3 else 0  # magic number: 0, 0, 8 for unsigned bytes, the number of axes
-    shape = tuple(int(n) for n in np.frombuffer(data, ">u4", rank, 4)) if len(data) >= 4 + 4 * rank else ()
-    if data[:3] != b"\x00\x00\x08" or not shape or len(data) != 4 + 4 * rank + int(np.prod(shape)):
+    with inflating.Stream(path) as stream:
+        head = stream.read(4)  # magic number: 0, 0, 8 for unsigned bytes, the number of axes
+        rank = head[3] if head[:3] == b"\x00\x00\x08" and len(head) == 4 else 0
+        axes = stream.read(4 * rank)
+        shape = tuple(int(n) for n in np.frombuffer(axes, ">u4")) if len(axes) == 4 * rank else ()
+        data = stream.read(math.prod(shape) + 1) if shape else b""
+    if not shape or len(data) != math.prod(shape):
         raise ValueError(f"{path} is no whole IDX file of unsigned bytes: fetch it again")
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _cifar_archive(path: Path) -> Split:
-    with tarfile.open(path) as archive:
-        members = {Path(member.name).name: member for member in archive.getmembers() if member.isfile()}
-        if "data_batch_1" in members:
+    found: dict[str, bytes] = {}
+    for name, file in inflating.files(path):
+        if Path(name).name == "data_batch_1":
             raise ValueError(f"{path} is {CIFAR_PICKLED}")
-        found = {name: archive.extractfile(members[name]) for name in CIFAR_TRAIN + CIFAR_TEST if name in members}
-        return _cifar({name: file.read() for name, file in found.items() if file is not None})
+        if Path(name).name in CIFAR_TRAIN + CIFAR_TEST:
+            found[Path(name).name] = file.read()
+    return _cifar(found)
 
 
 def _cifar(files: dict[str, bytes]) -> Split:
@@ -197,12 +203,15 @@ class Files:
 
 
 def picture(path: Path, mode: str | None = None, size: int | None = None) -> torch.Tensor:
-    """A picture file as uint8 (C, H, W): "L" has one channel, "RGB" three; without `mode`, as the file has it."""
-    from PIL import Image
+    """A picture file as uint8 (C, H, W): "L" has one channel, "RGB" three; without `mode`, as the file has it.
+
+    Turned as its EXIF mark says, so that it is upright.
+    """
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
-            image = file.convert(mode or ("L" if file.mode in ("1", "L") else "RGB"))
+            image = ImageOps.exif_transpose(file).convert(mode or ("L" if file.mode in ("1", "L") else "RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
         raise ValueError(f"{path} is no readable picture ({_line(error)}): remove it or fetch it again") from error
     if size and image.size != (size, size):

@@ -7,7 +7,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -75,10 +74,13 @@ class Stream:
         return len(self.names)
 
     def pool(self, task: int) -> list[int]:
-        """The configurations that may be chosen for a data set: all, or those that the table knows."""
-        if self.scores is None:
-            return list(range(len(self.choices)))
-        return (~self.scores[task].isnan()).nonzero()[:, 0].tolist()
+        """The rows that may be chosen for a data set: all, or those that the table knows; by their choices, sizes by
+        size and names by name, so that nothing hangs on the order in which the table stands.
+        """
+        known = [self.scores is None or not self.scores[task, row].isnan() for row in range(len(self.choices))]
+        return sorted(
+            (row for row, is_known in enumerate(known) if is_known), key=lambda row: _sorted_by(self.choices[row])
+        )
 
     def evaluate(self, task: int, rows: Sequence[int]) -> list[float]:
         """The scores of these configurations on a data set, from the table or trained now."""
@@ -99,6 +101,10 @@ class Stream:
     def codes(self) -> Tensor:
         """The choices as numbers (n, F), see `coded`."""
         return coded(self.choices)
+
+
+def _sorted_by(choice: Choice) -> tuple:
+    return tuple((0, value, "") if isinstance(value, (int, float)) else (1, 0, repr(value)) for value in choice)
 
 
 def coded(choices: Sequence[Choice]) -> Tensor:
@@ -127,19 +133,22 @@ def detectors(path: str | Path | None = None) -> Stream:
     no score and are never chosen, and `note` says how many there are.
     """
     try:
-        table = pd.read_csv(store.artefact("faces/detectors.csv.gz") if path is None else path)
+        path = store.artefact("faces/detectors.csv.gz") if path is None else path
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}: python data/faces/make.py trains it") from None
+    table = tables.read_csv(path)
     decisions = tuple(DETECTORS)
     missing = [name for name in ("domain", *decisions, "ap50") if name not in table.columns]
     if missing:
         raise ValueError(f"{path}: column {missing[0]!r} is missing: the table has {', '.join(table.columns)}")
     keys = [tuple(value.item() if hasattr(value, "item") else value for value in row)
             for row in table[list(decisions)].itertuples(index=False)]  # fmt: skip
-    names, choices = list(dict.fromkeys(table["domain"])), detector_choices()
+    names, choices = [name for name in faces.DOMAINS if name in set(table["domain"])], detector_choices()
+    if strange := sorted(set(map(str, table["domain"])) - set(names)):
+        raise ValueError(f"{path}: domain {strange[0]!r}: there are {', '.join(faces.DOMAINS)}")
     scores = torch.full((len(names), len(choices)), torch.nan, dtype=torch.float64)
     place = {choice: number for number, choice in enumerate(choices)}
-    for name, key, value in zip(table["domain"], keys, table["ap50"], strict=True):
+    for name, key, value in zip(table["domain"], keys, tables.numbers(table, "ap50", 100), strict=True):
         if key not in place:
             raise ValueError(f"{path}: {dict(zip(decisions, key, strict=True))} is none of the 216 detectors: leave "
                              "its line out")  # fmt: skip

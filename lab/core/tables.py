@@ -3,12 +3,12 @@
 Every reader gives a one-line error that names the row and the column of what it cannot use.
 """
 
-import gzip
 import importlib.util
+import io
 import json
+import math
 import pickletools
 import struct
-import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from . import cells, store
+from . import cells, inflating, store
 from .architectures import Graph, Space
 
 NASBENCH201 = {"cifar10": "c10_test", "cifar100": "c100_test", "imagenet16-120": "in16_test"}
@@ -29,16 +29,16 @@ _MACRO = {"0": "identity", "1": "mb3_k3", "2": "mb6_k5"}
 
 def lab_cells() -> Space:
     """Every cell of four operators, trained by the lab on the digits: see `lab.tasks.cells`."""
-    table = _read_csv(store.artefact("cells/cells.csv.gz"))
+    table = read_csv(store.artefact("cells/cells.csv.gz"))
     _demand(table, "arch", "valid_0", "valid_1", "test_0", "test_1", "supernet", "parameters", "macs", "latency_ms")
-    costs = {name: torch.tensor(table[name].to_numpy(float)) for name in ("parameters", "macs", "latency_ms")}
+    costs = {name: numbers(table, name) for name in ("parameters", "macs", "latency_ms")}
     return Space(
         graphs=_cells(table, "arch"),
         names=tuple(table["arch"]),
         choices=[cells.parse(text) for text in table["arch"]],
-        labels=torch.tensor(table[["valid_0", "valid_1"]].to_numpy(float)),
-        truth=torch.tensor(table[["test_0", "test_1"]].to_numpy(float).mean(1)),
-        weak={"supernet": torch.tensor(table["supernet"].to_numpy(float)), **_no_latency(costs)},
+        labels=torch.stack([numbers(table, name, 100) for name in ("valid_0", "valid_1")], 1),
+        truth=torch.stack([numbers(table, name, 100) for name in ("test_0", "test_1")], 1).mean(1),
+        weak={"supernet": numbers(table, "supernet", 100), **_no_latency(costs)},
         costs=costs,
         name="cells",
     )
@@ -58,16 +58,16 @@ def nasbench201(
         raise ValueError(f"dataset={dataset!r}: NAS-Bench-201 has {', '.join(NASBENCH201)}")
     if supernet not in ("oneshot", "fewshot"):
         raise ValueError(f"supernet={supernet!r}: give 'oneshot' or 'fewshot'")
-    table, column = _read_csv(path), NASBENCH201[dataset]
+    table, column = read_csv(path), NASBENCH201[dataset]
     _demand(table, "arch_str", column, f"{supernet}_c10", "flops_m", "params_m")
-    costs = {"parameters": _numbers(table, "params_m") * 1e6, "macs": _numbers(table, "flops_m") * 1e6}
+    costs = {"parameters": numbers(table, "params_m") * 1e6, "macs": numbers(table, "flops_m") * 1e6}
     return Space(
         graphs=_cells(table, "arch_str"),
         names=tuple(table["arch_str"]),
         choices=[cells.parse(text) for text in table["arch_str"]],
         labels=_trainings(table, column),
-        truth=_numbers(table, column),
-        weak={supernet: _numbers(table, f"{supernet}_c10"), **costs},
+        truth=numbers(table, column, 100),
+        weak={supernet: numbers(table, f"{supernet}_c10", 100), **costs},
         costs=costs | (_latencies(table, latency) if latency else {}),
         name=f"NAS-Bench-201 {dataset}",
     )
@@ -79,21 +79,33 @@ def nasbench_macro(path: str | Path) -> Space:
     {arch: {test_acc: [3 numbers], params, flops}}, arch one digit a block. Identities leave the chain shorter; what is
     then the same network is kept once.
     """
-    found: Mapping[str, Any] = _read_json(path)
-    rows: dict[Graph, tuple[str, Mapping[str, Any]]] = {}
+    found = _read_json(path)
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{path} is a {type(found).__name__} of {_shown(found)}: give {{arch: {{test_acc, ...}}}}")
+    rows: dict[Graph, tuple[str, dict[str, Any]]] = {}
     for number, (arch, known) in enumerate(found.items()):
         if len(arch) != 8 or set(arch) - set(_MACRO):
             raise ValueError(f"{path} row {number}: column 'arch' holds {arch!r}: give eight digits, each 0, 1 or 2")
-        for column in ("test_acc", "params", "flops"):
-            if column not in known:
-                raise ValueError(f"{path} row {number} ({arch}): column {column!r} is missing")
-        rows.setdefault(_macro(arch), (arch, known))
+        rows.setdefault(_macro(arch), (arch, _macro_record(f"{path} row {number} ({arch})", known)))
     archs, values = zip(*rows.values(), strict=True)
     costs = {"parameters": _plain(values, "params"), "macs": _plain(values, "flops")}
     return Space(
         graphs=list(rows), names=archs, choices=[tuple(arch) for arch in archs], weak=costs, costs=costs, chain=True,
         labels=torch.tensor([known["test_acc"] for known in values], dtype=torch.float64), name="NAS-Bench-Macro",
     )  # fmt: skip
+
+
+def _macro_record(row: str, known: Any) -> dict[str, Any]:
+    """Three accuracies and two costs, as numbers."""
+    if not isinstance(known, dict):
+        raise ValueError(f"{row} holds {_shown(known)}: give {{test_acc: [3 numbers], params, flops}}")
+    if missing := [column for column in ("test_acc", "params", "flops") if column not in known]:
+        raise ValueError(f"{row}: column {missing[0]!r} is missing")
+    trained = known["test_acc"]
+    if not isinstance(trained, list) or len(trained) != 3:
+        raise ValueError(f"{row}: column 'test_acc' holds {_shown(trained)}: give a list of 3 numbers")
+    costs = {column: _number(row, column, known[column]) for column in ("params", "flops")}
+    return {"test_acc": [_number(row, "test_acc", value, 100) for value in trained], **costs}
 
 
 def accel_nasbench(path: str | Path) -> Space:
@@ -108,9 +120,12 @@ def accel_nasbench(path: str | Path) -> Space:
             arch = record["architecture"]
             blocks = tuple("e{e} k{k} l{l} se{se}".format(**{c: arch[f"block{b}_{c}"] for c in ("e", "k", "l", "se")})
                            for b in range(7))  # fmt: skip
-            seen.setdefault(blocks, {"top1": float(record["metrics"]["val_top1"]), "perf": _perf(record)})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} row {name}: column {error} is missing or no number") from error
+            top1, perf = record["metrics"]["val_top1"], _perf(record)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} row {name}: column {error} is missing or of another form") from error
+        row = f"{path} row {name}"
+        seen.setdefault(blocks, {"top1": _number(row, "val_top1", top1, 100),
+                                 "perf": {key: _number(row, key, value) for key, value in perf.items()}})  # fmt: skip
     if not seen:
         raise ValueError(f"{path} holds no result files: give Accel-NASBench's archive of JSON files, or its folder")
     shared = set.intersection(*(set(known["perf"]) for known in seen.values()))
@@ -147,39 +162,47 @@ def graph_records(dataset: str) -> dict[int, dict[str, float]]:
     package = importlib.util.find_spec("nas_bench_graph")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("NAS-Bench-Graph comes as a package: pip install 'lab[tables]'")
-    content = (Path(package.origin).parent / "light" / f"{dataset}.bench").read_bytes()
-    return dict(_records(content))
+    path = Path(package.origin).parent / "light" / f"{dataset}.bench"
+    records = dict(_records(path.read_bytes()))
+    for key, record in records.items():
+        for name in _PERFORMANCE:  # accuracies are shares
+            _number(f"{path} row {key}", name, record.get(name), 1 if name.endswith("perf") else math.inf)
+    return records
 
 
 # -- parts of files ----------------------------------------------------------------------------------------------------
 
 
-def _read_csv(path: str | Path) -> pd.DataFrame:
+def read_csv(path: str | Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path)
-    except (OSError, ValueError, EOFError) as error:
+        return pd.read_csv(io.BytesIO(inflating.content(path)))
+    except inflating.DAMAGE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} is no table ({reason}): give a CSV file") from error
 
 
 def _read_json(path: str | Path) -> Any:
-    content = Path(path).read_bytes()
     try:
-        return json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
-    except (ValueError, OSError, EOFError) as error:
+        return json.loads(inflating.content(path))
+    except inflating.DAMAGE as error:
         raise ValueError(f"{path} is no JSON ({error}): give the benchmark's own file") from error
 
 
 def _json_files(path: Path) -> Iterator[tuple[str, Any]]:
     if path.is_dir():
-        for file in sorted(path.rglob("*.json")):
+        for file in sorted(one for one in path.rglob("*.json") if one.is_file()):
             yield file.name, _read_json(file)
         return
-    with tarfile.open(path) as archive:
-        for member in sorted((m for m in archive if m.name.endswith(".json")), key=lambda m: m.name):
-            content = archive.extractfile(member)
-            assert content is not None
-            yield member.name, json.load(content)
+    found: dict[str, Any] = {}
+    reading = str(path)
+    try:
+        for name, content in inflating.files(path):
+            if name.endswith(".json"):
+                reading = f"{path}: {name}"
+                found[name] = json.loads(content.read())
+    except inflating.DAMAGE as error:
+        raise ValueError(f"{reading} cannot be read ({error}): give an archive of JSON files") from error
+    yield from sorted(found.items())
 
 
 def _demand(table: pd.DataFrame, *columns: str) -> None:
@@ -188,12 +211,30 @@ def _demand(table: pd.DataFrame, *columns: str) -> None:
             raise ValueError(f"column {name!r} is missing: the table has {', '.join(table.columns)}")
 
 
-def _numbers(table: pd.DataFrame, column: str) -> torch.Tensor:
-    values = pd.to_numeric(table[column], errors="coerce")
-    if values.isna().any():
-        row = int(values.isna().to_numpy().nonzero()[0][0])
-        raise ValueError(f"row {row}: column {column!r} holds {str(table[column].iloc[row])!r}: give a number")
-    return torch.tensor(values.to_numpy(float))
+def numbers(table: pd.DataFrame, column: str, most: float = math.inf) -> torch.Tensor:
+    """A column of numbers from 0 to `most`, all finite."""
+    values = torch.tensor(pd.to_numeric(table[column], errors="coerce").to_numpy(float))
+    if (bad := ~((values >= 0) & (values <= most) & values.isfinite())).any():
+        row = int(bad.nonzero()[0])
+        raise _no_number(f"row {row}", column, str(table[column].iloc[row]), most)
+    return values
+
+
+def _number(row: str, column: str, value: Any, most: float = math.inf) -> float:
+    """A number of JSON from 0 to `most`, finite."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= min(most, 1e300):
+        raise _no_number(row, column, value, most)
+    return float(value)
+
+
+def _no_number(row: str, column: str, value: Any, most: float) -> ValueError:
+    allowed = "a number, 0 or more" if most == math.inf else f"a number in 0..{most:g}"
+    return ValueError(f"{row}: column {column!r} holds {_shown(value)}: give {allowed}")
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _cells(table: pd.DataFrame, column: str) -> list[Graph]:
@@ -212,17 +253,25 @@ def _cells(table: pd.DataFrame, column: str) -> list[Graph]:
 def _trainings(table: pd.DataFrame, column: str) -> torch.Tensor:
     """(n, most) the single trainings of each row, NaN where there were fewer; the mean where none is told apart."""
     if (seeds := f"{column}_seeds") not in table.columns:
-        return _numbers(table, column)
-    runs = table[seeds].astype(str).str.split(";", expand=True)
-    return torch.tensor(runs.apply(pd.to_numeric, errors="coerce").to_numpy(float))
+        return numbers(table, column, 100)
+    runs: list[list[float]] = []
+    for row, text in enumerate(table[seeds].fillna("").astype(str)):
+        try:
+            runs.append([float(part) for part in text.split(";")])
+        except ValueError:
+            raise _no_number(f"row {row}", seeds, text, 100) from None
+        if not all(0 <= value <= 100 for value in runs[-1]):
+            raise _no_number(f"row {row}", seeds, text, 100)
+    most = max(map(len, runs), default=0)
+    return torch.tensor([[*run, *[math.nan] * (most - len(run))] for run in runs], dtype=torch.float64)
 
 
 def _latencies(table: pd.DataFrame, path: str | Path) -> dict[str, torch.Tensor]:
-    times = _read_csv(path)
+    times = read_csv(path)
     _demand(times, "index")
     _demand(table, "index")
     joined = times.set_index("index").reindex(table["index"])
-    return {f"latency_ms {device}": _numbers(joined.reset_index(), device) for device in joined.columns}
+    return {f"latency_ms {device}": numbers(joined.reset_index(), device) for device in joined.columns}
 
 
 def _no_latency(costs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -248,7 +297,7 @@ def _perf(record: Mapping[str, Any]) -> dict[str, float]:
     for name, values in record.get("platform_perf", {}).items():
         metric = name.partition("_")[0]
         if f"{metric}_mean" in values:
-            found[name] = float(values[f"{metric}_mean"])
+            found[name] = values[f"{metric}_mean"]
     return found
 
 

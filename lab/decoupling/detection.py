@@ -19,12 +19,14 @@ def features(paths: Paths, known: Paths) -> np.ndarray:
     """What a detector sees of each picture: its bits, and per layer how far they are from the class path of its answer.
 
     The class paths are those of `known`, pictures that were not altered. (N, filters + layers) float32; the distance is
-    the mean of |z - class path| over the layer's filters.
+    the mean of |z - class path| over the layer's filters. ValueError for an answer that has no class path.
     """
     classes, typical = known.classes(), class_paths(known)
     bits = paths.bits.astype(np.float32)
-    at = np.clip(np.searchsorted(classes, paths.predicted), 0, len(classes) - 1)
-    away = np.abs(bits - typical[at])
+    if strange := sorted(set(np.asarray(paths.predicted).tolist()) - set(classes.tolist())):
+        raise ValueError(f"the answer {strange[0]} has no class path, `known` has pictures of {classes.tolist()}: "
+                         "give it pictures of every class")  # fmt: skip
+    away = np.abs(bits - typical[np.searchsorted(classes, paths.predicted)])
     distances = np.stack([away[:, paths.span(name)].mean(1) for name in paths.layers], 1)
     return np.concatenate([bits, distances], 1).astype(np.float32)
 

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from ..core import service
+from ..core.draws import draw
 from ..core.faces import FaceTask
 from . import equations as eq
 from .layers import Ranker
 from .learning import Learned, Learning, Record, learn, vectors
 from .looking import handmade, samples
-from .messages import Offer, Shape, Upload, synapses
+from .messages import Offer, Shape, Upload, rounded, synapses
 
 PATH = "/v1/round"
+LEAST = 16  # pictures behind each meta-vector that leaves
 
 Failed = service.Failed  # what a Remote raises
 
@@ -44,21 +46,24 @@ class Client:
     """One owner of data: asks for configurations, tries them, says how well they did, and nothing else.
 
     data is a FaceTask, or a (k, F) tensor of numbers; codes (n, F) the configurations; evaluate trains these and gives
-    their scores. noise > 0 clips and blurs each uploaded meta-vector, Eq. (13). Draws from torch's global generator.
+    their scores. noise > 0 clips and blurs each uploaded meta-vector, Eq. (13). Draws from torch's global generator;
+    where scores are equal, the seed chooses. What is uploaded pools LEAST pictures or more: ValueError for fewer.
     """
 
     def __init__(
         self, data: Any, codes: Tensor, evaluate: Callable[[Sequence[int]], list[float]], how: Learning,
-        noise: float = 0.0, clip: float = 1.0, pool: Sequence[int] | None = None,
+        noise: float = 0.0, clip: float = 1.0, pool: Sequence[int] | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.codes, self.evaluate, self.noise, self.clip = codes, evaluate, noise, clip
         self.how = replace(how, aligned=how.aligned and not noise)
         self.pool = list(range(len(codes))) if pool is None else list(pool)
+        self.draws = [draw(code, seed) for code in rounded(codes).tolist()]
         self.x = handmade(data)[None] if how.features == "handmade" else samples(data)
         self.data = data
 
     def recommend(self, content: bytes, k: int) -> Recommendation:
         """The k most promising configurations by the platform's offer, on R random subsets; Eq. (12)."""
+        self.demand_pooled()
         ranker, _ = self._opened(content)
         return self.ranked(ranker, k)
 
@@ -67,8 +72,8 @@ class Client:
         v = vectors(ranker, self.x, self.how, count)
         with torch.no_grad():
             scores, spread = eq.subset_scores(ranker.scores(v, self.codes))
-        order = scores[self.pool].argsort(descending=True, stable=True)[:k].tolist()
-        return Recommendation(tuple(self.pool[i] for i in order), scores, spread)
+        order = sorted(self.pool, key=lambda row: (-float(scores[row]), self.draws[row]))
+        return Recommendation(tuple(order[:k]), scores, spread)
 
     def upload(
         self, content: bytes, rows: Sequence[int], results: Sequence[float], folder: Path | None = None,
@@ -79,6 +84,7 @@ class Client:
         What was learned so far is kept in the folder, one a round: its owner names the offer, the trials and the data.
         `seen`, the samples of earlier clients, breaks the wall: see `learn`.
         """
+        self.demand_pooled()
         ranker, offer = self._opened(content)
         owner = f"{owner or 'a client'}, round {self._round(offer, rows, results)}"
         pictures, boxes = self._counts()
@@ -107,6 +113,13 @@ class Client:
         message, _ = self.upload(offer, rows, results)
         side.accept(message)
         return found, results[:k], len(message)
+
+    def demand_pooled(self) -> None:
+        """ValueError, before anything is trained, where a meta-vector would pool so few pictures that it shows them."""
+        pictures, _ = self._counts()
+        if (least := min(self.how.m, pictures // 2)) < LEAST:
+            raise ValueError(f"a subset would pool {least} of {pictures} pictures, m={self.how.m}: fewer than {LEAST} "
+                             f"show single ones: give m of {LEAST} or more, {2 * LEAST} pictures or more")  # fmt: skip
 
     def _opened(self, content: bytes) -> tuple[Ranker, Offer]:
         with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced at once

@@ -22,13 +22,15 @@ DECAY = 0.1  # of weights
 PAIRS, CHECKED = 24, 8  # subsets that fit the transformation, and those that judge it
 LIMIT = 0.5  # a record whose transformations' errors sum to more is not learned from any longer
 MARGIN = 0.3
+RIDGE = 1e-2  # of the map between versions
 
 
 @dataclass(frozen=True)
 class Record:
     """What the platform keeps of a task: meta-vectors (R, d) in the present version, rows and their results.
 
-    error is what transformations have lost so far; vectors is None for a record whose vectors were given up.
+    error sums the transformations' errors on the pictures of the clients that sent them. What the record's own vectors
+    have lost is not known, since its pictures are gone: a map that fails where it was fitted is only the worst case.
     """
 
     name: str
@@ -231,14 +233,14 @@ def _but_extractor(ranker: Ranker) -> list[nn.Parameter]:
 
 
 def _aligned(old: Ranker, new: Ranker, x: Tensor, how: Learning) -> tuple[Tensor, float]:
-    """The transformation between two versions, Eq. (9), and its error on held-out subsets, Eq. (11)."""
+    """The transformation between two versions, Eq. (9), and its error on held-out subsets of this client, Eq. (11)."""
     width = int(old.extractor.width)  # type: ignore[arg-type]
     if not how.learns_extractor():
         return torch.zeros(width, width), 0.0
     with torch.no_grad():
         picks = subsets(torch.arange(len(x)), PAIRS + CHECKED, how.m)
         a, b = _pooled(old, x, picks), _pooled(new, x, picks)
-        D = eq.transformation(a[:PAIRS], b[:PAIRS]) if how.aligned else torch.zeros(width, width)
+        D = eq.transformation(a[:PAIRS], b[:PAIRS], RIDGE) if how.aligned else torch.zeros(width, width)
         return D, float(eq.transformation_error(a[PAIRS:], b[PAIRS:], D))
 
 

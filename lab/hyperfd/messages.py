@@ -16,40 +16,45 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from .bounds import Refused
 from .layers import Ranker
 from .learning import Record, Synapses
 
 VERSION = 1
 MOST_TRIALS, MOST_RECORDS = 5000, 10_000
 OFFER, UPLOAD = "offer", "upload"
-MOST_RESULT, MOST_NUMBER, MOST_OMEGA = 1e6, 1e4, 1e9  # what is larger would spoil the platform for all who come later
-
-
-class Refused(ValueError):
-    """A message that does not fit its schema, in one line."""
+MOST_NUMBER, MOST_OMEGA, MOST_SUM = 1e4, 1e9, 1e6  # of weights and vectors, of synapses, of errors summed up
+MOST_ERROR = 0.2  # of one map: the embedded domains gave 0.0006 at most, 0.1 on average with noise, which sends no map
+ANY, PERCENT = (-1e6, 1e6), (0.0, 100.0)  # what results may be
 
 
 @dataclass(frozen=True)
 class Shape:
     """What both sides know beforehand: R subsets of d numbers, n configurations and the hash of their codes, the
-    weights' names and shapes."""
+    weights' names and shapes, the least and the largest result."""
 
     R: int
     d: int
     n: int
     space: str
     weights: Mapping[str, tuple[int, ...]]
+    results: tuple[float, float] = ANY
 
     @classmethod
-    def of(cls, ranker: Ranker, R: int, codes: Tensor) -> "Shape":
+    def of(cls, ranker: Ranker, R: int, codes: Tensor, results: tuple[float, float] = ANY) -> "Shape":
         weights = {name: tuple(value.shape) for name, value in ranker.state_dict().items()}
-        return cls(R, int(ranker.extractor.width), len(codes), digest(codes), weights)  # type: ignore[arg-type]
+        return cls(R, int(ranker.extractor.width), len(codes), digest(codes), weights, results)  # type: ignore[arg-type]
 
 
 def digest(codes: Tensor) -> str:
     """A short hash of configurations in their order: two sides with the same one mean the same by a row's number."""
-    numbers = (codes.double() * 1e4).round().long()  # logarithms differ in their last digits between machines
+    numbers = rounded(codes)
     return hashlib.sha256(repr(tuple(numbers.shape)).encode() + numbers.contiguous().numpy().tobytes()).hexdigest()[:12]
+
+
+def rounded(codes: Tensor) -> Tensor:
+    """Codes as whole numbers: logarithms differ in their last digits between machines."""
+    return (codes.double() * 1e4).round().long()
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,8 @@ class Offer:
         records = []
         for k, one in enumerate(body["records"]):
             _keys(OFFER, one, {"rows": list, "results": list, "error": (int, float)})
-            rows, results = _trials(OFFER, one["rows"], one["results"], shape.n)
-            error = _number(OFFER, "error", one["error"], 0, MOST_RESULT)
+            rows, results = _trials(OFFER, one["rows"], one["results"], shape)
+            error = _number(OFFER, "error", one["error"], 0, MOST_SUM)
             records.append(Record(f"record {k}", tensors[f"v.{k}"], rows, results, error=error))
         return cls(body["model"], body["space"], *_model_of(tensors, shape), tuple(records))
 
@@ -121,11 +126,11 @@ class Upload:
         body, tensors = _unpacked(content, UPLOAD, kinds)
         _same_space(UPLOAD, body["space"], shape)
         _check(UPLOAD, tensors, _model(shape) | {"vectors": (shape.R, shape.d), "D": (shape.d, shape.d)})
-        rows, results = _trials(UPLOAD, body["rows"], body["results"], shape.n)
+        rows, results = _trials(UPLOAD, body["rows"], body["results"], shape)
         for name in ("pictures", "boxes"):
             if not 1 <= body[name] < 2**31:
                 raise Refused(f"upload: {name}={body[name]}: give a count, 1 or more")
-        error = _number(UPLOAD, "error", body["error"], 0, 2)
+        error = _number(UPLOAD, "error", body["error"], 0, MOST_ERROR)
         return cls(
             body["model"], body["space"], tensors["vectors"], rows, results, body["pictures"], body["boxes"],
             *_model_of(tensors, shape), tensors["D"], error,
@@ -221,11 +226,11 @@ def _number(kind: str, name: str, value: Any, low: float, high: float) -> float:
     return float(value)
 
 
-def _trials(kind: str, rows: list, results: list, n: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def _trials(kind: str, rows: list, results: list, shape: Shape) -> tuple[tuple[int, ...], tuple[float, ...]]:
     if not 1 <= len(rows) == len(results) <= MOST_TRIALS:
         raise Refused(f"{kind}: {len(rows)} configurations and {len(results)} results: give one of each, 1 or more")
-    if not all(isinstance(row, int) and not isinstance(row, bool) and 0 <= row < n for row in rows):
-        raise Refused(f"{kind}: a configuration is not one of 0..{n - 1}")
+    if not all(isinstance(row, int) and not isinstance(row, bool) and 0 <= row < shape.n for row in rows):
+        raise Refused(f"{kind}: a configuration is not one of 0..{shape.n - 1}")
     if len(set(rows)) < len(rows):
         raise Refused(f"{kind}: a configuration comes twice")
-    return tuple(rows), tuple(_number(kind, "a result", y, -MOST_RESULT, MOST_RESULT) for y in results)
+    return tuple(rows), tuple(_number(kind, "a result", y, *shape.results) for y in results)

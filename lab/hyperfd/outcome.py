@@ -11,6 +11,7 @@ from ..core.outcome import Outcome
 from .client import Client, Recommendation
 from .layers import Ranker
 from .learning import Learning
+from .messages import ANY, PERCENT
 from .platform import Platform
 
 
@@ -61,7 +62,8 @@ class HyperFDOutcome(Outcome):
     def platform(self, folder: str | Path | None = None) -> Platform:
         """The platform as it stands after the last task, to serve clients with; it keeps its state in the folder."""
         _, how = self.ranker()
-        platform = Platform(tuple(self.known["sample"]), self.known["codes"], how, folder=folder)
+        allowed = PERCENT if self.known["unit"] == "%" else ANY
+        platform = Platform(tuple(self.known["sample"]), self.known["codes"], how, folder=folder, results=allowed)
         if not platform.version:
             platform.restore(self.state)
         return platform

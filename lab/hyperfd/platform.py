@@ -1,6 +1,7 @@
 """The platform's side of the wall: holds the model and the memory, never sees a picture."""
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,31 +12,40 @@ from torch import Tensor
 
 from ..core import store
 from ..core.descent import seeded
+from . import bounds
+from .bounds import Refused
 from .layers import Ranker
 from .learning import Learning, Record, Synapses, aged
-from .messages import Offer, Refused, Shape, Upload, digest
+from .messages import PERCENT, Offer, Shape, Upload, digest
+
+KEPT = 8  # versions in the folder, the newest among them
 
 
 class Platform:
     """Gives each client its model and takes what it learned, so that every task served makes the next one better.
 
-    sample is the shape of what the extractor sees of one picture (or row of numbers), codes (n, F) the configurations.
-    With a folder, the state is stored after every upload and found again; an upload is taken whole or not at all.
+    sample is the shape of what the extractor sees of one picture (or row of numbers), codes (n, F) the configurations,
+    results the least and the largest that a client may tell. With a folder, the state is stored after every upload and
+    found again, and the last KEPT versions stay: see `rollback`. An upload is taken whole or not at all. guarded=False
+    trusts uploads to be honest, as those of a run in one process are, and does not ask for `bounds`.
     """
 
     def __init__(
-        self, sample: tuple[int, ...], codes: Tensor, how: Learning, seed: int = 0, folder: str | Path | None = None
-    ) -> None:
+        self, sample: tuple[int, ...], codes: Tensor, how: Learning, seed: int = 0, folder: str | Path | None = None,
+        results: tuple[float, float] = PERCENT, guarded: bool = True,
+    ) -> None:  # fmt: skip
         self.how, self.codes, self.folder = how, codes, Path(folder) if folder is not None else None
         space = f"{tuple(codes.shape)} codes {digest(codes)}"
         self.owner = f"a platform for {tuple(sample)}, {space}, {how}, seed {seed}"
         with seeded(seed):
             self.ranker: Ranker = how.ranker(torch.Size(sample), codes.shape[1]).eval()
         self.synapses = Synapses.of(list(self.ranker.parameters()))
-        self.shape = Shape.of(self.ranker, how.R, codes)
+        self.shape, self.guarded = Shape.of(self.ranker, how.R, codes, results), guarded
         self.memory: list[Record] = []
         self.version = 0
-        if self.folder is not None and store.exists(self.folder, "platform"):
+        if self.folder is not None and (kept := versions(self.folder)):
+            self._found(store.load(self.folder, _name(kept[-1])))
+        elif self.folder is not None and store.exists(self.folder, "platform"):  # before versions were kept
             self._found(store.load(self.folder, "platform"))
 
     def offer(self) -> bytes:
@@ -61,8 +71,18 @@ class Platform:
         after.ranker.load_state_dict(upload.weights)
         after.synapses = Synapses(upload.Omega, Synapses.of(list(after.ranker.parameters())).then)
         after.demand_finite()
+        if self.guarded:
+            self.demand_honest(upload, after)
         after.save()
         vars(self).update(vars(after))
+
+    def demand_honest(self, upload: Upload, after: "Platform") -> None:
+        """Refused where an upload leaves the `bounds` of what an honest client sends, or what it leads to is worse."""
+        bounds.demand_moved(self.ranker.state_dict(), upload.weights, self.how)
+        bounds.demand_grown(self.synapses.Omega, upload.Omega)
+        bounds.demand_mapped(self.memory, upload.D)
+        before = [*(self.memory if len(after.memory) > 1 else []), after.memory[-1]]
+        bounds.demand_ordering((self.ranker, before), (after.ranker, after.memory), self.codes)
 
     def demand_finite(self) -> None:
         """Refused where the memory, or the scores that the model gives for it, are no finite numbers."""
@@ -73,9 +93,15 @@ class Platform:
                 raise Refused(f"upload: after it {one.name!r} would have no finite vectors or scores")
 
     def save(self) -> None:
-        """Store the state; without a folder, do nothing."""
+        """Store the state beside those before it; without a folder, do nothing.
+
+        Refused where the folder went on without this platform: another one serves it, or it was rolled back.
+        """
         if self.folder is not None:
-            store.save(self.folder, "platform", {"owner": self.owner, **self.state()})
+            if (kept := versions(self.folder)) and kept[-1] != self.version - 1:
+                raise Refused(f"{self.folder} is at version {kept[-1]}, this platform was at {self.version - 1}: "
+                              "start it again")  # fmt: skip
+            _store(self.folder, {"owner": self.owner, **self.state()})
 
     def state(self) -> dict[str, Any]:
         """All that the platform holds, as a tree."""
@@ -102,3 +128,35 @@ class Platform:
             return torch.Size([self.shape.d])
         first = next(iter(self.ranker.extractor.parameters()))
         return torch.Size([first.shape[1]] + [1] * (first.dim() - 2))
+
+
+def versions(folder: str | Path) -> list[int]:
+    """The versions that a folder keeps, oldest first."""
+    found = (re.fullmatch(r"platform-(\d+)\.json", path.name) for path in Path(folder).glob("platform-*.json"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def rollback(folder: str | Path, to: int | None = None) -> tuple[int, int]:
+    """Make a platform's older state, `to` or the one before the newest, its newest version: (the old, the new number).
+
+    Nothing is taken away, so that this can be undone as well; a platform that serves the folder must be started again.
+    """
+    kept = versions(folder)
+    to = kept[-2] if to is None and len(kept) > 1 else to
+    if to is None or to not in kept[:-1]:
+        told = f"keeps {', '.join(map(str, kept))}, the last of which is in use" if kept else "holds no platform"
+        raise ValueError(f"to={to}: {folder} {told}: give {'an older one' if kept else 'the folder of one'}")
+    _store(folder, {**store.load(folder, _name(to)), "version": kept[-1] + 1})
+    return to, kept[-1] + 1
+
+
+def _store(folder: str | Path, state: Mapping[str, Any]) -> None:
+    """Keep a state under its version, and of the older ones as many as are kept."""
+    store.save(folder, _name(state["version"]), state)
+    for old in versions(folder)[:-KEPT]:
+        for path in sorted(Path(folder).glob(f"{_name(old)}[.-]*"), reverse=True):  # '.json' first, it names the other
+            path.unlink()
+
+
+def _name(version: int) -> str:
+    return f"platform-{version}"

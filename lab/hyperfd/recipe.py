@@ -17,14 +17,15 @@ from ..core import faces, judging, store, streams
 from ..core.descent import Step, seeded
 from ..core.fields import demand, number, one_of, whole
 from ..core.machine import device_of
-from ..core.report import Report, Row
+from ..core.report import Attempts, Report, Row, attempt, reported
 from ..core.running import demand_kind, digest
 from ..core.streams import Stream
 from . import equations as eq
 from . import rivals
-from .client import Client, Recommendation
+from .client import LEAST, Client, Recommendation
 from .learning import Learning, Record, vectors
 from .looking import handmade
+from .messages import ANY
 from .outcome import HyperFDOutcome
 from .platform import Platform
 
@@ -66,7 +67,7 @@ class HyperFD:
             K=whole(1),
             trials=whole(1),
             R=whole(1, 64),
-            m=whole(1),
+            m=whole(LEAST),
             steps=whole(1),
             lr=number(above=0),
             triplet=number(0),
@@ -124,8 +125,9 @@ class _Service:
         first = self.client(0)
         told = f"{fingerprint(stream)}, data {digest(first.x)}"
         self.owner = f"{recipe!r} on {stream.name}, {len(stream)} tasks {told}, seed {seed}"
+        self.sent_as = "JPEG" if isinstance(first.data, faces.FaceTask) else "numbers"
         self.sample = tuple(first.x.shape[1:])
-        self.platform = Platform(self.sample, self.codes, self.how, seed)
+        self.platform = Platform(self.sample, self.codes, self.how, seed, results=ANY, guarded=False)
         self.served: list[dict[str, Any]] = []
         self.trace: list[Step] = []
         if folder is not None and store.exists(folder, "stream"):
@@ -136,7 +138,7 @@ class _Service:
         task = self.order[place]
         data = self.stream.data(self.stream.names[task])
         return Client(data, self.codes, lambda rows: self.stream.evaluate(task, rows), self.how, self.recipe.noise,
-                      pool=self.stream.pool(task))  # fmt: skip
+                      pool=self.stream.pool(task), seed=self._seed(place))  # fmt: skip
 
     def serve(self, progress: bool) -> None:
         for place in range(len(self.served), len(self.order)):
@@ -155,16 +157,16 @@ class _Service:
         note: dict[str, Any] = {
             "task": self.order[place], "name": self.stream.names[self.order[place]], "rows": rows,
             "results": results[: len(rows)], "tried": [*rows, *extra], "tried_results": results,
-            "scores": began.scores, "spread": began.spread, "sent": 0, "offered": len(offer), "error": 0.0,
+            "scores": began.scores, "spread": began.spread, "sent": 0, "offered": len(offer),
         } | self._judged(place, began) | self._rivals(place, client)  # fmt: skip
         if self.learns and (self.recipe.by == "hyperfd" or place < OFFLINE):
             seen = [self.client(i).x for i in range(place)] if self.how.stale == "pooled" else ()
             message, found = client.upload(offer, note["tried"], results, progress=progress, seen=seen)
             self.platform.accept(message)
             self._pool(place)
-            note |= {"sent": len(message), "error": found.error, "kept": self._ndcg(place)}
+            note |= {"sent": len(message), "kept": attempt("order", self._ndcg, place)[0]}
             self.trace += [Step(f"learning {place}", step.index, step.terms) for step in found.trace]
-        terms = {key: note[key] for key in ("regret", "ndcg", "sent", "error") if note[key] is not None}
+        terms = {key: note[key] for key in ("regret", "ndcg", "sent") if note[key] is not None}
         self.trace.append(Step("served", place, {name: float(value) for name, value in terms.items()}))
         return note
 
@@ -261,28 +263,39 @@ class _Service:
         self.platform.restore(saved["state"])
 
     def outcome(self) -> HyperFDOutcome:
-        now = [self._ndcg(place) for place in range(len(self.served))] if self.learns else []
-        stream = self.stream
+        attempts, stream = Attempts(), self.stream
+        now = (attempts("forgetting", self._now) if self.learns else None) or []
         truth = None if stream.scores is None else stream.scores[self.order]
         known = {
             "choices": [list(choice) for choice in stream.choices], "codes": self.codes, "sample": list(self.sample),
             "decisions": list(stream.decisions or (f"decision {k}" for k in range(len(stream.choices[0])))),
             "metric": stream.metric, "unit": stream.unit, "stream": stream.name, "truth": truth, "now": now,
-            "raw": [raw_bytes(self.client(place).data) for place in range(len(self.served))],
-            "raw as": "JPEG" if isinstance(self.client(0).data, faces.FaceTask) else "numbers",
+            "raw": attempts("bytes of the data", self._raw) or [], "raw as": self.sent_as,
         }  # fmt: skip
+        report = reported(repr(self.recipe), self._report, known, attempts)
         return HyperFDOutcome(
-            recipe=self.recipe, report=self._report(known), trace=tuple(self.trace), served=self.served,
+            recipe=self.recipe, report=report, trace=tuple(self.trace), served=self.served,
             state=self.platform.state() if self.learns else {}, known=known,
         )  # fmt: skip
 
-    def _report(self, known: dict[str, Any]) -> Report:
+    def _now(self) -> list[float | None]:
+        return [self._ndcg(place) for place in range(len(self.served))]
+
+    def _raw(self) -> list[int]:
+        return [raw_bytes(self.client(place).data) for place in range(len(self.served))]
+
+    def _report(self, known: dict[str, Any], attempts: Attempts) -> Report:
         served, unit = self.served, self.stream.unit
         later = served[1:]  # before the first task nobody knows anything
         pools = sum(len(self.stream.pool(task)) for task in self.order)
         rows = [
             Row("trials", pools, sum(len(one["tried"]) for one in served)),
-            Row(f"bytes as {known['raw as']}, as sent", sum(known["raw"]), sum(one["sent"] for one in served), "bytes"),
+            Row(
+                f"bytes as {known['raw as']}, as sent",
+                sum(known["raw"]) or None,
+                sum(one["sent"] for one in served),
+                "bytes",
+            ),
         ]
         if known["truth"] is None:
             best = [max(one["results"]) for one in served]
@@ -304,7 +317,7 @@ class _Service:
             f"the default is one configuration, not {self.recipe.K}; the best average sees what this run has tried, "
             "recommended trials too",
         ]
-        return Report(repr(self.recipe), tuple(rows), (*notes, *([self.stream.note] if self.stream.note else [])))
+        return Report(repr(self.recipe), tuple(rows), (*notes, *filter(None, [self.stream.note]), *attempts.notes))
 
 
 def fingerprint(stream: Stream) -> str:
@@ -315,10 +328,7 @@ def fingerprint(stream: Stream) -> str:
 
 def ndcg(scores: Tensor, truth: Tensor, k: int = TOP) -> float:
     """NDCG@k of an order by scores, relevance 0 to 5 within the table; 1 is the ideal order."""
-    r = eq.relevance(truth)
-    d = 1 / torch.log2(2 + torch.arange(len(r), dtype=r.dtype))[:k]
-    found, ideal = (2 ** r[scores.argsort(descending=True, stable=True)] - 1), 2 ** r.sort(descending=True).values - 1
-    return float((found[:k] * d).sum() / (ideal[:k] * d).sum())
+    return judging.ndcg(scores, eq.relevance(truth), k)
 
 
 def forgetting(served: Sequence[dict[str, Any]], now: Sequence[float | None]) -> float | None:

@@ -43,7 +43,7 @@ def nearest(past: Sequence[Record], looks: Sequence[Tensor], here: Tensor, pool:
         scaled = (every - every.mean(0)) / (every.std(0, correction=0) + 1e-6)
         for number in (scaled[:-1] - scaled[-1]).norm(dim=1).argsort().tolist():
             one = past[number]
-            ranked = sorted(zip(one.results, one.rows, strict=True), reverse=True)
+            ranked = sorted(zip(one.results, one.rows, strict=True), key=lambda pair: -pair[0])  # equal ones as tried
             found += [row for _, row in ranked[:k] if row in set(pool) and row not in found]
     return [*found, *drawn(pool, found, k)][:k]
 

@@ -38,10 +38,11 @@ def crossed(outcome: HyperFDOutcome, place: int) -> dict[str, int]:
     """What left the client at this place, in bytes and counts, beside what stayed with it, pictures as JPEG."""
     one = outcome.served[place]
     memory = len(outcome.state.get("memory", []))
-    recipe = outcome.recipe
+    recipe, raw = outcome.recipe, outcome.known["raw"]  # empty where the data was gone when it was to be counted
     return {
         "bytes sent": int(one["sent"]), "meta-vectors sent": recipe.R if one["sent"] else 0,
-        "results sent": len(one["tried"]) if one["sent"] else 0, "bytes that stayed": int(outcome.known["raw"][place]),
+        "results sent": len(one["tried"]) if one["sent"] else 0,
+        **({"bytes that stayed": int(raw[place])} if raw else {}),
         "pictures sent": 0, "tasks remembered at the end": memory,
     }  # fmt: skip
 
@@ -181,6 +182,8 @@ def _chosen(outcome: HyperFDOutcome, place: int) -> list[str]:
 def _wall(outcome: HyperFDOutcome, place: int) -> list[str]:
     """Bytes that left beside bytes that stayed, as two bars of one scale."""
     found = crossed(outcome, place)
+    if "bytes that stayed" not in found:
+        return []
     total = float(found["bytes sent"] + found["bytes that stayed"])
     rows = [
         ("left the client", float(found["bytes sent"]), total),

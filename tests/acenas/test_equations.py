@@ -1,16 +1,18 @@
 """The equations against values by hand and independent implementations."""
 
 import math
+from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
 from lab.acenas import equations as eq
 from lab.acenas import metrics
+from lab.core import judging
 
 
 def test_normalisation_of_three_nodes_by_hand():
@@ -52,14 +54,6 @@ def test_relevance_clips_the_worst_fifth():
 
 def test_relevance_of_equal_labels_is_zero():
     assert eq.relevance(torch.full((4,), 0.7), 0.7, 0.7).tolist() == [0, 0, 0, 0]
-
-
-@given(st.lists(st.integers(0, 8), min_size=2, max_size=12), st.integers(0, 99))
-def test_ndcg_equals_scikit_learns(relevances, seed):
-    r = torch.tensor(relevances, dtype=torch.float64)
-    s = torch.from_numpy(np.random.default_rng(seed).permutation(len(r)).astype(float))
-    expected = ndcg_score([eq.gain(r).numpy()], [s.numpy()], k=5) if r.max() > 0 else 1.0
-    assert float(eq.ndcg(s, r, 5)) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("rank_by", ["score", "label_ascending"])
@@ -125,6 +119,45 @@ def test_an_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(0)
     hits = [i.low < 0 < i.high for i in (metrics.interval(rng.normal(size=5)) for _ in range(2000))]
     assert np.mean(hits) == pytest.approx(0.95, abs=0.02)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 4)), min_size=2, max_size=12), st.integers(1, 13))
+def test_ndcg_is_scikit_learns_which_averages_ties(pairs, k):
+    r, s = torch.tensor(pairs, dtype=torch.float64).T
+    expected = ndcg_score([eq.gain(r).numpy()], [s.numpy()], k=k) if r.max() > 0 else 1.0
+    assert judging.ndcg(s, r, k) == pytest.approx(expected, abs=1e-12)
+    assert judging.ndcg(s.float(), r.float(), k) == pytest.approx(expected, abs=1e-5)
+    best = float(eq.dcg(r.sort(descending=True).values, k))
+    if best and len(s.unique()) == len(s):  # no ties: Eq. (8) in the order of the scores
+        assert judging.ndcg(s, r, k) == pytest.approx(float(eq.dcg(r[s.argsort(descending=True)], k)) / best)
+
+
+def test_a_constant_score_has_what_all_orders_give_on_average():
+    truth = torch.tensor([60.0, 90.0, 70.0, 80.0], dtype=torch.float64)
+    flat = torch.zeros(4, dtype=torch.float64)
+    orders = [metrics.ndcg(torch.tensor(order, dtype=torch.float64), truth, 2) for order in permutations(range(4))]
+    for turned in permutations(range(4)):
+        assert metrics.ndcg(flat, truth[list(turned)], 2) == pytest.approx(np.mean(orders))
+    assert 0 < np.mean(orders) < 1
+
+
+def test_ndcg_at_its_ends():
+    truth = torch.tensor([-3.0, -1.0, -2.0])
+    assert metrics.ndcg(truth, truth) == 1 and metrics.ndcg(torch.rand(3), torch.full((3,), 3.0)) == 1
+    unknown = torch.tensor([0.0, torch.nan, 0.5])  # what has no score comes last
+    assert metrics.ndcg(unknown, truth) == metrics.ndcg(torch.tensor([0.0, -1.0, 0.5]), truth) < 1
+    assert metrics.ndcg(torch.tensor([-torch.inf, 1.0, torch.inf]), truth) < 1
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=5), st.data())
+def test_best_of_top_is_the_mean_over_all_ways_to_break_ties(rows, data):
+    k = data.draw(st.integers(1, len(rows)))
+    scores, valid, truth = torch.tensor(rows, dtype=torch.float64).T
+    ways = [sorted(order, key=lambda row: -row[0])[:k] for order in permutations(rows)]
+    picked = [min((-row[1], row[2]) for row in way)[1] for way in ways]
+    assert metrics.best_of_top(scores, valid, truth, k) == pytest.approx(np.mean(picked))
 
 
 def test_best_of_top_asks_validation_first():

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import lab
-from lab.acenas import search
+from lab.acenas import metrics, search, view
+from lab.acenas.recipe import SCORERS
 from lab.acenas.scorers import BoostedScorer, GraphScorer, Learning, Settings, is_alive
 
 from .spaces import chains, worth
@@ -133,6 +134,15 @@ def test_trees_look_at_weak_labels():
     assert scorer.features.shape[1] == before + 2
 
 
+def test_what_fails_after_the_trainings_loses_nothing(monkeypatch):
+    recipe = replace(QUICK, scorer="lightgbm")
+    whole = run(recipe)
+    monkeypatch.setattr(metrics, "kendall_tau", lambda *_: 1 / 0)
+    found = run(recipe)
+    assert torch.equal(found.rows, whole.rows) and found.pick == whole.pick and found.ranking == whole.ranking
+    assert [note.partition(":")[0] for note in found.report.notes] == ["no report", "rounds"]
+
+
 # -- a space of one's own ----------------------------------------------------------------------------------------------
 
 
@@ -235,3 +245,56 @@ def test_released_settings(name):
     assert isinstance(lab.AceNAS.paper(name), lab.AceNAS)
     with pytest.raises(ValueError, match="kept for benchmarks"):
         lab.AceNAS.paper("imagenet")
+
+
+# -- where an architecture stands in its table says nothing ------------------------------------------------------------
+
+
+def permuted(space: lab.Space, by: int = 0) -> lab.Space:
+    return space[torch.randperm(len(space), generator=torch.Generator().manual_seed(by)).tolist()]
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_the_same_table_in_another_order_gives_the_same_search(scorer):
+    """Architectures are known by their names here, and nothing but the row numbers may differ."""
+    recipe = replace(QUICK, scorer=scorer, epochs=5, pretrain_epochs=2, limit=("blocks", 7.0))
+    space = chains(names=["".join(choice) for choice in chains().choices])
+    first, other = run(recipe, space, seed=3), run(recipe, permuted(space), seed=3)
+    names = [[one.known["names"][row] for row in one.rows.tolist()] for one in (first, other)]
+    assert names[0] == names[1] and torch.equal(first.labels, other.labels) and first.learned == other.learned
+    assert (first.pick, first.ranking, first.report) == (other.pick, other.ranking, other.report)
+    assert first.trace == other.trace
+    place = [other.known["names"].index(name) for name in first.known["names"]]
+    assert torch.equal(first.scores, other.scores[:, place]) and torch.equal(space.truth, other.known["truth"][place])
+    assert all(picture(first, index) == picture(other, index) for index in range(len(first.learned)))
+
+
+def picture(outcome, index):
+    points = {name: sorted(found) for name, found in view.numbers(outcome, index).items() if name != "others"}
+    return points, view._best(outcome, index), view._facts(outcome, index)
+
+
+def test_what_a_constant_score_exploits_hangs_on_the_seed_and_not_on_the_table(monkeypatch):
+    monkeypatch.setattr(BoostedScorer, "scores", lambda self: torch.zeros(len(self.features)))
+    recipe = replace(QUICK, scorer="lightgbm")
+    exploited = [run(recipe, seed=seed).rows[10:15].tolist() for seed in range(4)]
+    assert len({tuple(rows) for rows in exploited}) == 4 and not any(rows == sorted(rows) for rows in exploited)
+
+
+@pytest.mark.parametrize("count", [3, 5, 6, 7])
+def test_trees_of_few_labels_tell_architectures_apart(count):
+    space = chains()
+    for seed in range(4):
+        scorer = BoostedScorer(space, Learning("lambdarank", "score", 20.0, 0.2, 3))
+        scorer.pretrain(dict(space.weak))
+        rows = space.mixed(seed)[:count]
+        scorer.fit(rows, space.evaluate(rows, seed), seed)
+        assert is_alive(scorer.scores())
+
+
+def test_the_draw_of_a_training_is_the_architectures_own():
+    space = chains(labels=torch.rand(81, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    order = torch.randperm(81, generator=torch.Generator().manual_seed(2)).tolist()
+    drawn = space.evaluate(range(81), 5)
+    assert space[order].evaluate(range(81), 5) == [drawn[row] for row in order] != space[order].evaluate(range(81), 6)
+    assert len({tuple(space.labels[row].tolist()).index(value) for row, value in enumerate(drawn)}) == 3

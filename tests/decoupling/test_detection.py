@@ -275,6 +275,15 @@ def test_mahalanobis_is_the_distance_to_the_nearest_class(outcome, pictures):
     assert found.score(model, x) == pytest.approx(np.array(by_hand), rel=1e-2)
 
 
+def test_an_answer_without_a_class_path_is_not_given_a_neighbours():
+    bits = np.eye(7, dtype=bool)[:4]
+    known = made(np.concatenate([bits, bits]), [0, 1, 3, 4] * 2, sizes=(4, 3))
+    for answer in (2, 5, -1):
+        with pytest.raises(ValueError, match=rf"the answer {answer} has no class path, .* pictures of \[0, 1, 3, 4\]"):
+            detection.features(made(bits[:1], [0], np.array([answer]), sizes=(4, 3)), known)
+    assert detection.features(made(bits[2:3], [0], np.array([3]), sizes=(4, 3)), known)[0, 7:].tolist() == [0, 0]
+
+
 def test_a_network_without_linear_layer_has_no_last_features():
     with pytest.raises(ValueError, match="Conv2d has no linear layer: the Mahalanobis baseline needs one"):
         detection.last_features(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 2, 2))

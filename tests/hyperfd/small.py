@@ -7,7 +7,7 @@ from lab.hyperfd.client import Client
 from lab.hyperfd.learning import Learning
 from lab.hyperfd.platform import Platform
 
-HOW = Learning(R=4, m=8, steps=6)
+HOW = Learning(R=4, m=16, steps=6)
 CHOICES = [(width, side, kind) for width in (1, 2, 4) for side in (96, 128, 192) for kind in ("a", "b")]
 
 
@@ -20,7 +20,7 @@ def stream(tasks=6, pictures=40, hole=False):
         looks[f"set {task}"] = middle + 0.3 * torch.randn(pictures, 3, generator=random)
         for number, (width, side, kind) in enumerate(CHOICES):
             fit = -((float(torch.tensor(side / 128.0).log()) * 3 - middle) ** 2)
-            scores[task, number] = 50 + 10 * fit + width + (2 if kind == "a" else 0) * torch.sign(middle)
+            scores[task, number] = 60 + 8 * fit + width + (2 if kind == "a" else 0) * torch.sign(middle)
     if hole:
         scores[:, 5] = torch.nan
     return Stream(names=list(looks), choices=CHOICES, scores=scores, data=looks.__getitem__, name="clouds", default=8,

@@ -11,13 +11,14 @@ from lab.core.descent import seeded
 from lab.core.faces import FaceTask
 from lab.core.streams import Stream, coded
 from lab.hyperfd import live, privacy, recipe, rivals, space
+from lab.hyperfd.client import Client
 from lab.hyperfd.learning import DECAY, LIMIT, LOOKS, SLOW, Learning, Record, Synapses, aged, learn, vectors
 from lab.hyperfd.looking import samples
 from lab.hyperfd.platform import Platform
 
 from . import small
 
-FAST = dict(K=2, trials=6, R=4, m=8, steps=30)
+FAST = dict(K=2, trials=6, R=4, m=16, steps=30)
 
 
 def run(seed=0, task=None, **fields):
@@ -96,9 +97,9 @@ def test_live_mode_trains_and_keeps_what_it_trained(tmp_path):
 
 def test_detectors_are_really_trained_in_live_mode(tmp_path):
     names = ("portraits", "groups", "small", "rotated")
-    tasks = {name: few(lab.tasks.faces(name), 16, 6) for name in names}
+    tasks = {name: few(lab.tasks.faces(name), 32, 6) for name in names}
     stream = live.stream(tasks, count=6, budget=12, journal=tmp_path)
-    found = lab.HyperFD(K=1, trials=2, R=2, m=4, steps=2).run(stream, progress=False)
+    found = lab.HyperFD(K=1, trials=2, R=2, m=16, steps=2).run(stream, progress=False)
     assert sorted(one["name"] for one in found.served) == sorted(names)
     assert all(0 <= value <= 100 for one in found.served for value in one["tried_results"])
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 8 and "composed" in repr(found)
@@ -110,10 +111,10 @@ def test_detectors_are_really_trained_in_live_mode(tmp_path):
         again = live.stream(other, count=6, budget=12, journal=tmp_path)
         assert again.evaluate(list(other).index("small"), rows[0]) == [7.0, 7.0]
     sizes = found.report["bytes as JPEG, as sent"]
-    assert 4 * 16 * 1000 < sizes.before < 4 * 16 * 160 * 160 and sizes.after == sum(one["sent"] for one in found.served)
+    assert 4 * 32 * 1000 < sizes.before < 4 * 32 * 160 * 160 and sizes.after == sum(one["sent"] for one in found.served)
     assert "stayed, as JPEG" in lab.view(found).frame.svg
     assert set(found.recommend(tasks["small"], 1)[0]) == {"width", "side", "iou", "ratio", "weight", "optimiser"}
-    owner = live.client(tasks["small"], Learning(R=2, m=4, steps=2), budget=3)
+    owner = live.client(tasks["small"], Learning(R=2, m=16, steps=2), budget=3)
     platform = Platform(tuple(owner.x.shape[1:]), owner.codes, owner.how)
     with seeded(0):
         best, results, size = owner.served(platform, 1)
@@ -148,8 +149,6 @@ def test_every_ablation_runs(fields):
     assert len(found.served) == 6 and found.recommend(small.stream().data("set 1"), 3)
     if fields.get("stale") == "drop":
         assert len(found.state["memory"]) == 1
-    if fields.get("features") in ("frozen", "handmade"):
-        assert all(one["error"] == 0 for one in found.served)
     if fields.get("by") == "offline":
         assert [one["sent"] > 0 for one in found.served] == [True] * 5 + [False]
         assert list(found.meta_vectors()) == [one["name"] for one in found.served[:5]]
@@ -215,12 +214,62 @@ def test_a_saved_platform_recommends_alike(outcome, tmp_path):
     assert set(choices[0]) == {"width", "side", "kind"} and set(outcome.meta_vectors()) == set(small.stream().names)
 
 
+def test_the_same_table_in_another_order_gives_the_same_recommendations():
+    """Configurations are known by their decisions here; nothing but the row numbers may differ."""
+    table = small.stream(hole=True)
+    order = torch.randperm(len(table.choices), generator=torch.Generator().manual_seed(0)).tolist()
+    other = replace(table, choices=[table.choices[row] for row in order], scores=table.scores[:, order],
+                    default=order.index(table.default))  # fmt: skip
+    for by in ("hyperfd", "offline", *rivals.RIVALS):
+        tried = [
+            [[(stream.choices[row], y) for row, y in zip(one["tried"], one["tried_results"], strict=True)]
+             for one in run(task=stream, by=by, steps=3).served]
+            for stream in (table, other)
+        ]  # fmt: skip
+        assert tried[0] == tried[1], by
+
+
+def test_which_of_equal_scores_is_recommended_hangs_on_the_seed_and_not_on_the_table():
+    tasks, found = small.stream(), []
+    codes = tasks.codes()
+    ranker = small.HOW.ranker(torch.Size([3]), codes.shape[1])
+    with torch.no_grad():
+        ranker.common.weight.zero_()  # untrained, it is all that tells configurations apart
+    order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0)).tolist()
+    for seed in range(4):
+        client, other = (Client(tasks.data("set 0"), c, len, small.HOW, seed=seed) for c in (codes, codes[order]))
+        rows = client.ranked(ranker, 3).rows
+        assert tuple(order[row] for row in other.ranked(ranker, 3).rows) == rows
+        found.append(rows)
+    assert len(set(found)) == 4 and (0, 1, 2) not in found
+
+
+def test_what_a_map_loses_of_old_records_is_not_known_and_not_shown(outcome):
+    """Their pictures are gone, and the present client's own subsets hardly feel the map's error."""
+    shown = [*outcome.served[3], *(name for step in outcome.trace for name in step.terms), repr(outcome),
+             repr(lab.view(outcome))]  # fmt: skip
+    assert not any("error" in name for name in shown)
+
+
+def test_what_fails_after_the_last_task_loses_nothing(outcome, monkeypatch):
+    def gone(data):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(recipe, "raw_bytes", gone)
+    found = run()
+    assert [one["tried"] for one in found.served] == [one["tried"] for one in outcome.served]
+    assert "bytes of the data: OSError: the disk is gone" in found.report.notes
+    assert found.report["regret"] == outcome.report["regret"] and "stayed, as" not in lab.view(found).frame.svg
+    monkeypatch.setattr(recipe, "forgetting", lambda *_: 1 / 0)
+    assert any("no report: ZeroDivisionError" in note for note in run().report.notes)
+
+
 # -- the parts of a round ----------------------------------------------------------------------------------------------
 
 
 def test_an_update_that_changes_nothing_leaves_scores_and_memory():
     """Learning at rate 0: the transformation is the identity, stored vectors and scores stay."""
-    client, platform = small.client(), small.platform(Learning(R=4, m=8, steps=3, lr=1e-12))
+    client, platform = small.client(), small.platform(Learning(R=4, m=16, steps=3, lr=1e-12))
     client.how = platform.how
     with seeded(0):
         client.served(platform, 2, 4)
@@ -344,6 +393,8 @@ def test_what_cannot_run_is_told_in_one_line():
         lab.HyperFD().run("faces")
     with pytest.raises(ValueError, match="device='cuda'"):
         lab.HyperFD(**FAST).run(small.stream(), device="cuda")
+    with pytest.raises(ValueError, match=r"m=15 is not allowed: give a whole number >= 16"):
+        lab.HyperFD(m=15)
     with pytest.raises(ValueError, match=r"trials=3 is not allowed: give a whole number >= 5"):
         lab.HyperFD(trials=3)
     with pytest.raises(ValueError, match="settings could not be read"):
@@ -387,10 +438,10 @@ def test_a_platform_of_the_table_and_a_live_client_mean_the_same_by_a_row(tmp_pa
                   for w in (0.25, 0.5) for o in ("sgd", "adamw")]  # fmt: skip
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     stream = streams.detectors(tmp_path / "t.csv")
-    outcome = lab.HyperFD(K=1, trials=2, R=2, m=4, steps=1).run(stream, progress=False)
+    outcome = lab.HyperFD(K=1, trials=2, R=2, m=16, steps=1).run(stream, progress=False)
     trained = []
     monkeypatch.setattr(live, "evaluated", lambda task, c, budget: trained.append(c) or {"ap50": float(len(trained))})
-    platform, owner = outcome.platform(), live.client(few(lab.tasks.faces("small"), 8, 4), outcome.recipe.learning())
+    platform, owner = outcome.platform(), live.client(few(lab.tasks.faces("small"), 32, 4), outcome.recipe.learning())
     with seeded(0):
         found, _, _ = owner.served(platform, 2, 4)
     assert [stream.choices[row] for row in platform.memory[-1].rows] == [one.choice for one in trained]

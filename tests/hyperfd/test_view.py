@@ -15,7 +15,7 @@ from lab.hyperfd.space import Configuration
 
 from . import small
 
-FAST = dict(K=2, trials=6, R=4, m=8, steps=3)
+FAST = dict(K=2, trials=6, R=4, m=16, steps=3)
 
 
 @pytest.fixture(scope="module")

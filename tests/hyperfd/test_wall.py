@@ -1,12 +1,16 @@
 """What crosses between client and platform: only what the schema names; in one process, over HTTP, from another one."""
 
+import copy
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,23 +20,23 @@ from safetensors.torch import load, save
 import lab
 from lab.core.descent import seeded
 from lab.core.faces import FaceTask
-from lab.hyperfd import serving
+from lab.hyperfd import bounds, serving
 from lab.hyperfd.client import PATH, Client, Failed, Remote
 from lab.hyperfd.learning import Learning, Record
 from lab.hyperfd.messages import Offer, Refused, Shape, Upload, digest
-from lab.hyperfd.platform import Platform
+from lab.hyperfd.platform import KEPT, Platform, versions
 
 from . import small
 
 TOKEN = "a token of the tests"
 
 
-def faces_client(pictures=23):
+def faces_client(pictures=37):
     """A client with a telling number of pictures: no tensor that it sends may have that many of anything."""
     task = lab.tasks.faces("small")
     task = FaceTask(learn=task.learn[range(pictures)], held_out=task.held_out[range(4)])
     codes = small.stream().codes()
-    how = Learning(R=4, m=5, steps=2)
+    how = Learning(R=4, m=16, steps=2)
     return Client(task, codes, lambda rows: [float(row) for row in rows], how), Platform((4, 64, 64), codes, how)
 
 
@@ -45,11 +49,11 @@ def test_nothing_of_a_picture_and_nothing_per_picture_is_uploaded():
     d = platform.shape.d
     assert set(tensors) - model == {"vectors", "D"}
     assert tensors["vectors"].shape == (4, d) and tensors["D"].shape == (d, d)
-    assert all(23 not in x.shape and 46 not in x.shape for x in tensors.values())
+    assert all(37 not in x.shape and 74 not in x.shape for x in tensors.values())
     known = {f"w.{name}": size for name, size in platform.shape.weights.items()}
     assert all(tuple(tensors[name].shape) == size for name, size in known.items())
     body = json.loads(json.loads(message[8 : 8 + int.from_bytes(message[:8], "little")])["__metadata__"]["body"])
-    assert body == {"model": 0, "space": digest(client.codes), "rows": [1, 2, 3], "results": [5, 6, 7], "pictures": 23,
+    assert body == {"model": 0, "space": digest(client.codes), "rows": [1, 2, 3], "results": [5, 6, 7], "pictures": 37,
                     "error": body["error"], "boxes": sum(map(len, client.data.learn.boxes))}  # fmt: skip
 
 
@@ -57,9 +61,9 @@ def test_pictures_do_not_pass_the_schema_under_any_name():
     client, platform = faces_client()
     with seeded(0):
         message, _ = client.upload(platform.offer(), [1, 2], [5.0, 6.0])
-    assert Upload.from_bytes(message, platform.shape).pictures == 23
+    assert Upload.from_bytes(message, platform.shape).pictures == 37
     pixels = client.x.flatten()[: 4 * platform.shape.d].view(4, -1)
-    for name, x in (("pictures", client.x), ("vectors", client.x[:4]), ("vectors", pixels.repeat(6, 1)[:23])):
+    for name, x in (("pictures", client.x), ("vectors", client.x[:4]), ("vectors", pixels.repeat(10, 1)[:37])):
         with pytest.raises(Refused, match=f"upload: tensor '{name}'"):
             Upload.from_bytes(changed(message, **{name: x}), platform.shape)
 
@@ -87,7 +91,9 @@ BAD = {
     "twice": (dict(body={"rows": [1, 1]}), "comes twice"),
     "lengths": (dict(body={"rows": [1]}), "1 configurations and 2 results"),
     "result": (dict(body={"results": [1.0, "x"]}), "no finite number"),
-    "huge result": (dict(body={"results": [1.0, 1e300]}), r"a result=1e\+300 is no finite number in -1e\+06..1e\+06"),
+    "huge result": (dict(body={"results": [1.0, 1e300]}), r"a result=1e\+300 is no finite number in 0..100"),
+    "a result in no percent": (dict(body={"results": [1.0, 1e6]}), "a result=1000000.0 is no finite number in 0..100"),
+    "negative result": (dict(body={"results": [1.0, -0.5]}), "a result=-0.5 is no"),
     "whole result": (dict(body={"results": [1.0, 10**400]}), r"a result=10000000000000000000 is no finite number"),
     "huge map": (dict(D=torch.full((128, 128), 3e38)), "tensor 'D' has numbers outside -10000..10000"),
     "huge vectors": (dict(vectors=torch.full((4, 128), 1e5)), "tensor 'vectors' has numbers outside"),
@@ -100,7 +106,8 @@ BAD = {
     "count": (dict(body={"pictures": 0}), "pictures=0: give a count"),
     "bool": (dict(body={"pictures": True}), "pictures is a bool"),
     "error": (dict(body={"error": 5.0}), "error=5.0"),
-    "whole error": (dict(body={"error": 10**400}), "error=10000000000000000000 is no finite number in 0..2"),
+    "an error that ends all records": (dict(body={"error": 0.5}), "error=0.5 is no finite number in 0..0.2"),
+    "whole error": (dict(body={"error": 10**400}), "error=10000000000000000000 is no finite number in 0..0.2"),
 }
 
 
@@ -120,6 +127,143 @@ def test_an_upload_that_fails_the_schema_is_one_line_and_changes_nothing(uploade
     with pytest.raises(Refused, match=words) as caught:
         platform.accept(changed(message, **spoil))
     assert "\n" not in str(caught.value) and state(platform) == before
+
+
+# What is of the right form, and would ruin the platform for all who come later.
+RUIN = {
+    "no weights": (lambda m: {n: torch.zeros_like(x) for n, x in m.items() if n.startswith("w.")}, "moved by 0"),
+    "other weights": (lambda m: {"w.encoder.0.weight": m["w.encoder.0.weight"] + 0.06},
+                      "'encoder.0.weight' moved by 0.0"),
+    "another extractor": (lambda m: {"w.extractor.each.0.weight": m["w.extractor.each.0.weight"] + 0.002}, "moved by"),
+    "one score for all": (lambda m: {n: 0 * x for n, x in m.items() if n.startswith(("w.common", "w.scorer.2"))},
+                          "gives all configurations one score"),
+    "frozen for ever": (lambda m: {"o.0": m["o.0"] + 1e4}, r"synapses 'o.0' change by 1e\+04"),
+    "forgotten synapses": (lambda m: {n: 0 * x for n, x in m.items() if n.startswith("o.")},
+                           "synapses 'o.0' change by -"),
+    "a huge map": (lambda m: {"D": 1e4 * torch.eye(128)},
+                   r"the map 'D' stretches by 1e\+04: Eq. \(9\) gives 10 at most"),
+    "a turned memory": (lambda m: {"D": -2 * torch.eye(128)}, "the map 'D' turns 'task 0' by 2.00"),
+    "an emptied memory": (lambda m: {"D": -torch.eye(128)}, "the map 'D' turns 'task 0' by 1.00"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def second():
+    """A platform that has learned from one client, and the honest upload of a second."""
+    platform = small.platform()
+    with seeded(0):
+        small.client().served(platform, 2, 4)
+        client = small.client(1)
+        message, _ = client.upload(platform.offer(), [0, 1, 7], client.evaluate([0, 1, 7]))
+    return platform, message
+
+
+@pytest.mark.parametrize("name", RUIN)
+def test_an_upload_of_the_right_form_cannot_ruin_the_platform(second, name):
+    platform, message = second
+    before, (ruin, words) = state(platform), RUIN[name]
+    with pytest.raises(Refused, match=words) as caught:
+        platform.accept(changed(message, **ruin(load(message))))
+    assert "\n" not in str(caught.value) and state(platform) == before
+
+
+def test_a_model_that_orders_what_was_tried_the_other_way_round_is_refused():
+    codes, ranker = small.stream().codes(), small.platform().ranker
+    scores = ranker.scores(torch.zeros(4, 128), codes).mean(0)
+    best_first = scores.argsort(descending=True).tolist()
+    record = Record("a", torch.zeros(4, 128), tuple(best_first), tuple(float(k) for k in range(len(codes), 0, -1)))
+    turned = copy.deepcopy(ranker)
+    with torch.no_grad():
+        turned.common.weight.neg_()
+    assert bounds.ordered(ranker, record, codes) == pytest.approx(1)
+    bounds.demand_ordering((turned, [record]), (ranker, [record]), codes)
+    with pytest.raises(Refused, match=r"orders what clients tried with NDCG 0.*the one before with 1\.00"):
+        bounds.demand_ordering((ranker, [record]), (turned, [record]), codes)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"features": "mean"}, {"features": "frozen"}, {"lr": 0.02}, {"si": 0.0}], ids=str
+)
+def test_honest_clients_are_never_refused(fields):
+    how = replace(small.HOW, steps=20, **fields)
+    platform = small.platform(how)
+    for which in range(4):
+        with seeded(which):
+            small.client(which, how, noise=0.1 * (which == 3)).served(platform, 2, 6)
+    assert platform.version == 4
+
+
+def test_few_pictures_are_refused_before_anything_is_trained():
+    tasks, trained = small.stream(pictures=31), []
+    client = Client(tasks.data("set 0"), tasks.codes(), trained.extend, small.HOW)
+    with pytest.raises(ValueError, match="would pool 15 of 31 pictures, m=16: fewer than 16 show single ones"):
+        client.served(small.platform(), 2, 4)
+    with pytest.raises(ValueError, match="would pool 8 of 40 pictures, m=8"):
+        small.client(how=replace(small.HOW, m=8)).upload(small.platform().offer(), [0, 1], [1.0, 2.0])
+    assert not trained
+
+
+# -- older versions ----------------------------------------------------------------------------------------------------
+
+
+def served_often(folder, times):
+    """A platform that took the same upload again and again."""
+    platform = small.platform(folder=folder)
+    with seeded(0):
+        message, _ = small.client().upload(platform.offer(), [0, 1], [5.0, 6.0])
+    for base in range(times):
+        platform.accept(changed(message, body={"model": base}))
+    return platform
+
+
+def test_the_last_versions_are_kept_and_any_of_them_comes_back(tmp_path, capsys):
+    from lab.__main__ import main
+
+    platform = served_often(tmp_path, KEPT + 2)
+    assert versions(tmp_path) == list(range(3, KEPT + 3)) and len(list(tmp_path.iterdir())) == 2 * KEPT
+    assert main(["rollback", str(tmp_path), "--to", "5"]) == 0
+    assert f"version {KEPT + 3} is what version 5 was" in capsys.readouterr().out
+    with pytest.raises(Refused, match=f"is at version {KEPT + 3}, this platform was at {KEPT + 2}: start it again"):
+        platform.accept(small_upload(platform))
+    again = small.platform(folder=tmp_path)
+    assert (again.version, len(again.memory)) == (KEPT + 3, 5)
+    again.accept(small_upload(again))
+    assert small.platform(folder=tmp_path).version == KEPT + 4 and len(versions(tmp_path)) == KEPT
+    assert main(["rollback", str(tmp_path)]) == 0 and len(small.platform(folder=tmp_path).memory) == 5
+
+
+def small_upload(platform):
+    with seeded(1):
+        return small.client(1).upload(platform.offer(), [0, 1], [5.0, 6.0])[0]
+
+
+@pytest.mark.parametrize(("to", "words"), [("9", "to=9: .* keeps 1, 2, the last of which is in use"), ("2", "to=2: ")])
+def test_only_an_older_version_comes_back(tmp_path, capsys, to, words):
+    from lab.__main__ import main
+
+    served_often(tmp_path, 2)
+    assert main(["rollback", str(tmp_path), "--to", to]) == 1
+    assert re.search(words, capsys.readouterr().err) and versions(tmp_path) == [1, 2]
+    assert main(["rollback", str(tmp_path / "none")]) == 1 and "holds no platform" in capsys.readouterr().err
+
+
+def test_a_kill_while_older_versions_are_cleared_leaves_a_platform(tmp_path, monkeypatch):
+    platform = served_often(tmp_path, KEPT)
+    unlink = Path.unlink
+
+    def killed(path, *options, **more):
+        if path.name == "platform-1.json":
+            raise KeyboardInterrupt
+        unlink(path, *options, **more)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        platform.accept(small_upload(platform))
+    monkeypatch.undo()
+    again = small.platform(folder=tmp_path)
+    assert again.version == KEPT + 1
+    again.accept(small_upload(again))
+    assert len(versions(tmp_path)) == KEPT and len(list(tmp_path.iterdir())) == 2 * KEPT
 
 
 def state(platform):

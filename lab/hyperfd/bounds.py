@@ -1,0 +1,82 @@
+"""What every honest client keeps to, and a platform demands of an upload, so that none can spoil it for all others.
+
+Two are laws of how a round learns: a step of AdamW moves a weight by at most some four times its rate, and the map of
+Eq. (9) between unit vectors has no singular value above 1 / √ridge. The others lie above the most that the twelve
+embedded domains sent in one order: synapses grew by 25 (allowed: 1000), maps had norms up to 0.85, which cannot turn a
+vector by more than 0.47 (0.5), and what earlier clients tried was ordered worse by 0.035 of NDCG (0.25).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..core import judging
+from . import equations as eq
+from .layers import Ranker
+from .learning import COMMON, RIDGE, SLOW, Learning, Record
+
+MOVE = 4.0  # times its rate that a step of AdamW moves a weight at most, decay and all
+MOST_GAIN = 1000.0  # of synaptic importance, in one round
+MOST_TURN = 0.5  # of a stored vector by the map: 1 - cos, the mean over a record
+MOST_LOSS = 0.25  # of NDCG on what was tried so far, the mean over all records
+
+
+class Refused(ValueError):
+    """A message that does not fit its schema or its bounds, in one line."""
+
+
+def reach(name: str, how: Learning) -> float:
+    """How far a round can move a weight of this name."""
+    if name.startswith("extractor."):
+        rate = SLOW * how.lr if how.learns_extractor() else 0.0
+    else:
+        rate = COMMON * how.lr if name.startswith("common.") else how.lr
+    return MOVE * how.steps * rate + 1e-6
+
+
+def demand_moved(old: Mapping[str, Tensor], new: Mapping[str, Tensor], how: Learning) -> None:
+    """Refused where a weight went farther than a round of learning can take it."""
+    for name, value in old.items():
+        if (away := float((new[name] - value).abs().max())) > (most := reach(name, how)):
+            raise Refused(f"upload: '{name}' moved by {away:.3g}: a round of {how.steps} steps moves it by {most:.3g}")
+
+
+def demand_grown(old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+    """Refused where importances fall, which Eq. (7) never lets them, or grow by more than MOST_GAIN."""
+    for k, (before, after) in enumerate(zip(old, new, strict=True)):
+        low, high = (float(value) for value in (after - before).aminmax())
+        if low < 0 or high > MOST_GAIN:
+            raise Refused(f"upload: synapses 'o.{k}' change by {low:.3g} to {high:.3g}: allowed is 0 to {MOST_GAIN:g}")
+
+
+def demand_mapped(memory: Sequence[Record], D: Tensor) -> None:
+    """Refused where the map stretches more than Eq. (9) can, or turns a record's vectors into others."""
+    if (norm := float(torch.linalg.matrix_norm(D, 2))) > (most := RIDGE**-0.5):
+        raise Refused(f"upload: the map 'D' stretches by {norm:.3g}: Eq. (9) gives {most:g} at most")
+    for one in memory:
+        moved = eq.transformed(one.vectors, D)
+        if (turn := float((1 - torch.cosine_similarity(moved, one.vectors, dim=-1)).mean())) > MOST_TURN:
+            raise Refused(f"upload: the map 'D' turns {one.name!r} by {turn:.2f}: {MOST_TURN} is the most")
+
+
+def demand_ordering(
+    before: tuple[Ranker, Sequence[Record]], after: tuple[Ranker, Sequence[Record]], codes: Tensor
+) -> None:
+    """Refused where the new model tells no configurations apart, or orders what was tried worse than the old one."""
+    ranker, records = after
+    with torch.no_grad():
+        scores = ranker.scores(records[-1].vectors, codes)
+    if float(scores.std(1).max()) == 0:
+        raise Refused("upload: its model gives all configurations one score")
+    was, now = (sum(ordered(one, record, codes) for record in known) / len(known) for one, known in (before, after))
+    if was - now > MOST_LOSS:
+        raise Refused(f"upload: its model orders what clients tried with NDCG {now:.2f}, the one before with {was:.2f}")
+
+
+def ordered(ranker: Ranker, record: Record, codes: Tensor) -> float:
+    """NDCG of a model's order of what a record's client tried."""
+    rows = list(record.rows)
+    with torch.no_grad():
+        scores, _ = eq.subset_scores(ranker.scores(record.vectors, codes[rows]))
+    return judging.ndcg(scores, eq.relevance(torch.tensor(record.results)))
