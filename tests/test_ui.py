@@ -251,7 +251,7 @@ class Node {
   replaceChildren(...nodes) { this.children = nodes; }
   setAttribute(name, value) { this.attributes[name] = value; }
   addEventListener(name, hear) { this.heard[name] = hear; }
-  get classList() { return { add: () => {} }; }
+  get classList() { return { add: () => {}, contains: (name) => name === this.mark }; }
   closest() { return this.dataset.set ? this : null; }
   focus() { document.activeElement = this; }
   getAttribute(name) { return this.attributes[name]; }
@@ -288,6 +288,9 @@ seen.push([...facts(), range.attributes["aria-valuetext"], picture.innerHTML.len
 stop();
 range.value = "0"; range.heard.input();
 seen.push(facts());
+el.mark = "jupyter-widgets-disconnected";
+range.value = "5"; range.heard.input();
+seen.push(model.get("rate"));
 console.log(JSON.stringify(seen));
 """
 
@@ -334,10 +337,11 @@ def run_in_node(explorer, folder, script):
 
 
 def test_the_module_draws_a_saved_page_in_node(tmp_path):
-    start, moved, stopped = run_in_node(make(), tmp_path, DRIVER)
+    start, moved, stopped, kept = run_in_node(make(), tmp_path, DRIVER)
     assert start == ["12,345", "conv1", "0", 2]
     assert moved == ["4,938", "conv2", "0.6", len(draw(0.6, "conv2").svg)]
     assert stopped == moved[:2]  # a closed view follows no more
+    assert kept == 0  # and one whose kernel has ended sets nothing
 
 
 def filters(layer, filter):

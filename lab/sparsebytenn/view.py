@@ -37,6 +37,20 @@ def numbers(outcome: SparseByteNNOutcome, s: float) -> dict[str, tuple[float, fl
     return found
 
 
+def measured(outcome: SparseByteNNOutcome) -> dict[str, list[tuple[float, float]]]:
+    """What the run measured of its own network, dense and pruned: its score, and the engine's time where it has one.
+
+    Under 'name (unit)' stand (share of blocks removed, value), twice.
+    """
+    removed, found = outcome.report["sparsity"], {}
+    for row in outcome.report.rows:
+        own = row.kind != "exact" and row.name not in ("sparsity", "retained magnitude")
+        if own and row.before is not None and row.after is not None:
+            name = f"{row.name} ({row.unit})" if row.unit else row.name
+            found[name] = [((removed.before or 0) / 100, row.before), ((removed.after or 0) / 100, row.after)]
+    return found
+
+
 def searched(outcome: SparseByteNNOutcome, layer: str) -> dict[str, list[float]]:
     """For each search, the retained share of a layer over SHARES; orders are searched at the recipe's sparsity.
 
@@ -66,7 +80,7 @@ def explore(outcome: SparseByteNNOutcome) -> Explorer:
             _blocks(pattern(outcome, layer, sparsity), "blocks kept, rows rearranged"),
             _curves(remembered(layer), layer, sparsity),
             _by_layer(shown, layers.index(layer)),
-            *_measured(sparsity),
+            *_measured(outcome, sparsity),
         ]
         came, found = shown[layer]
         mask = pattern(outcome, layer, sparsity)
@@ -117,21 +131,11 @@ def _by_layer(shown: dict[str, tuple[float, float]], at: int) -> str:
     return svg.lines(series, "layer", "magnitude retained (%)", title="all layers", at=at)
 
 
-def _measured(sparsity: float) -> list[str]:
-    """What was measured once and kept: speed against the share removed, and accuracy lost where that was taken."""
-    found = []
-    try:
-        speed = svg.Series("MobileNet-v1, 224 x 224", speedups())
-        found.append(
-            svg.lines([speed], "share of blocks removed", "x the best dense engine", title="speed", at=sparsity)
-        )
-        lost = accuracies().groupby(["method", "sparsity"]).accuracy_drop.mean()["blocks of 4"]
-        points = [(0.0, 0.0), *((float(s), float(v)) for s, v in lost.items())]
-        series = svg.Series("digits, thin MobileNet-v1", points)
-        found.append(svg.lines([series], "share of blocks removed", "points lost", title="accuracy", at=sparsity))
-    except FileNotFoundError:  # an installation without data/
-        pass
-    return found
+def _measured(outcome: SparseByteNNOutcome, sparsity: float) -> list[str]:
+    return [
+        svg.lines([svg.Series("this network", points, joined=False)], "share of blocks removed", name, at=sparsity)
+        for name, points in measured(outcome).items()
+    ]
 
 
 # -- the engine --------------------------------------------------------------------------------------------------------

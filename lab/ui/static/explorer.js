@@ -117,6 +117,7 @@ function clickable(picture, choose) {
 }
 
 let count = 0;
+const ENDED = "The kernel that drew this has ended: run the cell again.";
 
 function render({ model, el }) {
   const spec = model.get("spec");
@@ -133,12 +134,15 @@ function render({ model, el }) {
   el.append(controls, picture, facts, message);
 
   const undo = [];
-  const follow = (name, update) => {
-    model.on(`change:${name}`, update);
-    undo.push(() => model.off(`change:${name}`, update));
+  const listen = (event, update) => {
+    model.on(event, update);
+    undo.push(() => model.off(event, update));
     update();
   };
+  const follow = (name, update) => listen(`change:${name}`, update);
+  const ended = () => el.classList.contains("jupyter-widgets-disconnected"); // so the widget manager marks it
   const choose = (values) => {
+    if (ended()) return;
     for (const { name, values: allowed, free } of spec.controls) {
       if (name in values && (free || allowed.includes(values[name]))) model.set(name, values[name]);
     }
@@ -159,7 +163,7 @@ function render({ model, el }) {
   });
   follow("busy", () => {
     for (const button of buttons) {
-      button.disabled = model.get("busy") !== "";
+      button.disabled = ended() || model.get("busy") !== "";
       button.textContent = button.textContent.replace(/ …$/, "");
       if (button.textContent === model.get("busy")) button.textContent += " …";
     }
@@ -176,7 +180,11 @@ function render({ model, el }) {
       }),
     );
   });
-  follow("message", () => (message.textContent = model.get("message")));
+  follow("message", () => (message.textContent = ended() ? ENDED : model.get("message")));
+  listen("comm_live_update", () => {
+    for (const input of controls.querySelectorAll("input, select, button")) input.disabled ||= ended();
+    if (ended()) message.textContent = ENDED;
+  });
   return () => undo.forEach((stop) => stop());
 }
 
