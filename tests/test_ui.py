@@ -251,7 +251,7 @@ class Node {
   replaceChildren(...nodes) { this.children = nodes; }
   setAttribute(name, value) { this.attributes[name] = value; }
   addEventListener(name, hear) { this.heard[name] = hear; }
-  get classList() { return { add: () => {}, contains: (name) => name === this.mark }; }
+  get classList() { return { add: () => {} }; }
   closest() { return this.dataset.set ? this : null; }
   focus() { document.activeElement = this; }
   getAttribute(name) { return this.attributes[name]; }
@@ -288,9 +288,13 @@ seen.push([...facts(), range.attributes["aria-valuetext"], picture.innerHTML.len
 stop();
 range.value = "0"; range.heard.input();
 seen.push(facts());
-el.mark = "jupyter-widgets-disconnected";
-range.value = "5"; range.heard.input();
-seen.push(model.get("rate"));
+const later = new Node("main");
+const ends = {};
+explorer.render({ model: { ...model, on: (name, update) => (ends[name] = update) }, el: later });
+ends.comm_live_update();
+const [knob] = later.all((n) => n.tag === "input");
+knob.value = "5"; knob.heard.input();
+seen.push([model.get("rate"), later.all((n) => n.className === "message")[0].textContent]);
 console.log(JSON.stringify(seen));
 """
 
@@ -341,7 +345,7 @@ def test_the_module_draws_a_saved_page_in_node(tmp_path):
     assert start == ["12,345", "conv1", "0", 2]
     assert moved == ["4,938", "conv2", "0.6", len(draw(0.6, "conv2").svg)]
     assert stopped == moved[:2]  # a closed view follows no more
-    assert kept == 0  # and one whose kernel has ended sets nothing
+    assert kept == [0, "The kernel that drew this has ended: run the cell again."]  # and such a one sets nothing
 
 
 def filters(layer, filter):

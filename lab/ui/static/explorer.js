@@ -137,12 +137,14 @@ function render({ model, el }) {
   const listen = (event, update) => {
     model.on(event, update);
     undo.push(() => model.off(event, update));
+  };
+  const follow = (name, update) => {
+    listen(`change:${name}`, update);
     update();
   };
-  const follow = (name, update) => listen(`change:${name}`, update);
-  const ended = () => el.classList.contains("jupyter-widgets-disconnected"); // so the widget manager marks it
+  let ended = false;
   const choose = (values) => {
-    if (ended()) return;
+    if (ended) return;
     for (const { name, values: allowed, free } of spec.controls) {
       if (name in values && (free || allowed.includes(values[name]))) model.set(name, values[name]);
     }
@@ -163,7 +165,7 @@ function render({ model, el }) {
   });
   follow("busy", () => {
     for (const button of buttons) {
-      button.disabled = ended() || model.get("busy") !== "";
+      button.disabled = model.get("busy") !== "";
       button.textContent = button.textContent.replace(/ …$/, "");
       if (button.textContent === model.get("busy")) button.textContent += " …";
     }
@@ -180,10 +182,12 @@ function render({ model, el }) {
       }),
     );
   });
-  follow("message", () => (message.textContent = ended() ? ENDED : model.get("message")));
+  follow("message", () => (message.textContent = model.get("message")));
   listen("comm_live_update", () => {
-    for (const input of controls.querySelectorAll("input, select, button")) input.disabled ||= ended();
-    if (ended()) message.textContent = ENDED;
+    // the widget manager has cut the line to the kernel: nothing will answer, so nothing may be moved
+    ended = true;
+    for (const input of controls.querySelectorAll("input, select, button")) input.disabled = true;
+    message.textContent = ENDED;
   });
   return () => undo.forEach((stop) => stop());
 }
