@@ -22,28 +22,26 @@ def test_every_place_is_named():
     assert set(lab.__all__) == {"RECIPES", "load", *lab._PLACES}
 
 
-def test_all_that_the_readme_names_is_there_after_import_lab():
-    views = [f"lab.{package}.view" for package, _ in lab._RECIPES.values()]
-    named = re.findall(r"\blab(?:\.[A-Za-z_]\w*)+", (ROOT / "README.md").read_text())
-    assert "lab.hybridsd.view.splitting" in named
-    answered("for path in {}: attrgetter(path[4:])(lab)", [*views, *dict.fromkeys(named)])
-
-
-def test_a_methods_room_draws_nothing_before_it_is_asked_to():
-    code = """
-rooms = [getattr(lab, package) for package in {}]
+FRESH = """
+import sys
+from operator import attrgetter
+import lab
+rooms = [getattr(lab, package) for package in {rooms}]
 assert not {{"plotly", "anywidget", "lab.ui"}} & set(sys.modules)
 for room in rooms:
     assert "view" in dir(room) and room.__name__ + ".view" not in sys.modules
     assert room.view is sys.modules[room.__name__ + ".view"]
+for path in {paths}:
+    attrgetter(path.removeprefix("lab."))(lab)
 """
-    answered(code, [package for package, _ in lab._RECIPES.values()])
 
 
-def answered(code, names):
-    """Run code in a process that has imported the lab and nothing of it."""
-    start = "import sys\nfrom operator import attrgetter\nimport lab\n"
-    done = subprocess.run([sys.executable, "-c", start + code.format(names)], cwd=ROOT, capture_output=True, text=True)
+def test_views_and_all_that_the_readme_names_are_there_after_import_lab():
+    rooms = [package for package, _ in lab._RECIPES.values()]
+    paths = re.findall(r"\blab(?:\.[A-Za-z_]\w*)+", (ROOT / "README.md").read_text())
+    assert "lab.hybridsd.view.splitting" in paths
+    code = FRESH.format(rooms=rooms, paths=[*dict.fromkeys(paths)])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
