@@ -37,17 +37,13 @@ def numbers(outcome: SparseByteNNOutcome, s: float) -> dict[str, tuple[float, fl
     return found
 
 
-def measured(outcome: SparseByteNNOutcome) -> dict[str, list[tuple[float, float]]]:
-    """What the run measured of its own network, dense and pruned: its score, and the engine's time where it has one.
-
-    Under 'name (unit)' stand (share of blocks removed, value), twice.
-    """
+def measured(outcome: SparseByteNNOutcome) -> dict[str, str]:
+    """The score that the run measured of its own network, dense and at the sparsity that it reached."""
     removed, found = outcome.report["sparsity"], {}
     for row in outcome.report.rows:
-        own = row.kind != "exact" and row.name not in ("sparsity", "retained magnitude")
-        if own and row.before is not None and row.after is not None:
-            name = f"{row.name} ({row.unit})" if row.unit else row.name
-            found[name] = [((removed.before or 0) / 100, row.before), ((removed.after or 0) / 100, row.after)]
+        if row.kind == "learned" and row.name not in ("sparsity", "retained magnitude"):
+            dense, pruned = (f"{row.shown(value)} {row.unit}".rstrip() for value in (row.before, row.after))
+            found[row.name] = f"{dense} dense, {pruned} with {removed.shown(removed.after)} % removed"
     return found
 
 
@@ -80,7 +76,6 @@ def explore(outcome: SparseByteNNOutcome) -> Explorer:
             _blocks(pattern(outcome, layer, sparsity), "blocks kept, rows rearranged"),
             _curves(remembered(layer), layer, sparsity),
             _by_layer(shown, layers.index(layer)),
-            *_measured(outcome, sparsity),
         ]
         came, found = shown[layer]
         mask = pattern(outcome, layer, sparsity)
@@ -89,6 +84,7 @@ def explore(outcome: SparseByteNNOutcome) -> Explorer:
             "shown": _part(mask),
             "magnitude retained as it came": f"{100 * came:.1f} %",
             "rearranged": f"{100 * found:.1f} %",
+            **measured(outcome),
         }
         return Frame("".join(pictures), facts)
 
@@ -129,13 +125,6 @@ def _by_layer(shown: dict[str, tuple[float, float]], at: int) -> str:
     series = [svg.Series(name, [(i, 100 * pair[k]) for i, pair in enumerate(shown.values())], joined=False)
               for k, name in enumerate(names)]  # fmt: skip
     return svg.lines(series, "layer", "magnitude retained (%)", title="all layers", at=at)
-
-
-def _measured(outcome: SparseByteNNOutcome, sparsity: float) -> list[str]:
-    return [
-        svg.lines([svg.Series("this network", points, joined=False)], "share of blocks removed", name, at=sparsity)
-        for name, points in measured(outcome).items()
-    ]
 
 
 # -- the engine --------------------------------------------------------------------------------------------------------
