@@ -1,9 +1,9 @@
-"""What pyproject.toml cannot say: the C kernels, and the folders that travel inside the wheel."""
+"""What pyproject.toml cannot say: the C kernels, folders inside the wheel, the data files of an editable install."""
 
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
 TRAVELS = ("notebooks", "data", "benchmarks")  # each becomes lab/<folder> in the wheel
@@ -22,7 +22,14 @@ class BuildWithFolders(build_py):
                 copytree(folder, Path(self.build_lib) / "lab" / folder, ignore=skip, dirs_exist_ok=True)
 
 
+class WithData(Distribution):
+    """An editable install asks for the data files by this name: JupyterLab's extension is among them."""
+
+    has_data = Distribution.has_data_files
+
+
 setup(
+    distclass=WithData,
     cffi_modules=["ckernels/build.py:ffi"],
     cmdclass={"build_py": BuildWithFolders},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # cffi builds for the stable interface: one wheel for all

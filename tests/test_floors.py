@@ -14,7 +14,7 @@ PACKAGE = REPOSITORY / "lab"
 ROOMS = {"core", "ui", "lens"}  # every other folder is a method
 DRAWING = {"plotly", "ipywidgets", "anywidget", "traitlets", "IPython", "matplotlib"}
 NOT_A_NAME = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc"}
-BY_NAME = {"lab", "lab.ui", "lab.core.parallel"}  # who imports modules by name: recipes at first use, views, clusters
+BY_NAME = {"lab", "lab.core.rooms", "lab.ui", "lab.core.parallel"}  # who imports by name: at first use, clusters
 LONGEST = 400
 
 

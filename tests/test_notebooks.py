@@ -49,7 +49,13 @@ def cell_faults(cell) -> list[str]:
         found.append("its stored output is an error")
     if body and isinstance(body[-1], ast.Expr) and not cell.outputs and not tags(cell) & EXEMPT:
         found.append("ends in an expression, but no output is stored: nbval would compare nothing")
+    if not tags(cell) & EXEMPT and any("<!--lab picture-->" in shown(output) for output in cell.outputs):
+        found.append("compares a drawn picture, whose pixels differ by machine: print its facts, or tag it")
     return found
+
+
+def shown(output) -> str:
+    return output.get("data", {}).get("text/html", "")
 
 
 def tags(cell) -> set[str]:
@@ -120,6 +126,10 @@ def uses_magic(notebook):
     notebook.cells[1].source = "%matplotlib inline"
 
 
+def compares_a_picture(notebook):
+    notebook.cells[2].outputs[0].data["text/html"] = "<!--lab picture--><img><!--end-->"
+
+
 def keeps_widgets(notebook):
     notebook.metadata.widgets = {}
 
@@ -135,6 +145,7 @@ FAULTS = {
     defines: "defines a function",
     imports_more: "imports numpy",
     uses_magic: "not plain Python",
+    compares_a_picture: "compares a drawn picture",
     keeps_widgets: "widget state",
     exempts_most: "2 of 3 cells are exempt",
 }

@@ -152,7 +152,10 @@ def test_the_wheel_holds_everything_and_nothing_else(wheel):
         tracked = {f"lab/{path.relative_to(ROOT).as_posix()}" for path in sources if not ignored(path)}
         assert tracked == {name for name in held if name.startswith(f"lab/{folder}/")}
     assert {"lab/notebooks/00_tour.ipynb", "lab/__main__.py", "lab/py.typed", "lab/ui/static/explorer.js"} <= set(held)
-    assert {name.split("/")[0] for name in held} == {"lab", f"lab-{lab.__version__}.dist-info"}
+    parts = {"lab", *(f"lab-{lab.__version__}.{part}" for part in ("dist-info", "data"))}
+    assert {name.split("/")[0] for name in held} == parts
+    extension = f"lab-{lab.__version__}.data/data/share/jupyter/labextensions/lab-pictures/"
+    assert {name.removeprefix(extension) for name in held if ".data/" in name} == {"package.json", "static/pictures.js"}
     assert not [name for name in held if name.endswith((".pyc", "_kernels.c"))]
 
 

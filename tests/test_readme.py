@@ -31,9 +31,15 @@ def test_every_recipe_that_works_is_in_the_table():
     assert working == [recipe.__name__ for recipe in lab.RECIPES]
 
 
-def test_every_name_of_the_lab_exists():
+def test_what_is_asked_of_an_outcome_it_has():
     import lab
 
+    rooms = {recipe: getattr(lab, room) for recipe, (room, _) in lab._RECIPES.items()}
+    asked = {}
     for block in blocks():
-        for name in re.findall(r"\blab\.(\w+)", block):
-            assert hasattr(lab, name), name
+        for recipe in re.findall(r"outcome = lab\.(\w+)", block):
+            asked.setdefault(recipe, []).extend(re.findall(r"\boutcome\.(\w+)", block))
+    assert set(asked) == set(rooms)
+    for recipe, names in asked.items():
+        outcome = getattr(rooms[recipe], f"{recipe}Outcome")
+        assert {*names} <= {*dir(outcome), *outcome.__dataclass_fields__}, recipe

@@ -288,6 +288,13 @@ seen.push([...facts(), range.attributes["aria-valuetext"], picture.innerHTML.len
 stop();
 range.value = "0"; range.heard.input();
 seen.push(facts());
+const later = new Node("main");
+const ends = {};
+explorer.render({ model: { ...model, on: (name, update) => (ends[name] = update) }, el: later });
+ends.comm_live_update();
+const [knob] = later.all((n) => n.tag === "input");
+knob.value = "5"; knob.heard.input();
+seen.push([model.get("rate"), later.all((n) => n.className === "message")[0].textContent]);
 console.log(JSON.stringify(seen));
 """
 
@@ -334,10 +341,11 @@ def run_in_node(explorer, folder, script):
 
 
 def test_the_module_draws_a_saved_page_in_node(tmp_path):
-    start, moved, stopped = run_in_node(make(), tmp_path, DRIVER)
+    start, moved, stopped, kept = run_in_node(make(), tmp_path, DRIVER)
     assert start == ["12,345", "conv1", "0", 2]
     assert moved == ["4,938", "conv2", "0.6", len(draw(0.6, "conv2").svg)]
     assert stopped == moved[:2]  # a closed view follows no more
+    assert kept == [0, "The kernel that drew this has ended: run the cell again."]  # and such a one sets nothing
 
 
 def filters(layer, filter):

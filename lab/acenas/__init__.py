@@ -31,7 +31,10 @@ arXiv 2108.03001).
 """
 
 from ..core.architectures import Graph, Space
+from ..core.rooms import at_first_use
 from .outcome import AceNASOutcome
 from .recipe import AceNAS
 
 __all__ = ["AceNAS", "AceNASOutcome", "Graph", "Space"]
+
+__getattr__, __dir__ = at_first_use(globals(), "view")

@@ -38,6 +38,7 @@ Network Decoupling; ECCV 2020, arXiv 1906.01166).
                 protocol of Wang et al. (CVPR 2018); their measures are ours.
 """
 
+from ..core.rooms import at_first_use
 from . import attacks, detection, equations, intervention, paths, placement, skipping
 from .outcome import DecouplingOutcome
 from .recipe import Decoupling
@@ -53,3 +54,5 @@ __all__ = [
     "placement",
     "skipping",
 ]
+
+__getattr__, __dir__ = at_first_use(globals(), "view")

@@ -303,7 +303,7 @@ class _Seen:
             pixels = raster.as_picture(self.inputs[picture], self.low, self.high)
             drawn.append(raster.image(raster.uri(pixels), x, y, across, down))
             drawn.append(svg.text(x + across / 2, y + down + 13, svg.short(float(f"{means[picture]:.2g}")), "mid num"))
-        title = f"strongest of {len(means)} pictures (mean)"
+        title = f"strongest of {len(means)} pictures (mean before the gate)"
         height = top + -(-min(STRONGEST, len(means)) // 4) * (side + svg.LINE) + 4
         return svg.whole(max(4 * (side + 10), svg.text_width(title) * 1.1), height, title, title, drawn)
 

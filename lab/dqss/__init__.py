@@ -35,7 +35,10 @@
                 that. The soft-to-hard gap, Eq. (11), is always reported.
 """
 
+from ..core.rooms import at_first_use
 from .outcome import DQSSOutcome
 from .recipe import DQSS
 
 __all__ = ["DQSS", "DQSSOutcome"]
+
+__getattr__, __dir__ = at_first_use(globals(), "view")

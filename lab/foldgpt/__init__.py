@@ -30,7 +30,10 @@ arXiv 2407.00928).
                 are merged, so that they cost nothing afterwards.
 """
 
+from ..core.rooms import at_first_use
 from .outcome import FoldGPTOutcome
 from .recipe import FoldGPT
 
 __all__ = ["FoldGPT", "FoldGPTOutcome"]
+
+__getattr__, __dir__ = at_first_use(globals(), "view")

@@ -36,7 +36,10 @@ arXiv 1903.09291).
                 Each name in quotes goes into the recipe's `released`. The R(W_D) weights of L1 and L2 (1e-4) are ours.
 """
 
+from ..core.rooms import at_first_use
 from .outcome import GALOutcome
 from .recipe import GAL
 
 __all__ = ["GAL", "GALOutcome"]
+
+__getattr__, __dir__ = at_first_use(globals(), "view")

@@ -45,9 +45,12 @@ arXiv 2408.06646).
                 attention's products out and count the decoding twice.
 """
 
+from ..core.rooms import at_first_use
 from .outcome import HybridSDOutcome
 from .pipeline import Drawn, Split
 from .prompts import PromptTask, embedded, scenes
 from .recipe import HybridSD
 
 __all__ = ["Drawn", "HybridSD", "HybridSDOutcome", "PromptTask", "Split", "embedded", "scenes"]
+
+__getattr__, __dir__ = at_first_use(globals(), "view")

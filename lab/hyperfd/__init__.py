@@ -46,6 +46,7 @@ arXiv 2203.08399).
                 The embedded domains are composed scenes, their shifts synthetic: no benchmark of face detection.
 """
 
+from ..core.rooms import at_first_use
 from ..core.streams import Stream
 from . import live, serving
 from .outcome import HyperFDOutcome
@@ -53,3 +54,5 @@ from .recipe import HyperFD
 from .space import Configuration, configurations
 
 __all__ = ["Configuration", "HyperFD", "HyperFDOutcome", "Stream", "configurations", "live", "serving"]
+
+__getattr__, __dir__ = at_first_use(globals(), "view")

@@ -38,7 +38,10 @@ arXiv 2011.04212).
                 Each name in quotes goes into the recipe's `released`.
 """
 
+from ..core.rooms import at_first_use
 from .outcome import PAMSOutcome
 from .recipe import PAMS, unpack
 
 __all__ = ["PAMS", "PAMSOutcome", "unpack"]
+
+__getattr__, __dir__ = at_first_use(globals(), "view")

@@ -40,6 +40,11 @@ def numbers(outcome: PAMSOutcome, tensor: str, snapshot: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def percent(share: float) -> str:
+    """A share to a tenth of a percent; what is less, but not nothing, is not called nothing."""
+    return "under 0.05 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
 def ranges(outcome: PAMSOutcome) -> dict[str, list[tuple[int, float]]]:
     """Each tensor's (step, alpha) over the training."""
     steps, alphas = outcome.history["steps"].tolist(), outcome.history["alphas"].T.tolist()
@@ -62,7 +67,7 @@ def explore(outcome: PAMSOutcome) -> Explorer:
         ]  # fmt: skip
         facts: dict[str, Any] = {
             "alpha": float(f"{found['alpha']:.4g}"), "step of the grid": float(f"{found['step']:.3g}"),
-            "clipped": f"{100 * found['clipped']:.1f} %", "grid": "signed" if found["signed"] else "from 0",
+            "clipped": percent(found["clipped"]), "grid": "signed" if found["signed"] else "from 0",
         }  # fmt: skip
         return Frame("".join(pictures), facts)
 

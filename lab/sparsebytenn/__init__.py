@@ -26,7 +26,10 @@ Chen; 2023, arXiv 2310.19509). After the abstract; the paper's body could not be
                 A kernel removed early may grow again when its block is taken back before the pattern is frozen.
 """
 
+from ..core.rooms import at_first_use
 from .outcome import SparseByteNNOutcome
 from .recipe import SparseByteNN
 
 __all__ = ["SparseByteNN", "SparseByteNNOutcome"]
+
+__getattr__, __dir__ = at_first_use(globals(), "view")

@@ -37,6 +37,16 @@ def numbers(outcome: SparseByteNNOutcome, s: float) -> dict[str, tuple[float, fl
     return found
 
 
+def measured(outcome: SparseByteNNOutcome) -> dict[str, str]:
+    """The score that the run measured of its own network, dense and at the sparsity that it reached."""
+    removed, found = outcome.report["sparsity"], {}
+    for row in outcome.report.rows:
+        if row.kind == "learned" and row.name not in ("sparsity", "retained magnitude"):
+            dense, pruned = (f"{row.shown(value)} {row.unit}".rstrip() for value in (row.before, row.after))
+            found[row.name] = f"{dense} dense, {pruned} with {removed.shown(removed.after)} % removed"
+    return found
+
+
 def searched(outcome: SparseByteNNOutcome, layer: str) -> dict[str, list[float]]:
     """For each search, the retained share of a layer over SHARES; orders are searched at the recipe's sparsity.
 
@@ -66,7 +76,6 @@ def explore(outcome: SparseByteNNOutcome) -> Explorer:
             _blocks(pattern(outcome, layer, sparsity), "blocks kept, rows rearranged"),
             _curves(remembered(layer), layer, sparsity),
             _by_layer(shown, layers.index(layer)),
-            *_measured(sparsity),
         ]
         came, found = shown[layer]
         mask = pattern(outcome, layer, sparsity)
@@ -75,6 +84,7 @@ def explore(outcome: SparseByteNNOutcome) -> Explorer:
             "shown": _part(mask),
             "magnitude retained as it came": f"{100 * came:.1f} %",
             "rearranged": f"{100 * found:.1f} %",
+            **measured(outcome),
         }
         return Frame("".join(pictures), facts)
 
@@ -115,23 +125,6 @@ def _by_layer(shown: dict[str, tuple[float, float]], at: int) -> str:
     series = [svg.Series(name, [(i, 100 * pair[k]) for i, pair in enumerate(shown.values())], joined=False)
               for k, name in enumerate(names)]  # fmt: skip
     return svg.lines(series, "layer", "magnitude retained (%)", title="all layers", at=at)
-
-
-def _measured(sparsity: float) -> list[str]:
-    """What was measured once and kept: speed against the share removed, and accuracy lost where that was taken."""
-    found = []
-    try:
-        speed = svg.Series("MobileNet-v1, 224 x 224", speedups())
-        found.append(
-            svg.lines([speed], "share of blocks removed", "x the best dense engine", title="speed", at=sparsity)
-        )
-        lost = accuracies().groupby(["method", "sparsity"]).accuracy_drop.mean()["blocks of 4"]
-        points = [(0.0, 0.0), *((float(s), float(v)) for s, v in lost.items())]
-        series = svg.Series("digits, thin MobileNet-v1", points)
-        found.append(svg.lines([series], "share of blocks removed", "points lost", title="accuracy", at=sparsity))
-    except FileNotFoundError:  # an installation without data/
-        pass
-    return found
 
 
 # -- the engine --------------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ def lines(
 def blocks(
     parts: Iterable[tuple[str, float, float]], skips: Iterable[tuple[int, int]] = (), title: str = "", width: int = 640
 ) -> str:
-    """A network as a row of blocks (name, kept, total): outlines as high as what was, filled as high as what is kept.
+    """A network as a row of blocks (name, kept, total): the higher the more there was, filled to the share kept.
 
     A block of which nothing is kept is a dashed outline. `skips` (i, j) are arcs from block i over to block j. Long
     networks wrap; over 32 blocks are drawn narrow, with their names on hover.

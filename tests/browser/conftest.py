@@ -63,6 +63,17 @@ class Server:
         """The address of a notebook of the folder."""
         return f"{self.url}/lab/tree/{notebook}?token={self.token}&reset"
 
+    def ask(self, method: str, path: str) -> bytes:
+        """The answer of the server's REST interface."""
+        request = urllib.request.Request(f"{self.url}/api/{path}?token={self.token}", method=method)
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.read()
+
+    def end_sessions(self) -> None:
+        """Shut down every kernel."""
+        for session in json.loads(self.ask("GET", "sessions")):
+            self.ask("DELETE", f"sessions/{session['id']}")
+
 
 @dataclass
 class Watch:
@@ -127,7 +138,16 @@ def command(server: Server) -> list[str]:
         "--ServerApp.port_retries=0",
         f"--IdentityProvider.token={server.token}",
         f"--ServerApp.root_dir={server.folder}",
+        f"--LabApp.extra_labextensions_path={extensions(server.folder)}",
     ]
+
+
+def extensions(folder: Path) -> Path:
+    """The checkout's own extension of JupyterLab where the server finds it, whether or not one is installed."""
+    parent = folder.with_name(f"{folder.name}-extensions")
+    parent.mkdir()
+    (parent / "lab-pictures").symlink_to(ROOT / "labextension")
+    return parent
 
 
 def environment(own: dict[str, str]) -> dict[str, str]:

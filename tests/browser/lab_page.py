@@ -51,6 +51,13 @@ def run_all(page, timeout: float = 60) -> None:
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=timeout * 1000)
 
 
+def save(page) -> None:
+    """Save the notebook and wait until it is stored."""
+    page.click(".lm-MenuBar-itemLabel:text-is('File')")
+    with page.expect_response(lambda answer: answer.request.method == "PUT" and "/api/contents/" in answer.url):
+        page.click(".lm-Menu-itemLabel:text-is('Save Notebook')")
+
+
 def picture(page) -> str:
     """The SVG that the first explorer with a rate shows."""
     return page.locator(RATE).first.evaluate("e => e.closest('.lab-explorer').querySelector('.picture').innerHTML")

@@ -123,6 +123,49 @@ def test_reopened_without_its_widget_the_notebook_shows_the_picture(server, open
     page.screenshot(path=artefacts / "reopened.png")
 
 
+def test_saved_trusted_and_reopened_the_notebook_shows_the_picture(server, open_page, watch, artefacts):
+    cells = [nbformat.v4.new_code_cell(source) for source in (CELL, "explorer")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), server.folder / "trusted.ipynb")
+    page = open_page(server.page("trusted.ipynb"))
+    lab_page.wait_for_notebook(page)
+    lab_page.run_all(page)
+    page.wait_for_selector(lab_page.RATE)
+    lab_page.save(page)  # whoever ran all cells and saves them trusts them
+    page.context.close()
+    server.end_sessions()
+    page = open_page(server.page("trusted.ipynb"))
+    lab_page.wait_for_notebook(page)
+    page.wait_for_selector(".jp-OutputArea img", timeout=10_000)
+    output = page.locator(".jp-OutputArea-output")
+    assert output.locator("img").evaluate_all("all => all.map((img) => img.naturalWidth)") == [436, 396]
+    assert output.inner_text().startswith("Prune by magnitude\nrate 0 · view bars")
+    assert "not found" not in page.locator(".jp-Notebook").inner_text()
+    page.screenshot(path=artefacts / "reopened_trusted.png")
+    assert [error for error in watch.errors if "model not found" not in error] == []
+    watch.errors.clear()  # the widget manager's own word that the live view is gone
+    lab_page.run_all(page)  # and what runs again lives again
+    page.wait_for_selector(lab_page.RATE)
+
+
+def test_when_its_kernel_has_ended_the_explorer_says_so_and_stands_still(server, open_page):
+    cells = [nbformat.v4.new_code_cell(source) for source in (CELL, "explorer")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), server.folder / "restarted.ipynb")
+    page = open_page(server.page("restarted.ipynb"))
+    lab_page.wait_for_notebook(page)
+    lab_page.run_all(page)
+    page.wait_for_selector(lab_page.RATE)
+    assert page.locator(".lab-explorer .message").inner_text() == ""
+    page.click(".lm-MenuBar-itemLabel:text-is('Kernel')")
+    page.click(".lm-Menu-itemLabel:text-is('Restart Kernel…')")
+    page.click(".jp-Dialog button.jp-mod-accept")
+    page.wait_for_selector(".lab-explorer .message:text('The kernel that drew this has ended: run the cell again.')")
+    controls = page.locator(".lab-explorer").locator("input, select, button")
+    assert controls.count() == 4 and controls.evaluate_all("all => all.every((one) => one.disabled)")
+    lab_page.run_all(page)
+    page.wait_for_selector(f"{lab_page.RATE}:enabled")
+    assert page.locator(".lab-explorer .message").inner_text() == ""
+
+
 @pytest.mark.parametrize(("scheme", "light"), [("light", False), ("dark", True)])
 def test_as_a_saved_page(saved, open_page, artefacts, scheme, light):
     page = open_page(saved.as_uri(), scheme)

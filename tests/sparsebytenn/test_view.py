@@ -51,6 +51,18 @@ def test_the_explorer_moves_in_small_pieces(outcome):
             assert len(explorer.set(layer=layer, sparsity=s).frame.svg.encode()) < 10_000
 
 
+def test_the_explorer_draws_no_numbers_but_its_outcomes_own(outcome, monkeypatch):
+    def foreign(name):
+        raise AssertionError(f"{name} was measured on another network")
+
+    monkeypatch.setattr(view.store, "artefact", foreign)
+    drawn = lab.view(outcome).frame.svg
+    assert "MobileNet" not in drawn and "digits" not in drawn
+    row = outcome.report["accuracy"]
+    told = f"{row.before:.1f} % dense, {row.after:.1f} % with {outcome.report['sparsity'].after:.2f} % removed"
+    assert view.measured(outcome) == {"accuracy": told} and lab.view(outcome).frame.facts["accuracy"] == told
+
+
 def test_a_large_layer_is_shown_in_part():
     mask = torch.rand(64, 256, generator=torch.Generator().manual_seed(0)) > 0.5
     assert view._part(mask) == "16 of 64 groups, 48 of 256 inputs"

@@ -117,6 +117,7 @@ function clickable(picture, choose) {
 }
 
 let count = 0;
+const ENDED = "The kernel that drew this has ended: run the cell again.";
 
 function render({ model, el }) {
   const spec = model.get("spec");
@@ -133,12 +134,17 @@ function render({ model, el }) {
   el.append(controls, picture, facts, message);
 
   const undo = [];
+  const listen = (event, update) => {
+    model.on(event, update);
+    undo.push(() => model.off(event, update));
+  };
   const follow = (name, update) => {
-    model.on(`change:${name}`, update);
-    undo.push(() => model.off(`change:${name}`, update));
+    listen(`change:${name}`, update);
     update();
   };
+  let ended = false;
   const choose = (values) => {
+    if (ended) return;
     for (const { name, values: allowed, free } of spec.controls) {
       if (name in values && (free || allowed.includes(values[name]))) model.set(name, values[name]);
     }
@@ -177,6 +183,12 @@ function render({ model, el }) {
     );
   });
   follow("message", () => (message.textContent = model.get("message")));
+  listen("comm_live_update", () => {
+    // the widget manager has cut the line to the kernel: nothing will answer, so nothing may be moved
+    ended = true;
+    for (const input of controls.querySelectorAll("input, select, button")) input.disabled = true;
+    message.textContent = ENDED;
+  });
   return () => undo.forEach((stop) => stop());
 }
 
