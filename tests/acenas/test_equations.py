@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import rel_entr, softmax
 from sklearn.metrics import ndcg_score
 
 from lab.acenas import equations as eq
@@ -164,3 +165,72 @@ def test_best_of_top_asks_validation_first():
     scores, valid, truth = torch.tensor([3.0, 2, 1]), torch.tensor([0.1, 0.9, 1.0]), torch.tensor([0.7, 0.5, 0.9])
     assert metrics.best_of_top(scores, valid, truth, 2) == pytest.approx(0.5)
     assert metrics.rank(1, truth) == 3
+
+
+# -- by hand, term by term ---------------------------------------------------------------------------------------------
+
+
+def test_each_graph_of_a_batch_is_normalised_alone():
+    A = torch.triu(torch.ones(2, 3, 3, dtype=torch.float64), 1)
+    A[1, 0, 2] = 0
+    once = [eq.normalised(graph) for graph in A]
+    assert eq.normalised(A).dtype == torch.float64
+    assert torch.equal(eq.normalised(A), torch.stack(once)) and not torch.equal(once[0], once[1])
+
+
+def test_a_bias_is_added_before_the_relu():
+    H, b = torch.tensor([[[1.0, -2.0]]]), torch.tensor([0.5, 0.5])
+    assert eq.graph_convolution(H, torch.eye(1)[None], torch.eye(2), b).tolist() == [[[1.5, 0.0]]]
+
+
+def test_sort_pooling_looks_at_the_last_of_the_sorted_features_and_keeps_ten():
+    H = torch.tensor([[[0.0, 9.0, 1.0], [5.0, 2.0, 6.0]]])
+    pooled = eq.sort_pool(H, torch.ones(1, 2, dtype=torch.bool))
+    assert pooled.shape == (1, 30) and pooled[0, :6].tolist() == [0, 1, 9, 2, 5, 6]
+
+
+def test_relevance_is_the_share_of_the_span_and_never_over_its_scale():
+    assert eq.relevance(torch.tensor([0.4, 0.6, 0.9]), 0.2, 0.6).tolist() == pytest.approx([10, 20, 20])
+    assert eq.relevance(torch.tensor([0.75]), 0.5, 0.5, scale=8).tolist() == [2]  # no span: one unit of it
+
+
+def test_gain_discount_and_their_sum_by_hand():
+    assert eq.gain(torch.tensor([0.0, 1.0, 3.0])).tolist() == [0, 1, 7]
+    assert eq.discount(torch.tensor([1.0, 3.0])).tolist() == [1, 0.5]
+    assert float(eq.dcg(torch.tensor([3.0, 0.0, 1.0]))) == 7.5 and float(eq.dcg(torch.tensor([3.0, 0, 1]), 2)) == 7
+
+
+def test_the_change_of_a_swap_by_hand():
+    """Gains 1, 7, 0 at ranks 3, 1, 2; the ideal DCG is 7 + 1 / log2(3)."""
+    low = 1 / math.log2(3)
+    changes = eq.ndcg_change(torch.tensor([1.0, 3.0, 0.0]), torch.tensor([3.0, 1.0, 2.0]))
+    by_hand = torch.tensor([[0, 6 * 0.5, low - 0.5], [6 * 0.5, 0, 7 * (1 - low)], [low - 0.5, 7 * (1 - low), 0]])
+    torch.testing.assert_close(changes, by_hand / (7 + low))
+    tiny = eq.ndcg_change(torch.tensor([0.5, 0.0]), torch.tensor([1.0, 2.0]))  # an ideal DCG below 1
+    assert float(tiny[0, 1]) == pytest.approx(1 - low)
+    assert eq.ndcg_change(torch.zeros(2), torch.tensor([1.0, 2.0])).tolist() == [[0, 0], [0, 0]]
+
+
+def test_losses_of_other_values_than_nought_and_one():
+    assert float(eq.mse(torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0]))) == 6.5
+    assert float(eq.pretraining_loss(torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 3.0]]))) == 5
+    s, y = torch.tensor([2.0, 3.0, 1.0, -1.0]), torch.tensor([5.0, 4.0, 3.0, 4.0])
+    pairs = [math.log1p(math.exp(-(2 - 1))), math.log1p(math.exp(-(2 + 1)))]  # y: 5 > 3, 5 > 4
+    pairs += [math.log1p(math.exp(-(3 - 1))), math.log1p(math.exp(3 + 1))]  # y: 4 > 3, 4 > 4 is not
+    assert float(eq.ranknet(s, y)) == pytest.approx(sum(pairs) / 4)
+
+
+def test_pairs_diverge_as_scipy_says():
+    s, y = torch.randn(4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    known = [softmax([y[i], y[j]]) for i in range(4) for j in range(4) if i != j]
+    found = [softmax([s[i], s[j]]) for i in range(4) for j in range(4) if i != j]
+    assert float(eq.pair_divergence(s, y)) == pytest.approx(np.sum(rel_entr(known, found)) / 12)
+
+
+def test_an_allowance_is_a_count():
+    assert [eq.allowance(t, 20, 3) for t in (1, 2)] == [6, 13] and isinstance(eq.allowance(1, 20, 3), int)
+
+
+def test_ranks_and_gains_are_made_where_the_scores_are():
+    s = torch.rand(4, device="meta")
+    assert {eq.ranks(s).device.type, eq.dcg(s).device.type, eq.normalised(s.expand(4, 4)).device.type} == {"meta"}

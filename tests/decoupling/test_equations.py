@@ -148,3 +148,9 @@ def test_sparsity_counts_filters_that_are_on():
 def test_path_macs_by_hand():
     macs, on_in, on_out = torch.tensor([100.0, 10.0]), torch.tensor([[1.0, 0.5]]), torch.tensor([[0.2, 0.4]])
     assert eq.path_macs(macs, on_in, on_out).tolist() == pytest.approx([100 * 0.2 + 10 * 0.5 * 0.4])
+
+
+def test_path_macs_are_summed_over_layers_for_each_picture():
+    macs, on = torch.tensor([100.0, 10.0]), torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    assert eq.path_macs(macs, on, torch.ones(2, 2)).tolist() == [105, 60]
+    assert eq.path_macs(macs, on[None], torch.ones(1, 2, 2)).tolist() == [[105, 60]]

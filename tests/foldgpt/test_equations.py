@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from scipy import optimize
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lab.foldgpt import equations as eq
@@ -150,3 +151,34 @@ def test_tail_and_logits_vanish_for_the_teacher_itself():
 
 def test_cache_bytes_of_llama_2():
     assert eq.cache_bytes(32, 32, 128) == 524_288
+
+
+def test_the_budget_is_solved_in_units_of_the_signals_own_spread():
+    """By a root finder of scipy, for signals of another middle and another size."""
+    b = 1e-3 * torch.tensor([0.5, -1.0, 2.0, 0.1, 0.2, -0.4, 1.1], dtype=torch.float64) + 7
+    u = (b - b.median()) / (b - b.median()).abs().median()
+
+    def over(c: float) -> float:
+        return float(eq.budget(eq.gate((u - c).clamp(min=0), 0.3), 0.4))
+
+    c = optimize.brentq(over, -1e3, float(u.max()), xtol=1e-13)
+    by_scipy = eq.gate((u - c).clamp(min=0), 0.3)
+    torch.testing.assert_close(eq.within_budget(b, 0.3, 0.4), by_scipy, atol=1e-6, rtol=0)
+    assert (
+        float(by_scipy.min()) == 0 and 0.1 < float(by_scipy[by_scipy > 0].min()) < 0.9
+    )  # neither all open nor all shut
+
+
+def test_a_gate_takes_the_precision_of_what_it_scales():
+    h, out = torch.zeros(1, 1, 2, dtype=torch.bfloat16), torch.ones(1, 1, 2, dtype=torch.bfloat16)
+    assert eq.gated(h, out, torch.tensor(0.25)).dtype == torch.bfloat16
+
+
+def test_weights_without_their_gradients_are_refused():
+    with pytest.raises(ValueError, match="zip"):
+        eq.taylor([torch.ones(2)], [torch.ones(2), torch.ones(1)])
+
+
+def test_a_low_rank_has_no_more_columns_than_the_matrix():
+    B, A = eq.low_rank(torch.randn(3, 5), 5)
+    assert B.shape == (3, 3) and A.shape == (3, 5)

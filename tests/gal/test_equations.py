@@ -92,3 +92,13 @@ def test_the_data_loss_of_scaled_outputs_is_the_share_of_variance_missed():
     sigma = eq.output_scale(f_b)
     mean = f_b.mean().expand_as(f_b)
     assert eq.data_loss(f_b / sigma, mean / sigma).item() == pytest.approx(1, rel=1e-5)
+
+
+def test_a_mask_of_as_many_entries_as_pictures_scales_channels():
+    x = torch.ones(3, 3, 2, 2)
+    assert torch.equal(eq.masked(x, torch.tensor([1.0, 0.0, 2.0]))[:, :, 0, 0], torch.tensor([[1.0, 0.0, 2.0]] * 3))
+    assert torch.equal(eq.masked(x[:, :, 0, 0], torch.tensor([1.0, 0.0, 2.0])), torch.tensor([[1.0, 0.0, 2.0]] * 3))
+
+
+def test_a_small_scale_of_outputs_is_kept():
+    assert eq.output_scale(torch.tensor([[0.25, 0.75]])).item() == 0.25

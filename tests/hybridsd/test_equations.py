@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, LatentConsistencyModelPipeline
+from diffusers import DDPMScheduler, LatentConsistencyModelPipeline, LCMScheduler
 from scipy import linalg
 
 from lab.hybridsd import equations as eq
@@ -63,3 +63,66 @@ def test_the_velocity_is_diffusers():
     t = torch.tensor([3, 500, 999])
     a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     torch.testing.assert_close(eq.velocity(x, noise, a), scheduler.get_velocity(x, noise, t))
+
+
+# -- by hand, term by term ---------------------------------------------------------------------------------------------
+
+
+def test_small_numbers_are_neither_lost_in_int8_nor_in_an_error():
+    x = torch.tensor([[[[0.02, -0.015]]]])
+    q, scale = eq.int8(x)
+    assert q.tolist() == [[[[127, -95]]]] and float(scale) == pytest.approx(0.02 / 127)
+    assert eq.int8(torch.rand(3, 2, 2))[1].shape == (3, 1, 1)  # without a batch axis too
+    assert eq.relative_error(torch.tensor([0.3, 0.4]), torch.tensor([0.3, 0.0])) == pytest.approx(0.8)
+
+
+def test_the_decoder_is_paid_at_the_edge():
+    assert eq.cloud_share(2, 5, 10.0, 1.0, 7.0) == (20.0, 10.0)
+
+
+def test_features_without_their_twins_are_refused():
+    for loss in (eq.feature_loss, eq.perceptual_loss):
+        with pytest.raises(ValueError, match="zip"):
+            loss([torch.ones(1, 2, 1, 1)] * 2, [torch.ones(1, 2, 1, 1)])
+
+
+def test_significance_adds_what_means_and_deviations_moved():
+    before = torch.tensor([[1.0, 2.0], [3.0, 2.0]]).view(2, 1, 1, 2)
+    after = torch.tensor([[4.0, 2.0], [6.0, 10.0]]).view(2, 1, 1, 2)  # means move by (3, 4), deviations by (0, √32)
+    assert eq.significance(before, after) == pytest.approx(5 + 32**0.5)
+
+
+def test_boundary_scalings_by_hand_and_those_of_the_pipeline():
+    skip, out = eq.boundary_scalings(torch.tensor([0.0, 0.1]))
+    assert skip.tolist() == pytest.approx([1, 0.25 / 1.25]) and out.tolist() == pytest.approx([0, 1 / 1.25**0.5])
+    scheduler = LCMScheduler()
+    theirs = scheduler.get_scalings_for_boundary_condition_discrete(torch.tensor(3.0))
+    torch.testing.assert_close(eq.boundary_scalings(torch.tensor(3.0)), theirs)
+
+
+def test_a_step_of_ddim_and_its_losses_by_hand():
+    a = torch.tensor(0.64)
+    assert float(eq.ddim_step(torch.tensor(2.0), torch.tensor(5.0), a)) == pytest.approx(0.8 * 2 + 0.6 * 5)
+    x, y = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 0.0])
+    assert float(eq.pseudo_huber(x, y, 4.0)) == pytest.approx(0.5)
+    assert float(eq.pseudo_huber(x, y)) == pytest.approx((3 - 0.001 + 0) / 2, rel=1e-5)
+    assert float(eq.latent_loss(torch.ones(2, 1, 2, 2), torch.full((2, 1, 2, 2), 3.0))) == 8
+    assert float(eq.hinge_loss(torch.tensor([0.0, 3.0]), torch.tensor([-2.0, 1.0]))) == pytest.approx((0.5 + 1) / 2)
+
+
+def test_perception_compares_directions_at_each_place():
+    fake = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 2, 3)
+    real = torch.tensor([10.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 2, 3)
+    place = (0.6 - 1) ** 2 + 0.8**2
+    assert float(eq.perceptual_loss([fake, real], [real, real])) == pytest.approx(place)
+    assert float(eq.perceptual_loss([fake, fake], [real, real])) == pytest.approx(2 * place)
+    assert float(eq.perceptual_loss([torch.cat([fake, real])], [torch.cat([real, real])])) == pytest.approx(place / 2)
+
+
+def test_the_adversary_weighs_as_much_as_perception_at_the_last_weights():
+    last = torch.tensor([1.0, 2.0], requires_grad=True)
+    perceptual, adversarial = (last * torch.tensor([3.0, 4.0])).sum(), 2 * last[0]
+    w = eq.adaptive_weight(perceptual, adversarial, last)
+    assert float(w) == pytest.approx(5 / 2.0001) and not w.requires_grad
+    assert float(eq.adaptive_weight(perceptual, 0 * last.sum(), last)) == 1e4  # 5e4, but for the limit
+    assert float(eq.adaptive_weight(perceptual, adversarial, last)) == pytest.approx(5 / 2.0001)  # the graph is kept

@@ -3,8 +3,10 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch.nn import functional as F
 
 from lab.hyperfd import equations as eq
@@ -109,3 +111,85 @@ def test_what_is_uploaded_is_clipped_and_blurred():
 
 def test_regret_is_to_the_best_that_was_chosen():
     assert float(eq.regret(torch.tensor([1.0, 5.0, 3.0]), [0, 2])) == 2
+
+
+# -- by hand, term by term ---------------------------------------------------------------------------------------------
+
+
+def test_a_meta_vector_of_one_picture_has_no_spread_and_the_means_are_of_length_one():
+    z = torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]]])
+    assert torch.allclose(eq.meta_vector(z)[0], torch.tensor([0.6, 0.8, 0, 0]), atol=1e-4)
+    assert torch.allclose(eq.meta_vector(z, spread=False), torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
+    assert eq.meta_vector(torch.randn(2, 3, 10, 4)).norm(dim=-1).flatten().tolist() == pytest.approx([1] * 6)
+    batched = torch.randn(2, 3, 4, 5)
+    assert torch.equal(eq.meta_vector(batched)[1, 2], eq.meta_vector(batched[1, 2]))
+    assert torch.equal(eq.meta_vector(batched, spread=False)[1, 2], eq.meta_vector(batched[1, 2], spread=False))
+
+
+def test_what_is_counted_of_two_pictures_is_what_numpy_counts():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, size=(2, 4, 16, 16)).astype(np.float32)
+    x[:, 3] = -1
+    x[0, 3, 2:6, 3:9] = 1  # a box of 4 x 6: side 4 * 24 / 20 = 4.8
+    x[0, 3, 10:14, 1:4] = 0.5  # a second, half sure
+    rows = []
+    for picture in x.astype(np.float64):
+        box, grey = (picture[3] + 1) / 2, picture[:3].mean(0)
+        rim = np.abs(np.diff(box, axis=0)).sum() + np.abs(np.diff(box, axis=1)).sum()
+        side = max(4 * box.sum() / max(rim, 1), 1)
+        bend = -ndimage.laplace(grey)[1:-1, 1:-1]
+        colour = np.abs(picture[:3] - grey).mean()
+        rows.append([np.log2(side / 16), np.log2(box.sum() / side**2 + 0.5), grey.mean(), grey.std(ddof=1),
+                     np.log2(np.abs(bend).mean() + 0.01), colour])  # fmt: skip
+    expected = (np.array(rows) - eq.USUAL) / eq.SPREAD
+    assert np.allclose(eq.counted(torch.from_numpy(x)).numpy(), expected, atol=1e-4)
+    assert expected[1, 0] == pytest.approx((-4 + 2.5) / 0.7)  # no face: a side of one pixel
+
+
+def test_equal_results_but_for_their_unit():
+    assert eq.relevance(torch.tensor([3.0, 3.0]), scale=2.0).tolist() == [0, 0]
+
+
+def test_lists_are_ranked_each_for_itself():
+    s, r = torch.randn(3, 5), torch.tensor([[5.0, 0, 3, 3, 1], [0.0, 0, 0.1, 0, 0], [1, 2, 3, 4, 5]])
+    losses = eq.ranking_loss(s, r)
+    slow = [slow_ranking_loss(one.tolist(), other.tolist()) for one, other in zip(s, r, strict=True)]
+    assert losses.tolist() == pytest.approx(slow, rel=1e-4)
+    assert torch.allclose(eq.ranking_loss(s.double()[None], r.double()[None])[0], losses.double(), rtol=1e-4)
+
+
+def test_a_triplet_has_a_margin_of_three_tenths():
+    a, p, n = torch.tensor([1.0, 1.0]), torch.tensor([1.0, 1.1]), torch.tensor([[1.0, 1.2], [1.0, 9.0], [1.2, 1.0]])
+    assert float(eq.triplet_loss(a, p, n)) == pytest.approx((0.2 + 0 + 0.2) / 3, abs=1e-6)
+    lone = eq.triplet_loss(a, p, n[:1])
+    assert float(lone) == pytest.approx(0.2, abs=1e-6)
+
+
+def test_the_penalty_has_a_strength_of_a_tenth_and_wants_all_weights():
+    one = [torch.tensor([2.0])]
+    assert float(eq.synaptic_penalty(one, [torch.tensor([4.0])], [torch.tensor([1.0])])) == pytest.approx(0.1 * 2 * 9)
+    with pytest.raises(ValueError, match="zip"):
+        eq.synaptic_penalty(one, one * 2, one * 2)
+
+
+def test_a_ridge_of_a_hundredth_a_subset_holds_the_map_back():
+    """One number a vector: D = Σ old (new - old) / (Σ old² + ridge k)."""
+    old, new = torch.tensor([[1.0], [2.0]], dtype=torch.float64), torch.tensor([[2.0], [4.0]], dtype=torch.float64)
+    assert float(eq.transformation(old, new)) == pytest.approx(5 / 5.02)
+    assert float(eq.transformation(old, new, ridge=1.0)) == pytest.approx(5 / 7)
+
+
+def test_stored_vectors_of_several_tasks_are_moved_each_for_itself():
+    v, D = torch.randn(3, 2, 4), 0.1 * torch.randn(4, 4)
+    moved = eq.transformed(v, D)
+    by_hand = v[2, 1] + v[2, 1] @ D
+    assert torch.allclose(moved[2, 1], by_hand / by_hand.norm(), atol=1e-6)
+    new = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    turned = torch.tensor([[0.6, 0.8], [0.0, 1.0]])
+    assert float(eq.transformation_error(turned, new, torch.zeros(2, 2))) == pytest.approx(0.4 / 2)
+
+
+def test_noise_is_in_units_of_the_clip_and_vectors_are_clipped_each_for_itself():
+    v, draw = torch.tensor([[[3.0, 4.0], [0.3, 0.4]], [[0.0, 0.0], [6.0, 8.0]]]), torch.full((2, 2, 2), 2.0)
+    kept = torch.tensor([[[0.3, 0.4], [0.3, 0.4]], [[0.0, 0.0], [0.3, 0.4]]])
+    assert torch.allclose(eq.private(v, 0.5, 0.1, draw), kept + 0.1)

@@ -157,3 +157,148 @@ def test_distillation_is_the_divergence_from_the_dense_answer(shape):
     expected = 9 * F.kl_div(F.log_softmax(p, 1), F.softmax(q, 1), reduction="batchmean")
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     assert eq.distillation(z, z, 2.0).item() == pytest.approx(0, abs=1e-6)
+
+
+# -- the searches beside plain loops -----------------------------------------------------------------------------------
+
+
+def kept_blocks(values: list[float], s: float) -> list[float]:
+    return sorted(values, reverse=True)[: max(1, len(values) - round(s * len(values)))]
+
+
+def plain_blocks(S: torch.Tensor, order: list[int], G: int) -> list[list[float]]:
+    rows = S.tolist()
+    return [[sum(rows[r][c] for r in order[g : g + G]) for c in range(S.shape[1])] for g in range(0, len(order), G)]
+
+
+def plain_kept(producers: list, order: list[int], G: int, s: list[float]) -> float:
+    return sum(sum(kept_blocks(sum(plain_blocks(S, order, G), []), x)) for S, x in zip(producers, s, strict=True))
+
+
+def plain_thresholds(producers: list, order: list[int], G: int, s: list[float]) -> list[float]:
+    least = [min(kept_blocks(sum(plain_blocks(S, order, G), []), share)) for S, share in zip(producers, s, strict=True)]
+    return [t for t, S in zip(least, producers, strict=True) for _ in range(S.shape[1])]
+
+
+def plain_greedy(producers: list, start: list[int], G: int, s: list[float]) -> list[int]:
+    """Eq. (9) as it is written: free rows in a set, one group filled after another."""
+    S, t = torch.cat(producers, 1).tolist(), plain_thresholds(producers, start, G, s)
+    free, order = set(range(len(S))), []
+    while free:
+        j = len(order) % G + 1
+        a = [sum(S[r][i] for r in order[len(order) - j + 1 :]) for i in range(len(t))]
+
+        def gain(r: int, a: list = a, j: int = j) -> float:
+            return sum(S[r]) if j == 1 else sum(max(x + y - z * j / G, 0) for x, y, z in zip(a, S[r], t, strict=True))
+
+        pick = max(sorted(free), key=gain)
+        order.append(pick)
+        free.remove(pick)
+    return order
+
+
+def plain_swap(S: torch.Tensor, order: list[int], t: list[float], G: int, groups: list[int], place: int) -> list[int]:
+    """One round of Eq. (10): the best of all exchanges of row `place`, if it is one that rises."""
+    rows, order, half = S.tolist(), list(order), len(groups) // 2
+
+    def worth(members: list[int]) -> float:
+        return sum(max(sum(rows[r][c] for r in members) - t[c], 0) for c in range(len(t)))
+
+    for first, second in zip(groups[:half], groups[half : 2 * half], strict=True):
+        best, before = None, worth(order[first * G : first * G + G]) + worth(order[second * G : second * G + G])
+        for k in range(G):
+            tried = list(order)
+            i, j = first * G + place, second * G + k
+            tried[i], tried[j] = tried[j], tried[i]
+            after = worth(tried[first * G : first * G + G]) + worth(tried[second * G : second * G + G])
+            if best is None or after > best[0]:
+                best = after, tried
+        if best[0] > before * (1 + 1e-6):
+            order = best[1]
+    return order
+
+
+CLASS = [matrix("clusters", 19, 30, seed=3).double(), 0.3 * matrix("scales", 19, 20, seed=4).double()]
+SHARES = [0.5, 0.3]
+
+
+@pytest.mark.parametrize("G", [1, 4, 8])
+def test_what_a_class_keeps_and_its_thresholds_are_those_of_the_loop(G):
+    order = torch.randperm(19, generator=torch.Generator().manual_seed(0))
+    expected = plain_kept(CLASS, order.tolist(), G, SHARES)
+    assert eq.objective(CLASS, order, G, SHARES) == pytest.approx(expected, rel=1e-12)
+    t = eq._thresholds(CLASS, order, G, SHARES)
+    assert t.tolist() == pytest.approx(plain_thresholds(CLASS, order.tolist(), G, SHARES), rel=1e-12)
+
+
+def test_rows_are_sorted_by_their_sum_over_all_producers_where_that_keeps_more():
+    strong = torch.stack([S.sum(1) for S in CLASS]).sum(0)
+    assert torch.equal(eq.sort(CLASS, 4, SHARES), strong.argsort(descending=True))
+    S = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 5.0], [0.0, 4.0], [9.0, 0.0], [9.0, 0.0]])
+    assert eq.sort([S], 2, [0.5]).tolist() == [0, 1, 2, 3, 4, 5]  # sorted rows would mix the two columns
+
+
+@pytest.mark.parametrize("G", [2, 4])
+def test_greedy_is_that_of_the_loop(G):
+    producers = [matrix("clusters", 48, 30, seed=3).double(), 0.3 * matrix("clusters", 48, 40, seed=5).double()]
+    start = eq.sort(producers, G, SHARES)
+    order = plain_greedy(producers, start.tolist(), G, SHARES)
+    assert plain_kept(producers, order, G, SHARES) > plain_kept(producers, start.tolist(), G, SHARES)
+    assert eq.greedy(producers, G, SHARES).tolist() == order
+
+
+@pytest.mark.parametrize("scale", [0.1, 10])
+def test_a_round_of_swaps_is_that_of_the_loop(scale):
+    S, draw = scale * torch.cat(CLASS, 1), torch.Generator().manual_seed(1)
+    order = torch.randperm(19, generator=draw)
+    for turn in range(12):
+        before, t = order.tolist(), eq._thresholds([S], order, 3, [0.4])
+        groups = torch.randperm(6 - turn % 2, generator=draw)  # also an odd number of groups; row 18 is in none
+        eq._swap_once(S, order, t, 3, groups, turn % 3)
+        assert order.tolist() == plain_swap(S, before, t.tolist(), 3, groups.tolist(), turn % 3)
+    assert order[18] == before[18]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_equal_rows_keep_their_places(value):
+    order = torch.arange(8)
+    eq._swap_once(torch.full((8, 3), value), order, torch.zeros(3), 4, torch.tensor([0, 1]), 2)
+    assert order.tolist() == list(range(8))
+
+
+@pytest.mark.parametrize(("rows", "G"), [(19, 3), (8, 4)])
+def test_swaps_are_rounds_with_a_new_threshold_every_tenth(rows, G):
+    producers = [S[:rows] for S in CLASS]
+    order = greedy = eq.greedy(producers, G, SHARES).tolist()
+    S, draw, seen = torch.cat(producers, 1), torch.Generator().manual_seed(5), [greedy]
+    for turn in range(25):
+        if turn % 10 == 0:
+            t = plain_thresholds(producers, order, G, SHARES)
+            seen.append(order)
+        groups = torch.randperm(rows // G, generator=draw).tolist()
+        order = plain_swap(S, order, t, G, groups, int(torch.randint(G, (), generator=draw)))
+    best = max([*seen, order], key=lambda o: plain_kept(producers, o, G, SHARES))
+    assert groups_of(best, G) != groups_of(greedy, G)
+    assert groups_of(eq.swaps(producers, G, SHARES, rounds=25, seed=5).tolist(), G) == groups_of(best, G)
+
+
+def groups_of(order: list[int], G: int) -> set[frozenset]:
+    """Which rows stand together: their order within a group says nothing."""
+    return {frozenset(order[g : g + G]) for g in range(0, len(order), G)}
+
+
+def test_swaps_are_drawn_from_seed_nought():
+    S = [matrix("gauss", 64, 24)]
+    found = eq.swaps(S, 4, [0.5])
+    assert torch.equal(found, eq.swaps(S, 4, [0.5], rounds=200, seed=0))
+    assert not torch.equal(found, eq.swaps(S, 4, [0.5], rounds=200, seed=1))
+
+
+def test_kernels_of_one_axis_are_summed_too():
+    w = torch.tensor([[[1.0, -3.0], [2.0, 2.0]]])  # (1, 2, 2): a convolution over time
+    assert eq.saliency(w).tolist() == [[1, 1]]
+
+
+def test_the_share_of_a_weak_layer_is_a_share():
+    S = torch.tensor([[0.03, 0.01], [0.02, 0.02]])
+    assert eq.retained(S, 1, 0.5) == pytest.approx(5 / 8)
