@@ -1,11 +1,12 @@
 # make lab    opens JupyterLab on the tour            (LAB_PORT=8899, LAB_NO_BROWSER=1)
 # make test   proves that everything works
 # make check  its fast part, for daily work
+# make mutants  breaks each line of the equations and names what no test notices  (M=gal, FILE=recipe)
 # make tour   runs the tour without a browser and writes tour.html
 # make kernels-arm  compiles SparseByteNN's engine for 64-bit ARM: a static library and its headers in build/arm
 # make kernels-wasm  compiles it for browsers, into the package: needs clang-19 and lld-19
 # make clean  removes what the others made
-.PHONY: lab test check tour setup clean kernels-arm kernels-wasm
+.PHONY: lab test check mutants tour setup clean kernels-arm kernels-wasm
 
 export OMP_NUM_THREADS ?= 1
 export JUPYTER_PREFER_ENV_PATH = 1
@@ -30,6 +31,10 @@ check: setup
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -m pytest -n 2 --dist loadscope -m "not slow" tests
+
+mutants: setup
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[mutants]' --no-build-isolation
+	$(PY) tests/mutants.py "$(M)" $(FILE)
 
 tour: setup
 	$(PY) -m nbconvert --to html --execute --ExecutePreprocessor.store_widget_state=False \
@@ -57,6 +62,6 @@ setup:
 	@.ci/setup
 
 clean:
-	rm -rf .venv build dist artefacts runs tour.html *.egg-info lab/core/_kernels.*
+	rm -rf .venv mutants build dist artefacts runs tour.html *.egg-info lab/core/_kernels.*
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -162,21 +162,19 @@ def test_distillation_is_the_divergence_from_the_dense_answer(shape):
 # -- the searches beside plain loops -----------------------------------------------------------------------------------
 
 
-def kept_blocks(values: list[float], s: float) -> list[float]:
-    return sorted(values, reverse=True)[: max(1, len(values) - round(s * len(values)))]
-
-
-def plain_blocks(S: torch.Tensor, order: list[int], G: int) -> list[list[float]]:
-    rows = S.tolist()
-    return [[sum(rows[r][c] for r in order[g : g + G]) for c in range(S.shape[1])] for g in range(0, len(order), G)]
+def plain_blocks(S: torch.Tensor, order: list[int], G: int, s: float) -> list[float]:
+    """The scores of the blocks that stay, largest first."""
+    rows, firsts = S.tolist(), range(0, len(order), G)
+    scores = [sum(rows[r][c] for r in order[g : g + G]) for g in firsts for c in range(S.shape[1])]
+    return sorted(scores, reverse=True)[: max(1, len(scores) - round(s * len(scores)))]
 
 
 def plain_kept(producers: list, order: list[int], G: int, s: list[float]) -> float:
-    return sum(sum(kept_blocks(sum(plain_blocks(S, order, G), []), x)) for S, x in zip(producers, s, strict=True))
+    return sum(sum(plain_blocks(S, order, G, share)) for S, share in zip(producers, s, strict=True))
 
 
 def plain_thresholds(producers: list, order: list[int], G: int, s: list[float]) -> list[float]:
-    least = [min(kept_blocks(sum(plain_blocks(S, order, G), []), share)) for S, share in zip(producers, s, strict=True)]
+    least = [plain_blocks(S, order, G, share)[-1] for S, share in zip(producers, s, strict=True)]
     return [t for t, S in zip(least, producers, strict=True) for _ in range(S.shape[1])]
 
 
