@@ -140,7 +140,8 @@ def demand_batches(task: Task) -> None:
 def _leaves_one(batches: Any) -> bool:
     if isinstance(batches, (list, tuple)):
         return any(len(inputs(batch)) == 1 for batch in batches)
-    size, sampler = getattr(batches, "batch_size", None), getattr(batches, "sampler", None)
+    size = getattr(batches, "batch_size", None)
+    sampler: Any = getattr(batches, "sampler", None)
     if not isinstance(size, int) or getattr(batches, "drop_last", True) or not hasattr(sampler, "__len__"):
         return False
     return len(sampler) % size == 1 % size
