@@ -46,7 +46,7 @@ def asked(node: fx.Node) -> dict[str, Any]:
 def two(value: Any) -> tuple[Any, Any]:
     """A setting of both axes of a picture: one number, alone or in a list, stands for both."""
     numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return numbers * 2 if len(numbers) == 1 else numbers  # type: ignore[return-value]
+    return numbers * 2 if len(numbers) == 1 else numbers
 
 
 def _bound(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any] | None:

@@ -205,7 +205,7 @@ def only_clamp(node: fx.Node) -> fx.Node | None:
 
 def is_positive(node: fx.Node) -> bool:
     """Whether a node is known to give nothing negative."""
-    todo, seen = [node], set()  # type: ignore[var-annotated]
+    todo, seen = [node], set()
     while todo:
         present = todo.pop()
         if present in seen:
