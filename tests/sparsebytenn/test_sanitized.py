@@ -104,7 +104,7 @@ def test_damaged_files_are_refused_or_run_in_bounds(sanitized, files):
     program, rounds = sanitized("fuzz"), 3_000
     found = [fuzz(program, file, rounds) for file in files]
     ran, refused = sum(ran for ran, _ in found), sum(refused for _, refused in found)
-    assert ran > 0.1 * rounds * len(files)
+    assert ran > 0.05 * rounds * len(files)
     assert set(np.flatnonzero(refused) + 1) >= set(packed.WRONG) - {2, 3}  # magic and version are tested below
 
 
