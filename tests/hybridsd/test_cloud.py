@@ -178,7 +178,7 @@ def test_rubbish_and_slowness_are_told_apart(delay, answer, words):
     server.delay, server.answer = delay, answer
     threading.Thread(target=server.handle_request, daemon=True).start()
     here, _ = both()
-    client = cloud.Client(f"http://127.0.0.1:{server.server_port}", seconds=0.5)
+    client = cloud.Client(f"http://127.0.0.1:{server.server_port}", seconds=0.5 if delay else 30.0)
     with pytest.warns(UserWarning, match=words):
         found = edge_of(here, client).draw(PROMPT, steps=[2, 2], guidance=4.0, seed=5)
     server.server_close()
