@@ -399,7 +399,7 @@ def test_what_cannot_run_is_told_in_one_line():
         lab.HyperFD(trials=3)
     with pytest.raises(ValueError, match="settings could not be read"):
         lab.HyperFD.paper("faces")
-    bad = Stream(names="ab", choices=[(1,), (2,)], data=lambda name: torch.randn(8, 2), train=lambda item: None)
+    bad = Stream(names="ab", choices=[(1,), (2,)], data=lambda name: torch.randn(32, 2), train=lambda item: None)
     with pytest.raises(ValueError, match="train gave None: give a number"):
         lab.HyperFD(K=1, trials=2, steps=1).run(bad, progress=False)
 
