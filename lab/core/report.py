@@ -42,14 +42,16 @@ class Attempts:
         self.notes += [note] if note else []
         return value
 
-    def pair(self, label: str, function: Callable[..., Value], before: object, after: object, *args: object) -> list:
+    def pair(
+        self, label: str, function: Callable[..., Value], before: object, after: object, *args: object
+    ) -> tuple[Value | None, Value | None]:
         """`function(net, *args)` of the network before and of the one after, None for one that fails."""
-        return [self(label, function, net, *args) for net in (before, after)]
+        return self(label, function, before, *args), self(label, function, after, *args)
 
-    def times(self, before: Any, after: Any, example: Any) -> list[float | None]:
+    def times(self, before: Any, after: Any, example: Any) -> tuple[float | None, float | None]:
         """The median latencies of both networks in ms, measured in turns."""
         timed = self("latency", cost.latencies, {"before": before, "after": after}, example)
-        return [None, None] if timed is None else [timed["before"].median, timed["after"].median]
+        return (None, None) if timed is None else (timed["before"].median, timed["after"].median)
 
 
 @dataclass(frozen=True)

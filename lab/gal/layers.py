@@ -69,12 +69,12 @@ class Fista:
 
         ValueError in one line where a mask holds none.
         """
-        unread = sum(m.grad is None for m in self.masks)
-        if unread:
+        gradients = [m.grad for m in self.masks if m.grad is not None]
+        if unread := len(self.masks) - len(gradients):
             raise ValueError(f"{unread} of {len(self.masks)} masks have no gradient: nothing in the network reads them")
-        for index, m in enumerate(self.masks):
+        for index, (m, gradient) in enumerate(zip(self.masks, gradients, strict=True)):
             y = eq.extrapolate(self.now[index], self.previous[index], self.alpha)
-            after = eq.shrink(y - lr * m.grad, lr * lam)
+            after = eq.shrink(y - lr * gradient, lr * lam)
             self.previous[index], self.now[index] = self.now[index], after
             m.copy_(after)
         self.alpha = eq.momentum(self.alpha)

@@ -200,7 +200,8 @@ class HybridSD:
 
 def _worth(task: PromptTask, shown: dict[tuple[str, int], torch.Tensor]) -> tuple[dict, tuple[str, ...]]:
     """The quality of each way of drawing, and notes on what could not be judged: the pictures are kept all the same."""
-    worth, notes = {}, {}
+    worth: dict[str, tuple] = {}
+    notes: dict[str, None] = {}  # in order, each once
     unknown = (math.nan, (math.nan,) * len(task.parts), math.nan)
     for way, pictures in shown.items():
         found, note = attempt("quality not judged", sweep.quality, task, pictures)

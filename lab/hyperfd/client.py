@@ -167,7 +167,7 @@ class Remote:
         self._posted("upload", content)
 
     def _posted(self, ask: str, body: bytes) -> bytes:
-        options = {"query": {"ask": ask}, "body": body, "token": self.token, "seconds": self.seconds}
-        answer = service.asked("POST", self.url + PATH, **options)
+        query = {"ask": ask}
+        answer = service.asked("POST", self.url + PATH, query=query, body=body, token=self.token, seconds=self.seconds)
         self.sent, self.received = self.sent + len(body), self.received + len(answer)
         return answer

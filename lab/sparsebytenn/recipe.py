@@ -196,7 +196,7 @@ def _engine_rows(tell: Attempts, model: fx.GraphModule, example: Tensor) -> list
     files = tell("not packed", _files, model, example)
     if files is None:
         return []
-    rows = [Row("bytes", *map(len, files), "B")]
+    rows = [Row("bytes", len(files[0]), len(files[1]), "B")]
     if kernels.backend() == "c" and (times := tell("latency", _times, *files)) is not None:
         rows.append(Row("latency", *times, "ms", "timed", 2))
     return rows
@@ -208,8 +208,9 @@ def _files(model: fx.GraphModule, example: Tensor) -> tuple[bytes, bytes]:
     return packed.write(compiler.whole(network)), packed.write(network)
 
 
-def _times(dense: bytes, sparse: bytes) -> list[float]:
-    return race(Engine(dense), Engine(sparse))
+def _times(dense: bytes, sparse: bytes) -> tuple[float, float]:
+    full, thin = race(Engine(dense), Engine(sparse))
+    return full, thin
 
 
 def _macs_gone(model: fx.GraphModule, gone: dict[str, int], example: Tensor) -> int:
