@@ -142,7 +142,7 @@ class _Watch(Shapes):
     def observe(self, example: Tensor) -> "_Watch":
         """Run on the example in eval mode, but for the modules of the kind `training`."""
         self.example = example
-        with torch.inference_mode(False), torch.no_grad(), evaluating(self.module), seeded(0):  # type: ignore[arg-type]
+        with torch.inference_mode(False), torch.no_grad(), evaluating(self.module), seeded(0):
             for module in self.module.modules():
                 if isinstance(module, self.training):
                     module.train()
@@ -196,7 +196,7 @@ def _step(graph: Any, node: fx.Node, source: fx.Node) -> tuple[str, tuple, dict]
     if node.args and node.args[0] is not source:
         return None
     name = getattr(node.target, "__name__", str(node.target))
-    name = {operator.getitem: "__getitem__", getattr: "__getattribute__"}.get(node.target, name)  # type: ignore[call-overload]
+    name = {operator.getitem: "__getitem__", getattr: "__getattribute__"}.get(node.target, name)
     return (name, tuple(node.args[1:]), rest) if hasattr(Tensor, name) else None
 
 
@@ -338,10 +338,10 @@ def _flagged(node: fx.Node) -> inspect.BoundArguments | None:
 def _plain(node: fx.Node) -> Callable | str | None:
     """The operation of the same name that is not in place, None where none is known to be the same."""
     if node.target in OPERATORS:
-        return OPERATORS[node.target]  # type: ignore[index]
+        return OPERATORS[node.target]
     name = getattr(node.target, "__name__", str(node.target))
     if node.op == "call_method" and name.startswith("__i"):
-        return OPERATORS.get(getattr(operator, name.strip("_"), None))  # type: ignore[call-overload]
+        return OPERATORS.get(getattr(operator, name.strip("_"), None))
     plain = name.removesuffix("_")
     if node.op == "call_module" or plain not in _PLAIN or (plain == name and "out" not in node.kwargs):
         return None
