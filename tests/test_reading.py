@@ -285,8 +285,13 @@ def test_honest_files_of_one_value_are_read(tmp_path):
     assert reading.read(tmp_path / "a.npz").x.shape == (5000, 1, 28, 28)
 
 
-@pytest.mark.parametrize("content", [b"", b"rubbish" * 200, gzip.compress(b"rubbish" * 200, mtime=0), b"\x1f\x8b\x08rubbish",
-                                     b"\xfd7zXZ\x00rubbish", b"BZhrubbish"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"rubbish" * 200, gzip.compress(b"rubbish" * 200, mtime=0), b"\x1f\x8b\x08rubbish",
+        b"\xfd7zXZ\x00rubbish", b"BZhrubbish",
+    ],
+)  # fmt: skip
 def test_a_broken_archive_is_one_line(tmp_path, content):
     (tmp_path / "a.tar").write_bytes(content)
     told(tmp_path / "a.tar", r"a\.tar cannot be read|is not whole")
