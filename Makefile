@@ -33,7 +33,7 @@ check: setup
 	$(PY) -m pytest -n 2 --dist loadscope -m "not slow" tests
 
 mutants: setup
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[mutants]' --no-build-isolation
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt mutmut==3.8.1
 	$(PY) tests/mutants.py "$(M)" $(FILE)
 
 tour: setup

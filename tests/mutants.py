@@ -75,7 +75,7 @@ def main(methods: list[str], file: str) -> int:
     try:
         from mutmut.__main__ import cli
     except ImportError:
-        print("mutmut is missing: run `make mutants`, or pip install 'lab[mutants]'", file=sys.stderr)
+        print("mutmut is missing: run `make mutants`, which installs it", file=sys.stderr)
         return 2
     configured(methods, file)
     cli(["run", "--max-children", "2"], standalone_mode=False)
