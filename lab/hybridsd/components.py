@@ -99,7 +99,7 @@ def check_unets(unets: Sequence[nn.Module], vae: nn.Module | None) -> None:
         )
 
 
-def context_length(tokenizer: Any, encoder: nn.Module) -> int:
+def context_length(tokenizer: Any, encoder: nn.Module | None) -> int:
     """Tokens that a prompt has room for: the tokenizer's limit or the encoder's positions, whichever is less.
 
     transformers says 10^30 for a tokenizer that was stored without a limit. ValueError where neither has one.
@@ -114,7 +114,7 @@ def context_length(tokenizer: Any, encoder: nn.Module) -> int:
     return int(min(known))
 
 
-def token_ids(prompts: Sequence[str], tokenizer: Any, encoder: nn.Module) -> torch.Tensor:
+def token_ids(prompts: Sequence[str], tokenizer: Any, encoder: nn.Module | None) -> torch.Tensor:
     """Token ids (B, L); words beyond what the tokenizer and its encoder read are cut off, with a warning of them."""
     length = context_length(tokenizer, encoder)
     whole = tokenizer(

@@ -159,6 +159,10 @@ def test_a_tokenizer_that_does_not_know_its_length_takes_the_encoders(told):
     assert token_ids(["a dog"], words, small.text_encoder()).shape == (1, 16)
 
 
+def test_token_ids_need_no_encoder_where_the_tokenizer_knows_its_length():
+    assert token_ids(["a dog", ""], small.tokenizer(), None).shape == (2, 16)
+
+
 def test_a_prompt_whose_length_nobody_knows_is_told():
     words = small.tokenizer()
     words.model_max_length = 10**30
