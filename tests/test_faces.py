@@ -171,6 +171,7 @@ def voc(folder, count=5, box=(4, 5, 13, 16)):
         )
         text = f"<annotation><filename>{index}.jpg</filename>{things}</annotation>"
         (folder / "Annotations" / f"{index}.xml").write_text(text)
+    return folder
 
 
 def test_pascal_voc_folders(tmp_path):

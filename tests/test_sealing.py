@@ -1,4 +1,4 @@
-"""A safetensors file that knows its own bytes: what it holds is any reader's, what was changed is told in a few words."""
+"""A safetensors file that knows its own bytes: any reader reads it, and what was changed is told in a few words."""
 
 import json
 

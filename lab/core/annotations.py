@@ -225,8 +225,8 @@ def _parted(folder: Path, records: list[Record]) -> list[list[Record]]:
         if listing.exists():
             held_out = {_stem(line.split()[0]) for line in _text(listing).splitlines() if line.strip()}
             if missing := sorted(held_out - {record[0] for record in records}):
-                raise ValueError(f"{listing} names {missing[0]!r}, one of {len(missing)} that Annotations/ lacks: correct "
-                                 "the names, or what should be held out would be learned from")  # fmt: skip
+                raise ValueError(f"{listing} names {missing[0]!r}, one of {len(missing)} that Annotations/ lacks: "
+                                 "correct the names, or what should be held out would be learned from")  # fmt: skip
             return [[r for r in records if r[0] not in held_out], [r for r in records if r[0] in held_out]]
     return _alternating(records)
 

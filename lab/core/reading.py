@@ -297,7 +297,8 @@ def _labelled(folder: Path, classes: list[str]) -> tuple[list[Path], torch.Tenso
     taken = {path for path, _ in found}
     if left := [path for path in _files(folder) if path not in taken]:
         shown = ", ".join(str(p.relative_to(folder)) for p in sorted(left)[:3])
-        warnings.warn(f"{folder}: {len(left)} file{'s' * (len(left) > 1)} left out, no pictures in a class's folder: {shown}"
+        count = f"{len(left)} file{'s' * (len(left) > 1)}"
+        warnings.warn(f"{folder}: {count} left out, no pictures in a class's folder: {shown}"
                       f"{' ...' if len(left) > 3 else ''}", stacklevel=6)  # fmt: skip
     return [path for path, _ in found], torch.tensor([label for _, label in found])
 

@@ -99,6 +99,27 @@ def check_unets(unets: Sequence[nn.Module], vae: nn.Module | None) -> None:
         )
 
 
+def scaled(latent: torch.Tensor, config: Any) -> torch.Tensor:
+    """An encoder's latent as the U-Nets read it."""
+    spread, shift = _stretch(config, latent)
+    return (latent - shift) / spread * config.scaling_factor
+
+
+def unscaled(latent: torch.Tensor, config: Any) -> torch.Tensor:
+    """A sampler's latent as the decoder reads it."""
+    spread, shift = _stretch(config, latent)
+    return latent * spread / config.scaling_factor + shift
+
+
+def _stretch(config: Any, like: torch.Tensor) -> tuple[Any, Any]:
+    """What a decoder's config gives beside its scale: each channel's spread and mean, or one shift of all."""
+    mean, spread = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is None or spread is None:
+        return 1, getattr(config, "shift_factor", None) or 0
+    mean, spread = (torch.tensor(x).view(1, -1, 1, 1).to(like) for x in (mean, spread))
+    return spread, mean
+
+
 def context_length(tokenizer: Any, encoder: nn.Module | None) -> int:
     """Tokens that a prompt has room for: the tokenizer's limit or the encoder's positions, whichever is less.
 

@@ -139,7 +139,7 @@ def versions(folder: str | Path) -> list[int]:
 def rollback(folder: str | Path, to: int | None = None) -> tuple[int, int]:
     """Make a platform's older state, `to` or the one before the newest, its newest version: (the old, the new number).
 
-    Nothing is taken away, so that this can be undone as well. ValueError in one line while a platform serves the folder.
+    Nothing is taken away, so that this can be undone as well. ValueError while a platform serves the folder.
     """
     kept = versions(folder)
     to = kept[-2] if to is None and len(kept) > 1 else to
