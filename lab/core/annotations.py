@@ -277,7 +277,7 @@ def _reduced(content: Picture, longest: int) -> tuple[torch.Tensor, float]:
     scale = min(1.0, longest / max(image.size))
     if scale < 1:
         size = tuple(max(1, round(side * scale)) for side in image.size)
-        image = image.resize(size, Image.Resampling.BILINEAR)  # type: ignore[arg-type]
+        image = image.resize(size, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), scale
 
 
