@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -170,6 +171,7 @@ def voc(folder, count=5, box=(4, 5, 13, 16)):
         )
         text = f"<annotation><filename>{index}.jpg</filename>{things}</annotation>"
         (folder / "Annotations" / f"{index}.xml").write_text(text)
+    return folder
 
 
 def test_pascal_voc_folders(tmp_path):
@@ -417,3 +419,61 @@ def test_annotations_that_are_none_are_one_line(tmp_path, content):
     with pytest.raises(ValueError, match=r"s\.zip has no annotations\.json with boxes") as caught:
         lab.tasks.faces(folder=tmp_path / "s.zip")
     assert "\n" not in str(caught.value)
+
+
+# -- what would be lost, or learned from, in silence -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("listing", "held_out"),
+    [("1\n2\n", ["1", "2"]), ("1.jpg\n2.JPG\n", ["1", "2"]), ("1 1\r\n2 -1\r\n", ["1", "2"])],
+)
+def test_a_listing_names_pictures_with_or_without_their_ending(tmp_path, listing, held_out):
+    (voc(tmp_path, 5) / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_text(listing)
+    assert list(lab.tasks.faces(folder=tmp_path).held_out.names) == held_out
+
+
+def test_what_should_be_held_out_and_is_not_there_is_told(tmp_path):
+    (voc(tmp_path, 5) / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("1\nb\na\n")
+    with pytest.raises(ValueError, match=r"val\.txt names 'a', one of 2 that Annotations/ lacks"):
+        lab.tasks.faces(folder=tmp_path)
+
+
+def test_two_annotations_of_one_picture_are_told(tmp_path):
+    voc(tmp_path, 4)
+    shutil.copyfile(tmp_path / "Annotations" / "0.xml", tmp_path / "Annotations" / "copy.xml")
+    with pytest.raises(ValueError, match=r"0\.xml and copy\.xml both name 0\.jpg as their picture"):
+        lab.tasks.faces(folder=tmp_path)
+
+
+def test_annotations_are_found_in_capitals_and_systems_own_files_are_none(tmp_path):
+    voc(tmp_path, 4)
+    (tmp_path / "Annotations" / "0.xml").rename(tmp_path / "Annotations" / "0.XML")
+    (tmp_path / "Annotations" / "._1.xml").write_bytes(b"\0\5\x16\7")
+    assert len(lab.tasks.faces(folder=tmp_path).learn) == 3
+
+
+def test_xml_of_another_kind_holds_no_faces_in_silence(tmp_path):
+    file = voc(tmp_path, 4) / "Annotations" / "0.xml"
+    file.write_text(file.read_text().replace("<annotation>", '<annotation xmlns="http://x">'))
+    with pytest.raises(ValueError, match=r"0\.xml is no annotation \(its root is '\{http://x\}annotation'\)"):
+        lab.tasks.faces(folder=tmp_path)
+
+
+def test_a_box_without_end_is_refused_and_not_cut_at_the_border(tmp_path):
+    with pytest.raises(ValueError, match="has a box that is not finite"):
+        lab.tasks.faces(folder=voc(tmp_path, 4, (4, 5, "inf", 16)))
+
+
+def test_a_picture_of_sixteen_bits_is_not_white(tmp_path):
+    deep = np.full((30, 40), 257 * 9, np.uint16)
+    Image.fromarray(deep).save(voc(tmp_path, 4) / "JPEGImages" / "0.jpg", "png")
+    assert (lab.tasks.faces(folder=tmp_path).learn.pictures[0] == 9).all()
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.5])
+def test_a_limit_is_a_count(tmp_path, limit):
+    with pytest.raises(ValueError, match="give a whole number of pictures, 1 or more, or None"):
+        lab.tasks.faces(folder=tmp_path, limit=limit)

@@ -241,6 +241,68 @@ def test_broken_class_folders_are_told_in_one_line(tmp_path):
         reading.read(tmp_path)
 
 
+def test_sixteen_bits_are_rounded_to_eight_and_not_cut_off(tmp_path):
+    deep = np.array([[0, 257, 32768, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    Image.fromarray(deep.astype(">u2")).save(tmp_path / "b.tif")
+    for name in ("a.png", "b.tif"):
+        assert reading.picture(tmp_path / name).tolist() == [[[0, 1, 128, 255]]]
+        assert reading.picture(tmp_path / name, "RGB")[2].tolist() == [[0, 1, 128, 255]]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_whose_white_is_unknown_are_refused(tmp_path, kind):
+    Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"whose white is not told: save it with 8 bits"):
+        reading.picture(tmp_path / "a.tif")
+
+
+def test_a_grey_picture_that_comes_first_does_not_make_the_others_grey(tmp_path):
+    write_classes(tmp_path)
+    Image.new("RGB", (5, 6), (9, 0, 0)).save(tmp_path / "train" / "ant" / "1.png")
+    split = reading.read(tmp_path)
+    Image.new("L", (5, 6), 0).save(tmp_path / "train" / "ant" / "0.png")
+    assert torch.equal(reading.read(tmp_path).x[1:], split.x[1:])
+
+
+def test_colours_are_not_lost_where_all_that_is_learned_is_grey(tmp_path):
+    for part, mode in (("train", "L"), ("test", "RGB")):
+        (tmp_path / part / "one").mkdir(parents=True)
+        Image.new(mode, (4, 4), 9 if mode == "L" else (9, 0, 0)).save(tmp_path / part / "one" / "a.png")
+    told(tmp_path, "test.one.a.png is no readable picture .it has colours and those before it are grey")
+
+
+def test_what_systems_leave_in_folders_is_no_picture_and_no_class(tmp_path):
+    whole = reading.read(write_classes(tmp_path))
+    for name in (".ipynb_checkpoints/0.png", "ant/.ipynb_checkpoints/0.png", "ant/._0.png", "__MACOSX/0.png"):
+        (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (5, 6)).save(tmp_path / "train" / name)
+    split = reading.read(tmp_path)
+    assert torch.equal(split.x, whole.x) and torch.equal(split.y, whole.y)
+    assert not any(path.name.startswith(".") for path in reading.picture_files(tmp_path / "train" / "ant"))
+
+
+def test_no_picture_is_left_out_in_silence(tmp_path):
+    write_classes(tmp_path)
+    Image.new("RGB", (5, 6)).save(tmp_path / "train" / "ant" / "9.GIF")
+    (tmp_path / "train" / "ant" / "photo.heic").write_bytes(b"x")
+    Image.new("RGB", (5, 6)).save(tmp_path / "train" / "loose.png")
+    with pytest.warns(UserWarning, match=r"train: 2 files left out, no pictures in a class's folder: ant.photo"):
+        assert reading.read(tmp_path).y.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_a_class_without_pictures_would_move_the_others_and_is_told(tmp_path):
+    write_classes(tmp_path)
+    (tmp_path / "train" / "aaa").mkdir()
+    told(tmp_path, "has no picture of aaa: remove such folders or fill them")
+
+
+def test_npz_whose_parts_have_unlike_channels(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=X, y_train=Y, x_test=np.stack([X_TEST] * 3, 1), y_test=Y_TEST)
+    (tmp_path / "a.npz").rename(tmp_path / "a.NPZ")
+    told(tmp_path / "a.NPZ", "training pictures have 1 channels, held-out ones 3")
+
+
 def test_picture_files_are_sorted_and_must_exist(tmp_path):
     for name in ("b.png", "a.JPG", "notes.txt"):
         (tmp_path / name).write_bytes(b"")

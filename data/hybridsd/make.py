@@ -289,7 +289,7 @@ def main() -> None:
         latents, factor = encoded(work, vae, pictures, device)
         vae.register_to_config(scaling_factor=factor)
         words = tokenizer(work / "tokenizer")
-        ids = token_ids([*(scene.caption for scene in scenes), ""], words)
+        ids = token_ids([*(scene.caption for scene in scenes), ""], words, None)
         if options.only != "tiny":
             cloud, text = train_cloud(work, latents, ids[:-1], ids[-1:], words, device)
             edge = train_edge(work, cloud, text, latents, ids, device)

@@ -18,7 +18,7 @@ import torch
 
 from . import inflating
 from .faces import Faces, FaceTask
-from .reading import SUFFIXES
+from .reading import SUFFIXES, converted, is_picture
 
 FORMS = (
     "a WIDER FACE folder (wider_face_split/ beside WIDER_train/), a Pascal VOC folder (Annotations/, JPEGImages/), "
@@ -53,6 +53,8 @@ def read(path: str | Path, longest: int = 256, limit: int | None = None) -> Face
     path = Path(path).expanduser()
     if not isinstance(longest, int) or longest < 16:
         raise ValueError(f"faces: longest={longest!r}: give a whole number of pixels, 16 or more")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"faces: limit={limit!r}: give a whole number of pictures, 1 or more, or None for all")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give {FORMS}")
     if (path / "wider_face_split").is_dir():
@@ -109,18 +111,23 @@ def pascal_voc(folder: str | Path, names: Sequence[str] = VOC_NAMES) -> Iterator
     A picture is sought in JPEGImages by its file name, ignoring case, then without its ending.
     """
     folder, wanted = Path(folder), set(map(_spelled, names))
-    files = sorted((folder / "Annotations").glob("*.xml"))
+    files = [path for path in (folder / "Annotations").glob("*") if path.suffix.lower() == ".xml"]
+    files = sorted(path for path in files if not path.name.startswith("."))
     if not files:
         raise FileNotFoundError(f"{folder / 'Annotations'} holds no .xml file: give a Pascal VOC folder")
-    pictures = _Pictures(folder / "JPEGImages")
+    pictures, seen = _Pictures(folder / "JPEGImages"), dict[Path, Path]()
     for file in files:
         try:
             root = ElementTree.fromstring(_bytes(file))
+            if root.tag != "annotation":
+                raise ValueError(f"its root is {root.tag[:60]!r}")
             boxes = [_voc_box(one) for one in root.iter("object") if _spelled(one.findtext("name") or "") in wanted]
             width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
         except (ElementTree.ParseError, TypeError, ValueError, LookupError, OverflowError) as error:
             raise ValueError(f"{file} is no annotation ({error}): correct it or remove it") from error
         path = pictures.path((root.findtext("filename") or "").strip() or f"{file.stem}.jpg", file)
+        if (first := seen.setdefault(path, file)) != file:
+            raise ValueError(f"{first} and {file.name} both name {path.name} as their picture: correct one's filename")
         size = (width, height) if min(width, height) > 0 else None
         yield file.stem, Picture(partial(_bytes, path), size), np.array(boxes, float).reshape(-1, 4)
 
@@ -184,7 +191,7 @@ class _Pictures:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        found = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+        found = sorted(filter(is_picture, folder.glob("*")))
         self.names = _unique((path.name.lower(), path) for path in found)
         self.stems = _unique((path.stem.lower(), path) for path in found)
 
@@ -194,8 +201,7 @@ class _Pictures:
         path = _inside_of(self.folder, last if _is_rooted(name) else name, source)
         if path.is_file():
             return path
-        stem = last.lower().rpartition(".")[0] if last.lower().endswith(SUFFIXES) else last.lower()
-        found = self.names.get(last.lower()) or self.stems.get(stem)
+        found = self.names.get(last.lower()) or self.stems.get(_stem(last.lower()))
         return _inside_of(self.folder, found.name, source) if found else path
 
 
@@ -217,9 +223,17 @@ def _parted(folder: Path, records: list[Record]) -> list[list[Record]]:
     for name in ("test", "val"):
         listing = folder / "ImageSets" / "Main" / f"{name}.txt"
         if listing.exists():
-            held_out = {line.split()[0] for line in _text(listing).splitlines() if line.strip()}
+            held_out = {_stem(line.split()[0]) for line in _text(listing).splitlines() if line.strip()}
+            if missing := sorted(held_out - {record[0] for record in records}):
+                raise ValueError(f"{listing} names {missing[0]!r}, one of {len(missing)} that Annotations/ lacks: "
+                                 "correct the names, or what should be held out would be learned from")  # fmt: skip
             return [[r for r in records if r[0] not in held_out], [r for r in records if r[0] in held_out]]
     return _alternating(records)
+
+
+def _stem(name: str) -> str:
+    """A picture's name without its ending, where it has one."""
+    return name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name
 
 
 def _alternating(records: list[Record]) -> list[list[Record]]:
@@ -241,7 +255,7 @@ def _faces(name: str, records: Sequence[Record], longest: int) -> Faces:
     if skipped:
         shown = ", ".join(file for file, _ in skipped[:3])
         warnings.warn(f"{name}: {len(skipped)} of {len(records)} pictures cannot be read and are skipped: {shown}"
-                      f"{' ...' if len(skipped) > 3 else ''}", stacklevel=3)  # fmt: skip
+                      f"{' ...' if len(skipped) > 3 else ''} ({skipped[0][1]})", stacklevel=3)  # fmt: skip
     return Faces(pictures=pictures, boxes=boxes, names=names, skipped=skipped, name=name)
 
 
@@ -259,18 +273,18 @@ def _reduced(content: Picture, longest: int) -> tuple[torch.Tensor, float]:
         told = content.size or upright.size
         if told not in (upright.size, file.size):
             raise ValueError(f"its annotation is of {told[0]} x {told[1]}, it is {file.width} x {file.height}")
-        image = (upright if told == upright.size else file).convert("RGB")
+        image = converted(upright if told == upright.size else file, "RGB")
     scale = min(1.0, longest / max(image.size))
     if scale < 1:
         size = tuple(max(1, round(side * scale)) for side in image.size)
-        image = image.resize(size, Image.Resampling.BILINEAR)  # type: ignore[arg-type]
+        image = image.resize(size, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), scale
 
 
 def _inside(boxes: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
-    """Boxes that stick out are cut at the border; one that lies outside altogether is left for `Faces` to refuse."""
+    """Boxes that stick out are cut at the border; one that lies outside or is no number is left for `Faces`."""
     height, width = picture.shape[1:]
     most = torch.tensor([width, height, width, height], dtype=torch.float32)
     cut = torch.minimum(boxes.clamp_min(0), most)
-    there = (cut[:, 2:] > cut[:, :2]).all(1, keepdim=True)
+    there = (cut[:, 2:] > cut[:, :2]).all(1, keepdim=True) & boxes.isfinite().all(1, keepdim=True)
     return torch.where(there, cut, boxes)

@@ -1,5 +1,6 @@
 """A space of architectures as graphs, and what is known of each: the task of a search."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
@@ -141,9 +142,17 @@ class Space:
         assert self.train is not None
         found = parallel.map(self.train, items, self.n_jobs, journal=journal, progress=False)
         for row, value in zip(rows, found, strict=True):
-            if not isinstance(value, (int, float)) or not torch.tensor(float(value)).isfinite():
+            if not _is_number(value):
                 raise ValueError(f"row {row} ({self.names[row]}): train gave {value!r}: give a number")
         return [float(value) for value in found]
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a score is one finite number: Python's own, numpy's, or a tensor that holds one."""
+    try:
+        return not isinstance(value, str) and math.isfinite(float(value))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False
 
 
 def _drawn(labels: Tensor, draw: float) -> float:

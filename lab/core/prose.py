@@ -63,7 +63,7 @@ def documentation() -> tuple[list[str], list[str]]:
 def text_file(path: str | Path) -> tuple[list[str], list[str]]:
     """Paragraphs of a text file, between empty lines or, if there are none, by line; the last tenth is held out."""
     try:
-        source = Path(path).read_text(encoding="utf-8")
+        source = Path(path).read_text(encoding="utf-8-sig")  # a byte order mark is no word
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"text={str(path)!r} cannot be read ({error}): give a text file in UTF-8") from error
     parts = [" ".join(part.split()) for part in re.split(r"\n\s*\n", source) if part.strip()]

@@ -4,6 +4,7 @@ Pixels come as uint8 (N, C, H, W), labels as int64 (N,). No file is executed or 
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ import torch
 
 from . import inflating
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 IN_MEMORY = 2**30  # bytes: a folder whose pictures need more is read from disk batch by batch
+GREY = ("1", "L", "I;16", "I;16B")  # Pillow's modes of one channel
 CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
 CIFAR_TEST = ("test_batch.bin",)
 CIFAR_RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue plane
@@ -52,9 +54,9 @@ def read(path: str | Path, size: int | None = None) -> Split:
 
 def _read(path: Path, size: int | None) -> Split:
     if path.is_file():
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             return _npz(path)
-        if path.name.endswith((".tar.gz", ".tgz", ".tar")):
+        if path.name.lower().endswith((".tar.gz", ".tgz", ".tar")):
             return _cifar_archive(path)
     elif (path / "train").is_dir():
         return _class_folders(path, size)
@@ -75,6 +77,10 @@ def _checked(path: Path, split: Split) -> Split:
             raise ValueError(f"{path} holds {len(x)} {name} pictures and {len(y)} labels: give one label per picture")
         if y.ndim != 1 or int(y.min()) < 0:
             raise ValueError(f"{path}: the {name} labels must be class numbers, 0 or more, one a picture")
+    channels = [x.shape[1] if isinstance(x, torch.Tensor) else x.channels for x in (split.x, split.x_test)]
+    if channels[0] != channels[1]:
+        raise ValueError(f"{path}: training pictures have {channels[0]} channels, held-out ones {channels[1]}: "
+                         "give both the same")  # fmt: skip
     return split
 
 
@@ -180,8 +186,9 @@ class Files:
     """
 
     def __init__(self, paths: list[Path], size: int | None, mode: str | None = None) -> None:
-        first = picture(paths[0], mode)
-        self.paths, self.mode = paths, mode or ("L" if first.shape[0] == 1 else "RGB")
+        self.paths, self.mode = paths, mode or ("L" if all(map(_is_grey, paths)) else "RGB")
+        self.channels = 1 if self.mode == "L" else 3
+        first = picture(paths[0], self.mode)
         self.size, self.square = (size, size) if size else tuple(first.shape[1:]), size
 
     def __len__(self) -> int:
@@ -198,20 +205,27 @@ class Files:
 
     def loaded(self) -> Any:
         """All pictures as one tensor where they fit into `IN_MEMORY` bytes, else the files themselves."""
-        fits = len(self) * self.size[0] * self.size[1] * (1 if self.mode == "L" else 3) <= IN_MEMORY
+        fits = len(self) * self.size[0] * self.size[1] * self.channels <= IN_MEMORY
         return self[torch.arange(len(self))] if fits else self
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its name; names that begin with a dot are systems' own."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def picture(path: Path, mode: str | None = None, size: int | None = None) -> torch.Tensor:
     """A picture file as uint8 (C, H, W): "L" has one channel, "RGB" three; without `mode`, as the file has it.
 
-    Turned as its EXIF mark says, so that it is upright.
+    Turned as its EXIF mark says, so that it is upright. ValueError for colours where grey is asked for.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert(mode or ("L" if file.mode in ("1", "L") else "RGB"))
+            if mode == "L" and file.mode not in GREY:
+                raise ValueError("it has colours and those before it are grey")
+            image = converted(ImageOps.exif_transpose(file), mode or ("L" if file.mode in GREY else "RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
         raise ValueError(f"{path} is no readable picture ({_line(error)}): remove it or fetch it again") from error
     if size and image.size != (size, size):
@@ -224,10 +238,32 @@ def picture(path: Path, mode: str | None = None, size: int | None = None) -> tor
     return x[None] if x.ndim == 2 else x.permute(2, 0, 1).contiguous()
 
 
+def converted(image: Any, mode: str) -> Any:
+    """A Pillow image in "L" or "RGB"; 16 bits are rounded to 8, where Pillow itself would cut off all above 255."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are of Pillow's mode {image.mode}, whose white is not told: save it with 8 bits")
+    return image.convert(mode)
+
+
+def _is_grey(path: Path) -> bool:
+    """Whether the file says so; one that cannot be read is told when it is."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return file.mode in GREY
+    except Exception:  # as many kinds as `picture` meets
+        return True
+
+
 def picture_files(folder: str | Path) -> list[Path]:
     """The picture files of a folder, sorted by name; a one-line error where there are none."""
     folder = Path(folder).expanduser()
-    found = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    found = sorted(filter(is_picture, folder.glob("*"))) if folder.is_dir() else []
     if not found:
         raise FileNotFoundError(f"{folder} holds no pictures: give a folder with {', '.join(SUFFIXES)} files")
     return found
@@ -237,25 +273,45 @@ def _class_folders(path: Path, size: int | None) -> Split:
     held_out = next((path / name for name in ("test", "val", "valid") if (path / name).is_dir()), None)
     if held_out is None:
         raise ValueError(f"{path} has train/ but no test/ or val/: keep some pictures apart, class by class")
-    classes = sorted(p.name for p in (path / "train").iterdir() if p.is_dir())
-    strange = sorted({p.name for p in held_out.iterdir() if p.is_dir()} - set(classes))
+    classes = _classes(path / "train")
+    strange = sorted(set(_classes(held_out)) - set(classes))
     if strange:
         raise ValueError(f"{held_out} has classes that train/ lacks: {', '.join(strange)}")
     x, y = _labelled(path / "train", classes)
+    if empty := [name for label, name in enumerate(classes) if not (y == label).any()]:
+        raise ValueError(f"{path / 'train'} has no picture of {', '.join(empty)}: remove such folders or fill them")
     x_test, y_test = _labelled(held_out, classes)
     train = Files(x, size)
     return Split(train.loaded(), y, Files(x_test, size or None, train.mode).loaded(), y_test)
+
+
+def _classes(folder: Path) -> list[str]:
+    """The names of the class folders; those that begin with a dot or two underscores are systems' own."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
 
 
 def _labelled(folder: Path, classes: list[str]) -> tuple[list[Path], torch.Tensor]:
     found = list(_walk(folder, classes))
     if not found:
         raise ValueError(f"{folder} holds no pictures in class folders: give {FORMS}")
+    taken = {path for path, _ in found}
+    if left := [path for path in _files(folder) if path not in taken]:
+        shown = ", ".join(str(p.relative_to(folder)) for p in sorted(left)[:3])
+        count = f"{len(left)} file{'s' * (len(left) > 1)}"
+        warnings.warn(f"{folder}: {count} left out, no pictures in a class's folder: {shown}"
+                      f"{' ...' if len(left) > 3 else ''}", stacklevel=6)  # fmt: skip
     return [path for path, _ in found], torch.tensor([label for _, label in found])
 
 
 def _walk(folder: Path, classes: list[str]) -> Iterator[tuple[Path, int]]:
     for label, name in enumerate(classes):
         if (folder / name).is_dir():
-            for path in sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES):
+            for path in sorted(filter(is_picture, _files(folder / name))):
                 yield path, label
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a folder and the folders in it, without systems' own."""
+    for path in folder.rglob("*"):
+        if not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts) and path.is_file():
+            yield path

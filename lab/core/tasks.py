@@ -330,6 +330,8 @@ def prose(
         model, tokenizer = pretrained.language_model(source, dtype), tokenizer or pretrained.tokenizer(source)
     tokenizer = tokenizer or pretrained.tokenizer(store.artefact("prose/config.json").parent)
     pretrained.check(model, tokenizer, context)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"prose: batch_size={batch_size!r}: give a whole number, 1 or more")
     learn, held_out = text_file(text) if text is not None else documentation()
     row = tokens(tokenizer, learn)
     test = windows(tokens(tokenizer, held_out), context, batch_size)

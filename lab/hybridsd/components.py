@@ -99,7 +99,28 @@ def check_unets(unets: Sequence[nn.Module], vae: nn.Module | None) -> None:
         )
 
 
-def context_length(tokenizer: Any, encoder: nn.Module) -> int:
+def scaled(latent: torch.Tensor, config: Any) -> torch.Tensor:
+    """An encoder's latent as the U-Nets read it."""
+    spread, shift = _stretch(config, latent)
+    return (latent - shift) / spread * config.scaling_factor
+
+
+def unscaled(latent: torch.Tensor, config: Any) -> torch.Tensor:
+    """A sampler's latent as the decoder reads it."""
+    spread, shift = _stretch(config, latent)
+    return latent * spread / config.scaling_factor + shift
+
+
+def _stretch(config: Any, like: torch.Tensor) -> tuple[Any, Any]:
+    """What a decoder's config gives beside its scale: each channel's spread and mean, or one shift of all."""
+    mean, spread = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is None or spread is None:
+        return 1, getattr(config, "shift_factor", None) or 0
+    mean, spread = (torch.tensor(x).view(1, -1, 1, 1).to(like) for x in (mean, spread))
+    return spread, mean
+
+
+def context_length(tokenizer: Any, encoder: nn.Module | None) -> int:
     """Tokens that a prompt has room for: the tokenizer's limit or the encoder's positions, whichever is less.
 
     transformers says 10^30 for a tokenizer that was stored without a limit. ValueError where neither has one.
@@ -114,7 +135,7 @@ def context_length(tokenizer: Any, encoder: nn.Module) -> int:
     return int(min(known))
 
 
-def token_ids(prompts: Sequence[str], tokenizer: Any, encoder: nn.Module) -> torch.Tensor:
+def token_ids(prompts: Sequence[str], tokenizer: Any, encoder: nn.Module | None) -> torch.Tensor:
     """Token ids (B, L); words beyond what the tokenizer and its encoder read are cut off, with a warning of them."""
     length = context_length(tokenizer, encoder)
     whole = tokenizer(

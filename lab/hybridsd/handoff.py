@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import nn
 
+from ..core import sealing
 from . import equations as eq
 from .sampling import Conditioning, plain, rehearsal, restored, solver_state, trajectory
 
@@ -33,7 +34,6 @@ _MOST_GUIDANCE, _MOST_WORDS = 1e6, 4096
 _FIELDS = {
     "format", "index", "steps", "scheduler", "config", "numbers", "guidance", "seed", "dtype", "int8", "error", "asked"
 }  # fmt: skip
-_DIGEST = "sha256"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +92,8 @@ class Handoff:
             "dtype": str(self.latent.dtype).removeprefix("torch."), "int8": int8, "error": error,
             "asked": self.asked,
         }  # fmt: skip
-        head = {"handoff": json.dumps(facts), _DIGEST: "0" * 64}
-        return _sealed(save({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, head))
+        plainly = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+        return sealing.sealed(plainly, {"handoff": json.dumps(facts)})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Handoff":
@@ -244,30 +244,12 @@ def _compact(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.uint16) if not x.is_floating_point() and 0 <= int(x.min()) and int(x.max()) < 1 << 16 else x
 
 
-def _sealed(content: bytes) -> bytes:
-    """A safetensors file whose digest is zeros, with the digest that it then has."""
-    blank = f'"{_DIGEST}":"{"0" * 64}"'.encode()
-    return content.replace(blank, f'"{_DIGEST}":"{hashlib.sha256(content).hexdigest()}"'.encode(), 1)
-
-
 def _header(content: bytes) -> dict[str, Any]:
-    """The header of a safetensors file: {name: {dtype, shape, data_offsets}} and its metadata."""
-    length = int.from_bytes(content[:8], "little")
-    if not 2 <= length <= min(_MOST_HEADER, len(content) - 8):
-        raise ValueError(f"these bytes are no hand-off (a header of {length:,} bytes in {len(content):,})")
-    header = json.loads(content[8 : 8 + length], object_pairs_hook=_once)
-    said = header["__metadata__"][_DIGEST]
-    seal, blank = (f'"{_DIGEST}":"{digits}"'.encode() for digits in (said, "0" * 64))
-    if len(said) != 64 or hashlib.sha256(content.replace(seal, blank, 1)).hexdigest() != said:
-        raise ValueError("these bytes are no hand-off (their digest is another): send them again")
-    return header
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs; two of one name could be read as one here and as the other by safetensors."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("these bytes are no hand-off (a name comes twice in the header)")
-    return dict(pairs)
+    """The header of a hand-off, by which its digest holds."""
+    try:
+        return sealing.header(content, _MOST_HEADER)
+    except ValueError as error:
+        raise ValueError(f"these bytes are no hand-off ({error})") from error
 
 
 def _facts(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The pipeline: several U-Nets of one latent space draw one picture, in this process or over a network."""
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import nn
 
 from ..core.task import evaluating
 from .blocks import unet_of
-from .components import Text, check_unets, diffusers, pipeline_parts, vae_of
+from .components import Text, check_unets, diffusers, pipeline_parts, unscaled, vae_of
 from .handoff import Handoff, advance, begin, demand_continued
 from .sampling import Conditioning, fresh, trajectory
 
@@ -141,8 +143,11 @@ class Split(nn.Module):
         Text that is too long is cut, with a warning. `keep` keeps every latent; `int8` sends the hand-off in whole
         numbers. When a cloud elsewhere is slow, gone, or answers rubbish, the edge draws alone and a note says so.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts) if isinstance(prompts, Iterable) else []
+        _demand_drawable(prompts, guidance, seed, negative)
         steps = self._checked(steps)
+        if keep and (int8 or self.cloud is not None):
+            raise ValueError("keep=True keeps the latents of one process in full: leave int8 and the cloud out")
         with evaluating(self):
             tokens = self.text.tokens(prompts, negative or "")
             said = self.conditioning(tokens, guidance, zeros=negative is None)
@@ -175,8 +180,11 @@ class Split(nn.Module):
     @torch.no_grad()
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Pictures (B, 3, H, W) in [0, 1] of latents, decoded once, at the end."""
-        scaled = latent.to(self.vae.dtype) / self.vae.config.scaling_factor
-        return (self.vae.decode(scaled, return_dict=False)[0] / 2 + 0.5).clamp(0, 1).float()
+        pictures = self.vae.decode(unscaled(latent.to(self.vae.dtype), self.vae.config), return_dict=False)[0]
+        if not torch.isfinite(pictures).all():
+            kind = str(self.vae.dtype).removeprefix("torch.")
+            raise ValueError(f"the decoder made numbers that are not finite in {kind}: take its float32, vae.float()")
+        return (pictures / 2 + 0.5).clamp(0, 1).float()
 
     @property
     def device(self) -> torch.device:
@@ -206,10 +214,14 @@ class Split(nn.Module):
 
     def _checked(self, steps: Sequence[int]) -> list[int]:
         models = len(self.unets) + (self.cloud is not None)
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in steps)
-        if len(steps) != models or not whole or sum(steps) < 1:
-            raise ValueError(f"steps={list(steps)!r} is not allowed: give {models} whole numbers >= 0, not all 0")
-        return list(steps)
+        counts = list(steps) if isinstance(steps, Sequence) else []
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts)
+        if len(counts) != models or not whole or sum(counts) < 1:
+            raise ValueError(f"steps={steps!r} is not allowed: give {models} whole numbers >= 0, not all 0")
+        kinds = {str(p.dtype).removeprefix("torch.") for p in self.unets.parameters() if p.is_floating_point()}
+        if len(kinds) > 1:
+            raise ValueError(f"the U-Nets have {' and '.join(sorted(kinds))} weights: give all the same precision")
+        return counts
 
     def _in_whole_numbers(self, latent, said, steps, context) -> Drawn:
         state, received = begin(self.scheduler, latent, sum(steps), said.guidance, **context), 0
@@ -237,6 +249,19 @@ class Split(nn.Module):
             state = advance(state, unet, self.scheduler, said, max(until, state.index))
         ran = (taken, *(steps[1:] if taken else [sum(steps[:2]), *steps[2:]]))
         return Drawn(self.decode(state.latent), state.latent, ran, (), received, tuple(notes))
+
+
+def _demand_drawable(prompts: Sequence[str], guidance: float, seed: int, negative: str | None) -> None:
+    """ValueError in one line unless these can be drawn."""
+    allowed = {
+        "prompts": (prompts, prompts and all(isinstance(p, str) for p in prompts), "a text, or a list of one or more"),
+        "guidance": (guidance, isinstance(guidance, Real) and math.isfinite(guidance), "a finite number"),
+        "seed": (seed, isinstance(seed, Integral) and -(2**63) <= seed < 2**63, "a whole number of 64 bits"),
+        "negative": (negative, negative is None or isinstance(negative, str), "one text for all prompts, or None"),
+    }  # fmt: skip
+    for name, (value, holds, words) in allowed.items():
+        if not holds:
+            raise ValueError(f"{name}={value!r} is not allowed: give {words}"[:300])
 
 
 def solver_of(scheduler: Any, solver: str) -> Any:

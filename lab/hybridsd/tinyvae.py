@@ -16,6 +16,7 @@ from torch import nn
 from ..core.descent import Stage, Step, descend
 from ..core.fields import demand, number, whole
 from . import equations as eq
+from .components import scaled, unscaled
 from .distillation import follow
 
 PARTS = ("decoder", "encoder", "discriminator")
@@ -160,7 +161,7 @@ class _Lessons:
     @torch.no_grad()
     def latent(self, x: torch.Tensor) -> torch.Tensor:
         """A sample of the large encoder's, scaled, (N, C, h, w)."""
-        return self.large.encode(2 * x - 1).latent_dist.sample() * self.large.config["scaling_factor"]
+        return scaled(self.large.encode(2 * x - 1).latent_dist.sample(), self.large.config)
 
     def decoded(self, z: torch.Tensor) -> torch.Tensor:
         """The tiny decoder's picture of a latent that is made smaller at random."""
@@ -171,7 +172,7 @@ class _Lessons:
     def hard_pixels(self, x: torch.Tensor) -> torch.Tensor:
         """The pictures with every pixel white at which the two decoders differ less than at their median pixel."""
         z = self.latent(x)
-        theirs = (self.large.decode(z / self.large.config["scaling_factor"]).sample + 1) / 2
+        theirs = (self.large.decode(unscaled(z, self.large.config)).sample + 1) / 2
         error = ((self.tiny.decoder(z) + 1) / 2 - theirs).abs().mean(1, keepdim=True)
         middle = error.flatten(1).median(1).values.view(-1, 1, 1, 1)
         return torch.where(error < middle, torch.ones_like(x), x)

@@ -1,6 +1,7 @@
 """What crosses the wall between client and platform: two kinds of message, each of a fixed, checked shape.
 
-A message is one safetensors file whose header carries {kind, version, body}, the body in JSON. Tensors other than the
+A message is one safetensors file whose header carries {kind, version, body}, the body in JSON, and a digest of all
+bytes. Tensors other than the
 model's own weights are meta-vectors (R, d), one a random subset, a square map (d, d), lists of results: nothing has an
 axis for pictures. A message that differs from its schema in a name, a type, a shape or a number is refused in one line.
 """
@@ -13,14 +14,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
+from ..core import sealing
 from .bounds import Refused
 from .layers import Ranker
 from .learning import Record, Synapses
 
-VERSION = 1
+VERSION = 2
 MOST_TRIALS, MOST_RECORDS = 5000, 10_000
 OFFER, UPLOAD = "offer", "upload"
 MOST_NUMBER, MOST_OMEGA, MOST_SUM = 1e4, 1e9, 1e6  # of weights and vectors, of synapses, of errors summed up
@@ -163,20 +165,20 @@ def _model_of(tensors: Mapping[str, Tensor], shape: Shape) -> tuple[dict[str, Te
 
 def _packed(kind: str, body: dict[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     plain = {name: value.detach().float().contiguous().clone() for name, value in tensors.items()}
-    return save(plain, {"kind": kind, "version": str(VERSION), "body": json.dumps(body)})
+    return sealing.sealed(plain, {"kind": kind, "version": str(VERSION), "body": json.dumps(body)})
 
 
 def _unpacked(content: bytes, kind: str, kinds: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Body and tensors of a message of this kind and version."""
     try:
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])["__metadata__"]
+        header = sealing.header(content, len(content))["__metadata__"]
         found, version, body = header["kind"], header["version"], json.loads(header["body"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Refused(f"{kind}: {len(content):,} bytes are no message of HyperFD") from error
+        reason = str(error).splitlines()[0][:120]
+        raise Refused(f"{kind}: {len(content):,} bytes are no message of HyperFD ({reason})") from error
     if version != str(VERSION):
         raise Refused(f"{kind}: the message has version {version}, this side speaks {VERSION}: update the older side")
-    if found != kind or set(header) != {"kind", "version", "body"}:
+    if found != kind or set(header) != {"kind", "version", "body", sealing.SEAL}:
         raise Refused(f"{kind}: the message is of kind {found!r}")
     _keys(kind, body, kinds)
     try:

@@ -139,14 +139,15 @@ def versions(folder: str | Path) -> list[int]:
 def rollback(folder: str | Path, to: int | None = None) -> tuple[int, int]:
     """Make a platform's older state, `to` or the one before the newest, its newest version: (the old, the new number).
 
-    Nothing is taken away, so that this can be undone as well; a platform that serves the folder must be started again.
+    Nothing is taken away, so that this can be undone as well. ValueError while a platform serves the folder.
     """
     kept = versions(folder)
     to = kept[-2] if to is None and len(kept) > 1 else to
     if to is None or to not in kept[:-1]:
         told = f"keeps {', '.join(map(str, kept))}, the last of which is in use" if kept else "holds no platform"
         raise ValueError(f"to={to}: {folder} {told}: give {'an older one' if kept else 'the folder of one'}")
-    _store(folder, {**store.load(folder, _name(to)), "version": kept[-1] + 1})
+    with store.held(folder):
+        _store(folder, {**store.load(folder, _name(to)), "version": kept[-1] + 1})
     return to, kept[-1] + 1
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import service
+from ..core import service, store
 from ..core.streams import coded, detector_choices
 from .client import PATH
 from .learning import Learning
@@ -31,8 +31,10 @@ def application(platform: Platform, token: str | None = None, limits: service.Li
 def serve(folder: str | Path | None, host: str, port: int, token: str | None = None, names: Sequence[str] = ()) -> None:
     """Serve a platform for the 216 face detectors until stopped; `folder` keeps its state between starts.
 
+    ValueError in one line if another platform serves the folder.
     A token left out is made and printed. `names` are further names of this machine.
     """
-    token = service.announced(host, port, token)
-    platform = Platform((4, SIDE, SIDE), coded(detector_choices()), Learning(), folder=folder)
-    service.serve(application(platform, token, service.Limits(names=(host, *names))), host, port)
+    with store.held(folder):
+        platform = Platform((4, SIDE, SIDE), coded(detector_choices()), Learning(), folder=folder)
+        token = service.announced(host, port, token)
+        service.serve(application(platform, token, service.Limits(names=(host, *names))), host, port)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -195,7 +196,13 @@ def test_after_a_crash_nothing_is_trained_twice(tmp_path):
             run(space=space, checkpoint=tmp_path / "kept", **changed)
 
 
-@pytest.mark.parametrize("value", [float("nan"), "good", None])
+@pytest.mark.parametrize("value", [np.float32(2.5), torch.tensor(2.5), torch.tensor([2.5])], ids=repr)
+def test_a_training_gives_its_number_as_libraries_do(value):
+    space = lab.Space(graphs=chains().graphs[:3], train=lambda graph: value, n_jobs=1)
+    assert space.evaluate([0, 2], 0) == space.evaluate([0, 2], 0) == [2.5, 2.5]
+
+
+@pytest.mark.parametrize("value", [float("nan"), "good", "2.5", None, torch.ones(2)], ids=str)
 def test_a_training_must_give_a_number(value):
     with pytest.raises(ValueError, match=r"row \d+ \(architecture \d+\): train gave .*: give a number"):
         run(space=own(lambda graph: value))

@@ -165,6 +165,18 @@ def test_leave_one_out_is_greedy_over_the_loss():
 # -- data and measures -------------------------------------------------------------------------------------------------
 
 
+def test_a_byte_order_mark_and_line_ends_of_windows_are_no_words(tmp_path):
+    lines = [f"line {number} of the text" for number in range(20)]
+    (tmp_path / "a.txt").write_bytes("\r\n\r\n".join(lines).encode("utf-8-sig"))
+    assert prose.text_file(tmp_path / "a.txt") == (lines[:18], lines[18:])
+
+
+@pytest.mark.parametrize("size", [0, 2.0, "8"])
+def test_a_batch_size_that_is_none_is_told(size):
+    with pytest.raises(ValueError, match=r"prose: batch_size=.*: give a whole number, 1 or more"):
+        lab.tasks.prose(batch_size=size)
+
+
 def test_the_embedded_prose_is_apart_and_its_model_reads_it():
     learn, held_out = prose.documentation()
     assert not set(learn) & set(held_out) and len(held_out) > 100

@@ -13,8 +13,9 @@ from diffusers import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load, save
+from safetensors.torch import load
 
+from lab.core import sealing
 from lab.core.descent import seeded
 from lab.hybridsd import equations as eq
 from lab.hybridsd import handoff
@@ -124,8 +125,7 @@ def crafted(content, facts=None, tensors=None, drop=()):
     length = int.from_bytes(content[:8], "little")
     known = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["handoff"])
     kept = {name: x for name, x in {**load(content), **(tensors or {})}.items() if name not in drop}
-    head = {"handoff": json.dumps({**known, **(facts or {})}), "sha256": "0" * 64}
-    return handoff._sealed(save(kept, head))
+    return sealing.sealed(kept, {"handoff": json.dumps({**known, **(facts or {})})})
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from lab.hybridsd.components import token_ids
+from lab.hybridsd.components import scaled, token_ids, unscaled
 from lab.hybridsd.pipeline import Split, solver_of
 
 from . import small
@@ -49,6 +49,57 @@ def test_other_solvers_too(kind):
     cloud.scheduler = kind.from_config(cloud.scheduler.config)
     split = Split.of(cloud.components, [edge.unet])
     assert torch.equal(split.draw(PROMPTS, steps=[5, 0], guidance=4.0).pictures, stock(cloud, 5))
+
+
+def test_a_decoder_that_gives_each_channel_its_mean_and_spread_is_the_stock_pipelines():
+    cloud, edge = twin("sdxl")
+    split = Split.of(cloud.components | {"force_zeros": True}, [edge.unet])
+    plain = split.draw(PROMPTS, steps=[3, 0], guidance=4.0).pictures
+    cloud.vae.register_to_config(latents_mean=[1.0, -1.0, 0.5, 0.0], latents_std=[2.0, 3.0, 0.5, 1.0])
+    found = split.draw(PROMPTS, steps=[3, 0], guidance=4.0).pictures
+    assert torch.allclose(found, stock(cloud, 3), atol=1e-6) and not torch.allclose(found, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("config", [{}, {"shift_factor": 0.3}, {"latents_mean": [1.0] * 4, "latents_std": [3.0] * 4}])
+def test_what_an_encoder_scales_its_decoder_takes_back(config):
+    known = small.vae()
+    known.register_to_config(**config)
+    x = torch.arange(8.0).view(1, 4, 2, 1)
+    assert torch.allclose(unscaled(scaled(x, known.config), known.config), x, atol=1e-5)
+
+
+def test_a_picture_that_is_not_finite_is_told_and_not_black():
+    split = Split.of(small.sd().components, [small.unet(1)])
+    with torch.no_grad():
+        next(split.vae.decoder.parameters()).fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"the decoder made numbers that are not finite in float32: take its float32"):
+        split.draw("a dog", steps=[1, 1])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"prompts": []}, {"prompts": 5}, {"prompts": [5]}, {"guidance": float("nan")}, {"guidance": "7"}, {"seed": "a"},
+     {"seed": 2**64}, {"seed": None}, {"negative": ["a"]}, {"steps": 4}],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_one_line_that_names_it(wrong):
+    split = Split.of(small.sd().components, [small.unet(1)])
+    with pytest.raises(ValueError, match=f"^{next(iter(wrong))}=.* is not allowed: give ") as caught:
+        split.draw(**{"prompts": "a dog", "steps": [1, 1], **wrong})
+    assert "\n" not in str(caught.value)
+
+
+def test_latents_are_kept_or_their_keeping_refused():
+    split = Split.of(small.sd().components, [small.unet(1)])
+    assert len(split.draw("a dog", steps=[1, 1], keep=True).trail) == 3
+    with pytest.raises(ValueError, match="leave int8 and the cloud out"):
+        split.draw("a dog", steps=[1, 1], keep=True, int8=True)
+
+
+def test_models_of_two_precisions_are_told():
+    split = Split.of(small.sd().components, [small.unet(1).half()])
+    with pytest.raises(ValueError, match="the U-Nets have float16 and float32 weights: give all the same"):
+        split.draw("a dog", steps=[1, 1])
 
 
 def test_no_guidance_runs_one_input_a_picture():
@@ -157,6 +208,10 @@ def test_a_tokenizer_that_does_not_know_its_length_takes_the_encoders(told):
     words = small.tokenizer()
     words.model_max_length = told
     assert token_ids(["a dog"], words, small.text_encoder()).shape == (1, 16)
+
+
+def test_token_ids_need_no_encoder_where_the_tokenizer_knows_its_length():
+    assert token_ids(["a dog", ""], small.tokenizer(), None).shape == (2, 16)
 
 
 def test_a_prompt_whose_length_nobody_knows_is_told():

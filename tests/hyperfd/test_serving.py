@@ -5,8 +5,13 @@ import re
 from starlette.testclient import TestClient
 
 from lab.__main__ import main
+from lab.core.descent import seeded
+from lab.core.streams import coded, detector_choices
 from lab.hyperfd import serving
 from lab.hyperfd.client import PATH
+from lab.hyperfd.learning import Learning
+from lab.hyperfd.looking import SIDE
+from lab.hyperfd.platform import versions
 
 
 def test_one_command_makes_a_token_and_asks_for_it(monkeypatch, capsys):
@@ -22,3 +27,22 @@ def test_one_command_makes_a_token_and_asks_for_it(monkeypatch, capsys):
     ):  # fmt: skip
         headers = {"Host": f"{host}:4321", "Authorization": f"Bearer {given}"} | ({"Origin": page} if page else {})
         assert client.post(PATH, params={"ask": "offer"}, headers=headers).status_code == status, (host, page, given)
+
+
+def test_a_folder_is_served_once_and_not_rolled_back_meanwhile(tmp_path, monkeypatch, capsys):
+    said = []
+
+    def meanwhile(app, host, port):
+        said.append(main(["serve", "platform", "--folder", str(tmp_path), "--port", "4322"]))
+        said.append(main(["rollback", str(tmp_path)]))
+
+    with seeded(0):
+        platform = serving.Platform((4, SIDE, SIDE), coded(detector_choices()), Learning(), folder=tmp_path)
+    for version in (1, 2):
+        platform.version = version
+        platform.save()
+    monkeypatch.setattr(serving.service, "serve", meanwhile)
+    assert main(["serve", "platform", "--folder", str(tmp_path), "--port", "4321"]) == 0
+    told = capsys.readouterr()
+    assert said == [1, 1] and told.err.count("is in use by another run") == 2 and "4322" not in told.out
+    assert versions(tmp_path) == [1, 2] and main(["rollback", str(tmp_path)]) == 0

@@ -15,9 +15,12 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from safetensors.torch import load, save
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load
 
 import lab
+from lab.core import sealing
 from lab.core.descent import seeded
 from lab.core.faces import FaceTask
 from lab.hyperfd import bounds, serving
@@ -75,11 +78,11 @@ def changed(message, header=None, body=None, drop=(), **tensors):
     if body is not None:
         known["body"] = json.dumps({**json.loads(known["body"]), **body})
     kept = {name: x for name, x in {**load(message), **tensors}.items() if name not in drop}
-    return save(kept, {**known, **(header or {})})
+    return sealing.sealed(kept, {**known, **(header or {})})
 
 
 BAD = {
-    "version": (dict(header={"version": "2"}), "has version 2, this side speaks 1: update the older side"),
+    "version": (dict(header={"version": "3"}), "has version 3, this side speaks 2: update the older side"),
     "kind": (dict(header={"kind": "offer"}), "is of kind 'offer'"),
     "header": (dict(header={"more": "x"}), "is of kind"),
     "missing": (dict(drop=("D",)), "tensor 'D' is missing"),
@@ -274,6 +277,25 @@ def state(platform):
 def test_rubbish_is_no_message(uploaded, content):
     with pytest.raises(Refused, match="are no message of HyperFD"):
         uploaded[0].accept(content)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_bit_that_flips_is_told(uploaded, data):
+    platform, message = uploaded
+    good = bytearray(message)
+    bit = data.draw(st.integers(0, 8 * len(good) - 1))
+    good[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(Refused, match="are no message of HyperFD") as caught:
+        Upload.from_bytes(bytes(good), platform.shape)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_lowest_bit_of_a_weight_is_seen_on_both_ways(uploaded):
+    platform, message = uploaded
+    for kind, content in ((Upload, message), (Offer, platform.offer())):
+        with pytest.raises(Refused, match="their digest is another: send them again"):
+            kind.from_bytes(content[:-4] + bytes([content[-4] ^ 1]) + content[-3:], platform.shape)
 
 
 def test_an_offer_is_checked_as_well(uploaded):

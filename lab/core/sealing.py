@@ -1,0 +1,53 @@
+"""A safetensors file with the digest of all its bytes in its own header, which is read strictly before any tensor is.
+
+Without it a bit that flips on the way is another number, which no check of names, shapes and ranges can see.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+SEAL = "sha256"  # the digest of the file in which zeros stand in the digest's place
+
+
+def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
+    """The file of these tensors, with the facts and the digest as its metadata."""
+    content = save(dict(tensors), {**facts, SEAL: "0" * 64})
+    return content.replace(_place("0" * 64), _place(hashlib.sha256(content).hexdigest()), 1)
+
+
+def header(content: bytes, most: int) -> dict[str, Any]:
+    """The header, {name: {dtype, shape, data_offsets}} and its `__metadata__`, of `most` bytes and of this digest.
+
+    ValueError that says in a few words what is wrong with the bytes.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if not 2 <= length <= min(most, len(content) - 8):
+        raise ValueError(f"a header of {length:,} bytes in {len(content):,}")
+    try:
+        found = json.loads(content[8 : 8 + length], object_pairs_hook=_once)
+        said = found["__metadata__"][SEAL]
+        place = _place(said)
+    except KeyError as error:
+        raise ValueError("they carry no digest") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError, AttributeError) as error:
+        raise ValueError(f"{type(error).__name__}: {str(error)[:80]}") from error
+    if len(said) != 64 or hashlib.sha256(content.replace(place, _place("0" * 64), 1)).hexdigest() != said:
+        raise ValueError("their digest is another: send them again")
+    return found
+
+
+def _place(digest: str) -> bytes:
+    """How the digest stands in the header."""
+    return b'"%s":"%s"' % (SEAL.encode(), digest.encode())
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; two of one name could be read as one here and as the other by safetensors."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name comes twice in the header")
+    return dict(pairs)
