@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations, prune
 
 import lab
 from lab.core import surgery
+from lab.core.channels import Channels
 from lab.core.task import Task
 from lab.core.tracing import trace
 from lab.gal import structures
@@ -274,3 +275,102 @@ def test_a_network_with_two_answers_is_one_line():
     with pytest.raises(ValueError, match=r"answers with a tuple|can be masked") as caught:
         lab.GAL(units="channel", steps=2, mask_every=1).run(task, progress=False)
     assert "\n" not in str(caught.value)
+
+
+def small(*middle):
+    return nn.Sequential(conv(3, 8), nn.ReLU(), *middle, nn.ReLU(), conv(8, 4), nn.Flatten()).eval()
+
+
+def hooked(spot, before):
+    net = small(conv(8, 8))
+    module = net.get_submodule(spot)
+    if before:
+        module.register_forward_pre_hook(lambda _, given: (given[0] + 1,))
+    else:
+        module.register_forward_hook(lambda _, given, answer: 2 * answer)
+    return net
+
+
+class Defaulted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = small(conv(8, 8))
+
+    def forward(self, x, scale=None):
+        return 2 * self.net(x) if scale is None else self.net(x)
+
+
+class Mixed(Defaulted):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.net(x).float()
+
+
+class Noisy(Defaulted):
+    def forward(self, x):
+        return self.net(x + torch.randn(3, 6, 6))
+
+
+@pytest.mark.parametrize(
+    "net", [hooked("", False), hooked("2", False), hooked("2", True), Defaulted(), Mixed(), Noisy()]
+)
+def test_what_a_trace_would_lose_is_one_line(net):
+    with pytest.raises(ValueError, match="answers otherwise than its traced copy") as caught:
+        trace(net.eval(), torch.randn(1, 3, 6, 6))
+    assert "\n" not in str(caught.value)
+
+
+def test_hooks_that_only_look_on_stay_behind():
+    net, seen, x = small(conv(8, 8)), [], torch.randn(1, 3, 6, 6)
+    net[2].register_forward_hook(lambda _, given, answer: seen.append(answer))
+    copy = trace(net, x)
+    seen.clear()
+    torch.testing.assert_close(copy(x), net.requires_grad_(False)(x))
+    assert len(seen) == 1  # the network's own call
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@pytest.mark.parametrize("wrap, inside", [(nn.DataParallel, ".module"), (torch.jit.script, "TorchScript")])
+def test_a_network_in_a_wrapper_is_one_line(wrap, inside):
+    with pytest.raises(ValueError, match=inside):
+        trace(wrap(small(conv(8, 8))), torch.randn(1, 3, 6, 6))
+
+
+def test_a_weight_that_is_read_beside_its_layer_keeps_its_shape():
+    """An autoencoder whose decoder is its encoder's weight, transposed."""
+    net = Net(lambda s, x: F.linear(s.inner(F.relu(s.stem(x)).mean((2, 3))), s.inner.weight.t()),
+              stem=conv(3, 8), inner=nn.Linear(8, 5))  # fmt: skip
+    x = torch.randn(2, 3, 6, 6)
+    assert not list(Channels(trace(net, x)).free())
+    with pytest.raises(ValueError, match="stem cannot lose channels: inner is used more than once"):
+        surgery.remove(net, surgery.Plan(channels={"stem": (0, 1)}), x)
+
+
+@pytest.mark.parametrize("sizes", [lambda x: x.shape[2:], lambda x: x.shape[-2:], lambda x: x.size()[2:4]])
+def test_a_slice_of_a_shape_beside_the_channels_is_harmless(sizes):
+    net = Net(lambda s, x: s.head(F.interpolate(F.relu(s.a(F.relu(s.stem(x)))), sizes(x))).mean((2, 3)),
+              stem=conv(3, 8), a=conv(8, 8, stride=2), head=conv(8, 4))  # fmt: skip
+    x = torch.randn(2, 3, 6, 7)
+    assert {name for _, names in Channels(trace(net, x)).free() for name in names} == {"stem", "a"}
+
+
+@pytest.mark.parametrize("sizes", [lambda x: x.shape[1:], lambda x: x.shape[:2], lambda x: x.size()[-3::2]])
+def test_a_slice_of_a_shape_over_the_channels_pins_them(sizes):
+    net = Net(
+        lambda s, x: s.head(F.relu(y := s.stem(x)) * sizes(y).numel()).mean((2, 3)), stem=conv(3, 8), head=conv(8, 4)
+    )
+    channels = Channels(trace(net, torch.randn(2, 3, 6, 7)))
+    assert "not followed" in channels.pinned[channels.group_of("stem")]
+
+
+def test_a_buffer_may_be_called_as_an_operation_is():
+    net = Net(lambda s, x: s.head(F.relu(s.stem(x)) * s.mul), stem=conv(3, 8), head=conv(8, 4))
+    net.register_buffer("mul", torch.rand(1, 8, 1, 1))
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(surgery.remove(net, surgery.Plan(), x)(x), net(x))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_network_of_half_precision_is_masked_in_its_own(kind):
+    net, x = small(conv(8, 8)).to(kind), torch.randn(1, 3, 6, 6, dtype=kind)
+    torch.testing.assert_close(structures.attach(net, ("channel",), x).model(x), net(x))

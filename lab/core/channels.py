@@ -68,8 +68,10 @@ class Channels:
     parents: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        calls = [node.target for node in self.graph.graph.nodes if node.op == "call_module"]
-        self.shared = {name for name in calls if calls.count(name) > 1}
+        nodes = self.graph.graph.nodes
+        calls = [str(node.target) for node in nodes if node.op == "call_module"]
+        read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+        self.shared = {name for name in calls if calls.count(name) > 1 or name in read}
         for node in self.graph.graph.nodes:
             self.layouts[node] = self._layout(node)
 
@@ -122,7 +124,7 @@ class Channels:
             return self._shapeless(node, sources)
         if node.op == "call_module":
             return self._module(node, self.graph.get_submodule(str(node.target)))
-        if node.target in _SUMS | _PRODUCTS | {"add", "mul"}:
+        if sources and node.target in _SUMS | _PRODUCTS | {"add", "mul"}:
             return self._join(node, sources)
         if is_cat(node) and all(shape(operand) for operand in operands(node)):
             return tuple(segment for operand in operands(node) for segment in self.layouts[operand])
@@ -145,8 +147,8 @@ class Channels:
         source = self.layouts[node.all_input_nodes[0]]
         name = str(node.target)
         if name in self.shared and any(True for _ in module.parameters()):
-            self._pin(source, f"{name} is called more than once")
-            return self._open(width(node), f"{name} is called more than once")
+            self._pin(source, f"{name} is used more than once")
+            return self._open(width(node), f"{name} is used more than once")
         if isinstance(module, CONVS) and module.groups == 1:
             return self._write(name, module.out_channels)
         if isinstance(module, CONVS) and is_depthwise(module):
@@ -280,7 +282,8 @@ def _flattens(node: fx.Node) -> bool:
         start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
         return start == 1 and len(shape(node)) == 2
     if node.op == "call_method" and node.target in ("view", "reshape"):
-        return len(shape(node)) == 2 and node.args[-1] == -1 and len(node.args) == 3
+        is_flat = len(shape(node)) == 2 and shape(node)[0] == shape(node.all_input_nodes[0])[0]
+        return is_flat and node.args[-1] == -1 and len(node.args) == 3
     return False
 
 
@@ -299,8 +302,17 @@ def operands(cat: fx.Node) -> list[fx.Node]:
 
 def _asks_for_channels(node: fx.Node, sources: list[fx.Node]) -> bool:
     """Whether a size is read on the channel axis: the number would change with the channels that are left."""
-    axes = {1, 1 - len(shape(sources[0]))} if sources else {1}
+    axes = range(len(shape(sources[0]))) if sources else range(2)
     if node.target == "size" and len(node.args) > 1:
-        return node.args[1] in axes
+        return _takes_second(node.args[1], axes)
     reads = [user.args[1] for user in node.users if user.target is operator.getitem]
-    return node.target != "dim" and (any(read in axes for read in reads) or len(reads) < len(node.users))
+    return node.target != "dim" and (len(reads) < len(node.users) or any(_takes_second(read, axes) for read in reads))
+
+
+def _takes_second(index: object, axes: range) -> bool:
+    """Whether an index into a shape takes its second number: 1, or a slice over it, counted from either end."""
+    if isinstance(index, slice) and all(
+        isinstance(end, (int, type(None))) for end in (index.start, index.stop, index.step)
+    ):
+        return 1 in axes[index]
+    return not isinstance(index, int) or index in (1, 1 - len(axes))

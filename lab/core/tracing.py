@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
+from .descent import seeded
 from .inplace import OPERATORS, OWN, Shapes, out_of_place
 from .task import evaluating
 
@@ -19,8 +21,9 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     """A traced copy of the model in eval mode, every node with its shape; the model itself is left as it is.
 
     Parametrizations are computed once and for all in the copy, and nothing in it works in place: once a graph is cut,
-    that could overwrite what is still needed. Its answers and gradients are the model's. All its weights learn,
-    whatever `requires_grad` the model's have: a network that was loaded for inference is compressed like any other.
+    that could overwrite what is still needed. Its answers and gradients are the model's; a model whose answers it
+    cannot give is a one-line ValueError. Hooks stay behind. All its weights learn, whatever `requires_grad` the
+    model's have: a network that was loaded for inference is compressed like any other.
     """
     copy = _plain_copy(model).eval()
     for parameter in copy.parameters():
@@ -40,7 +43,32 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     propagate(graph, example)
     out_of_place(graph, example.to(next(graph.parameters(), example).device))
     propagate(graph, example)
+    if not _answers_alike(graph, model, example):
+        raise ValueError(
+            f"{type(model).__name__} answers otherwise than its traced copy, which leaves out hooks, autocast, "
+            "arguments left to their defaults and numbers drawn in forward: write what it computes as plain operations"
+        )
     return graph
+
+
+def _answers_alike(graph: nn.Module, model: nn.Module, example: torch.Tensor) -> bool:
+    """Whether two networks answer an example alike, up to rounding."""
+    answers = []
+    for net in (graph, model):
+        place = next(net.parameters(), example).device
+        with torch.no_grad(), evaluating(net), seeded(0):
+            leaves = tree_leaves(net(example.to(place, copy=True)))  # a first layer in place writes into it
+        answers.append([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
+    return len(answers[0]) == len(answers[1]) and all(map(_near, *answers))
+
+
+def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if b.is_meta:  # shapes alone, no numbers
+        return True
+    size = float(b.abs().nan_to_num(0, 0).max()) if b.numel() else 0.0
+    return torch.allclose(a, b.to(a.device), rtol=1e-4, atol=1e-4 * size, equal_nan=True)
 
 
 def _owned(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -72,21 +100,47 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """torch.ao's layers compute more than the layers that they are kinds of: a ReLU, a rounded weight."""
+        is_plain = not type(m).__module__.startswith("torch.ao.")
+        return is_plain and super().is_leaf_module(m, module_qualified_name)
+
 
 def _plain_copy(model: nn.Module) -> nn.Module:
-    """A copy whose weights are plain parameters."""
+    """A copy whose weights are plain parameters, without hooks."""
     for name, module in model.named_modules():
-        if hasattr(module, "weight_g") or hasattr(module, "weight_orig"):
+        called = name or type(model).__name__
+        if inside := _wrapped(module):
+            raise ValueError(f"{called} is wrapped around a network: give its .{inside}")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{called} is TorchScript, which is not traced: give the nn.Module it was made from")
+        if part := _computed(module):
             remedy = "call torch.nn.utils.remove_weight_norm, or prune.remove, first"
-            raise ValueError(f"{name or type(model).__name__} computes its weight in a hook: {remedy}")
+            raise ValueError(f"{called} computes its {part} in a hook: {remedy}")
     try:
         copy = deepcopy(model)
     except RuntimeError as error:
         raise ValueError(f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]})") from error
+    for module in copy.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
     for name, module in list(copy.named_modules()):
         if parametrize.is_parametrized(module) and name:
             copy.set_submodule(name, _unparametrized(module))
     return copy
+
+
+def _wrapped(module: nn.Module) -> str:
+    """Where a wrapper of a network has it, '' for a module that is none."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "module"
+    return "_orig_mod" if "_orig_mod" in module._modules else ""  # torch.compile's
+
+
+def _computed(module: nn.Module) -> str:
+    """The weight or bias that a hook computes from other parameters, as older norms and pruning do; '' if none is."""
+    ends = [name.rpartition("_") for name in module._parameters]
+    return next((part for part, _, end in ends if end in ("g", "orig") and part and hasattr(module, part)), "")
 
 
 def _unparametrized(module: nn.Module) -> nn.Module:

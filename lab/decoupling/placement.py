@@ -136,7 +136,7 @@ def _reason(node: fx.Node, module: Any, channels: Channels) -> str:
     if not any(isinstance(module_of(above), CONVS) for above in ancestors(node) - {node}):
         return "it is a first layer"
     if node.target in channels.shared:
-        return "it is called more than once"
+        return "it is used more than once"
     if module.groups > 1:
         return "it has groups"
     if _is_output(node):

@@ -55,7 +55,8 @@ def attach(model: nn.Module, units: tuple[str, ...], example: torch.Tensor) -> M
         raise ValueError(f"units={units}: nothing in {type(model).__name__} can be masked ({reasons}); try other units")
     nodes = {node.name: node for node in graph.graph.nodes}
     for index, structure in sorted(enumerate(found), key=lambda pair: not pair[1].reader):  # before others take readers
-        graph.add_submodule(_mask_name(index), Mask(structure.entries))
+        mask = Mask(structure.entries).to(graph.get_parameter(f"{structure.folds}.weight").dtype)
+        graph.add_submodule(_mask_name(index), mask)
         _insert(graph, nodes[structure.after], nodes.get(structure.reader), _mask_name(index))
     graph.recompile()
     place = next(model.parameters()).device
@@ -170,7 +171,7 @@ def _block_units(graph: fx.GraphModule, channels: Channels) -> Found:
         elif (source := _homogeneous_source(branch)) is None:
             yield node.name, "its branch does not end in a layer that a mask folds into"
         elif source.target in channels.shared:
-            yield str(source.target), "it is called more than once"
+            yield str(source.target), "it is used more than once"
         else:
             yield Structure("block", str(source.target), 1, str(source.target), branch.name, node.name)
 
@@ -188,7 +189,7 @@ def _branch_units(graph: fx.GraphModule, channels: Channels) -> Found:
             if source is None:
                 yield operand.name, "the branch does not end in a layer that a mask folds into"
             elif source.target in channels.shared:
-                yield str(source.target), "it is called more than once"
+                yield str(source.target), "it is used more than once"
             elif any(group in channels.pinned or len(channels.writers[group]) > 1 for group in groups):
                 yield str(source.target), "its width is fixed by what reads it"
             else:
@@ -203,7 +204,7 @@ def _input_units(graph: fx.GraphModule, channels: Channels) -> Found:
         if not isinstance(module, CONVS) or module.groups != 1 or node in shortcuts:
             continue
         if node.target in channels.shared:
-            yield str(node.target), "it is called more than once"
+            yield str(node.target), "it is used more than once"
             continue
         source = [node, *private_chain(node)][-1].all_input_nodes[0]
         if source.op != "placeholder" and (len(source.users) > 1 or len(channels.layouts[source]) > 1):

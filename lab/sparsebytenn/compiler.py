@@ -95,7 +95,7 @@ class _Builder:
         return len(self.maps) - 1
 
     def _operator(self, node: fx.Node) -> None:
-        module, target = module_of(node), node.target
+        module, target = module_of(node), node.target if node.op in ("call_function", "call_method") else None
         if isinstance(module, nn.Conv2d):
             self._convolution(node, module)
         elif isinstance(module, nn.BatchNorm2d):
@@ -392,7 +392,7 @@ def _is_mean(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether a node gives the mean over the picture: (1, C, H, W) -> (1, C, 1, 1) or (1, C)."""
     if isinstance(module, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
         return len(shape(node)) == 4 and shape(node)[2:] == (1, 1)
-    if node.target not in ("mean", torch.mean):
+    if node.op not in ("call_function", "call_method") or node.target not in ("mean", torch.mean):
         return False
     axes, kind = (arguments(node).get(name) for name in ("dim", "dtype"))
     is_over = isinstance(axes, (tuple, list)) and sorted(axis % 4 for axis in axes) == [2, 3]

@@ -177,7 +177,7 @@ def test_a_layer_called_twice_is_left_alone():
         stem=conv(3, 8), b=conv(8, 8), c=conv(8, 8), fc=nn.Linear(8, 4),
     )  # fmt: skip
     decoupled = attach(net, torch.zeros(1, 3, 8, 8))
-    assert decoupled.ungated["b"] == "it is called more than once"
+    assert decoupled.ungated["b"] == "it is used more than once"
     assert [site.conv for site in decoupled.sites] == ["c"]
 
 

@@ -219,6 +219,8 @@ REFUSED = {
     "a linear layer on a map": (
         Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.Linear(SIDE, 4)), r"b reads \(1, 4, 12, 12\)"
     ),
+    "a pool by the name of add": (Net(lambda n, x: n.add(n.a(x)), a=conv(3, 4), add=nn.MaxPool2d(2)), r"add \(Max"),
+    "a pool by the name of mean": (Net(lambda n, x: n.mean(n.a(x)), a=conv(3, 4), mean=nn.MaxPool2d(2)), r"mean \(Max"),
     "chunks": (Net(lambda n, x: torch.relu(n.a(x).chunk(2, 1)[0]), a=conv(3, 4)), "no operator for getitem"),
 }  # fmt: skip
 
