@@ -323,7 +323,7 @@ class Failing:
         return self.score(model)
 
 
-after_training = pytest.mark.parametrize("name", sorted(SMALL.keys() - {"SparseByteNN"}))  # it has its own tests
+after_training = pytest.mark.parametrize("name", sorted(SMALL))
 
 
 @after_training

@@ -30,7 +30,7 @@ def brittle(x):
 
 def slow_first(x):
     """The first item finishes last."""
-    time.sleep(0.6 if x == 0 else 0.0)
+    time.sleep(3 if x == 0 else 0)
     return x
 
 

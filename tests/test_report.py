@@ -124,7 +124,7 @@ def test_a_report_that_cannot_be_made_says_why():
 
 def test_attempts_collect_their_notes():
     attempts = Attempts()
-    assert attempts.pair("half", lambda n, d: n // d, 4, 6, 2) == [2, 3] and attempts.notes == []
-    assert attempts.pair("share", lambda n, d: n // d, 4, 6, 0) == [None, None]
-    assert attempts.times(1, 2, 3) == [None, None]
+    assert attempts.pair("half", lambda n, d: n // d, 4, 6, 2) == (2, 3) and attempts.notes == []
+    assert attempts.pair("share", lambda n, d: n // d, 4, 6, 0) == (None, None)
+    assert attempts.times(1, 2, 3) == (None, None)
     assert [note.split(":")[0] for note in attempts.notes] == ["share", "share", "latency"]

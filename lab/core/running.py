@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -30,10 +30,14 @@ class Start:
 
 
 @contextmanager
-def running(recipe: Any, task: Any, seed: int, device: Any, checkpoint: str | Path | None) -> Iterator[Start]:
+def running(
+    recipe: Any, task: Any, seed: int, device: Any, checkpoint: str | Path | None,
+    suits: Callable[[nn.Module, Tensor], object] = lambda model, example: None,
+) -> Iterator[Start]:  # fmt: skip
     """Seed a run of the recipe on the task and hold its checkpoint folder, once task and device are known to fit.
 
-    ValueError or TypeError in one line names what does not. The score is taken first: one that fails costs nothing.
+    ValueError or TypeError in one line names what does not; `suits(model, example)` raises it for a network that the
+    method cannot treat. The score is taken before anything is learned: one that fails costs nothing.
     """
     demand_kind(recipe, task, Task, "lab.Task(model=net, batches=loader, score=score)")
     place = device_of(device)
@@ -44,7 +48,19 @@ def running(recipe: Any, task: Any, seed: int, device: Any, checkpoint: str | Pa
             owner = f"{owner} ({fingerprint(task)})"
         model = deepcopy(task.model).to(place).eval() if place else deepcopy(task.model).eval()
         example = task.example.to(next(model.parameters(), task.example).device)
-        yield Start(owner, model, example, task.measure(model))
+        suits(model, example)
+        yield Start(owner, model, example, _before(task, model))
+
+
+def _before(task: Task, model: nn.Module) -> float:
+    """The score of the network as it came; ValueError in one line where the score does not take its outputs."""
+    try:
+        return task.measure(model)
+    except (AttributeError, IndexError, KeyError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"Task.score fails on the network as it came ({reason}): match the score and the model"
+        ) from error
 
 
 def demand_kind(recipe: Any, task: Any, kind: type, form: str) -> None:

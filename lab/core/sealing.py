@@ -15,8 +15,8 @@ SEAL = "sha256"  # the digest of the file in which zeros stand in the digest's p
 
 
 def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
-    """The file of these tensors, with the facts and the digest as its metadata."""
-    content = save(dict(tensors), {**facts, SEAL: "0" * 64})
+    """The file of these tensors, with the facts and the digest as its metadata; alike whenever it is made."""
+    content = _in_order(save(dict(tensors), {**facts, SEAL: "0" * 64}))
     return content.replace(_place("0" * 64), _place(hashlib.sha256(content).hexdigest()), 1)
 
 
@@ -39,6 +39,16 @@ def header(content: bytes, most: int) -> dict[str, Any]:
     if len(said) != 64 or hashlib.sha256(content.replace(place, _place("0" * 64), 1)).hexdigest() != said:
         raise ValueError("their digest is another: send them again")
     return found
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with its facts in the order of their names; safetensors writes them in one by chance."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    found = json.loads(content[8:end])
+    found["__metadata__"] = dict(sorted(found["__metadata__"].items()))
+    text = json.dumps(found, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def _place(digest: str) -> bytes:

@@ -109,7 +109,7 @@ class Decoupling:
     ) -> DecouplingOutcome:
         """Decouple the task's network: train it with its gates, and take out what is never on."""
         task = tasks.digits() if task is None else task
-        with running(self, task, seed, device, checkpoint) as start:
+        with running(self, task, seed, device, checkpoint, _classes) as start:
             demand_labels(task)
             demand_batches(task)
             baseline, example = start.model, start.example

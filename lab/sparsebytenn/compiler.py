@@ -8,7 +8,6 @@ A value may be fused into what reads it only if nothing else reads it, and only 
 what is added.
 """
 
-import math
 import operator
 from dataclasses import replace
 from typing import Any
@@ -23,12 +22,8 @@ from ..core.calls import arguments, bounds, two
 from ..core.channels import is_depthwise
 from ..core.tracing import module_of, shape, trace
 from .packed import Map, Network, Op
-from .proof import CHAIN
+from .scheduling import band, chained, joined
 
-BAND = 48 << 10  # floats, about, that a separable pair or a convolution lays out at a time: they stay in the cache
-LARGE = 512 << 10  # floats of a map that takes the whole second-level cache
-CACHED = 192 << 10  # floats that a chain of operators keeps and lays out in it
-VECTOR = 16  # floats of the longest vector
 RUN = 128  # columns of X that stay in the first-level cache
 _NOTHING = (nn.Dropout, nn.Dropout2d, nn.Identity)
 _KNOWN = "convolutions, batch norms behind them, ReLU, ReLU6, clamps, sums, the mean over the picture, linear layers"
@@ -133,7 +128,7 @@ class _Builder:
         if found not in self.apart:
             made = self.apart[found] = self._new(Map(m.c, m.h, m.w))
             self.rows[made] = np.eye(m.c)
-            self.ops.append(Op("conv", "planes", found, made, band=_band(m.h, m.w, m.c), bias=np.zeros(m.c)))
+            self.ops.append(Op("conv", "planes", found, made, band=band(m.h, m.w, m.c), bias=np.zeros(m.c)))
         return self.apart[found]
 
     def _emit(self, op: Op, node: fx.Node) -> None:
@@ -173,7 +168,7 @@ class _Builder:
         weight = module.weight.detach().double().numpy()  # (OC, IC / groups, k, k)
         bias = np.zeros(c) if module.bias is None else module.bias.detach().double().numpy()
         op = Op("conv", str(node.target), x, self._new(Map(c, h, w)), k=k, stride=stride, pad=pad, bias=bias)
-        op.band = _band(h, w, module.in_channels // module.groups * k * k if module.groups == 1 else c)
+        op.band = band(h, w, module.in_channels // module.groups * k * k if module.groups == 1 else c)
         if self._is_vector(source):
             if module.groups != 1 or (h, w) != (1, 1):
                 raise ValueError(f"{node.target} reads a single pixel: the engine has 1 group there, and gives 1 x 1")
@@ -293,67 +288,6 @@ def _dense(weights: Any) -> Any:
     return kernels.pack(weights.to_dense(), block=weights.block, chunk=weights.chunk, dense=True)
 
 
-def joined(network: Network) -> Network:
-    """Depthwise convolutions joined to the pointwise one that alone reads them: their map is never written out."""
-    readers: dict[int, list[Op]] = {}
-    for op in network.ops:
-        for read in (op.x, op.add):
-            if read is not None:
-                readers.setdefault(read, []).append(op)
-    gone: list[Op] = []
-    ops = []
-    for op in network.ops:
-        behind = readers.get(op.y, [])
-        is_half = len(behind) == 1 and behind[0].kind == "pointwise" and behind[0].x == op.y  # and not as what is added
-        if op.kind == "depthwise" and is_half and op.y != network.output:
-            gone.append(op)
-        else:
-            ops.append(op)
-    halves = {op.y: op for op in gone}
-    return replace(network, ops=[_pair(halves[op.x], op) if op.x in halves else op for op in ops])
-
-
-def _pair(first: Op, second: Op) -> Op:
-    window = {name: getattr(first, name) for name in ("x", "k", "stride", "pad", "band", "taps", "taps_bias")}
-    return replace(second, kind="separable", inner=first.clamp, **window)
-
-
-def chained(network: Network) -> Network:
-    """Large maps kept in part: whoever reads one alone, right after it is written, has its rows made as it needs them.
-
-    The map is never whole and stays in the cache. The last operator of a chain of such maps has the highest bands for
-    which all that the chain keeps and lays out is CACHED.
-    """
-    network = replace(network, maps=[replace(m) for m in network.maps], ops=[replace(op) for op in network.ops])
-    reads = [m for op in network.ops for m in (op.x, op.add)]
-    first = 0
-    for i, op in enumerate(network.ops):
-        m = network.maps[op.y]
-        links = i + 1 < len(network.ops) and network.ops[i + 1].x == op.y and reads.count(op.y) == 1
-        spatial = {"conv", "pointwise", "depthwise", "separable"}
-        fits = links and op.kind in spatial and network.ops[i + 1].kind in spatial - {"pointwise"}
-        if not fits or op.y == network.output or m.c * m.pixels < LARGE or i + 1 - first == CHAIN:
-            if first < i:
-                _keep_in_part(network.maps, network.ops[first : i + 1])
-            first = i + 1
-    return network
-
-
-def _keep_in_part(maps: list[Map], chain: list[Op]) -> None:
-    out = maps[chain[-1].y]
-    step = _whole_vectors(out.w)
-    for band in [*range(out.h // step * step, 0, -step), 1]:
-        for op, before in zip(reversed(chain), [*reversed(chain[:-1]), None], strict=True):
-            op.band = band
-            if before is not None:
-                m = maps[op.x]
-                m.part = min(m.h, (band - 1) * op.stride + max(op.k, op.stride))
-                band = min(m.h, (band - 1) * op.stride + max(op.k - op.pad, op.stride))
-        kept = sum(maps[op.x].floats for op in chain[1:]) + max(op.room(maps[op.x], maps[op.y]) for op in chain)
-        if kept <= CACHED:
-            return
-
-
 def _window(node: fx.Node, module: nn.Conv2d) -> tuple[int, int, int]:
     """Kernel size, stride and padding of a square convolution."""
     k, stride, dilation = (two(v) for v in (module.kernel_size, module.stride, module.dilation))
@@ -367,21 +301,6 @@ def _window(node: fx.Node, module: nn.Conv2d) -> tuple[int, int, int]:
             f"{node.target}: {module}: the engine has square windows, one stride, zero padding below the window's size"
         )
     return k[0], stride[0], int(pad[0])
-
-
-def _band(h: int, w: int, rows: int) -> int:
-    """Rows of a band of about BAND floats, at least 384 pixels, bands as equal as can be.
-
-    Where they can, bands are whole vectors: they begin on a cache line's border, and no vector is half full.
-    """
-    bands = max(1, round(h * w / max(384, BAND // rows)))
-    whole = _whole_vectors(w)
-    return min(h, -(-h // bands // whole) * whole) if h > whole else -(-h // bands)
-
-
-def _whole_vectors(w: int) -> int:
-    """The least number of rows that is whole vectors."""
-    return VECTOR // math.gcd(VECTOR, w)
 
 
 def _source(node: fx.Node) -> fx.Node:

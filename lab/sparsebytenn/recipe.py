@@ -98,7 +98,7 @@ class SparseByteNN:
             trace_of_run = self._train(task, dense, model, pattern, checkpoint, owner, progress)
             moved = moves(model, pattern.orders)
             model = permute(model, pattern.orders, example)
-            report = self._report(task, dense, model, ground, pattern, saliencies)
+            report = self._report(task, start, model, ground, pattern, saliencies)
         return SparseByteNNOutcome(
             recipe=self,
             report=report,
@@ -159,9 +159,8 @@ class SparseByteNN:
             return eq.distillation(z, z_dense, self.temperature)
         return nn.functional.mse_loss(z, z_dense)
 
-    def _report(self, task, dense, model, ground, pattern, saliencies) -> Report:
-        tell = Attempts()
-        example = task.example.to(next(dense.parameters()).device)
+    def _report(self, task, start, model, ground, pattern, saliencies) -> Report:
+        tell, dense, example = Attempts(), start.model, start.example
         gone = {name: int(gone.expand_as(pattern.weights[name]).sum()) for name, gone in pattern.gone.items()}
         parameters, macs = cost.parameters(dense), tell("macs", cost.macs, dense, example)
         spared = tell("macs", _macs_gone, model, gone, example)
@@ -174,7 +173,7 @@ class SparseByteNN:
             Row("blocks", blocks, kept),
             Row("sparsity", 0.0, 100 * (1 - kept / blocks), "%", "learned", 2),
             Row("retained magnitude", before, after, "%", "learned"),
-            Row(task.metric, *tell.pair(task.metric, task.measure, dense, model), task.unit, "learned"),
+            Row(task.metric, start.before, tell(task.metric, task.measure, model), task.unit, "learned"),
         ]
         rows += _engine_rows(tell, model, example)
         return Report(repr(self), tuple(rows), tuple(self._notes(task, ground) + tell.notes))

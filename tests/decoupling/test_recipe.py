@@ -231,10 +231,12 @@ def test_a_network_in_double_precision_is_decoupled():
     assert next(found.model.parameters()).dtype == torch.float64
 
 
-def test_frozen_weights_stay():
-    task = small()
-    task.model[0].weight.requires_grad_(False)
-    assert torch.equal(run(task).model.state_dict()["0.weight"], task.model[0].weight)
+def test_frozen_weights_learn_in_the_copy_alone():
+    """A network that was loaded for inference is trained like any other, and keeps its flags."""
+    learned, task = run(small()).model.state_dict()["0.weight"], small()
+    before = task.model[0].weight.requires_grad_(False).clone()
+    assert torch.equal(run(task).model.state_dict()["0.weight"], learned) and not torch.equal(learned, before)
+    assert torch.equal(task.model[0].weight, before) and not task.model[0].weight.requires_grad
 
 
 # -- fields ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lab.sparsebytenn import compiler
+from lab.sparsebytenn import scheduling
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent / "c"
@@ -60,9 +60,9 @@ def small_networks():
 def in_part(network, floats=2_000):
     """The network with every map kept in part that can be; a chain keeps about that many floats."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "LARGE", 0)
-        patch.setattr(compiler, "CACHED", floats)
-        return compiler.chained(network)
+        patch.setattr(scheduling, "LARGE", 0)
+        patch.setattr(scheduling, "CACHED", floats)
+        return scheduling.chained(network)
 
 
 @torch.no_grad()
