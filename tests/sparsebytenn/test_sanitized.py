@@ -180,7 +180,7 @@ def test_a_mobilenet_is_fuzzed_too(sanitized, tmp_path):
     net = thinned(lab.nets.mobilenet_v1(0.25, 10), 0.5)
     file = tmp_path / "model.sbnn"
     file.write_bytes(packed.write(compiler.compile(net, torch.zeros(1, 3, 32, 32))))
-    assert fuzz(sanitized("fuzz"), file, 60)[0] > 5
+    assert fuzz(sanitized("fuzz"), file, 200)[0] > 5  # as many damaged ones at least are let in and run
 
 
 @needs_c
