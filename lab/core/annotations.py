@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from . import inflating
+from .errors import first_line
 from .faces import Faces, FaceTask
 from .reading import SUFFIXES, converted, is_picture
 
@@ -247,7 +248,7 @@ def _faces(name: str, records: Sequence[Record], longest: int) -> Faces:
         try:
             picture, scale = _reduced(content, longest)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
-            skipped.append((file, next(iter(str(error).splitlines()), type(error).__name__)))
+            skipped.append((file, first_line(error)))
             continue
         pictures.append(picture)
         boxes.append(_inside(torch.from_numpy(found * scale).float(), picture))

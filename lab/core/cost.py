@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from .errors import first_line
 from .task import evaluating
 
 __all__ = ["Latency", "bytes_stored", "latencies", "latency", "layer_macs", "macs", "parameters"]
@@ -210,7 +211,7 @@ def _answer(model: nn.Module, example: Example) -> Any:
         with torch.no_grad(), evaluating(model):
             return _apply(model, moved)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         shapes = ", ".join(str(tuple(x.shape)) for x in _leaves(example)) or type(example).__name__
         raise ValueError(
             f"the model does not take an example of shape {shapes} ({reason}): give one that it does"

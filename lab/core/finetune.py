@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from . import store
 from .descent import SINGLE, Stage, Step, descend, unmoved
+from .errors import first_line
 from .running import fingerprint
 from .task import Task, evaluating, inputs
 
@@ -102,7 +103,7 @@ def demand_labels(task: Task) -> None:
             holds = loss.numel() == 1 and not loss.isnan()
             reason = "it is not one number" if loss.numel() != 1 else "it is NaN"
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
-            holds, reason = False, next(iter(str(error).splitlines()), type(error).__name__)
+            holds, reason = False, first_line(error)
     if not holds:
         gives = f"answers of {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise ValueError(

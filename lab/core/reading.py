@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from . import inflating
+from .errors import first_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 IN_MEMORY = 2**30  # bytes: a folder whose pictures need more is read from disk batch by batch
@@ -49,7 +50,7 @@ def read(path: str | Path, size: int | None = None) -> Split:
     except ValueError:  # in words of our own
         raise
     except inflating.DAMAGE as error:
-        raise ValueError(f"{path} cannot be read ({_line(error)}): fetch it again") from error
+        raise ValueError(f"{path} cannot be read ({first_line(error)}): fetch it again") from error
 
 
 def _read(path: Path, size: int | None) -> Split:
@@ -84,10 +85,6 @@ def _checked(path: Path, split: Split) -> Split:
     return split
 
 
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
-
-
 # -- archives ---------------------------------------------------------------------------------------------------------
 
 
@@ -102,7 +99,9 @@ def _npz(path: Path) -> Split:
             x, y, x_test, y_test = (file[name] for name in names)
             return Split(_pixels("x_train", x), _labels(y), _pixels("x_test", x_test), _labels(y_test))
     except Exception as error:  # zipfile and numpy raise a dozen kinds for a damaged archive
-        raise ValueError(f"{path} cannot be used ({_line(error)}): give x_train, y_train, x_test, y_test") from error
+        raise ValueError(
+            f"{path} cannot be used ({first_line(error)}): give x_train, y_train, x_test, y_test"
+        ) from error
 
 
 def _pixels(name: str, x: np.ndarray) -> torch.Tensor:
@@ -227,7 +226,7 @@ def picture(path: Path, mode: str | None = None, size: int | None = None) -> tor
                 raise ValueError("it has colours and those before it are grey")
             image = converted(ImageOps.exif_transpose(file), mode or ("L" if file.mode in GREY else "RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
-        raise ValueError(f"{path} is no readable picture ({_line(error)}): remove it or fetch it again") from error
+        raise ValueError(f"{path} is no readable picture ({first_line(error)}): remove it or fetch it again") from error
     if size and image.size != (size, size):
         ratio = size / 0.875 / min(image.size)
         width, height = (max(size, round(side * ratio)) for side in image.size)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import store
 from .descent import generators, seeded
+from .errors import first_line
 from .machine import device_of
 from .task import Task
 
@@ -57,7 +58,7 @@ def _before(task: Task, model: nn.Module) -> float:
     try:
         return task.measure(model)
     except (AttributeError, IndexError, KeyError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise ValueError(
             f"Task.score fails on the network as it came ({reason}): match the score and the model"
         ) from error

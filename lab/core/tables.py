@@ -18,6 +18,7 @@ import torch
 
 from . import cells, inflating, store
 from .architectures import Graph, Space
+from .errors import first_line
 
 NASBENCH201 = {"cifar10": "c10_test", "cifar100": "c100_test", "imagenet16-120": "in16_test"}
 NASBENCHGRAPH = ("arxiv", "citeseer", "computers", "cora", "cs", "photo", "physics", "proteins", "pubmed")
@@ -177,7 +178,7 @@ def read_csv(path: str | Path) -> pd.DataFrame:
     try:
         return pd.read_csv(io.BytesIO(inflating.content(path)))
     except inflating.DAMAGE as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise ValueError(f"{path} is no table ({reason}): give a CSV file") from error
 
 

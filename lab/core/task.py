@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .descent import unmoved
+from .errors import first_line
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # two tasks are equal when they are the same one
@@ -63,7 +64,7 @@ class Task:
             with torch.no_grad(), evaluating(self.model):
                 y = self.model(x.to(place))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise ValueError(
                 f"Task.batches gives inputs of shape {tuple(x.shape)}, which the model does not take ({reason}): "
                 "match the loader and the model's first layer"

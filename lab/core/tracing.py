@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from .descent import seeded
+from .errors import first_line
 from .inplace import OPERATORS, OWN, Shapes, out_of_place
 from .task import evaluating
 
@@ -33,7 +34,7 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
         graph = fx.GraphModule(copy, _Tracer().trace(copy), type(model).__name__)
     except Exception as error:  # a tracer meets whatever the user's forward raises
         raise ValueError(
-            f"{type(model).__name__} cannot be traced ({str(error).splitlines()[0]}): its forward must not branch on "
+            f"{type(model).__name__} cannot be traced ({first_line(error)}): its forward must not branch on "
             "values or sizes of tensors; move such code out of forward"
         ) from error
     now = dict(_owned(copy))
@@ -120,7 +121,7 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     try:
         copy = deepcopy(model)
     except RuntimeError as error:
-        raise ValueError(f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{type(model).__name__} cannot be copied ({first_line(error)})") from error
     for module in copy.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
@@ -165,7 +166,7 @@ def propagate(graph: fx.GraphModule, example: torch.Tensor) -> None:
         with torch.no_grad(), evaluating(graph), redirect_stderr(StringIO()):  # it prints a traceback of its own
             Shapes(graph).propagate(example.to(place, copy=True))  # a first layer in place writes into it
     except RuntimeError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise ValueError(f"the network does not run on an input of shape {tuple(example.shape)} ({reason})") from error
 
 

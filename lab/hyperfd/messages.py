@@ -18,6 +18,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ..core import sealing
+from ..core.errors import first_line
 from .bounds import Refused
 from .layers import Ranker
 from .learning import Record, Synapses
@@ -174,7 +175,7 @@ def _unpacked(content: bytes, kind: str, kinds: dict[str, Any]) -> tuple[dict[st
         header = sealing.header(content, len(content))["__metadata__"]
         found, version, body = header["kind"], header["version"], json.loads(header["body"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = first_line(error)[:120]
         raise Refused(f"{kind}: {len(content):,} bytes are no message of HyperFD ({reason})") from error
     if version != str(VERSION):
         raise Refused(f"{kind}: the message has version {version}, this side speaks {VERSION}: update the older side")
@@ -184,7 +185,7 @@ def _unpacked(content: bytes, kind: str, kinds: dict[str, Any]) -> tuple[dict[st
     try:
         return body, load(content)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise Refused(f"{kind}: the tensors are damaged ({str(error).splitlines()[0]})") from error
+        raise Refused(f"{kind}: the tensors are damaged ({first_line(error)})") from error
 
 
 def _keys(kind: str, body: Any, kinds: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..core.errors import first_line
 from ..core.task import evaluating
 
 Input = torch.Tensor | tuple | dict  # one input, the positional inputs, or the inputs by name
@@ -117,7 +118,7 @@ def run(model: nn.Module, x: Input) -> Any:
         with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
             return call(model, moved)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         shapes = ", ".join(str(tuple(t.shape)) for _, t in _tensors(x)) or type(x).__name__
         raise ValueError(
             f"the model does not take an input of shape {shapes} ({reason}): give one that it does"

@@ -123,13 +123,19 @@ def test_reopened_without_its_widget_the_notebook_shows_the_picture(server, open
     page.screenshot(path=artefacts / "reopened.png")
 
 
-def test_saved_trusted_and_reopened_the_notebook_shows_the_picture(server, open_page, watch, artefacts):
+def run_anew(server, open_page, name):
+    """The page of a new notebook of this name, whose cells have run: the explorer is there and lives."""
     cells = [nbformat.v4.new_code_cell(source) for source in (CELL, "explorer")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), server.folder / "trusted.ipynb")
-    page = open_page(server.page("trusted.ipynb"))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), server.folder / name)
+    page = open_page(server.page(name))
     lab_page.wait_for_notebook(page)
     lab_page.run_all(page)
     page.wait_for_selector(lab_page.RATE)
+    return page
+
+
+def test_saved_trusted_and_reopened_the_notebook_shows_the_picture(server, open_page, watch, artefacts):
+    page = run_anew(server, open_page, "trusted.ipynb")
     lab_page.save(page)  # whoever ran all cells and saves them trusts them
     page.context.close()
     server.end_sessions()
@@ -148,12 +154,7 @@ def test_saved_trusted_and_reopened_the_notebook_shows_the_picture(server, open_
 
 
 def test_when_its_kernel_has_ended_the_explorer_says_so_and_stands_still(server, open_page):
-    cells = [nbformat.v4.new_code_cell(source) for source in (CELL, "explorer")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), server.folder / "restarted.ipynb")
-    page = open_page(server.page("restarted.ipynb"))
-    lab_page.wait_for_notebook(page)
-    lab_page.run_all(page)
-    page.wait_for_selector(lab_page.RATE)
+    page = run_anew(server, open_page, "restarted.ipynb")
     assert page.locator(".lab-explorer .message").inner_text() == ""
     page.click(".lm-MenuBar-itemLabel:text-is('Kernel')")
     page.click(".lm-Menu-itemLabel:text-is('Restart Kernel…')")
