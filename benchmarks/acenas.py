@@ -22,9 +22,10 @@ import torch
 
 import lab
 from lab.acenas import metrics
-from lab.core import store, tables
-from lab.core.architectures import Space
+from lab.core import store
 from lab.core.machine import machine
+from lab.core.spaces import tables
+from lab.core.spaces.architectures import Space
 
 NASBENCH201 = Path(__file__).parents[1] / "../shared/data/nas/nasbench201_compact.csv.gz"
 BUDGETS = (100, 40, 20)

@@ -28,11 +28,11 @@ from tqdm.auto import tqdm
 
 import lab
 from lab.core import cost
-from lab.core.descent import seeded
 from lab.core.finetune import finetune
 from lab.core.kernels import isa_name
 from lab.core.machine import machine
 from lab.core.tasks import digits_data
+from lab.core.training import seeded
 from lab.decoupling import attacks, detection, intervention, paths
 from lab.decoupling.layers import gates
 from lab.decoupling.placement import attach

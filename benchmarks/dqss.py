@@ -31,14 +31,15 @@ from onnxruntime.quantization.calibrate import create_calibrator
 from torch import nn
 
 import lab
-from lab.core import qdq, store
-from lab.core.descent import seeded
-from lab.core.grids import FixedQuantiser, between, set_codes
+from lab.core import store
 from lab.core.machine import machine
-from lab.core.prepared import prepared
-from lab.core.quantisers import levels
-from lab.core.runtime import Deployed
+from lab.core.onnx import qdq
+from lab.core.onnx.runtime import Deployed
+from lab.core.quantisation.bn_folding import prepared
+from lab.core.quantisation.grids import FixedQuantiser, between, set_codes
+from lab.core.quantisation.quantisers import levels
 from lab.core.task import Task
+from lab.core.training import seeded
 from lab.dqss import equations as eq
 from lab.dqss import search
 from lab.dqss.outcome import deployed

@@ -24,10 +24,10 @@ import torch
 from scipy.stats import spearmanr
 
 import lab
-from lab.core import prose
-from lab.core.batches import shuffled
-from lab.core.descent import seeded
+from lab.core.data import text
+from lab.core.data.batches import shuffled
 from lab.core.machine import machine
+from lab.core.training import seeded
 from lab.foldgpt import measures
 from lab.foldgpt.folding import Fold, Sizes
 from lab.foldgpt.ranking import by_leave_one_out
@@ -141,12 +141,12 @@ def tried(found: list[dict], method: str, hold: float, recipe: lab.FoldGPT, task
 
 def apart():
     """The lab's task with every twentieth paragraph of its topics set aside for the score, as `data/prose` was made."""
-    task, (texts, _) = lab.tasks.prose(batch_size=BATCH), prose.documentation()
+    task, (texts, _) = lab.tasks.prose(batch_size=BATCH), text.documentation()
     watch = texts[5::20]
-    row = prose.tokens(task.tokenizer, [text for text in texts if text not in set(watch)])
-    held_out = prose.windows(prose.tokens(task.tokenizer, watch), 128, BATCH)
+    row = text.tokens(task.tokenizer, [words for words in texts if words not in set(watch)])
+    held_out = text.windows(text.tokens(task.tokenizer, watch), 128, BATCH)
     return replace(
-        task, batches=shuffled(prose.Windows(row, 128), BATCH), score=prose.perplexity(held_out), held_out=held_out,
+        task, batches=shuffled(text.Windows(row, 128), BATCH), score=text.perplexity(held_out), held_out=held_out,
         text=tuple(watch), name="prose, set aside",
     )  # fmt: skip
 

@@ -32,12 +32,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 import lab
-from lab.core import cost, surgery
-from lab.core.batches import Pictures, in_order, shuffled
-from lab.core.descent import seeded
+from lab.core import cost
+from lab.core.data.batches import Pictures, in_order, shuffled
 from lab.core.finetune import finetune
+from lab.core.graph import surgery
 from lab.core.machine import machine
 from lab.core.task import Task
+from lab.core.training import seeded
 
 
 def main() -> None:

@@ -23,10 +23,11 @@ import pandas
 import torch
 
 import lab
-from lab.core import faces, judging, store
-from lab.core.descent import seeded
+from lab.core import ranking_metrics, store
+from lab.core.data import faces
 from lab.core.machine import machine
-from lab.core.streams import Stream
+from lab.core.spaces.streams import Stream
+from lab.core.training import seeded
 from lab.hyperfd import privacy
 from lab.hyperfd.client import Client, drawn
 from lab.hyperfd.layers import Ranker
@@ -156,8 +157,8 @@ def summary(rows: pandas.DataFrame) -> pandas.DataFrame:
     groups = rows.groupby("by", sort=False)
     return groups.apply(
         lambda part: pandas.Series({
-            "regret, tasks 1-5": str(judging.interval(over_orders(part[part.place < AFTER], "regret"))),
-            "regret, later tasks": str(judging.interval(over_orders(part[part.place >= AFTER], "regret"))),
+            "regret, tasks 1-5": str(ranking_metrics.interval(over_orders(part[part.place < AFTER], "regret"))),
+            "regret, later tasks": str(ranking_metrics.interval(over_orders(part[part.place >= AFTER], "regret"))),
             "over HyperFD": str(over_hyperfd(rows, part)),
             "ndcg@10, later": f"{part[part.place >= AFTER].ndcg10.mean():.3f}",
             "tau, later": f"{part[part.place >= AFTER].tau.mean():.3f}",
@@ -171,10 +172,10 @@ def over_orders(part: pandas.DataFrame, column: str) -> list[float]:
     return part.groupby("seed")[column].mean().tolist()
 
 
-def over_hyperfd(rows: pandas.DataFrame, part: pandas.DataFrame) -> judging.Interval:
+def over_hyperfd(rows: pandas.DataFrame, part: pandas.DataFrame) -> ranking_metrics.Interval:
     """How much more regret than HyperFD's on later tasks of the same orders; its own is 0."""
     later = [one[one.place >= AFTER].groupby("seed").regret.mean() for one in (part, rows[rows.by == "hyperfd"])]
-    return judging.interval((later[0] - later[1]).dropna().tolist())
+    return ranking_metrics.interval((later[0] - later[1]).dropna().tolist())
 
 
 def forgotten(part: pandas.DataFrame) -> float:
@@ -205,7 +206,7 @@ def all_figures(rows: pandas.DataFrame) -> dict:
         "forgettings": {name: round(forgotten(part), 3) for name, part in rows.groupby("by", sort=False)
                         if part.kept.notna().any()},
         "over_hyperfd": {name: str(over_hyperfd(rows, part)) for name, part in rows.groupby("by", sort=False)},
-        "intervals": {name: str(judging.interval(over_orders(part, "regret")))
+        "intervals": {name: str(ranking_metrics.interval(over_orders(part, "regret")))
                       for name, part in later.groupby("by", sort=False)},
     }  # fmt: skip
 
@@ -223,7 +224,7 @@ def attack(quick: bool) -> dict[str, dict[str, str]]:
             learned, sent, x = uploaded(outcome, domain, noise)
             found["near"][f"noise {noise}"].append(privacy.membership(learned, sent, x, others))
             found["traced"][f"noise {noise}"].append(privacy.traced(learned, sent, x, others, known))
-    return {name: {noise: str(judging.interval(values)) for noise, values in part.items()}
+    return {name: {noise: str(ranking_metrics.interval(values)) for noise, values in part.items()}
             for name, part in found.items()}  # fmt: skip
 
 

@@ -28,15 +28,17 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import lab
-from lab.core import cost, qdq, quantisers
-from lab.core.batches import enlarged
-from lab.core.descent import Stage, descend, seeded
-from lab.core.fusion import fusion, parity, worst
+from lab.core import cost
+from lab.core.data.batches import enlarged
 from lab.core.machine import machine
-from lab.core.placement import Spot, attach
-from lab.core.prepared import prepared
-from lab.core.runtime import Deployed
+from lab.core.onnx import qdq
+from lab.core.onnx.fusion import fusion, parity, worst
+from lab.core.onnx.runtime import Deployed
+from lab.core.quantisation import quantisers
+from lab.core.quantisation.bn_folding import prepared
+from lab.core.quantisation.placement import Spot, attach
 from lab.core.task import Task
+from lab.core.training import Stage, descend, seeded
 from lab.pams import equations as eq
 from lab.pams import packed, sizes
 from lab.pams.placement import place

@@ -26,9 +26,10 @@ import torch
 from torch import nn
 
 import lab
-from lab.core import export, kernels, store
-from lab.core.descent import seeded
+from lab.core import kernels, store
 from lab.core.machine import machine, processor
+from lab.core.onnx import export
+from lab.core.training import seeded
 from lab.sparsebytenn import compiler, packed
 from lab.sparsebytenn.engine import Engine, clocked
 from lab.sparsebytenn.packed import Map, Network, Op

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import sparsebytenn as fp32  # the benchmark beside this one
 
 import lab
-from lab.core import export, kernels
-from lab.core.descent import seeded
+from lab.core import kernels
+from lab.core.onnx import export
+from lab.core.training import seeded
 from lab.sparsebytenn import compiler, int8, packed
 from lab.sparsebytenn.engine import Engine
 from lab.sparsebytenn.tuning import tuned

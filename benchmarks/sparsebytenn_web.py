@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from lab.core import cost, export, kernels
+from lab.core import cost, kernels
 from lab.core.machine import machine
 from lab.core.nets import mobilenet_v1
+from lab.core.onnx import export
 from lab.sparsebytenn import compiler, packed
 from lab.sparsebytenn.packed import Map, Network, Op
 

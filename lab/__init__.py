@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
     from . import acenas, decoupling, dqss, foldgpt, gal, hybridsd, hyperfd, lens, pams, sparsebytenn, ui
     from .acenas import AceNAS
-    from .core import cost, nets, scenes, surgery, tables, tasks
-    from .core.architectures import Graph, Space
+    from .core import cost, nets, tasks
+    from .core.data import scenes
     from .core.finetune import finetune
+    from .core.graph import surgery
     from .core.parallel import map
-    from .core.streams import Stream
+    from .core.spaces import tables
+    from .core.spaces.architectures import Graph, Space
+    from .core.spaces.streams import Stream
     from .core.task import Task
     from .decoupling import Decoupling
     from .dqss import DQSS
@@ -48,19 +51,19 @@ _PLACES = {
     **_RECIPES,
     **{package: package for package, _ in _RECIPES.values()},  # the methods' rooms: help(lab.gal) is a card
     "Task": ("core.task", "Task"),
-    "Graph": ("core.architectures", "Graph"),
-    "Space": ("core.architectures", "Space"),
-    "Stream": ("core.streams", "Stream"),
+    "Graph": ("core.spaces.architectures", "Graph"),
+    "Space": ("core.spaces.architectures", "Space"),
+    "Stream": ("core.spaces.streams", "Stream"),
     "view": ("ui", "view"),
     "compare": ("ui", "compare"),
     "finetune": ("core.finetune", "finetune"),
     "map": ("core.parallel", "map"),
-    "tables": "core.tables",
+    "tables": "core.spaces.tables",
     "tasks": "core.tasks",
-    "scenes": "core.scenes",
+    "scenes": "core.data.scenes",
     "nets": "core.nets",
     "cost": "core.cost",
-    "surgery": "core.surgery",
+    "surgery": "core.graph.surgery",
     "lens": "lens",
     "ui": "ui",
 }

@@ -16,22 +16,23 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lab
-from lab.core import descent, prose, store
-from lab.core.descent import Stage, seeded
+from lab.core import store, training
+from lab.core.data.text import perplexity
 from lab.core.finetune import sgd
+from lab.core.graph.tracing import trace
 from lab.core.report import Report
 from lab.core.task import inputs
-from lab.core.tracing import trace
+from lab.core.training import Stage, seeded
 from lab.decoupling import equations as decoupled
 from lab.decoupling.layers import Controller, Gate
 from lab.foldgpt.layers import Gates
 from lab.gal.layers import Fista, Mask
 from lab.sparsebytenn.pattern import Pattern
 from lab.sparsebytenn.rearrange import survey
+from tests.core.test_store_failures import killed_at
 
 from .foldgpt import small as foldgpt
 from .pams import small as pams
-from .test_store_failures import killed_at
 
 # Settings under which each recipe runs in seconds and still changes its network.
 QUICK = {
@@ -234,7 +235,7 @@ def text(scale: float = 1.0, shift: float = 0.0) -> lab.Task:
     model = foldgpt.model("llama")
     for p in model.parameters():
         p.data *= scale
-    return lab.Task(model=model, batches=x, score=prose.perplexity(x), metric="perplexity")
+    return lab.Task(model=model, batches=x, score=perplexity(x), metric="perplexity")
 
 
 SMALL = {  # recipe, task: of networks and data of one's own, that run in a second
@@ -282,7 +283,7 @@ def test_a_checkpoint_of_a_fine_tuning_is_for_the_same_network_and_data(tmp_path
             raise KeyboardInterrupt
         return nn.functional.cross_entropy(answer, y)
 
-    monkeypatch.setattr(descent, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     with pytest.raises(KeyboardInterrupt):
         tuned(dataclasses.replace(task, loss=broken_off), tmp_path)
     assert store.load(tmp_path, "finetune")["trace"][-1]["index"] == 2

@@ -14,7 +14,8 @@ import torch
 
 import lab
 from lab.acenas import supernet
-from lab.core import cells, cost, store
+from lab.core import cost, store
+from lab.core.spaces import cells
 
 OPERATORS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3")
 SEEDS, EPOCHS, SUPERNET_EPOCHS, ROUNDS = (0, 1), 8, 600, 60

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from lab.core import nets, store
-from lab.core.batches import in_order, shifted, shuffled
-from lab.core.descent import Stage, descend, seeded
+from lab.core.data.batches import in_order, shifted, shuffled
 from lab.core.scores import accuracy
 from lab.core.task import evaluating
 from lab.core.tasks import digits_data
+from lab.core.training import Stage, descend, seeded
 
 SEED, BATCH, LR, MOMENTUM, DECAY = 0, 64, 0.05, 0.9, 5e-4
 FOLDER = Path(__file__).parent

@@ -23,8 +23,10 @@ import torch
 from safetensors.torch import save
 
 import lab
-from lab.core import faces, store, streams
+from lab.core import store
+from lab.core.data import faces
 from lab.core.parallel import Journal
+from lab.core.spaces import streams
 from lab.hyperfd import detector
 from lab.hyperfd.space import NAMES, Configuration, configurations, even_part
 

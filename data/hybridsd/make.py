@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lab.core import scenes as drawing
 from lab.core import store, tasks
-from lab.core.batches import shifted, shuffled
-from lab.core.descent import Stage, descend, seeded
+from lab.core.data import scenes as drawing
+from lab.core.data.batches import shifted, shuffled
+from lab.core.training import Stage, descend, seeded
 from lab.hybridsd import blocks, prompts
 from lab.hybridsd import equations as eq
 from lab.hybridsd.components import token_ids

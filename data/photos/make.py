@@ -12,8 +12,8 @@ from safetensors.torch import save
 from torch.nn import functional as F
 
 from lab.core import nets, store, tasks
-from lab.core.descent import Stage, descend, seeded
 from lab.core.task import Task
+from lab.core.training import Stage, descend, seeded
 
 SEED, BATCH, LR = 0, 16, 2e-3
 STEPS = {2: 6000, 3: 3000, 4: 3000}

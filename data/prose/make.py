@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lab.core import prose
-from lab.core.descent import Stage, descend, seeded
+from lab.core.data import text
+from lab.core.training import Stage, descend, seeded
 
 SEED, STEPS, BATCH, CONTEXT, LR, DECAY, VOCABULARY = 0, 700, 16, 128, 2e-3, 0.1, 1024
 EVERY = 35  # steps between two looks at the paragraphs that say when to stop
@@ -44,9 +44,9 @@ def network() -> LlamaForCausalLM:
 
 def train(net: LlamaForCausalLM, learn: list[str], watch: list[str], words, folder: str | None) -> dict:
     """Train in place; gives the weights that did best on `watch`, which are the ones to keep."""
-    data = prose.Windows(prose.tokens(words, learn), CONTEXT)
+    data = text.Windows(text.tokens(words, learn), CONTEXT)
     batches = DataLoader(data, BATCH, shuffle=True, drop_last=True)
-    score = prose.perplexity(prose.windows(prose.tokens(words, watch), CONTEXT, BATCH))
+    score = text.perplexity(text.windows(text.tokens(words, watch), CONTEXT, BATCH))
     adam = torch.optim.AdamW(net.parameters(), LR, betas=(0.9, 0.95), weight_decay=DECAY)
     warm = torch.optim.lr_scheduler.LinearLR(adam, 0.02, total_iters=50)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, STEPS - 50, 1e-5)
@@ -55,7 +55,7 @@ def train(net: LlamaForCausalLM, learn: list[str], watch: list[str], words, fold
     stage = Stage(folder, "prose", f"prose {STEPS}", net=net, adam=adam, schedule=schedule, best=best)
 
     def terms(x):
-        return {"loss": prose.next_token_loss(net(x), x)}
+        return {"loss": text.next_token_loss(net(x), x)}
 
     net.train()
     for step in descend(terms, batches, adam, stage, steps=STEPS, schedule=schedule, progress=False):
@@ -88,17 +88,17 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="a folder that keeps the training")
     folder = parser.parse_args().checkpoint
     torch.set_num_threads(1)
-    texts, held_out = prose.documentation()
+    texts, held_out = text.documentation()
     watch = texts[5::20]  # paragraphs that say when to stop; the held-out topics do not
-    learn = [text for text in texts if text not in set(watch)]
+    learn = [paragraph for paragraph in texts if paragraph not in set(watch)]
     with seeded(SEED):
         words, net = tokenizer(learn), network()
         print(f"{sum(p.numel() for p in net.parameters()):,} parameters", flush=True)
-        print(f"{len(prose.tokens(words, learn)):,} tokens; watched {len(prose.tokens(words, watch)):,}", flush=True)
+        print(f"{len(text.tokens(words, learn)):,} tokens; watched {len(text.tokens(words, watch)):,}", flush=True)
         net.load_state_dict(train(net, learn, watch, words, folder))
     net.half().save_pretrained(HERE)
     words.save_pretrained(HERE)
-    score = prose.perplexity(prose.windows(prose.tokens(words, held_out), CONTEXT, BATCH))
+    score = text.perplexity(text.windows(text.tokens(words, held_out), CONTEXT, BATCH))
     print(f"held-out perplexity {score(net.float()):.2f}")
     kept = sorted(path for path in HERE.iterdir() if path.suffix in (".json", ".safetensors"))
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in kept]

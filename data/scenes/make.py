@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from lab.core import nets, store
-from lab.core.batches import in_order, shifted, shuffled
-from lab.core.descent import Stage, descend, seeded
+from lab.core.data.batches import in_order, shifted, shuffled
 from lab.core.scores import accuracy
 from lab.core.tasks import scenes_data
+from lab.core.training import Stage, descend, seeded
 
 SEED, EPOCHS, BATCH, LR, MOMENTUM, DECAY, REACH = 0, 12, 64, 0.05, 0.9, 5e-4, 2
 FILE = Path(__file__).parent / "resnet8.safetensors"

@@ -30,8 +30,8 @@ arXiv 2108.03001).
                 mean: results are not comparable with those that search on a validation part.
 """
 
-from ..core.architectures import Graph, Space
 from ..core.rooms import at_first_use
+from ..core.spaces.architectures import Graph, Space
 from .outcome import AceNASOutcome
 from .recipe import AceNAS
 

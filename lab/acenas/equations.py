@@ -55,7 +55,7 @@ def discount(p: Tensor) -> Tensor:
 def dcg(r: Tensor, k: int | None = None) -> Tensor:
     """Eq. (8): DCG@k = Σ_{p ≤ k} g(r_p) d(p), of relevances (n,) in the order of their ranks.
 
-    NDCG@k, which judges, is that over the DCG@k of the ideal order: `core.judging.ndcg`, whose ties are averaged.
+    NDCG@k, which judges, is that over the DCG@k of the ideal order: `core.ranking_metrics.ndcg`, which averages ties.
     """
     r = r[:k]
     return (gain(r) * discount(torch.arange(1, len(r) + 1, dtype=r.dtype, device=r.device))).sum()

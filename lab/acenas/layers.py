@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ..core.architectures import Space
+from ..core.spaces.architectures import Space
 from . import equations as eq
 
 

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from ..core import judging
-from ..core.judging import Interval, expected_best, interval, kendall_tau, rank
+from ..core import ranking_metrics
+from ..core.ranking_metrics import Interval, expected_best, interval, kendall_tau, rank
 from . import equations as eq
 
 __all__ = ["LOW", "Interval", "best_of_top", "expected_best", "interval", "kendall_tau", "ndcg", "rank"]
@@ -14,7 +14,7 @@ LOW = 0.2  # the quantile up to which an architecture is of no relevance
 def ndcg(scores: Tensor, truth: Tensor, k: int | None = 10, scale: float = 20.0) -> float:
     """NDCG@k, relevance taken from the whole table: 0 up to its 20 % quantile, `scale` for its best; see `judging`."""
     r = eq.relevance(truth, float(truth.quantile(LOW)), float(truth.max()), scale)
-    return judging.ndcg(scores, r, k)
+    return ranking_metrics.ndcg(scores, r, k)
 
 
 def best_of_top(scores: Tensor, valid: Tensor, truth: Tensor, k: int = 10) -> float:

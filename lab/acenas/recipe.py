@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ..core import store, tasks
-from ..core.architectures import Space
-from ..core.descent import Stage, Step, seeded
 from ..core.fields import Allowed, demand, number, one_of, whole
 from ..core.machine import device_of
 from ..core.report import Report, Row, attempt, reported
 from ..core.running import demand_kind, digest
+from ..core.spaces.architectures import Space
+from ..core.training import Stage, Step, seeded
 from . import metrics, search
 from .outcome import AceNASOutcome
 from .scorers import SETTINGS, BoostedScorer, GraphScorer, Learning

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ..core import judging
-from ..core.architectures import Space
-from ..core.descent import Stage, Step, descend
+from ..core import ranking_metrics
+from ..core.spaces.architectures import Space
+from ..core.training import Stage, Step, descend
 from . import equations as eq
 from .layers import Features, GraphEncoder, Scorer
 
@@ -143,7 +143,7 @@ class GraphScorer:
             total += sum(step.terms.values())
             if (step.index + 1) % len(rows):
                 continue
-            value = judging.ndcg(seen.cpu(), r.cpu()) if self.learning.loss == "lambdarank" else -total
+            value = ranking_metrics.ndcg(seen.cpu(), r.cpu()) if self.learning.loss == "lambdarank" else -total
             if value > best:
                 best, kept, waited = value, deepcopy(self.net.state_dict()), 0
             elif (waited := waited + 1) >= self.settings.patience:

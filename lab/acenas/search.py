@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.architectures import Space
+from ..core.spaces.architectures import Space
 from . import equations as eq
 
 POPULATION, SAMPLE = 20, 5  # of regularised evolution: architectures alive, and how many meet for one child

@@ -14,11 +14,12 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import TensorDataset
 
-from ..core import cells, tasks
-from ..core.architectures import Graph
-from ..core.batches import shuffled
-from ..core.descent import Stage, descend, seeded
+from ..core import tasks
+from ..core.data.batches import shuffled
+from ..core.spaces import cells
+from ..core.spaces.architectures import Graph
 from ..core.task import evaluating
+from ..core.training import Stage, descend, seeded
 
 BATCH = 100  # pictures
 

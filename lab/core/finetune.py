@@ -15,10 +15,10 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
 from . import store
-from .descent import SINGLE, Stage, Step, descend, unmoved
 from .errors import first_line
 from .running import fingerprint
 from .task import Task, evaluating, inputs
+from .training import SINGLE, Stage, Step, descend, unmoved
 
 
 def finetune(

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from . import store
-from .descent import Step
 from .report import Report
+from .training import Step
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from . import store
-from .descent import generators, seeded
 from .errors import first_line
 from .machine import device_of
 from .task import Task
+from .training import generators, seeded
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .descent import unmoved
 from .errors import first_line
+from .training import unmoved
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # two tasks are equal when they are the same one

@@ -12,16 +12,19 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from . import annotations, nets, pretrained, reading, store, streams, tables
-from . import faces as composing
-from . import scenes as drawn
-from .architectures import Space
-from .batches import AUGMENTATIONS, Moved, Pairs, Patches, Pictures, in_order, reduced, shuffled
-from .faces import FaceTask
-from .photographs import photograph
-from .prose import TextTask, Windows, documentation, next_token_loss, perplexity, text_file, tokens, windows
+from . import nets, pretrained, store
+from .data.batches import AUGMENTATIONS, Moved, Pairs, Patches, Pictures, in_order, reduced, shuffled
+from .data.face_boxes import read as read_faces
+from .data.faces import FaceTask, composed
+from .data.images import picture, picture_files
+from .data.images import read as read_images
+from .data.photographs import photograph
+from .data.scenes import CONCEPTS, LABELS, Scene, draw, random_scenes
+from .data.text import TextTask, Windows, documentation, next_token_loss, perplexity, text_file, tokens, windows
 from .scores import accuracy, psnr, ssim
-from .streams import Stream
+from .spaces import streams, tables
+from .spaces.architectures import Space
+from .spaces.streams import Stream
 from .task import Task
 
 __all__ = [
@@ -118,27 +121,27 @@ def scenes(model: nn.Module | None = None, batch_size: int = 64, *, label: str =
 
 def scenes_data(label: str = "shape", size: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """x (1920, 3, size, size) and y (1920,) to learn from, 480 of each held out, drawn from other seeds."""
-    if label not in drawn.LABELS:
-        raise ValueError(f"scenes: label={label!r}: give one of {', '.join(map(repr, drawn.LABELS))}")
-    values = list(drawn.LABELS[label])
+    if label not in LABELS:
+        raise ValueError(f"scenes: label={label!r}: give one of {', '.join(map(repr, LABELS))}")
+    values = list(LABELS[label])
     parts = []
     for made in (_scenes_train(), _scenes_held_out()):
-        parts += [drawn.draw(made, size)[0] - 0.5, torch.tensor([values.index(getattr(one, label)) for one in made])]
+        parts += [draw(made, size)[0] - 0.5, torch.tensor([values.index(getattr(one, label)) for one in made])]
     return parts[0], parts[1], parts[2], parts[3]
 
 
 def scenes_concepts(size: int = 32) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
     """The held-out x (480, 3, size, size), their masks (480, 8, size, size) bool, and the masks' concepts by name."""
-    pictures, masks = drawn.draw(_scenes_held_out(), size)
-    return pictures - 0.5, masks, drawn.CONCEPTS
+    pictures, masks = draw(_scenes_held_out(), size)
+    return pictures - 0.5, masks, CONCEPTS
 
 
-def _scenes_train() -> list[drawn.Scene]:
-    return drawn.random_scenes(1920, seed=0)  # each of the 240 captions eight times
+def _scenes_train() -> list[Scene]:
+    return random_scenes(1920, seed=0)  # each of the 240 captions eight times
 
 
-def _scenes_held_out() -> list[drawn.Scene]:
-    return drawn.random_scenes(480, seed=1)  # and twice
+def _scenes_held_out() -> list[Scene]:
+    return random_scenes(480, seed=1)  # and twice
 
 
 def cells() -> Space:
@@ -175,7 +178,7 @@ def faces(
     annotations.json; `longest` px and `limit` pictures of each part are read of it. Unreadable pictures are skipped,
     with a warning; ValueError in one line for no boxes at all, and for boxes outside their picture.
     """
-    return composing.composed(domain, seed) if folder is None else annotations.read(folder, longest, limit)
+    return composed(domain, seed) if folder is None else read_faces(folder, longest, limit)
 
 
 def photos(
@@ -230,7 +233,7 @@ def photos_held_out(scale: int = 2, folder: str | Path | None = None) -> Pairs:
 def _photographs(folder: str | Path | None, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Each picture by name, uint8 (3, H, W)."""
     if folder is not None:
-        return {path.name: reading.picture(path, "RGB") for path in reading.picture_files(folder)}
+        return {path.name: picture(path, "RGB") for path in picture_files(folder)}
     return {name: photograph(name) for name in names}
 
 
@@ -267,7 +270,7 @@ def images(
     strange = [name for name in ((augment,) if isinstance(augment, str) else augment) if name not in AUGMENTATIONS]
     if strange or isinstance(augment, str):
         raise ValueError(f"images: augment={augment!r}: give a tuple of {', '.join(AUGMENTATIONS)}")
-    split = reading.read(path, size)
+    split = read_images(path, size)
     mean, std = _statistics(split.x, mean, std)
     test = Pictures(split.x_test, split.y_test, mean, std)
     train = Pictures(split.x, split.y, mean, std, augment)

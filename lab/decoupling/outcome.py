@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import export, nets
+from ..core import nets
+from ..core.graph.surgery import Plan
+from ..core.onnx import export
 from ..core.outcome import Outcome
-from ..core.surgery import Plan
 from .paths import Paths, paths_of, record
 from .placement import Decoupled, attach
 from .removal import removed

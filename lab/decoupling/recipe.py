@@ -14,12 +14,12 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
 from ..core import cost, tasks
-from ..core.descent import Stage, Step, descend
 from ..core.fields import Allowed, demand, number, one_of, whole
 from ..core.finetune import demand_batches, demand_labels, has_labels
 from ..core.report import Attempts, Report, Row, reported
 from ..core.running import running
 from ..core.task import Task, inputs
+from ..core.training import Stage, Step, descend
 from . import equations as eq
 from .layers import MIXES, Seen, recording
 from .outcome import DecouplingOutcome

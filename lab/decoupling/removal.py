@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..core import surgery
-from ..core.chains import between, last_affine, not_zero_after
-from ..core.channels import Channels, is_depthwise
-from ..core.surgery import Plan
-from ..core.tracing import module_of, trace
+from ..core.graph import surgery
+from ..core.graph.chains import between, last_affine, not_zero_after
+from ..core.graph.channels import Channels, is_depthwise
+from ..core.graph.surgery import Plan
+from ..core.graph.tracing import module_of, trace
 from .layers import Controller, gates
 from .paths import Paths
 from .placement import Decoupled, attach, strip

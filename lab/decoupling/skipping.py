@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..core.chains import between
-from ..core.channels import CONVS, NORMS
-from ..core.tracing import module_of
+from ..core.graph.chains import between
+from ..core.graph.channels import CONVS, NORMS
+from ..core.graph.tracing import module_of
 from . import equations as eq
 from .layers import Controller, gates
 from .placement import DENSE, Decoupled, Site

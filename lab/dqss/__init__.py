@@ -11,14 +11,16 @@
     what runs   (4) is a layer whose weight and input are a layers.Mixture each: (3) in parts that fit the cache, with
                 (5) written out on its way back. (2), (7) and (8) are computed nowhere but say what (4), arg-max and
                 (9) rest on; tests hold the running network to all of them
-    strategies  'post': max, p99.9, p99.99, p99.999, mse, kl, als, aciq, pams (core.ranges.RULES) and easyquant
-                'aware': dorefa, pact, lsq, lsq+, dsq, tqt, pams (core.quantisers); pact leaves weights to dorefa
+    strategies  'post': max, p99.9, p99.99, p99.999, mse, kl, als, aciq, pams
+                (core.quantisation.calibration.RULES) and easyquant
+                'aware': dorefa, pact, lsq, lsq+, dsq, tqt, pams
+                (core.quantisation.quantisers); pact leaves weights to dorefa
     algorithms  dqss: train the mixture, keep arg-max (the paper's)   dqss_safe: that first; then near-duplicates are
                 one, logits learn the expected loss of a draw, and coordinate descent ends it, from the best of both
                 arg-maxes and the best uniform strategy
                 uniform: the best pair of strategies used everywhere   greedy: one sweep from there   random: a control
     procedure   recipe.DQSS.run: calibrate, stage `search`, stage `draws` (dqss_safe), keep; 'aware': stage `restart`
-    where       space makes the strategies and finds their roles, search hardens, core.qdq writes ONNX
+    where       space makes the strategies and finds their roles, search hardens, core.onnx.qdq writes ONNX
     picture     view.explore, view.costs
 
     departures  The paper's full text could not be had. Equations (1) to (4) are what its abstract and a review say;

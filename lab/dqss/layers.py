@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.grids import FixedQuantiser
+from ..core.quantisation.grids import FixedQuantiser
 from . import equations as eq
 
 CHUNK = 2**15  # values taken through all strategies while they are in the processor's cache

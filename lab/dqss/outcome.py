@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..core import nets, store
-from ..core.grids import FixedQuantiser, Grid, set_codes
-from ..core.integers import IntegerOutcome
-from ..core.placement import Placement, attach
-from ..core.prepared import prepared
+from ..core.onnx.outcome import IntegerOutcome
+from ..core.quantisation.bn_folding import prepared
+from ..core.quantisation.grids import FixedQuantiser, Grid, set_codes
+from ..core.quantisation.placement import Placement, attach
 from . import equations as eq
 from .space import Space, place
 

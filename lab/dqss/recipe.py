@@ -9,14 +9,15 @@ from torch import Tensor, fx, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from ..core import cost, grids, tasks
-from ..core.descent import Stage, Step, descend
+from ..core import cost, tasks
 from ..core.fields import demand, number, one_of, some_of, whole
 from ..core.finetune import demand_labels, has_labels
-from ..core.prepared import prepared
+from ..core.quantisation import grids
+from ..core.quantisation.bn_folding import prepared
 from ..core.report import Attempts, Report, Row, attempt, reported
 from ..core.running import running
 from ..core.task import Task, inputs
+from ..core.training import Stage, Step, descend
 from . import equations as eq
 from . import search
 from .outcome import DQSSOutcome, History, deployed

@@ -10,16 +10,16 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from ..core import quantisers as q
-from ..core import ranges
-from ..core.grids import FixedQuantiser, Grid, between
-from ..core.placement import Placement, Spot, attach, everywhere, in_order, is_positive
-from ..core.tracing import ancestors, descendants, module_of
+from ..core.graph.tracing import ancestors, descendants, module_of
+from ..core.quantisation import calibration
+from ..core.quantisation import quantisers as q
+from ..core.quantisation.grids import FixedQuantiser, Grid, between
+from ..core.quantisation.placement import Placement, Spot, attach, everywhere, in_order, is_positive
 from . import equations as eq
 from .layers import Mixture, RoundedWeight
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-POST = (*ranges.RULES, "easyquant")
+POST = (*calibration.RULES, "easyquant")
 _ACTIVATIONS: dict[str, type[q.MaxAbs]] = {
     "dorefa": q.DoReFa, "pact": q.PACT, "lsq": q.LSQ, "lsq+": q.LSQPlus, "dsq": q.DSQ, "tqt": q.TQT, "pams": q.PAMS,
 }  # fmt: skip
@@ -79,7 +79,7 @@ class Space:
     def _observe(self, x: Tensor, spot: Spot, found: dict[str, Any]) -> None:
         """Strategies for one tensor; of tensors that share a grid, the widest."""
         mixture, bits = self.activations[spot.group], self._spot_bits(spot)
-        self.samples[mixture] = ranges.thinned(x.detach().flatten(), SAMPLE)
+        self.samples[mixture] = calibration.thinned(x.detach().flatten(), SAMPLE)
         for name in self.recipe.names():
             if self.recipe.mode == "aware":
                 made = found.setdefault(name, _ACTIVATIONS[name](bits, spot.signed).to(x.device))
@@ -103,26 +103,26 @@ class Space:
             share = self._range(name, x, spot, n) / max(*tops, 1e-12)
             return between(-share * tops[0], share * tops[1], bits)
         own = [max(1, round(codes * top / max(sum(tops), 1e-12))) for top in tops]
-        ends = [float(ranges.RULES[name](x.flatten(1)[None], k, False)) for x, k in zip(sides, own, strict=True)]
+        ends = [float(calibration.RULES[name](x.flatten(1)[None], k, False)) for x, k in zip(sides, own, strict=True)]
         return between(-ends[0], ends[1], bits)
 
     def _range(self, name: str, x: Tensor, spot: Spot, n: int) -> float:
         samples = x.detach().flatten(1)[None]
         if name != "easyquant":
-            return float(ranges.RULES[name](samples, n, spot.signed))
+            return float(calibration.RULES[name](samples, n, spot.signed))
         layer = next((r for r in self._readers(spot)), None)
-        start = ranges.max_abs(samples, n, spot.signed)
+        start = calibration.max_abs(samples, n, spot.signed)
         if layer is None or float(start) <= 0:
             return float(start)
         module = self.graph.get_submodule(layer)
         W, axis = weight_rows(module)
         n_w = q.levels(self.bits[layer])
-        first = ranges.max_abs(self._counting_rows(layer), n_w, True).clamp(min=1e-12)
+        first = calibration.max_abs(self._counting_rows(layer), n_w, True).clamp(min=1e-12)
 
         def run(x: Tensor, W: Tensor) -> Tensor:
             return functional_call(module, {"weight": W.movedim(0, axis)}, (x,))
 
-        w, a = ranges.easyquant(x[:_FEW], W, run, (first, start), (n_w, n), spot.signed, _TRIED)
+        w, a = calibration.easyquant(x[:_FEW], W, run, (first, start), (n_w, n), spot.signed, _TRIED)
         self._weights[layer].setdefault("easyquant", w)
         return float(a)
 
@@ -145,7 +145,7 @@ class Space:
             if self.recipe.mode == "aware":
                 found |= {rule: _WEIGHTS[rule](self.bits[name], _started(counts))} if rule in _WEIGHTS else {}
                 continue
-            alpha = self._weights[name].get(rule) if rule == "easyquant" else ranges.RULES[rule](rows, n, True)
+            alpha = self._weights[name].get(rule) if rule == "easyquant" else calibration.RULES[rule](rows, n, True)
             if alpha is not None:
                 alpha = _filled(alpha, rows, n)
                 shape = [1] * W.dim()
@@ -328,7 +328,7 @@ def _filled(alpha: Tensor, rows: Tensor, n: int) -> Tensor:
     """
     if len(alpha) == 1:
         return alpha
-    alpha = torch.where(_is_range(alpha / n), alpha, ranges.max_abs(rows, n, True))
+    alpha = torch.where(_is_range(alpha / n), alpha, calibration.max_abs(rows, n, True))
     return torch.where(_is_range(alpha / n), alpha, alpha.amax())
 
 

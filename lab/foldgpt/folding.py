@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.data.text import logits
 from ..core.modeling_folded import LowRank, adapt, apply_fold, blocks, linears, out_in, stack
-from ..core.prose import logits
 from ..core.task import evaluating
 from . import equations as eq
 from .configuration import LAYER_NUMBERS, demand_same_blocks, keep_layers

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.prose import logits
+from ..core.data.text import logits
 from ..core.task import evaluating
 
 WORDS = 20  # of context before the word that is asked for

@@ -12,9 +12,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ..core import modeling_folded, pretrained, store
+from ..core.data.text import logits
 from ..core.modeling_folded import AUTO_MAP, BASE, KIND, FoldedForCausalLM, stored_state
 from ..core.outcome import Outcome
-from ..core.prose import logits
 from ..core.task import evaluating
 from . import measures
 from .folding import Fold, alike, probe, unrolled

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..core import prose
+from ..core.data import text
 from ..core.task import evaluating
 from . import equations as eq
 from .folding import blocks, gates, recorded
@@ -24,7 +24,7 @@ def hidden_states(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
 def loss(model: nn.Module, batches: Sequence[Tensor]) -> float:
     """Mean cross-entropy in nats a token."""
     with torch.no_grad(), evaluating(model):
-        return sum(float(prose.next_token_loss(model(x), x)) for x in batches) / len(batches)
+        return sum(float(text.next_token_loss(model(x), x)) for x in batches) / len(batches)
 
 
 def by_influence(model: nn.Module, batches: Sequence[Tensor], removals: int = 0) -> tuple[int, ...]:
@@ -61,7 +61,7 @@ def by_taylor(model: nn.Module, batches: Sequence[Tensor], removals: int = 0) ->
     for p in flat:
         p.requires_grad_(True)
     with evaluating(model):
-        total = torch.stack([prose.next_token_loss(model(x), x) for x in batches]).mean()
+        total = torch.stack([text.next_token_loss(model(x), x) for x in batches]).mean()
     gradients = iter(torch.autograd.grad(total, flat))
     for p, was in zip(flat, frozen, strict=True):
         p.requires_grad_(was)

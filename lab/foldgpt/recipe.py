@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import cost, prose, tasks
-from ..core.descent import Stage, Step, descend
+from ..core import cost, tasks
+from ..core.data import text
 from ..core.fields import demand, number, one_of, whole
 from ..core.modeling_folded import LowRank, blocks, is_linear
 from ..core.report import Attempts, Report, Row, reported
 from ..core.running import running
 from ..core.task import Task, inputs
+from ..core.training import Stage, Step, descend
 from . import equations as eq
 from . import measures
 from .folding import Fold, Sizes, adapt_alone, alone, gates, merge, recorded, removed, uniform
@@ -136,9 +137,9 @@ class FoldGPT:
         def terms(batch: Any) -> dict[str, Tensor]:
             x = inputs(batch).to(_place(teacher))
             with torch.no_grad():
-                wanted = prose.logits(teacher(x))
+                wanted = text.logits(teacher(x))
             with gates(teacher, learned(len(stage.trace) / self.gate_steps)):  # all blocks at once, weights frozen
-                return {"kl": eq.logit_distillation(prose.logits(teacher(x)), wanted)}
+                return {"kl": eq.logit_distillation(text.logits(teacher(x)), wanted)}
 
         for step in descend(terms, task.batches, sgd, stage, steps=self.gate_steps, schedule=fall, progress=progress):
             learned.note(step.index, (step.index + 1) / self.gate_steps)
@@ -159,14 +160,14 @@ class FoldGPT:
             def terms(batch: Any) -> dict[str, Tensor]:
                 x = inputs(batch).to(_place(teacher))
                 answer = student(x)
-                losses = {"text": prose.next_token_loss(answer, x)}
+                losses = {"text": text.next_token_loss(answer, x)}
                 if self.beta and self.recovery != "plain":
                     with torch.no_grad():
                         guide = teacher(x)
                     losses[self.recovery] = self.beta * (
                         eq.tail(own[-1], wanted[-1])
                         if self.recovery == "tail"
-                        else eq.logit_distillation(prose.logits(answer), prose.logits(guide))
+                        else eq.logit_distillation(text.logits(answer), text.logits(guide))
                     )
                 return losses
 

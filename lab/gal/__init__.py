@@ -11,7 +11,7 @@ arXiv 1903.09291).
     equations   (1) masked   (2) adversarial_value   (3) data_loss   (4) sparsity   (5) regulariser_l1
                 (6) regulariser_l2   (7) regulariser_adversarial   (8) generator_loss   (9) momentum
                 (10) extrapolate   (11) shrink   (12) output_scale
-    procedure   recipe.GAL.run: stage `prune` (recipe.GAL._prune), removal (core.surgery.remove), stage `finetune`
+    procedure   recipe.GAL.run: stage `prune` (recipe.GAL._prune), removal (core.graph.surgery.remove), stage `finetune`
     where       structures.find places masks, structures.fold multiplies them into the weights exactly
     picture     view.explore
 

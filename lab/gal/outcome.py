@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import export, nets, surgery
+from ..core import nets
+from ..core.graph import surgery
+from ..core.onnx import export
 from ..core.outcome import Outcome
 from .structures import Structure
 

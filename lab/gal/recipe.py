@@ -10,14 +10,15 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import StepLR
 
-from ..core import cost, surgery, tasks
-from ..core.channels import NORMS
-from ..core.descent import Stage, Step, descend
+from ..core import cost, tasks
 from ..core.fields import demand, number, one_of, some_of, whole
 from ..core.finetune import demand_batches, demand_classes, demand_labels, finetune, has_labels, sgd
+from ..core.graph import surgery
+from ..core.graph.channels import NORMS
 from ..core.report import Attempts, Report, Row, reported
 from ..core.running import running
 from ..core.task import Task, inputs
+from ..core.training import Stage, Step, descend
 from . import equations as eq
 from .layers import Discriminator, Fista, History
 from .outcome import GALOutcome

@@ -8,10 +8,10 @@ from itertools import permutations
 import torch
 from torch import fx, nn
 
-from ..core.chains import last_affine, not_zero_after, private_chain, readers
-from ..core.channels import CONVS, NORMS, OUTPUT, Channels, is_cat, is_homogeneous, operands
-from ..core.surgery import Plan, is_add, residual_branch
-from ..core.tracing import ancestors, module_of, trace, width
+from ..core.graph.chains import last_affine, not_zero_after, private_chain, readers
+from ..core.graph.channels import CONVS, NORMS, OUTPUT, Channels, is_cat, is_homogeneous, operands
+from ..core.graph.surgery import Plan, is_add, residual_branch
+from ..core.graph.tracing import ancestors, module_of, trace, width
 from .layers import Mask
 
 UNITS = ("channel", "block", "branch", "input")

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.descent import Stage, Step, descend
 from ..core.fields import demand, number, whole
 from ..core.task import evaluating
+from ..core.training import Stage, Step, descend
 from . import equations as eq
 from .distillation import clipped, follow
 

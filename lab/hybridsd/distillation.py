@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.descent import Stage, Step, descend
 from ..core.task import evaluating
+from ..core.training import Stage, Step, descend
 from . import equations as eq
 
 

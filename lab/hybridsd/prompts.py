@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..core import nets, store
-from ..core import scenes as drawing
-from ..core.scenes import LABELS, TEXTURES, Kind, Scene
+from ..core.data import scenes as drawing
+from ..core.data.scenes import LABELS, TEXTURES, Kind, Scene
 from ..core.task import evaluating
 from .pipeline import Split
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from ..core import cost, store
-from ..core.descent import Step, seeded
 from ..core.fields import Allowed, demand, number, one_of, whole
 from ..core.machine import device_of
 from ..core.report import Report, Row, attempt
 from ..core.running import demand_kind, digest, network
+from ..core.training import Step, seeded
 from . import cloud as cloud_service
 from . import prompts as prompting
 from . import sweep

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.descent import Stage, Step, descend
 from ..core.fields import demand, number, whole
+from ..core.training import Stage, Step, descend
 from . import equations as eq
 from .components import scaled, unscaled
 from .distillation import follow

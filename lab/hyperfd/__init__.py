@@ -47,7 +47,7 @@ arXiv 2203.08399).
 """
 
 from ..core.rooms import at_first_use
-from ..core.streams import Stream
+from ..core.spaces.streams import Stream
 from . import live, serving
 from .outcome import HyperFDOutcome
 from .recipe import HyperFD

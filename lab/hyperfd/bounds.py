@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..core import judging
+from ..core import ranking_metrics
 from . import equations as eq
 from .layers import Ranker
 from .learning import COMMON, RIDGE, SLOW, Learning, Record
@@ -79,4 +79,4 @@ def ordered(ranker: Ranker, record: Record, codes: Tensor) -> float:
     rows = list(record.rows)
     with torch.no_grad():
         scores, _ = eq.subset_scores(ranker.scores(record.vectors, codes[rows]))
-    return judging.ndcg(scores, eq.relevance(torch.tensor(record.results)))
+    return ranking_metrics.ndcg(scores, eq.relevance(torch.tensor(record.results)))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core import service
-from ..core.draws import draw
-from ..core.faces import FaceTask
+from ..core.data.faces import FaceTask
+from ..core.spaces.draws import draw
 from . import equations as eq
 from .layers import Ranker
 from .learning import Learned, Learning, Record, learn, vectors

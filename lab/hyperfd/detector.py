@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import store
-from ..core.descent import Stage, Step, descend, seeded
-from ..core.faces import Faces, FaceTask
+from ..core.data.faces import Faces, FaceTask
+from ..core.training import Stage, Step, descend, seeded
 from .precision import average_precision
 from .space import Configuration
 

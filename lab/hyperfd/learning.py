@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from ..core.descent import Stage, Step, descend
+from ..core.training import Stage, Step, descend
 from . import equations as eq
 from .layers import Extractor, Given, Ranker
 from .looking import subsets

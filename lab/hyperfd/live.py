@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from ..core import faces, streams
-from ..core.faces import FaceTask
-from ..core.streams import Choice, Stream, coded
+from ..core.data import faces
+from ..core.data.faces import FaceTask
+from ..core.spaces import streams
+from ..core.spaces.streams import Choice, Stream, coded
 from .client import Client
 from .detector import BUDGET, evaluated
 from .learning import Learning

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.faces import FaceTask
+from ..core.data.faces import FaceTask
 from .detector import letterboxed
 
 SIDE = 64  # px of the pictures that the extractor sees

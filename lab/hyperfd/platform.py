@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core import store
-from ..core.descent import seeded
+from ..core.training import seeded
 from . import bounds
 from .bounds import Refused
 from .layers import Ranker

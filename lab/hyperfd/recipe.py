@@ -13,13 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core import faces, judging, store, streams
-from ..core.descent import Step, seeded
+from ..core import ranking_metrics, store
+from ..core.data import faces
 from ..core.fields import demand, number, one_of, whole
 from ..core.machine import device_of
 from ..core.report import Attempts, Report, Row, attempt, reported
 from ..core.running import demand_kind, digest
-from ..core.streams import Stream
+from ..core.spaces import streams
+from ..core.spaces.streams import Stream
+from ..core.training import Step, seeded
 from . import equations as eq
 from . import rivals
 from .client import LEAST, Client, Recommendation
@@ -212,9 +214,9 @@ class _Service:
         chosen = [pool.index(row) for row in found.rows]
         return {
             "regret": float(eq.regret(truth, chosen)),
-            "random": float(truth.max()) - judging.expected_best(truth, min(self.recipe.K, len(truth))),
-            "ndcg": ndcg(found.scores[pool], truth), "tau": judging.kendall_tau(found.scores[pool], truth),
-            "rank": judging.rank(max(chosen, key=lambda i: float(truth[i])), truth),
+            "random": float(truth.max()) - ranking_metrics.expected_best(truth, min(self.recipe.K, len(truth))),
+            "ndcg": ndcg(found.scores[pool], truth), "tau": ranking_metrics.kendall_tau(found.scores[pool], truth),
+            "rank": ranking_metrics.rank(max(chosen, key=lambda i: float(truth[i])), truth),
         }  # fmt: skip
 
     def _rivals(self, place: int, client: Client) -> dict[str, Any]:
@@ -328,7 +330,7 @@ def fingerprint(stream: Stream) -> str:
 
 def ndcg(scores: Tensor, truth: Tensor, k: int = TOP) -> float:
     """NDCG@k of an order by scores, relevance 0 to 5 within the table; 1 is the ideal order."""
-    return judging.ndcg(scores, eq.relevance(truth), k)
+    return ranking_metrics.ndcg(scores, eq.relevance(truth), k)
 
 
 def forgetting(served: Sequence[dict[str, Any]], now: Sequence[float | None]) -> float | None:

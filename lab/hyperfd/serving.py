@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import service, store
-from ..core.streams import coded, detector_choices
+from ..core.spaces.streams import coded, detector_choices
 from .client import PATH
 from .learning import Learning
 from .looking import SIDE

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..core.streams import DETECTORS
+from ..core.spaces.streams import DETECTORS
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ..core import judging, store
-from ..core.faces import Faces
+from ..core import ranking_metrics, store
+from ..core.data.faces import Faces
 from ..ui import Control, Explorer, Frame, figure, raster, svg, view
 from ..ui.svg import PALETTE
 from .detector import Detector, detect
@@ -66,7 +66,7 @@ def bands(outcome: HyperFDOutcome) -> dict[str, list[tuple[float, float, float]]
     return {
         shown: [(float(place), found.low, found.high)
                 for place, part in rows[rows["by"] == by].groupby("place")
-                for found in [judging.interval(part["regret"])]]
+                for found in [ranking_metrics.interval(part["regret"])]]
         for shown, by in (("recommended", "hyperfd"), ("best average", "best average"))
     }  # fmt: skip
 
@@ -111,7 +111,7 @@ def curves(results: Any, measure: str = "regret", title: str = "") -> go.Figure:
         raise ValueError(f"results have no column {sorted(missing)[0]!r}: they have {', '.join(results.columns)}")
     traces: list[Any] = []
     for colour, (name, rows) in zip(PALETTE * 3, results.groupby("by", sort=False), strict=False):
-        found = {place: judging.interval(part[measure]) for place, part in rows.groupby("place")}
+        found = {place: ranking_metrics.interval(part[measure]) for place, part in rows.groupby("place")}
         x, low, high = list(found), [i.low for i in found.values()], [i.high for i in found.values()]
         traces.append(go.Scatter(x=[*x, *x[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=colour, opacity=0.18,
                                  line={"width": 0}, hoverinfo="skip", showlegend=False))  # fmt: skip

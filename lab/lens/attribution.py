@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.descent import seeded
-from ..core.tracing import trace
+from ..core.graph.tracing import trace
+from ..core.training import seeded
 from ..ui import Control, Explorer, Frame, raster
 from .activations import as_taken, hooked, maps, named, pictures, run
 from .atlas import span

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..core.descent import seeded
+from ..core.training import seeded
 from .activations import labelled, named, pictures, reading
 
 _POOL = 24  # filters that a set may be built from: those nearest to the concept by themselves

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.grids import Grid
-from ..core.quantisers import floored
+from ..core.quantisation.grids import Grid
+from ..core.quantisation.quantisers import floored
 from . import equations as eq
 
 LEAST = 1e-6  # alpha is a divisor: it is kept above this

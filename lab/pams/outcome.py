@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..core import nets, store
-from ..core.integers import IntegerOutcome
-from ..core.placement import Placement
-from ..core.prepared import prepared
+from ..core.onnx.outcome import IntegerOutcome
+from ..core.quantisation.bn_folding import prepared
+from ..core.quantisation.placement import Placement
 from . import packed
 from .placement import place
 

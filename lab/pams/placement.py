@@ -10,10 +10,19 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..core.channels import is_cat, operands
-from ..core.placement import Placement, Spot, computes, everywhere, in_order, kind_of, signs_of, spot_behind
-from ..core.surgery import is_add, residual_branch
-from ..core.tracing import ancestors, descendants, module_of
+from ..core.graph.channels import is_cat, operands
+from ..core.graph.surgery import is_add, residual_branch
+from ..core.graph.tracing import ancestors, descendants, module_of
+from ..core.quantisation.placement import (
+    Placement,
+    Spot,
+    computes,
+    everywhere,
+    in_order,
+    kind_of,
+    signs_of,
+    spot_behind,
+)
 from .layers import QuantisedConv2d
 
 PLACEMENTS = ("fig1", "repo", "cadyq", "full")

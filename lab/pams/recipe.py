@@ -11,14 +11,14 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from ..core import tasks
-from ..core.descent import Stage, descend
 from ..core.fields import demand, number, one_of, some_of, whole
 from ..core.finetune import has_labels
-from ..core.placement import Placement, Spot, attach, watched
-from ..core.prepared import prepared
+from ..core.quantisation.bn_folding import prepared
+from ..core.quantisation.placement import Placement, Spot, attach, watched
 from ..core.report import Attempts, Report, Row, reported
 from ..core.running import running
 from ..core.task import Task, inputs
+from ..core.training import Stage, descend
 from . import equations as eq
 from . import packed, sizes
 from .history import History

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from ..core import cost
-from ..core.channels import is_cat
-from ..core.placement import passes
-from ..core.tracing import module_of
+from ..core.graph.channels import is_cat
+from ..core.graph.tracing import module_of
+from ..core.quantisation.placement import passes
 from . import equations as eq
 from .layers import QuantisedConv2d, Quantiser
 

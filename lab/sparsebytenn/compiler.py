@@ -18,9 +18,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ..core import kernels
-from ..core.calls import arguments, bounds, two
-from ..core.channels import is_depthwise
-from ..core.tracing import module_of, shape, trace
+from ..core.graph.calls import arguments, bounds, two
+from ..core.graph.channels import is_depthwise
+from ..core.graph.tracing import module_of, shape, trace
 from .packed import Map, Network, Op
 from .scheduling import band, chained, joined
 

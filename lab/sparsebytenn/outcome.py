@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import export, nets
+from ..core import nets
+from ..core.graph.tracing import trace
+from ..core.onnx import export
 from ..core.outcome import Outcome
-from ..core.tracing import trace
 from . import compiler, int8, packed, web
 from .engine import Engine
 from .tuning import tuned

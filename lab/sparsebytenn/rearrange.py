@@ -2,7 +2,8 @@
 
 A block is G rows that stand side by side, so the order of rows decides what is pruned together. A new order of a
 layer's output channels is a new order for everything that these channels meet: batch norms, depthwise filters, residual
-sums and the columns of all readers. `core.channels` says which axes are one class; a class moves as one, or not at all.
+sums and the columns of all readers. `core.graph.channels` says which axes are one class; a class moves as one, or
+not at all.
 """
 
 from collections import Counter
@@ -12,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from ..core.channels import CONVS, Channels, is_depthwise
-from ..core.surgery import Slice, has_channels
-from ..core.tracing import ancestors, descendants, module_of, propagate, trace
+from ..core.graph.channels import CONVS, Channels, is_depthwise
+from ..core.graph.surgery import Slice, has_channels
+from ..core.graph.tracing import ancestors, descendants, module_of, propagate, trace
 
 LAYERS = (*CONVS, nn.Linear)
 

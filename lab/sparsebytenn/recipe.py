@@ -10,13 +10,13 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..core import cost, kernels, tasks
-from ..core.descent import Stage, Step, descend
 from ..core.fields import demand, number, one_of, whole
 from ..core.finetune import demand_batches, demand_labels, has_labels
+from ..core.graph.tracing import trace
 from ..core.report import Attempts, Report, Row
 from ..core.running import running
 from ..core.task import Task, inputs
-from ..core.tracing import trace
+from ..core.training import Stage, Step, descend
 from . import compiler, packed
 from . import equations as eq
 from .engine import Engine, race

@@ -7,7 +7,8 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..core import cost, surgery
+from ..core import cost
+from ..core.graph import surgery
 from ..core.task import Task
 from . import svg
 from .explorer import Control, Explorer, Frame

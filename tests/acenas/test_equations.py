@@ -13,7 +13,7 @@ from sklearn.metrics import ndcg_score
 
 from lab.acenas import equations as eq
 from lab.acenas import metrics
-from lab.core import judging
+from lab.core import ranking_metrics
 
 
 def test_normalisation_of_three_nodes_by_hand():
@@ -127,11 +127,11 @@ def test_an_interval_covers_as_often_as_it_says():
 def test_ndcg_is_scikit_learns_which_averages_ties(pairs, k):
     r, s = torch.tensor(pairs, dtype=torch.float64).T
     expected = ndcg_score([eq.gain(r).numpy()], [s.numpy()], k=k) if r.max() > 0 else 1.0
-    assert judging.ndcg(s, r, k) == pytest.approx(expected, abs=1e-12)
-    assert judging.ndcg(s.float(), r.float(), k) == pytest.approx(expected, abs=1e-5)
+    assert ranking_metrics.ndcg(s, r, k) == pytest.approx(expected, abs=1e-12)
+    assert ranking_metrics.ndcg(s.float(), r.float(), k) == pytest.approx(expected, abs=1e-5)
     best = float(eq.dcg(r.sort(descending=True).values, k))
     if best and len(s.unique()) == len(s):  # no ties: Eq. (8) in the order of the scores
-        assert judging.ndcg(s, r, k) == pytest.approx(float(eq.dcg(r[s.argsort(descending=True)], k)) / best)
+        assert ranking_metrics.ndcg(s, r, k) == pytest.approx(float(eq.dcg(r[s.argsort(descending=True)], k)) / best)
 
 
 def test_a_constant_score_has_what_all_orders_give_on_average():

@@ -5,7 +5,7 @@ import torch
 
 import lab
 from lab.acenas import supernet
-from lab.core import cells
+from lab.core.spaces import cells
 
 ALL = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3")
 SMALL = [cell for cell in cells.distinct(ALL) if cell.count("none") >= 4]

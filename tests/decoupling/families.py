@@ -5,10 +5,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lab.core import nets
-from lab.core.descent import seeded
+from lab.core.training import seeded
 from lab.decoupling.layers import gates
 from lab.decoupling.placement import Decoupled, attach
-from tests.test_foreign_networks import Net, conv
+from tests.core.graph.test_foreign_networks import Net, conv
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lab.core.descent import seeded
+from lab.core.training import seeded
 from lab.decoupling import equations as eq
 from lab.decoupling.layers import MIXES, Controller, Gate, changing, gates, recording
 

@@ -6,13 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from lab.core import cost, nets
-from lab.core.channels import CONVS, is_depthwise
-from lab.core.tracing import module_of
+from lab.core.graph.channels import CONVS, is_depthwise
+from lab.core.graph.tracing import module_of
 from lab.decoupling import equations as eq
 from lab.decoupling.layers import gates, recording
 from lab.decoupling.placement import DENSE, Decoupled, attach
+from tests.core.graph.test_foreign_networks import Net, conv, tied
 from tests.decoupling.families import QUICK, always, gated, lively, network, plain
-from tests.test_foreign_networks import Net, conv, tied
 
 # network, side: layers, bits, multiply-adds, controllers' multiply-adds and parameters, heads', ratios at r = .8 .6 .5
 TABLE = {

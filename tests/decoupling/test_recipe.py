@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import lab
-from lab.core import cost, descent
-from lab.core.descent import seeded
+from lab.core import cost, training
 from lab.core.task import Task
+from lab.core.training import seeded
 from lab.decoupling import Decoupling
 from lab.decoupling import equations as eq
 from lab.decoupling.layers import MIXES, Gate, Seen, gates
@@ -416,7 +416,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(tmp_path, monkeypatch, moments):
 
     Nothing of a stopped run is used again but its files.
     """
-    monkeypatch.setattr(descent, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     rename, left = os.replace, []
 
     def counted(source, target):
@@ -438,7 +438,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(tmp_path, monkeypatch, moments):
 
 def stopped(checkpoint: Path) -> None:
     """Run, saving after every step, and end without another word at the ninth file."""
-    descent.SAVE_SECONDS = 0
+    training.SAVE_SECONDS = 0
     rename, seen = os.replace, []
 
     def counted(source, target):

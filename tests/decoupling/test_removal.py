@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lab.core import surgery
-from lab.core.surgery import Plan
+from lab.core.graph import surgery
+from lab.core.graph.surgery import Plan
 from lab.decoupling.layers import gates
 from lab.decoupling.paths import record
 from lab.decoupling.removal import never_on, removed
+from tests.core.graph.test_foreign_networks import Net, conv
 from tests.decoupling.families import NETS, QUICK, always, distance, gated, network, plain
-from tests.test_foreign_networks import Net, conv
 
 
 @torch.no_grad()
@@ -133,7 +133,7 @@ def test_a_plan_that_does_not_fit_is_one_line(plan, words):
     assert "\n" not in str(caught.value)
 
 
-# -- core.surgery: outputs on its own --------------------------------------------------------------------------------
+# -- core.graph.surgery: outputs on its own --------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lab.core.grids import FixedQuantiser, Grid
-from lab.core.quantisers import LSQ, PACT, PAMS
+from lab.core.quantisation.grids import FixedQuantiser, Grid
+from lab.core.quantisation.quantisers import LSQ, PACT, PAMS
 from lab.dqss import equations as eq
 from lab.dqss.layers import Mixture, RoundedWeight
 

@@ -9,8 +9,8 @@ from torch import nn
 
 import lab
 from lab.core import store
-from lab.core.descent import seeded
-from lab.core.prepared import prepared
+from lab.core.quantisation.bn_folding import prepared
+from lab.core.training import seeded
 from lab.dqss import equations as eq
 from lab.dqss import search
 from lab.dqss.space import Space, place
@@ -111,11 +111,11 @@ def test_eight_bits_are_enough_for_the_thin_mobilenet():
 
 def test_a_copy_of_a_candidate_changes_nothing():
     """Near-duplicates are one: 'mse' again under another name must not split its votes."""
-    from lab.core import ranges
+    from lab.core.quantisation import calibration
 
     before = run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ranges.RULES, "pams", ranges.mse)
+        patch.setitem(calibration.RULES, "pams", calibration.mse)
         again = run(candidates=(*QUICK["candidates"], "pams"))
     assert again.losses["kept"] == pytest.approx(before.losses["kept"], rel=1e-6)
     assert not any("pams" in row.values() for row in again.choices.values())
@@ -306,7 +306,7 @@ def test_super_resolution():
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_exported_network_answers_alike(placement, bits, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-    from lab.core.runtime import Deployed
+    from lab.core.onnx.runtime import Deployed
 
     task = lab.tasks.scenes()
     outcome = run(
@@ -364,7 +364,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, fields):
     class Kill(Exception):
         pass
 
-    monkeypatch.setattr("lab.core.descent.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("lab.core.training.SAVE_SECONDS", 0.0)
     original, calls = store.save, []
 
     def save(*args):

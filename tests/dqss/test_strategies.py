@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lab.core import quantisers as q
+from lab.core.quantisation import quantisers as q
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 KINDS = [q.DoReFa, q.PACT, q.LSQ, q.LSQPlus, q.DSQ, q.TQT, q.PAMS]

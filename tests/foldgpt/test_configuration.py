@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import lab
-from lab.core import prose
+from lab.core.data import text
 from lab.foldgpt.configuration import keep_layers
 from lab.foldgpt.folding import Fold, folded, gates, removed, unrolled
 
@@ -63,7 +63,7 @@ def test_the_smaller_model_is_the_larger_one_with_the_others_shut(family, tmp_pa
 @pytest.mark.parametrize("family", REFUSED)
 def test_a_model_whose_layers_hang_on_their_number_is_refused_before_training(family):
     x = [tokens(4, 16)]
-    task = lab.Task(model=made(family, REFUSED[family]), batches=x, score=prose.perplexity(x), metric="perplexity",
+    task = lab.Task(model=made(family, REFUSED[family]), batches=x, score=text.perplexity(x), metric="perplexity",
                     unit="")  # fmt: skip
     with pytest.raises(ValueError, match="give a model whose") as error:
         lab.FoldGPT(removal=1 / 6, sharing=0.0).run(task, progress=False)

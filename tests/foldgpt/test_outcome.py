@@ -13,8 +13,8 @@ import lab
 from lab.core.modeling_folded import FoldedForCausalLM
 from lab.foldgpt.folding import Fold
 from lab.foldgpt.sharing import shared
+from tests.core.test_store_failures import killed_at
 
-from ..test_store_failures import killed_at
 from .small import Letters, model, tokens
 from .test_models import FOLD, logits, moved, outcome
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lab
-from lab.core import prose
+from lab.core.data.text import Windows, documentation, perplexity, text_file
 from lab.foldgpt import measures
 from lab.foldgpt.evaluation import harness
 from lab.foldgpt.ranking import RIVALS, by_leave_one_out, loss
@@ -40,7 +40,7 @@ def test_a_network_of_ones_own(task):
 
 def test_only_numbers_a_plain_task_is_enough():
     x = [tokens(4, 16) for _ in range(3)]
-    task = lab.Task(model=model("gpt2"), batches=x, score=prose.perplexity(x), metric="perplexity", unit="")
+    task = lab.Task(model=model("gpt2"), batches=x, score=perplexity(x), metric="perplexity", unit="")
     outcome = QUICK.run(task, progress=False)
     assert "next word of four" not in outcome.report
     with pytest.raises(ValueError, match="tokenizer"):
@@ -109,7 +109,7 @@ def test_every_rival_takes_the_block_that_does_nothing_first(rank):
 
 def told(net, x) -> lab.Task:
     """A task on one batch that the model has said itself."""
-    return lab.Task(model=net, batches=[x], score=prose.perplexity([x]), metric="perplexity", unit="")
+    return lab.Task(model=net, batches=[x], score=perplexity([x]), metric="perplexity", unit="")
 
 
 @pytest.mark.parametrize("ranking", ["gates", *RIVALS])
@@ -168,7 +168,7 @@ def test_leave_one_out_is_greedy_over_the_loss():
 def test_a_byte_order_mark_and_line_ends_of_windows_are_no_words(tmp_path):
     lines = [f"line {number} of the text" for number in range(20)]
     (tmp_path / "a.txt").write_bytes("\r\n\r\n".join(lines).encode("utf-8-sig"))
-    assert prose.text_file(tmp_path / "a.txt") == (lines[:18], lines[18:])
+    assert text_file(tmp_path / "a.txt") == (lines[:18], lines[18:])
 
 
 @pytest.mark.parametrize("size", [0, 2.0, "8"])
@@ -178,7 +178,7 @@ def test_a_batch_size_that_is_none_is_told(size):
 
 
 def test_the_embedded_prose_is_apart_and_its_model_reads_it():
-    learn, held_out = prose.documentation()
+    learn, held_out = documentation()
     assert not set(learn) & set(held_out) and len(held_out) > 100
     task = lab.tasks.prose()
     assert task.measure(task.model) < 40 < 1024  # a model of no knowledge stands at 1,024
@@ -192,12 +192,12 @@ def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary():
         def forward(self, x):
             return torch.zeros(*x.shape, 80)
 
-    assert prose.perplexity([tokens()])(Even(1, 1)) == pytest.approx(80, rel=1e-5)
+    assert perplexity([tokens()])(Even(1, 1)) == pytest.approx(80, rel=1e-5)
 
 
 def test_windows_cover_the_text_and_change():
     row = torch.arange(100)
-    windows = prose.Windows(row, 10)
+    windows = Windows(row, 10)
     first = windows[torch.arange(10)]
     assert first.shape == (10, 10) and torch.equal(first.diff(dim=1), torch.ones(10, 9, dtype=torch.int64))
     assert not torch.equal(first, windows[torch.arange(10)]) and windows[3].shape == (10,)

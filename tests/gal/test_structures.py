@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lab.core import cost, nets, surgery
+from lab.core import cost, nets
+from lab.core.graph import surgery
 from lab.gal import structures
 
 from .families import FAMILIES, close_some, distance, family

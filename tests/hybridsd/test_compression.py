@@ -5,8 +5,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.data import TensorDataset
 
-from lab.core.batches import shuffled
-from lab.core.descent import seeded
+from lab.core.data.batches import shuffled
+from lab.core.training import seeded
 from lab.hybridsd import blocks
 from lab.hybridsd.blocks import unet_of
 from lab.hybridsd.distillation import distil, pairs

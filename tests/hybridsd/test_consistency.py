@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, LCMScheduler
 from torch import nn
 
 from lab.core import cost
-from lab.core.descent import seeded
+from lab.core.training import seeded
 from lab.hybridsd import consistency, references
 from lab.hybridsd import equations as eq
 from lab.hybridsd.consistency import Consistency, consistent

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load
 
 from lab.core import sealing
-from lab.core.descent import seeded
+from lab.core.training import seeded
 from lab.hybridsd import equations as eq
 from lab.hybridsd import handoff
 from lab.hybridsd.handoff import Handoff, advance, begin, cloud_half, edge_half

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lab
-from lab.core.descent import seeded
+from lab.core.training import seeded
 from lab.hybridsd import sweep
 from lab.hybridsd.pipeline import Split
 from lab.hybridsd.prompts import PromptTask

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lab.core import cost
-from lab.core.descent import seeded
+from lab.core.training import seeded
 from lab.hybridsd import blocks, references, scores
 from lab.hybridsd import equations as eq
 from lab.hybridsd.scores import EXTRA, Rules

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lab.core import descent
-from lab.core.descent import seeded
+from lab.core import training
+from lab.core.training import seeded
 from lab.hybridsd import equations as eq
 from lab.hybridsd import tinyvae
 from lab.hybridsd.discriminator import Discriminator, Features, changed
@@ -102,7 +102,7 @@ def test_the_tiny_one_comes_nearer_to_the_large_ones_latents_and_pictures(parts)
 
 
 def test_it_resumes_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(descent, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
 
     def run(folder, steps):
         with seeded(0):

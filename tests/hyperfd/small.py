@@ -2,7 +2,7 @@
 
 import torch
 
-from lab.core.streams import Stream
+from lab.core.spaces.streams import Stream
 from lab.hyperfd.client import Client
 from lab.hyperfd.learning import Learning
 from lab.hyperfd.platform import Platform

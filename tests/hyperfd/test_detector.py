@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import lab
-from lab.core.descent import seeded
-from lab.core.faces import Faces, FaceTask
+from lab.core.data.faces import Faces, FaceTask
+from lab.core.training import seeded
 from lab.hyperfd import detector, precision, space
 from lab.hyperfd.space import Configuration
 

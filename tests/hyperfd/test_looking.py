@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lab
-from lab.core.faces import FaceTask
+from lab.core.data.faces import FaceTask
 from lab.hyperfd.looking import NUMBERS, handmade, samples, subsets
 
 

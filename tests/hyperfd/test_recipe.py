@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import lab
-from lab.core import streams
-from lab.core.descent import seeded
-from lab.core.faces import FaceTask
-from lab.core.streams import Stream, coded
+from lab.core.data.faces import FaceTask
+from lab.core.spaces import streams
+from lab.core.spaces.streams import Stream, coded
+from lab.core.training import seeded
 from lab.hyperfd import live, privacy, recipe, rivals, space
 from lab.hyperfd.client import Client
 from lab.hyperfd.learning import DECAY, LIMIT, LOOKS, SLOW, Learning, Record, Synapses, aged, learn, vectors

@@ -5,8 +5,8 @@ import re
 from starlette.testclient import TestClient
 
 from lab.__main__ import main
-from lab.core.descent import seeded
-from lab.core.streams import coded, detector_choices
+from lab.core.spaces.streams import coded, detector_choices
+from lab.core.training import seeded
 from lab.hyperfd import serving
 from lab.hyperfd.client import PATH
 from lab.hyperfd.learning import Learning

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import lab
-from lab.core import judging
-from lab.core.descent import seeded
+from lab.core import ranking_metrics
+from lab.core.training import seeded
 from lab.hyperfd import view
 from lab.hyperfd.detector import Detector
 from lab.hyperfd.space import Configuration
@@ -67,7 +67,7 @@ def test_bands_of_the_benchmark_stand_behind_the_line_where_it_was_run(outcome, 
     assert set(found) == {"recommended", "best average"} and [place for place, *_ in found["recommended"]] == [
         *range(6)
     ]
-    middle = judging.interval([5, 7])
+    middle = ranking_metrics.interval([5, 7])
     assert found["recommended"][0][1:] == (middle.low, middle.high)
     explorer = lab.view(own)
     assert explorer.frame.svg.count("lab-ribbon") == 2 and "95 % bands" in explorer.frame.svg

@@ -21,8 +21,8 @@ from safetensors.torch import load
 
 import lab
 from lab.core import sealing
-from lab.core.descent import seeded
-from lab.core.faces import FaceTask
+from lab.core.data.faces import FaceTask
+from lab.core.training import seeded
 from lab.hyperfd import bounds, serving
 from lab.hyperfd.client import PATH, Client, Failed, Remote
 from lab.hyperfd.learning import Learning, Record
@@ -468,7 +468,7 @@ def served():
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from lab.core.descent import seeded
+from lab.core.training import seeded
 from lab.hyperfd.client import Remote
 from tests.hyperfd import small
 side = Remote(sys.argv[1], sys.argv[3])

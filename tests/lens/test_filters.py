@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 from lab import lens
 from lab.core import nets, tasks
-from lab.core.batches import shuffled
+from lab.core.data.batches import shuffled
 from lab.lens.selectivity import selectivity_index
 from tests.lens.models import Failing, Functional, Recurrent, hooks, photograph, pictures, plain, unchanged
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 import lab
-from lab.core.descent import seeded
-from lab.core.prepared import prepared
+from lab.core.quantisation.bn_folding import prepared
+from lab.core.training import seeded
 from lab.pams import packed
 from lab.pams.placement import place
 

@@ -5,7 +5,7 @@ import torch
 
 import lab
 from lab.core import cost
-from lab.core.prepared import prepared
+from lab.core.quantisation.bn_folding import prepared
 from lab.pams import sizes
 from lab.pams.placement import place
 

@@ -8,15 +8,16 @@ import torch
 from torch import nn
 
 import lab
-from lab.core import cost, qdq
-from lab.core import fusion as fusing
-from lab.core.descent import seeded
-from lab.core.prepared import prepared
+from lab.core import cost
+from lab.core.onnx import fusion as fusing
+from lab.core.onnx import qdq
+from lab.core.quantisation.bn_folding import prepared
+from lab.core.training import seeded
 from tests.pams.small import QUICK, edsr, quantised, task
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-from lab.core.runtime import Deployed  # noqa: E402
+from lab.core.onnx.runtime import Deployed  # noqa: E402
 
 X = torch.rand(1, 3, 14, 12, generator=torch.Generator().manual_seed(0))
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lab
-from lab.core.prepared import prepared
+from lab.core.quantisation.bn_folding import prepared
 from lab.pams import equations as eq
 from lab.pams import packed, sizes
 from tests.pams.small import QUICK, edsr, quantised, task

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import lab
-from lab.core.placement import watched
-from lab.core.prepared import prepared
+from lab.core.quantisation.bn_folding import prepared
+from lab.core.quantisation.placement import watched
 from lab.pams.placement import PLACEMENTS, place
 from tests.pams.small import edsr, quantised
 

@@ -145,7 +145,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, after):
     class Kill(Exception):
         pass
 
-    monkeypatch.setattr("lab.core.descent.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("lab.core.training.SAVE_SECONDS", 0.0)
     original, calls = store.save, []
 
     def save(*args):
@@ -259,6 +259,6 @@ def test_the_real_folder_layouts_are_read():
 
 class _Bicubic(nn.Module):
     def forward(self, x):
-        from lab.core.batches import enlarged
+        from lab.core.data.batches import enlarged
 
         return enlarged(x, 2)

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lab.core.channels import Channels
-from lab.core.tracing import trace
+from lab.core.graph.channels import Channels
+from lab.core.graph.tracing import trace
 from lab.sparsebytenn import rearrange
+from tests.core.graph.test_foreign_networks import NETS, Net, X, conv
 from tests.gal.families import FAMILIES, distance, family
-from tests.test_foreign_networks import NETS, Net, X, conv
 
 WHOLE = ("lenet channels", "vgg16 channels", "resnet20 jointly", "googlenet branches", "densenet40 inputs",
          "resnet50 blocks", "mobilenet_v1 channels", "mobilenet_v2 jointly")  # fmt: skip

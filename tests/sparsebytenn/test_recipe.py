@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import lab
-from lab.core import descent
+from lab.core import training
 from lab.core.task import Task
 from lab.sparsebytenn import SparseByteNN, recipe
 
@@ -191,7 +191,7 @@ def test_a_task_without_classes_is_distilled_by_squares():
 
 @pytest.mark.parametrize("at", [3, 7, 12])
 def test_a_killed_run_ends_like_an_unbroken_one(at, tmp_path, monkeypatch):
-    monkeypatch.setattr(descent, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0)
     settings = SparseByteNN(**QUICK, search="swaps")
     calls = []
 

@@ -1,0 +1,374 @@
+"""Physical removal: a plan of what stays, applied to any traced network, leaves a smaller plain module.
+
+Torch-Pruning's dependency graph removes channels of most networks; it can't drop a residual branch, an Inception branch
+or what one consumer reads, nor follow the zero-padded shortcuts of the CIFAR ResNets. A plan says all of that in module
+names, so that it is stored as JSON and applied again when a network is loaded.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import chain, count
+
+import torch
+from torch import fx, nn
+
+from .calls import is_relu
+from .chains import between, last_affine, private_chain
+from .channels import CONVS, NORMS, Channels, Layout, is_cat, is_depthwise, operands
+from .tracing import ancestors, module_of, propagate, shape, trace
+
+Kept = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays of a network, in the names of its modules.
+
+    `channels`: module that writes them -> output channels kept. `inputs`: convolution -> input channels that it alone
+    still reads; `outputs`: convolution -> output channels that it alone still writes, into a tensor as wide as before.
+    `blocks`: residual branches dropped, each by the last module with weights in it; `branches`: operands dropped from a
+    concatenation, named likewise.
+    """
+
+    channels: dict[str, Kept] = field(default_factory=dict)
+    inputs: dict[str, Kept] = field(default_factory=dict)
+    outputs: dict[str, Kept] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
+    branches: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict:
+        """The plan as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Plan":
+        """The plan that `to_dict` wrote."""
+        kinds = ("channels", "inputs", "outputs")
+        kept = {kind: {name: tuple(index) for name, index in values.get(kind, {}).items()} for kind in kinds}
+        return cls(**kept, blocks=tuple(values["blocks"]), branches=tuple(values["branches"]))
+
+
+def remove(model: nn.Module, plan: Plan, example: torch.Tensor) -> fx.GraphModule:
+    """A smaller copy of the model with only what the plan keeps; the model itself is never changed.
+
+    `example` is one input with its batch axis. The result is run once on it; a plan that does not fit is a ValueError.
+    """
+    graph = trace(model, example)
+    channels = Channels(graph)
+    kept = _kept_channels(channels, plan)
+    branches = [_operand(graph, name, _cats(graph)) for name in plan.branches]
+    for _, operand in branches:
+        for segment in channels.layouts[operand]:
+            kept[channels.find(segment.group)] = torch.zeros(segment.size, dtype=torch.bool)
+    blocks = [_operand(graph, name, _adds(graph)) for name in plan.blocks]
+    stays = {group: mask.nonzero().flatten() for group, mask in kept.items()}
+    slices = {node: Slice(channels, node, stays) for node in graph.graph.nodes if has_channels(node)}
+    for add, operand in blocks:
+        _drop_block(add, operand)
+    for cat, operand in branches:
+        _drop_branch(cat, operand)
+    _tidy(graph)
+    for name, index in plan.inputs.items():
+        _narrow(graph, channels, slices, name, index, kept)
+    for name, index in plan.outputs.items():
+        _thin(graph, channels, slices, name, index, kept)
+    alive = set(graph.graph.nodes)
+    for node, cut in slices.items():
+        if node in alive:
+            cut.apply(module_of(node))
+    graph.recompile()
+    propagate(graph, example)
+    return graph
+
+
+def residual_branch(add: fx.Node) -> fx.Node | None:
+    """The operand of a residual sum that is the branch, or None where the two cannot be told apart.
+
+    The branch holds more convolutions of its own than the shortcut; a plain shortcut holds none.
+    """
+    if len(add.all_input_nodes) != 2:
+        return None
+    if add.kwargs.get("alpha", 1) != 1:
+        return None
+    a, b = add.all_input_nodes
+    above_a, above_b = ancestors(a), ancestors(b)
+    weight = {a: _count_convs(above_a - above_b), b: _count_convs(above_b - above_a)}
+    branch, shortcut = (a, b) if weight[a] > weight[b] else (b, a)
+    whole = shape(shortcut) == shape(add) and any(node.op == "placeholder" for node in ancestors(shortcut))
+    return branch if weight[a] != weight[b] and whole else None
+
+
+def _count_convs(nodes: set[fx.Node]) -> int:
+    return sum(isinstance(module_of(node), (*CONVS, nn.Linear)) for node in nodes)
+
+
+def anchor(node: fx.Node) -> str:
+    """The last module with weights on the way to a node, following first inputs: the name a plan knows it by."""
+    while node.all_input_nodes:
+        module = module_of(node)
+        if module is not None and next(module.parameters(), None) is not None:
+            return str(node.target)
+        node = node.all_input_nodes[0]
+    return ""
+
+
+def is_add(node: fx.Node) -> bool:
+    """Whether a node sums two tensors."""
+    return getattr(node.target, "__name__", node.target) == "add" and len(node.all_input_nodes) == 2
+
+
+# What is ranked: a unit ('channel', 'input', 'block', 'branch') and the names that share a score tensor, which has one
+# entry for each channel of the one module named, or one for each name.
+Scores = dict[tuple[str, tuple[str, ...]], torch.Tensor]
+
+
+def magnitude(model: nn.Module, example: torch.Tensor) -> Scores:
+    """The score of each removable channel: the L2 norm of its weights, relative to the mean of its class.
+
+    Keys name one writer of each class; a class with several writers (a residual stream) has the sum of their norms.
+    """
+    channels = Channels(trace(model, example))
+    scores: Scores = {}
+    for _, writers in channels.free():
+        weights = [model.get_submodule(name).weight.detach() for name in writers]
+        norms = torch.stack([weight.flatten(1).norm(dim=1) for weight in weights]).sum(0)
+        scores["channel", (writers[0],)] = (norms / norms.mean().clamp(min=1e-12)).cpu()
+    return scores
+
+
+def plan_at(scores: Scores, rate: float) -> Plan:
+    """The plan that removes the share `rate` of all scored entries, lowest scores first.
+
+    One channel of every class, one input of every reader and one branch of every concatenation stay.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate={rate}: must be in [0, 1)")
+    if not scores:
+        raise ValueError("nothing in this network can lose channels: see `core.graph.channels` for what is followed")
+    ranked = torch.cat(list(scores.values()))
+    stays = torch.ones(len(ranked), dtype=torch.bool)
+    stays[ranked.argsort(stable=True)[: int(rate * len(ranked))]] = False
+    kept: dict[str, dict[str, Kept]] = {"channel": {}, "input": {}}
+    gone: dict[str, list[str]] = {"block": [], "branch": []}
+    parts = stays.split([len(score) for score in scores.values()])
+    for ((unit, names), score), part in zip(scores.items(), parts, strict=True):
+        if unit != "block":
+            part[score.argmax()] = True
+        if unit in gone:
+            gone[unit] += [name for name, stay in zip(names, part.tolist(), strict=True) if not stay]
+        elif not part.all():
+            kept[unit][names[0]] = tuple(part.nonzero().flatten().tolist())
+    return Plan(kept["channel"], kept["input"], blocks=tuple(gone["block"]), branches=tuple(gone["branch"]))
+
+
+# -- the parts of `remove` -------------------------------------------------------------------------------------------
+
+
+def _kept_channels(channels: Channels, plan: Plan) -> dict[int, torch.Tensor]:
+    """For each class in the plan, which of its channels stay."""
+    kept = {}
+    for name, index in plan.channels.items():
+        try:
+            group = channels.group_of(name)
+        except KeyError:
+            raise ValueError(f"the plan names {name!r}, which writes no channels of this network") from None
+        if group in channels.pinned:
+            raise ValueError(f"{name} cannot lose channels: {channels.pinned[group]}; leave it out of the plan")
+        kept[group] = _mask(name, index, channels.sizes[group])
+    return kept
+
+
+def _mask(name: str, index: Iterable[int], size: int) -> torch.Tensor:
+    index = list(index)
+    if not index:
+        raise ValueError(f"{name} would have 0 channels: keep at least one")
+    if min(index) < 0 or max(index) >= size:
+        raise ValueError(f"{name} has {size} channels, the plan keeps channel {max(index)}")
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[index] = True
+    return mask
+
+
+def has_channels(node: fx.Node) -> bool:
+    """Whether a node calls a module whose weights belong to channels."""
+    module = module_of(node)
+    per_channel = isinstance(module, nn.PReLU) and module.num_parameters > 1
+    return isinstance(module, (*CONVS, *NORMS, nn.Linear)) or per_channel
+
+
+class Slice:
+    """What one module keeps, and in which order: the indices of the rows that it writes and the columns that it reads.
+
+    `index` lists the channels of a class that stay; every other class stays as it is.
+    """
+
+    def __init__(self, channels: Channels, node: fx.Node, index: dict[int, torch.Tensor]) -> None:
+        source: Layout = channels.layouts[node.all_input_nodes[0]]
+        self.rows = channels.gather(channels.layouts[node], index)
+        self.columns = channels.gather(source, index)
+        self.sizes = len(channels.gather(channels.layouts[node], {})), len(channels.gather(source, {}))
+
+    def apply(self, module: nn.Module) -> None:
+        """Cut and reorder the module's weights in place; its parameters are new ones where anything changes."""
+        if all(
+            torch.equal(part, torch.arange(n)) for part, n in zip((self.rows, self.columns), self.sizes, strict=True)
+        ):
+            return
+        if isinstance(module, nn.Linear):
+            _cut(module, "weight", self.rows, self.columns)
+            _cut(module, "bias", self.rows)
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, CONVS):
+            depthwise = is_depthwise(module)
+            whole = module.groups > 1 and not depthwise  # a grouped convolution is pinned on both sides
+            _cut(module, "weight", self.rows, None if depthwise or whole else self.columns)
+            _cut(module, "bias", self.rows)
+            module.out_channels = len(self.rows)
+            module.in_channels = len(self.rows if depthwise else self.columns)
+            module.groups = len(self.rows) if depthwise else module.groups
+        else:
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                _cut(module, name, self.rows)
+            size = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
+            setattr(module, size, len(self.rows))
+
+
+def _cut(module: nn.Module, name: str, rows: torch.Tensor, columns: torch.Tensor | None = None) -> None:
+    old = getattr(module, name, None)
+    if old is None:
+        return
+    new = old.detach()[rows.to(old.device)]
+    if columns is not None:
+        new = new[:, columns.to(old.device)]
+    if isinstance(old, nn.Parameter):
+        setattr(module, name, nn.Parameter(new.clone(), requires_grad=old.requires_grad))
+    else:
+        setattr(module, name, new.clone())
+
+
+def _narrow(
+    graph: fx.GraphModule,
+    channels: Channels,
+    slices: dict[fx.Node, Slice],
+    name: str,
+    index: Kept,
+    kept: dict[int, torch.Tensor],
+) -> None:
+    """Let one convolution read only `index` of a shared tensor: an index_select before its own norm and activation."""
+    node = _live_conv(graph, slices, name, "inputs")
+    if node is None:
+        return  # it went with its block or branch
+    chain = private_chain(node)
+    first = (chain or [node])[-1]
+    source = first.all_input_nodes[0]
+    survivors = channels.expand(channels.layouts[source], kept)
+    wanted = _mask(name, index, len(survivors))
+    reads = wanted & survivors
+    if not reads.any():  # all that it wanted went elsewhere: one channel that it gives no weight keeps it whole
+        reads[survivors.nonzero()[0]] = True
+    positions = (survivors.cumsum(0) - 1)[reads]
+    buffer = _keep(graph, f"{name.replace('.', '_')}_reads", positions)
+    with graph.graph.inserting_before(first):
+        selected = graph.graph.call_function(torch.index_select, (source, 1, graph.graph.get_attr(buffer)))
+    first.replace_input_with(source, selected)
+    read = reads.nonzero().flatten()
+    for link in chain:
+        if link in slices:
+            slices[link].rows = slices[link].columns = read
+    slices[node].columns = read
+
+
+def _thin(
+    graph: fx.GraphModule,
+    channels: Channels,
+    slices: dict[fx.Node, Slice],
+    name: str,
+    index: Kept,
+    kept: dict[int, torch.Tensor],
+) -> None:
+    """Let one convolution write only `index` of a shared tensor: zeros are put between its channels behind its norm."""
+    node = _live_conv(graph, slices, name, "outputs")
+    if node is None:
+        return  # it went with its block or branch
+    last, spot = last_affine(node)
+    survivors = channels.expand(channels.layouts[node], kept)
+    writes = _mask(name, index, len(survivors)) & survivors
+    if not writes.any():
+        writes[survivors.nonzero()[0]] = True
+    zero = int(writes.sum())  # the channel behind the written ones
+    positions = torch.where(writes, writes.cumsum(0) - 1, zero)[survivors]
+    buffer = _keep(graph, f"{name.replace('.', '_')}_writes", positions)
+    with graph.graph.inserting_after(spot):
+        pads = [0, 0] * (len(shape(spot)) - 2) + [0, 1]
+        padded = graph.graph.call_function(nn.functional.pad, (spot, pads))
+    with graph.graph.inserting_after(padded):
+        index_node = graph.graph.get_attr(buffer)
+    with graph.graph.inserting_after(index_node):
+        selected = graph.graph.call_function(torch.index_select, (padded, 1, index_node))
+    for user in [user for user in spot.users if user is not padded]:
+        user.replace_input_with(spot, selected)
+    written = writes.nonzero().flatten()
+    for link in [node, *between(node, last)]:
+        if link in slices:
+            slices[link].rows = written
+            slices[link].columns = slices[link].columns if link is node else written
+
+
+def _keep(graph: fx.GraphModule, name: str, positions: torch.Tensor) -> str:
+    """Register positions as a buffer beside the weights; the name it got, which no earlier cut has taken."""
+    taken = {buffer for buffer, _ in graph.named_buffers()}
+    free = next(one for one in chain([name], (f"{name}_{k}" for k in count(2))) if one not in taken)
+    graph.register_buffer(free, positions.to(next(graph.parameters()).device))
+    return free
+
+
+def _live_conv(graph: fx.GraphModule, slices: dict[fx.Node, Slice], name: str, part: str) -> fx.Node | None:
+    """The node of a convolution that a part of the plan names; None where it has gone already."""
+    node = next((n for n in slices if n.target == name), None)
+    if node is not None and node not in set(graph.graph.nodes):
+        return None
+    if node is None or not isinstance(module_of(node), CONVS):
+        raise ValueError(f"the plan names {name!r} under {part}, which is no convolution of this network")
+    return node
+
+
+def _adds(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
+    pairs = [(node, residual_branch(node)) for node in graph.graph.nodes if is_add(node)]
+    return [(add, branch) for add, branch in pairs if branch is not None]
+
+
+def _cats(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
+    return [(node, operand) for node in graph.graph.nodes if is_cat(node) for operand in operands(node)]
+
+
+def _operand(graph: fx.GraphModule, name: str, pairs: list[tuple[fx.Node, fx.Node]]) -> tuple[fx.Node, fx.Node]:
+    for joint, operand in pairs:
+        if anchor(operand) == name:
+            return joint, operand
+    raise ValueError(f"the plan drops {name!r}, which ends no branch of this network")
+
+
+def _drop_block(add: fx.Node, branch: fx.Node) -> None:
+    (shortcut,) = (operand for operand in add.all_input_nodes if operand is not branch)
+    add.replace_all_uses_with(shortcut)
+    add.graph.erase_node(add)
+
+
+def _drop_branch(cat: fx.Node, operand: fx.Node) -> None:
+    rest = [other for other in operands(cat) if other is not operand]
+    if not rest:
+        raise ValueError(f"{cat.name} would have 0 branches: keep at least one")
+    if cat.args:
+        cat.update_arg(0, rest)
+    else:
+        cat.update_kwarg("tensors", rest)
+
+
+def _tidy(graph: fx.GraphModule) -> None:
+    """Delete what nobody reads any more, and a ReLU that follows a ReLU."""
+    for node in list(graph.graph.nodes):
+        if is_relu(node) and is_relu(node.all_input_nodes[0]):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.graph.lint()

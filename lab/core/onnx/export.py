@@ -1,0 +1,34 @@
+"""A network as an ONNX file that runs without the lab and without Python."""
+
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .. import store
+from ..task import evaluating
+from .runtime import loadable
+
+
+def onnx(model: nn.Module, path: str | Path, example: torch.Tensor) -> Path:
+    """Write the model in eval mode as one ONNX file, its batch axis free; returns the path.
+
+    `example` is one input with its batch axis. Needs the extra `export`; a failed export leaves no file behind.
+    """
+    try:
+        import onnxscript  # noqa: F401  what torch.onnx.export builds the graph with
+    except ImportError as error:
+        raise ImportError("exporting to ONNX needs onnx and onnxscript: pip install 'lab[export]'") from error
+    place = next(model.parameters(), example).device
+    with tempfile.TemporaryDirectory() as folder, evaluating(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        draft = Path(folder) / "model.onnx"
+        batch = torch.export.Dim("batch")
+        torch.onnx.export(
+            model, (torch.cat([example, example]).to(place),), draft, dynamo=True, dynamic_shapes=({0: batch},),
+            input_names=["input"], output_names=["output"], external_data=False, verbose=False,
+        )  # fmt: skip
+        store.write(Path(path), loadable(draft.read_bytes()))
+    return Path(path)

@@ -1,0 +1,186 @@
+"""What onnxruntime makes of an exported network: which convolutions run on integers, why others do not, and how near
+each layer's answer is to torch's.
+"""
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from ..graph.tracing import module_of
+from ..quantisation.grids import is_quantiser
+from ..task import evaluating
+from .qdq import to_model
+from .runtime import pictures, session
+
+_INTEGER = {"QLinearConv", "ConvInteger", "QGemm"}
+_LAYERS = {"Conv": "convolution", "ConvTranspose": "transposed convolution", "Gemm": "linear layer"}
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A layer of the exported graph: whether it runs on integers here, and if not why."""
+
+    layer: str
+    integer: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """The convolutions one by one; `share` of them on integers, `operators` of the optimised graph by name."""
+
+    rows: tuple[Fused, ...]
+    operators: dict[str, int]
+
+    @property
+    def share(self) -> float:
+        return sum(row.integer for row in self.rows) / len(self.rows) if self.rows else 0.0
+
+    def __repr__(self) -> str:
+        whole = sum(row.integer for row in self.rows)
+        lines = [f"{whole} of {len(self.rows)} convolutions run on integers"]
+        return "\n".join(lines + [f"  {row.layer}: float, {row.reason}" for row in self.rows if not row.integer])
+
+    def to_frame(self) -> Any:
+        """One row a convolution, as a pandas DataFrame."""
+        import pandas
+
+        return pandas.DataFrame([vars(row) for row in self.rows]).set_index("layer")
+
+
+def fusion(model: fx.GraphModule | bytes | str | Path) -> Fusion:
+    """Ask onnxruntime for its optimised graph of a network (or of an ONNX file) and say what became of each layer."""
+    onnx = _onnx()
+    source = to_model(model) if isinstance(model, fx.GraphModule) else _loaded(onnx, model)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "optimised.onnx"
+        session(source.SerializeToString(), keep=kept)
+        optimised = onnx.load(kept).graph
+    running = {weight for node in optimised.node if node.op_type in _INTEGER for weight in node.input}
+    graph = _Graph(source.graph)
+    rows = []
+    for conv in (node for node in source.graph.node if node.op_type in _LAYERS):
+        weight = graph.made_by.get(conv.input[1])
+        codes = weight.input[0] if weight is not None and weight.op_type == "DequantizeLinear" else None
+        is_integer = codes in running and codes is not None
+        rows.append(Fused(graph.layer(conv), is_integer, "" if is_integer else graph.reason(conv)))
+    names = [node.op_type for node in optimised.node]
+    return Fusion(tuple(rows), {name: names.count(name) for name in sorted(set(names))})
+
+
+class _Graph:
+    """An ONNX graph by who makes and who reads each tensor."""
+
+    def __init__(self, graph: Any) -> None:
+        self.made_by = {name: node for node in graph.node for name in node.output}
+        self.readers: dict[str, list[Any]] = {}
+        self.constants = {constant.name: constant for constant in graph.initializer}
+        for node in graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+
+    def layer(self, conv: Any) -> str:
+        """The name of a convolution's layer, by its weight."""
+        weight = self.made_by.get(conv.input[1])
+        name = (weight.input[0] if weight is not None else conv.input[1]).partition("#")[0]
+        for end in (".w", "_quantized", ".weight"):
+            name = name.removesuffix(end)
+        return name
+
+    def reason(self, conv: Any) -> str:
+        """Why a convolution cannot run on integers, as far as the graph tells."""
+        if conv.op_type == "ConvTranspose":
+            return "onnxruntime has no integer transposed convolution"
+        if conv.input[1] in self.constants:
+            return "its weight is float"
+        source = self.made_by.get(conv.input[0])
+        if source is None or source.op_type != "DequantizeLinear":
+            return f"it reads a float tensor ({source.op_type if source is not None else 'the input'})"
+        readers = self.readers.get(conv.output[0], [])
+        relu = len(readers) == 1 and readers[0].op_type == "Relu"
+        behind = self.readers.get(readers[0].output[0], []) if relu else readers
+        if not behind or any(node.op_type != "QuantizeLinear" for node in behind):
+            kinds = sorted({node.op_type for node in behind if node.op_type != "QuantizeLinear"}) or ["the output"]
+            return f"no quantiser stands right behind it ({', '.join(kinds)} reads it)"
+        if len(behind) > 1:
+            return "several quantisers read it"
+        if relu and not self._starts_at_zero(behind[0]):
+            return "a ReLU stands before a signed quantiser: its lowest code is not 0, take grid='unsigned'"
+        return "onnxruntime left it in float on this machine, although all around it is quantised"
+
+    def _starts_at_zero(self, quantise: Any) -> bool:
+        from onnx import numpy_helper
+
+        zero = numpy_helper.to_array(self.constants[quantise.input[2]])
+        return bool(np.all(zero == np.iinfo(zero.dtype).min))
+
+
+# -- parity ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One quantised tensor: torch's codes beside onnxruntime's, both from onnxruntime's own inputs.
+
+    steps: the largest difference in steps of the grid; unequal: the share of codes that differ.
+    """
+
+    tensor: str
+    steps: int
+    unequal: float
+
+
+def parity(model: fx.GraphModule, x: Tensor) -> tuple[Parity, ...]:
+    """Run a picture through onnxruntime and each of the network's layers through torch on what onnxruntime fed it."""
+    onnx = _onnx()
+    exported = to_model(model)
+    spots = [node for node in model.graph.nodes if is_quantiser(module_of(node))]
+    codes = [f"{node.name}.q" for node in spots]
+    exported.graph.output.extend(onnx.helper.make_tensor_value_info(c, onnx.TensorProto.UINT8, None) for c in codes)
+    found = session(exported.SerializeToString()).run(codes, {"input": pictures(x)})
+    comparison = _Comparison(model, dict(zip((node.name for node in spots), found, strict=True)))
+    with torch.no_grad(), evaluating(model):
+        comparison.run(x)
+    return tuple(comparison.rows)
+
+
+class _Comparison(fx.Interpreter):
+    """Runs the network in torch; behind every quantiser it goes on with what onnxruntime had there."""
+
+    def __init__(self, model: fx.GraphModule, codes: dict[str, np.ndarray]) -> None:
+        super().__init__(model)
+        self.codes, self.rows = codes, []  # type: ignore[var-annotated]
+
+    def run_node(self, n: fx.Node) -> Any:
+        given = super().run_node(n)
+        if n.name not in self.codes:
+            return given
+        quantiser: Any = module_of(n)
+        grid = quantiser.grid()
+        theirs = torch.from_numpy(self.codes[n.name].astype(np.float32)) - grid.zero
+        apart = ((given.cpu() / grid.step).round() - theirs).abs()
+        self.rows.append(Parity(n.name, int(apart.max()), float((apart > 0).float().mean())))
+        return (theirs * grid.step).to(given)
+
+
+def worst(rows: Iterable[Parity]) -> Parity:
+    """The tensor that is farthest apart."""
+    return max(rows, key=lambda row: (row.steps, row.unequal))
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError("reading ONNX needs onnx: pip install 'lab[export]'") from error
+    return onnx
+
+
+def _loaded(onnx: Any, model: bytes | str | Path) -> Any:
+    return onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))

@@ -1,0 +1,42 @@
+"""What a quantised network's outcome can do on integers, whichever method quantised it."""
+
+from pathlib import Path
+
+from torch import Tensor, fx, nn
+
+from .. import cost
+from ..outcome import Outcome
+from ..quantisation.bn_folding import prepared
+from . import qdq
+from .fusion import Fusion, Parity, fusion, parity
+from .runtime import Deployed
+
+
+class IntegerOutcome(Outcome):
+    """An outcome with a quantised `model` and one `example`, a picture (1, C, H, W)."""
+
+    model: fx.GraphModule
+    example: Tensor
+
+    def export(self, path: str | Path) -> Path:
+        """Write the network as ONNX with quantisers around every quantised layer; needs the extra `export`.
+
+        A processor without VNNI answers exactly only in a session whose option 'session.x64quantprecision' is '1', as
+        `core.onnx.runtime` makes them: onnxruntime's own choice there are products that overflow 16 bits.
+        """
+        return qdq.write(self.model, path)
+
+    def fusion(self) -> Fusion:
+        """Which layers of the exported network onnxruntime runs on integers, and why others not."""
+        return fusion(self.model)
+
+    def parity(self, x: Tensor | None = None) -> tuple[Parity, ...]:
+        """How far each quantised tensor is apart in torch and onnxruntime, on a picture (N, C, H, W)."""
+        return parity(self.model, self.example if x is None else x)
+
+    def race(self, net: nn.Module, x: Tensor | None = None, repeats: int = 30) -> dict[str, cost.Latency]:
+        """ms of the float network `net` and of this one in onnxruntime, interleaved on one thread: 'fp32', 'int8'."""
+        x = self.example if x is None else x
+        graphs = {"fp32": prepared(net, x), "int8": self.model}
+        made = {name: Deployed(qdq.to_model(graph).SerializeToString()) for name, graph in graphs.items()}
+        return cost.latencies(made, x, repeats=repeats)

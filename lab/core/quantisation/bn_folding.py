@@ -1,0 +1,50 @@
+"""A network made ready to be quantised: a traced copy whose batch norms and constant factors are in its weights."""
+
+import operator
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..graph.tracing import module_of, propagate, trace
+
+_PRODUCTS = {operator.mul, torch.mul, "mul"}
+
+
+def prepared(model: nn.Module, example: Tensor) -> fx.GraphModule:
+    """A traced copy in eval mode that computes the same; the model is left as it is.
+
+    A batch norm or a number that multiplies a convolution's output is folded into it: an integer convolution must be
+    followed by its quantiser. Raises ValueError for a network that cannot be traced.
+    """
+    graph = trace(model, example)
+    calls = [node.target for node in graph.graph.nodes if node.op == "call_module"]
+    for node in list(graph.graph.nodes):
+        source = node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else None
+        conv = module_of(source) if source is not None else None
+        if not isinstance(conv, nn.Conv2d) or len(source.users) > 1 or calls.count(source.target) > 1:
+            continue
+        folded = _folded(node, conv)
+        if folded is not None:
+            graph.set_submodule(str(source.target), folded)
+            node.replace_all_uses_with(source)
+            graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    propagate(graph, example)
+    return graph
+
+
+def _folded(node: fx.Node, conv: nn.Conv2d) -> nn.Conv2d | None:
+    """The convolution with the node behind it folded in, None for a node that is not folded."""
+    norm = module_of(node)
+    if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None:
+        return fuse_conv_bn_eval(conv, norm)
+    factors = [arg for arg in node.args if isinstance(arg, (int, float))]
+    if node.target in _PRODUCTS and len(factors) == 1:
+        with torch.no_grad():
+            conv.weight *= factors[0]
+            if conv.bias is not None:
+                conv.bias *= factors[0]
+        return conv
+    return None
