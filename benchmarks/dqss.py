@@ -38,6 +38,7 @@ from lab.core.onnx.runtime import Deployed
 from lab.core.quantisation.bn_folding import prepared
 from lab.core.quantisation.grids import FixedQuantiser, between, set_codes
 from lab.core.quantisation.quantisers import levels
+from lab.core.running import Run, running
 from lab.core.task import Task
 from lab.core.training import seeded
 from lab.dqss import equations as eq
@@ -123,9 +124,9 @@ def cell(network: str, bits: int, seed: int, folder: Path) -> Iterator[dict]:
     task, x = make(), held_out()
     recipe = replace(RECIPE, weight_bits=bits, activation_bits=bits, calibration=count)
     about = {"network": network, "bits": bits, "seed": seed, "float": task.measure(task.model), "unit": task.unit}
-    with seeded(seed):
+    with running(recipe, task, seed, None, None, progress=False) as run:
         teacher, graph = (prepared(task.model, task.example) for _ in range(2))
-        batches = recipe._calibration(task, teacher)
+        batches = recipe._calibration(run, teacher)
         space = Space(graph, place(graph, recipe), recipe, torch.cat([x for x, _ in batches]))
         with torch.no_grad():
             wanted = teacher(x)
@@ -144,18 +145,18 @@ def cell(network: str, bits: int, seed: int, folder: Path) -> Iterator[dict]:
             yield row(f"range of {method}", with_ranges(task, space, found))
             if bits > 3:
                 yield row(f"onnxruntime {method}", Deployed(static(task, bits, batches, method, journal)))
-        yield from searched(recipe, task, space, batches, row)
+        yield from searched(recipe, run, space, batches, row)
 
 
 def _uniforms(space: Space) -> dict[str, search.Chosen]:
     return {f"uniform {name}": search.same(space, name, name) for name in space.recipe.names()}
 
 
-def searched(recipe: lab.DQSS, task: Task, space: Space, batches: list, row: Callable) -> Iterator[dict]:
+def searched(recipe: lab.DQSS, run: Run, space: Space, batches: list, row: Callable) -> Iterator[dict]:
     """The rows of 'dqss_safe' and of what its search passes on the way: the best uniform choice, plain arg-max."""
     start = time.perf_counter()
     space.set(None)
-    found, _, _ = recipe.find(task, space, batches)
+    found, _, _ = recipe.find(run, space, batches)
     losses, seconds = found.losses, time.perf_counter() - start
     kept = {
         "uniform": (found.best, losses["uniform"]), "dqss": (found.arg_max, losses["arg-max"]),

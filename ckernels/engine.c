@@ -248,7 +248,7 @@ static int check_order(const uint8_t *file) {
     return is_fresh(file, h->output, h->n_ops, h->n_ops) ? 0 : STALE;
 }
 
-/* -- its description: one JSON object of whole numbers, strings and lists of them, as packed.py writes it --------------- */
+/* -- its description: one JSON object of integers, strings and lists of them, as packed.py writes it --------------- */
 
 typedef struct {
     const uint8_t *at, *end;

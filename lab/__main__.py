@@ -160,7 +160,7 @@ def run_command(options: argparse.Namespace) -> int:
     recipe = _recipe(options.method)
     fields = dict(parse_field(recipe, text) for text in options.set)
     if options.out:
-        demand_room(options.out)  # before the run, not after it
+        validate_room(options.out)  # before the run, not after it
     outcome = recipe(**fields).run(
         seed=options.seed, device=options.device, progress=not options.quiet, checkpoint=options.checkpoint
     )
@@ -177,12 +177,12 @@ def folder(text: str) -> Path:
     return Path(text)
 
 
-def demand_room(folder: Path) -> None:
+def validate_room(folder: Path) -> None:
     """Refuse a folder that the outcome cannot be saved to."""
     from .core import store
 
     try:
-        store.demand_replaceable(folder)
+        store.validate_replaceable(folder)
     except OSError as error:
         raise Refused(f"--out {folder}: {error}") from error
 
@@ -239,7 +239,7 @@ def describe(kind: typing.Any) -> str:
         return f"one of {', '.join(map(str, parts))}"
     if origin in (tuple, list):
         return f"values separated by commas, each {describe(parts[0])}"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "none"}
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "none"}
     return words.get(kind, getattr(kind, "__name__", str(kind)))
 
 

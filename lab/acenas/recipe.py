@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..core import store, tasks
-from ..core.fields import Allowed, demand, number, one_of, whole
+from ..core.fields import Allowed, integer, one_of, real, validate
 from ..core.machine import device_of
 from ..core.report import Report, Row, attempt, reported
-from ..core.running import demand_kind, digest
+from ..core.running import digest, validate_kind
 from ..core.spaces.architectures import Space
 from ..core.training import Stage, Step, seeded
 from . import metrics, search
@@ -68,22 +68,22 @@ class AceNAS:
     def __post_init__(self) -> None:
         if isinstance(self.limit, list):
             object.__setattr__(self, "limit", tuple(self.limit))
-        demand(
+        validate(
             self,
-            budget=whole(2),
-            rounds=whole(1),
-            top=whole(1),
+            budget=integer(2),
+            rounds=integer(1),
+            top=integer(1),
             scorer=one_of(*SCORERS),
             loss=one_of(*LOSSES),
             rank_by=one_of("score", "label_ascending"),
-            scale=number(1, 30),
-            epochs=whole(1),
+            scale=real(1, 30),
+            epochs=integer(1),
             pretrain=one_of("all", "accuracy", "costs", "none"),
-            pretrain_epochs=whole(1),
-            pretrain_batch=whole(2),
+            pretrain_epochs=integer(1),
+            pretrain_batch=integer(2),
             limit=Allowed(_limit, "None or (name of a cost, a number > 0)"),
         )
-        demand(self, rounds=whole(1, self.budget // 2))
+        validate(self, rounds=integer(1, self.budget // 2))
 
     @classmethod
     def paper(cls, name: str) -> "AceNAS":
@@ -105,7 +105,7 @@ class AceNAS:
     ) -> AceNASOutcome:
         """Search the space; a run that is begun again with the same checkpoint folder trains nothing twice."""
         given = tasks.cells() if task is None else task
-        demand_kind(self, given, Space, "lab.Space(graphs=..., train=...)")
+        validate_kind(self, given, Space, "lab.Space(graphs=..., train=...)")
         device = device_of(device)
         order = given.mixed(seed)  # ties and draws must not hang on the order in which the table happens to stand
         space = given[order]

@@ -191,7 +191,7 @@ class BoostedScorer:
         if self.learning.loss == "mse":
             self.model = self.library.LGBMRegressor(**common).fit(x, y.numpy())
             return
-        whole = int(self.learning.scale)  # LightGBM's relevances are whole numbers, its gains 2^r - 1
+        whole = int(self.learning.scale)  # LightGBM's relevances are integers, its gains 2^r - 1
         ranker = self.library.LGBMRanker(
             label_gain=[2**r - 1 for r in range(whole + 1)], lambdarank_truncation_level=len(rows), **common
         )

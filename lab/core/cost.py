@@ -263,4 +263,4 @@ def _checked(model: nn.Module) -> nn.Module:
 
 def _at_least(name: str, value: int, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r}: give a whole number, {least} or more")
+        raise ValueError(f"{name}={value!r}: give an integer, {least} or more")

@@ -17,7 +17,7 @@ class Allowed:
     words: str
 
 
-def number(low: float = -math.inf, high: float = math.inf, *, above: float | None = None) -> Allowed:
+def real(low: float = -math.inf, high: float = math.inf, *, above: float | None = None) -> Allowed:
     """A finite real number from `low` to `high`, or strictly above `above`."""
     limits = [f"> {above:g}"] if above is not None else []
     limits += [f">= {low:g}"] if low > -math.inf else []
@@ -27,9 +27,9 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: float | Non
     return Allowed(lambda v: _is(v, Real) and math.isfinite(v) and low <= v <= high and v > least, words)
 
 
-def whole(low: int, high: float = math.inf) -> Allowed:
-    """A whole number from `low` to `high`."""
-    words = f"a whole number >= {low}" if high == math.inf else f"a whole number in {low}..{high}"
+def integer(low: int, high: float = math.inf) -> Allowed:
+    """An integer from `low` to `high`."""
+    words = f"an integer >= {low}" if high == math.inf else f"an integer in {low}..{high}"
     return Allowed(lambda v: _is(v, Integral) and low <= v <= high, words)
 
 
@@ -47,7 +47,7 @@ def some_of(*names: Any, least: int = 0) -> Allowed:
     )
 
 
-def demand(recipe: Any, **fields: Allowed) -> None:
+def validate(recipe: Any, **fields: Allowed) -> None:
     """Raise a one-line ValueError that names the field, its value and what is allowed.
 
     A numpy number becomes the Python number that it holds, so that recipes print, compare and are stored alike.

@@ -1,9 +1,10 @@
 """Training with labels: what a compressed network gets before it is judged, and what its rivals must get too."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from . import store
 from .errors import first_line
-from .running import fingerprint
+from .running import Run, fingerprint
 from .task import Task, evaluating, inputs
 from .training import SINGLE, Stage, Step, descend, unmoved
 
@@ -29,36 +30,46 @@ def finetune(
     lr: float,
     penalty: Callable[[nn.Module], None] | None = None,
     checkpoint: str | Path | None = None,
-    owner: str = "",
     progress: bool = True,
 ) -> list[Step]:
     """Train the model in place on the task's own loss: SGD with momentum 0.9, the rate a tenth after each 30 %.
 
     Batches are (x, y). `penalty(model)` may add to the gradients before each update. The model is left in eval mode.
-    `owner` names the run that this is a part of, which holds the checkpoint; left out, it is a run of its own, and if
-    it is broken off, the model has its old weights back and the checkpoint the new. Labels that the loss does not take
-    are a one-line ValueError before the first step.
+    If it is broken off, the model has its old weights back and the checkpoint the new. Labels that the loss does not
+    take are a one-line ValueError before the first step.
     """
-    demand_labels(task)
-    demand_batches(task)
-    place = next(model.parameters()).device
+    validate_labels(task)
+    validate_batches(task)
+    if checkpoint is None:
+        return _fit(task, model, partial(Stage, None, "finetune", ""), steps, lr, progress, penalty)
+    run_id = f"finetune(steps={steps}, lr={lr}) on {task.name} ({fingerprint(replace(task, model=model))})"
+    with store.held(checkpoint), _given_back(model):
+        return _fit(task, model, partial(Stage, checkpoint, "finetune", run_id), steps, lr, progress, penalty)
+
+
+def finetune_stage(run: Run, model: nn.Module, steps: int, lr: float) -> list[Step]:
+    """`finetune` as the stage of a run, which holds the checkpoint and has validated its labels."""
+    return _fit(run.task, model, partial(run.stage, "finetune"), steps, lr, run.progress)
+
+
+def _fit(
+    task: Task, model: nn.Module, stage_of: Callable[..., Stage], steps: int, lr: float, progress: bool,
+    penalty: Callable[[nn.Module], None] | None = None,
+) -> list[Step]:  # fmt: skip
+    """Train in place; `stage_of` makes the stage of all that changes."""
+    device = next(model.parameters()).device
     optimiser, schedule = sgd(model.parameters(), lr, steps)
     if penalty is not None:
         optimiser.register_step_pre_hook(lambda *_: penalty(model))
-    with ExitStack() as alone:
-        if not owner and checkpoint is not None:
-            alone.enter_context(store.held(checkpoint))
-            alone.enter_context(_given_back(model))
-            owner = f"finetune(steps={steps}, lr={lr}) on {task.name} ({fingerprint(replace(task, model=model))})"
-        stage = Stage(checkpoint, "finetune", owner, model=model, optimiser=optimiser, schedule=schedule)
-        model.train()
+    stage = stage_of(model=model, optimiser=optimiser, schedule=schedule)
+    model.train()
 
-        def fit(batch: Any) -> dict[str, Tensor]:
-            x, y = batch[0].to(place), batch[1].to(place)
-            return {"task": task.loss(model(x), y)}
+    def fit(batch: Any) -> dict[str, Tensor]:
+        x, y = batch[0].to(device), batch[1].to(device)
+        return {"task": task.loss(model(x), y)}
 
-        for _ in descend(fit, task.batches, optimiser, stage, steps=steps, schedule=schedule, progress=progress):
-            pass
+    for _ in descend(fit, task.batches, optimiser, stage, steps=steps, schedule=schedule, progress=progress):
+        pass
     model.eval()
     return list(stage.trace)
 
@@ -89,17 +100,17 @@ def has_labels(task: Task) -> bool:
     return isinstance(y, Tensor)
 
 
-def demand_labels(task: Task) -> None:
+def validate_labels(task: Task) -> None:
     """Raise a one-line ValueError unless the task's loss takes the labels of the first batch, where it has some."""
     if not has_labels(task):
         return
     x, y = task.first_batch()[:2]
-    place = next(task.model.parameters(), x).device
+    device = next(task.model.parameters(), x).device
     with torch.no_grad(), unmoved(), evaluating(task.model):
-        answer = task.model(x.to(place))
-        demand_classes(task, answer, y)
+        answer = task.model(x.to(device))
+        validate_classes(task, answer, y)
         try:
-            loss = task.loss(answer, y.to(place))
+            loss = task.loss(answer, y.to(device))
             holds = loss.numel() == 1 and not loss.isnan()
             reason = "it is not one number" if loss.numel() != 1 else "it is NaN"
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
@@ -108,11 +119,11 @@ def demand_labels(task: Task) -> None:
         gives = f"answers of {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
         raise ValueError(
             f"Task.loss does not take the labels, {str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}, for "
-            f"{gives} ({reason}): for cross_entropy give whole numbers (N,) as int64, or another Task.loss"
+            f"{gives} ({reason}): for cross_entropy give integers (N,) as int64, or another Task.loss"
         )
 
 
-def demand_classes(task: Task, answer: Any, y: Any) -> None:
+def validate_classes(task: Task, answer: Any, y: Any) -> None:
     """Raise a one-line ValueError if cross entropy would meet a label that is not one of the model's classes."""
     if task.loss is not F.cross_entropy or not isinstance(answer, Tensor) or answer.dim() < 2 or y.is_floating_point():
         return
@@ -124,7 +135,7 @@ def demand_classes(task: Task, answer: Any, y: Any) -> None:
         )
 
 
-def demand_batches(task: Task) -> None:
+def validate_batches(task: Task) -> None:
     """Raise a one-line ValueError if the loader is known to end in one picture alone, and batch norm cannot take it."""
     if not _leaves_one(task.batches):
         return

@@ -25,10 +25,8 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def device_of(name: Any) -> torch.device | None:
-    """The device of this name, None for None; a one-line ValueError where the machine has no such device."""
-    if name is None:
-        return None
+def device_of(name: Any) -> torch.device:
+    """The device of this name; a one-line ValueError where the machine has no such device."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device).to("cpu")

@@ -173,7 +173,7 @@ class FoldedForCausalLM:
         from transformers.utils import cached_file
 
         where = {name: options.pop(name) for name in WHERE if name in options}
-        _demand_known(options)
+        _validate_known(options)
         device, dtype = _device(device_map), _dtype(torch_dtype if dtype is None else dtype)
         config = config or FoldedConfig.from_pretrained(folder, **where)
         if hasattr(config, "auto_map"):
@@ -196,7 +196,7 @@ class FoldedForCausalLM:
         return model.eval()
 
 
-def _demand_known(options: Iterable[str]) -> None:
+def _validate_known(options: Iterable[str]) -> None:
     unknown = [name for name in options if name not in OF_AUTO]
     if unknown:
         raise TypeError(

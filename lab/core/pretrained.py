@@ -92,7 +92,7 @@ def _reason(error: Exception) -> str:
 def check(model: nn.Module, words: Any, context: int) -> None:
     """Raise a one-line ValueError unless model, tokenizer and context go together."""
     if not isinstance(context, int) or isinstance(context, bool) or context < 2:
-        raise ValueError(f"context={context!r}: give a whole number of tokens, 2 or more")
+        raise ValueError(f"context={context!r}: give an integer number of tokens, 2 or more")
     if getattr(words, "pad_token_id", None) is None:
         ended = getattr(words, "eos_token_id", None) is not None
         remedy = "tokenizer.eos_token" if ended else "one of its own tokens, such as tokenizer.convert_ids_to_tokens(0)"

@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,42 +14,61 @@ from torch import Tensor, nn
 
 from . import store
 from .errors import first_line
-from .machine import device_of
 from .task import Task
-from .training import generators, seeded
+from .training import Stage, generators, seeded
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a run begins with: its name on a checkpoint, a copy of the model in eval mode, an example, the score."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run begins with, for all of its stages.
 
-    owner: str
+    task, run_id: what it runs on, and its name on a checkpoint. model: a copy of the task's, in eval mode on the run's
+    device. example: one input with its batch axis, there too. before: the model's score. checkpoint, progress: as
+    given to `run`.
+    """
+
+    task: Task
+    run_id: str
     model: nn.Module
-    example: Tensor  # with its batch axis, on the model's device
+    example: Tensor
     before: float
+    checkpoint: str | Path | None
+    progress: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run computes."""
+        return self.example.device
+
+    def stage(self, name: str, **state: Any) -> Stage:
+        """A stage of this run, found again after a kill; `state` is all that it changes."""
+        return Stage(self.checkpoint, name, self.run_id, **state)
 
 
 @contextmanager
 def running(
-    recipe: Any, task: Any, seed: int, device: Any, checkpoint: str | Path | None,
+    recipe: Any, task: Any, seed: int, device: Any, checkpoint: str | Path | None, progress: bool,
     suits: Callable[[nn.Module, Tensor], object] = lambda model, example: None,
-) -> Iterator[Start]:  # fmt: skip
+) -> Iterator[Run]:  # fmt: skip
     """Seed a run of the recipe on the task and hold its checkpoint folder, once task and device are known to fit.
 
     ValueError or TypeError in one line names what does not; `suits(model, example)` raises it for a network that the
     method cannot treat. The score is taken before anything is learned: one that fails costs nothing.
     """
-    demand_kind(recipe, task, Task, "lab.Task(model=net, batches=loader, score=score)")
-    place = device_of(device)
+    validate_kind(recipe, task, Task, "lab.Task(model=net, batches=loader, score=score)")
+    model = task.copy_for(device)
     with seeded(seed), store.held(checkpoint):
         task.check()
-        owner = f"{recipe!r} with seed {seed} on {task.name}"
+        run_id = f"{recipe!r} with seed {seed} on {task.name}"
         if checkpoint is not None:
-            owner = f"{owner} ({fingerprint(task)})"
-        model = deepcopy(task.model).to(place).eval() if place else deepcopy(task.model).eval()
+            run_id = f"{run_id} ({fingerprint(task)})"
         example = task.example.to(next(model.parameters(), task.example).device)
         suits(model, example)
-        yield Start(owner, model, example, _before(task, model))
+        before = _before(task, model)
+        yield Run(
+            task=task, run_id=run_id, model=model, example=example, before=before, checkpoint=checkpoint,
+            progress=progress,
+        )  # fmt: skip
 
 
 def _before(task: Task, model: nn.Module) -> float:
@@ -64,7 +82,7 @@ def _before(task: Task, model: nn.Module) -> float:
         ) from error
 
 
-def demand_kind(recipe: Any, task: Any, kind: type, form: str) -> None:
+def validate_kind(recipe: Any, task: Any, kind: type, form: str) -> None:
     """Raise a one-line TypeError unless the task is of the kind that the recipe runs on; `form` is how to make one."""
     if not isinstance(task, kind):
         name, article = type(recipe).__name__, "an" if kind.__name__[0] in "AEIOU" else "a"

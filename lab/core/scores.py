@@ -63,7 +63,7 @@ def _of_pictures(batches: Iterable, border: int, name: str, compare: Callable) -
     """The mean over pictures of `compare(given, wanted)`, both (N, H, W) brightness without the border."""
     _check(batches, name)
     if not isinstance(border, int) or isinstance(border, bool) or border < 0:
-        raise ValueError(f"{name}: border={border!r}: give a whole number of pixels, 0 or more")
+        raise ValueError(f"{name}: border={border!r}: give an integer number of pixels, 0 or more")
 
     def score(model: nn.Module) -> float:
         with torch.no_grad(), evaluating(model):

@@ -52,7 +52,7 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
-def demand_token(host: str, token: str | None) -> None:
+def validate_token(host: str, token: str | None) -> None:
     """ValueError unless the address is this machine's own or there is a token of 16 characters or more."""
     if not is_loopback(host) and len(token or "") < 16:
         raise ValueError(f"host={host!r} can be reached from elsewhere: give --token of 16 characters or more")
@@ -61,7 +61,7 @@ def demand_token(host: str, token: str | None) -> None:
 def announced(host: str, port: int, token: str | None) -> str:
     """The token of a service that starts: the one given, or a new one, which is printed with the way to use it."""
     made = token or secrets.token_urlsafe(24)
-    demand_token(host, made)
+    validate_token(host, made)
     print(f"serving on http://{host}:{port}")
     if not token:
         print(f"its token, made for this start; whoever asks runs first:\n    export LAB_TOKEN={made}")
@@ -112,10 +112,10 @@ def application(
 
     async def answer(request: Request) -> Response:
         try:
-            _demand_host(request, limits.names)
+            _validate_host(request, limits.names)
             if request.method == "GET":
                 return JSONResponse({"ok": True, "waiting": waiting[0], **health})
-            _demand_bearer(request.headers.get("authorization", ""), token)
+            _validate_bearer(request.headers.get("authorization", ""), token)
             return Response(await taken(request), media_type="application/octet-stream")
         except Refused as refused:
             return JSONResponse({"error": refused.line}, refused.status)
@@ -202,7 +202,7 @@ def _first_line(text: object) -> str:
     return next((line.strip() for line in str(text).splitlines() if line.strip()), "no reason given")[:300]
 
 
-def _demand_host(request: Any, names: Sequence[str]) -> None:
+def _validate_host(request: Any, names: Sequence[str]) -> None:
     """Refused if a browser was led here: by a name that is another's (DNS rebinding), or by another's page."""
     asked_as = request.headers.get("host", "")
     host = urlsplit(f"//{asked_as}").hostname or ""
@@ -223,7 +223,7 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _demand_bearer(header: str, token: str | None) -> None:
+def _validate_bearer(header: str, token: str | None) -> None:
     if token is not None and not hmac.compare_digest(header.encode(), f"Bearer {token}".encode()):
         raise Refused(401, "the bearer token is wrong or missing")
 

@@ -82,7 +82,7 @@ def replace_folder(folder: str | Path, write: Callable[[Path], None]) -> None:
     `save` does not know as its own move along. The working folder, a home or a mount point is refused.
     """
     folder = Path(folder).resolve()
-    demand_replaceable(folder)
+    validate_replaceable(folder)
     old, new = _aside(folder), folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
         new.mkdir(parents=True)
@@ -126,7 +126,7 @@ def _aside(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.old"
 
 
-def demand_replaceable(folder: str | Path) -> None:
+def validate_replaceable(folder: str | Path) -> None:
     """Raise a one-line OSError where `replace_folder` could not fill the folder: a file, a mount point, no right."""
     folder = Path(folder).resolve()
     above = next((place for place in folder.parents if place.exists()), folder)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .errors import first_line
+from .machine import device_of
 from .training import unmoved
 
 
@@ -71,6 +73,11 @@ class Task:
             ) from error
         if isinstance(y, torch.Tensor) and not torch.isfinite(y).all():
             raise ValueError("the model answers NaN on finite data: its weights are broken, load them again")
+
+    def copy_for(self, device: str | torch.device | None) -> nn.Module:
+        """A copy of the model in eval mode on a device, where the model is for None; ValueError for no such device."""
+        model = deepcopy(self.model).eval()
+        return model if device is None else model.to(device_of(device))
 
     def measure(self, model: nn.Module) -> float:
         """The score of `model` in the task's unit, taken in eval mode and without gradients.

@@ -77,7 +77,7 @@ def digits_data(size: int = 8, channels: int = 1) -> tuple[torch.Tensor, torch.T
 
     for name, value in (("size", size), ("channels", channels)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"digits: {name}={value!r}: give a whole number, 1 or more")
+            raise ValueError(f"digits: {name}={value!r}: give an integer, 1 or more")
     images, labels = load_digits(return_X_y=True)
     x = torch.from_numpy(images / 16 - 0.5).float().view(-1, 1, 8, 8)  # 17 grey levels, 0 to 16
     x = x if size == 8 else F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
@@ -206,7 +206,7 @@ def photos(
     if not isinstance(patch, int) or patch < 8 * scale or patch % scale:
         raise ValueError(f"photos: patch={patch!r}: give a multiple of scale={scale}, {8 * scale} or more")
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"photos: batch_size={batch_size!r}: give a whole number, 1 or more")
+        raise ValueError(f"photos: batch_size={batch_size!r}: give an integer, 1 or more")
     if model is None:
         model = _trained(f"photos/edsr_x{scale}", net="edsr", scale=scale)
     train = _pairs(_photographs(folder, PHOTOS_TRAIN), scale, patch)
@@ -334,7 +334,7 @@ def prose(
     tokenizer = tokenizer or pretrained.tokenizer(store.artefact("prose/config.json").parent)
     pretrained.check(model, tokenizer, context)
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"prose: batch_size={batch_size!r}: give a whole number, 1 or more")
+        raise ValueError(f"prose: batch_size={batch_size!r}: give an integer, 1 or more")
     learn, held_out = text_file(text) if text is not None else documentation()
     row = tokens(tokenizer, learn)
     test = windows(tokens(tokenizer, held_out), context, batch_size)

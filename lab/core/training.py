@@ -34,7 +34,7 @@ class Step:
 def seeded(seed: int) -> Iterator[None]:
     """Run a block from its own seed (torch, numpy, random) and give the global generators back as they were."""
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed!r}: give a whole number in 0..{2**32 - 1}")
+        raise ValueError(f"seed={seed!r}: give an integer in 0..{2**32 - 1}")
     with unmoved():
         random.seed(int(seed))
         np.random.seed(int(seed))
@@ -60,15 +60,15 @@ def unmoved() -> Iterator[None]:
 class Stage:
     """One stage of a run and all that it changes: what is saved on the way and found again after a kill.
 
-    `keeps` are the objects that the stage changes, each with `state_dict` and `load_state_dict`. With a folder, the
+    `state` holds the objects that the stage changes, each with `state_dict` and `load_state_dict`. With a folder, the
     stage is saved every `every` steps, after SAVE_SECONDS without a save, and at its end; a stage opened on a folder
-    that holds it continues from there, bit for bit. `owner` names the run; the folder of another run is refused.
+    that holds it continues from there, bit for bit. `run_id` names the run; the folder of another run is refused.
     """
 
-    def __init__(self, folder: str | Path | None, name: str, owner: str, every: int = 100, **keeps: Any) -> None:
-        self.folder, self.name, self.owner, self.every, self.keeps = folder, name, owner, every, keeps
+    def __init__(self, folder: str | Path | None, name: str, run_id: str, every: int = 100, **state: Any) -> None:
+        self.folder, self.name, self.run_id, self.every, self.state = folder, name, run_id, every, state
         self.trace: list[Step] = []
-        self.epoch, self.taken = 0, 0  # passes begun over the data, batches taken of the present one
+        self.epoch, self.batches_consumed = 0, 0  # passes begun over the data, batches taken of the present one
         self.pass_state: dict[str, Any] = {}  # the generators as the present pass began, the loader's own included
         self.saved_at = time.monotonic()
         if folder is not None and store.exists(folder, name):
@@ -82,12 +82,12 @@ class Stage:
             self.folder,
             self.name,
             {
-                "owner": self.owner,
+                "owner": self.run_id,
                 "trace": [asdict(step) for step in self.trace],
-                "position": [self.epoch, self.taken],
+                "position": [self.epoch, self.batches_consumed],
                 "pass_state": self.pass_state,
                 "random_state": _random_state(),
-                "keeps": {name: kept.state_dict() for name, kept in self.keeps.items()},
+                "keeps": {name: part.state_dict() for name, part in self.state.items()},
             },
         )
         self.saved_at = time.monotonic()
@@ -97,14 +97,14 @@ class Stage:
         return done % self.every == 0 or done == steps or time.monotonic() - self.saved_at >= SAVE_SECONDS
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        if saved["owner"] != self.owner:
-            raise self._misfit(f"belongs to {saved['owner']}, this run is {self.owner}")
+        if saved["owner"] != self.run_id:
+            raise self._misfit(f"belongs to {saved['owner']}, this run is {self.run_id}")
         self.trace = [Step(**step) for step in saved["trace"]]
-        self.epoch, self.taken = saved["position"]
+        self.epoch, self.batches_consumed = saved["position"]
         self.pass_state = saved["pass_state"]
-        for name, kept in self.keeps.items():
+        for name, part in self.state.items():
             try:
-                kept.load_state_dict(saved["keeps"][name])
+                part.load_state_dict(saved["keeps"][name])
             except (RuntimeError, ValueError, KeyError) as error:
                 reason = " ".join(str(error).split())[:160]
                 raise self._misfit(f"does not fit this run's {name} ({reason})") from error
@@ -115,18 +115,18 @@ class Stage:
 
     def stream(self, batches: Iterable) -> Iterator[Any]:
         """Endless passes over `batches`, from the batch after the last one taken."""
-        present = self._replay(batches) if self.taken else self._begin(batches)
+        present = self._replay(batches) if self.batches_consumed else self._begin(batches)
         while True:
             for batch in present:
-                self.taken += 1
+                self.batches_consumed += 1
                 yield batch
-            if not self.taken:
+            if not self.batches_consumed:
                 raise ValueError("Task.batches is empty: give at least one batch")
             present = self._begin(batches)
 
     def _begin(self, batches: Iterable) -> Iterator[Any]:
         own = [generator.get_state() for generator in generators(batches)]
-        self.epoch, self.taken, self.pass_state = self.epoch + 1, 0, {**_random_state(), "own": own}
+        self.epoch, self.batches_consumed, self.pass_state = self.epoch + 1, 0, {**_random_state(), "own": own}
         return iter(batches)
 
     def _replay(self, batches: Iterable) -> Iterator[Any]:
@@ -136,9 +136,11 @@ class Stage:
         for generator, state in zip(generators(batches), self.pass_state["own"], strict=False):
             generator.set_state(state)
         present = iter(batches)
-        found = sum(1 for _ in islice(present, self.taken))
-        if found < self.taken:
-            raise self._misfit(f"was made with {self.taken} or more batches a pass, Task.batches holds {found}")
+        found = sum(1 for _ in islice(present, self.batches_consumed))
+        if found < self.batches_consumed:
+            raise self._misfit(
+                f"was made with {self.batches_consumed} or more batches a pass, Task.batches holds {found}"
+            )
         _set_random_state(now)
         return present
 
@@ -155,7 +157,7 @@ def descend(
 ) -> Iterator[Step]:
     """Minimise the sum of `loss_terms(batch)`; yield a Step after every update.
 
-    `stage.keeps` must hold whatever changes here, the optimiser and the schedule included, for a run to be resumable.
+    `stage.state` must hold whatever changes here, the optimiser and the schedule included, for a run to be resumable.
     A loss that is not finite raises FloatingPointError before the update, weights that are not finite are never saved:
     the last checkpoint stays.
     """

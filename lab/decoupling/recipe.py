@@ -14,12 +14,12 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
 from ..core import cost, tasks
-from ..core.fields import Allowed, demand, number, one_of, whole
-from ..core.finetune import demand_batches, demand_labels, has_labels
+from ..core.fields import Allowed, integer, one_of, real, validate
+from ..core.finetune import has_labels, validate_batches, validate_labels
 from ..core.report import Attempts, Report, Row, reported
-from ..core.running import running
+from ..core.running import Run, running
 from ..core.task import Task, inputs
-from ..core.training import Stage, Step, descend
+from ..core.training import Step, descend
 from . import equations as eq
 from .layers import MIXES, Seen, recording
 from .outcome import DecouplingOutcome
@@ -62,19 +62,19 @@ class Decoupling:
     def __post_init__(self) -> None:
         if isinstance(self.milestones, list):
             object.__setattr__(self, "milestones", tuple(self.milestones))
-        demand(
+        validate(
             self,
-            lam_m=number(0),
-            lam_k=number(0),
-            lam_s=number(0),
-            r=number(0, 1),
+            lam_m=real(0),
+            lam_k=real(0),
+            lam_s=real(0),
+            r=real(0, 1),
             kl=one_of(*KL),
             detach=one_of("none", "out", "z"),
             mix=one_of(*MIXES),
             target=one_of("label", "prediction"),
-            bias=number(),
-            steps=whole(1),
-            lr=number(above=0),
+            bias=real(),
+            steps=integer(1),
+            lr=real(above=0),
             milestones=Allowed(_are_shares, "a tuple of rising numbers between 0 and 1"),
         )
 
@@ -109,20 +109,20 @@ class Decoupling:
     ) -> DecouplingOutcome:
         """Decouple the task's network: train it with its gates, and take out what is never on."""
         task = tasks.digits() if task is None else task
-        with running(self, task, seed, device, checkpoint, _classes) as start:
-            demand_labels(task)
-            demand_batches(task)
-            baseline, example = start.model, start.example
+        with running(self, task, seed, device, checkpoint, progress, _classes) as run:
+            validate_labels(task)
+            validate_batches(task)
+            baseline, example = run.model, run.example
             classes = _classes(baseline, example)
             decoupled = attach(baseline, example, bias=self.bias, mix=self.mix)
             pictures = _pictures(task)
             started = record(decoupled, [pictures]).on_rate()
-            trace = self._train(task, baseline, decoupled, classes, checkpoint, start.owner, progress)
+            trace = self._train(run, decoupled, classes)
             plan = never_on(decoupled, record(decoupled, [pictures]), example)
             smaller = removed(decoupled, plan, example)
             seen = record(smaller, [pictures])
             sampled = _sample(seen, pictures[0])
-            report = reported(repr(self), self._report, task, start, decoupled, smaller, seen, started)
+            report = reported(repr(self), self._report, run, decoupled, smaller, seen, started)
         return DecouplingOutcome(
             recipe=self,
             report=report,
@@ -137,24 +137,22 @@ class Decoupling:
             example=tuple(example.shape),
         )
 
-    def _train(self, task, baseline, decoupled: Decoupled, classes, checkpoint, owner, progress) -> list[Step]:
+    def _train(self, run: Run, decoupled: Decoupled, classes: int) -> list[Step]:
         """All weights together: the network's, the controllers', and the heads that are there in training only."""
-        G, place = decoupled.model, next(baseline.parameters()).device
+        task, baseline, device, G = run.task, run.model, run.device, decoupled.model
         heads = nn.ModuleList(nn.Linear(site.filters, classes, bias=False) for site in decoupled.sites)
         heads.to(next(baseline.parameters()))  # its place and its kind of numbers
         weights = [*G.parameters(), *heads.parameters()]
         optimiser = SGD(weights, lr=self.lr, momentum=0.9, weight_decay=1e-4)
         schedule = MultiStepLR(optimiser, [round(share * self.steps) for share in self.milestones], 0.1)
-        stage = Stage(
-            checkpoint, "decouple", owner, model=G, heads=heads, optimiser=optimiser, schedule=schedule
-        )  # fmt: skip
+        stage = run.stage("decouple", model=G, heads=heads, optimiser=optimiser, schedule=schedule)
         labelled = has_labels(task)
         G.train()
 
         def learn(batch: Any) -> dict[str, Tensor]:
             """The task's loss, and the three losses of every gate."""
-            x = inputs(batch).to(place)
-            y = batch[1].to(place) if labelled else _predicted(baseline, x)
+            x = inputs(batch).to(device)
+            y = batch[1].to(device) if labelled else _predicted(baseline, x)
             t = y if self.target == "label" else _predicted(baseline, x)
             with recording(G) as records:
                 answer = G(x)
@@ -165,7 +163,7 @@ class Decoupling:
             return {"task": fit, "mutual information": mi, "agreement": kl, "sparsity": sparse}
 
         steps = descend(
-            learn, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=progress
+            learn, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
         )  # fmt: skip
         for _ in steps:
             pass
@@ -182,8 +180,8 @@ class Decoupling:
             self.lam_s * (eq.sparsity_at(z, self.r) if self.r else eq.sparsity(z)),
         )
 
-    def _report(self, task, start, whole: Decoupled, after: Decoupled, paths: Paths, started: float) -> Report:
-        baseline, example, attempts = start.model, start.example, Attempts()
+    def _report(self, run: Run, whole: Decoupled, after: Decoupled, paths: Paths, started: float) -> Report:
+        task, baseline, example, attempts = run.task, run.model, run.example, Attempts()
         deployed = attempts("skipping", skipping, after, example)
         timed = (None, None) if deployed is None else attempts.times(baseline, deployed, example)
         states = paths.states().sum()
@@ -197,7 +195,7 @@ class Decoupling:
             Row("macs", whole.dense, float(after.macs(on).mean()), "a picture, mean", "learned", 0),
             Row("bytes", cost.bytes_stored(baseline), cost.bytes_stored(after.model), "B"),
             Row("latency", *timed, "ms", "timed", 2),
-            Row(task.metric, start.before, attempts(task.metric, task.measure, after.model), task.unit, "learned"),
+            Row(task.metric, run.before, attempts(task.metric, task.measure, after.model), task.unit, "learned"),
         ]
         return Report(repr(self), tuple(rows), (*self._notes(task, whole, paths), *attempts.notes))
 

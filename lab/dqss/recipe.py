@@ -10,12 +10,12 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..core import cost, tasks
-from ..core.fields import demand, number, one_of, some_of, whole
-from ..core.finetune import demand_labels, has_labels
+from ..core.fields import integer, one_of, real, some_of, validate
+from ..core.finetune import has_labels, validate_labels
 from ..core.quantisation import grids
 from ..core.quantisation.bn_folding import prepared
 from ..core.report import Attempts, Report, Row, attempt, reported
-from ..core.running import running
+from ..core.running import Run, running
 from ..core.task import Task, inputs
 from ..core.training import Stage, Step, descend
 from . import equations as eq
@@ -59,19 +59,19 @@ class DQSS:
         for name in ("candidates", "remedies"):
             if isinstance(value := getattr(self, name), (str, list)):
                 object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        demand(self, mode=one_of("post", "aware"))
-        demand(
+        validate(self, mode=one_of("post", "aware"))
+        validate(
             self,
             algorithm=one_of(*ALGORITHMS),
-            weight_bits=whole(2, 8),
-            activation_bits=whole(2, 8),
-            ends=whole(2, 8),
+            weight_bits=integer(2, 8),
+            activation_bits=integer(2, 8),
+            ends=integer(2, 8),
             candidates=some_of(*(POST if self.mode == "post" else AWARE)),
             placement=one_of("layers", "full"),
             scales=one_of(*(("tensor", "channel", "uneven") if self.mode == "post" else ("tensor",))),
-            calibration=whole(2),
-            steps=whole(1),
-            lr=number(above=0),
+            calibration=integer(2),
+            steps=integer(1),
+            lr=real(above=0),
             remedies=some_of(*REMEDIES),
         )
         if self.candidates == ("pact",):
@@ -99,34 +99,34 @@ class DQSS:
     ) -> DQSSOutcome:
         """Quantise the task's network, a strategy a tensor; the network passed in is not changed."""
         task = tasks.digits() if task is None else task
-        with running(self, task, seed, device, checkpoint) as start:
+        with running(self, task, seed, device, checkpoint, progress) as run:
             if self.mode == "aware":
-                demand_labels(task)
-            original, example, owner = start.model, start.example, start.owner
+                validate_labels(task)
+            original, example = run.model, run.example
             teacher = prepared(original, example)
-            batches = self._calibration(task, teacher)
+            batches = self._calibration(run, teacher)
             graph = prepared(original, example)
             space = Space(graph, place(graph, self), self, torch.cat([x for x, _ in batches]))
-            found, trace, history = self.find(task, space, batches, checkpoint, owner, progress)
+            found, trace, history = self.find(run, space, batches)
             chosen, losses = found.chosen, found.losses
             history.note(self.steps, chosen)
             space.set(chosen)
             if self.mode == "aware" and "restart" in self.remedies:
-                trace = trace + self._restart(task, space, teacher, checkpoint, owner, progress)
+                trace = trace + self._restart(run, space, teacher)
                 losses = losses | {"restarted": search.Objective(space, batches)(chosen)}
             model = deployed(space, chosen, prepared(original, example))
-            report = reported(repr(self), self._report, task, start, teacher, space, model, losses, found.soft_score)
+            report = reported(repr(self), self._report, run, teacher, space, model, losses, found.soft_score)
         return DQSSOutcome(
             recipe=self, report=report, trace=tuple(trace), model=model, choices=space_choices(space, chosen, model),
             history=history.tensors(), uniform=found.table, losses=losses, example=example.detach().cpu(),
             base=getattr(task.model, "config", None),
         )  # fmt: skip
 
-    def _calibration(self, task: Task, teacher: fx.GraphModule) -> list[tuple[Tensor, Tensor]]:
+    def _calibration(self, run: Run, teacher: fx.GraphModule) -> list[tuple[Tensor, Tensor]]:
         """As many pictures as asked for, in batches, each with the float network's answer."""
-        stream, found, count = Stage(None, "calibration", "").stream(task.batches), [], 0
+        stream, found, count = Stage(None, "calibration", "").stream(run.task.batches), [], 0
         while count < self.calibration:
-            found.append(inputs(next(stream)).to(_place(teacher)))
+            found.append(inputs(next(stream)).to(run.device))
             count += len(found[-1])
         x = torch.cat(found)[: self.calibration]
         if not torch.isfinite(x).all():
@@ -134,18 +134,10 @@ class DQSS:
         with torch.no_grad():
             return [(part, teacher(part)) for part in x.split(BATCH)]
 
-    def find(
-        self,
-        task: Task,
-        space: Space,
-        batches: list,
-        checkpoint: str | Path | None = None,
-        owner: str = "",
-        progress: bool = False,
-    ) -> tuple[search.Found, list[Step], History]:
+    def find(self, run: Run, space: Space, batches: list) -> tuple[search.Found, list[Step], History]:
         """Learn the logits and keep a strategy for each role of the space, which is left with what was merged."""
-        history, objective = History(space), search.Objective(space, batches)
-        trace = self._search("search", task, space, batches, history, checkpoint, owner, progress)
+        task, history, objective = run.task, History(space), search.Objective(space, batches)
+        trace = self._search(run, "search", space, batches, history)
         soft, asked = objective(None), 0
         soft_score, failed = attempt(f"{task.metric} of the mixture", task.measure, space.graph)
         space.notes += [failed] if failed else []
@@ -155,11 +147,11 @@ class DQSS:
         if self.algorithm == "dqss_safe" and self.mode == "post":
             best, first = space.merge(keep=(best, first))
             history, asked, objective = History(space), objective.asked, search.Objective(space, batches)
-            trace += self._search("draws", task, space, batches, history, checkpoint, owner, progress)
+            trace += self._search(run, "draws", space, batches, history)
         if self.algorithm == "dqss_safe":
-            chosen = search.safe(objective, (best, first), progress)
+            chosen = search.safe(objective, (best, first), run.progress)
         elif self.algorithm == "greedy":
-            chosen = search.descent(objective, best, 1, progress)
+            chosen = search.descent(objective, best, 1, run.progress)
         else:
             chosen = {"dqss": first, "uniform": best}.get(self.algorithm) or search.random(space)
         losses |= {"kept": objective(chosen), "asked": float(asked + objective.asked)}
@@ -168,7 +160,7 @@ class DQSS:
         trace = trace or [Step("tried", k, {"distance": loss}) for k, loss in enumerate(objective.known.values())]
         return search.Found(chosen, best, first, table, losses, soft_score), trace, history
 
-    def _search(self, name, task, space, batches, history, checkpoint, owner, progress) -> list[Step]:
+    def _search(self, run: Run, name: str, space: Space, batches: list, history: History) -> list[Step]:
         """Learn the logits; in 'aware' mode weights and ranges too, by the same backward pass. No step, no trace."""
         is_choice = any(len(role.mixture.names) > 1 for role in space.roles)
         aware, learns = self.mode == "aware", is_choice and self.algorithm in ("dqss", "dqss_safe")
@@ -185,11 +177,11 @@ class DQSS:
             groups += self._trained(space)
         optimiser = Adam(groups)
         schedule = CosineAnnealingLR(optimiser, self.steps)
-        stage = Stage(checkpoint, name, owner, space=space, optimiser=optimiser, schedule=schedule, history=history)
-        loss = self._loss(name, task, space, batches)
-        data = task.batches if aware else batches
+        stage = run.stage(name, space=space, optimiser=optimiser, schedule=schedule, history=history)
+        loss = self._loss(name, run.task, space, batches)
+        data = run.task.batches if aware else batches
         self._decide(space, len(stage.trace), learns)
-        for step in descend(loss, data, optimiser, stage, steps=self.steps, schedule=schedule, progress=progress):
+        for step in descend(loss, data, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress):
             done = step.index + 1
             self._decide(space, done, learns)
             if done % max(1, self.steps // 24) == 0:
@@ -205,9 +197,9 @@ class DQSS:
 
     def _task_loss(self, task: Task, space: Space, batches: list, teacher: nn.Module | None = None) -> Any:
         """The task's own loss where there are labels, else the distance to the float answers."""
-        place = batches[0][0].device
+        device = batches[0][0].device
         if has_labels(task):
-            return lambda batch: {"task": task.loss(space.graph(batch[0].to(place)), batch[1].to(place))}
+            return lambda batch: {"task": task.loss(space.graph(batch[0].to(device)), batch[1].to(device))}
         x = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
         def near(_: Any) -> dict[str, Tensor]:
@@ -240,25 +232,26 @@ class DQSS:
             if "freeze" in self.remedies and learns and not waits and float(p.max()) > 0.9 and len(p) > 1:
                 mixture.chosen = int(p.argmax())
 
-    def _restart(self, task, space, teacher, checkpoint, owner, progress) -> list[Step]:
+    def _restart(self, run: Run, space: Space, teacher: fx.GraphModule) -> list[Step]:
         """Train on with the strategies that were kept, for as long again, from a fresh rate."""
         for logit in space.logits():
             logit.requires_grad_(False)
         optimiser = Adam(self._trained(space))
         schedule = CosineAnnealingLR(optimiser, self.steps)
-        stage = Stage(checkpoint, "restart", owner, space=space, optimiser=optimiser, schedule=schedule)
-        batches = self._calibration(task, teacher)
-        loss = self._task_loss(task, space, batches)
-        for _ in descend(loss, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=progress):
+        stage = run.stage("restart", space=space, optimiser=optimiser, schedule=schedule)
+        loss = self._task_loss(run.task, space, self._calibration(run, teacher))
+        for _ in descend(
+            loss, run.task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
+        ):
             pass
         return list(stage.trace)
 
-    def _report(self, task, start, teacher, space, model, losses, soft_score) -> Report:
-        attempts = Attempts()
+    def _report(self, run: Run, teacher, space: Space, model, losses, soft_score) -> Report:
+        task, attempts = run.task, Attempts()
         after = attempts(task.metric, task.measure, model)
         bits = {role.layer: role.bits for role in space.roles if role.role == "weights"}
         read = {role.layer: role.bits for role in space.roles if role.role == "activations"}
-        macs = attempts("macs", cost.layer_macs, teacher, start.example) or {}
+        macs = attempts("macs", cost.layer_macs, teacher, run.example) or {}
         count = sum(macs.values()) if macs else None
         bitops = sum(n * bits.get(name, 32) * read.get(name, 32) for name, n in macs.items()) if macs else None
         total = cost.parameters(teacher)
@@ -271,8 +264,8 @@ class DQSS:
             Row("bytes", 4 * total, size, "B"),
             Row("calibration loss", losses["uniform"], losses["kept"], "", "learned", 5),
             Row("soft-to-hard gap", None, eq.gap(losses["soft"], losses["kept"]), "dB", "learned", 1),
-            Row(f"{task.metric} of the mixture", start.before, soft_score, task.unit, "learned", 2),
-            Row(task.metric, start.before, after, task.unit, "learned", 2),
+            Row(f"{task.metric} of the mixture", run.before, soft_score, task.unit, "learned", 2),
+            Row(task.metric, run.before, after, task.unit, "learned", 2),
         ]
         return Report(repr(self), tuple(rows), (*self._notes(task, space, losses), *attempts.notes))
 
@@ -304,7 +297,3 @@ def space_choices(space: Space, chosen: search.Chosen, model: fx.GraphModule) ->
             grid = model.get_submodule(f"quantisers.{group}").grid()  # type: ignore[operator]
             row |= {"activation_bits": role.bits, "scale": grid.step, "zero_point": grid.zero}
     return found
-
-
-def _place(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -39,7 +39,7 @@ def _numbers_layers(name: str, value: Sequence[Any], count: int) -> bool:
     return whole and name.endswith(("layers", "idxs", "indices")) and (len(value) < count or count > 2)
 
 
-def demand_same_blocks(model: nn.Module, copy: nn.Module, kept: tuple[int, ...]) -> None:
+def validate_same_blocks(model: nn.Module, copy: nn.Module, kept: tuple[int, ...]) -> None:
     """Raise unless a model that is built from the copy's configuration, as a file keeps it, has the blocks `kept`."""
     name = type(model).__name__
     try:

@@ -13,7 +13,7 @@ from ..core.data.text import logits
 from ..core.modeling_folded import LowRank, adapt, apply_fold, blocks, linears, out_in, stack
 from ..core.task import evaluating
 from . import equations as eq
-from .configuration import LAYER_NUMBERS, demand_same_blocks, keep_layers
+from .configuration import LAYER_NUMBERS, keep_layers, validate_same_blocks
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,12 @@ def removed(model: nn.Module, kept: tuple[int, ...]) -> nn.Module:
             for number in LAYER_NUMBERS & vars(module).keys():
                 setattr(module, number, layer)
     keep_layers(copy.config, kept)
-    demand_same_blocks(model, copy, kept)
-    _demand_same_answers(model, copy, kept)
+    validate_same_blocks(model, copy, kept)
+    _validate_same_answers(model, copy, kept)
     return copy
 
 
-def _demand_same_answers(model: nn.Module, copy: nn.Module, kept: tuple[int, ...]) -> None:
+def _validate_same_answers(model: nn.Module, copy: nn.Module, kept: tuple[int, ...]) -> None:
     """Raise unless the copy answers as the model does with its other blocks shut."""
     x = probe(model)
     g = torch.zeros(len(blocks(model)), device=x.device)

@@ -53,7 +53,7 @@ class FoldGPTOutcome(Outcome):
         store.write(folder / "model.safetensors", to_bytes(stored_state(self.model), {"format": "pt"}))
         for name, content in self._files().items():
             store.write(folder / name, content)
-        _demand_same_answers(self.model, FoldedForCausalLM.from_pretrained(folder))
+        _validate_same_answers(self.model, FoldedForCausalLM.from_pretrained(folder))
         super().fill(folder)
 
     def _files(self) -> dict[str, bytes]:
@@ -108,7 +108,7 @@ def _json(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _demand_same_answers(model: nn.Module, read: nn.Module) -> None:
+def _validate_same_answers(model: nn.Module, read: nn.Module) -> None:
     """Raise unless a model that was read from a folder answers as the one that was written."""
     x = probe(model)
     with torch.no_grad(), evaluating(model):

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ..core import cost, tasks
 from ..core.data import text
-from ..core.fields import demand, number, one_of, whole
+from ..core.fields import integer, one_of, real, validate
 from ..core.modeling_folded import LowRank, blocks, is_linear
 from ..core.report import Attempts, Report, Row, reported
-from ..core.running import running
+from ..core.running import Run, running
 from ..core.task import Task, inputs
-from ..core.training import Stage, Step, descend
+from ..core.training import Step, descend
 from . import equations as eq
 from . import measures
 from .folding import Fold, Sizes, adapt_alone, alone, gates, merge, recorded, removed, uniform
@@ -55,12 +55,21 @@ class FoldGPT:
     lr: float = 2e-3
 
     def __post_init__(self) -> None:
-        demand(
-            self, removal=number(0, 1), sharing=number(0, 0.5), rank=whole(0), ranking=one_of("gates", *RIVALS),
-            representative=one_of(*REPRESENTATIVES), start=one_of("zero", "svd"),
-            recovery=one_of("tail", "logits", "plain"), gate_steps=whole(1), hold=number(0, 0.95), cure_steps=whole(0),
-            beta=number(0), lr=number(above=0),
-        )  # fmt: skip
+        validate(
+            self,
+            removal=real(0, 1),
+            sharing=real(0, 0.5),
+            rank=integer(0),
+            ranking=one_of("gates", *RIVALS),
+            representative=one_of(*REPRESENTATIVES),
+            start=one_of("zero", "svd"),
+            recovery=one_of("tail", "logits", "plain"),
+            gate_steps=integer(1),
+            hold=real(0, 0.95),
+            cure_steps=integer(0),
+            beta=real(0),
+            lr=real(above=0),
+        )
 
     @classmethod
     def paper(cls, name: str) -> "FoldGPT":
@@ -88,19 +97,19 @@ class FoldGPT:
     ) -> FoldGPTOutcome:
         """Fold the task's model and cure it; the model passed in is not changed."""
         task = tasks.prose() if task is None else task
-        with running(self, task, seed, device, checkpoint) as start:
-            teacher, owner = start.model.requires_grad_(False), start.owner
+        with running(self, task, seed, device, checkpoint, progress) as run:
+            teacher = run.model.requires_grad_(False)
             sizes, removals = self._counts(teacher)
-            some = tuple(inputs(x).to(_place(teacher)) for x in islice(iter(task.batches), CALIBRATION))
+            some = tuple(inputs(x).to(run.device) for x in islice(iter(task.batches), CALIBRATION))
             alike = eq.similarity(hidden_states(teacher, some))
-            ranking, history, trace = self._rank(task, teacher, removals, some, checkpoint, owner, progress)
+            ranking, history, trace = self._rank(run, removals, some)
             fold = self._fold(sizes, ranking, removals, alike.cpu())
             torch.manual_seed(seed)  # equal folds are cured on equal batches, whatever their ranking has drawn
             student = shared(teacher, fold, self.representative, self.start, some)
             attempts = Attempts()
             raw = attempts(f"{task.metric}, not cured", task.measure, student)
-            trace += self._cure(task, teacher, student, checkpoint, owner, progress)
-            report = reported(repr(self), self._report, task, start, student, sizes, fold, raw, attempts)
+            trace += self._cure(run, student)
+            report = reported(repr(self), self._report, run, student, sizes, fold, raw, attempts)
         return FoldGPTOutcome(
             recipe=self, report=report, trace=tuple(trace), model=student, ranking=ranking, fold=fold,
             gates=history, similarity=alike.cpu(), tokenizer=getattr(task, "tokenizer", None),
@@ -123,42 +132,46 @@ class FoldGPT:
         groups = pairs(kept, alike, round(self.sharing * sizes.N))
         return Fold(kept, groups, self.rank if groups else 0)
 
-    def _rank(self, task, teacher, removals: int, some, checkpoint, owner, progress):
+    def _rank(self, run: Run, removals: int, some: tuple[Tensor, ...]):
         """Blocks from the first to go, gates over the training (steps, N), and the stage's steps."""
+        teacher = run.model
         if self.ranking != "gates":
             return RIVALS[self.ranking](teacher, some, removals), torch.zeros(0, len(blocks(teacher))), []
-        learned = Gates(len(blocks(teacher)), removals, self.gate_steps, self.hold).to(_place(teacher))
+        learned = Gates(len(blocks(teacher)), removals, self.gate_steps, self.hold).to(run.device)
         sgd = torch.optim.SGD(learned.parameters(), 1.0)  # the gates' unit is their own spread: only the fall counts
         fall = torch.optim.lr_scheduler.LambdaLR(
             sgd, lambda step: max(0.0, 1 - step / max(1.0, self.hold * self.gate_steps))
         )
-        stage = Stage(checkpoint, "gates", owner, gates=learned, sgd=sgd, fall=fall)
+        stage = run.stage("gates", gates=learned, sgd=sgd, fall=fall)
 
         def terms(batch: Any) -> dict[str, Tensor]:
-            x = inputs(batch).to(_place(teacher))
+            x = inputs(batch).to(run.device)
             with torch.no_grad():
                 wanted = text.logits(teacher(x))
             with gates(teacher, learned(len(stage.trace) / self.gate_steps)):  # all blocks at once, weights frozen
                 return {"kl": eq.logit_distillation(text.logits(teacher(x)), wanted)}
 
-        for step in descend(terms, task.batches, sgd, stage, steps=self.gate_steps, schedule=fall, progress=progress):
+        for step in descend(
+            terms, run.task.batches, sgd, stage, steps=self.gate_steps, schedule=fall, progress=run.progress
+        ):
             learned.note(step.index, (step.index + 1) / self.gate_steps)
         return learned.ranking(), learned.history.cpu(), list(stage.trace)
 
-    def _cure(self, task, teacher, student, checkpoint, owner, progress) -> list[Step]:
+    def _cure(self, run: Run, student: nn.Module) -> list[Step]:
         """Train norms and adapters in place; blocks that share nothing have theirs merged at the end."""
         if not self.cure_steps:
             return []
+        teacher = run.model
         adapt_alone(student, LONE_RANK)
         learned = trainable(student)
         adam = torch.optim.AdamW(learned, self.lr, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.cure_steps)
-        stage = Stage(checkpoint, "cure", owner, student=student, adam=adam, schedule=schedule)
+        stage = run.stage("cure", student=student, adam=adam, schedule=schedule)
         student.train()
         with recorded(student) as own, recorded(teacher) as wanted:
 
             def terms(batch: Any) -> dict[str, Tensor]:
-                x = inputs(batch).to(_place(teacher))
+                x = inputs(batch).to(run.device)
                 answer = student(x)
                 losses = {"text": text.next_token_loss(answer, x)}
                 if self.beta and self.recovery != "plain":
@@ -172,7 +185,7 @@ class FoldGPT:
                 return losses
 
             for _ in descend(
-                terms, task.batches, adam, stage, steps=self.cure_steps, schedule=schedule, progress=progress
+                terms, run.task.batches, adam, stage, steps=self.cure_steps, schedule=schedule, progress=run.progress
             ):
                 pass
         for block in alone(student):
@@ -180,20 +193,21 @@ class FoldGPT:
         student.eval().requires_grad_(True)
         return list(stage.trace)
 
-    def _report(self, task, start, student, sizes: Sizes, fold: Fold, raw, attempts: Attempts) -> Report:
-        teacher, cache = start.model, sizes.cache // sizes.N
+    def _report(self, run: Run, student, sizes: Sizes, fold: Fold, raw, attempts: Attempts) -> Report:
+        task, teacher, cache = run.task, run.model, sizes.cache // sizes.N
         rows = [
             Row("parameters", sizes.P0, sum(p.numel() for p in student.parameters())),
             Row("blocks", sizes.N, len(fold.kept)),
-            Row("macs", *attempts.pair("macs", cost.macs, teacher, student, start.example)),
+            Row("macs", *attempts.pair("macs", cost.macs, teacher, student, run.example)),
             Row("bytes", cost.bytes_stored(teacher), cost.bytes_stored(student), "B"),
             Row("cache bytes a token", sizes.cache, cache * len(fold.kept), "B in 16 bits"),
-            Row(task.metric, start.before, attempts(task.metric, task.measure, student), task.unit, "learned", 2),
+            Row(task.metric, run.before, attempts(task.metric, task.measure, student), task.unit, "learned", 2),
             Row(f"{task.metric}, not cured", None, raw, task.unit, "learned", 2),
         ]
         asked = measures.questions(getattr(task, "text", ()))
         if asked:
-            right = attempts.pair("next word of four", measures.accuracy, teacher, student, task.tokenizer, asked)
+            tokenizer = getattr(task, "tokenizer", None)
+            right = attempts.pair("next word of four", measures.accuracy, teacher, student, tokenizer, asked)
             rows.append(Row("next word of four", *right, "%", "learned", 1))
         gone = sorted(set(range(sizes.N)) - set(fold.kept))
         notes = [f"blocks removed: {gone}; sharing: {[list(group) for group in fold.groups]}; numbered from 0"]
@@ -211,7 +225,3 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
             elif not is_linear(module):
                 learned += list(module.parameters(recurse=False))
     return [p.requires_grad_(True) for p in learned]
-
-
-def _place(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

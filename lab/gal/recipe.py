@@ -11,14 +11,14 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import StepLR
 
 from ..core import cost, tasks
-from ..core.fields import demand, number, one_of, some_of, whole
-from ..core.finetune import demand_batches, demand_classes, demand_labels, finetune, has_labels, sgd
+from ..core.fields import integer, one_of, real, some_of, validate
+from ..core.finetune import finetune_stage, has_labels, sgd, validate_batches, validate_classes, validate_labels
 from ..core.graph import surgery
 from ..core.graph.channels import NORMS
 from ..core.report import Attempts, Report, Row, reported
-from ..core.running import running
+from ..core.running import Run, running
 from ..core.task import Task, inputs
-from ..core.training import Stage, Step, descend
+from ..core.training import Step, descend
 from . import equations as eq
 from .layers import Discriminator, Fista, History
 from .outcome import GALOutcome
@@ -63,21 +63,21 @@ class GAL:
             value = getattr(self, name)
             if isinstance(value, (str, list)):
                 object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        demand(
+        validate(
             self,
-            lam=number(0),
-            mu=number(0),
+            lam=real(0),
+            mu=real(0),
             units=some_of(*UNITS, least=1),
             adversary=one_of(*ADVERSARIES),
-            steps=whole(1),
-            lr=number(above=0),
-            mask_lr=number(above=0),
-            clip=number(above=0) if self.clip is not None else one_of(None),
-            finetune_steps=whole(0),
-            finetune_lr=number(above=0),
+            steps=integer(1),
+            lr=real(above=0),
+            mask_lr=real(above=0),
+            clip=real(above=0) if self.clip is not None else one_of(None),
+            finetune_steps=integer(0),
+            finetune_lr=real(above=0),
             released=some_of(*RELEASED),
         )
-        demand(self, mask_every=whole(1, self.steps))
+        validate(self, mask_every=integer(1, self.steps))
         if {"normal_masks", "uniform_masks"} <= {*self.released}:
             raise ValueError(f"released={self.released} is not allowed: masks start 'normal_masks' or 'uniform_masks'")
 
@@ -114,19 +114,19 @@ class GAL:
     ) -> GALOutcome:
         """Prune the task's network (Algorithm 1) and fine-tune what is left; the network passed in is not changed."""
         task = tasks.digits() if task is None else task
-        with running(self, task, seed, device, checkpoint) as start:
+        with running(self, task, seed, device, checkpoint, progress) as run:
             if self.finetune_steps:
-                demand_labels(task)
-                demand_batches(task)
-            baseline, example, owner = start.model, start.example, start.owner
-            masked = attach(baseline, self.units, example)
-            trace, history = self._prune(task, baseline, masked, checkpoint, owner, progress)
+                validate_labels(task)
+                validate_batches(task)
+            masked = attach(run.model, self.units, run.example)
+            trace, history = self._prune(run, masked)
             removal, empty = plan(masked)
-            model = surgery.remove(fold(masked), removal, example)
+            model = surgery.remove(fold(masked), removal, run.example)
             attempts = Attempts()
             untuned = attempts(f"{task.metric} before fine-tuning", task.measure, model)
-            trace += self._finetune(task, model, checkpoint, owner, progress)
-            report = reported(repr(self), self._report, task, start, masked, model, untuned, empty, attempts)
+            if self.finetune_steps and has_labels(task):
+                trace += finetune_stage(run, model, self.finetune_steps, self.finetune_lr)
+            report = reported(repr(self), self._report, run, masked, model, untuned, empty, attempts)
         return GALOutcome(
             recipe=self,
             report=report,
@@ -136,21 +136,22 @@ class GAL:
             structures=masked.structures,
             history=history,
             base=getattr(task.model, "config", None),
-            example=tuple(example.shape),
+            example=tuple(run.example.shape),
         )
 
-    def _prune(self, task, baseline, masked, checkpoint, owner, progress) -> tuple[list[Step], Tensor]:
+    def _prune(self, run: Run, masked: Masked) -> tuple[list[Step], Tensor]:
         """Stage 1, without labels: D and G play, FISTA closes the masks. The mask entries over time are the history."""
-        G, place = self._training(masked.model), _place(baseline)
+        task, baseline, device = run.task, run.model, run.device
+        G = self._training(masked.model)
         masks = masked.masks()
         self._start(masks)
         with torch.no_grad():
-            answer = baseline(task.example.to(place))
+            answer = baseline(run.example)
         if not isinstance(answer, Tensor):
             raise ValueError(
                 f"the model answers with a {type(answer).__name__}: GAL compares tensors; return one tensor"
             )
-        D = Discriminator(answer[0].numel(), affine="affine_discriminator" in self.released).to(place, answer.dtype)
+        D = Discriminator(answer[0].numel(), affine="affine_discriminator" in self.released).to(device, answer.dtype)
         weights = [p for p in G.parameters() if not any(p is m for m in masks)]
         optimiser_G, schedule = sgd(weights, self.lr, self.steps)
         optimiser_D, schedule_D = sgd(D.parameters(), self.lr, self.steps)
@@ -158,18 +159,18 @@ class GAL:
         fista = Fista(masks, look_ahead="grad_at_current" not in self.released)
         history = History(masks, every=max(1, self.steps // SNAPSHOTS))
         labelled = self.finetune_steps > 0 and has_labels(task)
-        stage = Stage(
-            checkpoint, "prune", owner, G=G, D=D, optimiser_G=optimiser_G, optimiser_D=optimiser_D, schedule=schedule,
+        stage = run.stage(
+            "prune", G=G, D=D, optimiser_G=optimiser_G, optimiser_D=optimiser_D, schedule=schedule,
             schedule_D=schedule_D, fista=fista, history=history,
         )  # fmt: skip
 
         def play(batch: Any) -> dict[str, Tensor]:
             """One round: D learns to tell f_b from f_g, then G's losses against the D that it now meets."""
-            x = inputs(batch).to(place)
+            x = inputs(batch).to(device)
             with torch.no_grad():
                 answer = baseline(x)
             if labelled:
-                demand_classes(task, answer, batch[1])  # now, not after the whole stage
+                validate_classes(task, answer, batch[1])  # now, not after the whole stage
             f_b = answer.flatten(1)
             sigma = 1 if "raw_outputs" in self.released else eq.output_scale(f_b)
             f_b, f_g = f_b / sigma, G(x).flatten(1) / sigma
@@ -180,7 +181,7 @@ class GAL:
                 optimiser_D.step()
                 terms["adversary"] = eq.generator_loss(D(f_g))
             if "l1_in_gradient" in self.released:
-                terms["sparsity"] = eq.sparsity(torch.cat(masks), self.lam)
+                terms["sparsity"] = eq.sparsity(torch.cat([*masks]), self.lam)
             for m in masks:
                 m.grad = None
             return terms
@@ -189,11 +190,11 @@ class GAL:
         if due(len(stage.trace)):
             fista.look_ahead()
         for step in descend(
-            play, task.batches, optimiser_G, stage, steps=self.steps, schedule=schedule, progress=progress
+            play, task.batches, optimiser_G, stage, steps=self.steps, schedule=schedule, progress=run.progress
         ):
             if due(step.index):
                 fista.step(self._mask_rate(schedule), self.lam)
-                self._demand_survivors(fista, step)
+                self._validate_survivors(fista, step)
             if due(step.index + 1):
                 fista.look_ahead()
             if self.adversary != "off":
@@ -248,7 +249,7 @@ class GAL:
         }
         return loss + penalties[self.adversary]() if self.adversary in penalties else loss
 
-    def _demand_survivors(self, fista: Fista, step: Step) -> None:
+    def _validate_survivors(self, fista: Fista, step: Step) -> None:
         zeros, entries = fista.zeros()
         if zeros == entries:
             raise ValueError(
@@ -256,18 +257,9 @@ class GAL:
                 f"(data loss {step.terms['data']:.3g}); lower lam (a tenth, say), mask_lr or lr"
             )
 
-    def _finetune(self, task, model, checkpoint, owner, progress) -> list[Step]:
-        """Stage 2, with labels: train what is left on the task's own loss."""
-        if not self.finetune_steps or not has_labels(task):
-            return []
-        return finetune(
-            task, model, steps=self.finetune_steps, lr=self.finetune_lr, checkpoint=checkpoint, owner=owner,
-            progress=progress,
-        )  # fmt: skip
-
-    def _report(self, task, start, masked, model, untuned, empty, attempts: Attempts) -> Report:
-        baseline, example = start.model, start.example
-        before, tuned = start.before, attempts(task.metric, task.measure, model)
+    def _report(self, run: Run, masked: Masked, model, untuned, empty, attempts: Attempts) -> Report:
+        task, baseline, example = run.task, run.model, run.example
+        before, tuned = run.before, attempts(task.metric, task.measure, model)
         rows = [
             *_counts(masked, model),
             Row("parameters", cost.parameters(baseline), cost.parameters(model)),
@@ -306,7 +298,3 @@ def _counts(masked: Masked, model: fx.GraphModule) -> list[Row]:
             kept = sum(max(int((m > 0).sum()), int(m.numel() > 1)) for s, m in entries if s.name in alive)
             rows.append(Row(f"{unit}s" if unit != "branch" else "branches", sum(s.entries for s, _ in entries), kept))
     return rows
-
-
-def _place(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

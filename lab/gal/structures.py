@@ -99,7 +99,7 @@ def fold(masked: Masked) -> fx.GraphModule:
 
 def plan(masked: Masked) -> tuple[Plan, tuple[str, ...]]:
     """What the exact zeros of the masks let us remove, and the layers whose mask is all zero (they keep channel 0)."""
-    _demand_branches(masked)
+    _validate_branches(masked)
     kept: dict[str, dict[str, tuple[int, ...]]] = {"channel": {}, "input": {}}
     gone: dict[str, list[str]] = {"block": [], "branch": []}
     empty = []
@@ -114,7 +114,7 @@ def plan(masked: Masked) -> tuple[Plan, tuple[str, ...]]:
     return found, tuple(empty)
 
 
-def _demand_branches(masked: Masked) -> None:
+def _validate_branches(masked: Masked) -> None:
     """Raise a one-line ValueError if every branch of a concatenation is closed: nothing would be left to read."""
     open_at: dict[str, list[bool]] = {}
     for structure, mask in zip(masked.structures, masked.masks(), strict=True):

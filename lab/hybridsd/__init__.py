@@ -7,7 +7,7 @@ arXiv 2408.06646).
                 picture of 512 x 512, with the solver's memory and the prompt's token ids.
     symbols     N steps   k steps in the cloud   s guidance scale   w = s - 1   e_u, e_c what a U-Net says without and
                 with the prompt   e_S, e_T student and teacher   f_S, f_T their features   x a latent
-                q its whole numbers
+                q its integers
     equations   (1) model_of_step   (2) guided   (3) guidance_embedding   (4) int8   (5) relative_error
                 (6) cloud_share   (7) frechet_distance   (8) noise_loss   (9) output_loss   (10) feature_loss
                 (11) significance   (12) boundary_scalings   (13) ddim_step   (14) pseudo_huber

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.fields import demand, number, whole
+from ..core.fields import integer, real, validate
 from ..core.task import evaluating
 from ..core.training import Stage, Step, descend
 from . import equations as eq
@@ -34,9 +34,9 @@ class Consistency:
     scaling: float = 10.0
 
     def __post_init__(self) -> None:
-        demand(
-            self, steps=whole(1), lr=number(above=0), levels=whole(1), decay=number(0, 1), c=number(above=0),
-            data=number(above=0), scaling=number(above=0),
+        validate(
+            self, steps=integer(1), lr=real(above=0), levels=integer(1), decay=real(0, 1), c=real(above=0),
+            data=real(above=0), scaling=real(above=0),
         )  # fmt: skip
         low, high = self.guidance
         if not 0 <= low <= high:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core.fields import demand, number, one_of, whole
+from ..core.fields import integer, one_of, real, validate
 from . import equations as eq
 from . import references
 
@@ -23,8 +23,8 @@ class Counted:
     decoder_at: str = "edge"
 
     def __post_init__(self) -> None:
-        demand(
-            self, inputs=whole(1, 2), attention_products=one_of(True, False), decodings=whole(0),
+        validate(
+            self, inputs=integer(1, 2), attention_products=one_of(True, False), decodings=integer(0),
             decoder_at=one_of("edge", "cloud", "nowhere"),
         )  # fmt: skip
 
@@ -47,7 +47,7 @@ class Price:
     cloud_decoder: float = 0.0
 
     def __post_init__(self) -> None:
-        demand(self, **dict.fromkeys(("cloud", "edge", "decoder", "cloud_decoder"), number(0)))
+        validate(self, **dict.fromkeys(("cloud", "edge", "decoder", "cloud_decoder"), real(0)))
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Handoff:
         return made
 
     def to_bytes(self, int8: bool = False) -> bytes:
-        """One safetensors file; with `int8` the latent and the solver's latents in whole numbers, a scale a channel."""
+        """One safetensors file; with `int8` the latent and the solver's latents in integers, a scale a channel."""
         tensors, numbers = _taken_apart(self.solver)
         tensors = {"latent": self.latent, **tensors}
         error = self.error
@@ -103,7 +103,7 @@ class Handoff:
         try:
             header = _header(content)
             facts = _facts(header)
-            _demand_shapes(header, facts)
+            _validate_shapes(header, facts)
             made = _put_together(cls, facts, load(content))
             _check(made)
         except _DAMAGE as error:
@@ -154,7 +154,7 @@ def resumed(handoff: Handoff, scheduler: Any) -> Any:
     return restored(scheduler, handoff.steps, handoff.solver, handoff.index, handoff.latent)
 
 
-def demand_continued(made: Handoff, state: Handoff, until: int, scheduler: Any) -> None:
+def validate_continued(made: Handoff, state: Handoff, until: int, scheduler: Any) -> None:
     """ValueError that names what differs, unless `made` is `state` taken to step `until`, as far as can be seen."""
     alike = {
         "step": made.index == until and made.steps == state.steps,
@@ -267,7 +267,7 @@ def _facts(header: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _demand_shapes(header: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+def _validate_shapes(header: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """ValueError unless every tensor has a name, a type and a shape that belong to the latent's; reads no tensor."""
     told = {name: (one["dtype"], tuple(one["shape"])) for name, one in header.items() if name != "__metadata__"}
     shape = told["latent"][1]

@@ -14,7 +14,7 @@ from torch import nn
 from ..core.task import evaluating
 from .blocks import unet_of
 from .components import Text, check_unets, diffusers, pipeline_parts, unscaled, vae_of
-from .handoff import Handoff, advance, begin, demand_continued
+from .handoff import Handoff, advance, begin, validate_continued
 from .sampling import Conditioning, fresh, trajectory
 
 SOLVERS = {
@@ -144,7 +144,7 @@ class Split(nn.Module):
         numbers. When a cloud elsewhere is slow, gone, or answers rubbish, the edge draws alone and a note says so.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts) if isinstance(prompts, Iterable) else []
-        _demand_drawable(prompts, guidance, seed, negative)
+        _validate_drawable(prompts, guidance, seed, negative)
         steps = self._checked(steps)
         if keep and (int8 or self.cloud is not None):
             raise ValueError("keep=True keeps the latents of one process in full: leave int8 and the cloud out")
@@ -207,7 +207,7 @@ class Split(nn.Module):
         """
         made, received = self.cloud.half(state, until, **how)
         try:
-            demand_continued(made, state, until, self.scheduler)
+            validate_continued(made, state, until, self.scheduler)
         except ValueError as error:
             raise self.cloud.Failed(f"it answered another question: {error}") from error
         return made, received
@@ -217,7 +217,7 @@ class Split(nn.Module):
         counts = list(steps) if isinstance(steps, Sequence) else []
         whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts)
         if len(counts) != models or not whole or sum(counts) < 1:
-            raise ValueError(f"steps={steps!r} is not allowed: give {models} whole numbers >= 0, not all 0")
+            raise ValueError(f"steps={steps!r} is not allowed: give {models} integers >= 0, not all 0")
         kinds = {str(p.dtype).removeprefix("torch.") for p in self.unets.parameters() if p.is_floating_point()}
         if len(kinds) > 1:
             raise ValueError(f"the U-Nets have {' and '.join(sorted(kinds))} weights: give all the same precision")
@@ -251,12 +251,12 @@ class Split(nn.Module):
         return Drawn(self.decode(state.latent), state.latent, ran, (), received, tuple(notes))
 
 
-def _demand_drawable(prompts: Sequence[str], guidance: float, seed: int, negative: str | None) -> None:
+def _validate_drawable(prompts: Sequence[str], guidance: float, seed: int, negative: str | None) -> None:
     """ValueError in one line unless these can be drawn."""
     allowed = {
         "prompts": (prompts, prompts and all(isinstance(p, str) for p in prompts), "a text, or a list of one or more"),
         "guidance": (guidance, isinstance(guidance, Real) and math.isfinite(guidance), "a finite number"),
-        "seed": (seed, isinstance(seed, Integral) and -(2**63) <= seed < 2**63, "a whole number of 64 bits"),
+        "seed": (seed, isinstance(seed, Integral) and -(2**63) <= seed < 2**63, "an integer of 64 bits"),
         "negative": (negative, negative is None or isinstance(negative, str), "one text for all prompts, or None"),
     }  # fmt: skip
     for name, (value, holds, words) in allowed.items():

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from ..core import cost, store
-from ..core.fields import Allowed, demand, number, one_of, whole
+from ..core.fields import Allowed, integer, one_of, real, validate
 from ..core.machine import device_of
 from ..core.report import Report, Row, attempt
-from ..core.running import demand_kind, digest, network
+from ..core.running import digest, network, validate_kind
 from ..core.training import Step, seeded
 from . import cloud as cloud_service
 from . import prompts as prompting
@@ -55,13 +55,13 @@ class HybridSD:
     handoff: str = "exact"
 
     def __post_init__(self) -> None:
-        demand(
+        validate(
             self, cloud=_source("a folder, a hub id 'owner/name' or 'http://host:port'", url=True),
             edge=_source("a folder or a hub id 'owner/name'"), vae=_source("a folder or a hub id 'owner/name'"),
-            N=whole(1, 1000), solver=one_of(*SOLVERS, "own"), guidance=number(0), prompts=whole(1), batch=whole(1),
+            N=integer(1, 1000), solver=one_of(*SOLVERS, "own"), guidance=real(0), prompts=integer(1), batch=integer(1),
             handoff=one_of("exact", "int8"),
         )  # fmt: skip
-        demand(self, k=whole(0, self.N), ks=_steps(0, self.N), controls=_steps(1, self.N, least=0))
+        validate(self, k=integer(0, self.N), ks=_steps(0, self.N), controls=_steps(1, self.N, least=0))
         for name in ("ks", "controls"):
             object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
 
@@ -114,7 +114,7 @@ class HybridSD:
     ) -> HybridSDOutcome:
         """Draw the task's prompts at every split and with every control; the models passed in are not changed."""
         if task is not None:
-            demand_kind(self, task, PromptTask, "lab.hybridsd.scenes(48) or a PromptTask of your own")
+            validate_kind(self, task, PromptTask, "lab.hybridsd.scenes(48) or a PromptTask of your own")
         device = device_of(device)
         with seeded(seed), store.held(checkpoint):
             task = prompting.scenes(self.prompts, 1, self.pipeline()) if task is None else task
@@ -233,7 +233,7 @@ def _steps(low: int, high: int, least: int = 1) -> Allowed:
             and all(isinstance(k, int) and not isinstance(k, bool) and low <= k <= high for k in value)
         )
 
-    return Allowed(holds, f"different whole numbers in {low}..{high}, at least {least}")
+    return Allowed(holds, f"different integers in {low}..{high}, at least {least}")
 
 
 def _decoded(split: Split, vae: str) -> tuple:

@@ -37,7 +37,7 @@ class Rules:
         if unknown:
             raise ValueError(f"paper_compat: {', '.join(unknown)} is not known: give any of {', '.join(DEFECTS)}")
         if self.unit < 1:
-            raise ValueError(f"unit={self.unit} is not allowed: give a whole number >= 1")
+            raise ValueError(f"unit={self.unit} is not allowed: give an integer >= 1")
 
 
 def units(unet: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.fields import demand, number, whole
+from ..core.fields import integer, real, validate
 from ..core.training import Stage, Step, descend
 from . import equations as eq
 from .components import scaled, unscaled
@@ -43,10 +43,10 @@ class TinyVAE:
     decay: float = 0.99
 
     def __post_init__(self) -> None:
-        share = number(0, 1)
-        demand(
-            self, steps=whole(1), lr=number(above=0), judge_lr=number(above=0), judge_first=whole(0),
-            adversarial=number(0), degraded=share, recoloured=share, filter_every=whole(0), decay=share,
+        share = real(0, 1)
+        validate(
+            self, steps=integer(1), lr=real(above=0), judge_lr=real(above=0), judge_first=integer(0),
+            adversarial=real(0), degraded=share, recoloured=share, filter_every=integer(0), decay=share,
         )  # fmt: skip
 
 

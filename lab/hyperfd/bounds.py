@@ -35,14 +35,14 @@ def reach(name: str, how: Learning) -> float:
     return MOVE * how.steps * rate + 1e-6
 
 
-def demand_moved(old: Mapping[str, Tensor], new: Mapping[str, Tensor], how: Learning) -> None:
+def validate_moved(old: Mapping[str, Tensor], new: Mapping[str, Tensor], how: Learning) -> None:
     """Refused where a weight went farther than a round of learning can take it."""
     for name, value in old.items():
         if (away := float((new[name] - value).abs().max())) > (most := reach(name, how)):
             raise Refused(f"upload: '{name}' moved by {away:.3g}: a round of {how.steps} steps moves it by {most:.3g}")
 
 
-def demand_grown(old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+def validate_grown(old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
     """Refused where importances fall, which Eq. (7) never lets them, or grow by more than MOST_GAIN."""
     for k, (before, after) in enumerate(zip(old, new, strict=True)):
         low, high = (float(value) for value in (after - before).aminmax())
@@ -50,7 +50,7 @@ def demand_grown(old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
             raise Refused(f"upload: synapses 'o.{k}' change by {low:.3g} to {high:.3g}: allowed is 0 to {MOST_GAIN:g}")
 
 
-def demand_mapped(memory: Sequence[Record], D: Tensor) -> None:
+def validate_mapped(memory: Sequence[Record], D: Tensor) -> None:
     """Refused where the map stretches more than Eq. (9) can, or turns a record's vectors into others."""
     if (norm := float(torch.linalg.matrix_norm(D, 2))) > (most := RIDGE**-0.5):
         raise Refused(f"upload: the map 'D' stretches by {norm:.3g}: Eq. (9) gives {most:g} at most")
@@ -60,7 +60,7 @@ def demand_mapped(memory: Sequence[Record], D: Tensor) -> None:
             raise Refused(f"upload: the map 'D' turns {one.name!r} by {turn:.2f}: {MOST_TURN} is the most")
 
 
-def demand_ordering(
+def validate_ordering(
     before: tuple[Ranker, Sequence[Record]], after: tuple[Ranker, Sequence[Record]], codes: Tensor
 ) -> None:
     """Refused where the new model tells no configurations apart, or orders what was tried worse than the old one."""

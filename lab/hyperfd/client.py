@@ -63,7 +63,7 @@ class Client:
 
     def recommend(self, content: bytes, k: int) -> Recommendation:
         """The k most promising configurations by the platform's offer, on R random subsets; Eq. (12)."""
-        self.demand_pooled()
+        self.validate_pooled()
         ranker, _ = self._opened(content)
         return self.ranked(ranker, k)
 
@@ -84,7 +84,7 @@ class Client:
         What was learned so far is kept in the folder, one a round: its owner names the offer, the trials and the data.
         `seen`, the samples of earlier clients, breaks the wall: see `learn`.
         """
-        self.demand_pooled()
+        self.validate_pooled()
         ranker, offer = self._opened(content)
         owner = f"{owner or 'a client'}, round {self._round(offer, rows, results)}"
         pictures, boxes = self._counts()
@@ -114,7 +114,7 @@ class Client:
         side.accept(message)
         return found, results[:k], len(message)
 
-    def demand_pooled(self) -> None:
+    def validate_pooled(self) -> None:
         """ValueError, before anything is trained, where a meta-vector would pool so few pictures that it shows them."""
         pictures, _ = self._counts()
         if (least := min(self.how.m, pictures // 2)) < LEAST:

@@ -56,7 +56,7 @@ def digest(codes: Tensor) -> str:
 
 
 def rounded(codes: Tensor) -> Tensor:
-    """Codes as whole numbers: logarithms differ in their last digits between machines."""
+    """Codes as integers: logarithms differ in their last digits between machines."""
     return (codes.double() * 1e4).round().long()
 
 

@@ -70,21 +70,21 @@ class Platform:
         after.ranker, after.version = self.how.ranker(self._sample(), self.codes.shape[1]).eval(), self.version + 1
         after.ranker.load_state_dict(upload.weights)
         after.synapses = Synapses(upload.Omega, Synapses.of(list(after.ranker.parameters())).then)
-        after.demand_finite()
+        after.validate_finite()
         if self.guarded:
-            self.demand_honest(upload, after)
+            self.validate_honest(upload, after)
         after.save()
         vars(self).update(vars(after))
 
-    def demand_honest(self, upload: Upload, after: "Platform") -> None:
+    def validate_honest(self, upload: Upload, after: "Platform") -> None:
         """Refused where an upload leaves the `bounds` of what an honest client sends, or what it leads to is worse."""
-        bounds.demand_moved(self.ranker.state_dict(), upload.weights, self.how)
-        bounds.demand_grown(self.synapses.Omega, upload.Omega)
-        bounds.demand_mapped(self.memory, upload.D)
+        bounds.validate_moved(self.ranker.state_dict(), upload.weights, self.how)
+        bounds.validate_grown(self.synapses.Omega, upload.Omega)
+        bounds.validate_mapped(self.memory, upload.D)
         before = [*(self.memory if len(after.memory) > 1 else []), after.memory[-1]]
-        bounds.demand_ordering((self.ranker, before), (after.ranker, after.memory), self.codes)
+        bounds.validate_ordering((self.ranker, before), (after.ranker, after.memory), self.codes)
 
-    def demand_finite(self) -> None:
+    def validate_finite(self) -> None:
         """Refused where the memory, or the scores that the model gives for it, are no finite numbers."""
         for one in self.memory:
             with torch.no_grad():

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..core import ranking_metrics, store
 from ..core.data import faces
-from ..core.fields import demand, number, one_of, whole
+from ..core.fields import integer, one_of, real, validate
 from ..core.machine import device_of
 from ..core.report import Attempts, Report, Row, attempt, reported
-from ..core.running import demand_kind, digest
+from ..core.running import digest, validate_kind
 from ..core.spaces import streams
 from ..core.spaces.streams import Stream
 from ..core.training import Step, seeded
@@ -64,22 +64,22 @@ class HyperFD:
     by: str = "hyperfd"
 
     def __post_init__(self) -> None:
-        demand(
+        validate(
             self,
-            K=whole(1),
-            trials=whole(1),
-            R=whole(1, 64),
-            m=whole(LEAST),
-            steps=whole(1),
-            lr=number(above=0),
-            triplet=number(0),
-            si=number(0),
+            K=integer(1),
+            trials=integer(1),
+            R=integer(1, 64),
+            m=integer(LEAST),
+            steps=integer(1),
+            lr=real(above=0),
+            triplet=real(0),
+            si=real(0),
             stale=one_of("transform", "reuse", "drop", "pooled"),
             features=one_of("learned", "mean", "frozen", "handmade"),
-            noise=number(0),
+            noise=real(0),
             by=one_of(*LEARNED, *rivals.RIVALS),
         )
-        demand(self, trials=whole(max(2, self.K)))
+        validate(self, trials=integer(max(2, self.K)))
 
     @classmethod
     def paper(cls, name: str) -> "HyperFD":
@@ -102,7 +102,7 @@ class HyperFD:
     ) -> HyperFDOutcome:
         """Serve the stream's tasks in an order drawn by the seed; goes on at the task where a checkpoint stopped."""
         stream = streams.detectors() if task is None else task
-        demand_kind(self, stream, Stream, "lab.Stream(names=..., choices=..., data=..., scores=...)")
+        validate_kind(self, stream, Stream, "lab.Stream(names=..., choices=..., data=..., scores=...)")
         if (place := device_of(device)) is not None and place.type != "cpu":
             raise ValueError(f"HyperFD: device={device!r}: its networks are small, it learns on the cpu only")
         with seeded(seed):

@@ -95,7 +95,7 @@ def _numbers(filters: Filters) -> list[int]:
     """Filter numbers as a list; ValueError for anything else."""
     found = list(filters) if isinstance(filters, Iterable) else [filters]
     if any(isinstance(one, bool) or not isinstance(one, (int, np.integer)) or one < 0 for one in found):
-        raise ValueError(f"filters={filters!r}: give whole numbers, 0 or more")
+        raise ValueError(f"filters={filters!r}: give integers, 0 or more")
     return [int(one) for one in found]
 
 

@@ -38,7 +38,7 @@ def attribution(
     if method not in METHODS:
         raise ValueError(f"method={method!r}: give one of {', '.join(map(repr, METHODS))}")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps={steps!r}: give a whole number, 1 or more")
+        raise ValueError(f"steps={steps!r}: give an integer, 1 or more")
     wanted = _targets(model, x, target)
     copy = _out_of_place(model, x)
 
@@ -60,7 +60,7 @@ def attribution(
         elif method == "occlusion":
             side = window or max(1, min(x.shape[2:]) // 8)
             if not isinstance(side, int) or not 1 <= side <= min(x.shape[2:]):
-                raise ValueError(f"window={window!r}: give a whole number of pixels, 1 to {min(x.shape[2:])}")
+                raise ValueError(f"window={window!r}: give an integer number of pixels, 1 to {min(x.shape[2:])}")
             sizes = (x.shape[1], side, side)
             with torch.no_grad():
                 found = captum.Occlusion(answer).attribute(

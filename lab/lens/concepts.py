@@ -177,7 +177,7 @@ def concept_data(
     if not 0 < top < 1:
         raise ValueError(f"top={top!r}: give the share of the answers that count as strong, between 0 and 1")
     if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-        raise ValueError(f"most={most!r}: give a whole number of filters, 1 or more")
+        raise ValueError(f"most={most!r}: give an integer number of filters, 1 or more")
     data = [(pictures(x, "a batch"), masks) for x, masks in labelled(batches, what="masks")]
     for x, masks in data:
         if masks.ndim != 4 or len(masks) != len(x) or masks.shape[1] != len(names):

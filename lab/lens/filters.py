@@ -29,7 +29,7 @@ def filters(
     """
     names = named(model, layers)
     if not isinstance(shown, int) or isinstance(shown, bool) or shown < 1:
-        raise ValueError(f"shown={shown!r}: give a whole number of pictures, 1 or more")
+        raise ValueError(f"shown={shown!r}: give an integer number of pictures, 1 or more")
     first = _first(batches)
     x = pictures(inputs(first), "a batch")[:shown]
     found = {name: answer.float().cpu().numpy() for name, answer in maps(model, x, names).items() if name in names}

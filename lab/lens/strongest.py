@@ -63,7 +63,7 @@ def strongest_of(
 ) -> dict[str, Strongest]:
     """The same for several layers in one pass."""
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise ValueError(f"k={k!r}: give a whole number of pictures, 1 or more")
+        raise ValueError(f"k={k!r}: give an integer number of pictures, 1 or more")
     layers = named(model, layers)
     tops: dict[str, Top] = {}
     kept: dict[int, torch.Tensor] = {}

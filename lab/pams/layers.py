@@ -102,7 +102,7 @@ class QuantisedConv2d(nn.Conv2d):
         return eq.quantise_weight(self.weight, eq.levels(self.bits), self.per_channel)
 
     def codes(self) -> tuple[Tensor, Tensor]:
-        """The weight as whole numbers, int8 in -n..n, and the step of their grid: (1, 1, 1, 1) or (OC, 1, 1, 1)."""
+        """The weight as integers, int8 in -n..n, and the step of their grid: (1, 1, 1, 1) or (OC, 1, 1, 1)."""
         step = self.step
         if step is None:
             step = eq.weight_scale(self.weight, eq.levels(self.bits), self.per_channel)

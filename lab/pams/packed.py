@@ -19,7 +19,7 @@ UNSIGNED = "0" * 64  # stands where the digest will, while it is taken
 
 
 def pack(codes: Tensor, b: int) -> Tensor:
-    """Whole numbers in -n..n, any shape, as uint8 bytes: b bits each, lowest bit first, shifted to 0..2n."""
+    """Integers in -n..n, any shape, as uint8 bytes: b bits each, lowest bit first, shifted to 0..2n."""
     shifted = codes.flatten().to(torch.int16).numpy() + eq.levels(b)
     bits = (shifted[:, None] >> np.arange(b)) & 1  # (values, b)
     return torch.from_numpy(np.packbits(bits.astype(np.uint8).reshape(-1), bitorder="little"))
@@ -55,7 +55,7 @@ def set_state(model: fx.GraphModule, saved: dict[str, Tensor]) -> None:
     for value in _others(model).values():
         value.copy_(rest.take(value.numel()).view_as(value))
     for reader in (codes, steps, rest):
-        reader.demand_end()
+        reader.validate_end()
 
 
 def to_bytes(model: fx.GraphModule, recipe: dict[str, Any] | None = None) -> bytes:
@@ -108,6 +108,6 @@ class _Reader:
             raise ValueError(f"it holds {len(self.data):,} numbers, this network needs more")
         return self.data[self.at - count : self.at]
 
-    def demand_end(self) -> None:
+    def validate_end(self) -> None:
         if self.at != len(self.data):
             raise ValueError(f"it holds {len(self.data):,} numbers, this network takes {self.at:,}")

@@ -11,14 +11,14 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from ..core import tasks
-from ..core.fields import demand, number, one_of, some_of, whole
+from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import has_labels
 from ..core.quantisation.bn_folding import prepared
 from ..core.quantisation.placement import Placement, Spot, attach, watched
 from ..core.report import Attempts, Report, Row, reported
-from ..core.running import running
+from ..core.running import Run, running
 from ..core.task import Task, inputs
-from ..core.training import Stage, descend
+from ..core.training import Step, descend
 from . import equations as eq
 from . import packed, sizes
 from .history import History
@@ -62,20 +62,20 @@ class PAMS:
             object.__setattr__(
                 self, "released", (self.released,) if isinstance(self.released, str) else tuple(self.released)
             )
-        demand(
+        validate(
             self,
-            weight_bits=whole(2, 8),
-            activation_bits=whole(2, 8),
+            weight_bits=integer(2, 8),
+            activation_bits=integer(2, 8),
             placement=one_of(*PLACEMENTS),
             grid=one_of("unsigned", "signed"),
             scales=one_of("tensor", "channel"),
-            steps=whole(1),
-            lr=number(above=0),
-            alpha_lr=number(above=0),
-            skt=number(0),
+            steps=integer(1),
+            lr=real(above=0),
+            alpha_lr=real(above=0),
+            skt=real(0),
             released=some_of(*RELEASED),
         )
-        demand(self, calibration=whole(1, self.steps))
+        validate(self, calibration=integer(1, self.steps))
 
     @classmethod
     def paper(cls, name: str) -> "PAMS":
@@ -104,14 +104,13 @@ class PAMS:
         """Quantise the task's network and train it under itself; the network passed in is not changed."""
         if task is None:
             task = tasks.photos(2, patch=96, batch_size=4)  # 48 x 48 small, as in the paper
-        with running(self, task, seed, device, checkpoint) as start:
-            original, example, owner = start.model, start.example, start.owner
-            teacher, student = prepared(original, example), prepared(original, example)
+        with running(self, task, seed, device, checkpoint, progress) as run:
+            teacher, student = (prepared(run.model, run.example) for _ in range(2))
             found = place(student, self.placement, self.grid == "unsigned")
             quantisers = self.quantise(student, found)
-            trace, history = self._train(task, teacher, student, found, quantisers, checkpoint, owner, progress)
+            trace, history = self._train(run, teacher, student, found, quantisers)
             packed.bake(student)
-            report = reported(repr(self), self._report, task, start, teacher, student, found)
+            report = reported(repr(self), self._report, run, teacher, student, found)
         return PAMSOutcome(
             recipe=self,
             report=report,
@@ -120,7 +119,7 @@ class PAMS:
             placement=found,
             history={k: torch.stack(v) for k, v in (("alphas", history.alphas), ("histograms", history.histograms))}
             | {"steps": torch.tensor(history.steps), "reach": history.reach},
-            example=example.detach().cpu(),
+            example=run.example.detach().cpu(),
             base=getattr(task.model, "config", None),
         )
 
@@ -128,15 +127,15 @@ class PAMS:
         """Put this recipe's quantisers and rounded convolutions into a prepared network; gives the quantisers."""
         rounded = partial(QuantisedConv2d.of, bits=self.weight_bits, per_channel=self.scales == "channel")
         quantisers = attach(graph, found, self._quantiser, rounded)
-        return [q.to(_place(graph)) for q in quantisers]
+        return [q.to(next(graph.parameters()).device) for q in quantisers]
 
     def _quantiser(self, spot: Spot) -> Quantiser:
         bits = 8 if spot.picture else self.activation_bits
         return Quantiser(bits, spot.signed, last="last_batch" in self.released, whole=spot.picture)
 
-    def _train(self, task, teacher, student, found, quantisers, checkpoint, owner, progress):
+    def _train(self, run: Run, teacher, student, found: Placement, quantisers) -> tuple[list[Step], History]:
         """One stage in place: while alphas are calibrated they have no gradient, so that Adam meets them fresh."""
-        place, labels = _place(teacher), has_labels(task)
+        task, device, labels = run.task, run.device, has_labels(run.task)
         if "random_student" in self.released:
             _reset(student)
         alphas = [q.alpha for q in quantisers]
@@ -145,22 +144,22 @@ class PAMS:
         optimiser = Adam([{"params": weights, "lr": self.lr}, {"params": alphas, "lr": peak * self.alpha_lr}])
         schedule = self._schedule(optimiser)
         history = History(
-            student, quantisers, inputs(task.first_batch())[:PROBE].to(place), -(-self.steps // SNAPSHOTS)
+            student, quantisers, inputs(task.first_batch())[:PROBE].to(device), -(-self.steps // SNAPSHOTS)
         )
         spread = _Spread()
-        stage = Stage(
-            checkpoint, "quantise", owner, student=student, optimiser=optimiser, schedule=schedule, history=history,
+        stage = run.stage(
+            "quantise", student=student, optimiser=optimiser, schedule=schedule, history=history,
             spread=spread,
         )  # fmt: skip
         both, guide = watched(student, found.feature), watched(teacher, found.feature).requires_grad_(False)
 
         def terms(batch: Any) -> dict[str, Tensor]:
-            x = inputs(batch).to(place)
+            x = inputs(batch).to(device)
             spread.note(x)
             sr, F_student = both(x)
             with torch.no_grad():
                 wanted, F_teacher = guide(x)
-            wanted = batch[1].to(place) if labels else wanted
+            wanted = batch[1].to(device) if labels else wanted
             if sr.shape != wanted.shape:
                 raise ValueError(
                     f"the model gives shape {tuple(sr.shape)}, the batches want {tuple(wanted.shape)}: match its scale"
@@ -174,11 +173,11 @@ class PAMS:
         guide.eval()
         self._calibrate(quantisers, len(stage.trace))
         for step in descend(
-            terms, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=progress
+            terms, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
         ):
             done = step.index + 1
             if done == self.calibration:
-                _demand_signal(found, quantisers, spread)
+                _validate_signal(found, quantisers, spread)
             self._calibrate(quantisers, done)
             history.note(done, last=done == self.steps)
         student.eval()
@@ -194,9 +193,9 @@ class PAMS:
         for quantiser in quantisers:
             quantiser.calibrating = done < self.calibration
 
-    def _report(self, task, start, teacher, student, found) -> Report:
-        attempts = Attempts()
-        counts = sizes.count(teacher, student, start.example)
+    def _report(self, run: Run, teacher, student, found: Placement) -> Report:
+        task, attempts = run.task, Attempts()
+        counts = sizes.count(teacher, student, run.example)
         stored = attempts("bytes", packed.to_bytes, student)
         rows = [
             Row("parameters", counts.parameters, counts.parameters),
@@ -204,7 +203,7 @@ class PAMS:
             Row("macs", counts.macs, counts.macs),
             Row("bitops", 1024 * counts.macs, counts.bitops),
             Row("bytes", 4 * counts.parameters, None if stored is None else len(stored), "B"),
-            Row(task.metric, start.before, attempts(task.metric, task.measure, student), task.unit, "learned", 2),
+            Row(task.metric, run.before, attempts(task.metric, task.measure, student), task.unit, "learned", 2),
         ]
         return Report(repr(self), tuple(rows), (*self._notes(task, found, student, counts), *attempts.notes))
 
@@ -265,7 +264,7 @@ class _Spread:
         self.varies = state["varies"]
 
 
-def _demand_signal(found: Placement, quantisers: list[Quantiser], spread: _Spread) -> None:
+def _validate_signal(found: Placement, quantisers: list[Quantiser], spread: _Spread) -> None:
     """Raise a one-line ValueError if the calibration saw nothing that a range could be read from."""
     if not spread.varies:
         raise ValueError("calibration: every picture holds one constant value: give Task.batches of real pictures")
@@ -280,7 +279,3 @@ def _reset(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.reset_parameters()
-
-
-def _place(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

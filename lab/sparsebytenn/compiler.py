@@ -278,7 +278,7 @@ def packed_rows(op: Op, weight: np.ndarray) -> Any:
     return packed if len(packed.blocks) < 0.97 * whole else kernels.pack(weight, block=block, chunk=chunk, dense=True)
 
 
-def whole(network: Network) -> Network:
+def densified(network: Network) -> Network:
     """The same network with its zeros stored and multiplied, but for int8: the dense rival in the same engine."""
     dense = [op if op.weights is None or op.bytes else replace(op, weights=_dense(op.weights)) for op in network.ops]
     return replace(network, ops=dense)

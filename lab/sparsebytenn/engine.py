@@ -48,7 +48,7 @@ class Engine:
         A picture is one thread's work; more `threads` share out the pictures.
         """
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-            raise ValueError(f"threads={threads!r}: give a whole number, 1 or more")
+            raise ValueError(f"threads={threads!r}: give an integer, 1 or more")
         pictures = floats("x", x)
         if pictures.ndim != 4 or pictures.shape[1:] != self.shape:
             raise ValueError(f"x has shape {pictures.shape}: this engine takes (N, {', '.join(map(str, self.shape))})")

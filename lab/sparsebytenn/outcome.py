@@ -87,7 +87,7 @@ class SparseByteNNOutcome(Outcome):
         network = compiler.compile(self.model, torch.zeros(self.example), interleaved=interleaved)
         network = network if calibrate is None else int8.quantised(network, calibrate)
         network = tuned(network) if measure else network
-        return Engine(packed.write(compiler.whole(network) if dense else network))
+        return Engine(packed.write(compiler.densified(network) if dense else network))
 
     def export_web(self, folder: str | Path, **options: Any) -> Path:
         """Write a folder with one page that runs the network in a browser, sparse beside dense; its path.

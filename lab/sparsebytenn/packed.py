@@ -187,7 +187,7 @@ def write(network: Network) -> bytes:
     maps = b"".join(proof.MAP.pack(m.c, m.h, m.w, m.pitch, m.at, m.interleaved, m.part, 0) for m in network.maps)
     meta = json.dumps({"names": [op.name for op in network.ops], **network.meta}, sort_keys=True).encode()
     if not proof.DESCRIPTION.fullmatch(meta):
-        raise ValueError(f"meta={network.meta!r}: give whole numbers, strings and lists of them, under names a to z")
+        raise ValueError(f"meta={network.meta!r}: give integers, strings and lists of them, under names a to z")
     meta_at = sections.add(meta)
     size, ops_at = sections.size(), up(64 + len(maps), 64)
     counts = len(network.maps), len(network.ops), 64, ops_at, arena, room, room_floats

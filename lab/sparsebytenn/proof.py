@@ -51,7 +51,7 @@ OpRecord = namedtuple(
     "gain zero scale sums",
 )
 
-# The description: one JSON object of whole numbers, strings and lists of them, written as json.dumps does.
+# The description: one JSON object of integers, strings and lists of them, written as json.dumps does.
 _STRING, _WHOLE = rb'"(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"', rb"-?(?:0|[1-9][0-9]{0,14})"
 _ITEM = rb"(?:%s|%s)" % (_STRING, _WHOLE)
 _ENTRY = rb'"[a-z]*": (?:%s|\[(?:%s(?:, %s)*)?\])' % (_ITEM, _ITEM, _ITEM)

@@ -10,13 +10,13 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..core import cost, kernels, tasks
-from ..core.fields import demand, number, one_of, whole
-from ..core.finetune import demand_batches, demand_labels, has_labels
+from ..core.fields import integer, one_of, real, validate
+from ..core.finetune import has_labels, validate_batches, validate_labels
 from ..core.graph.tracing import trace
 from ..core.report import Attempts, Report, Row
-from ..core.running import running
+from ..core.running import Run, running
 from ..core.task import Task, inputs
-from ..core.training import Stage, Step, descend
+from ..core.training import Step, descend
 from . import compiler, packed
 from . import equations as eq
 from .engine import Engine, race
@@ -52,19 +52,19 @@ class SparseByteNN:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        demand(
+        validate(
             self,
-            sparsity=number(0, eq.CAP),
+            sparsity=real(0, eq.CAP),
             block=one_of(*BLOCKS),
             budget=one_of("layer", "global"),
             search=one_of("none", "sort", "greedy", "swaps"),
             score=one_of("magnitude", "random"),
-            steps=whole(1),
-            lr=number(above=0),
-            ramp=number(0, 1),
-            regroup_every=whole(1),
-            distil=number(0),
-            temperature=number(above=0),
+            steps=integer(1),
+            lr=real(above=0),
+            ramp=real(0, 1),
+            regroup_every=integer(1),
+            distil=real(0),
+            temperature=real(above=0),
         )
 
     @classmethod
@@ -86,19 +86,19 @@ class SparseByteNN:
     ) -> SparseByteNNOutcome:
         """Prune the task's network in blocks and rearrange it; the network passed in is not changed."""
         task = tasks.digits(size=32, channels=3) if task is None else task
-        with running(self, task, seed, device, checkpoint) as start:
-            demand_labels(task)
-            demand_batches(task)
-            dense, example, owner = start.model, start.example, start.owner
+        with running(self, task, seed, device, checkpoint, progress) as run:
+            validate_labels(task)
+            validate_batches(task)
+            dense, example = run.model, run.example
             model = trace(dense, example)
             ground = survey(model, self.block)
             pattern = Pattern(model, ground, self.block, self.budget, self.search, self.score == "random")
             permute(model, pattern.orders, example)  # what cannot be moved is told before training, not after it
             saliencies = {name: eq.saliency(w).cpu() for name, w in pattern.weights.items()}
-            trace_of_run = self._train(task, dense, model, pattern, checkpoint, owner, progress)
+            trace_of_run = self._train(run, model, pattern)
             moved = moves(model, pattern.orders)
             model = permute(model, pattern.orders, example)
-            report = self._report(task, start, model, ground, pattern, saliencies)
+            report = self._report(run, model, ground, pattern, saliencies)
         return SparseByteNNOutcome(
             recipe=self,
             report=report,
@@ -112,9 +112,9 @@ class SparseByteNN:
             example=tuple(example.shape),
         )
 
-    def _train(self, task, dense, model, pattern, checkpoint, owner, progress) -> list[Step]:
+    def _train(self, run: Run, model: fx.GraphModule, pattern: Pattern) -> list[Step]:
         """Prune and distil in place: after every update the masked weights are 0 again, whatever momentum adds."""
-        place, labels = next(dense.parameters()).device, has_labels(task)
+        task, dense, device, labels = run.task, run.model, run.device, has_labels(run.task)
         if not labels and not self.distil:
             raise ValueError(
                 "SparseByteNN: distil=0 and the batches hold no labels: nothing to learn from, raise distil"
@@ -122,12 +122,12 @@ class SparseByteNN:
         optimiser = SGD(model.parameters(), lr=self.lr, momentum=0.9, weight_decay=1e-4)
         schedule = CosineAnnealingLR(optimiser, self.steps)
         optimiser.register_step_post_hook(pattern.apply)
-        stage = Stage(checkpoint, "prune", owner, model=model, optimiser=optimiser, schedule=schedule, pattern=pattern)
+        stage = run.stage("prune", model=model, optimiser=optimiser, schedule=schedule, pattern=pattern)
 
         def terms(batch: Any) -> dict[str, Tensor]:
-            x = inputs(batch).to(place)
+            x = inputs(batch).to(device)
             z = model(x)
-            found = {"task": task.loss(z, batch[1].to(place))} if labels else {}
+            found = {"task": task.loss(z, batch[1].to(device))} if labels else {}
             if self.distil:
                 with torch.no_grad():
                     z_dense = dense(x)
@@ -136,12 +136,12 @@ class SparseByteNN:
 
         if not stage.trace:
             self._advance(pattern, 0)
-        model.train().to(memory_format=torch.channels_last)  # depthwise gradients are twice as fast on a processor
+        model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # depthwise gradients are twice as fast on a processor
         for step in descend(
-            terms, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=progress
+            terms, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
         ):
             self._advance(pattern, step.index + 1)
-        model.eval().to(memory_format=torch.contiguous_format)
+        model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return list(stage.trace)
 
     def _advance(self, pattern: Pattern, t: int) -> None:
@@ -159,8 +159,8 @@ class SparseByteNN:
             return eq.distillation(z, z_dense, self.temperature)
         return nn.functional.mse_loss(z, z_dense)
 
-    def _report(self, task, start, model, ground, pattern, saliencies) -> Report:
-        tell, dense, example = Attempts(), start.model, start.example
+    def _report(self, run: Run, model, ground: Ground, pattern: Pattern, saliencies) -> Report:
+        task, tell, dense, example = run.task, Attempts(), run.model, run.example
         gone = {name: int(gone.expand_as(pattern.weights[name]).sum()) for name, gone in pattern.gone.items()}
         parameters, macs = cost.parameters(dense), tell("macs", cost.macs, dense, example)
         spared = tell("macs", _macs_gone, model, gone, example)
@@ -173,7 +173,7 @@ class SparseByteNN:
             Row("blocks", blocks, kept),
             Row("sparsity", 0.0, 100 * (1 - kept / blocks), "%", "learned", 2),
             Row("retained magnitude", before, after, "%", "learned"),
-            Row(task.metric, start.before, tell(task.metric, task.measure, model), task.unit, "learned"),
+            Row(task.metric, run.before, tell(task.metric, task.measure, model), task.unit, "learned"),
         ]
         rows += _engine_rows(tell, model, example)
         return Report(repr(self), tuple(rows), tuple(self._notes(task, ground) + tell.notes))
@@ -204,7 +204,7 @@ def _engine_rows(tell: Attempts, model: fx.GraphModule, example: Tensor) -> list
 def _files(model: fx.GraphModule, example: Tensor) -> tuple[bytes, bytes]:
     """The dense network and the sparse one, packed."""
     network = compiler.compile(model, example)
-    return packed.write(compiler.whole(network)), packed.write(network)
+    return packed.write(compiler.densified(network)), packed.write(network)
 
 
 def _times(dense: bytes, sparse: bytes) -> tuple[float, float]:

@@ -36,7 +36,7 @@ def step(op: Op, out: Map, x: np.ndarray, add: np.ndarray | None) -> np.ndarray:
 
 
 def product(op: Op, x: np.ndarray) -> np.ndarray:
-    """W x + bias (OC, n); in int8 where the operator is, its sums whole numbers, exact as the kernels' are."""
+    """W x + bias (OC, n); in int8 where the operator is, its sums integers, exact as the kernels' are."""
     assert op.weights is not None
     bias = np.asarray(op.bias, np.float32)[:, None]
     if op.bytes is None:

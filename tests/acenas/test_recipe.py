@@ -243,7 +243,7 @@ def test_a_task_of_another_kind_is_refused():
 
 
 def test_more_rounds_than_labels_are_refused():
-    with pytest.raises(ValueError, match=r"rounds=6 is not allowed: give a whole number in 1\.\.5"):
+    with pytest.raises(ValueError, match=r"rounds=6 is not allowed: give an integer in 1\.\.5"):
         lab.AceNAS(budget=10, rounds=6)
 
 

@@ -229,11 +229,11 @@ def test_latency_on_cuda_takes_an_example_from_the_cpu():
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
-        ({"batch": 0}, "batch=0: give a whole number, 1 or more"),
-        ({"batch": 1.5}, "batch=1.5: give a whole number, 1 or more"),
-        ({"repeats": 2}, "repeats=2: give a whole number, 3 or more"),
-        ({"threads": 0}, "threads=0: give a whole number, 1 or more"),
-        ({"threads": True}, "threads=True: give a whole number, 1 or more"),
+        ({"batch": 0}, "batch=0: give an integer, 1 or more"),
+        ({"batch": 1.5}, "batch=1.5: give an integer, 1 or more"),
+        ({"repeats": 2}, "repeats=2: give an integer, 3 or more"),
+        ({"threads": 0}, "threads=0: give an integer, 1 or more"),
+        ({"threads": True}, "threads=True: give an integer, 1 or more"),
     ],
 )
 def test_bad_settings_of_the_clock(arguments, cause):

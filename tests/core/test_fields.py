@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.core.fields import Allowed, demand, number, one_of, some_of, whole
+from lab.core.fields import Allowed, integer, one_of, real, some_of, validate
 
 NOT_NUMBERS = ("1", None, True, False, math.nan, math.inf, -math.inf, 1j, [1], (), {}, np.ones(1), torch.ones(()))
 
@@ -25,7 +25,7 @@ class Recipe:
 def refusal(allowed: Allowed, value: Any) -> str:
     """The message for a value that is not allowed, '' if it is."""
     try:
-        demand(Recipe(field=value), field=allowed)
+        validate(Recipe(field=value), field=allowed)
     except ValueError as error:
         assert "\n" not in str(error)
         return str(error)
@@ -35,14 +35,14 @@ def refusal(allowed: Allowed, value: Any) -> str:
 @pytest.mark.parametrize(
     ("allowed", "good", "bad"),
     [
-        (number(), (0, -1.5, 1e300, 10**30, np.float32(2), np.int8(1)), (10**400,)),
-        (number(0), (0, 0.0, -0.0, 1e-320, 7), (-1, -1e-320)),
-        (number(0, 1), (0, 1, 0.5, np.float16(0.5)), (-0.1, 1.0000001, np.float32(1.1))),
-        (number(high=2), (-5, 2), (2.1,)),
-        (number(above=0), (1e-320, 5), (0, 0.0, -1)),
-        (number(high=1, above=0), (0.5, 1), (0, 1.5)),
-        (whole(1), (1, 2, 10**40, np.int64(3), np.uint8(3)), (0, -1, 1.0, 1.5, np.float64(1))),
-        (whole(0, 3), (0, 3), (-1, 4, 2.0)),
+        (real(), (0, -1.5, 1e300, 10**30, np.float32(2), np.int8(1)), (10**400,)),
+        (real(0), (0, 0.0, -0.0, 1e-320, 7), (-1, -1e-320)),
+        (real(0, 1), (0, 1, 0.5, np.float16(0.5)), (-0.1, 1.0000001, np.float32(1.1))),
+        (real(high=2), (-5, 2), (2.1,)),
+        (real(above=0), (1e-320, 5), (0, 0.0, -1)),
+        (real(high=1, above=0), (0.5, 1), (0, 1.5)),
+        (integer(1), (1, 2, 10**40, np.int64(3), np.uint8(3)), (0, -1, 1.0, 1.5, np.float64(1))),
+        (integer(0, 3), (0, 3), (-1, 4, 2.0)),
     ],
     ids=["any", "low", "both", "high", "above", "above and high", "whole", "whole both"],
 )
@@ -81,13 +81,13 @@ def test_some_of_takes_what_is_listed_each_once():
 @pytest.mark.parametrize(
     ("allowed", "value", "message"),
     [
-        (number(0), -1, "Recipe: field=-1 is not allowed: give a number >= 0"),
-        (number(), "x", "Recipe: field='x' is not allowed: give a number"),
-        (number(0, 0.5), 1, "Recipe: field=1 is not allowed: give a number >= 0 and <= 0.5"),
-        (number(above=0), 0.0, "Recipe: field=0.0 is not allowed: give a number > 0"),
-        (number(high=1, above=0), math.inf, "Recipe: field=inf is not allowed: give a number > 0 and <= 1"),
-        (whole(1), 2.5, "Recipe: field=2.5 is not allowed: give a whole number >= 1"),
-        (whole(1, 8), 9, "Recipe: field=9 is not allowed: give a whole number in 1..8"),
+        (real(0), -1, "Recipe: field=-1 is not allowed: give a number >= 0"),
+        (real(), "x", "Recipe: field='x' is not allowed: give a number"),
+        (real(0, 0.5), 1, "Recipe: field=1 is not allowed: give a number >= 0 and <= 0.5"),
+        (real(above=0), 0.0, "Recipe: field=0.0 is not allowed: give a number > 0"),
+        (real(high=1, above=0), math.inf, "Recipe: field=inf is not allowed: give a number > 0 and <= 1"),
+        (integer(1), 2.5, "Recipe: field=2.5 is not allowed: give an integer >= 1"),
+        (integer(1, 8), 9, "Recipe: field=9 is not allowed: give an integer in 1..8"),
         (one_of("a", 2), "b", "Recipe: field='b' is not allowed: give one of 'a', 2"),
         (some_of("a", "b"), ("c",), "Recipe: field=('c',) is not allowed: give any of 'a', 'b', each once"),
         (some_of("a", "b", least=1), (), "Recipe: field=() is not allowed: give at least 1 of 'a', 'b', each once"),
@@ -98,7 +98,7 @@ def test_the_message_names_field_value_and_what_is_allowed(allowed, value, messa
 
 
 def test_a_long_value_is_cut_to_one_line():
-    message = refusal(number(), np.arange(10_000.0).reshape(100, 100))
+    message = refusal(real(), np.arange(10_000.0).reshape(100, 100))
     assert message.startswith("Recipe: field=array([[") and "..." in message and len(message) < 150
 
 
@@ -110,21 +110,21 @@ def test_fields_are_asked_in_order_and_only_those_named():
         c: Any = -1
 
     with pytest.raises(ValueError, match="Pair: b=-1"):
-        demand(Pair(), b=number(0), a=number(0))
-    demand(Pair(a=1, b=1), a=number(0), b=number(0))
+        validate(Pair(), b=real(0), a=real(0))
+    validate(Pair(a=1, b=1), a=real(0), b=real(0))
 
 
 def test_numpy_numbers_become_plain_ones():
     recipe = Recipe(field=np.float64(0.25))
-    demand(recipe, field=number(0))
+    validate(recipe, field=real(0))
     assert type(recipe.field) is float and repr(recipe) == "Recipe(field=0.25)"
     recipe = Recipe(field=np.int16(4))
-    demand(recipe, field=whole(0))
+    validate(recipe, field=integer(0))
     assert type(recipe.field) is int and recipe == Recipe(field=4)
 
 
 @given(st.integers() | st.floats(), st.integers(-5, 5), st.integers(-5, 5))
 def test_number_agrees_with_comparison(value, low, high):
     within = math.isfinite(value) and low <= value <= high
-    assert bool(refusal(number(low, high), value)) != within
-    assert bool(refusal(whole(low, high), value)) != (within and isinstance(value, int))
+    assert bool(refusal(real(low, high), value)) != within
+    assert bool(refusal(integer(low, high), value)) != (within and isinstance(value, int))

@@ -100,9 +100,9 @@ def test_worker_that_dies_is_told_in_one_line():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_jobs": 0}, "n_jobs=0: give a whole number, 1 or more, or -1"),
-        ({"n_jobs": 1.5}, r"n_jobs=1\.5: give a whole number"),
-        ({"n_jobs": True}, "n_jobs=True: give a whole number"),
+        ({"n_jobs": 0}, "n_jobs=0: give an integer, 1 or more, or -1"),
+        ({"n_jobs": 1.5}, r"n_jobs=1\.5: give an integer"),
+        ({"n_jobs": True}, "n_jobs=True: give an integer"),
         ({"backend": "threads"}, "backend='threads': give one of serial, processes, dask, ray"),
     ],
 )

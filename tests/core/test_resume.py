@@ -102,7 +102,7 @@ def test_killed_again_and_again(tmp_path, start):
     for process in (last, unbroken):
         process.join(120)
         assert process.exitcode == 0
-    demand_equal(folder, whole)
+    validate_equal(folder, whole)
 
 
 def kill_from_outside(start, folder, checkpoint):
@@ -117,7 +117,7 @@ def kill_from_outside(start, folder, checkpoint):
     assert running.exitcode == -signal.SIGKILL and steps_saved(checkpoint, "prune") >= 15
 
 
-def demand_equal(folder: Path, whole: Path) -> None:
+def validate_equal(folder: Path, whole: Path) -> None:
     """Two stored outcomes with the same report, trace, history and weights, to the last bit."""
     found, expected = lab.load(folder), lab.load(whole)
     assert found.report == expected.report
@@ -135,4 +135,4 @@ def test_a_finished_checkpoint_gives_the_outcome_again(tmp_path, start):
         run = start(folder, tmp_path / "checkpoint")
         run.join(120)
         assert run.exitcode == 0
-    demand_equal(*folders)
+    validate_equal(*folders)

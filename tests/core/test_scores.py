@@ -120,5 +120,5 @@ def test_shapes_that_do_not_go_together_are_told_in_one_line():
         psnr([(PICTURES, PICTURES[:2])])(nn.Identity())
     with pytest.raises(ValueError, match="border=5 leaves nothing of pictures of 12 x 10"):
         psnr([(PICTURES, PICTURES)], border=5)(nn.Identity())
-    with pytest.raises(ValueError, match="border=-1: give a whole number"):
+    with pytest.raises(ValueError, match="border=-1: give an integer"):
         psnr([(PICTURES, PICTURES)], border=-1)

@@ -91,10 +91,10 @@ def test_a_token_is_made_and_told_once(capsys):
 def test_nothing_serves_the_world_without_a_token():
     for host in ("0.0.0.0", "192.168.0.7", "example.org"):
         with pytest.raises(ValueError, match="can be reached from elsewhere: give --token of 16 characters"):
-            service.demand_token(host, "short")
+            service.validate_token(host, "short")
     for host in ("127.0.0.1", "localhost", "::1"):
-        service.demand_token(host, None)
-    service.demand_token("0.0.0.0", TOKEN)
+        service.validate_token(host, None)
+    service.validate_token("0.0.0.0", TOKEN)
 
 
 # -- what an error tells -----------------------------------------------------------------------------------------------

@@ -59,12 +59,12 @@ RULES = {
 }
 
 
-def train(folder, loader="shuffled", rule="SGD, StepLR", *, stop=None, every=1, owner="me"):
+def train(folder, loader="shuffled", rule="SGD, StepLR", *, stop=None, every=1, run_id="me"):
     """Train a small network as a recipe does; end without a word when `stop` steps are done. All that it has become."""
     with seeded(3):
         model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
         optimiser, schedule = RULES[rule](model.parameters())
-        stage = Stage(folder, "fit", owner, every, model=model, optimiser=optimiser, schedule=schedule)
+        stage = Stage(folder, "fit", run_id, every, model=model, optimiser=optimiser, schedule=schedule)
 
         def terms(batch):
             if len(stage.trace) == stop:
@@ -74,8 +74,13 @@ def train(folder, loader="shuffled", rule="SGD, StepLR", *, stop=None, every=1, 
         batches = LOADERS[loader]()
         for _ in descend(terms, batches, optimiser, stage, steps=STEPS, schedule=schedule, progress=False):
             pass
-        keeps = {name: kept.state_dict() for name, kept in stage.keeps.items()}
-        return {"keeps": keeps, "trace": stage.trace, "position": [stage.epoch, stage.taken], "draws": draws()}
+        keeps = {name: kept.state_dict() for name, kept in stage.state.items()}
+        return {
+            "keeps": keeps,
+            "trace": stage.trace,
+            "position": [stage.epoch, stage.batches_consumed],
+            "draws": draws(),
+        }
 
 
 def same(a, b) -> bool:
@@ -207,7 +212,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
 def test_the_folder_of_another_run_is_refused(tmp_path):
     train(tmp_path)
     with pytest.raises(ValueError) as caught:
-        train(tmp_path, owner="you")
+        train(tmp_path, run_id="you")
     assert str(caught.value) == (
         f"checkpoint={str(tmp_path)!r} belongs to me, this run is you: give another folder, or delete that one"
     )

@@ -259,7 +259,7 @@ def fill(tree) -> Callable[[Path], None]:
     return write
 
 
-def demand_whole(folder: Path) -> int:
+def validate_whole(folder: Path) -> int:
     """Which of the two saves the folder holds, with its own file and not the other's."""
     step = store.load(folder, "tree")["step"]
     found = {path.name for path in store.present(folder).iterdir()}
@@ -284,11 +284,11 @@ def own_folder(tmp_path):
 def test_a_folder_killed_at_every_call_is_the_old_or_the_new_one(own_folder, call):
     at = 1
     while killed_at(call, at, lambda: store.replace_folder(own_folder, fill(SECOND))):
-        demand_whole(own_folder)
+        validate_whole(own_folder)
         store.replace_folder(own_folder, fill(FIRST))  # the next save heals whatever the kill has left
-        assert demand_whole(own_folder) == 1 and [path.name for path in own_folder.parent.iterdir()] == ["out"]
+        assert validate_whole(own_folder) == 1 and [path.name for path in own_folder.parent.iterdir()] == ["out"]
         at += 1
-    assert at > 2 and demand_whole(own_folder) == 2
+    assert at > 2 and validate_whole(own_folder) == 2
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
@@ -309,7 +309,7 @@ def test_a_folder_on_a_failing_disk_stays_as_it_was(own_folder, monkeypatch, cal
             failures += 1
             for word in ("cannot save to", str(own_folder), "No space left", "nothing was changed", "another folder"):
                 assert word in str(error) and "\n" not in str(error)
-            assert demand_whole(own_folder) == 1 and before[0] == files(own_folder / "my folder")
+            assert validate_whole(own_folder) == 1 and before[0] == files(own_folder / "my folder")
         monkeypatch.setattr(os, call, real)
         store.replace_folder(own_folder, fill(FIRST))
         assert [path.name for path in own_folder.parent.iterdir()] == ["out"]
@@ -323,7 +323,7 @@ def test_what_write_raises_leaves_the_old_folder(own_folder):
 
     with pytest.raises(ValueError, match="the answers differ"):
         store.replace_folder(own_folder, write)
-    assert demand_whole(own_folder) == 1 and [path.name for path in own_folder.parent.iterdir()] == ["out"]
+    assert validate_whole(own_folder) == 1 and [path.name for path in own_folder.parent.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("kind", ["a file", "the working folder", "above it", "the home folder"])

@@ -122,8 +122,8 @@ def test_large_digits_start_from_a_trained_mobilenet():
     ("options", "words"),
     [
         ({"size": 16}, "no trained network for size=16, channels=1: give a model"),
-        ({"size": 0}, "digits: size=0: give a whole number"),
-        ({"channels": 1.5}, "digits: channels=1.5: give a whole number"),
+        ({"size": 0}, "digits: size=0: give an integer"),
+        ({"channels": 1.5}, "digits: channels=1.5: give an integer"),
     ],
 )
 def test_digits_that_cannot_be_made_are_one_line(options, words):
@@ -222,7 +222,7 @@ def test_photos_of_ones_own_folders(tmp_path):
         ({"scale": 5}, "scale=5: give 2, 3 or 4"),
         ({"scale": 3, "patch": 64}, "patch=64: give a multiple of scale=3, 24 or more"),
         ({"patch": 8}, "patch=8: give a multiple of scale=2, 16 or more"),
-        ({"batch_size": 0}, "batch_size=0: give a whole number, 1 or more"),
+        ({"batch_size": 0}, "batch_size=0: give an integer, 1 or more"),
     ],
 )
 def test_bad_photos_arguments_are_told_in_one_line(arguments, message):
@@ -294,7 +294,7 @@ def test_augmentation_is_for_learning_only(npz):
         ({"mean": (0.5, 0.5, 0.5)}, "mean and std go together"),
         ({"mean": (0.5,), "std": (0.5,)}, "give 3 numbers each"),
         ({"mean": (0.5,) * 3, "std": (0.0,) * 3}, "std above 0"),
-        ({"batch_size": 1}, "batch_size=1: give a whole number, 2 or more"),
+        ({"batch_size": 1}, "batch_size=1: give an integer, 2 or more"),
     ],
 )
 def test_bad_images_arguments_are_told_in_one_line(npz, arguments, message):

@@ -53,7 +53,7 @@ def test_a_seed_that_is_none_is_told_and_nothing_is_changed(seed):
         expected = draws()
     with seeded(5):
         with (
-            pytest.raises(ValueError, match=r"^seed=.*: give a whole number in 0\.\.4294967295$") as caught,
+            pytest.raises(ValueError, match=r"^seed=.*: give an integer in 0\.\.4294967295$") as caught,
             seeded(seed),
         ):
             pass
@@ -92,7 +92,7 @@ def test_passes_follow_one_another_without_end():
 
     assert len(list(descend(note, ["p", "q", "r"], optimiser, stage, steps=8, progress=False))) == 8
     assert "".join(seen) == "pqrpqrpq"
-    assert (stage.epoch, stage.taken) == (3, 2)
+    assert (stage.epoch, stage.batches_consumed) == (3, 2)
 
 
 def test_gradients_do_not_add_up_and_the_schedule_moves():

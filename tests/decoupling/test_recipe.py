@@ -255,7 +255,7 @@ def test_frozen_weights_learn_in_the_copy_alone():
         ("mix", "half", "mix='half' is not allowed: give one of 'sample', 'element', 'channel', 'index'"),
         ("target", "input", "target='input' is not allowed"),
         ("bias", float("inf"), "bias=inf is not allowed"),
-        ("steps", 0, "steps=0 is not allowed: give a whole number >= 1"),
+        ("steps", 0, "steps=0 is not allowed: give an integer >= 1"),
         ("steps", 2.5, "steps=2.5 is not allowed"),
         ("lr", 0, "lr=0 is not allowed: give a number > 0"),
         ("milestones", (0.5, 0.25), r"milestones=\(0.5, 0.25\) is not allowed: give a tuple of rising numbers"),

@@ -173,7 +173,7 @@ def test_a_byte_order_mark_and_line_ends_of_windows_are_no_words(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 2.0, "8"])
 def test_a_batch_size_that_is_none_is_told(size):
-    with pytest.raises(ValueError, match=r"prose: batch_size=.*: give a whole number, 1 or more"):
+    with pytest.raises(ValueError, match=r"prose: batch_size=.*: give an integer, 1 or more"):
         lab.tasks.prose(batch_size=size)
 
 

@@ -199,7 +199,7 @@ def test_latent_spaces_that_differ_are_named():
 @pytest.mark.parametrize("steps", [[3], [1, 2, 3], [-1, 4], [0, 0], [1.5, 2], [True, 3]])
 def test_steps_out_of_range_are_told(steps):
     split = Split.of(small.sd().components, [small.unet(1)])
-    with pytest.raises(ValueError, match="is not allowed: give 2 whole numbers >= 0, not all 0"):
+    with pytest.raises(ValueError, match="is not allowed: give 2 integers >= 0, not all 0"):
         split.draw("a dog", steps=steps)
 
 

@@ -113,7 +113,7 @@ def test_the_bytes_of_int8_are_fewer():
 
 
 def test_one_kind_of_error_for_each_wrong_field():
-    with pytest.raises(ValueError, match=r"HybridSD: k=26 is not allowed: give a whole number in 0..25"):
+    with pytest.raises(ValueError, match=r"HybridSD: k=26 is not allowed: give an integer in 0..25"):
         lab.HybridSD(k=26)
     with pytest.raises(ValueError, match=r"HybridSD: ks=\(0, 99\) is not allowed"):
         lab.HybridSD(ks=(0, 99))

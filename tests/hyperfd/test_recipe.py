@@ -393,9 +393,9 @@ def test_what_cannot_run_is_told_in_one_line():
         lab.HyperFD().run("faces")
     with pytest.raises(ValueError, match="device='cuda'"):
         lab.HyperFD(**FAST).run(small.stream(), device="cuda")
-    with pytest.raises(ValueError, match=r"m=15 is not allowed: give a whole number >= 16"):
+    with pytest.raises(ValueError, match=r"m=15 is not allowed: give an integer >= 16"):
         lab.HyperFD(m=15)
-    with pytest.raises(ValueError, match=r"trials=3 is not allowed: give a whole number >= 5"):
+    with pytest.raises(ValueError, match=r"trials=3 is not allowed: give an integer >= 5"):
         lab.HyperFD(trials=3)
     with pytest.raises(ValueError, match="settings could not be read"):
         lab.HyperFD.paper("faces")

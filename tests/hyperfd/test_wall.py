@@ -179,9 +179,9 @@ def test_a_model_that_orders_what_was_tried_the_other_way_round_is_refused():
     with torch.no_grad():
         turned.common.weight.neg_()
     assert bounds.ordered(ranker, record, codes) == pytest.approx(1)
-    bounds.demand_ordering((turned, [record]), (ranker, [record]), codes)
+    bounds.validate_ordering((turned, [record]), (ranker, [record]), codes)
     with pytest.raises(Refused, match=r"orders what clients tried with NDCG 0.*the one before with 1\.00"):
-        bounds.demand_ordering((ranker, [record]), (turned, [record]), codes)
+        bounds.validate_ordering((ranker, [record]), (turned, [record]), codes)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_explain_shows_the_control_beside_it():
         (lambda x: lens.attribution(plain(), x, 3), "target=3: give a class from 0 to 2"),
         (lambda x: lens.attribution(plain(), x, [0, 1]), "or one for each of 4"),
         (lambda x: lens.attribution(plain(), x, 0, "lime"), "method='lime': give one of 'integrated_gradients'"),
-        (lambda x: lens.attribution(plain(), x, 0, "occlusion", window=9), "window=9: give a whole number"),
+        (lambda x: lens.attribution(plain(), x, 0, "occlusion", window=9), "window=9: give an integer"),
         (lambda x: lens.attribution(plain(), x, 0, steps=0), "steps=0"),
         (lambda x: lens.explain(plain(), x, methods=("lime",)), "methods holds 'lime'"),
         (lambda x: lens.attribution(plain(), x[:, :1], 0), "(4, 1, 10, 8)"),

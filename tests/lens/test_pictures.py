@@ -157,7 +157,7 @@ def test_two_networks_of_one_shape_are_compared_by_number():
         (lambda x: lens.filters(plain(), "10", [x], progress=False), "'10' gives (4, 3), no feature maps"),
         (lambda x: lens.filters(Tokens(), "embed", [x], progress=False), "no layer of Tokens does"),
         (lambda x: lens.filters(plain(), "0", [], progress=False), "the batches are empty"),
-        (lambda x: lens.filters(plain(), "0", [x], shown=0, progress=False), "shown=0: give a whole number"),
+        (lambda x: lens.filters(plain(), "0", [x], shown=0, progress=False), "shown=0: give an integer"),
         (lambda x: lens.compare_maps(plain(), Functional(), x), "share no layer that gives feature maps"),
         (lambda x: lens.compare_maps(plain(), Reused(), x, ["0"]), "no layer '0' in Reused"),
         (lambda x: matched(x.numpy(), x[:, :2].numpy(), [0, 0], "a"), "2 different ones of 0 to 2 stayed"),

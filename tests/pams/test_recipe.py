@@ -202,7 +202,7 @@ def test_values_out_of_range_are_told_in_one_line(fields):
 
 
 def test_a_calibration_longer_than_the_run_is_refused():
-    with pytest.raises(ValueError, match=r"calibration=5 is not allowed: give a whole number in 1\.\.4"):
+    with pytest.raises(ValueError, match=r"calibration=5 is not allowed: give an integer in 1\.\.4"):
         lab.PAMS(steps=4, calibration=5)
 
 

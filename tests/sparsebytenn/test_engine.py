@@ -169,9 +169,9 @@ def test_a_map_in_part_that_cannot_be_is_refused():
 def test_dense_and_tuned_forms_answer_alike():
     model, x = built("mobilenet_v1", 0.7)
     network = compiler.compile(model, x[:1])
-    for form in (compiler.whole(network), tuned(network), tuned(compiler.whole(network))):
+    for form in (compiler.densified(network), tuned(network), tuned(compiler.densified(network))):
         assert distance(Engine(packed.write(form))(x), answer(model, x)) < 1e-4
-    assert all(op.weights.col is None for op in compiler.whole(network).ops if op.weights is not None)
+    assert all(op.weights.col is None for op in compiler.densified(network).ops if op.weights is not None)
 
 
 def test_the_model_is_left_as_it_was():
@@ -194,7 +194,7 @@ def test_a_sparse_file_is_smaller_than_the_dense_one(share, least):
     """16-bit columns: at 30 % the index does not eat what the zeros save."""
     model = pruned(shaken(nets.mobilenet_v1(1.0)), share)
     network = compiler.compile(model, torch.zeros(1, 3, 224, 224))
-    sparse, dense = len(packed.write(network)), len(packed.write(compiler.whole(network)))
+    sparse, dense = len(packed.write(network)), len(packed.write(compiler.densified(network)))
     assert sparse < least * dense
 
 
@@ -277,7 +277,7 @@ def test_several_threads_may_call_at_once(file):
     with ThreadPoolExecutor(6) as pool:
         together = list(pool.map(lambda i: engine(x[i : i + 1]), range(24)))
     assert torch.equal(torch.cat(together), alone) and torch.equal(engine(x, threads=3), alone)
-    with pytest.raises(ValueError, match="threads=0: give a whole number"):
+    with pytest.raises(ValueError, match="threads=0: give an integer"):
         engine(x, threads=0)
 
 

@@ -209,7 +209,7 @@ def test_only_an_input_that_can_be_negative_has_a_zero():
 def test_neither_tuning_nor_whole_touches_a_product_in_int8():
     _, quantised, x = in_bytes("mobilenet_v1")
     expected = Engine(packed.write(quantised))(x)
-    for network in (tuned(quantised), compiler.whole(quantised)):
+    for network in (tuned(quantised), compiler.densified(quantised)):
         assert torch.allclose(Engine(packed.write(network))(x), expected, atol=1e-4)
 
 

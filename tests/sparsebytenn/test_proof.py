@@ -229,7 +229,7 @@ def test_a_description_may_hold_numbers_strings_and_lists_of_them():
     assert proof.check(data) == 0 and (kernels.lib is None or said_by_c(data) == 0)
     assert packed.read(data).ops[0].name == 'é"\\\n' and packed.read(data).meta["labels"] == ["a", "b"]
     assert Engine(data).answer == (4, 6, 7)  # [4, -1] is no shape of so many numbers
-    with pytest.raises(ValueError, match="give whole numbers, strings and lists of them"):
+    with pytest.raises(ValueError, match="give integers, strings and lists of them"):
         packed.write(Network([Map(1, 1, 1)], [], 0, 0, {"deep": {"a": 1}}))
 
 

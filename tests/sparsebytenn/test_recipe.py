@@ -313,7 +313,7 @@ def test_the_orders_bring_the_dense_rows_where_the_model_has_them():
         ("block", 2, "block=2 is not allowed: give one of 1, 4, 8, 16"),
         ("budget", "net", "budget='net' is not allowed: give one of 'layer', 'global'"),
         ("search", "best", "search='best' is not allowed: give one of 'none', 'sort', 'greedy', 'swaps'"),
-        ("steps", 0, "steps=0 is not allowed: give a whole number >= 1"),
+        ("steps", 0, "steps=0 is not allowed: give an integer >= 1"),
         ("ramp", 2, "ramp=2 is not allowed"),
         ("temperature", 0, "temperature=0 is not allowed: give a number > 0"),
     ],

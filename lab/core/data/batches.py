@@ -66,7 +66,7 @@ class Shuffled:
 def shuffled(dataset: Dataset, size: int) -> DataLoader:
     """A loader for learning over a dataset that takes a tensor of indices."""
     if not isinstance(size, int) or isinstance(size, bool) or size < 2:
-        raise ValueError(f"batch_size={size!r}: give a whole number, 2 or more (batch norm needs two pictures)")
+        raise ValueError(f"batch_size={size!r}: give an integer, 2 or more (batch norm needs two pictures)")
     return DataLoader(dataset, sampler=Shuffled(len(dataset), size), batch_size=None)  # type: ignore[arg-type]
 
 

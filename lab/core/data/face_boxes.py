@@ -53,9 +53,9 @@ def read(path: str | Path, longest: int = 256, limit: int | None = None) -> Face
     """
     path = Path(path).expanduser()
     if not isinstance(longest, int) or longest < 16:
-        raise ValueError(f"faces: longest={longest!r}: give a whole number of pixels, 16 or more")
+        raise ValueError(f"faces: longest={longest!r}: give an integer number of pixels, 16 or more")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"faces: limit={limit!r}: give a whole number of pictures, 1 or more, or None for all")
+        raise ValueError(f"faces: limit={limit!r}: give an integer number of pictures, 1 or more, or None for all")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give {FORMS}")
     if (path / "wider_face_split").is_dir():

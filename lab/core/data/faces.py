@@ -176,7 +176,7 @@ def composed(domain: str, seed: int = 0) -> FaceTask:
     if domain not in DOMAINS:
         raise ValueError(f"domain={domain!r}: there are {', '.join(DOMAINS)}")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"faces: seed={seed!r}: give a whole number >= 0")
+        raise ValueError(f"faces: seed={seed!r}: give an integer >= 0")
     parts = []
     for part, (role, count) in enumerate((("learn", LEARN), ("held out", HELD_OUT))):
         place = [seed, list(DOMAINS).index(domain), part]

@@ -90,7 +90,7 @@ def _checked(path: Path, split: Split) -> Split:
 
 def _npz(path: Path) -> Split:
     try:
-        inflating.demand_small(path)
+        inflating.validate_small(path)
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             names = ("x_train", "y_train", "x_test", "y_test")
             missing = [name for name in names if name not in file]
@@ -119,7 +119,7 @@ def _pixels(name: str, x: np.ndarray) -> torch.Tensor:
 
 def _labels(y: np.ndarray) -> torch.Tensor:
     if y.dtype.kind not in "iu":
-        raise ValueError(f"labels are {y.dtype}, not whole numbers: store class numbers")
+        raise ValueError(f"labels are {y.dtype}, not integers: store class numbers")
     return torch.from_numpy(y.astype(np.int64)).squeeze(-1) if y.ndim == 2 else torch.from_numpy(y.astype(np.int64))
 
 

@@ -64,17 +64,17 @@ def files(path: str | Path) -> Iterator[tuple[str, Any]]:
 def member(path: str | Path, name: str) -> bytes:
     """A member of a zip archive; KeyError where there is none."""
     with zipfile.ZipFile(path) as archive:
-        _demand(f"{path}: {name}", archive.getinfo(name).file_size, archive.getinfo(name).compress_size)
+        _validate(f"{path}: {name}", archive.getinfo(name).file_size, archive.getinfo(name).compress_size)
         return archive.read(name)
 
 
-def demand_small(path: str | Path) -> None:
+def validate_small(path: str | Path) -> None:
     """ValueError where the members of a zip archive inflate to more than they may; nothing is inflated."""
     with zipfile.ZipFile(path) as archive:
-        _demand(str(path), sum(one.file_size for one in archive.infolist()), Path(path).stat().st_size)
+        _validate(str(path), sum(one.file_size for one in archive.infolist()), Path(path).stat().st_size)
 
 
-def _demand(name: str, size: int, packed: int) -> None:
+def _validate(name: str, size: int, packed: int) -> None:
     if size > limit(packed):
         raise ValueError(f"{name} inflates to {size:,} bytes, more than {limit(packed):,}: {_remedy()}")
 

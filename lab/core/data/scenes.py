@@ -52,7 +52,7 @@ class Scene:
                 choices = ", ".join(map(repr, allowed))
                 raise ValueError(f"Scene: {name}={getattr(self, name)!r} is not allowed: give one of {choices}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise ValueError(f"Scene: seed={self.seed!r} is not allowed: give a whole number >= 0")
+            raise ValueError(f"Scene: seed={self.seed!r} is not allowed: give an integer >= 0")
 
     @property
     def caption(self) -> str:
@@ -73,7 +73,7 @@ def random_scenes(count: int, seed: int = 0, among: Iterable[Kind] | None = None
     `among` are the kinds to draw from; left out, all that stand on plain ground.
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"count={count!r}: give a whole number of scenes, 1 or more")
+        raise ValueError(f"count={count!r}: give an integer number of scenes, 1 or more")
     choices = kinds() if among is None else list(among)
     if not choices:
         raise ValueError("random_scenes: among is empty: give at least one kind of scene")
@@ -95,7 +95,7 @@ def draw(scenes: Iterable[Scene], size: int = 32) -> tuple[torch.Tensor, torch.T
     gives the same picture, whatever it is drawn with. ValueError below 16 pixels, where shapes can't be told apart.
     """
     if not isinstance(size, int) or isinstance(size, bool) or size < 16:
-        raise ValueError(f"size={size!r}: give a whole number of pixels, 16 or more")
+        raise ValueError(f"size={size!r}: give an integer number of pixels, 16 or more")
     scenes = list(scenes)
     pictures = np.empty((len(scenes), 3, size, size), np.float32)
     masks = np.zeros((len(scenes), len(CONCEPTS), size, size), bool)

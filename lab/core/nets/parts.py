@@ -34,10 +34,10 @@ def named(model: nn.Module, net: str, **arguments: int | float) -> nn.Module:
 
 
 def check_counts(**counts: int) -> None:
-    """Refuse a count that is not a whole number of at least 1."""
+    """Refuse a count that is not an integer of at least 1."""
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
+            raise ValueError(f"{name}={value!r}: give an integer, 1 or more")
 
 
 def check_width(width: float) -> None:

@@ -22,7 +22,7 @@ def levels(bits: int, signed: bool = True) -> int:
 
 
 def rounded(x: Tensor) -> Tensor:
-    """The nearest whole number; the gradient passes as if nothing had been rounded."""
+    """The nearest integer; the gradient passes as if nothing had been rounded."""
     return x + (x.round() - x).detach()
 
 
@@ -37,14 +37,14 @@ def floored(x: Tensor, least: float) -> Tensor:
 
 
 def soft_rounded(x: Tensor, sharp: float = 3.0) -> Tensor:
-    """The nearest whole number; the gradient is that of a tanh between each two, 1 on average."""
+    """The nearest integer; the gradient is that of a tanh between each two, 1 on average."""
     middle = x.detach().floor() + 0.5
     soft = middle + torch.tanh(sharp * (x - middle)) / (2 * math.tanh(sharp / 2))
     return soft + (x.round() - soft).detach()
 
 
 def power_of_two(log: Tensor) -> Tensor:
-    """2 to the next whole number above, with the gradient of 2^log."""
+    """2 to the next integer above, with the gradient of 2^log."""
     return torch.exp2(log + (log.ceil() - log).detach())
 
 

@@ -33,7 +33,7 @@ _MACRO = {"0": "identity", "1": "mb3_k3", "2": "mb6_k5"}
 def lab_cells() -> Space:
     """Every cell of four operators, trained by the lab on the digits: see `lab.tasks.cells`."""
     table = read_csv(store.artefact("cells/cells.csv.gz"))
-    _demand(table, "arch", "valid_0", "valid_1", "test_0", "test_1", "supernet", "parameters", "macs", "latency_ms")
+    _validate(table, "arch", "valid_0", "valid_1", "test_0", "test_1", "supernet", "parameters", "macs", "latency_ms")
     costs = {name: numbers(table, name) for name in ("parameters", "macs", "latency_ms")}
     return Space(
         graphs=_cells(table, "arch"),
@@ -62,7 +62,7 @@ def nasbench201(
     if supernet not in ("oneshot", "fewshot"):
         raise ValueError(f"supernet={supernet!r}: give 'oneshot' or 'fewshot'")
     table, column = read_csv(path), NASBENCH201[dataset]
-    _demand(table, "arch_str", column, f"{supernet}_c10", "flops_m", "params_m")
+    _validate(table, "arch_str", column, f"{supernet}_c10", "flops_m", "params_m")
     costs = {"parameters": numbers(table, "params_m") * 1e6, "macs": numbers(table, "flops_m") * 1e6}
     return Space(
         graphs=_cells(table, "arch_str"),
@@ -208,7 +208,7 @@ def _json_files(path: Path) -> Iterator[tuple[str, Any]]:
     yield from sorted(found.items())
 
 
-def _demand(table: pd.DataFrame, *columns: str) -> None:
+def _validate(table: pd.DataFrame, *columns: str) -> None:
     for name in columns:
         if name not in table.columns:
             raise ValueError(f"column {name!r} is missing: the table has {', '.join(table.columns)}")
@@ -271,8 +271,8 @@ def _trainings(table: pd.DataFrame, column: str) -> torch.Tensor:
 
 def _latencies(table: pd.DataFrame, path: str | Path) -> dict[str, torch.Tensor]:
     times = read_csv(path)
-    _demand(times, "index")
-    _demand(table, "index")
+    _validate(times, "index")
+    _validate(table, "index")
     joined = times.set_index("index").reindex(table["index"])
     return {f"latency_ms {device}": numbers(joined.reset_index(), device) for device in joined.columns}
 
@@ -314,7 +314,7 @@ def graph_network(key: int) -> tuple[Graph, tuple[str, ...]]:
 
 
 def _records(content: bytes) -> Iterator[tuple[int, dict[str, float]]]:
-    """{whole number: {name: number}} out of a pickle's opcodes, which are read here and never run."""
+    """{integer: {name: number}} out of a pickle's opcodes, which are read here and never run."""
     memo: dict[int, str] = {}
     key, name = 0, ""
     previous: Any = None

@@ -56,7 +56,7 @@ def test_scores_see_everything_in_order_and_draw_nothing():
 
 @pytest.mark.parametrize("size", [1, 0, 2.5, True])
 def test_bad_batch_size_is_told_in_one_line(size):
-    with pytest.raises(ValueError, match=rf"batch_size={size!r}: give a whole number, 2 or more"):
+    with pytest.raises(ValueError, match=rf"batch_size={size!r}: give an integer, 2 or more"):
         shuffled(TensorDataset(torch.arange(9)), size)
 
 

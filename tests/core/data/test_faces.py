@@ -86,7 +86,7 @@ def test_sizes_are_those_of_the_domain():
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"domain": "dogs"}, "domain='dogs': there are portraits"), ({"seed": -1}, "seed=-1: give a whole number")],
+    [({"domain": "dogs"}, "domain='dogs': there are portraits"), ({"seed": -1}, "seed=-1: give an integer")],
 )
 def test_wrong_options_are_one_line(options, words):
     with pytest.raises(ValueError, match=words) as caught:
@@ -475,5 +475,5 @@ def test_a_picture_of_sixteen_bits_is_not_white(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, -1, 2.5])
 def test_a_limit_is_a_count(tmp_path, limit):
-    with pytest.raises(ValueError, match="give a whole number of pictures, 1 or more, or None"):
+    with pytest.raises(ValueError, match="give an integer number of pictures, 1 or more, or None"):
         lab.tasks.faces(folder=tmp_path, limit=limit)

@@ -90,7 +90,7 @@ def test_npz_of_colour(tmp_path, layout):
     ("changed", "message"),
     [
         ({"x_train": X.astype(np.float32)}, "x_train is float32, not uint8"),
-        ({"y_test": Y_TEST.astype(float)}, "labels are float64, not whole numbers"),
+        ({"y_test": Y_TEST.astype(float)}, "labels are float64, not integers"),
         ({"x_test": X_TEST[:, 0]}, r"x_test has shape \(4, 5\)"),
         ({"y_train": Y[:5]}, "12 training pictures and 5 labels"),
         ({"x_test": X_TEST[:0], "y_test": Y_TEST[:0]}, "0 held-out pictures and 0 labels"),

@@ -87,7 +87,7 @@ def test_the_concepts_are_those_of_the_held_out_pictures():
         (lambda: Scene(1, "pink", "circle", "left"), "colour='pink'"),
         (lambda: Scene(1, "red", "circle", "left", -1), "seed=-1"),
         (lambda: scenes.random_scenes(0), "count=0"),
-        (lambda: scenes.draw([], 8), "size=8: give a whole number of pixels, 16 or more"),
+        (lambda: scenes.draw([], 8), "size=8: give an integer number of pixels, 16 or more"),
         (lambda: tasks.scenes(label="size"), "label='size': give one of 'shape', 'colour'"),
         (lambda: tasks.scenes(label="colour"), "no trained network for label='colour', size=32"),
     ],

@@ -44,7 +44,7 @@ def test_without_body_and_tail_the_mean_colour_comes_out():
     ("arguments", "message"),
     [
         ({"scale": 5}, "scale=5: give 2, 3 or 4"),
-        ({"blocks": 0}, "blocks=0: give a whole number, 1 or more"),
+        ({"blocks": 0}, "blocks=0: give an integer, 1 or more"),
         ({"scaling": 0}, r"scaling=0: give a number above 0"),
         ({"scaling": "0.1"}, "scaling='0.1': give a number above 0"),
     ],
@@ -70,7 +70,7 @@ def test_rdn_adds_its_blocks_inputs():
     torch.nn.init.zeros_(net.blocks[0].fuse.bias)
     x = torch.rand(1, 4, 6, 6)
     assert torch.equal(net.blocks[0](x), x)
-    with pytest.raises(ValueError, match="growth=0: give a whole number"):
+    with pytest.raises(ValueError, match="growth=0: give an integer"):
         nets.rdn(growth=0)
     with pytest.raises(ValueError, match="scale=5: give 2, 3 or 4"):
         nets.rdn(scale=5)
