@@ -93,7 +93,7 @@ def told(loader: str) -> str:
 @pytest.fixture(scope="module")
 def elsewhere():
     """The fingerprints that another process finds."""
-    line = "from tests.test_running import LOADERS, told; print({name: told(name) for name in LOADERS})"
+    line = "from tests.core.test_running import LOADERS, told; print({name: told(name) for name in LOADERS})"
     run = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=True)
     return eval(run.stdout.splitlines()[-1])
 
