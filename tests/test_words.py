@@ -35,7 +35,7 @@ NOT_IN_C = {
 
 
 def names(source: str) -> Iterator[tuple[int, str]]:
-    """Line and name of everything that a file binds: variables, parameters, attributes of self, functions, classes."""
+    """Line and name of everything that a file binds: variables, parameters, attributes of self, private functions."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.id
@@ -43,7 +43,7 @@ def names(source: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.attr
         elif isinstance(node, ast.arg):
             yield node.lineno, node.arg
-        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        elif isinstance(node, ast.FunctionDef) and node.name.startswith("_"):
             yield node.lineno, node.name
 
 

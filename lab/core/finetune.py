@@ -128,10 +128,11 @@ def validate_classes(task: Task, output: Any, y: Any) -> None:
     if task.loss is not F.cross_entropy or not isinstance(output, Tensor) or output.dim() < 2 or y.is_floating_point():
         return
     classes, labels = output.shape[1], y[y != -100]  # -100 is what cross entropy leaves out
-    if y.shape != output.shape and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+    if y.shape != output.shape and not 0 <= low <= high < classes:
         raise ValueError(
-            f"the labels of Task.batches reach from {int(labels.min())} to {int(labels.max())}, the model has {classes} "
-            f"classes: give labels in 0..{classes - 1}, or a model of more classes"
+            f"the labels of Task.batches reach from {low} to {high}, the model has {classes} classes: give labels in "
+            f"0..{classes - 1}, or a model of more classes"
         )
 
 
