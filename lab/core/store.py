@@ -286,7 +286,8 @@ def load(folder: str | Path, name: str) -> dict[str, Any]:
     except _DAMAGE as error:
         raise ValueError(f"{path} is damaged ({_first_line(error)}): delete the folder and save it again") from error
     raise ValueError(
-        f"{path} has format {version!r}, this lab reads 1 to {FORMAT}: load it with the version that wrote it"
+        f"{path} has format {version!r}, this version of the lab reads 1 to {FORMAT}: "
+        "load it with the one that wrote it"
     )
 
 
