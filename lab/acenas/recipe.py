@@ -106,7 +106,7 @@ class AceNAS:
         """Search the space; a run that is begun again with the same checkpoint folder trains nothing twice."""
         given = tasks.cells() if task is None else task
         validate_kind(self, given, Space, "lab.Space(graphs=..., train=...)")
-        device = device_of(device)
+        device = None if device is None else device_of(device)
         order = given.mixed(seed)  # ties and draws must not hang on the order in which the table happens to stand
         space = given[order]
         trace: list[Step] = []

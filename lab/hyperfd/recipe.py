@@ -103,7 +103,7 @@ class HyperFD:
         """Serve the stream's tasks in an order drawn by the seed; goes on at the task where a checkpoint stopped."""
         stream = streams.detectors() if task is None else task
         validate_kind(self, stream, Stream, "lab.Stream(names=..., choices=..., data=..., scores=...)")
-        if (place := device_of(device)) is not None and place.type != "cpu":
+        if device is not None and device_of(device).type != "cpu":
             raise ValueError(f"HyperFD: device={device!r}: its networks are small, it learns on the cpu only")
         with seeded(seed):
             order = torch.randperm(len(stream)).tolist()
