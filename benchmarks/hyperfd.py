@@ -1,4 +1,4 @@
-"""HyperFD beside its rivals: regret task after task over many orders, what is forgotten, what an upload tells.
+"""HyperFD beside its baselines: regret task after task over many orders, what is forgotten, what an upload tells.
 
     python benchmarks/hyperfd.py [--quick] [--json FILE] [--csv FILE] [--orders 10] [--jobs 2] [--stream detectors]
 
@@ -6,9 +6,9 @@ Streams: the lab's table of face detectors, and NAS-Bench-Graph's data sets (`--
 five configurations before a task's own data are used, but the default, which is one and the same; what is learned from
 is the same number of trials for all, the same ones but for those that were recommended. TPE has five trials of its own.
 Regret is the best of the table less the best of the five, in percent: an oracle's is 0 by definition and has no line.
-'all pictures pooled' breaks the wall and learns from all tasks' pictures together, an upper bound; the 'joint offline
-ranker' does so with the first five tasks and learns no more from then on. Ablations are run on the first orders
-only, and compared with HyperFD on the same ones.
+'all pictures pooled' crosses the privacy boundary and learns from all tasks' pictures together, an upper bound; the
+'joint offline ranker' does so with the first five tasks and learns no more from then on. Ablations are run on the first
+orders only, and compared with HyperFD on the same ones.
 `--csv` is a journal too: a second start does only what is missing, known by the recipe and the stream's table, and
 leaves all other lines as they are. The attacks on uploads are two: see `lab.hyperfd.privacy`.
 """
@@ -29,9 +29,9 @@ from lab.core.machine import machine
 from lab.core.spaces.streams import Stream
 from lab.core.training import seeded
 from lab.hyperfd import privacy
-from lab.hyperfd.client import Client, drawn
+from lab.hyperfd.client import DataOwner, sampled
+from lab.hyperfd.features import samples
 from lab.hyperfd.layers import Ranker
-from lab.hyperfd.looking import samples
 from lab.hyperfd.messages import Shape, Upload
 from lab.hyperfd.outcome import HyperFDOutcome
 from lab.hyperfd.recipe import fingerprint
@@ -142,14 +142,25 @@ def one(item: tuple) -> list[dict]:
     began = time.process_time()
     outcome = recipe(name, quick).run(stream(table), seed=seed, progress=False)
     seconds = time.process_time() - began
-    known_as = settings_of(table, name, quick)
-    now = outcome.known["now"] or [None] * len(outcome.served)
+    run = {"stream": table, "by": name, "seed": seed, "settings": settings_of(table, name, quick)}
+    now = outcome.context["now"] or [None] * len(outcome.served)
     return [
-        {"stream": table, "by": name, "seed": seed, "settings": known_as, "place": place, "task": one["name"],
-         "regret": one["regret"], "chance": one["random"], "rank": one["rank"], "ndcg10": one["ndcg"],
-         "tau": one["tau"], "sent": one["sent"], "kept": one.get("kept"), "now": last, "seconds": seconds}
-        for place, (one, last) in enumerate(zip(outcome.served, now, strict=True))
-    ]  # fmt: skip
+        {
+            **run,
+            "place": position,
+            "task": task.name,
+            "regret": task.regret,
+            "chance": task.random,
+            "rank": task.rank,
+            "ndcg10": task.ndcg,
+            "tau": task.tau,
+            "sent": task.sent,
+            "kept": task.kept,
+            "now": last,
+            "seconds": seconds,
+        }
+        for position, (task, last) in enumerate(zip(outcome.served, now, strict=True))
+    ]
 
 
 def summary(rows: pandas.DataFrame) -> pandas.DataFrame:
@@ -230,13 +241,13 @@ def attack(quick: bool) -> dict[str, dict[str, str]]:
 
 def uploaded(outcome: HyperFDOutcome, domain: str, noise: float) -> tuple[Ranker, torch.Tensor, torch.Tensor]:
     """What a client of this domain sends after a whole round with the platform: model and vectors, and what it has."""
-    platform, how, table = outcome.platform(), outcome.recipe.learning(), stream("detectors")
+    platform, config, table = outcome.platform(), outcome.recipe.learning(), stream("detectors")
     task = table.names.index(domain)
     with seeded(0):
-        client = Client(faces.composed(domain), platform.codes, lambda rows: [], how, noise)
-        rows = drawn(table.pool(task), (), outcome.recipe.trials)
+        client = DataOwner(faces.composed(domain), platform.codes, lambda rows: [], config, noise)
+        rows = sampled(table.pool(task), (), outcome.recipe.trials)
         message, learned = client.upload(platform.offer(), rows, table.evaluate(task, rows))
-    sent = Upload.from_bytes(message, Shape.of(learned.ranker, how.R, platform.codes))
+    sent = Upload.from_bytes(message, Shape.of(learned.ranker, config.R, platform.codes))
     return learned.ranker, sent.vectors, client.x
 
 

@@ -38,7 +38,7 @@ def begin() -> None:
     """The weights that detectors start from: half floats, a name begins with the width."""
     parts = [faces.composed(domain, seed=1).learn for domain in PLAIN]
     plain = faces.Faces(
-        pictures=[picture for part in parts for picture in part.pictures],
+        images=[image for part in parts for image in part.images],
         boxes=[boxes for part in parts for boxes in part.boxes], name="plain scenes",
     )  # fmt: skip
     found = {}

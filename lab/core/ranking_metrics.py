@@ -3,26 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 
 def kendall_tau(scores: Tensor, truth: Tensor) -> float:
-    """Kendall's tau-b; -1 where scores are all the same, for such a scorer has died."""
-    tau = stats.kendalltau(scores.numpy(), truth.numpy()).statistic
+    """Kendall's tau-b; -1 where scores are all the same, for such a scorer has collapsed."""
+    tau = scipy.stats.kendalltau(scores.numpy(), truth.numpy()).statistic
     return -1.0 if tau != tau else float(tau)
 
 
 def ndcg(scores: Tensor, relevance: Tensor, k: int | None = None) -> float:
     """NDCG@k: the gains 2^r - 1 in the order of the scores (n,), discounted by 1 / log2(1 + place), over the ideal.
 
-    Equal scores say no order: each counts as the mean of their gains, which is what all their orders give on average.
+    Equal scores give no order: each counts as the mean of their gains, which is what all their orders give on average.
     Not-a-number comes last. 1 where nothing is relevant.
     """
     _, groups = scores.nan_to_num(-torch.inf, torch.inf, -torch.inf).unique(return_inverse=True)
-    gain = 2.0 ** relevance.double() - 1
+    gain = 2.0 ** relevance.double() - 1  # (n,)
     sums = torch.zeros(int(groups.max()) + 1, dtype=gain.dtype).index_add(0, groups, gain)
+    # (k,): the mean gain of the group at each place, the group of the highest score first
     expected = (sums / groups.bincount())[groups.sort(descending=True).values][:k]
     discount = 1 / torch.log2(2 + torch.arange(len(expected), dtype=gain.dtype))
     ideal = float((gain.sort(descending=True).values[:k] * discount).sum())
@@ -61,5 +62,5 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     mean = float(sample.mean())
     if len(sample) < 2:
         return Interval(mean, mean, mean)
-    half = float(stats.t.ppf((1 + confidence) / 2, len(sample) - 1) * sample.std() / len(sample) ** 0.5)
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, len(sample) - 1) * sample.std() / len(sample) ** 0.5)
     return Interval(mean, mean - half, mean + half)

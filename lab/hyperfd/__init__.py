@@ -3,19 +3,22 @@ arXiv 2203.08399).
 
     idea        Owners of pictures come one after another. A platform that never sees a picture recommends each a few
                 configurations of a detector, from pooled meta-features of random subsets; what the owner's own trials
-                teach is learned behind the owner's wall, and comes back as weights and a map between the extractor's
-                versions, so that records of old tasks stay of use although their pictures are gone.
+                teach is learned on the owner's side of the privacy boundary, and comes back as weights and a map
+                between the extractor's versions, so that records of old tasks stay of use although their pictures are
+                gone.
     symbols     z a picture's vector   v meta-vector of a subset, d numbers   c a configuration's code   s score
                 y result, r relevance   R subsets of m pictures   K recommended   omega, Omega synaptic importances
                 theta* weights where a task began   D, tau the map between versions
-    equations   (1) meta_vector   (1a) counted   (2) joined   (3) relevance   (4) ranking_loss   (5) triplet_loss
-                (6) path_importance   (7) consolidated   (8) synaptic_penalty   (9) transformation   (10) transformed
-                (11) transformation_error   (12) subset_scores   (13) private   (14) regret
-    procedure   recipe.HyperFD.run: for each task client.Client.recommend, evaluate, upload; platform.Platform.accept
-    where       detector and space are what is recommended, precision judges it; layers, learning and looking are the
-                ranker and a round of learning; messages is all that crosses the wall, client and platform its two
-                sides, serving the platform over HTTP, live what really trains; rivals recommend by other means,
-                privacy attacks an upload, bounds is what a platform demands of one
+    equations   (1) meta_vector   (1a) handcrafted_features   (2) joined   (3) relevance   (4) ranking_loss
+                (5) triplet_loss   (6) path_importance   (7) consolidated   (8) synaptic_penalty   (9) transformation
+                (10) transformed   (11) transformation_error   (12) subset_scores   (13) private   (14) regret
+                The numbers are this card's own: Card (n).
+    procedure   recipe.HyperFD.run: for each task client.DataOwner.recommend, evaluate, upload; platform.Platform.accept
+    where       detector and space are what is recommended, precision scores it; layers, learning and features are the
+                ranker and a round of learning; messages is all that crosses the privacy boundary, client and platform
+                its two sides, serving the platform over HTTP, live what really trains; baselines recommend by other
+                means, evaluation is what is noted of a task, privacy attacks an upload, bounds is what a platform asks
+                of one
     picture     view.explore, view.detections, view.curves
 
     departures  Of the paper its abstract, the start of its introduction and one figure's caption could be read, and no
@@ -26,9 +29,9 @@ arXiv 2203.08399).
                 The 216 configurations are ours: the paper's space could not be read. A dearer configuration gets fewer
                 steps of training, so that which one is best hangs on the data. All start from weights that the lab
                 trained on plain scenes; the hardest negatives are sought in a random tenth of them. Ours.
-                The extractor sees 64 x 64 pictures with a fourth channel that holds the filled boxes; beside what its
-                network says stand six numbers that are counted, and it learns at a fiftieth of the rate, from pictures
-                that it looks at anew in every third step; in the others vectors from before the round serve. Ours.
+                The extractor sees 64 x 64 pictures with a fourth channel that holds the filled boxes; beside its
+                learned features stand six handcrafted ones, and it learns at a fiftieth of the rate, by a fresh pass
+                over pictures in every third step; in the others vectors from before the round serve. Ours.
                 Of a client's trials K are recommended, the others random; the platform learns from all. Ours.
                 The transformation is a ridge regression on one client's subsets: it says nothing about directions in
                 which that client's pictures do not vary. Its error is measured on that client's own subsets, which is

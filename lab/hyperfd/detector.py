@@ -1,10 +1,11 @@
 """A real detector of faces: one stage, anchors on three levels, hard negatives, non-maximum suppression."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -29,7 +30,7 @@ RATES = {"sgd": 1e-2, "adamw": 2e-3}
 CANDIDATES, OVERLAP, MOST = 300, 0.4, 100  # into suppression, where a weaker box goes, boxes a picture
 
 
-class Detector(nn.Module):
+class FaceDetector(nn.Module):
     """Pictures (N, 3, S, S) in [-1, 1] -> logits (N, A) and offsets (N, A, 4), A anchors from fine to coarse."""
 
     def __init__(self, width: float = 1.0) -> None:
@@ -71,14 +72,15 @@ def _convolution(a: int, b: int, stride: int = 1) -> nn.Sequential:
 
 def anchors(side: int) -> Tensor:
     """The anchors of an input of `side` px, (A, 4): left, top, right, bottom; a row of the picture after another."""
-    found = []
+    levels = []
     for stride, sizes in zip(STRIDES, SIZES, strict=True):
         middle = (torch.arange(-(-side // stride)) + 0.5) * stride
         y, x = torch.meshgrid(middle, middle, indexing="ij")
         half = torch.tensor(sizes) / 2
         boxes = torch.stack([x[..., None] - half, y[..., None] - half, x[..., None] + half, y[..., None] + half], -1)
-        found.append(boxes.reshape(-1, 4))
-    return torch.cat(found)
+        # (rows, columns, 2 sizes, 4)
+        levels.append(boxes.reshape(-1, 4))
+    return torch.cat(levels)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -118,8 +120,8 @@ def match(boxes: Tensor, anchors: Tensor, threshold: float) -> tuple[Tensor, Ten
     overlap = iou(anchors, boxes)  # (A, n)
     best, which = overlap.max(1)
     label[best >= threshold - 0.1] = -1
-    own = overlap.max(0).indices
-    best[own], which[own] = 1.0, torch.arange(len(boxes))
+    favourite = overlap.max(0).indices  # (n,): of each face the anchor that fits it best
+    best[favourite], which[favourite] = 1.0, torch.arange(len(boxes))
     positive = best >= threshold
     label[positive] = 1
     target[positive] = encode(boxes[which[positive]], anchors[positive])
@@ -137,8 +139,8 @@ def loss_terms(
     """
     positive, negative = label == 1, label == 0
     entropy = F.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
-    open_ = negative & (torch.rand(entropy.shape) < among) if among < 1 else negative
-    hardness = entropy.detach().masked_fill(~open_, -1)
+    eligible = negative & (torch.rand(entropy.shape) < among) if among < 1 else negative  # (N, A)
+    hardness = entropy.detach().masked_fill(~eligible, -1)
     wanted = (ratio * positive.sum(1)).clamp_min(ratio)  # (N,): pictures without a face have some, too
     most = int(wanted.max().clamp_max(label.shape[1]))
     order = hardness.topk(most, dim=1)
@@ -155,10 +157,10 @@ def suppressed(boxes: Tensor, scores: Tensor, overlap: float = OVERLAP, most: in
     near = iou(boxes[order], boxes[order]) > overlap
     gone = torch.zeros(len(order), dtype=torch.bool)
     kept = []
-    for place in range(len(order)):
-        if not gone[place]:
-            kept.append(place)
-            gone |= near[place]
+    for index in range(len(order)):
+        if not gone[index]:
+            kept.append(index)
+            gone |= near[index]
             if len(kept) == most:
                 break
     return order[kept]
@@ -167,11 +169,11 @@ def suppressed(boxes: Tensor, scores: Tensor, overlap: float = OVERLAP, most: in
 # -- learning and use --------------------------------------------------------------------------------------------------
 
 
-def letterboxed(picture: Tensor, side: int) -> tuple[Tensor, float]:
+def letterboxed(image: Tensor, side: int) -> tuple[Tensor, float]:
     """The picture in the upper left of a black square, uint8 (3, side, side), and the scale it was brought to."""
-    scale = side / max(picture.shape[1:])
-    size = [max(1, round(length * scale)) for length in picture.shape[1:]]
-    small = F.interpolate(picture[None].float(), size=size, mode="bilinear", antialias=scale < 1, align_corners=False)
+    scale = side / max(image.shape[1:])
+    size = [max(1, round(length * scale)) for length in image.shape[1:]]
+    small = F.interpolate(image[None].float(), size=size, mode="bilinear", antialias=scale < 1, align_corners=False)
     return F.pad(small[0], (0, side - size[1], 0, side - size[0])).round().clamp(0, 255).to(torch.uint8), scale
 
 
@@ -185,20 +187,20 @@ class _Prepared:
 
     @classmethod
     def of(cls, faces: Faces, configuration: Configuration) -> "_Prepared":
-        side, places = configuration.side, anchors(configuration.side)
+        side, priors = configuration.side, anchors(configuration.side)  # (A, 4)
         rows = []
-        for picture, boxes in zip(faces.pictures, faces.boxes, strict=True):
-            x, scale = letterboxed(picture, side)
+        for image, boxes in zip(faces.images, faces.boxes, strict=True):
+            x, scale = letterboxed(image, side)
             scaled = boxes * scale
             mirrored = torch.stack([side - scaled[:, 2], scaled[:, 1], side - scaled[:, 0], scaled[:, 3]], 1)
-            rows += [(x, *match(scaled, places, configuration.iou)),
-                     (x.flip(2), *match(mirrored, places, configuration.iou))]  # fmt: skip
+            rows.append((x, *match(scaled, priors, configuration.iou)))
+            rows.append((x.flip(2), *match(mirrored, priors, configuration.iou)))
         return cls(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
     def __len__(self) -> int:
         return max(1, len(self.x) // BATCH)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         order = torch.randperm(len(self.x))
         for index in range(len(self)):
             rows = order[index * BATCH : (index + 1) * BATCH]
@@ -218,16 +220,21 @@ def affordable(configuration: Configuration, budget: int = BUDGET) -> int:
 
 
 def train(
-    faces: Faces, configuration: Configuration, budget: int = BUDGET, seed: int = 0, checkpoint=None, progress=False,
+    faces: Faces,
+    configuration: Configuration,
+    budget: int = BUDGET,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    progress: bool = False,
     fresh: bool = False,
-) -> tuple[Detector, tuple[Step, ...]]:  # fmt: skip
+) -> tuple[FaceDetector, tuple[Step, ...]]:
     """A detector of this configuration, trained on these faces from its own seed; larger ones get fewer steps.
 
     It starts from weights that have learned plain scenes (`data/faces`), with fresh=True from random ones.
     """
     steps = affordable(configuration, budget)
     with seeded(seed):
-        net, batches = Detector(configuration.width), _Prepared.of(faces, configuration)
+        net, batches = FaceDetector(configuration.width), _Prepared.of(faces, configuration)
         if not fresh:
             net.load_state_dict(started(configuration.width))
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth faster on a CPU
@@ -239,8 +246,8 @@ def train(
         )
         optimiser.register_step_pre_hook(_clipped)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps))
-        owner = f"a detector of {configuration}, {steps} steps, seed {seed}"
-        stage = Stage(checkpoint, "detector", owner, net=net, optimiser=optimiser, schedule=schedule)
+        run_id = f"a detector of {configuration}, {steps} steps, seed {seed}"
+        stage = Stage(checkpoint, "detector", run_id, net=net, optimiser=optimiser, schedule=schedule)
 
         def terms(batch: Sequence[Tensor]) -> dict[str, Tensor]:
             x, label, target = batch
@@ -267,30 +274,30 @@ def _rate(step: int, steps: int) -> float:
 def started(width: float) -> dict[str, Tensor]:
     """The weights that a detector of this width starts from."""
     kept = load_file(store.artefact("faces/start.safetensors"))
-    own = {name.removeprefix(f"{width} "): value for name, value in kept.items() if name.startswith(f"{width} ")}
-    return {name: value.float() if value.is_floating_point() else value for name, value in own.items()}
+    weights = {name.removeprefix(f"{width} "): value for name, value in kept.items() if name.startswith(f"{width} ")}
+    return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
 
 
-def detect(net: Detector, pictures: Sequence[Tensor], side: int) -> list[tuple[Tensor, Tensor]]:
+def detect(net: FaceDetector, images: Sequence[Tensor], side: int) -> list[tuple[Tensor, Tensor]]:
     """(boxes (n, 4) in px of the picture, scores (n,) in [0, 1]) of each picture, best first, at most a hundred."""
-    places, found = anchors(side), []
+    priors, detections = anchors(side), []
     with torch.no_grad():
-        for start in range(0, len(pictures), BATCH):
-            part = [letterboxed(picture, side) for picture in pictures[start : start + BATCH]]
+        for start in range(0, len(images), BATCH):
+            part = [letterboxed(image, side) for image in images[start : start + BATCH]]
             logits, offsets = net(_scaled(torch.stack([x for x, _ in part])))
             for row, (_, scale) in enumerate(part):
                 top = logits[row].topk(min(CANDIDATES, logits.shape[1]))
-                boxes = decode(offsets[row, top.indices], places[top.indices]) / scale
-                height, width = pictures[start + row].shape[1:]
+                boxes = decode(offsets[row, top.indices], priors[top.indices]) / scale  # px of the picture
+                height, width = images[start + row].shape[1:]
                 boxes = torch.minimum(boxes.clamp_min(0), torch.tensor([width, height, width, height]).float())
                 kept = suppressed(boxes, top.values)
-                found.append((boxes[kept], top.values[kept].sigmoid()))
-    return found
+                detections.append((boxes[kept], top.values[kept].sigmoid()))
+    return detections
 
 
-def score(net: Detector, faces: Faces, side: int) -> dict[str, float]:
+def score(net: FaceDetector, faces: Faces, side: int) -> dict[str, float]:
     """Average precision on these faces in percent: 'ap50' at an overlap of 0.5, 'ap' the mean from 0.5 to 0.95."""
-    return average_precision(detect(net, faces.pictures, side), faces.boxes)
+    return average_precision(detect(net, faces.images, side), faces.boxes)
 
 
 def evaluated(task: FaceTask, configuration: Configuration, budget: int = BUDGET, seed: int = 0) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The live mode: streams and clients that really train detectors, in place of a table."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,16 +9,19 @@ from ..core.data import faces
 from ..core.data.faces import FaceTask
 from ..core.spaces import streams
 from ..core.spaces.streams import Choice, Stream, coded
-from .client import Client
+from .client import DataOwner
 from .detector import BUDGET, evaluated
-from .learning import Learning
+from .learning import RoundConfig
 from .space import DEFAULT, NAMES, Configuration, configurations, even_part
 
 
 def stream(
-    tasks: Mapping[str, FaceTask] | None = None, count: int = 216, budget: int = BUDGET,
-    journal: str | Path | None = None, n_jobs: int | None = 1,
-) -> Stream:  # fmt: skip
+    tasks: Mapping[str, FaceTask] | None = None,
+    count: int = 216,
+    budget: int = BUDGET,
+    journal: str | Path | None = None,
+    n_jobs: int | None = 1,
+) -> Stream:
     """Sets of faces that come one after another, detectors trained when they are asked for: AP at 0.5 in percent.
 
     tasks: {name: FaceTask}, left out the composed domains; `count` of the 216 configurations may be chosen; `budget` is
@@ -26,32 +29,41 @@ def stream(
     """
     sets = {name: faces.composed(name) for name in faces.DOMAINS} if tasks is None else dict(tasks)
     everything = configurations()
-    marks = {name: fingerprint(task) for name, task in sets.items()}
+    marks = {name: fingerprint(task) for name, task in sets.items()}  # of the journal: other pictures, other trainings
     choices = sorted(everything[number].choice for number in even_part(count))
     return Stream(
-        names=list(sets), choices=choices, data=sets.__getitem__, train=partial(_trained, sets, budget, marks),
-        journal=journal, n_jobs=n_jobs, default=choices.index(DEFAULT.choice), decisions=NAMES, metric="ap50", unit="%",
-        name="faces", note="; ".join(sorted({one.note for one in sets.values() if one.note})),
-    )  # fmt: skip
+        names=list(sets),
+        choices=choices,
+        data=sets.__getitem__,
+        train=partial(_trained, sets, budget, marks),
+        journal=journal,
+        n_jobs=n_jobs,
+        default=choices.index(DEFAULT.choice),
+        decisions=NAMES,
+        metric="ap50",
+        unit="%",
+        name="faces",
+        note="; ".join(sorted({task.note for task in sets.values() if task.note})),
+    )
 
 
-def client(task: FaceTask, how: Learning | None = None, noise: float = 0.0, budget: int = BUDGET) -> Client:
+def client(task: FaceTask, config: RoundConfig | None = None, noise: float = 0.0, budget: int = BUDGET) -> DataOwner:
     """The owner of a set of faces, who trains what a platform of the 216 configurations recommends."""
     choices = streams.detector_choices()
 
-    def evaluate(rows):
+    def evaluate(rows: Sequence[int]) -> list[float]:
         return [evaluated(task, Configuration(*choices[row]), budget)["ap50"] for row in rows]
 
-    return Client(task, coded(choices), evaluate, how or Learning(), noise)
+    return DataOwner(task, coded(choices), evaluate, config or RoundConfig(), noise)
 
 
 def fingerprint(task: FaceTask) -> str:
     """A short hash of all pixels and boxes."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for part in (task.learn, task.held_out):
-        for picture, boxes in zip(part.pictures, part.boxes, strict=True):
-            found.update(repr((tuple(picture.shape), boxes.tolist())).encode() + picture.contiguous().numpy().tobytes())
-    return found.hexdigest()[:12]
+        for image, boxes in zip(part.images, part.boxes, strict=True):
+            sha.update(repr((tuple(image.shape), boxes.tolist())).encode() + image.contiguous().numpy().tobytes())
+    return sha.hexdigest()[:12]
 
 
 def _trained(sets: Mapping[str, FaceTask], budget: int, marks: Mapping[str, str], item: tuple[str, Choice]) -> float:

@@ -1,9 +1,9 @@
-"""What crosses the wall between client and platform: two kinds of message, each of a fixed, checked shape.
+"""What crosses the privacy boundary between client and platform: two kinds of message, each of a fixed, checked shape.
 
 A message is one safetensors file whose header carries {kind, version, body}, the body in JSON, and a digest of all
-bytes. Tensors other than the
-model's own weights are meta-vectors (R, d), one a random subset, a square map (d, d), lists of results: nothing has an
-axis for pictures. A message that differs from its schema in a name, a type, a shape or a number is refused in one line.
+bytes. Tensors other than the model's weights are meta-vectors (R, d), one a random subset, a square map (d, d), lists
+of results: nothing has an axis for pictures. A message that differs from its schema in a name, a type, a shape or a
+number is refused in one line.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..core import sealing
 from ..core.errors import first_line
-from .bounds import Refused
+from .bounds import Rejected
 from .layers import Ranker
 from .learning import Record, Synapses
 
@@ -46,7 +46,7 @@ class Shape:
     @classmethod
     def of(cls, ranker: Ranker, R: int, codes: Tensor, results: tuple[float, float] = ANY) -> "Shape":
         weights = {name: tuple(value.shape) for name, value in ranker.state_dict().items()}
-        return cls(R, int(ranker.extractor.width), len(codes), digest(codes), weights, results)  # type: ignore[arg-type]
+        return cls(R, ranker.extractor.width, len(codes), digest(codes), weights, results)
 
 
 def digest(codes: Tensor) -> str:
@@ -71,32 +71,35 @@ class Offer:
     records: tuple[Record, ...]
 
     def to_bytes(self) -> bytes:
-        tensors = _weights(self.weights, self.Omega) | {f"v.{k}": one.vectors for k, one in enumerate(self.records)}
-        known = [{"rows": list(one.rows), "results": list(one.results), "error": one.error} for one in self.records]
-        return _packed(OFFER, {"model": self.version, "space": self.space, "records": known}, tensors)
+        """The message as it is sent."""
+        tensors = _weights(self.weights, self.Omega) | {f"v.{k}": r.vectors for k, r in enumerate(self.records)}
+        records = [{"rows": list(r.rows), "results": list(r.results), "error": r.error} for r in self.records]
+        return _packed(OFFER, {"model": self.version, "space": self.space, "records": records}, tensors)
 
     @classmethod
     def from_bytes(cls, content: bytes, shape: Shape) -> "Offer":
+        """The offer in these bytes; Rejected where they are none for a ranker of this shape."""
         body, tensors = _unpacked(content, OFFER, {"model": int, "space": str, "records": list})
         _same_space(OFFER, body["space"], shape)
         if not 0 <= len(body["records"]) <= MOST_RECORDS:
-            raise Refused(f"offer: {len(body['records'])} records: at most {MOST_RECORDS}")
+            raise Rejected(f"offer: {len(body['records'])} records: at most {MOST_RECORDS}")
         expected = _model(shape) | {f"v.{k}": (shape.R, shape.d) for k in range(len(body["records"]))}
         _check(OFFER, tensors, expected)
         records = []
-        for k, one in enumerate(body["records"]):
-            _keys(OFFER, one, {"rows": list, "results": list, "error": (int, float)})
-            rows, results = _trials(OFFER, one["rows"], one["results"], shape)
-            error = _number(OFFER, "error", one["error"], 0, MOST_SUM)
+        for k, record in enumerate(body["records"]):
+            _keys(OFFER, record, {"rows": list, "results": list, "error": (int, float)})
+            rows, results = _trials(OFFER, record["rows"], record["results"], shape)
+            error = _number(OFFER, "error", record["error"], 0, MOST_SUM)
             records.append(Record(f"record {k}", tensors[f"v.{k}"], rows, results, error=error))
         return cls(body["model"], body["space"], *_model_of(tensors, shape), tuple(records))
 
     def digest(self) -> str:
         """A short hash of what it says; its bytes may differ, for the header's order is by chance."""
-        found = hashlib.sha256(repr([self.version, self.space, *((r.rows, r.results) for r in self.records)]).encode())
-        for x in (*self.weights.values(), *self.Omega, *(one.vectors for one in self.records)):
-            found.update(x.detach().contiguous().numpy().tobytes())
-        return found.hexdigest()[:12]
+        trials = ((r.rows, r.results) for r in self.records)
+        sha = hashlib.sha256(repr([self.version, self.space, *trials]).encode())
+        for x in (*self.weights.values(), *self.Omega, *(r.vectors for r in self.records)):
+            sha.update(x.detach().contiguous().numpy().tobytes())
+        return sha.hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Upload:
     vectors: Tensor
     rows: tuple[int, ...]
     results: tuple[float, ...]
-    pictures: int
+    images: int
     boxes: int
     weights: dict[str, Tensor]
     Omega: list[Tensor]
@@ -116,28 +119,45 @@ class Upload:
     error: float
 
     def to_bytes(self) -> bytes:
+        """The message as it is sent."""
         body = {
-            "model": self.base, "space": self.space, "rows": list(self.rows), "results": list(self.results),
-            "pictures": self.pictures, "boxes": self.boxes, "error": self.error,
-        }  # fmt: skip
+            "model": self.base,
+            "space": self.space,
+            "rows": list(self.rows),
+            "results": list(self.results),
+            "pictures": self.images,
+            "boxes": self.boxes,
+            "error": self.error,
+        }
         return _packed(UPLOAD, body, _weights(self.weights, self.Omega) | {"vectors": self.vectors, "D": self.D})
 
     @classmethod
     def from_bytes(cls, content: bytes, shape: Shape) -> "Upload":
-        kinds = {"model": int, "space": str, "rows": list, "results": list, "pictures": int, "boxes": int,
-                 "error": (int, float)}  # fmt: skip
+        """The upload in these bytes; Rejected where they are none for a ranker of this shape."""
+        lists, counts = {"rows": list, "results": list}, {"pictures": int, "boxes": int}
+        kinds = {"model": int, "space": str, **lists, **counts, "error": (int, float)}
         body, tensors = _unpacked(content, UPLOAD, kinds)
         _same_space(UPLOAD, body["space"], shape)
         _check(UPLOAD, tensors, _model(shape) | {"vectors": (shape.R, shape.d), "D": (shape.d, shape.d)})
         rows, results = _trials(UPLOAD, body["rows"], body["results"], shape)
         for name in ("pictures", "boxes"):
             if not 1 <= body[name] < 2**31:
-                raise Refused(f"upload: {name}={body[name]}: give a count, 1 or more")
+                raise Rejected(f"upload: {name}={body[name]}: give a count, 1 or more")
         error = _number(UPLOAD, "error", body["error"], 0, MOST_ERROR)
+        weights, Omega = _model_of(tensors, shape)
         return cls(
-            body["model"], body["space"], tensors["vectors"], rows, results, body["pictures"], body["boxes"],
-            *_model_of(tensors, shape), tensors["D"], error,
-        )  # fmt: skip
+            base=body["model"],
+            space=body["space"],
+            vectors=tensors["vectors"],
+            rows=rows,
+            results=results,
+            images=body["pictures"],
+            boxes=body["boxes"],
+            weights=weights,
+            Omega=Omega,
+            D=tensors["D"],
+            error=error,
+        )
 
 
 def synapses(Omega: list[Tensor], ranker: Ranker) -> Synapses:
@@ -154,14 +174,13 @@ def _weights(weights: Mapping[str, Tensor], Omega: list[Tensor]) -> dict[str, Te
 
 def _model(shape: Shape) -> dict[str, tuple[int, ...]]:
     """The model's tensors: all of its state are parameters, each with its importance."""
-    every = list(shape.weights.items())
-    return {f"w.{name}": size for name, size in every} | {f"o.{k}": size for k, (_, size) in enumerate(every)}
+    sizes = list(shape.weights.items())
+    return {f"w.{name}": size for name, size in sizes} | {f"o.{k}": size for k, (_, size) in enumerate(sizes)}
 
 
 def _model_of(tensors: Mapping[str, Tensor], shape: Shape) -> tuple[dict[str, Tensor], list[Tensor]]:
-    return {name: tensors[f"w.{name}"] for name in shape.weights}, [
-        tensors[f"o.{k}"] for k in range(len(shape.weights))
-    ]
+    weights = {name: tensors[f"w.{name}"] for name in shape.weights}
+    return weights, [tensors[f"o.{k}"] for k in range(len(weights))]
 
 
 def _packed(kind: str, body: dict[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
@@ -173,67 +192,68 @@ def _unpacked(content: bytes, kind: str, kinds: dict[str, Any]) -> tuple[dict[st
     """Body and tensors of a message of this kind and version."""
     try:
         header = sealing.header(content, len(content))["__metadata__"]
-        found, version, body = header["kind"], header["version"], json.loads(header["body"])
+        header_kind, version, body = header["kind"], header["version"], json.loads(header["body"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = first_line(error)[:120]
-        raise Refused(f"{kind}: {len(content):,} bytes are no message of HyperFD ({reason})") from error
+        raise Rejected(f"{kind}: {len(content):,} bytes are no message of HyperFD ({reason})") from error
     if version != str(VERSION):
-        raise Refused(f"{kind}: the message has version {version}, this side speaks {VERSION}: update the older side")
-    if found != kind or set(header) != {"kind", "version", "body", sealing.SEAL}:
-        raise Refused(f"{kind}: the message is of kind {found!r}")
+        raise Rejected(f"{kind}: the message has version {version}, this side speaks {VERSION}: update the older side")
+    if header_kind != kind or set(header) != {"kind", "version", "body", sealing.SEAL}:
+        raise Rejected(f"{kind}: the message is of kind {header_kind!r}")
     _keys(kind, body, kinds)
     try:
         return body, load(content)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise Refused(f"{kind}: the tensors are damaged ({first_line(error)})") from error
+        raise Rejected(f"{kind}: the tensors are damaged ({first_line(error)})") from error
 
 
 def _keys(kind: str, body: Any, kinds: dict[str, Any]) -> None:
     """Exactly these fields, each of its type."""
     if not isinstance(body, dict) or set(body) != set(kinds):
-        found = sorted(body) if isinstance(body, dict) else type(body).__name__
-        raise Refused(f"{kind}: the body has {found}: the schema has {sorted(kinds)}")
+        keys = sorted(body) if isinstance(body, dict) else type(body).__name__
+        raise Rejected(f"{kind}: the body has {keys}: the schema has {sorted(kinds)}")
     for name, allowed in kinds.items():
         if not isinstance(body[name], allowed) or isinstance(body[name], bool):
-            raise Refused(f"{kind}: {name} is a {type(body[name]).__name__}")
+            raise Rejected(f"{kind}: {name} is a {type(body[name]).__name__}")
 
 
 def _check(kind: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
     """Exactly these tensors, float32, of these shapes, finite."""
     if set(tensors) != set(expected):
         odd = sorted(set(tensors) ^ set(expected))[0]
-        raise Refused(f"{kind}: tensor {odd!r} is {'not in the schema' if odd in tensors else 'missing'}")
+        raise Rejected(f"{kind}: tensor {odd!r} is {'not in the schema' if odd in tensors else 'missing'}")
     for name, size in expected.items():
         value = tensors[name]
         if tuple(value.shape) != size or value.dtype != torch.float32:
-            raise Refused(
-                f"{kind}: tensor {name!r} is {value.dtype} {tuple(value.shape)}: the schema has float32 {size}"
-            )
+            actual = f"{value.dtype} {tuple(value.shape)}"
+            raise Rejected(f"{kind}: tensor {name!r} is {actual}: the schema has float32 {size}")
         if not torch.isfinite(value).all():
-            raise Refused(f"{kind}: tensor {name!r} is not finite")
+            raise Rejected(f"{kind}: tensor {name!r} is not finite")
         low, high = (0.0, MOST_OMEGA) if name.startswith("o.") else (-MOST_NUMBER, MOST_NUMBER)
         if value.numel() and not low <= float(value.min()) <= float(value.max()) <= high:
-            raise Refused(f"{kind}: tensor {name!r} has numbers outside {low:g}..{high:g}")
+            raise Rejected(f"{kind}: tensor {name!r} has numbers outside {low:g}..{high:g}")
 
 
 def _same_space(kind: str, space: str, shape: Shape) -> None:
     if space != shape.space:
-        raise Refused(f"{kind}: its configurations are {space[:12]!r}, this side's are {shape.space!r}: rows would "
-                      "mean others, give both sides the same codes")  # fmt: skip
+        raise Rejected(
+            f"{kind}: its configurations are {space[:12]!r}, this side's are {shape.space!r}: rows would mean others, "
+            "give both sides the same codes"
+        )
 
 
 def _number(kind: str, name: str, value: Any, low: float, high: float) -> float:
-    """A number of JSON, which may be NaN, or whole and too large for a float."""
+    """A number of JSON, which may be NaN, or an integer too large for a float."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-        raise Refused(f"{kind}: {name}={str(value)[:20]} is no finite number in {low:g}..{high:g}")
+        raise Rejected(f"{kind}: {name}={str(value)[:20]} is no finite number in {low:g}..{high:g}")
     return float(value)
 
 
 def _trials(kind: str, rows: list, results: list, shape: Shape) -> tuple[tuple[int, ...], tuple[float, ...]]:
     if not 1 <= len(rows) == len(results) <= MOST_TRIALS:
-        raise Refused(f"{kind}: {len(rows)} configurations and {len(results)} results: give one of each, 1 or more")
+        raise Rejected(f"{kind}: {len(rows)} configurations and {len(results)} results: give one of each, 1 or more")
     if not all(isinstance(row, int) and not isinstance(row, bool) and 0 <= row < shape.n for row in rows):
-        raise Refused(f"{kind}: a configuration is not one of 0..{shape.n - 1}")
+        raise Rejected(f"{kind}: a configuration is not one of 0..{shape.n - 1}")
     if len(set(rows)) < len(rows):
-        raise Refused(f"{kind}: a configuration comes twice")
+        raise Rejected(f"{kind}: a configuration comes twice")
     return tuple(rows), tuple(_number(kind, "a result", y, *shape.results) for y in results)

@@ -1,9 +1,8 @@
-"""The platform's side of the wall: holds the model and the memory, never sees a picture."""
+"""The platform's side of the privacy boundary: holds the model and the memory, never sees a picture."""
 
 import copy
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from torch import Tensor
 from ..core import store
 from ..core.training import seeded
 from . import bounds
-from .bounds import Refused
+from .bounds import Rejected
 from .layers import Ranker
-from .learning import Learning, Record, Synapses, aged
+from .learning import Record, RoundConfig, Synapses, map_records
 from .messages import PERCENT, Offer, Shape, Upload, digest
 
 KEPT = 8  # versions in the folder, the newest among them
@@ -25,28 +24,34 @@ class Platform:
     """Gives each client its model and takes what it learned, so that every task served makes the next one better.
 
     sample is the shape of what the extractor sees of one picture (or row of numbers), codes (n, F) the configurations,
-    results the least and the largest that a client may tell. With a folder, the state is stored after every upload and
+    results the least and the largest that a client may send. With a folder, the state is stored after every upload and
     found again, and the last KEPT versions stay: see `rollback`. An upload is taken whole or not at all. guarded=False
     trusts uploads to be honest, as those of a run in one process are, and does not ask for `bounds`.
     """
 
     def __init__(
-        self, sample: tuple[int, ...], codes: Tensor, how: Learning, seed: int = 0, folder: str | Path | None = None,
-        results: tuple[float, float] = PERCENT, guarded: bool = True,
-    ) -> None:  # fmt: skip
-        self.how, self.codes, self.folder = how, codes, Path(folder) if folder is not None else None
+        self,
+        sample: tuple[int, ...],
+        codes: Tensor,
+        config: RoundConfig,
+        seed: int = 0,
+        folder: str | Path | None = None,
+        results: tuple[float, float] = PERCENT,
+        guarded: bool = True,
+    ) -> None:
+        self.config, self.codes, self.folder = config, codes, Path(folder) if folder is not None else None
         space = f"{tuple(codes.shape)} codes {digest(codes)}"
-        self.owner = f"a platform for {tuple(sample)}, {space}, {how}, seed {seed}"
+        self.run_id = f"a platform for {tuple(sample)}, {space}, {config.identity()}, seed {seed}"
         with seeded(seed):
-            self.ranker: Ranker = how.ranker(torch.Size(sample), codes.shape[1]).eval()
+            self.ranker: Ranker = config.ranker(torch.Size(sample), codes.shape[1]).eval()
         self.synapses = Synapses.of(list(self.ranker.parameters()))
-        self.shape, self.guarded = Shape.of(self.ranker, how.R, codes, results), guarded
+        self.shape, self.guarded = Shape.of(self.ranker, config.R, codes, results), guarded
         self.memory: list[Record] = []
         self.version = 0
         if self.folder is not None and (kept := versions(self.folder)):
-            self._found(store.load(self.folder, _name(kept[-1])))
+            self._continue(store.load(self.folder, _name(kept[-1])))
         elif self.folder is not None and store.exists(self.folder, "platform"):  # before versions were kept
-            self._found(store.load(self.folder, "platform"))
+            self._continue(store.load(self.folder, "platform"))
 
     def offer(self) -> bytes:
         """The message that a client begins with: model, synapses, memory."""
@@ -60,14 +65,15 @@ class Platform:
         """
         upload = Upload.from_bytes(content, self.shape)
         if upload.base != self.version:
-            raise ValueError(f"the upload learned from version {upload.base}, the platform is at {self.version}: "
-                             "ask for an offer and learn again")  # fmt: skip
-        known = Record(
-            f"task {len(self.memory)}", upload.vectors, upload.rows, upload.results, upload.pictures, upload.boxes
-        )
+            raise ValueError(
+                f"the upload learned from version {upload.base}, the platform is at {self.version}: ask for an offer "
+                "and learn again"
+            )
+        name = f"task {len(self.memory)}"
+        record = Record(name, upload.vectors, upload.rows, upload.results, upload.images, upload.boxes)
         after = copy.copy(self)
-        after.memory = [*aged(self.memory, upload.D, upload.error, self.how), known]
-        after.ranker, after.version = self.how.ranker(self._sample(), self.codes.shape[1]).eval(), self.version + 1
+        after.memory = [*map_records(self.memory, upload.D, upload.error, self.config), record]
+        after.ranker, after.version = self.config.ranker(self._sample(), self.codes.shape[1]).eval(), self.version + 1
         after.ranker.load_state_dict(upload.weights)
         after.synapses = Synapses(upload.Omega, Synapses.of(list(after.ranker.parameters())).then)
         after.validate_finite()
@@ -77,54 +83,57 @@ class Platform:
         vars(self).update(vars(after))
 
     def validate_honest(self, upload: Upload, after: "Platform") -> None:
-        """Refused where an upload leaves the `bounds` of what an honest client sends, or what it leads to is worse."""
-        bounds.validate_moved(self.ranker.state_dict(), upload.weights, self.how)
+        """Rejected where an upload leaves the `bounds` of what an honest client sends, or makes the model worse."""
+        bounds.validate_moved(self.ranker.state_dict(), upload.weights, self.config)
         bounds.validate_grown(self.synapses.Omega, upload.Omega)
         bounds.validate_mapped(self.memory, upload.D)
         before = [*(self.memory if len(after.memory) > 1 else []), after.memory[-1]]
         bounds.validate_ordering((self.ranker, before), (after.ranker, after.memory), self.codes)
 
     def validate_finite(self) -> None:
-        """Refused where the memory, or the scores that the model gives for it, are no finite numbers."""
-        for one in self.memory:
+        """Rejected where the memory, or the scores that the model gives for it, are no finite numbers."""
+        for record in self.memory:
             with torch.no_grad():
-                scores = self.ranker.scores(one.vectors, self.codes)
-            if not (torch.isfinite(one.vectors).all() and torch.isfinite(scores).all()):
-                raise Refused(f"upload: after it {one.name!r} would have no finite vectors or scores")
+                scores = self.ranker.scores(record.vectors, self.codes)  # (R, n)
+            if not (torch.isfinite(record.vectors).all() and torch.isfinite(scores).all()):
+                raise Rejected(f"upload: after it {record.name!r} would have no finite vectors or scores")
 
     def save(self) -> None:
         """Store the state beside those before it; without a folder, do nothing.
 
-        Refused where the folder went on without this platform: another one serves it, or it was rolled back.
+        Rejected where the folder went on without this platform: another one serves it, or it was rolled back.
         """
         if self.folder is not None:
             if (kept := versions(self.folder)) and kept[-1] != self.version - 1:
-                raise Refused(f"{self.folder} is at version {kept[-1]}, this platform was at {self.version - 1}: "
-                              "start it again")  # fmt: skip
-            _store(self.folder, {"owner": self.owner, **self.state()})
+                raise Rejected(
+                    f"{self.folder} is at version {kept[-1]}, this platform was at {self.version - 1}: start it again"
+                )
+            _store(self.folder, {"owner": self.run_id, **self.state()})
 
     def state(self) -> dict[str, Any]:
         """All that the platform holds, as a tree."""
-        memory = [{**asdict(one), "rows": list(one.rows), "results": list(one.results)} for one in self.memory]
-        return {"version": self.version, "weights": self.ranker.state_dict(), "Omega": self.synapses.Omega,
-                "memory": memory}  # fmt: skip
+        return {
+            "version": self.version,
+            "weights": self.ranker.state_dict(),
+            "Omega": self.synapses.Omega,
+            "memory": [record.to_dict() for record in self.memory],
+        }
 
-    def _found(self, saved: Mapping[str, Any]) -> None:
-        if saved["owner"] != self.owner:
+    def _continue(self, saved: Mapping[str, Any]) -> None:
+        if saved["owner"] != self.run_id:
             raise ValueError(f"checkpoint={str(self.folder)!r} belongs to {saved['owner']}: give another folder")
         self.restore(saved)
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Become what `state` told."""
+        """Become what `state` gave."""
         self.version = saved["version"]
         self.ranker.load_state_dict(saved["weights"])
         self.synapses = Synapses(list(saved["Omega"]), Synapses.of(list(self.ranker.parameters())).then)
-        self.memory = [Record(**{**one, "rows": tuple(one["rows"]), "results": tuple(one["results"])})
-                       for one in saved["memory"]]  # fmt: skip
+        self.memory = [Record.from_dict(record) for record in saved["memory"]]
 
     def _sample(self) -> torch.Size:
         """The shape of a sample, from the first layer's weights."""
-        if self.how.features == "handmade":
+        if self.config.features == "handmade":
             return torch.Size([self.shape.d])
         first = next(iter(self.ranker.extractor.parameters()))
         return torch.Size([first.shape[1]] + [1] * (first.dim() - 2))
@@ -132,8 +141,8 @@ class Platform:
 
 def versions(folder: str | Path) -> list[int]:
     """The versions that a folder keeps, oldest first."""
-    found = (re.fullmatch(r"platform-(\d+)\.json", path.name) for path in Path(folder).glob("platform-*.json"))
-    return sorted(int(match[1]) for match in found if match)
+    matches = (re.fullmatch(r"platform-(\d+)\.json", path.name) for path in Path(folder).glob("platform-*.json"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def rollback(folder: str | Path, to: int | None = None) -> tuple[int, int]:
@@ -144,8 +153,8 @@ def rollback(folder: str | Path, to: int | None = None) -> tuple[int, int]:
     kept = versions(folder)
     to = kept[-2] if to is None and len(kept) > 1 else to
     if to is None or to not in kept[:-1]:
-        told = f"keeps {', '.join(map(str, kept))}, the last of which is in use" if kept else "holds no platform"
-        raise ValueError(f"to={to}: {folder} {told}: give {'an older one' if kept else 'the folder of one'}")
+        state = f"keeps {', '.join(map(str, kept))}, the last of which is in use" if kept else "holds no platform"
+        raise ValueError(f"to={to}: {folder} {state}: give {'an older one' if kept else 'the folder of one'}")
     with store.held(folder):
         _store(folder, {**store.load(folder, _name(to)), "version": kept[-1] + 1})
     return to, kept[-1] + 1

@@ -10,23 +10,25 @@ RECALLS = np.linspace(0, 1, 101)
 MOST = 100
 
 
-def average_precision(found: Sequence[tuple[Tensor, Tensor]], truth: Sequence[Tensor]) -> dict[str, float]:
+def average_precision(detections: Sequence[tuple[Tensor, Tensor]], truth: Sequence[Tensor]) -> dict[str, float]:
     """{'ap50', 'ap'} in percent of (boxes (n, 4), scores (n,)) a picture against its true boxes (m, 4).
 
     A detection takes the free true box that it overlaps most, best score first. ValueError where nothing is true.
     """
-    if len(found) != len(truth):
-        raise ValueError(f"{len(found)} pictures were searched, {len(truth)} have true boxes: give one list a picture")
+    if len(detections) != len(truth):
+        raise ValueError(
+            f"{len(detections)} pictures were searched, {len(truth)} have true boxes: give one list a picture"
+        )
     total = sum(map(len, truth))
     if not total:
         raise ValueError("no picture has a true box: precision is not defined")
     scores, hits = [], []
-    for (boxes, score), true in zip(found, truth, strict=True):
+    for (boxes, score), true in zip(detections, truth, strict=True):
         order = np.argsort(-score.numpy(), kind="stable")[:MOST]
         scores.append(score.numpy()[order])
         hits.append(_hits(_overlap(boxes.numpy()[order].astype(float), true.numpy().astype(float))))
     order = np.argsort(-np.concatenate(scores), kind="stable")
-    hit = np.concatenate(hits, 1)[:, order]  # (overlaps, detections)
+    hit = np.concatenate(hits, 1)[:, order]  # (overlaps, detections), of all pictures together, best score first
     each = [_area(row, total) for row in hit]
     return {"ap50": 100 * each[0], "ap": 100 * float(np.mean(each))}
 
@@ -44,11 +46,11 @@ def _hits(overlap: np.ndarray) -> np.ndarray:
     hit: np.ndarray = np.zeros((len(OVERLAPS), len(overlap)), bool)
     for row, least in enumerate(OVERLAPS):
         free = np.ones(overlap.shape[1], bool)
-        for place, near in enumerate(overlap):
-            open_ = np.where(free, near, -1.0)
-            if len(open_) and open_.max() >= min(least, 1 - 1e-10):
-                best = len(open_) - 1 - int(open_[::-1].argmax())  # of equal ones the last, as COCO's code takes it
-                free[best], hit[row, place] = False, True
+        for detection, overlaps in enumerate(overlap):
+            available = np.where(free, overlaps, -1.0)  # (true boxes,)
+            if len(available) and available.max() >= min(least, 1 - 1e-10):
+                best = len(available) - 1 - int(available[::-1].argmax())  # the last of equal ones, as in COCO's code
+                free[best], hit[row, detection] = False, True
     return hit
 
 
@@ -57,7 +59,7 @@ def _area(hit: np.ndarray, total: int) -> float:
     true = hit.cumsum()
     recall, precision = true / total, true / np.arange(1, len(hit) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    places = np.searchsorted(recall, RECALLS, side="left")
-    return float(
-        np.where(places < len(hit), envelope[np.minimum(places, len(hit) - 1)] if len(hit) else 0.0, 0.0).mean()
-    )
+    first = np.searchsorted(recall, RECALLS, side="left")  # detections until each recall is reached, (101,)
+    reached = first < len(hit)
+    best = envelope[np.minimum(first, len(hit) - 1)] if len(hit) else 0.0
+    return float(np.where(reached, best, 0.0).mean())

@@ -1,4 +1,4 @@
-"""What an upload tells of the pictures behind it: attacks on membership, measured, with and without noise."""
+"""What an upload gives away of the pictures behind it: attacks on membership, measured, with and without noise."""
 
 import torch
 from torch import Tensor
@@ -21,39 +21,28 @@ def membership(ranker: Ranker, uploaded: Tensor, members: Tensor, others: Tensor
 
 
 def traced(
-    ranker: Ranker, uploaded: Tensor, members: Tensor, others: Tensor, known: Tensor, ridge: float = 0.01
+    ranker: Ranker, uploaded: Tensor, members: Tensor, others: Tensor, public: Tensor, ridge: float = 0.01
 ) -> float:
-    """The AUC of an attacker who also knows pictures of the same kind (k, 4, S, S), none of them the client's.
+    """The AUC of an attacker who also has public pictures of the same kind (k, 4, S, S), none of them the client's.
 
     The score of a picture's vector z is (m - mu)' S^-1 (z - mu): m is the mean of the uploads' halves that hold means,
-    mu and S are mean and covariance of the known pictures' vectors, S + ridge tr(S)/e. What the client's mean has more
+    mu and S are mean and covariance of the public pictures' vectors, S + ridge tr(S)/e. What the client's mean has more
     than is usual, its pictures have a little more of: the likelihood ratio, were vectors Gaussian. Uploads have length
     one: m is taken to the length at which it is nearest to mu.
     """
-    z, inside, outside = (_own(ranker, x).double() for x in (known, members, others))
+    z, inside, outside = (_single_vectors(ranker, x).double() for x in (public, members, others))  # (k, e) each
     mu, width = z.mean(0), z.shape[1]
     S = torch.cov(z.T)
     S += ridge * S.trace() / width * torch.eye(width, dtype=S.dtype)
     m = uploaded[:, :width].double().mean(0)
+    # uploads are of length one: the length that makes m nearest to mu
     m = m * (m @ mu / (m @ m).clamp_min(1e-12)).clamp_min(0)
     direction = torch.linalg.solve(S, m - mu)
     return auc(*((part - mu) @ direction for part in (inside, outside)))
 
 
-def linear_probe(vectors: Tensor, truth: Tensor) -> float:
-    """The AUC of a linear attacker who was shown a half of (vectors (k, d), truth (k,) of 0 and 1) and is asked of the
-    other half: ridge regression. For properties of a data set, such as which of two domains it is.
-    """
-    half = len(vectors) // 2
-    x = torch.cat([vectors, torch.ones(len(vectors), 1)], 1).double()
-    y = truth.double() * 2 - 1
-    gram = x[:half].T @ x[:half] + 1e-2 * half * torch.eye(x.shape[1], dtype=torch.float64)
-    found = x[half:] @ torch.linalg.solve(gram, x[:half].T @ y[:half])
-    return auc(found[y[half:] > 0], found[y[half:] < 0])
-
-
-def _own(ranker: Ranker, x: Tensor) -> Tensor:
-    """Each picture's own vector (k, e), of length one: the half of means of a subset of one."""
+def _single_vectors(ranker: Ranker, x: Tensor) -> Tensor:
+    """The vector of each picture alone (k, e), of length one: the half of means of a subset of one."""
     with torch.no_grad():
         alone = ranker.extractor(x[:, None])
     return F.normalize(alone[:, : _half(ranker, alone)], dim=-1)
@@ -65,4 +54,4 @@ def _half(ranker: Ranker, vectors: Tensor) -> int:
 
 def _nearness(ranker: Ranker, uploaded: Tensor, x: Tensor) -> Tensor:
     means = F.normalize(uploaded[:, : _half(ranker, uploaded)], dim=-1)
-    return (_own(ranker, x) @ means.T).max(1).values
+    return (_single_vectors(ranker, x) @ means.T).max(1).values

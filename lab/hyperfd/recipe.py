@@ -1,19 +1,15 @@
-"""HyperFD's procedure: data sets come one after another; each is served, learned from behind its wall, and let go."""
+"""HyperFD's procedure: data sets come one after another; each is served, learned from where it lies, and let go."""
 
 import hashlib
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
-from ..core import ranking_metrics, store
+from ..core import store
 from ..core.data import faces
 from ..core.fields import integer, one_of, real, validate
 from ..core.machine import device_of
@@ -22,18 +18,17 @@ from ..core.running import digest, validate_kind
 from ..core.spaces import streams
 from ..core.spaces.streams import Stream
 from ..core.training import Step, seeded
-from . import equations as eq
-from . import rivals
-from .client import LEAST, Client, Recommendation
-from .learning import Learning, Record, vectors
-from .looking import handmade
+from . import baselines
+from .client import LEAST, DataOwner, Recommendation
+from .evaluation import Judgement, TaskRecord, forgetting, judged, ndcg, raw_bytes
+from .features import meta_features
+from .learning import Record, RoundConfig, vectors
 from .messages import ANY
 from .outcome import HyperFDOutcome
 from .platform import Platform
 
 LEARNED = ("hyperfd", "offline")
 OFFLINE = 5  # tasks that the offline ranker learns from before it stays as it is
-TOP = 10  # of NDCG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +38,11 @@ class HyperFD:
     K: configurations recommended to each client, which trains them; trials: how many it trains in all, the others drawn
     at random to teach the platform. R random subsets of m pictures each make its meta-vectors. steps of learning at
     rate lr after each task. triplet and si weigh the two regularisers, 0 leaves one out. stale says what becomes of
-    stored vectors when the extractor changes: 'transform', 'reuse' as they are, 'drop' them, or 'pooled', which breaks
-    the wall: all tasks' pictures lie on one pile and are learned from together, an upper bound. features: 'learned',
-    'mean' (without spread), 'frozen' (random), 'handmade' (24 numbers). noise blurs what is uploaded. by: 'hyperfd',
-    'offline' (learns from the pictures of five tasks together, then stays as it is), or a rival: 'random', 'default'
-    (one configuration, not K), 'best average' (of all trials so far), 'nearest', 'tpe'.
+    stored vectors when the extractor changes: 'transform', 'reuse' as they are, 'drop' them, or 'pooled', which crosses
+    the privacy boundary: all tasks' pictures lie on one pile and are learned from together, an upper bound. features:
+    'learned', 'mean' (without spread), 'frozen' (random), 'handmade' (24 handcrafted ones). noise blurs what is
+    uploaded. by: 'hyperfd', 'offline' (learns from the pictures of five tasks together, then stays as it is), or a
+    baseline: 'random', 'default' (one configuration, not K), 'best average' (of all trials so far), 'nearest', 'tpe'.
     """
 
     K: int = 5
@@ -77,7 +72,7 @@ class HyperFD:
             stale=one_of("transform", "reuse", "drop", "pooled"),
             features=one_of("learned", "mean", "frozen", "handmade"),
             noise=real(0),
-            by=one_of(*LEARNED, *rivals.RIVALS),
+            by=one_of(*LEARNED, *baselines.BASELINES),
         )
         validate(self, trials=integer(max(2, self.K)))
 
@@ -86,10 +81,10 @@ class HyperFD:
         """No setting of the paper could be read: ValueError, whatever the name."""
         raise ValueError(f"name={name!r}: the paper's settings could not be read, none are kept")
 
-    def learning(self) -> Learning:
+    def learning(self) -> RoundConfig:
         """How a client learns, by this recipe."""
         stale = "pooled" if self.by == "offline" else self.stale
-        return Learning(self.R, self.m, self.steps, self.lr, self.triplet, self.si, stale, self.features)
+        return RoundConfig(self.R, self.m, self.steps, self.lr, self.triplet, self.si, stale, self.features)
 
     def run(
         self,
@@ -111,209 +106,221 @@ class HyperFD:
             folder = Path(checkpoint) if checkpoint is not None else None
             if folder is not None and stream.scores is None and stream.journal is None:
                 stream = replace(stream, journal=folder / "trained")
-            service = _Service(self, stream, order, seed, folder)
-            service.serve(progress)
-            return service.outcome()
+            run = _StreamRun(self, stream, order, seed, folder)
+            run.serve(progress)
+            return run.outcome()
 
 
-class _Service:
+class _StreamRun:
     """One run: the platform, the clients in their order, and what was noted of each."""
 
     def __init__(self, recipe: HyperFD, stream: Stream, order: list[int], seed: int, folder: Path | None) -> None:
         self.recipe, self.stream, self.order, self.seed, self.folder = recipe, stream, order, seed, folder
-        self.codes = stream.codes()
-        self.how = recipe.learning()
+        self.codes = stream.codes()  # (n, F)
+        self.config = recipe.learning()
         self.learns = recipe.by in LEARNED
         first = self.client(0)
-        told = f"{fingerprint(stream)}, data {digest(first.x)}"
-        self.owner = f"{recipe!r} on {stream.name}, {len(stream)} tasks {told}, seed {seed}"
+        data = f"{fingerprint(stream)}, data {digest(first.x)}"
+        self.run_id = f"{recipe!r} on {stream.name}, {len(stream)} tasks {data}, seed {seed}"
         self.sent_as = "JPEG" if isinstance(first.data, faces.FaceTask) else "numbers"
         self.sample = tuple(first.x.shape[1:])
-        self.platform = Platform(self.sample, self.codes, self.how, seed, results=ANY, guarded=False)
-        self.served: list[dict[str, Any]] = []
+        self.platform = Platform(self.sample, self.codes, self.config, seed, results=ANY, guarded=False)
+        self.served: list[TaskRecord] = []
         self.trace: list[Step] = []
         if folder is not None and store.exists(folder, "stream"):
             self._restore(store.load(folder, "stream"))
 
-    def client(self, place: int) -> Client:
-        """The owner of the data that comes at this place."""
-        task = self.order[place]
-        data = self.stream.data(self.stream.names[task])
-        return Client(data, self.codes, lambda rows: self.stream.evaluate(task, rows), self.how, self.recipe.noise,
-                      pool=self.stream.pool(task), seed=self._seed(place))  # fmt: skip
+    def client(self, position: int) -> DataOwner:
+        """The owner of the data that comes at this position of the order."""
+        task = self.order[position]
+        return DataOwner(
+            self.stream.data(self.stream.names[task]),
+            self.codes,
+            lambda rows: self.stream.evaluate(task, rows),
+            self.config,
+            self.recipe.noise,
+            pool=self.stream.pool(task),
+            seed=self._seed(position),
+        )
 
     def serve(self, progress: bool) -> None:
-        for place in range(len(self.served), len(self.order)):
-            with seeded(self._seed(place)):
-                self.served.append(self._served(place, progress))
+        """Serve the tasks that are left, each from its own seed, so that a killed run ends as if it had not been."""
+        for position in range(len(self.served), len(self.order)):
+            with seeded(self._seed(position)):
+                self.served.append(self._serve_task(position, progress))
             self._save()
 
-    def _served(self, place: int, progress: bool) -> dict[str, Any]:
-        """Serve one task and note what there is to know of it."""
-        client = self.client(place)
+    def _serve_task(self, position: int, progress: bool) -> TaskRecord:
+        """Recommend, have it tried, judge it, and learn: all there is to know of one task."""
+        client = self.client(position)
         offer = self.platform.offer()
-        began = self._recommended(place, client, offer)
-        rows = list(began.rows)
-        extra = self._teaching(place, client.pool, rows)
-        results = client.evaluate([*rows, *extra])
-        note: dict[str, Any] = {
-            "task": self.order[place], "name": self.stream.names[self.order[place]], "rows": rows,
-            "results": results[: len(rows)], "tried": [*rows, *extra], "tried_results": results,
-            "scores": began.scores, "spread": began.spread, "sent": 0, "offered": len(offer),
-        } | self._judged(place, began) | self._rivals(place, client)  # fmt: skip
-        if self.learns and (self.recipe.by == "hyperfd" or place < OFFLINE):
-            seen = [self.client(i).x for i in range(place)] if self.how.stale == "pooled" else ()
-            message, found = client.upload(offer, note["tried"], results, progress=progress, seen=seen)
-            self.platform.accept(message)
-            self._pool(place)
-            note |= {"sent": len(message), "kept": attempt("order", self._ndcg, place)[0]}
-            self.trace += [Step(f"learning {place}", step.index, step.terms) for step in found.trace]
-        terms = {key: note[key] for key in ("regret", "ndcg", "sent") if note[key] is not None}
-        self.trace.append(Step("served", place, {name: float(value) for name, value in terms.items()}))
-        return note
+        recommendation = self._recommended(position, client, offer)
+        rows = list(recommendation.rows)
+        tried = [*rows, *self._teaching(position, client.pool, rows)]
+        results = client.evaluate(tried)
+        record = TaskRecord(
+            task=self.order[position],
+            name=self.stream.names[self.order[position]],
+            rows=tuple(rows),
+            results=tuple(results[: len(rows)]),
+            tried=tuple(tried),
+            tried_results=tuple(results),
+            scores=recommendation.scores,
+            spread=recommendation.spread,
+            offered=len(offer),
+            **asdict(self._judged(position, client, recommendation)),
+        )
+        if self.learns and (self.recipe.by == "hyperfd" or position < OFFLINE):
+            record = self._learned(position, client, offer, record, progress)
+        terms = {"regret": record.regret, "ndcg": record.ndcg, "sent": record.sent}
+        shown = {name: float(value) for name, value in terms.items() if value is not None}
+        self.trace.append(Step("served", position, shown))
+        return record
 
-    def _seed(self, place: int) -> int:
-        """The seed of one task of one run; a hash, for sums of seed and place are soon another run's."""
-        return int(np.random.SeedSequence([self.seed, place]).generate_state(1)[0])
+    def _learned(
+        self, position: int, client: DataOwner, offer: bytes, record: TaskRecord, progress: bool
+    ) -> TaskRecord:
+        """The client learns and uploads, the platform takes it; the record with what that cost and gave."""
+        pooled = self.config.stale == "pooled"
+        memory_samples = [self.client(i).x for i in range(position)] if pooled else ()
+        message, learned = client.upload(
+            offer, record.tried, record.tried_results, progress=progress, memory_samples=memory_samples
+        )
+        self.platform.accept(message)
+        if pooled:
+            self._extract_again(position)
+        self.trace += [Step(f"learning {position}", step.index, step.terms) for step in learned.trace]
+        return replace(record, sent=len(message), kept=attempt("order", self._ndcg, position)[0])
 
-    def _teaching(self, place: int, pool: Sequence[int], taken: Sequence[int]) -> list[int]:
+    def _seed(self, position: int) -> int:
+        """The seed of one task of one run; a hash, for sums of seed and position are soon another run's."""
+        return int(np.random.SeedSequence([self.seed, position]).generate_state(1)[0])
+
+    def _teaching(self, position: int, pool: Sequence[int], recommended: Sequence[int]) -> list[int]:
         """Random trials, the same for all recommenders of an order, but where one has recommended one of them."""
-        order = np.random.default_rng([self.seed, place]).permutation(pool).tolist()
-        return [row for row in order if row not in set(taken)][: max(0, self.recipe.trials - len(taken))]
+        order = np.random.default_rng([self.seed, position]).permutation(pool).tolist()
+        return [row for row in order if row not in set(recommended)][: max(0, self.recipe.trials - len(recommended))]
 
-    def _recommended(self, place: int, client: Client, offer: bytes) -> Recommendation:
-        """By the ranker, or by a rival, which scores only what it names."""
-        by, k, pool = self.recipe.by, self.recipe.K, client.pool
+    def _recommended(self, position: int, client: DataOwner, offer: bytes) -> Recommendation:
+        """By the ranker, or by a baseline, which scores only what it names."""
         if self.learns:
-            return client.recommend(offer, k)
-        past = self._past(place)
-        rows = {
-            "random": lambda: rivals.random(pool, k),
-            "default": lambda: rivals.default(pool, self.stream.default),
-            "best average": lambda: rivals.best_average(past, pool, len(self.codes), k),
-            "nearest": lambda: rivals.nearest(past, [handmade(self.client(i).data) for i in range(place)],
-                                              handmade(client.data), pool, k),
-            "tpe": lambda: rivals.tpe(self.stream.choices, pool, k, client.evaluate, self._seed(place)),
-        }[by]()  # fmt: skip
+            return client.recommend(offer, self.recipe.K)
+        rows = self._by_baseline(position, client)
         scores = torch.zeros(len(self.codes))
         scores[rows] = torch.arange(len(rows), 0, -1.0)
         return Recommendation(tuple(rows), scores, torch.zeros_like(scores))
 
-    def _past(self, place: int) -> list[Record]:
+    def _by_baseline(self, position: int, client: DataOwner) -> list[int]:
+        by, k, pool, past = self.recipe.by, self.recipe.K, client.pool, self._past(position)
+        if by == "random":
+            return baselines.random(pool, k)
+        if by == "default":
+            return baselines.default(pool, self.stream.default)
+        if by == "best average":
+            return baselines.best_average(past, pool, len(self.codes), k)
+        if by == "nearest":
+            features = [meta_features(self.client(i).data) for i in range(position)]
+            return baselines.nearest(past, features, meta_features(client.data), pool, k)
+        return baselines.tpe(self.stream.choices, pool, k, client.evaluate, self._seed(position))
+
+    def _past(self, position: int) -> list[Record]:
+        """What was tried before this position."""
         none = torch.zeros(0)
-        return [
-            Record(one["name"], none, tuple(one["tried"]), tuple(one["tried_results"])) for one in self.served[:place]
-        ]
+        return [Record(task.name, none, task.tried, task.tried_results) for task in self.served[:position]]
 
-    def _judged(self, place: int, found: Recommendation) -> dict[str, Any]:
-        """Regret, rank and order by the table, None where there is none; beside them what chance would find."""
-        task = self.order[place]
-        truth, pool = self.stream.truth(task), self.stream.pool(task)
+    def _judged(self, position: int, client: DataOwner, recommendation: Recommendation) -> Judgement:
+        """By the table where there is one, beside the default and the best average so far, which cost nothing."""
+        truth, pool = self.stream.truth(self.order[position]), client.pool
         if truth is None:
-            return {"regret": None, "random": None, "ndcg": None, "tau": None, "rank": None}
-        chosen = [pool.index(row) for row in found.rows]
-        return {
-            "regret": float(eq.regret(truth, chosen)),
-            "random": float(truth.max()) - ranking_metrics.expected_best(truth, min(self.recipe.K, len(truth))),
-            "ndcg": ndcg(found.scores[pool], truth), "tau": ranking_metrics.kendall_tau(found.scores[pool], truth),
-            "rank": ranking_metrics.rank(max(chosen, key=lambda i: float(truth[i])), truth),
-        }  # fmt: skip
+            return Judgement()
+        rows = {
+            "best_average": baselines.best_average(self._past(position), pool, len(self.codes), self.recipe.K),
+            "default": baselines.default(pool, self.stream.default),
+        }
+        return judged(recommendation, truth, pool, self.recipe.K, rows)
 
-    def _rivals(self, place: int, client: Client) -> dict[str, Any]:
-        """The regret of the default and of the best average so far, which cost nothing to ask."""
-        truth, pool = self.stream.truth(self.order[place]), client.pool
-        if truth is None:
-            return {"default": None, "best average": None}
-        average = rivals.best_average(self._past(place), pool, len(self.codes), self.recipe.K)
-        plain = rivals.default(pool, self.stream.default)
-        return {name: float(eq.regret(truth, [pool.index(row) for row in rows]))
-                for name, rows in (("default", plain), ("best average", average))}  # fmt: skip
-
-    def _ndcg(self, place: int) -> float | None:
-        """How the present ranker orders the configurations for the task at this place, seen afresh."""
-        truth = self.stream.truth(self.order[place])
+    def _ndcg(self, position: int) -> float | None:
+        """How the present ranker orders the configurations for the task at this position, on fresh subsets."""
+        truth = self.stream.truth(self.order[position])
         if truth is None:
             return None
-        client = self.client(place)
-        with seeded(self._seed(place)):
-            found = client.ranked(self.platform.ranker, self.recipe.K)
-        return ndcg(found.scores[client.pool], truth)
+        client = self.client(position)
+        with seeded(self._seed(position)):
+            recommendation = client.ranked(self.platform.ranker, self.recipe.K)
+        return ndcg(recommendation.scores[client.pool], truth)
 
-    def _pool(self, place: int) -> None:
+    def _extract_again(self, position: int) -> None:
         """The upper bound: what the platform remembers is extracted again from pictures it should not have."""
-        if self.how.stale != "pooled":
-            return
         with torch.random.fork_rng(devices=[]):
-            fresh = [vectors(self.platform.ranker, self.client(i).x, self.how) for i in range(place + 1)]
+            fresh = [vectors(self.platform.ranker, self.client(i).x, self.config) for i in range(position + 1)]
         memory = zip(self.platform.memory, fresh, strict=True)
-        self.platform.memory = [replace(one, vectors=v) for one, v in memory]
+        self.platform.memory = [replace(record, vectors=v) for record, v in memory]
 
     # -- kept ----------------------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         if self.folder is not None:
-            trace = [{"stage": step.stage, "index": step.index, "terms": step.terms} for step in self.trace]
-            store.save(self.folder, "stream", {"owner": self.owner, "served": self.served, "trace": trace,
-                                               "state": self.platform.state()})  # fmt: skip
+            saved = {
+                "owner": self.run_id,
+                "served": [record.to_dict() for record in self.served],
+                "trace": [asdict(step) for step in self.trace],
+                "state": self.platform.state(),
+            }
+            store.save(self.folder, "stream", saved)
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        if saved["owner"] != self.owner:
-            raise ValueError(f"checkpoint={str(self.folder)!r} belongs to {saved['owner']}, this run is {self.owner}: "
-                             "give another folder, or delete that one")  # fmt: skip
-        self.served = saved["served"]
+        if saved["owner"] != self.run_id:
+            raise ValueError(
+                f"checkpoint={str(self.folder)!r} belongs to {saved['owner']}, this run is {self.run_id}: give another "
+                "folder, or delete that one"
+            )
+        self.served = [TaskRecord.from_dict(record) for record in saved["served"]]
         self.trace = [Step(**step) for step in saved["trace"]]
         self.platform.restore(saved["state"])
 
     def outcome(self) -> HyperFDOutcome:
+        """What is left after the last task; a measurement that fails becomes a note of the report."""
         attempts, stream = Attempts(), self.stream
-        now = (attempts("forgetting", self._now) if self.learns else None) or []
-        truth = None if stream.scores is None else stream.scores[self.order]
-        known = {
-            "choices": [list(choice) for choice in stream.choices], "codes": self.codes, "sample": list(self.sample),
+        context = {
+            "choices": [list(choice) for choice in stream.choices],
+            "codes": self.codes,
+            "sample": list(self.sample),
             "decisions": list(stream.decisions or (f"decision {k}" for k in range(len(stream.choices[0])))),
-            "metric": stream.metric, "unit": stream.unit, "stream": stream.name, "truth": truth, "now": now,
-            "raw": attempts("bytes of the data", self._raw) or [], "raw as": self.sent_as,
-        }  # fmt: skip
-        report = reported(repr(self.recipe), self._report, known, attempts)
+            "metric": stream.metric,
+            "unit": stream.unit,
+            "stream": stream.name,
+            "truth": None if stream.scores is None else stream.scores[self.order],
+            "now": (attempts("forgetting", self._now) if self.learns else None) or [],
+            "raw": attempts("bytes of the data", self._raw) or [],
+            "raw as": self.sent_as,
+        }
+        report = reported(repr(self.recipe), self._report, context, attempts)
         return HyperFDOutcome(
-            recipe=self.recipe, report=report, trace=tuple(self.trace), served=self.served,
-            state=self.platform.state() if self.learns else {}, known=known,
-        )  # fmt: skip
+            recipe=self.recipe,
+            report=report,
+            trace=tuple(self.trace),
+            served=self.served,
+            state=self.platform.state() if self.learns else {},
+            context=context,
+        )
 
     def _now(self) -> list[float | None]:
-        return [self._ndcg(place) for place in range(len(self.served))]
+        return [self._ndcg(position) for position in range(len(self.served))]
 
     def _raw(self) -> list[int]:
-        return [raw_bytes(self.client(place).data) for place in range(len(self.served))]
+        return [raw_bytes(self.client(position).data) for position in range(len(self.served))]
 
-    def _report(self, known: dict[str, Any], attempts: Attempts) -> Report:
-        served, unit = self.served, self.stream.unit
-        later = served[1:]  # before the first task nobody knows anything
+    def _report(self, context: dict[str, Any], attempts: Attempts) -> Report:
+        served, sent_as = self.served, context["raw as"]
         pools = sum(len(self.stream.pool(task)) for task in self.order)
+        sent = sum(record.sent for record in served)
         rows = [
-            Row("trials", pools, sum(len(one["tried"]) for one in served)),
-            Row(
-                f"bytes as {known['raw as']}, as sent",
-                sum(known["raw"]) or None,
-                sum(one["sent"] for one in served),
-                "bytes",
-            ),
+            Row("trials", pools, sum(len(record.tried) for record in served)),
+            Row(f"bytes as {sent_as}, as sent", sum(context["raw"]) or None, sent, "bytes"),
+            *(self._trained_rows() if context["truth"] is None else self._table_rows(context["now"])),
         ]
-        if known["truth"] is None:
-            best = [max(one["results"]) for one in served]
-            rows.append(Row(self.stream.metric, best[0], sum(best) / len(best), unit, "learned", 2))
-        else:
-            rows += [
-                Row("regret", _mean(later, "random"), _mean(later, "regret"), unit, "learned", 2),
-                Row("regret, first task", served[0]["random"], served[0]["regret"], unit, "learned", 2),
-                Row("regret of the default", None, _mean(later, "default"), unit, "learned", 2),
-                Row("regret of the best average", None, _mean(later, "best average"), unit, "learned", 2),
-                Row("ndcg@10", served[0]["ndcg"], _mean(later, "ndcg"), "", "learned", 3),
-            ]
-            if (lost := forgetting(served, known["now"])) is not None:
-                rows.append(Row("forgetting", None, lost, "%", "learned", 1))
         notes = [
-            f"before: all configurations trained, all data sent as {known['raw as']}, what as many random choices "
+            f"before: all configurations trained, all data sent as {sent_as}, what as many random choices "
             "leave on average, the order before anything was learned; regrets are means over all tasks but the first",
             "an upload is as large as the model, however small the data set",
             f"the default is one configuration, not {self.recipe.K}; the best average sees what this run has tried, "
@@ -321,42 +328,31 @@ class _Service:
         ]
         return Report(repr(self.recipe), tuple(rows), (*notes, *filter(None, [self.stream.note]), *attempts.notes))
 
+    def _trained_rows(self) -> list[Row]:
+        best = [max(record.results) for record in self.served]
+        return [Row(self.stream.metric, best[0], sum(best) / len(best), self.stream.unit, "learned", 2)]
+
+    def _table_rows(self, now: Sequence[float | None]) -> list[Row]:
+        served, unit = self.served, self.stream.unit
+        later = served[1:]  # before the first task nobody knows anything
+        rows = [
+            Row("regret", _mean(later, "random"), _mean(later, "regret"), unit, "learned", 2),
+            Row("regret, first task", served[0].random, served[0].regret, unit, "learned", 2),
+            Row("regret of the default", None, _mean(later, "default"), unit, "learned", 2),
+            Row("regret of the best average", None, _mean(later, "best_average"), unit, "learned", 2),
+            Row("ndcg@10", served[0].ndcg, _mean(later, "ndcg"), "", "learned", 3),
+        ]
+        if (lost := forgetting(served, now)) is not None:
+            rows.append(Row("forgetting", None, lost, "%", "learned", 1))
+        return rows
+
 
 def fingerprint(stream: Stream) -> str:
-    """A short hash of what a stream asks, and of what its table answers; a live one's journal knows its data."""
-    told = repr((stream.names, stream.choices, None if stream.scores is None else stream.scores.tolist()))
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+    """A short hash of what a stream asks, and of what its table holds; a live one's journal knows its data."""
+    payload = repr((stream.names, stream.choices, None if stream.scores is None else stream.scores.tolist()))
+    return hashlib.sha256(payload.encode()).hexdigest()[:12]
 
 
-def ndcg(scores: Tensor, truth: Tensor, k: int = TOP) -> float:
-    """NDCG@k of an order by scores, relevance 0 to 5 within the table; 1 is the ideal order."""
-    return ranking_metrics.ndcg(scores, eq.relevance(truth), k)
-
-
-def forgetting(served: Sequence[dict[str, Any]], now: Sequence[float | None]) -> float | None:
-    """By how many percent NDCG of old tasks fell since they were learned; None for fewer than two."""
-    both = zip(served, now, strict=False)
-    pairs = [(one["kept"], new) for one, new in both if one.get("kept") is not None and new is not None]
-    old = pairs[:-1]  # the last task had no time to be forgotten
-    return 100 * sum(a - b for a, b in old) / sum(a for a, _ in old) if old else None
-
-
-@lru_cache(maxsize=64)
-def raw_bytes(data: Any) -> int:
-    """What it would take to send the data set itself: pictures as JPEG of quality 85, 16 a box; 4 a number of a table.
-
-    Size of headers and all; another release of the JPEG library may differ by some bytes.
-    """
-    if isinstance(data, faces.FaceTask):
-        return sum(map(_jpeg, data.learn.pictures)) + 16 * sum(map(len, data.learn.boxes))
-    return 4 * data.numel()
-
-
-def _jpeg(picture: Tensor) -> int:
-    content = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(content, "JPEG", quality=85)
-    return content.tell()
-
-
-def _mean(served: Sequence[dict[str, Any]], key: str) -> float:
-    return sum(one[key] for one in served) / len(served)
+def _mean(served: Sequence[TaskRecord], name: str) -> float:
+    """Of a judgement's field; 'served' have a table."""
+    return sum(getattr(record, name) for record in served) / len(served)

@@ -7,8 +7,8 @@ from typing import Any
 from ..core import service, store
 from ..core.spaces.streams import coded, detector_choices
 from .client import PATH
-from .learning import Learning
-from .looking import SIDE
+from .features import SIDE
+from .learning import RoundConfig
 from .platform import Platform
 
 
@@ -24,7 +24,7 @@ def application(platform: Platform, token: str | None = None, limits: service.Li
             return b"{}"
         raise ValueError(f"ask={ask!r} is not allowed: give 'offer' or 'upload'")
 
-    health = {"service": "hyperfd", "configurations": len(platform.codes), "subsets": platform.how.R}
+    health = {"service": "hyperfd", "configurations": len(platform.codes), "subsets": platform.config.R}
     return service.application(work, PATH, health, token, limits or service.Limits())
 
 
@@ -35,6 +35,6 @@ def serve(folder: str | Path | None, host: str, port: int, token: str | None = N
     A token left out is made and printed. `names` are further names of this machine.
     """
     with store.held(folder):
-        platform = Platform((4, SIDE, SIDE), coded(detector_choices()), Learning(), folder=folder)
+        platform = Platform((4, SIDE, SIDE), coded(detector_choices()), RoundConfig(), folder=folder)
         token = service.announced(host, port, token)
         service.serve(application(platform, token, service.Limits(names=(host, *names))), host, port)

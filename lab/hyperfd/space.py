@@ -38,13 +38,13 @@ class Configuration:
 
 
 NAMES = tuple(field.name for field in fields(Configuration))
-DEFAULT = Configuration()  # the usual of face detectors, sizes in the middle: the fixed rival
+DEFAULT = Configuration()  # the usual of face detectors, sizes in the middle: the fixed baseline
 
 
 def configurations() -> tuple[Configuration, ...]:
     """All 216, always in the same order."""
-    every: Iterable[Any] = product(*DETECTORS.values())
-    return tuple(Configuration(*values) for values in every)
+    combinations: Iterable[Any] = product(*DETECTORS.values())
+    return tuple(Configuration(*values) for values in combinations)
 
 
 def even_part(count: int) -> list[int]:

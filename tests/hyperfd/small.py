@@ -3,11 +3,11 @@
 import torch
 
 from lab.core.spaces.streams import Stream
-from lab.hyperfd.client import Client
-from lab.hyperfd.learning import Learning
+from lab.hyperfd.client import DataOwner
+from lab.hyperfd.learning import RoundConfig
 from lab.hyperfd.platform import Platform
 
-HOW = Learning(R=4, m=16, steps=6)
+HOW = RoundConfig(R=4, m=16, steps=6)
 CHOICES = [(width, side, kind) for width in (1, 2, 4) for side in (96, 128, 192) for kind in ("a", "b")]
 
 
@@ -30,7 +30,9 @@ def stream(tasks=6, pictures=40, hole=False):
 def client(which=0, how=HOW, tasks=None, **options):
     tasks = tasks or stream()
     data = tasks.data(tasks.names[which])
-    return Client(data, tasks.codes(), lambda rows: tasks.evaluate(which, rows), how, pool=tasks.pool(which), **options)
+    return DataOwner(
+        data, tasks.codes(), lambda rows: tasks.evaluate(which, rows), how, pool=tasks.pool(which), **options
+    )
 
 
 def platform(how=HOW, seed=0, folder=None):

@@ -37,7 +37,7 @@ def test_a_configuration_outside_the_space_is_one_line(field):
 def test_anchors_are_as_many_as_logits_and_in_their_order():
     for side in (96, 128, 192):
         with seeded(0):  # where a change is seen most hangs a little on the weights that are drawn
-            net, places = detector.Detector(0.25).eval(), detector.anchors(side)
+            net, places = detector.FaceDetector(0.25).eval(), detector.anchors(side)
         with torch.no_grad():
             logits, offsets = net(torch.zeros(2, 3, side, side))
         assert logits.shape == (2, len(places)) and offsets.shape == (2, len(places), 4)
@@ -178,18 +178,18 @@ def test_it_learns_in_seconds_what_an_untrained_one_does_not_know():
     configuration = Configuration(width=0.5, side=96, iou=0.35)
     net, trace = detector.train(task.learn, configuration, budget=300, fresh=True)
     torch.manual_seed(0)
-    untrained = detector.score(detector.Detector(0.5).eval(), task.held_out, 96)
+    untrained = detector.score(detector.FaceDetector(0.5).eval(), task.held_out, 96)
     learned = detector.score(net, task.held_out, 96)
     assert learned["ap50"] > 25 > 5 > untrained["ap50"]
     assert trace[-1].terms["faces"] < trace[0].terms["faces"]
-    boxes, scores = detector.detect(net, task.held_out.pictures[:1], 96)[0]
+    boxes, scores = detector.detect(net, task.held_out.images[:1], 96)[0]
     assert len(boxes) == len(scores) <= 100 and bool((boxes >= 0).all()) and bool((boxes <= 160).all())
 
 
 @pytest.mark.slow
 def test_it_starts_from_weights_that_know_plain_scenes():
     dark, configuration = few(lab.tasks.faces("low light"), learn=96), Configuration(width=0.5, side=128)
-    start = detector.Detector(0.5)
+    start = detector.FaceDetector(0.5)
     start.load_state_dict(detector.started(0.5))
     plain = detector.score(start.eval(), few(lab.tasks.faces("groups")).held_out, 128)["ap50"]
     before, after = detector.score(start, dark.held_out, 128)["ap50"], detector.evaluated(dark, configuration)["ap50"]
@@ -213,5 +213,5 @@ def test_dearer_configurations_get_fewer_steps():
 def test_pictures_without_a_face_are_learned_from_too():
     pictures = [torch.zeros(3, 96, 96, dtype=torch.uint8)] * 16
     boxes = [torch.tensor([[10.0, 10, 30, 30]])] + [torch.zeros(0, 4)] * 15
-    net, _ = detector.train(Faces(pictures=pictures, boxes=boxes), Configuration(width=0.25, side=96), 8)
+    net, _ = detector.train(Faces(images=pictures, boxes=boxes), Configuration(width=0.25, side=96), 8)
     assert all(torch.isfinite(p).all() for p in net.parameters())

@@ -141,8 +141,8 @@ def test_what_is_counted_of_two_pictures_is_what_numpy_counts():
         colour = np.abs(picture[:3] - grey).mean()
         rows.append([np.log2(side / 16), np.log2(box.sum() / side**2 + 0.5), grey.mean(), grey.std(ddof=1),
                      np.log2(np.abs(bend).mean() + 0.01), colour])  # fmt: skip
-    expected = (np.array(rows) - eq.USUAL) / eq.SPREAD
-    assert np.allclose(eq.counted(torch.from_numpy(x)).numpy(), expected, atol=1e-4)
+    expected = (np.array(rows) - eq.MEAN) / eq.STD
+    assert np.allclose(eq.handcrafted_features(torch.from_numpy(x)).numpy(), expected, atol=1e-4)
     assert expected[1, 0] == pytest.approx((-4 + 2.5) / 0.7)  # no face: a side of one pixel
 
 

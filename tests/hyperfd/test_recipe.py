@@ -10,10 +10,22 @@ from lab.core.data.faces import FaceTask
 from lab.core.spaces import streams
 from lab.core.spaces.streams import Stream, coded
 from lab.core.training import seeded
-from lab.hyperfd import live, privacy, recipe, rivals, space
-from lab.hyperfd.client import Client
-from lab.hyperfd.learning import DECAY, LIMIT, LOOKS, SLOW, Learning, Record, Synapses, aged, learn, vectors
-from lab.hyperfd.looking import samples
+from lab.hyperfd import baselines, learning, live, privacy, recipe, space
+from lab.hyperfd.client import DataOwner
+from lab.hyperfd.features import samples
+from lab.hyperfd.learning import (
+    DECAY,
+    EXTRACTOR_LR,
+    FRESH_EVERY,
+    MOST_ERROR_SUM,
+    Record,
+    RoundConfig,
+    RoundData,
+    Synapses,
+    map_records,
+    train_round,
+    vectors,
+)
 from lab.hyperfd.platform import Platform
 
 from . import small
@@ -31,16 +43,16 @@ def outcome():
 
 
 def test_every_task_is_served_once_and_what_was_tried_is_noted(outcome):
-    assert sorted(one["name"] for one in outcome.served) == [f"set {k}" for k in range(6)]
+    assert sorted(one.name for one in outcome.served) == [f"set {k}" for k in range(6)]
     for one in outcome.served:
-        assert len(one["rows"]) == 2 and one["tried"][:2] == one["rows"] and len(set(one["tried"])) == 6
-        truth = small.stream().scores[one["task"]]
-        assert one["tried_results"] == truth[one["tried"]].tolist()
-        assert one["regret"] == pytest.approx(float(truth.max() - truth[one["rows"]].max()))
+        assert len(one.rows) == 2 and one.tried[:2] == one.rows and len(set(one.tried)) == 6
+        truth = small.stream().scores[one.task]
+        assert one.tried_results == tuple(truth[list(one.tried)].tolist())
+        assert one.regret == pytest.approx(float(truth.max() - truth[list(one.rows)].max()))
     assert outcome.report["bytes as numbers, as sent"].before == 6 * 40 * 3 * 4
     assert any("the default is one configuration, not 2" in note for note in outcome.report.notes)
     assert outcome.report["trials"].after == 36 and outcome.report["trials"].before == 108
-    assert 0 < outcome.served[0]["sent"] < 500_000
+    assert 0 < outcome.served[0].sent < 500_000
 
 
 @pytest.mark.slow
@@ -48,26 +60,26 @@ def test_it_gets_better_with_the_tasks_it_has_served():
     """On a stream whose rule can be learned; controls: chance, and one that does not learn."""
     many = small.stream(tasks=10)
     outcomes = [run(seed, many, steps=40, trials=8) for seed in range(2)]
-    later = sum(one["regret"] for o in outcomes for one in o.served[5:]) / 10
-    chance = sum(one["random"] for o in outcomes for one in o.served[5:]) / 10
+    later = sum(one.regret for o in outcomes for one in o.served[5:]) / 10
+    chance = sum(one.random for o in outcomes for one in o.served[5:]) / 10
     untrained = [run(seed, many, steps=1, trials=8, lr=1e-9) for seed in range(2)]
-    blind = sum(one["regret"] for o in untrained for one in o.served[5:]) / 10
+    blind = sum(one.regret for o in untrained for one in o.served[5:]) / 10
     assert later < 0.5 * chance and later < 0.5 * blind
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, outcome, monkeypatch):
-    served = recipe._Service._served
+    served = recipe._StreamRun._serve_task
 
-    def killed(self, place, progress):
-        if place == 3:
+    def killed(self, position, progress):
+        if position == 3:
             raise KeyboardInterrupt
-        return served(self, place, progress)
+        return served(self, position, progress)
 
-    monkeypatch.setattr(recipe._Service, "_served", killed)
+    monkeypatch.setattr(recipe._StreamRun, "_serve_task", killed)
     settings, stream = lab.HyperFD(**FAST), small.stream()
     with pytest.raises(KeyboardInterrupt):
         settings.run(stream, progress=False, checkpoint=tmp_path)
-    monkeypatch.setattr(recipe._Service, "_served", served)
+    monkeypatch.setattr(recipe._StreamRun, "_serve_task", served)
     again = settings.run(stream, progress=False, checkpoint=tmp_path)
     assert again.trace == outcome.trace and again.report == outcome.report
     with pytest.raises(ValueError, match="belongs to HyperFD"):
@@ -89,7 +101,7 @@ def test_live_mode_trains_and_keeps_what_it_trained(tmp_path):
     live = Stream(names=table.names, choices=table.choices, data=table.data, train=train)
     settings = lab.HyperFD(**{**FAST, "steps": 2})
     first = settings.run(live, progress=False, checkpoint=tmp_path / "run")
-    assert len(tried) == 36 and first.served[0]["regret"] is None and "forgetting" not in first.report
+    assert len(tried) == 36 and first.served[0].regret is None and "forgetting" not in first.report
     assert (tmp_path / "run" / "trained" / "journal.jsonl").exists()
     settings.run(live, progress=False, checkpoint=tmp_path / "run")
     assert len(tried) == 36
@@ -100,24 +112,24 @@ def test_detectors_are_really_trained_in_live_mode(tmp_path):
     tasks = {name: few(lab.tasks.faces(name), 32, 6) for name in names}
     stream = live.stream(tasks, count=6, budget=12, journal=tmp_path)
     found = lab.HyperFD(K=1, trials=2, R=2, m=16, steps=2).run(stream, progress=False)
-    assert sorted(one["name"] for one in found.served) == sorted(names)
-    assert all(0 <= value <= 100 for one in found.served for value in one["tried_results"])
+    assert sorted(one.name for one in found.served) == sorted(names)
+    assert all(0 <= value <= 100 for one in found.served for value in one.tried_results)
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 8 and "composed" in repr(found)
-    brighter = replace(tasks["small"].learn, pictures=[picture // 2 for picture in tasks["small"].learn.pictures])
+    brighter = replace(tasks["small"].learn, images=[image // 2 for image in tasks["small"].learn.images])
     other = {**tasks, "small": replace(tasks["small"], learn=brighter)}
     with pytest.MonkeyPatch.context() as patched:  # pictures that look alike by name and number are trained anew
         patched.setattr(live, "evaluated", lambda *_: {"ap50": 7.0})
-        rows = [found.served[[one["name"] for one in found.served].index("small")]["tried"]]
+        rows = [found.served[[one.name for one in found.served].index("small")].tried]
         again = live.stream(other, count=6, budget=12, journal=tmp_path)
         assert again.evaluate(list(other).index("small"), rows[0]) == [7.0, 7.0]
     sizes = found.report["bytes as JPEG, as sent"]
-    assert 4 * 32 * 1000 < sizes.before < 4 * 32 * 160 * 160 and sizes.after == sum(one["sent"] for one in found.served)
+    assert 4 * 32 * 1000 < sizes.before < 4 * 32 * 160 * 160 and sizes.after == sum(one.sent for one in found.served)
     assert "stayed, as JPEG" in lab.view(found).frame.svg
     assert set(found.recommend(tasks["small"], 1)[0]) == {"width", "side", "iou", "ratio", "weight", "optimiser"}
-    owner = live.client(tasks["small"], Learning(R=2, m=16, steps=2), budget=3)
-    platform = Platform(tuple(owner.x.shape[1:]), owner.codes, owner.how)
+    owner = live.client(tasks["small"], RoundConfig(R=2, m=16, steps=2), budget=3)
+    platform = Platform(tuple(owner.x.shape[1:]), owner.codes, owner.config)
     with seeded(0):
-        best, results, size = owner.served(platform, 1)
+        best, results, size = owner.run_round(platform, 1)
     assert len(best.rows) == len(results) == 1 and size > 0 and platform.version == 1
 
 
@@ -127,15 +139,15 @@ def few(task, learn, held_out):
     )
 
 
-@pytest.mark.parametrize("by", rivals.RIVALS)
-def test_rivals_serve_the_same_stream(by):
+@pytest.mark.parametrize("by", baselines.BASELINES)
+def test_baselines_serve_the_same_stream(by):
     found = run(by=by)
-    assert all(one["regret"] >= 0 and one["sent"] == 0 for one in found.served) and not found.state
-    assert [one["name"] for one in found.served] == [one["name"] for one in run(by="random").served]
+    assert all(one.regret >= 0 and one.sent == 0 for one in found.served) and not found.state
+    assert [one.name for one in found.served] == [one.name for one in run(by="random").served]
     with pytest.raises(ValueError, match="has no model"):
         found.recommend(torch.zeros(10, 3))
     if by == "default":
-        assert all(one["rows"] == [8] for one in found.served)
+        assert all(one.rows == (8,) for one in found.served)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +162,8 @@ def test_every_ablation_runs(fields):
     if fields.get("stale") == "drop":
         assert len(found.state["memory"]) == 1
     if fields.get("by") == "offline":
-        assert [one["sent"] > 0 for one in found.served] == [True] * 5 + [False]
-        assert list(found.meta_vectors()) == [one["name"] for one in found.served[:5]]
+        assert [one.sent > 0 for one in found.served] == [True] * 5 + [False]
+        assert list(found.meta_vectors()) == [one.name for one in found.served[:5]]
 
 
 def test_only_with_all_pictures_at_hand_do_old_lists_teach_the_extractor():
@@ -161,12 +173,13 @@ def test_only_with_all_pictures_at_hand_do_old_lists_teach_the_extractor():
         old = how.ranker(torch.Size((3,)), tasks.codes().shape[1])
     x, before = tasks.data("set 0"), tasks.data("set 1")
     memory = [Record("old", vectors(old, before, how), (0, 4, 9), (1.0, 3.0, 2.0))]
-    own, found = Record("own", torch.zeros(4, 128), (0, 1), (1.0, 1.0)), []
-    for seen in ((), (before,)):
+    record, found = Record("own", torch.zeros(4, 128), (0, 1), (1.0, 1.0)), []
+    for memory_samples in ((), (before,)):
+        data = RoundData(x, record, memory, tasks.codes(), memory_samples)
         with seeded(1):
-            learned = learn(old, Synapses.of(list(old.parameters())), x, own, memory, tasks.codes(), how, seen=seen)
-        looks = len(range(0, how.steps, LOOKS))
-        decayed = (1 - SLOW * how.lr * DECAY) ** looks  # what AdamW does to a weight whose gradient is 0
+            learned = train_round(old, Synapses.of(list(old.parameters())), data, how)
+        fresh = len(range(0, how.steps, FRESH_EVERY))
+        decayed = (1 - EXTRACTOR_LR * how.lr * DECAY) ** fresh  # what AdamW does to a weight whose gradient is 0
         weights = zip(learned.ranker.extractor.parameters(), old.extractor.parameters(), strict=True)
         found.append(max(float((new - decayed * was).detach().abs().max()) for new, was in weights))
     assert found[0] < 1e-6 < 1e-3 < found[1]
@@ -175,30 +188,20 @@ def test_only_with_all_pictures_at_hand_do_old_lists_teach_the_extractor():
 def test_all_recommenders_of_an_order_are_taught_by_the_same_trials_and_other_orders_by_others():
     random, default = (run(by=by, steps=1) for by in ("random", "default"))
     for one, other in zip(random.served, default.served, strict=True):
-        both = [[row for row in each["tried"][len(each["rows"]) :] if row not in {*one["rows"], *other["rows"]}]
+        both = [[row for row in each.tried[len(each.rows) :] if row not in {*one.rows, *other.rows}]
                 for each in (one, other)]  # fmt: skip
         shared = min(map(len, both))
         assert shared >= 2 and both[0][:shared] == both[1][:shared]
-    assert len({tuple(one["tried"]) for one in random.served}) == 6
+    assert len({tuple(one.tried) for one in random.served}) == 6
     far = run(seed=2**32 - 1, by="random", steps=1)  # the largest seed, and another one at every place
-    assert far.served[1]["tried"] != random.served[1]["tried"]
-
-
-def test_the_estimator_knows_sizes_by_size_and_names_by_name():
-    assert rivals._kinds((192, 96, 128, 96)) == [96, 128, 192] and rivals._kinds(("b", "a")) == ["a", "b"]
-    optuna = pytest.importorskip("optuna")
-    trial = optuna.create_study().ask()
-    assert rivals._proposed(trial, "side", [96, 128, 192]) in (96, 128, 192)
-    assert rivals._proposed(trial, "kind", ["a", "b"]) in ("a", "b")
-    kinds = {name: type(one).__name__ for name, one in trial.distributions.items()}
-    assert kinds == {"side": "IntDistribution", "kind": "CategoricalDistribution"}
+    assert far.served[1].tried != random.served[1].tried
 
 
 def test_what_a_table_does_not_know_is_never_chosen():
     holed = small.stream(hole=True)
-    for by in ("hyperfd", *rivals.RIVALS):
+    for by in ("hyperfd", *baselines.BASELINES):
         found = run(task=holed, by=by, steps=2)
-        assert all(5 not in one["tried"] for one in found.served)
+        assert all(5 not in one.tried for one in found.served)
 
 
 def test_a_saved_platform_recommends_alike(outcome, tmp_path):
@@ -209,7 +212,7 @@ def test_a_saved_platform_recommends_alike(outcome, tmp_path):
     platform = outcome.platform()
     assert platform.version == 6 and len(platform.memory) == 6
     with seeded(0):
-        small.client(3, platform.how).served(platform, 2, 4)
+        small.client(3, platform.config).run_round(platform, 2, 4)
     assert platform.version == 7
     assert set(choices[0]) == {"width", "side", "kind"} and set(outcome.meta_vectors()) == set(small.stream().names)
 
@@ -220,9 +223,9 @@ def test_the_same_table_in_another_order_gives_the_same_recommendations():
     order = torch.randperm(len(table.choices), generator=torch.Generator().manual_seed(0)).tolist()
     other = replace(table, choices=[table.choices[row] for row in order], scores=table.scores[:, order],
                     default=order.index(table.default))  # fmt: skip
-    for by in ("hyperfd", "offline", *rivals.RIVALS):
+    for by in ("hyperfd", "offline", *baselines.BASELINES):
         tried = [
-            [[(stream.choices[row], y) for row, y in zip(one["tried"], one["tried_results"], strict=True)]
+            [[(stream.choices[row], y) for row, y in zip(one.tried, one.tried_results, strict=True)]
              for one in run(task=stream, by=by, steps=3).served]
             for stream in (table, other)
         ]  # fmt: skip
@@ -237,7 +240,7 @@ def test_which_of_equal_scores_is_recommended_hangs_on_the_seed_and_not_on_the_t
         ranker.common.weight.zero_()  # untrained, it is all that tells configurations apart
     order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0)).tolist()
     for seed in range(4):
-        client, other = (Client(tasks.data("set 0"), c, len, small.HOW, seed=seed) for c in (codes, codes[order]))
+        client, other = (DataOwner(tasks.data("set 0"), c, len, small.HOW, seed=seed) for c in (codes, codes[order]))
         rows = client.ranked(ranker, 3).rows
         assert tuple(order[row] for row in other.ranked(ranker, 3).rows) == rows
         found.append(rows)
@@ -246,7 +249,7 @@ def test_which_of_equal_scores_is_recommended_hangs_on_the_seed_and_not_on_the_t
 
 def test_what_a_map_loses_of_old_records_is_not_known_and_not_shown(outcome):
     """Their pictures are gone, and the present client's own subsets hardly feel the map's error."""
-    shown = [*outcome.served[3], *(name for step in outcome.trace for name in step.terms), repr(outcome),
+    shown = [*outcome.served[3].to_dict(), *(name for step in outcome.trace for name in step.terms), repr(outcome),
              repr(lab.view(outcome))]  # fmt: skip
     assert not any("error" in name for name in shown)
 
@@ -257,7 +260,7 @@ def test_what_fails_after_the_last_task_loses_nothing(outcome, monkeypatch):
 
     monkeypatch.setattr(recipe, "raw_bytes", gone)
     found = run()
-    assert [one["tried"] for one in found.served] == [one["tried"] for one in outcome.served]
+    assert [one.tried for one in found.served] == [one.tried for one in outcome.served]
     assert "bytes of the data: OSError: the disk is gone" in found.report.notes
     assert found.report["regret"] == outcome.report["regret"] and "stayed, as" not in lab.view(found).frame.svg
     monkeypatch.setattr(recipe, "forgetting", lambda *_: 1 / 0)
@@ -269,54 +272,54 @@ def test_what_fails_after_the_last_task_loses_nothing(outcome, monkeypatch):
 
 def test_an_update_that_changes_nothing_leaves_scores_and_memory():
     """Learning at rate 0: the transformation is the identity, stored vectors and scores stay."""
-    client, platform = small.client(), small.platform(Learning(R=4, m=16, steps=3, lr=1e-12))
-    client.how = platform.how
+    client, platform = small.client(), small.platform(RoundConfig(R=4, m=16, steps=3, lr=1e-12))
+    client.config = platform.config
     with seeded(0):
-        client.served(platform, 2, 4)
+        client.run_round(platform, 2, 4)
         before = platform.ranker.scores(platform.memory[0].vectors, client.codes).detach().clone()
         other = small.client(1)
-        other.how = platform.how
-        other.served(platform, 2, 4)
+        other.config = platform.config
+        other.run_round(platform, 2, 4)
     after = platform.ranker.scores(platform.memory[0].vectors, client.codes).detach()
     assert torch.allclose(before, after, atol=1e-4) and platform.memory[0].error < 1e-4
 
 
 def test_lists_never_mix_tasks(monkeypatch):
     seen = []
-    real = recipe.eq.ranking_loss
-    monkeypatch.setattr(recipe.eq, "ranking_loss", lambda s, r: (seen.append(s.shape[-1]), real(s, r))[1])
+    real = learning.eq.ranking_loss
+    monkeypatch.setattr(learning.eq, "ranking_loss", lambda s, r: (seen.append(s.shape[-1]), real(s, r))[1])
     platform = small.platform()
     with seeded(0):
-        small.client(0).served(platform, 2, 4)
-        small.client(1).served(platform, 2, 5)
+        small.client(0).run_round(platform, 2, 4)
+        small.client(1).run_round(platform, 2, 5)
         seen.clear()
-        small.client(2).served(platform, 2, 7)
+        small.client(2).run_round(platform, 2, 7)
     assert set(seen) == {4, 5, 7}
 
 
 def test_records_whose_error_grew_are_given_up():
     v = torch.nn.functional.normalize(torch.randn(4, 6), dim=1)
-    memory = [Record("a", v, (0, 1), (1.0, 2.0), error=LIMIT - 0.01)]
-    older = aged(memory, torch.zeros(6, 6), 0.1, Learning())
-    assert older[0].error > LIMIT and torch.allclose(older[0].vectors, v, atol=1e-6)
-    assert aged(memory, torch.eye(6), 0.1, Learning(stale="reuse")) == memory
-    assert aged(memory, torch.eye(6), 0.1, Learning(stale="drop")) == []
+    memory = [Record("a", v, (0, 1), (1.0, 2.0), error=MOST_ERROR_SUM - 0.01)]
+    older = map_records(memory, torch.zeros(6, 6), 0.1, RoundConfig())
+    assert older[0].error > MOST_ERROR_SUM and torch.allclose(older[0].vectors, v, atol=1e-6)
+    assert map_records(memory, torch.eye(6), 0.1, RoundConfig(stale="reuse")) == memory
+    assert map_records(memory, torch.eye(6), 0.1, RoundConfig(stale="drop")) == []
 
 
 def test_synapses_hold_weights_that_mattered():
     """The same round twice from the same state: with a strong penalty important weights move less, others as before."""
-    platform, how = small.platform(), Learning(R=4, m=8, steps=30, si=0.0)
+    platform, how = small.platform(), RoundConfig(R=4, m=8, steps=30, si=0.0)
     client = small.client()
     with seeded(0):
         record = Record("a", torch.zeros(4, 128), (0, 3, 5, 9), (1.0, 2.0, 3.0, 4.0))
-        first = learn(platform.ranker, Synapses.of(list(platform.ranker.parameters())), client.x, record, [],
-                      client.codes, how)  # fmt: skip
+        synapses = Synapses.of(list(platform.ranker.parameters()))
+        first = train_round(platform.ranker, synapses, RoundData(client.x, record, [], client.codes), how)
     important = [o > o.quantile(0.9) for o in map(torch.flatten, first.synapses.Omega)]
     moved = {}
     for si in (0.0, 10.0):
         with seeded(1):
-            x, held = small.client(5).x, replace(how, si=si)
-            second = learn(first.ranker, first.synapses, x, record, [], client.codes, held)
+            data = RoundData(small.client(5).x, record, [], client.codes)
+            second = train_round(first.ranker, first.synapses, data, replace(how, si=si))
         pairs = zip(first.ranker.parameters(), second.ranker.parameters(), important, strict=True)
         moved[si] = sum(float((a - b).detach().flatten()[which].abs().sum()) for a, b, which in pairs)
     assert moved[10.0] < 0.5 * moved[0.0]
@@ -344,7 +347,7 @@ def test_membership_shows_without_noise_and_drowns_in_it(outcome):
 
 def test_tracing_finds_pictures_of_small_uploads_and_no_others():
     """Four pictures in subsets of two; the control are pictures of another seed, which the client does not have."""
-    how, found = Learning(R=4, m=2), {"members": [], "strangers": []}
+    how, found = RoundConfig(R=4, m=2), {"members": [], "strangers": []}
     with seeded(0):
         ranker = how.ranker(torch.Size([4, 64, 64]), 10).eval()
         for domain in ("portraits", "low light"):
@@ -353,13 +356,6 @@ def test_tracing_finds_pictures_of_small_uploads_and_no_others():
             found["members"].append(privacy.traced(ranker, uploaded, mine[:4], others, known))
             found["strangers"].append(privacy.traced(ranker, uploaded, more, others, known))
     assert min(found["members"]) > 0.8 and abs(sum(found["strangers"]) / 2 - 0.5) < 0.12
-
-
-def test_a_linear_probe_finds_a_line_and_no_noise():
-    with seeded(0):
-        x = torch.randn(400, 5)
-        assert privacy.linear_probe(x, (x[:, 0] > 0).long()) > 0.95
-        assert abs(privacy.linear_probe(x, torch.randint(2, (400,))) - 0.5) < 0.12
 
 
 # -- streams and bad input ---------------------------------------------------------------------------------------------
@@ -443,9 +439,9 @@ def test_a_platform_of_the_table_and_a_live_client_mean_the_same_by_a_row(tmp_pa
     monkeypatch.setattr(live, "evaluated", lambda task, c, budget: trained.append(c) or {"ap50": float(len(trained))})
     platform, owner = outcome.platform(), live.client(few(lab.tasks.faces("small"), 32, 4), outcome.recipe.learning())
     with seeded(0):
-        found, _, _ = owner.served(platform, 2, 4)
+        found, _, _ = owner.run_round(platform, 2, 4)
     assert [stream.choices[row] for row in platform.memory[-1].rows] == [one.choice for one in trained]
-    assert platform.owner == serving_platform(outcome.recipe.learning()).owner and len(found.rows) == 2
+    assert platform.run_id == serving_platform(outcome.recipe.learning()).run_id and len(found.rows) == 2
 
 
 def serving_platform(how):

@@ -9,8 +9,8 @@ from lab.core.spaces.streams import coded, detector_choices
 from lab.core.training import seeded
 from lab.hyperfd import serving
 from lab.hyperfd.client import PATH
-from lab.hyperfd.learning import Learning
-from lab.hyperfd.looking import SIDE
+from lab.hyperfd.features import SIDE
+from lab.hyperfd.learning import RoundConfig
 from lab.hyperfd.platform import versions
 
 
@@ -37,7 +37,7 @@ def test_a_folder_is_served_once_and_not_rolled_back_meanwhile(tmp_path, monkeyp
         said.append(main(["rollback", str(tmp_path)]))
 
     with seeded(0):
-        platform = serving.Platform((4, SIDE, SIDE), coded(detector_choices()), Learning(), folder=tmp_path)
+        platform = serving.Platform((4, SIDE, SIDE), coded(detector_choices()), RoundConfig(), folder=tmp_path)
     for version in (1, 2):
         platform.version = version
         platform.save()

@@ -10,7 +10,7 @@ import lab
 from lab.core import ranking_metrics
 from lab.core.training import seeded
 from lab.hyperfd import view
-from lab.hyperfd.detector import Detector
+from lab.hyperfd.detector import FaceDetector
 from lab.hyperfd.space import Configuration
 
 from . import small
@@ -26,29 +26,34 @@ def outcome():
 def test_the_timeline_is_what_was_noted(outcome):
     found = view.numbers(outcome)
     assert set(found) == {"recommended", "random", "default", "best average"}
-    assert found["recommended"] == [(float(k), one["regret"]) for k, one in enumerate(outcome.served)]
+    assert found["recommended"] == [(float(k), one.regret) for k, one in enumerate(outcome.served)]
 
 
 def test_what_left_beside_what_stayed(outcome):
     found = view.crossed(outcome, 0)
     assert found["bytes that stayed"] == 40 * 3 * 4 and found["pictures sent"] == 0
     assert found["meta-vectors sent"] == 4 and found["results sent"] == 6
-    assert found["bytes sent"] == outcome.served[0]["sent"] > 0
+    assert found["bytes sent"] == outcome.served[0].sent > 0
 
 
 def test_the_map_holds_every_vector_and_near_tasks_lie_near(outcome):
-    found = view.places(outcome)
+    found = view.principal_components(outcome)
     assert set(found) == set(small.stream().names) and all(len(points) == 4 for points in found.values())
     rival = lab.HyperFD(**FAST, by="random").run(small.stream(), progress=False)
-    assert view.places(rival) == {} and view.crossed(rival, 0)["bytes sent"] == 0
+    assert view.principal_components(rival) == {} and view.crossed(rival, 0)["bytes sent"] == 0
 
 
 def test_the_explorer_follows_its_slider(outcome):
     explorer = lab.view(outcome)
     first = explorer.frame
     explorer.task = 6
-    assert explorer.frame != first and explorer.frame.facts["data set"] == outcome.served[5]["name"]
-    for words in ("the order they came in", "either side of the wall", "meta-vectors of all tasks", "recommended to"):
+    assert explorer.frame != first and explorer.frame.facts["data set"] == outcome.served[5].name
+    for words in (
+        "the order they came in",
+        "either side of the privacy boundary",
+        "meta-vectors of all tasks",
+        "recommended to",
+    ):
         assert words in explorer.frame.svg, words
 
 
@@ -62,7 +67,7 @@ def test_bands_of_the_benchmark_stand_behind_the_line_where_it_was_run(outcome, 
     monkeypatch.setattr(view.store, "artefact", lambda name: tmp_path / name.removeprefix("faces/"))
     assert set(view.contest().settings) == {"1"} and len(view.contest()) == 36
     assert view.bands(outcome) == {} and "lab-ribbon" not in lab.view(outcome).frame.svg  # of another stream
-    own = replace(outcome, known={**outcome.known, "stream": "detectors"})
+    own = replace(outcome, context={**outcome.context, "stream": "detectors"})
     found = view.bands(own)
     assert set(found) == {"recommended", "best average"} and [place for place, *_ in found["recommended"]] == [
         *range(6)
@@ -89,7 +94,10 @@ def test_detections_before_and_after():
     faces = lab.tasks.faces("portraits").held_out[range(3)]
     configuration = Configuration(width=0.25, side=96)
     with seeded(0):
-        nets = {"before": (Detector(0.25).eval(), configuration), "after": (Detector(0.25).eval(), configuration)}
+        nets = {
+            "before": (FaceDetector(0.25).eval(), configuration),
+            "after": (FaceDetector(0.25).eval(), configuration),
+        }
     torch.nn.init.constant_(nets["after"][0].logits.bias, 5.0)  # finds faces everywhere
     explorer = view.detections(nets, faces)
     assert explorer.frame.facts["detections"] == 0 and explorer.frame.facts["faces"] == sum(map(len, faces.boxes))

@@ -33,7 +33,7 @@ MOST_PIXELS = 2**27  # of a picture
 
 @dataclass(frozen=True)
 class Picture:
-    """How a picture's bytes are read, and the (width, height) on which its boxes were drawn, where that is told."""
+    """How a picture's bytes are read, and the (width, height) on which its boxes were drawn, where that is known."""
 
     read: Callable[[], bytes]
     size: tuple[int, int] | None = None
@@ -116,17 +116,18 @@ def pascal_voc(folder: str | Path, names: Sequence[str] = VOC_NAMES) -> Iterator
     files = sorted(path for path in files if not path.name.startswith("."))
     if not files:
         raise FileNotFoundError(f"{folder / 'Annotations'} holds no .xml file: give a Pascal VOC folder")
-    pictures, seen = _Pictures(folder / "JPEGImages"), dict[Path, Path]()
+    images, seen = _ImageFolder(folder / "JPEGImages"), dict[Path, Path]()
     for file in files:
         try:
             root = ElementTree.fromstring(_bytes(file))
             if root.tag != "annotation":
                 raise ValueError(f"its root is {root.tag[:60]!r}")
-            boxes = [_voc_box(one) for one in root.iter("object") if _spelled(one.findtext("name") or "") in wanted]
+            faces = (face for face in root.iter("object") if _spelled(face.findtext("name") or "") in wanted)
+            boxes = [_voc_box(face) for face in faces]
             width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
         except (ElementTree.ParseError, TypeError, ValueError, LookupError, OverflowError) as error:
             raise ValueError(f"{file} is no annotation ({error}): correct it or remove it") from error
-        path = pictures.path((root.findtext("filename") or "").strip() or f"{file.stem}.jpg", file)
+        path = images.path((root.findtext("filename") or "").strip() or f"{file.stem}.jpg", file)
         if (first := seen.setdefault(path, file)) != file:
             raise ValueError(f"{first} and {file.name} both name {path.name} as their picture: correct one's filename")
         size = (width, height) if min(width, height) > 0 else None
@@ -147,8 +148,9 @@ def street_scenes(path: str | Path) -> Iterator[Record]:
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 
-def _voc_box(found: ElementTree.Element) -> list[float]:
-    left, top, right, bottom = (float(found.findtext(f"bndbox/{k}", "none")) for k in ("xmin", "ymin", "xmax", "ymax"))
+def _voc_box(element: ElementTree.Element) -> list[float]:
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    left, top, right, bottom = (float(element.findtext(f"bndbox/{side}", "none")) for side in sides)
     return [left - 1, top - 1, right, bottom]
 
 
@@ -187,14 +189,14 @@ def _inside_of(folder: Path, name: str, source: Path) -> Path:
     return path
 
 
-class _Pictures:
+class _ImageFolder:
     """The pictures of a folder, found by names as people write them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        found = sorted(filter(is_picture, folder.glob("*")))
-        self.names = _unique((path.name.lower(), path) for path in found)
-        self.stems = _unique((path.stem.lower(), path) for path in found)
+        files = sorted(filter(is_picture, folder.glob("*")))
+        self.names = _unique((path.name.lower(), path) for path in files)
+        self.stems = _unique((path.stem.lower(), path) for path in files)
 
     def path(self, name: str, source: Path) -> Path:
         """The picture of this name; where there is none, the path at which it is missing."""
@@ -202,8 +204,8 @@ class _Pictures:
         path = _inside_of(self.folder, last if _is_rooted(name) else name, source)
         if path.is_file():
             return path
-        found = self.names.get(last.lower()) or self.stems.get(_stem(last.lower()))
-        return _inside_of(self.folder, found.name, source) if found else path
+        alike = self.names.get(last.lower()) or self.stems.get(_stem(last.lower()))
+        return _inside_of(self.folder, alike.name, source) if alike else path
 
 
 def _is_rooted(name: str) -> bool:
@@ -213,10 +215,10 @@ def _is_rooted(name: str) -> bool:
 
 def _unique(pairs: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     """What each name stands for, without names that stand for several."""
-    found: dict[str, list[Path]] = {}
+    by_name: dict[str, list[Path]] = {}
     for name, path in pairs:
-        found.setdefault(name, []).append(path)
-    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
+        by_name.setdefault(name, []).append(path)
+    return {name: paths[0] for name, paths in by_name.items() if len(paths) == 1}
 
 
 def _parted(folder: Path, records: list[Record]) -> list[list[Record]]:
@@ -226,8 +228,10 @@ def _parted(folder: Path, records: list[Record]) -> list[list[Record]]:
         if listing.exists():
             held_out = {_stem(line.split()[0]) for line in _text(listing).splitlines() if line.strip()}
             if missing := sorted(held_out - {record[0] for record in records}):
-                raise ValueError(f"{listing} names {missing[0]!r}, one of {len(missing)} that Annotations/ lacks: "
-                                 "correct the names, or what should be held out would be learned from")  # fmt: skip
+                raise ValueError(
+                    f"{listing} names {missing[0]!r}, one of {len(missing)} that Annotations/ lacks: correct the "
+                    "names, or what should be held out would be learned from"
+                )
             return [[r for r in records if r[0] not in held_out], [r for r in records if r[0] in held_out]]
     return _alternating(records)
 
@@ -243,27 +247,30 @@ def _alternating(records: list[Record]) -> list[list[Record]]:
 
 
 def _faces(name: str, records: Sequence[Record], longest: int) -> Faces:
-    pictures, boxes, names, skipped = [], [], [], []
-    for file, content, found in records:
+    images, boxes, names, skipped = [], [], [], []
+    for file, content, annotated in records:
         try:
-            picture, scale = _reduced(content, longest)
+            image, scale = _reduced(content, longest)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
             skipped.append((file, first_line(error)))
             continue
-        pictures.append(picture)
-        boxes.append(_inside(torch.from_numpy(found * scale).float(), picture))
+        images.append(image)
+        boxes.append(_inside(torch.from_numpy(annotated * scale).float(), image))
         names.append(file)
     if skipped:
         shown = ", ".join(file for file, _ in skipped[:3])
-        warnings.warn(f"{name}: {len(skipped)} of {len(records)} pictures cannot be read and are skipped: {shown}"
-                      f"{' ...' if len(skipped) > 3 else ''} ({skipped[0][1]})", stacklevel=3)  # fmt: skip
-    return Faces(pictures=pictures, boxes=boxes, names=names, skipped=skipped, name=name)
+        warnings.warn(
+            f"{name}: {len(skipped)} of {len(records)} pictures cannot be read and are skipped: {shown}"
+            f"{' ...' if len(skipped) > 3 else ''} ({skipped[0][1]})",
+            stacklevel=3,
+        )
+    return Faces(images=images, boxes=boxes, names=names, skipped=skipped, name=name)
 
 
 def _reduced(content: Picture, longest: int) -> tuple[torch.Tensor, float]:
     """The picture as its boxes were drawn on it, uint8 (3, H, W), and by how much it was made smaller.
 
-    That is upright, as its EXIF mark says, unless its annotation tells the size that it has lying.
+    That is upright, as its EXIF mark says, unless its annotation has the size of the picture as it lies in the file.
     """
     from PIL import Image, ImageOps
 
@@ -271,10 +278,10 @@ def _reduced(content: Picture, longest: int) -> tuple[torch.Tensor, float]:
         if file.width * file.height > MOST_PIXELS:
             raise ValueError(f"{file.width} x {file.height} pixels are more than {MOST_PIXELS:,}")
         upright = ImageOps.exif_transpose(file)
-        told = content.size or upright.size
-        if told not in (upright.size, file.size):
-            raise ValueError(f"its annotation is of {told[0]} x {told[1]}, it is {file.width} x {file.height}")
-        image = converted(upright if told == upright.size else file, "RGB")
+        size = content.size or upright.size
+        if size not in (upright.size, file.size):
+            raise ValueError(f"its annotation is of {size[0]} x {size[1]}, it is {file.width} x {file.height}")
+        image = converted(upright if size == upright.size else file, "RGB")
     scale = min(1.0, longest / max(image.size))
     if scale < 1:
         size = tuple(max(1, round(side * scale)) for side in image.size)
@@ -282,9 +289,9 @@ def _reduced(content: Picture, longest: int) -> tuple[torch.Tensor, float]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), scale
 
 
-def _inside(boxes: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
+def _inside(boxes: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Boxes that stick out are cut at the border; one that lies outside or is no number is left for `Faces`."""
-    height, width = picture.shape[1:]
+    height, width = image.shape[1:]
     most = torch.tensor([width, height, width, height], dtype=torch.float32)
     cut = torch.minimum(boxes.clamp_min(0), most)
     there = (cut[:, 2:] > cut[:, :2]).all(1, keepdim=True) & boxes.isfinite().all(1, keepdim=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
+import scipy
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 SIDE = 160  # px, of a composed scene
@@ -21,7 +21,7 @@ _GROUNDS = {  # photographs without people, kept apart by name
     "learn": ("coffee", "china", "rocket", "hubble_deep_field", "immunohistochemistry", "brick", "gravel", "grass"),
     "held out": ("cat", "flower", "stereo_motorcycle"),
 }
-_TRIES = 60  # places drawn for a crop before it is left out
+_TRIES = 60  # corners drawn for a crop before it is left out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,34 +32,32 @@ class Faces:
     at all, or where a box lies outside its picture or has no area.
     """
 
-    pictures: Sequence[Tensor] = field(repr=False)
+    images: Sequence[Tensor] = field(repr=False)
     boxes: Sequence[Tensor] = field(repr=False)
     names: Sequence[str] = field(default=(), repr=False)
     skipped: Sequence[tuple[str, str]] = ()
     name: str = "own faces"
 
     def __post_init__(self) -> None:
-        pictures = tuple(torch.as_tensor(picture) for picture in self.pictures)
+        images = tuple(map(torch.as_tensor, self.images))
         boxes = tuple(torch.as_tensor(each, dtype=torch.float32).reshape(-1, 4) for each in self.boxes)
-        names = tuple(self.names) or tuple(f"picture {index}" for index in range(len(pictures)))
-        for key, value in (
-            ("pictures", pictures),
-            ("boxes", boxes),
-            ("names", names),
-            ("skipped", tuple(self.skipped)),
-        ):
+        names = tuple(self.names) or tuple(f"picture {index}" for index in range(len(images)))
+        for key, value in {"images": images, "boxes": boxes, "names": names, "skipped": tuple(self.skipped)}.items():
             object.__setattr__(self, key, value)
-        if not len(pictures) == len(boxes) == len(names):
-            raise ValueError(f"{self.name}: {len(pictures)} pictures, {len(boxes)} lists of boxes, {len(names)} names: "
-                             "give one of each a picture")  # fmt: skip
+        if not len(images) == len(boxes) == len(names):
+            raise ValueError(
+                f"{self.name}: {len(images)} pictures, {len(boxes)} lists of boxes, {len(names)} names: give one of "
+                "each a picture"
+            )
         if not any(map(len, boxes)):
-            raise ValueError(f"{self.name}: no box in {len(pictures)} pictures: a detector cannot learn from them, "
-                             "give annotated ones")  # fmt: skip
-        for name, picture, each in zip(names, pictures, boxes, strict=True):
-            _check(f"{self.name}, {name}", picture, each)
+            raise ValueError(
+                f"{self.name}: no box in {len(images)} pictures: a detector cannot learn from them, give annotated ones"
+            )
+        for name, image, each in zip(names, images, boxes, strict=True):
+            _check(f"{self.name}, {name}", image, each)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __repr__(self) -> str:
         missing = f", {len(self.skipped)} skipped ({', '.join(file for file, _ in self.skipped[:3])})"
@@ -68,8 +66,8 @@ class Faces:
 
     def __getitem__(self, rows: Sequence[int]) -> "Faces":
         """Some of the pictures, by number."""
-        pictures, boxes = [self.pictures[row] for row in rows], [self.boxes[row] for row in rows]
-        return replace(self, pictures=pictures, boxes=boxes, names=[self.names[row] for row in rows])
+        images, boxes = [self.images[row] for row in rows], [self.boxes[row] for row in rows]
+        return replace(self, images=images, boxes=boxes, names=[self.names[row] for row in rows])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,15 +80,15 @@ class FaceTask:
     note: str = ""
 
 
-def _check(name: str, picture: Tensor, boxes: Tensor) -> None:
-    if picture.dtype != torch.uint8 or picture.dim() != 3 or picture.shape[0] != 3:
-        raise ValueError(f"{name} is {picture.dtype} {tuple(picture.shape)}: give uint8 (3, H, W)")
-    height, width = picture.shape[1:]
+def _check(name: str, image: Tensor, boxes: Tensor) -> None:
+    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
+        raise ValueError(f"{name} is {image.dtype} {tuple(image.shape)}: give uint8 (3, H, W)")
+    height, width = image.shape[1:]
     if not torch.isfinite(boxes).all():
         raise ValueError(f"{name} has a box that is not finite: correct the annotation")
     outside = (boxes[:, :2] < 0).any(1) | (boxes[:, 2] > width) | (boxes[:, 3] > height)
-    for bad, words in ((outside, f"is outside the picture of {width} x {height}"),
-                       ((boxes[:, 2:] <= boxes[:, :2]).any(1), "has no area")):  # fmt: skip
+    empty = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+    for bad, words in ((outside, f"is outside the picture of {width} x {height}"), (empty, "has no area")):
         if bad.any():
             box = [round(value, 1) for value in boxes[bad][0].tolist()]
             raise ValueError(f"{name}: box {box} {words}: correct the annotation or leave it out")
@@ -121,7 +119,7 @@ def _motion_blur(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     kernel = np.zeros((13, 13))
     for t in np.linspace(-length / 2, length / 2, 40):
         kernel[round(6 + t * np.sin(angle)), round(6 + t * np.cos(angle))] = 1
-    return np.stack([ndimage.convolve(plane, kernel / kernel.sum(), mode="nearest") for plane in x])
+    return np.stack([scipy.ndimage.convolve(plane, kernel / kernel.sum(), mode="nearest") for plane in x])
 
 
 def _grey_noise(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -131,7 +129,9 @@ def _grey_noise(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
 def _coarse(x: np.ndarray, random: np.random.Generator) -> np.ndarray:
     step = 3  # the scene as a camera of a third of the resolution sees it
     wide = np.pad(x, ((0, 0), (0, -SIDE % step), (0, -SIDE % step)), mode="edge")
-    small = np.stack([ndimage.uniform_filter(plane, step)[step // 2 :: step, step // 2 :: step] for plane in wide])
+    small = np.stack(
+        [scipy.ndimage.uniform_filter(plane, step)[step // 2 :: step, step // 2 :: step] for plane in wide]
+    )
     return small.repeat(step, 1).repeat(step, 2)[:, :SIDE, :SIDE]
 
 
@@ -146,8 +146,8 @@ def _fish_eye(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def _quarter_turn(random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A quarter or a half turn, as a camera overhead or lying on its side sees it."""
     y, x = np.mgrid[:SIDE, :SIDE]
-    turns = int(random.integers(1, 4))
-    return np.rot90(y, turns), np.rot90(x, turns)
+    quarters = int(random.integers(1, 4))
+    return np.rot90(y, quarters), np.rot90(x, quarters)
 
 
 DOMAINS: dict[str, Domain] = {
@@ -179,42 +179,42 @@ def composed(domain: str, seed: int = 0) -> FaceTask:
         raise ValueError(f"faces: seed={seed!r}: give an integer >= 0")
     parts = []
     for part, (role, count) in enumerate((("learn", LEARN), ("held out", HELD_OUT))):
-        place = [seed, list(DOMAINS).index(domain), part]
-        drawn = [_scene(DOMAINS[domain], role, np.random.default_rng([*place, index])) for index in range(count)]
-        pictures, boxes = zip(*drawn, strict=True)
-        parts.append(Faces(pictures=pictures, boxes=boxes, name=f"{domain}, {role}"))
+        entropy = [seed, list(DOMAINS).index(domain), part]  # each scene has a generator of its own
+        scenes = [_scene(DOMAINS[domain], role, np.random.default_rng([*entropy, index])) for index in range(count)]
+        images, boxes = zip(*scenes, strict=True)
+        parts.append(Faces(images=images, boxes=boxes, name=f"{domain}, {role}"))
     return FaceTask(learn=parts[0], held_out=parts[1], name=domain, note=NOTE)
 
 
 def _scene(domain: Domain, role: str, random: np.random.Generator) -> tuple[Tensor, Tensor]:
     """One scene, uint8 (3, SIDE, SIDE), and its boxes (n, 4)."""
     x = _ground(role, random)
-    owner: np.ndarray = np.zeros((SIDE, SIDE), np.int16)  # the number of the face at each pixel
+    face_at: np.ndarray = np.zeros((SIDE, SIDE), np.int16)  # the number of the face at each pixel, 0 for none
     faces, others = (int(random.integers(low, high + 1)) for low, high in (domain.faces, domain.others))
     taken: list[tuple[int, int, int]] = []
     crops = _crops()
     for number in range(faces + others):
         is_face = number < faces
         size = round(float(np.exp(random.uniform(*np.log(domain.size)))))
-        place = _free(taken, size, random)
+        corner = _free(taken, size, random)
         crop = crops[int(random.choice(_CROPS[role])) + (0 if is_face else 100)]
-        if place is None:
+        if corner is None:
             continue
-        taken.append((*place, size))
-        _lay(x, crop, *place, size, random)
+        top, left = corner
+        taken.append((top, left, size))
+        _lay(x, crop, top, left, size, random)
         if is_face:
-            top, left = place
-            owner[top : top + size, left : left + size] = len(taken)
+            face_at[top : top + size, left : left + size] = len(taken)
             if domain.covered:
                 _cover(x, top, left, size, random)
     if domain.bend is not None:
         where = domain.bend(random)
-        x = np.stack([ndimage.map_coordinates(plane, where, order=1, mode="nearest") for plane in x])
-        owner = ndimage.map_coordinates(owner, where, order=0, mode="constant")
+        x = np.stack([scipy.ndimage.map_coordinates(plane, where, order=1, mode="nearest") for plane in x])
+        face_at = scipy.ndimage.map_coordinates(face_at, where, order=0, mode="constant")
     if domain.change is not None:
         x = domain.change(x, random)
-    found = [each for each in ndimage.find_objects(owner) if each is not None]
-    boxes = [[columns.start, rows.start, columns.stop, rows.stop] for rows, columns in found]
+    slices = [each for each in scipy.ndimage.find_objects(face_at) if each is not None]
+    boxes = [[columns.start, rows.start, columns.stop, rows.stop] for rows, columns in slices]
     return torch.from_numpy(x.round().clip(0, 255).astype(np.uint8)), torch.tensor(boxes).float().view(-1, 4)
 
 
@@ -228,7 +228,7 @@ def _ground(role: str, random: np.random.Generator) -> np.ndarray:
 
 
 def _free(taken: list[tuple[int, int, int]], size: int, random: np.random.Generator) -> tuple[int, int] | None:
-    """A place (top, left) where a crop covers no other, None where none was found."""
+    """The corner (top, left) from which a crop covers no other, None where none was found."""
     for _ in range(_TRIES):
         top, left = (int(random.integers(SIDE - size + 1)) for _ in "yx")
         if all(top >= t + s or t >= top + size or left >= c + s or c >= left + size for t, c, s in taken):
@@ -238,7 +238,7 @@ def _free(taken: list[tuple[int, int, int]], size: int, random: np.random.Genera
 
 def _lay(x: np.ndarray, crop: np.ndarray, top: int, left: int, size: int, random: np.random.Generator) -> None:
     """Lay a grey crop on the scene in the tint of what lies there, with a soft border that lies inside its box."""
-    grey = ndimage.zoom(crop, size / len(crop), order=1, mode="nearest", grid_mode=True)[:size, :size]
+    grey = scipy.ndimage.zoom(crop, size / len(crop), order=1, mode="nearest", grid_mode=True)[:size, :size]
     grey = grey if random.random() < 0.5 else grey[:, ::-1]
     under = x[:, top : top + size, left : left + size]
     tint = under.mean((1, 2)) + 32
@@ -252,9 +252,13 @@ def _cover(x: np.ndarray, top: int, left: int, size: int, random: np.random.Gene
     """Lay a plain bar over the lower part, the eyes or one side of a face; its box stays the whole face."""
     part, colour = int(random.integers(3)), random.uniform(20, 235, (3, 1, 1))
     deep = round(size * random.uniform(0.3, 0.45))
-    rows, columns = [(slice(top + size - deep, top + size), slice(left, left + size)),
-                     (slice(top + size // 4, top + size // 4 + deep), slice(left, left + size)),
-                     (slice(top, top + size), slice(left, left + deep))][part]  # fmt: skip
+    eyes, across, down = top + size // 4, slice(left, left + size), slice(top, top + size)
+    bars = (
+        (slice(top + size - deep, top + size), across),  # the lower part
+        (slice(eyes, eyes + deep), across),
+        (down, slice(left, left + deep)),  # one side
+    )
+    rows, columns = bars[part]
     x[:, rows, columns] = colour
 
 
@@ -266,8 +270,9 @@ def _crops() -> np.ndarray:
     try:
         return np.asarray(skimage.data.lfw_subset(), float)
     except Exception as error:  # packagers may leave sample data out; scikit-image then wants to download
-        raise FileNotFoundError("the crops 'lfw_subset' are not in the installed scikit-image: install its wheel, or "
-                                "give faces(folder=...)") from error  # fmt: skip
+        raise FileNotFoundError(
+            "the crops 'lfw_subset' are not in the installed scikit-image: install its wheel, or give faces(folder=...)"
+        ) from error
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 Pixels come as uint8 (N, C, H, W), labels as int64 (N,). No file is executed or unpickled.
 """
 
+import io
 import math
 import warnings
 from collections.abc import Iterator
@@ -246,6 +247,15 @@ def converted(image: Any, mode: str) -> Any:
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are of Pillow's mode {image.mode}, whose white is not told: save it with 8 bits")
     return image.convert(mode)
+
+
+def jpeg_size(image: torch.Tensor, quality: int = 85) -> int:
+    """How many bytes a picture, uint8 (3, H, W), is as a JPEG file, its header and all."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=quality)
+    return file.tell()
 
 
 def _is_grey(path: Path) -> bool:

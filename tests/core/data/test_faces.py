@@ -39,15 +39,15 @@ def test_there_are_twelve_domains_with_faces_in_each():
     for name in ("portraits", "crowded", "fish-eye", "coarse"):
         task = lab.tasks.faces(name)
         assert (len(task.learn), len(task.held_out)) == (96, 64) and "composed" in task.note
-        assert task.learn.pictures[0].shape == (3, 160, 160) and task.learn.pictures[0].dtype == torch.uint8
+        assert task.learn.images[0].shape == (3, 160, 160) and task.learn.images[0].dtype == torch.uint8
 
 
 def test_a_scene_is_the_same_each_time_and_another_with_another_seed():
     first = faces.composed.__wrapped__("small", 0)
     again, other = faces.composed.__wrapped__("small", 0), faces.composed.__wrapped__("small", 1)
-    assert all(torch.equal(a, b) for a, b in zip(first.learn.pictures, again.learn.pictures, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.learn.images, again.learn.images, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(first.learn.boxes, again.learn.boxes, strict=True))
-    assert not torch.equal(first.learn.pictures[0], other.learn.pictures[0])
+    assert not torch.equal(first.learn.images[0], other.learn.images[0])
 
 
 def test_boxes_are_where_faces_were_laid(monkeypatch):
@@ -110,14 +110,14 @@ def test_wrong_options_are_one_line(options, words):
 def test_bad_boxes_are_one_line(boxes, words):
     x = torch.zeros(3, 30, 40, dtype=torch.uint8)
     with pytest.raises(ValueError, match=words):
-        faces.Faces(pictures=[x], boxes=[torch.tensor(boxes)], name="mine")
+        faces.Faces(images=[x], boxes=[torch.tensor(boxes)], name="mine")
 
 
 def test_bad_pictures_are_one_line():
     with pytest.raises(ValueError, match=r"mine, picture 0 is torch.float32 \(3, 8, 8\): give uint8"):
-        faces.Faces(pictures=[torch.zeros(3, 8, 8)], boxes=[[[0, 0, 4, 4]]], name="mine")
+        faces.Faces(images=[torch.zeros(3, 8, 8)], boxes=[[[0, 0, 4, 4]]], name="mine")
     with pytest.raises(ValueError, match="1 pictures, 2 lists of boxes"):
-        faces.Faces(pictures=[torch.zeros(3, 8, 8).byte()], boxes=[[[0, 0, 4, 4]]] * 2)
+        faces.Faces(images=[torch.zeros(3, 8, 8).byte()], boxes=[[[0, 0, 4, 4]]] * 2)
 
 
 def wider(folder, invalid=0):
@@ -187,7 +187,7 @@ def test_pascal_voc_folders(tmp_path):
 def test_pictures_and_boxes_shrink_together(tmp_path):
     voc(tmp_path)
     task = lab.tasks.faces(folder=tmp_path, longest=20)
-    assert task.learn.pictures[0].shape == (3, 15, 20) and task.learn.boxes[0].tolist() == [[1.5, 2, 6.5, 8]]
+    assert task.learn.images[0].shape == (3, 15, 20) and task.learn.boxes[0].tolist() == [[1.5, 2, 6.5, 8]]
 
 
 def test_a_box_that_sticks_out_is_cut_and_one_outside_refused(tmp_path):
@@ -366,7 +366,7 @@ def test_a_photograph_is_upright_so_that_its_boxes_lie_where_they_were_drawn(tmp
     voc(tmp_path)
     for index in range(5):
         (tmp_path / "JPEGImages" / f"{index}.jpg").write_bytes(turned(mark))
-    picture = lab.tasks.faces(folder=tmp_path).learn.pictures[0]
+    picture = lab.tasks.faces(folder=tmp_path).learn.images[0]
     assert picture.shape == (3, 30, 40)
     assert picture[:, 5:15, 4:12].float().mean() > 240 and picture[:, 20:, 20:].float().mean() < 50
 
@@ -377,7 +377,7 @@ def test_an_annotation_that_tells_the_lying_size_was_drawn_on_the_lying_picture(
                               ("unknown", (0, 0), (3, 30, 40))):  # fmt: skip
         annotated(tmp_path / name, "q.jpg", size=size.format(*told), content=turned(6))
         task = lab.tasks.faces(folder=tmp_path / name)
-        pictures = dict(zip(task.learn.names, task.learn.pictures, strict=True))
+        pictures = dict(zip(task.learn.names, task.learn.images, strict=True))
         assert pictures["q"].shape == shape
     with pytest.warns(UserWarning, match="skipped: q"):
         assert "q" not in annotated(tmp_path / "other", "q.jpg", size=size.format(80, 60))
@@ -470,7 +470,7 @@ def test_a_box_without_end_is_refused_and_not_cut_at_the_border(tmp_path):
 def test_a_picture_of_sixteen_bits_is_not_white(tmp_path):
     deep = np.full((30, 40), 257 * 9, np.uint16)
     Image.fromarray(deep).save(voc(tmp_path, 4) / "JPEGImages" / "0.jpg", "png")
-    assert (lab.tasks.faces(folder=tmp_path).learn.pictures[0] == 9).all()
+    assert (lab.tasks.faces(folder=tmp_path).learn.images[0] == 9).all()
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2.5])

@@ -5,7 +5,7 @@ import torch
 
 import lab
 from lab.core.data.faces import FaceTask
-from lab.hyperfd.looking import NUMBERS, handmade, samples, subsets
+from lab.hyperfd.features import META_FEATURES, meta_features, samples, subsets
 
 
 def test_what_the_extractor_sees_of_faces():
@@ -29,7 +29,7 @@ def test_data_that_cannot_be_looked_at_is_one_line():
         (torch.ones(5), r"a data set is \(5,\): give 2"),
         (odd, "numbers that are not finite, first in row 2: leave the row out"),
     ):
-        for look in (samples, handmade) if isinstance(data, torch.Tensor) else (samples,):
+        for look in (samples, meta_features) if isinstance(data, torch.Tensor) else (samples,):
             with pytest.raises(ValueError, match=words) as caught:
                 look(data)
             assert "\n" not in str(caught.value)
@@ -44,10 +44,10 @@ def test_subsets_in_pairs_share_nothing_and_small_sets_give_what_they_have():
 
 
 def test_hand_made_numbers_say_what_they_are_called_and_are_of_one_size():
-    portraits, small, dark = (handmade(lab.tasks.faces(name)) for name in ("portraits", "small", "low light"))
-    at = list(NUMBERS).index
-    assert len(portraits) == len(NUMBERS) == 24
+    portraits, small, dark = (meta_features(lab.tasks.faces(name)) for name in ("portraits", "small", "low light"))
+    at = list(META_FEATURES).index
+    assert len(portraits) == len(META_FEATURES) == 24
     assert portraits[at("face height 50 %")] > small[at("face height 50 %")] + 2
     assert dark[at("brightness")] < portraits[at("brightness")] - 2
-    every = torch.stack([handmade(lab.tasks.faces(name)) for name in ("groups", "crowded", "grey", "rotated")])
+    every = torch.stack([meta_features(lab.tasks.faces(name)) for name in ("groups", "crowded", "grey", "rotated")])
     assert float(every.abs().max()) < 8 and 0.3 < float(every.square().mean().sqrt()) < 2

@@ -1,5 +1,6 @@
-"""What an owner's side looks at: samples of a data set for the extractor, and 24 numbers counted by hand."""
+"""A data set as its owner's side sees it: samples for the extractor, and 24 handcrafted meta-features."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.data.faces import FaceTask
+from ..core.data.faces import Faces, FaceTask
 from .detector import letterboxed
 
 SIDE = 64  # px of the pictures that the extractor sees
@@ -21,11 +22,11 @@ def samples(data: Any) -> Tensor:
     if not isinstance(data, FaceTask):
         raise TypeError(f"a data set is a {type(data).__name__}: give a FaceTask or a (k, F) tensor of numbers")
     rows = []
-    for picture, boxes in zip(data.learn.pictures, data.learn.boxes, strict=True):
-        x, scale = letterboxed(picture, SIDE)
+    for image, boxes in zip(data.learn.images, data.learn.boxes, strict=True):
+        x, scale = letterboxed(image, SIDE)  # (3, SIDE, SIDE)
         filled = torch.full((1, SIDE, SIDE), -1.0)
         for left, top, right, bottom in (boxes * scale).round().int().tolist():
-            filled[:, top : max(bottom, top + 1), left : max(right, left + 1)] = 1
+            filled[:, top : max(bottom, top + 1), left : max(right, left + 1)] = 1  # a pixel at least
         rows.append(torch.cat([x.float() / 127.5 - 1, filled]))
     return _checked(torch.stack(rows))
 
@@ -46,41 +47,58 @@ def subsets(x: Tensor, count: int, size: int) -> Tensor:
     Small data sets give as many as half of them have.
     """
     size = max(1, min(size, len(x) // 2))
+    # one permutation a pair of subsets: its first and its second `size` numbers share none
     picks = [torch.randperm(len(x))[: 2 * size].view(2, size) for _ in range(-(-count // 2))]
     return x[torch.cat(picks)[:count]]
 
 
 @lru_cache(maxsize=64)
-def handmade(data: Any) -> Tensor:
-    """24 numbers of a data set, each with a meaning, as far from the usual as is usual: see `NUMBERS`.
+def meta_features(data: Any) -> Tensor:
+    """24 handcrafted meta-features of a data set, standardised: (24,), see `META_FEATURES`.
 
-    A table gives quantiles and spreads of its columns as they are.
+    A table gives quantiles and deviations of its columns as they are.
     """
     if isinstance(data, Tensor):
         x = samples(data)
-        found = torch.cat([x.quantile(torch.linspace(0, 1, 5), dim=0).flatten(), x.std(0)])
-        return F.pad(found, (0, max(0, len(NUMBERS) - len(found))))[: len(NUMBERS)]
-    boxes, pictures = data.learn.boxes, data.learn.pictures
-    every = torch.cat(list(boxes))
-    width, height = every[:, 2] - every[:, 0], every[:, 3] - every[:, 1]
-    longest = torch.cat([torch.full((len(b),), float(max(p.shape[1:]))) for p, b in zip(pictures, boxes, strict=True)])
-    count = torch.tensor([float(len(each)) for each in boxes])
-    share = height / longest
-    looks = torch.tensor([_look(picture) for picture in pictures])  # (k, 5)
-    sides = torch.tensor([[float(p.shape[1]), float(p.shape[2])] for p in pictures])
-    numbers = [
-        *share.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])), share.mean(), share.std(correction=0),
+        columns = torch.cat([x.quantile(torch.linspace(0, 1, 5), dim=0).flatten(), x.std(0)])  # (6 F,)
+        return F.pad(columns, (0, max(0, len(META_FEATURES) - len(columns))))[: len(META_FEATURES)]
+    values = [*_of_boxes(data.learn), *_of_images(data.learn.images)]
+    mean, std = torch.tensor(list(META_FEATURES.values())).T
+    return (torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in values]) - mean) / std
+
+
+def _of_boxes(faces: Faces) -> list[Tensor]:
+    """The fourteen of faces: their heights (shares of the longer side of the picture), counts and aspects."""
+    boxes = torch.cat(list(faces.boxes))  # (n, 4), all faces of all pictures
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    pairs = zip(faces.images, faces.boxes, strict=True)
+    share = height / torch.cat([torch.full((len(b),), float(max(image.shape[1:]))) for image, b in pairs])
+    count = torch.tensor([float(len(b)) for b in faces.boxes])  # (k,)
+    return [
+        *share.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])),
+        share.mean(),
+        share.std(correction=0),
         *torch.stack([count.mean(), count.std(correction=0), count.max()]).log1p(),
-        (count == 1).float().mean(), (count > 5).float().mean(),
-        (width / height).mean(), (width / height).std(correction=0), *looks.mean(0), *looks[:, :3].std(0, correction=0),
-        sides.mean().log() / 6, torch.tensor(float(len(boxes))).log() / 6,
-    ]  # fmt: skip
-    found = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in numbers])
-    usual, spread = torch.tensor(list(NUMBERS.values())).T
-    return (found - usual) / spread
+        (count == 1).float().mean(),
+        (count > 5).float().mean(),
+        (width / height).mean(),
+        (width / height).std(correction=0),
+    ]
 
 
-NUMBERS = {  # name: what is usual, and by how much it differs: rounded means and deviations of the domains of seed 1
+def _of_images(images: Sequence[Tensor]) -> list[Tensor]:
+    """The ten of pixels: means of five statistics, deviations of three, the size and the number of pictures."""
+    statistics = torch.tensor([_statistics(image) for image in images])  # (k, 5)
+    sides = torch.tensor([[float(image.shape[1]), float(image.shape[2])] for image in images])
+    return [
+        *statistics.mean(0),
+        *statistics[:, :3].std(0, correction=0),
+        sides.mean().log() / 6,
+        torch.tensor(float(len(images))).log() / 6,
+    ]
+
+
+META_FEATURES = {  # name: (mean, std) by which it is standardised, rounded ones of the domains of seed 1
     "face height 5 %": (0.13, 0.05), "face height 25 %": (0.15, 0.05), "face height 50 %": (0.17, 0.06),
     "face height 75 %": (0.20, 0.07), "face height 95 %": (0.23, 0.08), "face height mean": (0.17, 0.06),
     "face height spread": (0.03, 0.015), "log faces a picture": (1.4, 0.4), "its spread": (0.7, 0.15),
@@ -92,9 +110,9 @@ NUMBERS = {  # name: what is usual, and by how much it differs: rounded means an
 }  # fmt: skip
 
 
-def _look(picture: Tensor) -> list[float]:
+def _statistics(image: Tensor) -> list[float]:
     """Brightness, contrast, sharpness (the Laplacian's spread), colourfulness and noise of a picture."""
-    x = picture.float() / 255
+    x = image.float() / 255
     grey = x.mean(0)
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
     edges = F.conv2d(grey[None, None], kernel)[0, 0]

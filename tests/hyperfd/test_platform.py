@@ -22,11 +22,12 @@ from safetensors.torch import load
 import lab
 from lab.core import sealing
 from lab.core.data.faces import FaceTask
+from lab.core.service import Failed
 from lab.core.training import seeded
 from lab.hyperfd import bounds, serving
-from lab.hyperfd.client import PATH, Client, Failed, Remote
-from lab.hyperfd.learning import Learning, Record
-from lab.hyperfd.messages import Offer, Refused, Shape, Upload, digest
+from lab.hyperfd.client import PATH, DataOwner, Remote
+from lab.hyperfd.learning import Record, RoundConfig
+from lab.hyperfd.messages import Offer, Rejected, Shape, Upload, digest
 from lab.hyperfd.platform import KEPT, Platform, versions
 
 from . import small
@@ -39,8 +40,8 @@ def faces_client(pictures=37):
     task = lab.tasks.faces("small")
     task = FaceTask(learn=task.learn[range(pictures)], held_out=task.held_out[range(4)])
     codes = small.stream().codes()
-    how = Learning(R=4, m=16, steps=2)
-    return Client(task, codes, lambda rows: [float(row) for row in rows], how), Platform((4, 64, 64), codes, how)
+    how = RoundConfig(R=4, m=16, steps=2)
+    return DataOwner(task, codes, lambda rows: [float(row) for row in rows], how), Platform((4, 64, 64), codes, how)
 
 
 def test_nothing_of_a_picture_and_nothing_per_picture_is_uploaded():
@@ -64,10 +65,10 @@ def test_pictures_do_not_pass_the_schema_under_any_name():
     client, platform = faces_client()
     with seeded(0):
         message, _ = client.upload(platform.offer(), [1, 2], [5.0, 6.0])
-    assert Upload.from_bytes(message, platform.shape).pictures == 37
+    assert Upload.from_bytes(message, platform.shape).images == 37
     pixels = client.x.flatten()[: 4 * platform.shape.d].view(4, -1)
     for name, x in (("pictures", client.x), ("vectors", client.x[:4]), ("vectors", pixels.repeat(10, 1)[:37])):
-        with pytest.raises(Refused, match=f"upload: tensor '{name}'"):
+        with pytest.raises(Rejected, match=f"upload: tensor '{name}'"):
             Upload.from_bytes(changed(message, **{name: x}), platform.shape)
 
 
@@ -97,7 +98,7 @@ BAD = {
     "huge result": (dict(body={"results": [1.0, 1e300]}), r"a result=1e\+300 is no finite number in 0..100"),
     "a result in no percent": (dict(body={"results": [1.0, 1e6]}), "a result=1000000.0 is no finite number in 0..100"),
     "negative result": (dict(body={"results": [1.0, -0.5]}), "a result=-0.5 is no"),
-    "whole result": (dict(body={"results": [1.0, 10**400]}), r"a result=10000000000000000000 is no finite number"),
+    "integer result": (dict(body={"results": [1.0, 10**400]}), r"a result=10000000000000000000 is no finite number"),
     "huge map": (dict(D=torch.full((128, 128), 3e38)), "tensor 'D' has numbers outside -10000..10000"),
     "huge vectors": (dict(vectors=torch.full((4, 128), 1e5)), "tensor 'vectors' has numbers outside"),
     "huge weights": (dict(**{"w.project.bias": torch.full((64,), -2e4)}), "tensor 'w.project.bias' has numbers"),
@@ -110,7 +111,7 @@ BAD = {
     "bool": (dict(body={"pictures": True}), "pictures is a bool"),
     "error": (dict(body={"error": 5.0}), "error=5.0"),
     "an error that ends all records": (dict(body={"error": 0.5}), "error=0.5 is no finite number in 0..0.2"),
-    "whole error": (dict(body={"error": 10**400}), "error=10000000000000000000 is no finite number in 0..0.2"),
+    "integer error": (dict(body={"error": 10**400}), "error=10000000000000000000 is no finite number in 0..0.2"),
 }
 
 
@@ -127,7 +128,7 @@ def test_an_upload_that_fails_the_schema_is_one_line_and_changes_nothing(uploade
     platform, message = uploaded
     before = state(platform)
     spoil, words = BAD[name]
-    with pytest.raises(Refused, match=words) as caught:
+    with pytest.raises(Rejected, match=words) as caught:
         platform.accept(changed(message, **spoil))
     assert "\n" not in str(caught.value) and state(platform) == before
 
@@ -144,7 +145,7 @@ RUIN = {
     "forgotten synapses": (lambda m: {n: 0 * x for n, x in m.items() if n.startswith("o.")},
                            "synapses 'o.0' change by -"),
     "a huge map": (lambda m: {"D": 1e4 * torch.eye(128)},
-                   r"the map 'D' stretches by 1e\+04: Eq. \(9\) gives 10 at most"),
+                   r"the map 'D' stretches by 1e\+04: Card \(9\) gives 10 at most"),
     "a turned memory": (lambda m: {"D": -2 * torch.eye(128)}, "the map 'D' turns 'task 0' by 2.00"),
     "an emptied memory": (lambda m: {"D": -torch.eye(128)}, "the map 'D' turns 'task 0' by 1.00"),
 }  # fmt: skip
@@ -155,7 +156,7 @@ def second():
     """A platform that has learned from one client, and the honest upload of a second."""
     platform = small.platform()
     with seeded(0):
-        small.client().served(platform, 2, 4)
+        small.client().run_round(platform, 2, 4)
         client = small.client(1)
         message, _ = client.upload(platform.offer(), [0, 1, 7], client.evaluate([0, 1, 7]))
     return platform, message
@@ -165,7 +166,7 @@ def second():
 def test_an_upload_of_the_right_form_cannot_ruin_the_platform(second, name):
     platform, message = second
     before, (ruin, words) = state(platform), RUIN[name]
-    with pytest.raises(Refused, match=words) as caught:
+    with pytest.raises(Rejected, match=words) as caught:
         platform.accept(changed(message, **ruin(load(message))))
     assert "\n" not in str(caught.value) and state(platform) == before
 
@@ -180,7 +181,7 @@ def test_a_model_that_orders_what_was_tried_the_other_way_round_is_refused():
         turned.common.weight.neg_()
     assert bounds.ordered(ranker, record, codes) == pytest.approx(1)
     bounds.validate_ordering((turned, [record]), (ranker, [record]), codes)
-    with pytest.raises(Refused, match=r"orders what clients tried with NDCG 0.*the one before with 1\.00"):
+    with pytest.raises(Rejected, match=r"orders what clients tried with NDCG 0.*the one before with 1\.00"):
         bounds.validate_ordering((ranker, [record]), (turned, [record]), codes)
 
 
@@ -192,15 +193,15 @@ def test_honest_clients_are_never_refused(fields):
     platform = small.platform(how)
     for which in range(4):
         with seeded(which):
-            small.client(which, how, noise=0.1 * (which == 3)).served(platform, 2, 6)
+            small.client(which, how, noise=0.1 * (which == 3)).run_round(platform, 2, 6)
     assert platform.version == 4
 
 
 def test_few_pictures_are_refused_before_anything_is_trained():
     tasks, trained = small.stream(pictures=31), []
-    client = Client(tasks.data("set 0"), tasks.codes(), trained.extend, small.HOW)
+    client = DataOwner(tasks.data("set 0"), tasks.codes(), trained.extend, small.HOW)
     with pytest.raises(ValueError, match="would pool 15 of 31 pictures, m=16: fewer than 16 show single ones"):
-        client.served(small.platform(), 2, 4)
+        client.run_round(small.platform(), 2, 4)
     with pytest.raises(ValueError, match="would pool 8 of 40 pictures, m=8"):
         small.client(how=replace(small.HOW, m=8)).upload(small.platform().offer(), [0, 1], [1.0, 2.0])
     assert not trained
@@ -226,7 +227,7 @@ def test_the_last_versions_are_kept_and_any_of_them_comes_back(tmp_path, capsys)
     assert versions(tmp_path) == list(range(3, KEPT + 3)) and len(list(tmp_path.iterdir())) == 2 * KEPT
     assert main(["rollback", str(tmp_path), "--to", "5"]) == 0
     assert f"version {KEPT + 3} is what version 5 was" in capsys.readouterr().out
-    with pytest.raises(Refused, match=f"is at version {KEPT + 3}, this platform was at {KEPT + 2}: start it again"):
+    with pytest.raises(Rejected, match=f"is at version {KEPT + 3}, this platform was at {KEPT + 2}: start it again"):
         platform.accept(small_upload(platform))
     again = small.platform(folder=tmp_path)
     assert (again.version, len(again.memory)) == (KEPT + 3, 5)
@@ -275,7 +276,7 @@ def state(platform):
 
 @pytest.mark.parametrize("content", [b"", b"rubbish" * 9, b"\xff" * 64, (8).to_bytes(8, "little") + b"[[[[[[[["])
 def test_rubbish_is_no_message(uploaded, content):
-    with pytest.raises(Refused, match="are no message of HyperFD"):
+    with pytest.raises(Rejected, match="are no message of HyperFD"):
         uploaded[0].accept(content)
 
 
@@ -286,7 +287,7 @@ def test_a_bit_that_flips_is_told(uploaded, data):
     good = bytearray(message)
     bit = data.draw(st.integers(0, 8 * len(good) - 1))
     good[bit // 8] ^= 1 << bit % 8
-    with pytest.raises(Refused, match="are no message of HyperFD") as caught:
+    with pytest.raises(Rejected, match="are no message of HyperFD") as caught:
         Upload.from_bytes(bytes(good), platform.shape)
     assert "\n" not in str(caught.value)
 
@@ -294,7 +295,7 @@ def test_a_bit_that_flips_is_told(uploaded, data):
 def test_the_lowest_bit_of_a_weight_is_seen_on_both_ways(uploaded):
     platform, message = uploaded
     for kind, content in ((Upload, message), (Offer, platform.offer())):
-        with pytest.raises(Refused, match="their digest is another: send them again"):
+        with pytest.raises(Rejected, match="their digest is another: send them again"):
             kind.from_bytes(content[:-4] + bytes([content[-4] ^ 1]) + content[-3:], platform.shape)
 
 
@@ -303,29 +304,29 @@ def test_an_offer_is_checked_as_well(uploaded):
     shape = Shape.of(platform.ranker, 4, platform.codes)
     offer = platform.offer()
     assert Offer.from_bytes(offer, shape).version == 0
-    with pytest.raises(Refused, match=r"tensor .v\.0. is not in the schema"):
+    with pytest.raises(Rejected, match=r"tensor .v\.0. is not in the schema"):
         Offer.from_bytes(changed(offer, **{"v.0": torch.zeros(4, 128)}), shape)
-    with pytest.raises(Refused, match="its configurations are 'others'"):
+    with pytest.raises(Rejected, match="its configurations are 'others'"):
         Offer.from_bytes(changed(offer, body={"space": "others"}), shape)
-    with pytest.raises(Refused, match="the message has version 9"):
+    with pytest.raises(Rejected, match="the message has version 9"):
         Offer.from_bytes(changed(offer, header={"version": "9"}), shape)
 
 
 def test_a_client_that_vanishes_leaves_the_platform_as_it_was(tmp_path):
     platform = small.platform(folder=tmp_path)
     with seeded(0):
-        small.client().served(platform, 2, 4)
+        small.client().run_round(platform, 2, 4)
     before, files = state(platform), sorted(path.name for path in tmp_path.iterdir())
     with seeded(1):
         client = small.client(1)
         client.evaluate = lambda rows: (_ for _ in ()).throw(ConnectionError("gone"))
         with pytest.raises(ConnectionError):
-            client.served(platform, 2, 4)
+            client.run_round(platform, 2, 4)
     assert state(platform) == before and sorted(path.name for path in tmp_path.iterdir()) == files
     again = small.platform(folder=tmp_path)
     assert state(again) == before
     with pytest.raises(ValueError, match="belongs to a platform"):
-        small.platform(Learning(R=5), folder=tmp_path)
+        small.platform(RoundConfig(R=5), folder=tmp_path)
 
 
 def test_a_state_that_cannot_be_stored_is_not_taken(tmp_path, monkeypatch):
@@ -349,9 +350,9 @@ def test_a_state_that_cannot_be_stored_is_not_taken(tmp_path, monkeypatch):
 def test_a_memory_that_would_not_be_finite_is_refused(uploaded, monkeypatch):
     platform, message = uploaded
     spoiled = Record("task 0", torch.full((4, 128), torch.nan), (0, 1), (1.0, 2.0))
-    monkeypatch.setattr("lab.hyperfd.platform.aged", lambda *_: [spoiled])
+    monkeypatch.setattr("lab.hyperfd.platform.map_records", lambda *_: [spoiled])
     before = state(platform)
-    with pytest.raises(Refused, match="after it 'task 0' would have no finite vectors"):
+    with pytest.raises(Rejected, match="after it 'task 0' would have no finite vectors"):
         platform.accept(message)
     assert state(platform) == before
 
@@ -359,7 +360,7 @@ def test_a_memory_that_would_not_be_finite_is_refused(uploaded, monkeypatch):
 def test_rows_mean_the_same_on_both_sides_or_nothing_is_taken():
     other = small.client()
     other.codes = other.codes.flip(0)
-    with pytest.raises(Refused, match="rows would mean others"):
+    with pytest.raises(Rejected, match="rows would mean others"):
         other.recommend(small.platform().offer(), 2)
 
 
@@ -382,7 +383,7 @@ def test_an_upload_that_learned_from_an_older_version_is_refused():
     platform = small.platform()
     with seeded(0):
         late, _ = small.client().upload(platform.offer(), [0, 1], [1.0, 2.0])
-        small.client(1).served(platform, 2, 4)
+        small.client(1).run_round(platform, 2, 4)
     with pytest.raises(ValueError, match="learned from version 0, the platform is at 1: ask for an offer"):
         platform.accept(late)
 
@@ -473,7 +474,7 @@ from lab.hyperfd.client import Remote
 from tests.hyperfd import small
 side = Remote(sys.argv[1], sys.argv[3])
 with seeded(7):
-    _, _, size = small.client(2).served(side, 2, 4)
+    _, _, size = small.client(2).run_round(side, 2, 4)
 print(size, side.sent)
 """
 
@@ -504,7 +505,7 @@ def test_over_http_is_the_same_as_in_one_process(served):
     here = small.platform()
     for side in (here, Remote(f"http://127.0.0.1:{port}", TOKEN)):
         with seeded(5):
-            small.client(1).served(side, 2, 4)
+            small.client(1).run_round(side, 2, 4)
     assert state(here) == state(platform)
 
 
