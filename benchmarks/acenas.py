@@ -1,4 +1,4 @@
-"""AceNAS beside its twins and rivals: how well few labels rank a space, and what is picked.
+"""AceNAS beside its controls and baselines: how well few labels rank a space, and what is picked.
 
     python benchmarks/acenas.py [--quick] [--json FILE] [--csv FILE] [--nasbench201 FILE] [--seeds 10] [--jobs 2]
 
@@ -22,7 +22,7 @@ import torch
 
 import lab
 from lab.acenas import metrics
-from lab.core import store
+from lab.core import ranking_metrics, store
 from lab.core.machine import machine
 from lab.core.spaces import tables
 from lab.core.spaces.architectures import Space
@@ -106,9 +106,10 @@ def one(item: tuple) -> dict:
     top = [list(space.names).index(name) for name in outcome.ranking[:10]]
     return {
         "table": table, "scorer": name, "budget": budget, "seed": seed, "trainings": len(outcome.rows),
-        "ndcg10": metrics.ndcg(scores, truth), "tau": metrics.kendall_tau(scores, truth),
-        "best_of_top10": float(truth[top].max()), "best_rank_of_top10": min(metrics.rank(row, truth) for row in top),
-        "pick": float(truth[pick]), "pick_rank": metrics.rank(pick, truth), "gap": outcome.regret(),
+        "ndcg10": metrics.ndcg(scores, truth), "tau": ranking_metrics.kendall_tau(scores, truth),
+        "best_of_top10": float(truth[top].max()),
+        "best_rank_of_top10": min(ranking_metrics.rank(row, truth) for row in top),
+        "pick": float(truth[pick]), "pick_rank": ranking_metrics.rank(pick, truth), "gap": outcome.regret(),
     }  # fmt: skip
 
 
@@ -150,9 +151,11 @@ def summary(rows: pandas.DataFrame) -> pandas.DataFrame:
         "ndcg@10": "ndcg10", "tau": "tau", "best of top 10": "best_of_top10", "pick": "pick", "gap": "gap",
     }  # fmt: skip
     groups = rows.groupby(["table", "budget", "scorer"], sort=False)
-    return groups.apply(
-        lambda part: pandas.Series({name: str(metrics.interval(part[column])) for name, column in shown.items()})
-    )
+
+    def intervals(part: pandas.DataFrame) -> pandas.Series:
+        return pandas.Series({name: str(ranking_metrics.interval(part[column])) for name, column in shown.items()})
+
+    return groups.apply(intervals)
 
 
 def all_figures(rows: pandas.DataFrame, seconds: pandas.Series) -> dict:

@@ -9,9 +9,10 @@ arXiv 2108.03001).
     equations   (1) normalised   (2) graph_convolution   (3) sort_pool   (4) pretraining_loss   (5) relevance
                 (6) gain   (7) discount   (8) dcg   (9) ranks   (10) ndcg_change   (11) lambda_gradient
                 (12) mse   (13) ranknet   (14) pair_divergence   (15) allowance
+                The numbers are this card's own: Card (n).
     procedure   recipe.AceNAS.run: pre-training on weak labels, search.half_exploit in T rounds, the top ones trained
     where       layers encodes graphs, scorers learns (graph encoders, LightGBM), search says what is trained and holds
-                the rivals, supernet trains cells alone and all in one, metrics judges a ranking
+                the baselines, supernet trains cells alone and all in one, metrics judges a ranking
     picture     view.explore, view.curves
 
     departures  Of the paper only the abstract could be read: the method is its released code, the equations' numbers
@@ -21,8 +22,8 @@ arXiv 2108.03001).
                 NAS-Bench-201 has operators on its edges; the usual graph of eight nodes stands for a cell. Ours.
                 Pre-training is 40 passes in batches of 64 over all weak labels; the release has 300 in batches of 20
                 over four fifths of them: AceNAS.paper('benchmarks').
-                A scorer that gives all the same score has died, and is begun again, up to twice. Ours.
-                The best weights of a round are told on the training set itself, as in the release.
+                A scorer that gives all the same score has collapsed, and is begun again, up to twice. Ours.
+                The best weights of a round are chosen on the training set itself, as in the release.
                 LightGBM's lambdarank is a scorer of equal standing; weak labels are features of it. Ours.
                 Where scores are equal, a draw by the seed and the architecture chooses, and NDCG counts the mean of all
                 orders; nothing hangs on the order in which a table stands. Ours.

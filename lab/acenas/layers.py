@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from . import equations as eq
 
 
 @dataclass(frozen=True)
-class Features:
+class GraphBatch:
     """n architectures of P graphs each as tensors, padded to the largest graph's G nodes.
 
     nodes (n, P, G, F), adjacency (n, P, G, G) normalised, present (n, P, G), hparams (n, h).
@@ -24,9 +25,9 @@ class Features:
     hparams: Tensor
 
     @classmethod
-    def of(cls, space: Space) -> "Features":
+    def of(cls, space: Space) -> "GraphBatch":
         """One-hot operators, beside one-hot stages where the graphs have them."""
-        graphs = [graph for parts in space.graphs for graph in parts]
+        graphs = [graph for parts in space.graphs for graph in parts]  # n P, architecture by architecture
         operators = {name: i for i, name in enumerate(sorted({name for g in graphs for name in g.operators}))}
         stages = {stage: i for i, stage in enumerate(sorted({stage for g in graphs for stage in g.stages}))}
         most = max(len(graph.operators) for graph in graphs)
@@ -46,14 +47,14 @@ class Features:
         hparams = space.hparams if space.hparams is not None else torch.zeros(len(space), 0)
         return cls(nodes, adjacency, present, hparams)
 
-    def __getitem__(self, rows) -> "Features":
+    def __getitem__(self, rows: Any) -> "GraphBatch":
         return replace(self, **{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
 
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def to(self, device) -> "Features":
-        """The same on another device."""
+    def to(self, device: Any) -> "GraphBatch":
+        """A copy of the batch on another device."""
         return replace(self, **{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
 
 
@@ -64,8 +65,18 @@ class GraphEncoder(nn.Module):
     one graph's vector goes on as it is.
     """
 
-    def __init__(self, features: int, hidden: int, *, parts: int = 1, hparams: int = 0, pool: str = "sort", k: int = 10,
-                 out: int = 64, fuse: int | None = 128) -> None:  # fmt: skip
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        parts: int = 1,
+        hparams: int = 0,
+        pool: str = "sort",
+        k: int = 10,
+        out: int = 64,
+        fuse: int | None = 128,
+    ) -> None:
         super().__init__()
         widths = [features, *[hidden] * 4]
         self.weights = nn.ParameterList(torch.empty(a, b) for a, b in pairwise(widths))
@@ -78,7 +89,7 @@ class GraphEncoder(nn.Module):
         self.fuse = nn.Linear(parts * vector + hparams, fuse) if fuse else nn.Identity()
         self.width = fuse or parts * vector + hparams
 
-    def forward(self, x: Features) -> Tensor:
+    def forward(self, x: GraphBatch) -> Tensor:
         n = len(x)
         H, Â, present = x.nodes.flatten(0, 1), x.adjacency.flatten(0, 1), x.present.flatten(0, 1)
         for W, b in zip(self.weights, self.biases, strict=True):
@@ -93,29 +104,33 @@ class GraphEncoder(nn.Module):
 def sort_reader(hidden: int, k: int, out: int) -> nn.Sequential:
     """What reads sort-pooled nodes, (n, 1, k · hidden) -> (n, out): a convolution a node, then one over five pairs."""
     return nn.Sequential(
-        nn.Conv1d(1, 32, hidden, stride=hidden), nn.ReLU(), nn.MaxPool1d(2, 2),
-        nn.Conv1d(32, out, k // 2), nn.ReLU(), nn.Flatten(),
-    )  # fmt: skip
+        nn.Conv1d(1, 32, hidden, stride=hidden),  # (n, 32, k): each node alone
+        nn.ReLU(),
+        nn.MaxPool1d(2, 2),  # (n, 32, k / 2): pairs of nodes
+        nn.Conv1d(32, out, k // 2),  # (n, out, 1): all pairs
+        nn.ReLU(),
+        nn.Flatten(),
+    )
 
 
-def head(width: int, hidden: int, dropout: float) -> nn.Sequential:
+def scoring_head(width: int, hidden: int, dropout: float) -> nn.Sequential:
     """A score from an architecture's vector, (n, width) -> (n, 1)."""
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, 1))
 
 
 class Scorer(nn.Module):
-    """An encoder under one head a label; the first one is the score that ranks. Features of n -> (n, heads)."""
+    """An encoder under one head a label; the first one is the score that ranks. A batch of n -> (n, heads)."""
 
     def __init__(self, encoder: GraphEncoder, hidden: int, dropout: float, labels: Sequence[str] = ("score",)) -> None:
         super().__init__()
         self.encoder = encoder
-        self.heads = nn.ModuleList(head(encoder.width, hidden, dropout) for _ in labels)
+        self.heads = nn.ModuleList(scoring_head(encoder.width, hidden, dropout) for _ in labels)
 
-    def forward(self, x: Features) -> Tensor:
-        seen = self.encoder(x)
-        return torch.cat([one(seen) for one in self.heads], 1)
+    def forward(self, x: GraphBatch) -> Tensor:
+        vectors = self.encoder(x)  # (n, width)
+        return torch.cat([head(vectors) for head in self.heads], 1)
 
-    def scores(self, x: Features) -> Tensor:
+    def scores(self, x: GraphBatch) -> Tensor:
         """(n,) of the first head, without gradients, in eval mode."""
         self.eval()
         with torch.no_grad():

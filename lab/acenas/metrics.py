@@ -3,16 +3,13 @@
 from torch import Tensor
 
 from ..core import ranking_metrics
-from ..core.ranking_metrics import Interval, expected_best, interval, kendall_tau, rank
 from . import equations as eq
-
-__all__ = ["LOW", "Interval", "best_of_top", "expected_best", "interval", "kendall_tau", "ndcg", "rank"]
 
 LOW = 0.2  # the quantile up to which an architecture is of no relevance
 
 
 def ndcg(scores: Tensor, truth: Tensor, k: int | None = 10, scale: float = 20.0) -> float:
-    """NDCG@k, relevance taken from the whole table: 0 up to its 20 % quantile, `scale` for its best; see `judging`."""
+    """NDCG@k, relevance taken from the whole table: 0 up to its 20 % quantile, `scale` for its best."""
     r = eq.relevance(truth, float(truth.quantile(LOW)), float(truth.max()), scale)
     return ranking_metrics.ndcg(scores, r, k)
 
@@ -25,9 +22,9 @@ def best_of_top(scores: Tensor, valid: Tensor, truth: Tensor, k: int = 10) -> fl
     least = scores.sort(descending=True).values[:k][-1]
     tied = int((scores == least).sum())
     free = min(k, len(scores)) - int((scores > least).sum())  # places that the tied ones share
-    found, left = 0.0, 1.0  # what is expected so far, and how likely nothing better was chosen
+    expected, left = 0.0, 1.0  # what is expected so far, and how likely nothing better was chosen
     for row in sorted((scores >= least).nonzero()[:, 0].tolist(), key=lambda row: (-valid[row], truth[row])):
         chosen = 1.0 if scores[row] > least else free / tied
-        found, left = found + left * chosen * float(truth[row]), left * (1 - chosen)
+        expected, left = expected + left * chosen * float(truth[row]), left * (1 - chosen)
         tied -= int(scores[row] == least)
-    return found
+    return expected

@@ -15,7 +15,7 @@ class AceNASOutcome(Outcome):
 
     rows (m,), labels (m,): what was trained, in order; learned: how many of them each of the T rounds had; scores
     (T, n) of the space after each round; pick: the name of the best that was trained; ranking: the names of the 100 of
-    the highest scores. known: names, costs and, of a table, truth, for the views.
+    the highest scores. context: names, costs and, of a table, truth, for the views.
     """
 
     rows: Tensor
@@ -24,30 +24,41 @@ class AceNASOutcome(Outcome):
     scores: Tensor
     pick: str
     ranking: list[str]
-    known: dict[str, Any]
+    context: dict[str, Any]
 
     def found(self) -> dict[str, Any]:
         return {
-            "rows": self.rows, "labels": self.labels, "learned": self.learned, "scores": self.scores,
-            "pick": self.pick, "ranking": self.ranking, "known": self.known,
-        }  # fmt: skip
+            "rows": self.rows,
+            "labels": self.labels,
+            "learned": self.learned,
+            "scores": self.scores,
+            "pick": self.pick,
+            "ranking": self.ranking,
+            "known": self.context,
+        }
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any], recipe: Any, base: Any = None) -> "AceNASOutcome":
+        """The outcome that `save` stored."""
+        fields = {"context" if name == "known" else name: value for name, value in saved["found"].items()}
+        return cls(recipe=recipe, **cls.records(saved), **fields)
 
     def regret(self) -> float:
         """How far the pick is below the best of the table, in the label's unit; ValueError where no table is known."""
-        truth = self.known["truth"]
+        truth = self.context["truth"]
         if truth is None:
             raise ValueError("regret is known for tables only: here every label was trained")
-        return float(truth[self.known["pool"]].max() - truth[self.known["names"].index(self.pick)])
+        return float(truth[self.context["pool"]].max() - truth[self.context["names"].index(self.pick)])
 
     def front(self, cost: str) -> list[tuple[str, float, float]]:
         """The trained ones that no other beats in both cost and label: (name, cost, label), cheapest first."""
-        if cost not in self.known["costs"]:
-            raise ValueError(f"cost={cost!r}: this space knows {', '.join(self.known['costs']) or 'no costs'}")
-        costs = self.known["costs"][cost][self.rows]
+        if cost not in self.context["costs"]:
+            raise ValueError(f"cost={cost!r}: this space knows {', '.join(self.context['costs']) or 'no costs'}")
+        costs = self.context["costs"][cost][self.rows]
         order = sorted(range(len(self.rows)), key=lambda i: (float(costs[i]), -float(self.labels[i])))
         front, best = [], -torch.inf
         for i in order:
             if float(self.labels[i]) > best:
                 best = float(self.labels[i])
-                front.append((self.known["names"][int(self.rows[i])], float(costs[i]), best))
+                front.append((self.context["names"][int(self.rows[i])], float(costs[i]), best))
         return front

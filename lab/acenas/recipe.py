@@ -1,6 +1,7 @@
 """AceNAS's procedure: an encoder learns from weak labels, then ranks from a few true ones, gathered in rounds."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import store, tasks
+from ..core import ranking_metrics, store, tasks
 from ..core.fields import Allowed, integer, one_of, real, validate
 from ..core.machine import device_of
 from ..core.report import Report, Row, attempt, reported
@@ -17,10 +18,10 @@ from ..core.spaces.architectures import Space
 from ..core.training import Stage, Step, seeded
 from . import metrics, search
 from .outcome import AceNASOutcome
-from .scorers import SETTINGS, BoostedScorer, GraphScorer, Learning
+from .scorers import SETTINGS, BoostedScorer, FitConfig, GraphScorer
 
 GRAPH_SCORERS = ("gcn", "brp", "vanilla")
-SCORERS = (*GRAPH_SCORERS, "lightgbm", *search.RIVALS)
+SCORERS = (*GRAPH_SCORERS, "lightgbm", *search.BASELINES)
 LOSSES = ("lambdarank", "ranknet", "mse", "kl")
 PUBLISHED = {
     "benchmarks": dict(rank_by="label_ascending", pretrain_epochs=300, pretrain_batch=20),
@@ -113,17 +114,17 @@ class AceNAS:
         with seeded(seed), store.held(checkpoint):
             folder = Path(checkpoint) if checkpoint is not None else None
             if folder is not None:  # trainings that are kept are this seed's and this space's
-                owner = f"AceNAS with seed {seed} on {space.name} (graphs {digest(repr(space.graphs))})"
-                Stage(folder, "space", owner).save()
+                run_id = f"AceNAS with seed {seed} on {space.name} (graphs {digest(repr(space.graphs))})"
+                Stage(folder, "space", run_id).save()
             pool = self._pool(space)
 
-            def evaluate(rows) -> list[float]:
+            def evaluate(rows: Sequence[int]) -> list[float]:
                 with seeded(seed):  # what a training draws must not move the search
                     return space.evaluate(rows, seed, folder / "trained" if folder else None)
 
-            if self.scorer in search.RIVALS:
-                known = search.RIVALS[self.scorer](space, pool, self.budget + self.top, evaluate, seed)
-                rounds, trained = [search.found(len(space), known)], known
+            if self.scorer in search.BASELINES:
+                trained = search.BASELINES[self.scorer](space, pool, self.budget + self.top, evaluate, seed)
+                rounds = [search.only_round(len(space), trained)]
             else:
                 scorer, trace = self._scorer(space, seed, device, folder, progress)
                 rounds = list(search.half_exploit(scorer, pool, self.budget, self.rounds, evaluate, seed))
@@ -133,14 +134,19 @@ class AceNAS:
             pick = max(trained, key=trained.__getitem__)
             report = reported(repr(self), self._report, space, pool, rounds[-1], trained, pick)
             report = replace(report, notes=(*report.notes, note)) if note else report
-        rows = torch.tensor(order)
+        rows = torch.tensor(order)  # of the table as it was given, by the rows of the mixed space
         return AceNASOutcome(
-            recipe=self, report=report, trace=tuple(trace), rows=rows[list(trained)],
-            labels=torch.tensor(list(trained.values()), dtype=torch.float64), learned=[len(r.rows) for r in rounds],
-            scores=torch.stack([r.scores for r in rounds])[:, rows.argsort()], pick=space.names[pick],
+            recipe=self,
+            report=report,
+            trace=tuple(trace),
+            rows=rows[list(trained)],
+            labels=torch.tensor(list(trained.values()), dtype=torch.float64),
+            learned=[len(r.rows) for r in rounds],
+            scores=torch.stack([r.scores for r in rounds])[:, rows.argsort()],
+            pick=space.names[pick],
             ranking=[space.names[row] for row in search.best(rounds[-1].scores, pool, 100)],
-            known=_known(space, pool, rounds) | {"pool": rows[pool], **_columns(given)},
-        )  # fmt: skip
+            context=_context(space, pool, rounds) | {"pool": rows[pool], **_columns(given)},
+        )
 
     def _pool(self, space: Space) -> list[int]:
         """The rows within the limit; the budget must fit into them."""
@@ -148,8 +154,8 @@ class AceNAS:
         if self.limit is not None:
             name, most = self.limit
             if name not in space.costs:
-                known = ", ".join(space.costs) or "no costs"
-                raise ValueError(f"AceNAS: limit={self.limit}: this space knows {known}")
+                names = ", ".join(space.costs) or "no costs"
+                raise ValueError(f"AceNAS: limit={self.limit}: this space knows {names}")
             rows = (space.costs[name] <= most).nonzero()[:, 0].tolist()
         if len(rows) < self.budget + self.top:
             within = f" within limit={self.limit}" if self.limit else ""
@@ -159,40 +165,43 @@ class AceNAS:
             )
         return rows
 
-    def _scorer(self, space: Space, seed, device, folder, progress) -> tuple[Any, list[Step]]:
-        learning = Learning(self.loss, self.rank_by, self.scale, metrics.LOW, self.epochs)
+    def _scorer(
+        self, space: Space, seed: int, device: torch.device | None, folder: Path | None, progress: bool
+    ) -> tuple[BoostedScorer | GraphScorer, list[Step]]:
+        """The scorer, pre-trained on the weak labels, and the steps of that."""
+        config = FitConfig(self.loss, self.rank_by, self.scale, metrics.LOW, self.epochs)
         name = "chain" if space.chain and self.scorer == "gcn" else self.scorer
-        scorer = (
-            BoostedScorer(space, learning)
-            if name == "lightgbm"
-            else GraphScorer(space, SETTINGS[name], learning, device)
-        )
+        boosted = name == "lightgbm"
+        scorer = BoostedScorer(space, config) if boosted else GraphScorer(space, SETTINGS[name], config, device)
         weak = self._weak(space)
         if not weak:
             return scorer, []
         epochs, batch = self.pretrain_epochs, self.pretrain_batch  # what pre-training hangs on names its checkpoint
-        owner = f"{name}, {epochs} passes in batches of {batch}, seed {seed}, weak labels {_digest(weak)}"
-        steps = scorer.pretrain(weak, epochs, batch, folder, owner, progress)
-        return scorer, steps
+        run_id = f"{name}, {epochs} passes in batches of {batch}, seed {seed}, weak labels {_digest(weak)}"
+        return scorer, scorer.pretrain(weak, epochs, batch, folder, run_id, progress)
 
     def _weak(self, space: Space) -> dict[str, Tensor]:
-        wanted = {"all": lambda name: True, "accuracy": lambda name: name not in space.costs,
-                  "costs": lambda name: name in space.costs, "none": lambda name: False}[self.pretrain]  # fmt: skip
-        return {name: values for name, values in space.weak.items() if wanted(name)}
+        """The weak labels to begin with: those that are costs, those that are not, or both."""
+        wanted = {"all": (True, False), "accuracy": (False,), "costs": (True,), "none": ()}[self.pretrain]
+        return {name: values for name, values in space.weak.items() if (name in space.costs) in wanted}
 
-    def _finish(self, last: search.Round, pool: list[int], evaluate) -> dict[int, float]:
-        """The last step: the top predicted ones are trained as well."""
-        known = dict(zip(last.rows, last.labels, strict=True))
-        fresh = [row for row in search.best(last.scores, pool, self.top) if row not in known]
-        return known | dict(zip(fresh, evaluate(fresh), strict=True))
+    def _finish(
+        self, last: search.Round, pool: list[int], evaluate: Callable[[Sequence[int]], list[float]]
+    ) -> dict[int, float]:
+        """The last step: the top predicted ones are trained as well; the labels of all that was trained, by row."""
+        labels = dict(zip(last.rows, last.labels, strict=True))
+        fresh = [row for row in search.best(last.scores, pool, self.top) if row not in labels]
+        return labels | dict(zip(fresh, evaluate(fresh), strict=True))
 
-    def _report(self, space: Space, pool: list[int], last: search.Round, trained: dict[int, float], pick: int):
+    def _report(
+        self, space: Space, pool: list[int], last: search.Round, trained: dict[int, float], pick: int
+    ) -> Report:
         rows = [Row("trainings", len(pool), len(trained))]
         if space.truth is None:
             rows.append(Row(space.metric, None, trained[pick], space.unit, "learned", 2))
         else:
             truth = space.truth[pool]
-            chance, optimum = metrics.expected_best(truth, len(trained)), float(truth.max())
+            chance, optimum = ranking_metrics.expected_best(truth, len(trained)), float(truth.max())
             value = float(space.truth[pick])
             rows += [
                 Row(space.metric, chance, value, space.unit, "learned", 2),
@@ -210,7 +219,7 @@ class AceNAS:
         notes = [f"picked {space.names[pick]}"]
         if space.truth is not None:
             notes.append("before: what as many random trainings find on average; the order of one weak label alone")
-        if self.pretrain != "none" and self.scorer not in search.RIVALS and not self._weak(space):
+        if self.pretrain != "none" and self.scorer not in search.BASELINES and not self._weak(space):
             notes.append(f"pretrain={self.pretrain!r}: the space has no such weak labels, nothing was pre-trained")
         return notes
 
@@ -219,7 +228,7 @@ def _rank_rows(space: Space, pool: list[int], scores: Tensor) -> list[Row]:
     """How scores rank what may be chosen, beside the first weak label alone."""
     assert space.truth is not None
     truth, weak = space.truth[pool], next((values[pool] for values in space.weak.values()), None)
-    measures = (("ndcg@10", metrics.ndcg), ("kendall tau", metrics.kendall_tau))
+    measures = (("ndcg@10", metrics.ndcg), ("kendall tau", ranking_metrics.kendall_tau))
     return [
         Row(name, None if weak is None else measure(weak, truth), measure(scores[pool], truth), "", "learned", 3)
         for name, measure in measures
@@ -233,20 +242,20 @@ def _digest(weak: dict[str, Tensor]) -> str:
 
 
 def _steps(space: Space, rounds: list[search.Round]) -> list[Step]:
-    return [_step(space, index, one) for index, one in enumerate(rounds)]
+    return [_step(space, index, round) for index, round in enumerate(rounds)]
 
 
-def _step(space: Space, index: int, one: search.Round) -> Step:
-    terms = {"trained": float(len(one.rows)), "best label": max(one.labels)}
+def _step(space: Space, index: int, round: search.Round) -> Step:
+    terms = {"trained": float(len(round.rows)), "best label": max(round.labels)}
     if space.truth is not None:
-        terms["ndcg@10"] = metrics.ndcg(one.scores, space.truth)
-        terms["kendall tau"] = metrics.kendall_tau(one.scores, space.truth)
+        terms["ndcg@10"] = metrics.ndcg(round.scores, space.truth)
+        terms["kendall tau"] = ranking_metrics.kendall_tau(round.scores, space.truth)
     return Step("rounds", index, terms)
 
 
-def _known(space: Space, pool: list[int], rounds: list[search.Round]) -> dict[str, Any]:
+def _context(space: Space, pool: list[int], rounds: list[search.Round]) -> dict[str, Any]:
     """What views need besides the table's columns: the graphs of the best of each round, and what is measured."""
-    shown = sorted({row for one in rounds for row in search.best(one.scores, pool, 10)})
+    shown = sorted({row for round in rounds for row in search.best(round.scores, pool, 10)})
     graphs = {space.names[row]: [[list(g.operators), list(g.edges)] for g in space.graphs[row]] for row in shown}
     return {"metric": space.metric, "unit": space.unit, "space": space.name, "graphs": graphs}
 

@@ -19,9 +19,9 @@ from ..core import ranking_metrics
 from ..core.spaces.architectures import Space
 from ..core.training import Stage, Step, descend
 from . import equations as eq
-from .layers import Features, GraphEncoder, Scorer
+from .layers import GraphBatch, GraphEncoder, Scorer
 
-ATTEMPTS = 3  # a scorer that has died, and gives all the same score, is begun again this often
+ATTEMPTS = 3  # a collapsed scorer, which gives all the same score, is begun again until it was fitted this often
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Learning:
-    """How a scorer learns, as the recipe says: its loss, whose ranks, relevance, passes over the labels."""
+class FitConfig:
+    """How a scorer is fitted, as the recipe says: its loss, whose ranks, relevance, passes over the labels."""
 
     loss: str
     rank_by: str
@@ -73,9 +73,9 @@ class Learning:
 class GraphScorer:
     """A graph encoder under a head, first fitted to weak labels, then to a few true ones."""
 
-    def __init__(self, space: Space, settings: Settings, learning: Learning, device: Any = None) -> None:
-        self.settings, self.learning, self.device = settings, learning, device
-        self.features = Features.of(space).to(device)
+    def __init__(self, space: Space, settings: Settings, config: FitConfig, device: Any = None) -> None:
+        self.settings, self.config, self.device = settings, config, device
+        self.features = GraphBatch.of(space).to(device)
         self.pretrained: dict[str, Tensor] | None = None
         self.net = self._fresh()
         self.restarts = 0
@@ -83,20 +83,32 @@ class GraphScorer:
     def _fresh(self, labels: Sequence[str] = ("score",)) -> Scorer:
         x, s = self.features, self.settings
         encoder = GraphEncoder(
-            x.nodes.shape[-1], s.hidden, parts=x.nodes.shape[1], hparams=x.hparams.shape[1], pool=s.pool, out=s.out,
+            x.nodes.shape[-1],
+            s.hidden,
+            parts=x.nodes.shape[1],
+            hparams=x.hparams.shape[1],
+            pool=s.pool,
+            out=s.out,
             fuse=s.fuse,
-        )  # fmt: skip
+        )
         return Scorer(encoder, s.head, s.dropout, labels).to(self.device)
 
-    def pretrain(self, weak: dict[str, Tensor], epochs: int, batch: int, checkpoint: Path | None, owner: str,
-                 progress: bool = True) -> list[Step]:  # fmt: skip
-        """Fit encoder and one head a weak label to them all; encoder and first head stay, Eq. (4)."""
+    def pretrain(
+        self,
+        weak: dict[str, Tensor],
+        epochs: int,
+        batch: int,
+        checkpoint: Path | None,
+        run_id: str,
+        progress: bool = True,
+    ) -> list[Step]:
+        """Fit encoder and one head a weak label to them all; encoder and first head stay, Card (4)."""
         z = torch.stack([_z(column) for column in weak.values()], 1).to(self.device)  # (n, heads)
         net = self._fresh(tuple(weak))
         steps = epochs * max(1, len(z) // batch)
         adam = Adam(net.parameters(), 1e-3)
         schedule = CosineAnnealingLR(adam, steps)
-        stage = Stage(checkpoint, "pretrain", owner, every=1000, net=net, adam=adam, schedule=schedule)
+        stage = Stage(checkpoint, "pretrain", run_id, every=1000, net=net, adam=adam, schedule=schedule)
 
         def terms(rows: Tensor) -> dict[str, Tensor]:
             return {"mse": eq.pretraining_loss(net(self.features[rows]), z[rows])}
@@ -110,7 +122,7 @@ class GraphScorer:
         return stage.trace
 
     def fit(self, rows: Sequence[int], labels: Sequence[float], seed: int) -> None:
-        """Go on learning from all that has been trained so far; one that dies is begun again from other weights."""
+        """Go on learning from all that has been trained so far; one that collapses is begun again from others."""
         del seed  # torch's own generator draws, which the recipe has seeded
         x, y = self.features[list(rows)], torch.tensor(labels, dtype=torch.float32, device=self.device)
         for attempt in range(ATTEMPTS):
@@ -119,23 +131,23 @@ class GraphScorer:
                 self.net = self._fresh()
                 if self.pretrained is not None and attempt == 1:
                     self.net.load_state_dict(self.pretrained)
-            self._descend(x, _z(y), self.learning.relevance(y))
-            if is_alive(self.scores()):
+            self._descend(x, _z(y), self.config.relevance(y))
+            if not is_collapsed(self.scores()):
                 return
 
-    def _descend(self, x: Features, y: Tensor, r: Tensor) -> None:
-        """Adam along a cosine; the weights of the best pass stay, which is told on the training set itself."""
+    def _descend(self, x: GraphBatch, y: Tensor, r: Tensor) -> None:
+        """Adam along a cosine; the weights of the best pass stay, which the training set itself decides."""
         rows = _Rows(len(y), min(self.settings.batch, len(y)))
-        steps = self.learning.epochs * len(rows)
+        steps = self.config.epochs * len(rows)
         adam = Adam(self.net.parameters(), self.settings.lr, weight_decay=self.settings.decay)
         schedule = CosineAnnealingLR(adam, steps)
         best, kept, waited = -math.inf, self.net.state_dict(), 0
-        seen = torch.full_like(y, -math.inf)  # the scores of this pass, with dropout, as the released code has it
+        scores = torch.full_like(y, -math.inf)  # the scores of this pass, with dropout, as the released code has it
 
         def terms(batch: Tensor) -> dict[str, Tensor]:
             s = self.net(x[batch])[:, 0]
-            seen[batch] = s.detach()
-            return {self.learning.loss: self.learning.terms(s, y[batch], r[batch])}
+            scores[batch] = s.detach()
+            return {self.config.loss: self.config.terms(s, y[batch], r[batch])}
 
         self.net.train()
         total = 0.0
@@ -143,7 +155,7 @@ class GraphScorer:
             total += sum(step.terms.values())
             if (step.index + 1) % len(rows):
                 continue
-            value = ranking_metrics.ndcg(seen.cpu(), r.cpu()) if self.learning.loss == "lambdarank" else -total
+            value = ranking_metrics.ndcg(scores.cpu(), r.cpu()) if self.config.loss == "lambdarank" else -total
             if value > best:
                 best, kept, waited = value, deepcopy(self.net.state_dict()), 0
             elif (waited := waited + 1) >= self.settings.patience:
@@ -162,15 +174,15 @@ class BoostedScorer:
     TREES = 200
     LEAF = 3  # labels in a leaf at least; fewer where they would not make two leaves, and all trees were constant
 
-    def __init__(self, space: Space, learning: Learning) -> None:
-        if learning.loss not in ("lambdarank", "mse"):
-            raise ValueError(f"AceNAS: loss={learning.loss!r} is not for scorer='lightgbm': give 'lambdarank' or 'mse'")
+    def __init__(self, space: Space, config: FitConfig) -> None:
+        if config.loss not in ("lambdarank", "mse"):
+            raise ValueError(f"AceNAS: loss={config.loss!r} is not for scorer='lightgbm': give 'lambdarank' or 'mse'")
         try:
             import lightgbm
         except ModuleNotFoundError:
             raise ModuleNotFoundError("scorer='lightgbm' needs LightGBM: pip install 'lab[search]'") from None
-        self.library, self.learning = lightgbm, learning
-        x = Features.of(space)
+        self.library, self.config = lightgbm, config
+        x = GraphBatch.of(space)
         self.features = torch.cat([x.nodes.flatten(1), x.adjacency.flatten(1).sign(), x.hparams], 1)
         self.features = self.features[:, self.features.std(0) > 0]  # (n, what differs)
         self.model: Any = None
@@ -184,27 +196,31 @@ class BoostedScorer:
         """Fit anew to all that has been trained so far."""
         y = torch.tensor(labels, dtype=torch.float64)
         common: dict[str, Any] = {
-            "n_estimators": self.TREES, "num_leaves": 7, "random_state": seed, "n_jobs": 1, "deterministic": True,
-            "min_child_samples": min(self.LEAF, max(1, (len(rows) - 1) // 2)), "force_row_wise": True, "verbose": -1,
-        }  # fmt: skip
+            "n_estimators": self.TREES,
+            "num_leaves": 7,
+            "min_child_samples": min(self.LEAF, max(1, (len(rows) - 1) // 2)),
+            "random_state": seed,
+            "n_jobs": 1,
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbose": -1,
+        }
         x = self.features[list(rows)].numpy()
-        if self.learning.loss == "mse":
+        if self.config.loss == "mse":
             self.model = self.library.LGBMRegressor(**common).fit(x, y.numpy())
             return
-        whole = int(self.learning.scale)  # LightGBM's relevances are integers, its gains 2^r - 1
-        ranker = self.library.LGBMRanker(
-            label_gain=[2**r - 1 for r in range(whole + 1)], lambdarank_truncation_level=len(rows), **common
-        )
-        self.model = ranker.fit(x, self.learning.relevance(y).round().int().numpy(), group=[len(rows)])
+        gains = [2**r - 1 for r in range(int(self.config.scale) + 1)]  # LightGBM's relevances are integers
+        ranker = self.library.LGBMRanker(label_gain=gains, lambdarank_truncation_level=len(rows), **common)
+        self.model = ranker.fit(x, self.config.relevance(y).round().int().numpy(), group=[len(rows)])
 
     def scores(self) -> Tensor:
         """(n,) of the whole space."""
         return torch.from_numpy(self.model.predict(self.features.numpy()))
 
 
-def is_alive(scores: Tensor) -> bool:
-    """Whether scores tell architectures apart at all."""
-    return bool(scores.isfinite().all()) and float(scores.std()) > 1e-6 * (1 + float(scores.abs().max()))
+def is_collapsed(scores: Tensor) -> bool:
+    """Whether scores do not tell architectures apart, or are no numbers."""
+    return not scores.isfinite().all() or float(scores.std()) <= 1e-6 * (1 + float(scores.abs().max()))
 
 
 def _z(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ channels, the cell again with weights of its own, and a linear layer on the mean
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class CellNet(nn.Module):
     """Two cells around a reduction, (N, channels, H, W) -> (N, classes); `chosen` says which operators now run.
 
     kept: for each edge the operators that it holds: one for a plain network, all of them for a super-net, whose batch
-    norms then keep no running statistics (`running=False`): every answer is normalised by its own batch.
+    norms then keep no running statistics (`running=False`): every batch is normalised by its own.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ def train(operators: Sequence[str], seed: int = 0, epochs: int = 8, width: int =
     x, y, x_valid, y_valid, x_test, y_test = digits_split()
     with seeded(seed):
         net = CellNet([(name,) for name in operators], width)
-        _learn(net, x, y, epochs, lr=0.1, decay=5e-4, stage=(None, "a cell"))
+        _learn(net, x, y, epochs, lr=0.1, decay=5e-4)
     return _accuracy(net, x_valid, y_valid), _accuracy(net, x_test, y_test), net.eval()
 
 
@@ -119,34 +120,45 @@ def supernet(
     names = sorted({name for operators in space for name in operators}, key=cells.OPERATORS.index)
     with seeded(seed):
         net = CellNet([names] * len(cells.EDGES), width, running=False)
-        owner = f"super-net of {len(space)} cells, {epochs} epochs, width {width}, seed {seed}"
-        _learn(net, x, y, epochs, lr=0.05, decay=1e-4, stage=(checkpoint, owner), space=space, progress=progress)
+        run_id = f"super-net of {len(space)} cells, {epochs} epochs, width {width}, seed {seed}"
+        _learn(net, x, y, epochs, lr=0.05, decay=1e-4, space=space, progress=progress, folder=checkpoint, run_id=run_id)
     return net
 
 
 def weak_labels(net: CellNet, space: Sequence[Sequence[str]]) -> Tensor:
     """(n,) accuracy in percent of each cell with the super-net's weights, on the 297 digits as one batch."""
     _, _, x, y, _, _ = digits_split()
-    found = []
+    accuracies = []
     for operators in space:
         net.chosen = tuple(operators)
-        found.append(_accuracy(net, x, y))
-    return torch.tensor(found, dtype=torch.float64)
+        accuracies.append(_accuracy(net, x, y))
+    return torch.tensor(accuracies, dtype=torch.float64)
 
 
-def _learn(net, x, y, epochs, lr, decay, stage, space=None, progress=False) -> None:
+def _learn(
+    net: CellNet,
+    x: Tensor,
+    y: Tensor,
+    epochs: int,
+    *,
+    lr: float,
+    decay: float,
+    space: Sequence[Sequence[str]] | None = None,
+    progress: bool = False,
+    folder: str | Path | None = None,
+    run_id: str = "a cell",
+) -> None:
     """SGD with momentum 0.9 and a cosine to zero; with a space, a fresh cell every step and gradients clipped at 5."""
     batches = shuffled(TensorDataset(x, y), BATCH)
     steps = epochs * len(batches)
     sgd = torch.optim.SGD(net.parameters(), lr, momentum=0.9, weight_decay=decay, nesterov=space is None)
     schedule = CosineAnnealingLR(sgd, steps)
-    folder, owner = stage
-    kept = Stage(folder, "supernet", owner, every=2000, net=net, sgd=sgd, schedule=schedule)
+    stage = Stage(folder, "supernet", run_id, every=2000, net=net, sgd=sgd, schedule=schedule)
 
-    def clip(*_) -> None:
+    def clip(*_: Any) -> None:
         clip_grad_norm_(net.parameters(), 5)
 
-    def terms(batch) -> dict[str, Tensor]:
+    def terms(batch: Sequence[Tensor]) -> dict[str, Tensor]:
         if space is not None:
             net.chosen = tuple(space[int(torch.randint(len(space), ()))])
         return {"cross-entropy": F.cross_entropy(net(batch[0]), batch[1])}
@@ -154,7 +166,7 @@ def _learn(net, x, y, epochs, lr, decay, stage, space=None, progress=False) -> N
     if space is not None:
         sgd.register_step_pre_hook(clip)
     net.train()
-    for _ in descend(terms, batches, sgd, kept, steps=steps, schedule=schedule, progress=progress):
+    for _ in descend(terms, batches, sgd, stage, steps=steps, schedule=schedule, progress=progress):
         pass
 
 

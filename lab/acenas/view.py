@@ -7,14 +7,16 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from ..ui import Control, Explorer, Frame, figure, svg, view
-from ..ui.svg import PALETTE
+from ..core import ranking_metrics
+from ..ui import Control, Explorer, Frame, svg, view
+from ..ui.curves import interval_curves
 from . import metrics
 from .outcome import AceNASOutcome
 from .search import best
 
 DOTS = 300  # of a large space, so many are drawn besides those that were trained
 SHOWN = 3  # cells drawn
+ROW, BOX = 34, 22  # px from a node to the one below it, and of a node's height
 SHORT = {"nor_conv_3x3": "conv 3x3", "nor_conv_1x1": "conv 1x1", "avg_pool_3x3": "pool 3x3", "skip_connect": "skip"}
 
 Points = list[tuple[float, float]]
@@ -27,26 +29,22 @@ def numbers(outcome: AceNASOutcome, index: int) -> dict[str, Points]:
     """
     scores, rows = outcome.scores[index], outcome.rows[: outcome.learned[index]].tolist()
     predicted = _ranks(scores)
-    truth = outcome.known["truth"]
+    truth = outcome.context["truth"]
     true = dict(zip(rows, _ranks(outcome.labels[: len(rows)]).tolist(), strict=True))
     if truth is not None:
         true = dict(enumerate(_ranks(truth).tolist()))
-    pool = outcome.known["pool"].tolist()
+    pool = outcome.context["pool"].tolist()
     order = [row for row in best(scores, pool, len(pool)) if row in true]
     top, trained = set(order[:10]), set(rows)
     others = [row for row in order if row not in top and row not in trained]
     others = others[:: max(1, len(others) // DOTS)]
-    return {
-        name: [(float(predicted[row]), float(true[row])) for row in members]
-        for name, members in (
-            ("trained", sorted(trained - top)), ("ten best predicted", sorted(top)), ("others", others),
-        )
-    }  # fmt: skip
+    groups = {"trained": sorted(trained - top), "ten best predicted": sorted(top), "others": others}
+    return {name: [(float(predicted[row]), float(true[row])) for row in rows] for name, rows in groups.items()}
 
 
 def costs(outcome: AceNASOutcome, cost: str) -> dict[str, Points]:
     """(cost, label) of all that was trained, and of the front that none of them beats in both."""
-    values = outcome.known["costs"][cost]
+    values = outcome.context["costs"][cost]
     trained = [(float(values[row]), float(y)) for row, y in zip(outcome.rows.tolist(), outcome.labels, strict=True)]
     return {"trained": trained, "front": [(c, y) for _, c, y in outcome.front(cost)]}
 
@@ -55,25 +53,22 @@ def costs(outcome: AceNASOutcome, cost: str) -> dict[str, Points]:
 def explore(outcome: AceNASOutcome) -> Explorer:
     """The search replayed: predicted against true rank, the best cells of the round, what the trained ones cost."""
     rounds = list(range(1, len(outcome.learned) + 1))
-    known = outcome.known
+    context = outcome.context
 
     def draw(round: int, cost: str = "") -> Frame:
         index = round - 1
-        points = numbers(outcome, index)
-        pictures = [
-            svg.lines([svg.Series(name, found, joined=False) for name, found in points.items()], "predicted rank",
-                      "true rank", title=f"after {outcome.learned[index]} trainings"),
-            *_progress(outcome, round), *_front(outcome, cost), *_best(outcome, index),
-        ]  # fmt: skip
-        return Frame("".join(pictures), _facts(outcome, index))
+        series = [svg.Series(name, points, joined=False) for name, points in numbers(outcome, index).items()]
+        ranks = svg.lines(series, "predicted rank", "true rank", title=f"after {outcome.learned[index]} trainings")
+        panels = [ranks, *_progress(outcome, round), *_front(outcome, cost), *_best(outcome, index)]
+        return Frame("".join(panels), _facts(outcome, index))
 
     controls = {"round": Control(rounds, label="round", start=rounds[-1])}
-    if known["costs"]:
-        names = list(known["costs"])
+    if context["costs"]:
+        names = list(context["costs"])
         preferred = next((name for name in names if "latency" in name), names[0])
         controls["cost"] = Control(names, label="cost", start=preferred)
     recipe = outcome.recipe
-    return Explorer(draw, controls, title=f"AceNAS on {known['space']}: {recipe.scorer}, budget {recipe.budget}")
+    return Explorer(draw, controls, title=f"AceNAS on {context['space']}: {recipe.scorer}, budget {recipe.budget}")
 
 
 def curves(results: Any, measure: str = "ndcg10", title: str = "") -> go.Figure:
@@ -81,18 +76,7 @@ def curves(results: Any, measure: str = "ndcg10", title: str = "") -> go.Figure:
 
     `results` is a DataFrame with the columns scorer, budget, seed and the measure, as `benchmarks/acenas.py` writes.
     """
-    missing = {"scorer", "budget", "seed", measure} - set(results.columns)
-    if missing:
-        raise ValueError(f"results have no column {sorted(missing)[0]!r}: they have {', '.join(results.columns)}")
-    traces: list[Any] = []
-    for colour, (name, rows) in zip(PALETTE * 3, results.groupby("scorer", sort=False), strict=False):
-        found = {budget: metrics.interval(part[measure]) for budget, part in rows.groupby("budget")}
-        x, low, high = list(found), [i.low for i in found.values()], [i.high for i in found.values()]
-        traces.append(go.Scatter(x=[*x, *x[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=colour, opacity=0.18,
-                                 line={"width": 0}, hoverinfo="skip", showlegend=False))  # fmt: skip
-        traces.append(go.Scatter(x=x, y=[i.mean for i in found.values()], name=name, mode="lines+markers",
-                                 line={"color": colour}))  # fmt: skip
-    return figure(*traces, x="trained architectures to learn from", y=measure, title=title)
+    return interval_curves(results, "scorer", "budget", measure, "trained architectures to learn from", title)
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -116,92 +100,97 @@ def _front(outcome: AceNASOutcome, cost: str) -> list[str]:
     """What was trained, label against cost."""
     if not cost:
         return []
-    found = costs(outcome, cost)
-    series = [svg.Series("trained", found["trained"], joined=False), svg.Series("front", found["front"])]
-    return [svg.lines(series, cost, f"{outcome.known['metric']} ({outcome.known['unit']})", title="what it costs")]
+    points = costs(outcome, cost)
+    series = [svg.Series("trained", points["trained"], joined=False), svg.Series("front", points["front"])]
+    return [svg.lines(series, cost, f"{outcome.context['metric']} ({outcome.context['unit']})", title="what it costs")]
 
 
 def _best(outcome: AceNASOutcome, index: int) -> list[str]:
     """The best predicted ones of the round as graphs."""
-    known = outcome.known
-    shown = best(outcome.scores[index], known["pool"].tolist(), SHOWN)
-    return [
-        graph(known["graphs"][known["names"][row]], _place(known, row, place)) for place, row in enumerate(shown, 1)
-    ]
+    context = outcome.context
+    shown = best(outcome.scores[index], context["pool"].tolist(), SHOWN)
+    graphs = [context["graphs"][context["names"][row]] for row in shown]
+    titles = [_ranks_of(context["truth"], row, predicted) for predicted, row in enumerate(shown, 1)]
+    return [graph(parts, title) for parts, title in zip(graphs, titles, strict=True)]
 
 
-def _place(known: dict[str, Any], row: int, place: int) -> str:
-    truth = known["truth"]
-    return f"predicted rank {place}" + (f", true rank {metrics.rank(row, truth)}" if truth is not None else "")
+def _ranks_of(truth: Tensor | None, row: int, predicted: int) -> str:
+    true = f", true rank {ranking_metrics.rank(row, truth)}" if truth is not None else ""
+    return f"predicted rank {predicted}{true}"
 
 
 def graph(parts: Sequence[tuple[Sequence[str], Sequence[Sequence[int]]]], title: str, width: int = 380) -> str:
     """Graphs (operators, edges), one below the other; data flows from left to right."""
-    pictures, top = [], svg.LINE + 8.0
+    elements, top = [], svg.LINE + 8.0
     for operators, edges in parts:
-        drawn, tall = _dag(operators, edges, top, width)
-        pictures += drawn
+        dag, tall = _dag(operators, edges, top, width)
+        elements += dag
         top += tall
-    return svg.whole(width, top, title, title, pictures)
+    return svg.whole(width, top, title, title, elements)
 
 
-def _dag(operators, edges, top: float, width: int) -> tuple[list[str], float]:
-    """Nodes in columns by the longest way to them, edges as curves; without what does nothing."""
-    used = {v for u, v in edges} | {u for u, v in edges}
-    alive = [i for i in range(len(operators)) if operators[i] != "none" and (i in used or len(operators) == 1)]
-    links = [(u, v) for u, v in edges if u in alive and v in alive]
-    alive = [i for i in alive if _reaches(i, links, alive)]
-    links = [(u, v) for u, v in links if u in alive and v in alive]
-    depth = {i: 0 for i in alive}
+def _dag(operators: Sequence[str], edges: Sequence[Sequence[int]], top: float, width: int) -> tuple[list[str], float]:
+    """Nodes in columns by the longest way to them, edges as curves; without what does nothing. With the height."""
+    nodes, links = _alive(operators, edges)
+    depth = dict.fromkeys(nodes, 0)
     for u, v in sorted(links):
         depth[v] = max(depth[v], depth[u] + 1)
-    columns = max(depth.values(), default=0) + 1
-    places, tall, pitch = {}, 0, width / columns
-    for column in range(columns):
-        for row, node in enumerate([i for i in alive if depth[i] == column]):
-            places[node] = (column * pitch + 2, top + row * 34)
-            tall = max(tall, row + 1)
-    w = min(pitch - 10, 96.0)
-    curves = []
-    for u, v in links:
-        (a, b), (c, d) = places[u], places[v]
-        curves.append(f'<path class="lab-skip" d="M{a + w:.0f} {b + 11:.0f}C{a + w + 12:.0f} {b + 11:.0f} '
-                      f'{c - 12:.0f} {d + 11:.0f} {c:.0f} {d + 11:.0f}"/>')  # fmt: skip
-    boxes = []
-    for node, (x, y) in places.items():
-        name = SHORT.get(operators[node], operators[node])
-        boxes += [svg.rect(x, y, w, 22, "lab-track"), svg.text(x + w / 2, y + 15, svg.fit(name, w), "mid", name)]
-    return [*curves, *boxes], tall * 34 + 6.0
+    columns = [[i for i in nodes if depth[i] == column] for column in range(max(depth.values(), default=0) + 1)]
+    pitch = width / len(columns)
+    xy = {i: (c * pitch + 2, top + r * ROW) for c, column in enumerate(columns) for r, i in enumerate(column)}
+    box = min(pitch - 10, 96.0)
+    curves = [_link(*xy[u], *xy[v], box) for u, v in links]
+    boxes = [part for i, (x, y) in xy.items() for part in _node(operators[i], x, y, box)]
+    return [*curves, *boxes], max(map(len, columns)) * ROW + 6.0
 
 
-def _reaches(node: int, links, alive) -> bool:
-    """Whether data from the first node comes here and goes on to the last one."""
-    first, last = min(alive), max(alive)
+def _alive(operators: Sequence[str], edges: Sequence[Sequence[int]]) -> tuple[list[int], list[tuple[int, int]]]:
+    """The nodes through which data flows from the first to the last of those that do anything, and their links."""
+    linked = {node for edge in edges for node in edge}
+    doing = [i for i, name in enumerate(operators) if name != "none" and (i in linked or len(operators) == 1)]
+    if not doing:
+        return [], []
+    links = [(u, v) for u, v in edges if u in doing and v in doing]
+    after = _reached(min(doing), links)
+    before = _reached(max(doing), [(v, u) for u, v in links])
+    alive = after & before
+    return sorted(alive), [(u, v) for u, v in links if u in alive and v in alive]
 
-    def seen(start: int, forward: bool) -> set[int]:
-        found, todo = {start}, [start]
-        while todo:
-            here = todo.pop()
-            for u, v in links:
-                a, b = (u, v) if forward else (v, u)
-                if a == here and b not in found:
-                    found.add(b)
-                    todo.append(b)
-        return found
 
-    return node in seen(first, True) and node in seen(last, False)
+def _reached(start: int, links: Sequence[tuple[int, int]]) -> set[int]:
+    """The nodes to which data from the start comes, itself among them."""
+    reached, todo = {start}, [start]
+    while todo:
+        here = todo.pop()
+        fresh = {v for u, v in links if u == here} - reached
+        reached |= fresh
+        todo += fresh
+    return reached
+
+
+def _link(x1: float, y1: float, x2: float, y2: float, box: float) -> str:
+    """A curve from the right side of one box to the left side of another."""
+    start, middle1, middle2 = x1 + box, y1 + BOX / 2, y2 + BOX / 2
+    curve = f"{start + 12:.0f} {middle1:.0f} {x2 - 12:.0f} {middle2:.0f} {x2:.0f} {middle2:.0f}"
+    return f'<path class="lab-skip" d="M{start:.0f} {middle1:.0f}C{curve}"/>'
+
+
+def _node(operator: str, x: float, y: float, box: float) -> list[str]:
+    """A box with the operator's short name in it."""
+    name = SHORT.get(operator, operator)
+    return [svg.rect(x, y, box, BOX, "lab-track"), svg.text(x + box / 2, y + 15, svg.fit(name, box), "mid", name)]
 
 
 def _facts(outcome: AceNASOutcome, index: int) -> dict[str, Any]:
-    known, scores = outcome.known, outcome.scores[index]
+    truth, pool, scores = outcome.context["truth"], outcome.context["pool"], outcome.scores[index]
     facts: dict[str, Any] = {"trained": outcome.learned[index]}
-    if known["truth"] is not None:
-        pool = known["pool"]
-        truth = known["truth"]
+    if truth is not None:
         facts |= {
             "ndcg@10": f"{metrics.ndcg(scores[pool], truth[pool]):.3f}",
-            "kendall tau": f"{metrics.kendall_tau(scores[pool], truth[pool]):.3f}",
-            "best rank in the top ten": min(metrics.rank(row, truth) for row in best(scores, pool.tolist(), 10)),
+            "kendall tau": f"{ranking_metrics.kendall_tau(scores[pool], truth[pool]):.3f}",
+            "best rank in the top ten": min(
+                ranking_metrics.rank(row, truth) for row in best(scores, pool.tolist(), 10)
+            ),
         }
     if index == len(outcome.learned) - 1:
         facts["picked"] = outcome.pick

@@ -85,7 +85,7 @@ def test_ranks_are_from_the_largest():
     assert eq.ranks(torch.tensor([0.1, 0.9, 0.5])).tolist() == [3, 1, 2]
 
 
-def test_losses_of_the_twins_by_hand():
+def test_losses_of_the_controls_by_hand():
     s, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     assert float(eq.mse(s, y)) == 1.0
     assert float(eq.ranknet(s, y)) == pytest.approx(math.log1p(math.e))  # 1 is ranked above 0, wrongly
@@ -108,17 +108,17 @@ def test_the_expected_best_is_that_of_many_draws():
     torch.manual_seed(0)
     truth = torch.rand(50, dtype=torch.float64)
     drawn = sum(float(truth[torch.randperm(50)[:7]].max()) for _ in range(20_000)) / 20_000
-    assert metrics.expected_best(truth, 7) == pytest.approx(drawn, abs=0.003)
-    assert metrics.expected_best(truth, 50) == pytest.approx(float(truth.max()))
+    assert ranking_metrics.expected_best(truth, 7) == pytest.approx(drawn, abs=0.003)
+    assert ranking_metrics.expected_best(truth, 50) == pytest.approx(float(truth.max()))
 
 
-def test_a_dead_scorer_has_tau_minus_one():
-    assert metrics.kendall_tau(torch.zeros(5), torch.arange(5.0)) == -1.0
+def test_a_collapsed_scorer_has_tau_minus_one():
+    assert ranking_metrics.kendall_tau(torch.zeros(5), torch.arange(5.0)) == -1.0
 
 
 def test_an_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    hits = [i.low < 0 < i.high for i in (metrics.interval(rng.normal(size=5)) for _ in range(2000))]
+    hits = [i.low < 0 < i.high for i in (ranking_metrics.interval(rng.normal(size=5)) for _ in range(2000))]
     assert np.mean(hits) == pytest.approx(0.95, abs=0.02)
 
 
@@ -164,7 +164,7 @@ def test_best_of_top_is_the_mean_over_all_ways_to_break_ties(rows, data):
 def test_best_of_top_asks_validation_first():
     scores, valid, truth = torch.tensor([3.0, 2, 1]), torch.tensor([0.1, 0.9, 1.0]), torch.tensor([0.7, 0.5, 0.9])
     assert metrics.best_of_top(scores, valid, truth, 2) == pytest.approx(0.5)
-    assert metrics.rank(1, truth) == 3
+    assert ranking_metrics.rank(1, truth) == 3
 
 
 # -- by hand, term by term ---------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import torch
 
 import lab
-from lab.acenas.layers import Features, GraphEncoder, Scorer
+from lab.acenas.layers import GraphBatch, GraphEncoder, Scorer
 from lab.acenas.scorers import SETTINGS
 
 
@@ -36,7 +36,7 @@ def test_chains_of_blocks_have_sizes_of_their_own():
 def test_two_graphs_and_real_numbers_are_joined():
     graphs = [[lab.Graph(("in", op, "out"), ((0, 1), (1, 2))), lab.Graph(("in", "out"), ((0, 1),))] for op in "ab"]
     space = lab.Space(graphs=graphs, labels=torch.tensor([1.0, 2.0]), hparams=torch.tensor([[0.5], [1.5]]))
-    x = Features.of(space)
+    x = GraphBatch.of(space)
     assert x.nodes.shape == (2, 2, 3, 4) and x.present[0, 1].tolist() == [True, True, False]
     net = scorer("gcn", 4, parts=2, hparams=1)
     assert net.encoder.fuse.in_features == 2 * 64 + 1 and net(x).shape == (2, 1)
@@ -49,7 +49,7 @@ def test_the_order_of_nodes_does_not_matter():
         ("in", "b", "a", "out"), ((0, 1), (0, 2), (1, 3), (2, 3))
     )  # the same, a and b listed the other way
     third = lab.Graph(("in", "a", "b", "out"), ((0, 1), (1, 2), (2, 3)))
-    x = Features.of(lab.Space(graphs=[one, other, third], labels=torch.zeros(3)))
+    x = GraphBatch.of(lab.Space(graphs=[one, other, third], labels=torch.zeros(3)))
     for name in ("gcn", "brp"):
         net = scorer(name, x.nodes.shape[-1]).eval()
         with torch.no_grad():
@@ -60,8 +60,8 @@ def test_the_order_of_nodes_does_not_matter():
 def test_padding_does_not_matter():
     torch.manual_seed(0)
     small, large = lab.Graph(("a", "b"), ((0, 1),)), lab.Graph(tuple("abbbb"), tuple((i, i + 1) for i in range(4)))
-    alone = Features.of(lab.Space(graphs=[small, lab.Graph(("b", "a"), ((0, 1),))], labels=torch.zeros(2)))
-    padded = Features.of(lab.Space(graphs=[small, large], labels=torch.zeros(2)))
+    alone = GraphBatch.of(lab.Space(graphs=[small, lab.Graph(("b", "a"), ((0, 1),))], labels=torch.zeros(2)))
+    padded = GraphBatch.of(lab.Space(graphs=[small, large], labels=torch.zeros(2)))
     for name in ("gcn", "vanilla"):
         net = scorer(name, 2).eval()
         with torch.no_grad():

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import lab
-from lab.acenas import metrics, search, view
+from lab.acenas import search, view
 from lab.acenas.recipe import SCORERS
-from lab.acenas.scorers import BoostedScorer, GraphScorer, Learning, Settings, is_alive
+from lab.acenas.scorers import BoostedScorer, FitConfig, GraphScorer, Settings, is_collapsed
+from lab.core import ranking_metrics
 
 from .spaces import chains, worth
 
@@ -36,10 +37,10 @@ def test_twins_run_and_rank(loss):
 
 @pytest.mark.parametrize("scorer", ["brp", "vanilla"])
 def test_predictors_of_others_run(scorer):
-    assert is_alive(run(replace(QUICK, scorer=scorer, epochs=3)).scores[-1])
+    assert not is_collapsed(run(replace(QUICK, scorer=scorer, epochs=3)).scores[-1])
 
 
-@pytest.mark.parametrize("scorer", sorted(search.RIVALS))
+@pytest.mark.parametrize("scorer", sorted(search.BASELINES))
 def test_rivals_train_as_many_and_none_twice(scorer):
     outcome = run(replace(QUICK, scorer=scorer))
     assert len(outcome.rows) == len(set(outcome.rows.tolist())) == 23
@@ -72,14 +73,14 @@ def test_labels_are_of_one_training_each():
 
 def test_a_limit_leaves_out_what_costs_more():
     outcome = run(replace(QUICK, budget=12, limit=("blocks", 3)))
-    costs = outcome.known["costs"]["blocks"]
+    costs = outcome.context["costs"]["blocks"]
     assert costs[outcome.rows].max() <= 3
     within = [worth(c) for c, cost in zip(chains().choices, costs, strict=True) if cost <= 3]
     assert outcome.report["regret"].after == pytest.approx(max(within) - worth_of(outcome), abs=1e-9)
 
 
 def worth_of(outcome) -> float:
-    return worth(chains().choices[outcome.known["names"].index(outcome.pick)])
+    return worth(chains().choices[outcome.context["names"].index(outcome.pick)])
 
 
 def test_the_front_is_beaten_by_none():
@@ -87,11 +88,11 @@ def test_the_front_is_beaten_by_none():
     front = outcome.front("blocks")
     assert [c for _, c, _ in front] == sorted({c for _, c, _ in front})
     for row, label in zip(outcome.rows.tolist(), outcome.labels.tolist(), strict=True):
-        cost = float(outcome.known["costs"]["blocks"][row])
+        cost = float(outcome.context["costs"]["blocks"][row])
         assert any(c <= cost and y >= label for _, c, y in front)
 
 
-def test_a_scorer_that_died_is_begun_again():
+def test_a_collapsed_scorer_is_begun_again():
     class Dies(GraphScorer):
         deaths = 0
 
@@ -105,15 +106,15 @@ def test_a_scorer_that_died_is_begun_again():
                 super()._descend(*known)
 
     torch.manual_seed(0)
-    scorer = Dies(chains(), Settings(), Learning("lambdarank", "score", 20.0, 0.2, 3))
+    scorer = Dies(chains(), Settings(), FitConfig("lambdarank", "score", 20.0, 0.2, 3))
     scorer.fit(list(range(20)), chains().truth[:20].tolist(), 0)
-    assert scorer.restarts == 1 and is_alive(scorer.scores())
+    assert scorer.restarts == 1 and not is_collapsed(scorer.scores())
 
 
 def test_pretraining_keeps_encoder_and_first_head():
     torch.manual_seed(0)
     space = chains()
-    scorer = GraphScorer(space, Settings(), Learning("lambdarank", "score", 20.0, 0.2, 3))
+    scorer = GraphScorer(space, Settings(), FitConfig("lambdarank", "score", 20.0, 0.2, 3))
     scorer.pretrain(dict(space.weak), 60, 20, None, "", progress=False)
     found = torch.corrcoef(torch.stack([scorer.scores(), space.weak["supernet"]]))[0, 1]
     assert found > 0.6 and len(scorer.net.heads) == 1
@@ -129,7 +130,7 @@ def test_weak_labels_help_where_labels_are_few():
 
 def test_trees_look_at_weak_labels():
     space = chains()
-    scorer = BoostedScorer(space, Learning("lambdarank", "score", 20.0, 0.2, 3))
+    scorer = BoostedScorer(space, FitConfig("lambdarank", "score", 20.0, 0.2, 3))
     before = scorer.features.shape[1]
     scorer.pretrain(dict(space.weak))
     assert scorer.features.shape[1] == before + 2
@@ -138,7 +139,7 @@ def test_trees_look_at_weak_labels():
 def test_what_fails_after_the_trainings_loses_nothing(monkeypatch):
     recipe = replace(QUICK, scorer="lightgbm")
     whole = run(recipe)
-    monkeypatch.setattr(metrics, "kendall_tau", lambda *_: 1 / 0)
+    monkeypatch.setattr(ranking_metrics, "kendall_tau", lambda *_: 1 / 0)
     found = run(recipe)
     assert torch.equal(found.rows, whole.rows) and found.pick == whole.pick and found.ranking == whole.ranking
     assert [note.partition(":")[0] for note in found.report.notes] == ["no report", "rounds"]
@@ -267,12 +268,12 @@ def test_the_same_table_in_another_order_gives_the_same_search(scorer):
     recipe = replace(QUICK, scorer=scorer, epochs=5, pretrain_epochs=2, limit=("blocks", 7.0))
     space = chains(names=["".join(choice) for choice in chains().choices])
     first, other = run(recipe, space, seed=3), run(recipe, permuted(space), seed=3)
-    names = [[one.known["names"][row] for row in one.rows.tolist()] for one in (first, other)]
+    names = [[one.context["names"][row] for row in one.rows.tolist()] for one in (first, other)]
     assert names[0] == names[1] and torch.equal(first.labels, other.labels) and first.learned == other.learned
     assert (first.pick, first.ranking, first.report) == (other.pick, other.ranking, other.report)
     assert first.trace == other.trace
-    place = [other.known["names"].index(name) for name in first.known["names"]]
-    assert torch.equal(first.scores, other.scores[:, place]) and torch.equal(space.truth, other.known["truth"][place])
+    place = [other.context["names"].index(name) for name in first.context["names"]]
+    assert torch.equal(first.scores, other.scores[:, place]) and torch.equal(space.truth, other.context["truth"][place])
     assert all(picture(first, index) == picture(other, index) for index in range(len(first.learned)))
 
 
@@ -292,11 +293,11 @@ def test_what_a_constant_score_exploits_hangs_on_the_seed_and_not_on_the_table(m
 def test_trees_of_few_labels_tell_architectures_apart(count):
     space = chains()
     for seed in range(4):
-        scorer = BoostedScorer(space, Learning("lambdarank", "score", 20.0, 0.2, 3))
+        scorer = BoostedScorer(space, FitConfig("lambdarank", "score", 20.0, 0.2, 3))
         scorer.pretrain(dict(space.weak))
         rows = space.mixed(seed)[:count]
         scorer.fit(rows, space.evaluate(rows, seed), seed)
-        assert is_alive(scorer.scores())
+        assert not is_collapsed(scorer.scores())
 
 
 def test_the_draw_of_a_training_is_the_architectures_own():

@@ -35,10 +35,10 @@ class Graph:
         if self.stages and len(self.stages) != nodes:
             raise ValueError(f"stages={self.stages}: give one for each of the {nodes} nodes")
         order = list(range(nodes)) if all(u < v for u, v in edges) else _order(nodes, edges)
-        place = {node: index for index, node in enumerate(order)}
+        new = {node: index for index, node in enumerate(order)}
         object.__setattr__(self, "operators", tuple(self.operators[node] for node in order))
         object.__setattr__(self, "stages", tuple(self.stages[node] for node in order) if self.stages else ())
-        object.__setattr__(self, "edges", tuple(sorted((place[u], place[v]) for u, v in edges)))
+        object.__setattr__(self, "edges", tuple(sorted((new[u], new[v]) for u, v in edges)))
 
     @classmethod
     def chain(cls, operators: Sequence[str], stages: Sequence[int] = ()) -> "Graph":
@@ -66,7 +66,7 @@ class Space:
     (n,): the score that is reported, the mean of the labels if left out. train: where no table is at hand, a function
     of one item of `graphs` that trains it and gives its score; results are kept in the folder `journal`, so that none
     is ever trained twice, and `n_jobs` of them run at once. weak: cheap labels of all, such as a super-net's accuracy.
-    costs: what each costs, known without training. choices: the same architectures as decisions, for rivals that know
+    costs: what each costs, known without training. choices: the same architectures as decisions, for searches that know
     no graphs. hparams (n, h): real numbers beside the graphs (width, depth). chain: whether they are chains of blocks.
     """
 
@@ -87,7 +87,7 @@ class Space:
     name: str = "own space"
 
     def __post_init__(self) -> None:
-        graphs = tuple((one,) if isinstance(one, Graph) else tuple(one) for one in self.graphs)
+        graphs = tuple((item,) if isinstance(item, Graph) else tuple(item) for item in self.graphs)
         self._set(graphs=graphs)
         self._set(names=tuple(map(str, self.names)) or tuple(f"architecture {row}" for row in range(len(graphs))))
         if self.hparams is not None:
@@ -136,15 +136,15 @@ class Space:
     def evaluate(self, rows: Sequence[int], seed: int, folder: str | Path | None = None) -> list[float]:
         """The score of each of these rows: of one training of the table, drawn by the seed, or trained now."""
         if self.labels is not None:
-            return [_drawn(self.labels[row], draw(("a training of", self.known_by(row)), seed)) for row in rows]
+            return [_one_training(self.labels[row], draw(("a training of", self.known_by(row)), seed)) for row in rows]
         journal = self.journal if self.journal is not None else folder
         items = [self.graphs[row] if len(self.graphs[row]) > 1 else self.graphs[row][0] for row in rows]
         assert self.train is not None
-        found = parallel.map(self.train, items, self.n_jobs, journal=journal, progress=False)
-        for row, value in zip(rows, found, strict=True):
+        scores = parallel.map(self.train, items, self.n_jobs, journal=journal, progress=False)
+        for row, value in zip(rows, scores, strict=True):
             if not _is_number(value):
                 raise ValueError(f"row {row} ({self.names[row]}): train gave {value!r}: give a number")
-        return [float(value) for value in found]
+        return [float(value) for value in scores]
 
 
 def _is_number(value: Any) -> bool:
@@ -155,9 +155,10 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def _drawn(labels: Tensor, draw: float) -> float:
-    known = labels[~labels.isnan()]
-    return float(known[int(draw * len(known))])
+def _one_training(labels: Tensor, draw: float) -> float:
+    """One of an architecture's labels (seeds,), by a number in [0, 1); NaN stands for no training."""
+    trained = labels[~labels.isnan()]
+    return float(trained[int(draw * len(trained))])
 
 
 def _column(space: Space, name: str, values: Any) -> Tensor:

@@ -10,7 +10,7 @@ from .architectures import Graph
 OPERATORS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # in the order of the notation
 _TEXT = re.compile(r"\|([^|~]+)~0\|\+\|([^|~]+)~0\|([^|~]+)~1\|\+\|([^|~]+)~0\|([^|~]+)~1\|([^|~]+)~2\|")
-# The same as nodes: an operator reads what those operators write that end where it begins.
+# The cell with operators as nodes: one reads what those operators write that end where it begins.
 _LINE = tuple(
     [(0, 1 + i) for i, (a, _) in enumerate(EDGES) if a == 0]
     + [(1 + i, 1 + j) for i, (_, b) in enumerate(EDGES) for j, (a, _) in enumerate(EDGES) if a == b]

@@ -11,6 +11,6 @@ def draw(item: Any, seed: int) -> float:
 
 
 def mixed(items: Sequence[Any], seed: int) -> list[int]:
-    """The places of the items in an order by chance: the same items come alike, however they stood."""
+    """The positions of the items in an order by chance: the same items come alike, however they stood."""
     draws = [draw(item, seed) for item in items]
     return sorted(range(len(items)), key=draws.__getitem__)

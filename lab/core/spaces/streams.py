@@ -79,10 +79,9 @@ class Stream:
         """The rows that may be chosen for a data set: all, or those that the table knows; by their choices, sizes by
         size and names by name, so that nothing hangs on the order in which the table stands.
         """
-        known = [self.scores is None or not self.scores[task, row].isnan() for row in range(len(self.choices))]
-        return sorted(
-            (row for row, is_known in enumerate(known) if is_known), key=lambda row: _sorted_by(self.choices[row])
-        )
+        every = range(len(self.choices))
+        rows = [row for row in every if self.scores is None or not self.scores[task, row].isnan()]
+        return sorted(rows, key=lambda row: _sorted_by(self.choices[row]))
 
     def evaluate(self, task: int, rows: Sequence[int]) -> list[float]:
         """The scores of these configurations on a data set, from the table or trained now."""
@@ -90,11 +89,11 @@ class Stream:
             return self.scores[task, list(rows)].tolist()
         assert self.train is not None
         items = [(self.names[task], self.choices[row]) for row in rows]
-        found = parallel.map(self.train, items, self.n_jobs, journal=self.journal, progress=False)
-        for (name, choice), value in zip(items, found, strict=True):
+        scores = parallel.map(self.train, items, self.n_jobs, journal=self.journal, progress=False)
+        for (name, choice), value in zip(items, scores, strict=True):
             if not isinstance(value, (int, float)) or not torch.tensor(float(value)).isfinite():
                 raise ValueError(f"{name}, {choice}: train gave {value!r}: give a number")
-        return [float(value) for value in found]
+        return [float(value) for value in scores]
 
     def truth(self, task: int) -> Tensor | None:
         """The scores (pool,) of all that may be chosen, where they are known without training."""
@@ -123,7 +122,7 @@ def coded(choices: Sequence[Choice]) -> Tensor:
 
 
 def detector_choices() -> list[Choice]:
-    """The 216 detectors, sorted: wherever one is told by its number alone, it is the number in this list."""
+    """The 216 detectors, sorted: wherever one is known by its number alone, it is the number in this list."""
     return sorted(product(*DETECTORS.values()))
 
 
@@ -143,24 +142,32 @@ def detectors(path: str | Path | None = None) -> Stream:
     missing = [name for name in ("domain", *decisions, "ap50") if name not in table.columns]
     if missing:
         raise ValueError(f"{path}: column {missing[0]!r} is missing: the table has {', '.join(table.columns)}")
-    keys = [tuple(value.item() if hasattr(value, "item") else value for value in row)
-            for row in table[list(decisions)].itertuples(index=False)]  # fmt: skip
+    rows = table[list(decisions)].itertuples(index=False)
+    keys = [tuple(value.item() if hasattr(value, "item") else value for value in row) for row in rows]
     names, choices = [name for name in faces.DOMAINS if name in set(table["domain"])], detector_choices()
     if strange := sorted(set(map(str, table["domain"])) - set(names)):
         raise ValueError(f"{path}: domain {strange[0]!r}: there are {', '.join(faces.DOMAINS)}")
     scores = torch.full((len(names), len(choices)), torch.nan, dtype=torch.float64)
-    place = {choice: number for number, choice in enumerate(choices)}
+    number_of = {choice: number for number, choice in enumerate(choices)}
     for name, key, value in zip(table["domain"], keys, tables.numbers(table, "ap50", 100), strict=True):
-        if key not in place:
-            raise ValueError(f"{path}: {dict(zip(decisions, key, strict=True))} is none of the 216 detectors: leave "
-                             "its line out")  # fmt: skip
-        scores[names.index(name), place[key]] = float(value)
-    known = int((~scores.isnan()).sum())
+        if key not in number_of:
+            raise ValueError(
+                f"{path}: {dict(zip(decisions, key, strict=True))} is none of the 216 detectors: leave its line out"
+            )
+        scores[names.index(name), number_of[key]] = float(value)
+    trained = int((~scores.isnan()).sum())
     return Stream(
-        names=names, choices=choices, scores=scores, data=faces.composed, default=place[USUAL],
-        decisions=decisions, metric="ap50", unit="%", name="detectors",
-        note=f"{known} of {len(names)} x 216 detectors were trained; {faces.NOTE}",
-    )  # fmt: skip
+        names=names,
+        choices=choices,
+        scores=scores,
+        data=faces.composed,
+        default=number_of[USUAL],
+        decisions=decisions,
+        metric="ap50",
+        unit="%",
+        name="detectors",
+        note=f"{trained} of {len(names)} x 216 detectors were trained; {faces.NOTE}",
+    )
 
 
 @lru_cache(maxsize=2)  # reading the package's records takes a while
@@ -171,18 +178,23 @@ def graph_networks(count: int = 300) -> Stream:
     What a data set is known by before anything is trained: the log of parameters and latency of each network on it.
     """
     records = {name: tables.graph_records(name) for name in tables.NASBENCHGRAPH}
-    common = sorted(set.intersection(*(set(known) for known in records.values())))
+    common = sorted(set.intersection(*map(set, records.values())))
     order = torch.randperm(len(common), generator=torch.Generator().manual_seed(0))[:count].tolist()
     kept = [common[number] for number in sorted(order)]
-    scores, looks = [], {}
-    for name, known in records.items():
-        scores.append(torch.tensor([100 * known[key]["valid_perf"] for key in kept], dtype=torch.float64))
-        costs = torch.tensor([[known[key]["para"], known[key]["latency"]] for key in kept], dtype=torch.float64)
-        looks[name] = costs.clamp_min(1e-9).log()
-    middle = torch.cat(list(looks.values()))
-    looks = {name: ((x - middle.mean(0)) / middle.std(0)).float() for name, x in looks.items()}
+    scores, log_costs = [], {}
+    for name, by_key in records.items():
+        scores.append(torch.tensor([100 * by_key[key]["valid_perf"] for key in kept], dtype=torch.float64))
+        costs = torch.tensor([[by_key[key]["para"], by_key[key]["latency"]] for key in kept], dtype=torch.float64)
+        log_costs[name] = costs.clamp_min(1e-9).log()  # (count, 2)
+    every = torch.cat(list(log_costs.values()))
+    features = {name: ((x - every.mean(0)) / every.std(0)).float() for name, x in log_costs.items()}
     return Stream(
-        names=list(records), choices=[tables.graph_network(key)[1] for key in kept], scores=torch.stack(scores),
-        data=looks.__getitem__, decisions=("link", *(f"layer {k}" for k in range(1, 5))), metric="accuracy", unit="%",
+        names=list(records),
+        choices=[tables.graph_network(key)[1] for key in kept],
+        scores=torch.stack(scores),
+        data=features.__getitem__,
+        decisions=("link", *(f"layer {k}" for k in range(1, 5))),
+        metric="accuracy",
+        unit="%",
         name="NAS-Bench-Graph",
-    )  # fmt: skip
+    )

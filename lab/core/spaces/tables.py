@@ -9,11 +9,10 @@ import json
 import math
 import pickletools
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
 from .. import store
@@ -21,6 +20,9 @@ from ..data import inflating
 from ..errors import first_line
 from . import cells
 from .architectures import Graph, Space
+
+if TYPE_CHECKING:  # pandas takes longer to import than all of the lab: only tables that are read bring it
+    import pandas as pd
 
 NASBENCH201 = {"cifar10": "c10_test", "cifar100": "c100_test", "imagenet16-120": "in16_test"}
 NASBENCHGRAPH = ("arxiv", "citeseer", "computers", "cora", "cs", "photo", "physics", "proteins", "pubmed")
@@ -82,32 +84,38 @@ def nasbench_macro(path: str | Path) -> Space:
     {arch: {test_acc: [3 numbers], params, flops}}, arch one digit a block. Identities leave the chain shorter; what is
     then the same network is kept once.
     """
-    found = _read_json(path)
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f"{path} is a {type(found).__name__} of {_shown(found)}: give {{arch: {{test_acc, ...}}}}")
+    tree = _read_json(path)
+    if not isinstance(tree, dict) or not tree:
+        raise ValueError(f"{path} is a {type(tree).__name__} of {_shown(tree)}: give {{arch: {{test_acc, ...}}}}")
     rows: dict[Graph, tuple[str, dict[str, Any]]] = {}
-    for number, (arch, known) in enumerate(found.items()):
+    for number, (arch, record) in enumerate(tree.items()):
         if len(arch) != 8 or set(arch) - set(_MACRO):
             raise ValueError(f"{path} row {number}: column 'arch' holds {arch!r}: give eight digits, each 0, 1 or 2")
-        rows.setdefault(_macro(arch), (arch, _macro_record(f"{path} row {number} ({arch})", known)))
+        rows.setdefault(_macro(arch), (arch, _macro_record(f"{path} row {number} ({arch})", record)))
     archs, values = zip(*rows.values(), strict=True)
     costs = {"parameters": _plain(values, "params"), "macs": _plain(values, "flops")}
     return Space(
-        graphs=list(rows), names=archs, choices=[tuple(arch) for arch in archs], weak=costs, costs=costs, chain=True,
-        labels=torch.tensor([known["test_acc"] for known in values], dtype=torch.float64), name="NAS-Bench-Macro",
-    )  # fmt: skip
+        graphs=list(rows),
+        names=archs,
+        choices=[tuple(arch) for arch in archs],
+        weak=costs,
+        costs=costs,
+        chain=True,
+        labels=torch.tensor([record["test_acc"] for record in values], dtype=torch.float64),  # (n, 3)
+        name="NAS-Bench-Macro",
+    )
 
 
-def _macro_record(row: str, known: Any) -> dict[str, Any]:
+def _macro_record(row: str, record: Any) -> dict[str, Any]:
     """Three accuracies and two costs, as numbers."""
-    if not isinstance(known, dict):
-        raise ValueError(f"{row} holds {_shown(known)}: give {{test_acc: [3 numbers], params, flops}}")
-    if missing := [column for column in ("test_acc", "params", "flops") if column not in known]:
+    if not isinstance(record, dict):
+        raise ValueError(f"{row} holds {_shown(record)}: give {{test_acc: [3 numbers], params, flops}}")
+    if missing := [column for column in ("test_acc", "params", "flops") if column not in record]:
         raise ValueError(f"{row}: column {missing[0]!r} is missing")
-    trained = known["test_acc"]
+    trained = record["test_acc"]
     if not isinstance(trained, list) or len(trained) != 3:
         raise ValueError(f"{row}: column 'test_acc' holds {_shown(trained)}: give a list of 3 numbers")
-    costs = {column: _number(row, column, known[column]) for column in ("params", "flops")}
+    costs = {column: _number(row, column, record[column]) for column in ("params", "flops")}
     return {"test_acc": [_number(row, "test_acc", value, 100) for value in trained], **costs}
 
 
@@ -120,24 +128,31 @@ def accel_nasbench(path: str | Path) -> Space:
     seen: dict[tuple[str, ...], dict[str, Any]] = {}
     for name, record in _json_files(Path(path)):
         try:
-            arch = record["architecture"]
-            blocks = tuple("e{e} k{k} l{l} se{se}".format(**{c: arch[f"block{b}_{c}"] for c in ("e", "k", "l", "se")})
-                           for b in range(7))  # fmt: skip
+            blocks = _mnasnet_blocks(record["architecture"])
             top1, perf = record["metrics"]["val_top1"], _perf(record)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} row {name}: column {error} is missing or of another form") from error
         row = f"{path} row {name}"
-        seen.setdefault(blocks, {"top1": _number(row, "val_top1", top1, 100),
-                                 "perf": {key: _number(row, key, value) for key, value in perf.items()}})  # fmt: skip
+        costs = {key: _number(row, key, value) for key, value in perf.items()}
+        seen.setdefault(blocks, {"top1": _number(row, "val_top1", top1, 100), "perf": costs})
     if not seen:
         raise ValueError(f"{path} holds no result files: give Accel-NASBench's archive of JSON files, or its folder")
-    shared = set.intersection(*(set(known["perf"]) for known in seen.values()))
+    shared = set.intersection(*(set(record["perf"]) for record in seen.values()))
     return Space(
-        graphs=[Graph.chain(blocks, range(7)) for blocks in seen], choices=list(seen), chain=True,
-        labels=_plain(list(seen.values()), "top1"), names=tuple(" | ".join(blocks) for blocks in seen),
-        costs={name: torch.tensor([known["perf"][name] for known in seen.values()]) for name in sorted(shared)},
+        graphs=[Graph.chain(blocks, range(7)) for blocks in seen],
+        choices=list(seen),
+        chain=True,
+        labels=_plain(list(seen.values()), "top1"),
+        names=tuple(" | ".join(blocks) for blocks in seen),
+        costs={name: torch.tensor([record["perf"][name] for record in seen.values()]) for name in sorted(shared)},
         name="Accel-NASBench",
-    )  # fmt: skip
+    )
+
+
+def _mnasnet_blocks(arch: Mapping[str, Any]) -> tuple[str, ...]:
+    """The seven blocks as names of their decisions: expansion, kernel, layers, squeeze-and-excitation."""
+    decisions = ("e", "k", "l", "se")
+    return tuple(" ".join(f"{d}{arch[f'block{block}_{d}']}" for d in decisions) for block in range(7))
 
 
 def nasbench_graph(dataset: str = "cora") -> Space:
@@ -146,13 +161,18 @@ def nasbench_graph(dataset: str = "cora") -> Space:
     Labels are validation accuracies, truth the test accuracies, in percent.
     """
     rows = graph_records(dataset)
-    archs, known = [graph_network(key) for key in rows], list(rows.values())
-    costs = {"parameters": _plain(known, "para") * 1e6, "latency_ms": _plain(known, "latency") * 1e3}
+    archs, records = [graph_network(key) for key in rows], list(rows.values())
+    costs = {"parameters": _plain(records, "para") * 1e6, "latency_ms": _plain(records, "latency") * 1e3}
     return Space(
-        graphs=[graph for graph, _ in archs], choices=[choice for _, choice in archs], costs=costs, weak=costs,
-        names=tuple(" ".join(choice) for _, choice in archs), name=f"NAS-Bench-Graph {dataset}",
-        labels=100 * _plain(known, "valid_perf"), truth=100 * _plain(known, "perf"),
-    )  # fmt: skip
+        graphs=[graph for graph, _ in archs],
+        choices=[choice for _, choice in archs],
+        costs=costs,
+        weak=costs,
+        names=tuple(" ".join(choice) for _, choice in archs),
+        name=f"NAS-Bench-Graph {dataset}",
+        labels=100 * _plain(records, "valid_perf"),
+        truth=100 * _plain(records, "perf"),
+    )
 
 
 def graph_records(dataset: str) -> dict[int, dict[str, float]]:
@@ -176,7 +196,10 @@ def graph_records(dataset: str) -> dict[int, dict[str, float]]:
 # -- parts of files ----------------------------------------------------------------------------------------------------
 
 
-def read_csv(path: str | Path) -> pd.DataFrame:
+def read_csv(path: str | Path) -> "pd.DataFrame":
+    """A table, plain or packed; ValueError in one line for a file that is none."""
+    import pandas as pd
+
     try:
         return pd.read_csv(io.BytesIO(inflating.content(path)))
     except inflating.DAMAGE as error:
@@ -193,29 +216,31 @@ def _read_json(path: str | Path) -> Any:
 
 def _json_files(path: Path) -> Iterator[tuple[str, Any]]:
     if path.is_dir():
-        for file in sorted(one for one in path.rglob("*.json") if one.is_file()):
+        for file in sorted(filter(Path.is_file, path.rglob("*.json"))):
             yield file.name, _read_json(file)
         return
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     reading = str(path)
     try:
         for name, content in inflating.files(path):
             if name.endswith(".json"):
                 reading = f"{path}: {name}"
-                found[name] = json.loads(content.read())
+                members[name] = json.loads(content.read())
     except inflating.DAMAGE as error:
         raise ValueError(f"{reading} cannot be read ({error}): give an archive of JSON files") from error
-    yield from sorted(found.items())
+    yield from sorted(members.items())
 
 
-def _validate(table: pd.DataFrame, *columns: str) -> None:
+def _validate(table: "pd.DataFrame", *columns: str) -> None:
     for name in columns:
         if name not in table.columns:
             raise ValueError(f"column {name!r} is missing: the table has {', '.join(table.columns)}")
 
 
-def numbers(table: pd.DataFrame, column: str, most: float = math.inf) -> torch.Tensor:
+def numbers(table: "pd.DataFrame", column: str, most: float = math.inf) -> torch.Tensor:
     """A column of numbers from 0 to `most`, all finite."""
+    import pandas as pd
+
     values = torch.tensor(pd.to_numeric(table[column], errors="coerce").to_numpy(float))
     if (bad := ~((values >= 0) & (values <= most) & values.isfinite())).any():
         row = int(bad.nonzero()[0])
@@ -240,7 +265,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _cells(table: pd.DataFrame, column: str) -> list[Graph]:
+def _cells(table: "pd.DataFrame", column: str) -> list[Graph]:
     graphs: dict[str, Graph] = {}
     for row, text in enumerate(table[column]):
         if text in graphs:
@@ -253,7 +278,7 @@ def _cells(table: pd.DataFrame, column: str) -> list[Graph]:
     return list(graphs.values())
 
 
-def _trainings(table: pd.DataFrame, column: str) -> torch.Tensor:
+def _trainings(table: "pd.DataFrame", column: str) -> torch.Tensor:
     """(n, most) the single trainings of each row, NaN where there were fewer; the mean where none is told apart."""
     if (seeds := f"{column}_seeds") not in table.columns:
         return numbers(table, column, 100)
@@ -269,7 +294,7 @@ def _trainings(table: pd.DataFrame, column: str) -> torch.Tensor:
     return torch.tensor([[*run, *[math.nan] * (most - len(run))] for run in runs], dtype=torch.float64)
 
 
-def _latencies(table: pd.DataFrame, path: str | Path) -> dict[str, torch.Tensor]:
+def _latencies(table: "pd.DataFrame", path: str | Path) -> dict[str, torch.Tensor]:
     times = read_csv(path)
     _validate(times, "index")
     _validate(table, "index")
@@ -281,7 +306,7 @@ def _no_latency(costs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: values for name, values in costs.items() if not name.startswith("latency")}
 
 
-def _plain(rows, name: str) -> torch.Tensor:
+def _plain(rows: Sequence[Mapping[str, float]], name: str) -> torch.Tensor:
     return torch.tensor([float(row[name]) for row in rows], dtype=torch.float64)
 
 
@@ -296,12 +321,12 @@ def _macro(arch: str) -> Graph:
 
 
 def _perf(record: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
+    means = {}
     for name, values in record.get("platform_perf", {}).items():
         metric = name.partition("_")[0]
         if f"{metric}_mean" in values:
-            found[name] = values[f"{metric}_mean"]
-    return found
+            means[name] = values[f"{metric}_mean"]
+    return means
 
 
 def graph_network(key: int) -> tuple[Graph, tuple[str, ...]]:
