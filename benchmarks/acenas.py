@@ -65,9 +65,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         items = [
             (table, scorer, budget, seed, str(options.nasbench201), folder)
-            for seed in seeds for table in names for scorer in SCORERS for budget in budgets
+            for seed in seeds
+            for table in names
+            for scorer in SCORERS
+            for budget in budgets
             if options.quick or scorer in BROAD or (seed < FEW and budget == BUDGETS[0])
-        ]  # fmt: skip
+        ]
         rows = run_all(items, options.csv, options.jobs)
         seconds = timed(names, budgets, str(options.nasbench201), folder)
     found = pandas.DataFrame(rows)
@@ -105,12 +108,19 @@ def one(item: tuple) -> dict:
     scores, truth, pick = outcome.scores[-1], space.truth, list(space.names).index(outcome.pick)
     top = [list(space.names).index(name) for name in outcome.ranking[:10]]
     return {
-        "table": table, "scorer": name, "budget": budget, "seed": seed, "trainings": len(outcome.rows),
-        "ndcg10": metrics.ndcg(scores, truth), "tau": ranking_metrics.kendall_tau(scores, truth),
+        "table": table,
+        "scorer": name,
+        "budget": budget,
+        "seed": seed,
+        "trainings": len(outcome.rows),
+        "ndcg10": metrics.ndcg(scores, truth),
+        "tau": ranking_metrics.kendall_tau(scores, truth),
         "best_of_top10": float(truth[top].max()),
         "best_rank_of_top10": min(ranking_metrics.rank(row, truth) for row in top),
-        "pick": float(truth[pick]), "pick_rank": ranking_metrics.rank(pick, truth), "gap": outcome.regret(),
-    }  # fmt: skip
+        "pick": float(truth[pick]),
+        "pick_rank": ranking_metrics.rank(pick, truth),
+        "gap": outcome.regret(),
+    }
 
 
 def pretrained(table: str, space: Space, settings: lab.AceNAS, seed: int, folder: str) -> Path | None:
@@ -148,8 +158,12 @@ def recipe(name: str, budget: int) -> lab.AceNAS:
 def summary(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Means over seeds with their 95 % intervals."""
     shown = {
-        "ndcg@10": "ndcg10", "tau": "tau", "best of top 10": "best_of_top10", "pick": "pick", "gap": "gap",
-    }  # fmt: skip
+        "ndcg@10": "ndcg10",
+        "tau": "tau",
+        "best of top 10": "best_of_top10",
+        "pick": "pick",
+        "gap": "gap",
+    }
     groups = rows.groupby(["table", "budget", "scorer"], sort=False)
 
     def intervals(part: pandas.DataFrame) -> pandas.Series:
@@ -166,12 +180,15 @@ def all_figures(rows: pandas.DataFrame, seconds: pandas.Series) -> dict:
         learned = [name for name in BROAD if name not in ("random", "evolution", "tpe")]
         best = min((name for name in learned if "mse" not in name), key=lambda name: mean.gap[name])
         figures.setdefault(table, {})[str(budget)] = {
-            "ndcg10_lambdarank": mean.ndcg10["lambdarank"], "ndcg10_mse": mean.ndcg10["mse"],
-            "ndcg10_lightgbm": mean.ndcg10["lightgbm"], "pick_gap": mean.gap[best], "pick_gap_by": best,
+            "ndcg10_lambdarank": mean.ndcg10["lambdarank"],
+            "ndcg10_mse": mean.ndcg10["mse"],
+            "ndcg10_lightgbm": mean.ndcg10["lightgbm"],
+            "pick_gap": mean.gap[best],
+            "pick_gap_by": best,
             "search_seconds": seconds[table, budget, "lambdarank"],
             "search_seconds_lightgbm": seconds[table, budget, "lightgbm"],
             "gaps": mean.gap.round(4).to_dict(),
-        }  # fmt: skip
+        }
     return figures
 
 

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 import lab
 from lab.core import cost
-from lab.core.data.batches import Pictures, in_order, shuffled
+from lab.core.data.batches import LabelledImages, in_order, shuffled
 from lab.core.finetune import finetune
 from lab.core.graph import surgery
 from lab.core.machine import machine
@@ -256,8 +256,10 @@ def cifar(folder: Path, depth: int, batch: int = 32) -> Task:
     model = lab.nets.resnet_cifar(depth)
     model.load_state_dict(load_file(folder / "cifar10" / "weights" / f"resnet{depth}.safetensors"))
     statistics = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # those the weights were trained with
-    train = Pictures(*tiles(folder / "cifar10" / "cifar10_train30k.zip"), **statistics, augment=("pad-crop", "flip"))
-    test = Pictures(*tiles(folder / "cifar10" / "cifar10_test1k.zip"), **statistics)
+    train = LabelledImages(
+        *tiles(folder / "cifar10" / "cifar10_train30k.zip"), **statistics, augment=("pad-crop", "flip")
+    )
+    test = LabelledImages(*tiles(folder / "cifar10" / "cifar10_test1k.zip"), **statistics)
     score = lab.tasks.accuracy(in_order(test))
     return Task(model=model, batches=shuffled(train, batch), score=score, name=f"ResNet-{depth}, CIFAR-10")
 

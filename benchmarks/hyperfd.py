@@ -93,10 +93,15 @@ def main() -> None:
     print(json.dumps(figures, indent=1))
     if options.json is not None:
         settings = {name: repr(recipe(name, options.quick)) for name in chosen}
-        report = {"figures": figures, "settings": settings, "stream": options.stream,
-                  "note": stream(options.stream).note, "seeds": list(seeds),
-                  "orders": {name: int(part.seed.nunique()) for name, part in found.groupby("by", sort=False)},
-                  "machine": machine("optuna")}  # fmt: skip
+        report = {
+            "figures": figures,
+            "settings": settings,
+            "stream": options.stream,
+            "note": stream(options.stream).note,
+            "seeds": list(seeds),
+            "orders": {name: int(part.seed.nunique()) for name, part in found.groupby("by", sort=False)},
+            "machine": machine("optuna"),
+        }
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
@@ -167,15 +172,18 @@ def summary(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Means over orders with their 95 % intervals: regret before, and after five tasks; order; what was forgotten."""
     groups = rows.groupby("by", sort=False)
     return groups.apply(
-        lambda part: pandas.Series({
-            "regret, tasks 1-5": str(ranking_metrics.interval(over_orders(part[part.place < AFTER], "regret"))),
-            "regret, later tasks": str(ranking_metrics.interval(over_orders(part[part.place >= AFTER], "regret"))),
-            "over HyperFD": str(over_hyperfd(rows, part)),
-            "ndcg@10, later": f"{part[part.place >= AFTER].ndcg10.mean():.3f}",
-            "tau, later": f"{part[part.place >= AFTER].tau.mean():.3f}",
-            "forgetting %": f"{forgotten(part):.1f}", "seconds": f"{part.seconds.mean():.1f}",
-        })
-    )  # fmt: skip
+        lambda part: pandas.Series(
+            {
+                "regret, tasks 1-5": str(ranking_metrics.interval(over_orders(part[part.place < AFTER], "regret"))),
+                "regret, later tasks": str(ranking_metrics.interval(over_orders(part[part.place >= AFTER], "regret"))),
+                "over HyperFD": str(over_hyperfd(rows, part)),
+                "ndcg@10, later": f"{part[part.place >= AFTER].ndcg10.mean():.3f}",
+                "tau, later": f"{part[part.place >= AFTER].tau.mean():.3f}",
+                "forgetting %": f"{forgotten(part):.1f}",
+                "seconds": f"{part.seconds.mean():.1f}",
+            }
+        )
+    )
 
 
 def over_orders(part: pandas.DataFrame, column: str) -> list[float]:
@@ -210,16 +218,21 @@ def all_figures(rows: pandas.DataFrame) -> dict:
     early = hyperfd[(hyperfd.place >= 1) & (hyperfd.place < AFTER)]
     return {
         **{f"regret_{short}": regrets[name] for name, short in known.items()},
-        "forgetting": forgotten(hyperfd), "upload_bytes": float(hyperfd.sent.mean()),
+        "forgetting": forgotten(hyperfd),
+        "upload_bytes": float(hyperfd.sent.mean()),
         "regret_hyperfd_first": float(hyperfd[hyperfd.place == 0].regret.mean()),
-        "regret_hyperfd_tasks_2_to_5": float(early.regret.mean()), "chance": float(later.chance.mean()),
+        "regret_hyperfd_tasks_2_to_5": float(early.regret.mean()),
+        "chance": float(later.chance.mean()),
         "regrets": {name: round(value, 4) for name, value in regrets.items()},
-        "forgettings": {name: round(forgotten(part), 3) for name, part in rows.groupby("by", sort=False)
-                        if part.kept.notna().any()},
+        "forgettings": {
+            name: round(forgotten(part), 3) for name, part in rows.groupby("by", sort=False) if part.kept.notna().any()
+        },
         "over_hyperfd": {name: str(over_hyperfd(rows, part)) for name, part in rows.groupby("by", sort=False)},
-        "intervals": {name: str(ranking_metrics.interval(over_orders(part, "regret")))
-                      for name, part in later.groupby("by", sort=False)},
-    }  # fmt: skip
+        "intervals": {
+            name: str(ranking_metrics.interval(over_orders(part, "regret")))
+            for name, part in later.groupby("by", sort=False)
+        },
+    }
 
 
 def attack(quick: bool) -> dict[str, dict[str, str]]:
@@ -235,8 +248,10 @@ def attack(quick: bool) -> dict[str, dict[str, str]]:
             learned, sent, x = uploaded(outcome, domain, noise)
             found["near"][f"noise {noise}"].append(privacy.membership(learned, sent, x, others))
             found["traced"][f"noise {noise}"].append(privacy.traced(learned, sent, x, others, known))
-    return {name: {noise: str(ranking_metrics.interval(values)) for noise, values in part.items()}
-            for name, part in found.items()}  # fmt: skip
+    return {
+        name: {noise: str(ranking_metrics.interval(values)) for noise, values in part.items()}
+        for name, part in found.items()
+    }
 
 
 def uploaded(outcome: HyperFDOutcome, domain: str, noise: float) -> tuple[Ranker, torch.Tensor, torch.Tensor]:

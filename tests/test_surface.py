@@ -58,3 +58,20 @@ def test_an_outcome_of_a_later_version_is_refused_in_one_line(tmp_path):
     store.save(tmp_path, "outcome", {"recipe": "Later", "fields": {}})
     with pytest.raises(ValueError, match="holds an outcome of 'Later'; this version of the lab has GAL"):
         lab.load(tmp_path)
+
+
+LIGHT = """
+import sys
+import lab
+lab.GAL, lab.Task, lab.tasks
+from lab.core import report
+heavy = ("pandas", "sklearn", "skimage", "scipy.ndimage", "scipy.stats", "PIL", "plotly", "transformers", "onnx")
+print(*(name for name in heavy if name in sys.modules))
+"""
+
+
+def test_a_recipe_brings_no_library_before_it_is_needed():
+    """torch, joblib and safetensors are what a run needs; tables, pictures and files bring theirs when they come."""
+    done = subprocess.run([sys.executable, "-c", LIGHT], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

@@ -39,8 +39,9 @@ def begin() -> None:
     parts = [faces.composed(domain, seed=1).learn for domain in PLAIN]
     plain = faces.Faces(
         images=[image for part in parts for image in part.images],
-        boxes=[boxes for part in parts for boxes in part.boxes], name="plain scenes",
-    )  # fmt: skip
+        boxes=[boxes for part in parts for boxes in part.boxes],
+        name="plain scenes",
+    )
     found = {}
     for width in streams.DETECTORS["width"]:
         configuration = Configuration(width=width, side=128, iou=0.45, optimiser="adamw")
@@ -65,8 +66,9 @@ def items(count: int) -> list[list]:
     everything = configurations()
     return [
         [domain, list(everything[number].choice), 1000 * place + number]
-        for number in even_part(count) for place, domain in enumerate(faces.DOMAINS)
-    ]  # fmt: skip
+        for number in even_part(count)
+        for place, domain in enumerate(faces.DOMAINS)
+    ]
 
 
 def main() -> None:

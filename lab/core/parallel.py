@@ -83,7 +83,9 @@ def _plan(n_jobs: int | None, backend: str | None) -> tuple[str | None, int | No
     return backend, n_jobs
 
 
-def _finished(fn, items: list, todo: list[int], n_jobs: int | None, backend: str | None) -> Iterator[tuple]:
+def _finished(
+    fn: Callable[[Any], Any], items: list, todo: list[int], n_jobs: int | None, backend: str | None
+) -> Iterator[tuple]:
     """(index, result, error) of each item to do, as they finish."""
     if backend is None and todo:
         first, *todo = todo
@@ -111,7 +113,7 @@ def _from_workers(jobs: Iterable) -> Iterator[tuple]:
         ) from error
 
 
-def _workers(backend: str, n_jobs: int | None):
+def _workers(backend: str, n_jobs: int | None) -> Any:
     """joblib's configuration for a backend by its name in the lab; a one-line error where it is not installed."""
     if backend == "processes":
         return joblib.parallel_config(backend="loky", n_jobs=n_jobs or -1, inner_max_num_threads=1)

@@ -46,7 +46,7 @@ def language_model(source: str | Path, dtype: torch.dtype = torch.float32) -> nn
     """
     folder = store.present(source)
     if folder.exists():
-        if not any(found for kind in WEIGHTS for found in folder.glob(kind)):
+        if not any(path for kind in WEIGHTS for path in folder.glob(kind)):
             raise ValueError(f"{folder} holds no weights: name a folder with a config.json and a model.safetensors")
         if not (folder / "config.json").exists():
             raise ValueError(f"{folder} holds no config.json: name a folder that save_pretrained wrote")
@@ -55,16 +55,19 @@ def language_model(source: str | Path, dtype: torch.dtype = torch.float32) -> nn
         if folder.exists() and "fold" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
             return FoldedForCausalLM.from_pretrained(folder, dtype=dtype)
         with torch.random.fork_rng(devices=[]), _quiet():
-            model, found = transformers.AutoModelForCausalLM.from_pretrained(
-                str(folder) if folder.exists() else str(source), local_files_only=folder.exists(), dtype=dtype,
-                trust_remote_code=False, output_loading_info=True,
-            )  # fmt: skip
+            model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                str(folder) if folder.exists() else str(source),
+                local_files_only=folder.exists(),
+                dtype=dtype,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except UNREADABLE as error:
         raise ValueError(f"model={str(source)!r} {_reason(error)}: give a folder or an id of the hub") from error
-    if found["missing_keys"]:
+    if missing := loading["missing_keys"]:
         raise ValueError(
-            f"model={str(source)!r} holds no {min(found['missing_keys'])}, one of {len(found['missing_keys'])} tensors "
-            "that would be random: give a folder that holds the whole causal language model"
+            f"model={str(source)!r} holds no {min(missing)}, one of {len(missing)} tensors that would be random: give "
+            "a folder that holds the whole causal language model"
         )
     return model.eval()
 

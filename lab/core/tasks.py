@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from . import nets, pretrained, store
-from .data.batches import AUGMENTATIONS, Moved, Pairs, Patches, Pictures, in_order, reduced, shuffled
+from .data.batches import AUGMENTATIONS, LabelledImages, Moved, Pairs, Patches, in_order, reduced, shuffled
 from .data.face_boxes import read as read_faces
 from .data.faces import FaceTask, composed
-from .data.images import picture, picture_files
+from .data.images import image_files, load_image
 from .data.images import read as read_images
 from .data.photographs import photograph
 from .data.scenes import CONCEPTS, LABELS, Scene, draw, random_scenes
@@ -233,7 +233,7 @@ def photos_held_out(scale: int = 2, folder: str | Path | None = None) -> Pairs:
 def _photographs(folder: str | Path | None, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Each picture by name, uint8 (3, H, W)."""
     if folder is not None:
-        return {path.name: picture(path, "RGB") for path in picture_files(folder)}
+        return {path.name: load_image(path, "RGB") for path in image_files(folder)}
     return {name: photograph(name) for name in names}
 
 
@@ -272,13 +272,13 @@ def images(
         raise ValueError(f"images: augment={augment!r}: give a tuple of {', '.join(AUGMENTATIONS)}")
     split = read_images(path, size)
     mean, std = _statistics(split.x, mean, std)
-    test = Pictures(split.x_test, split.y_test, mean, std)
-    train = Pictures(split.x, split.y, mean, std, augment)
+    test = LabelledImages(split.x_test, split.y_test, mean, std)
+    train = LabelledImages(split.x, split.y, mean, std, augment)
     return Task(
         model=model,
         batches=shuffled(train, batch_size),
         score=accuracy(in_order(test)),
-        example=Pictures(split.x, split.y, mean, std)[torch.tensor([0])][0],
+        example=LabelledImages(split.x, split.y, mean, std)[torch.tensor([0])][0],
         name=Path(path).name,
     )
 

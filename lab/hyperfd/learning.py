@@ -154,9 +154,15 @@ class RoundResult:
 
 
 def train_round(
-    before: Ranker, synapses: Synapses, data: RoundData, config: RoundConfig, *, folder: Path | None = None,
-    run_id: str = "", progress: bool = False,
-) -> RoundResult:  # fmt: skip
+    before: Ranker,
+    synapses: Synapses,
+    data: RoundData,
+    config: RoundConfig,
+    *,
+    folder: Path | None = None,
+    run_id: str = "",
+    progress: bool = False,
+) -> RoundResult:
     """Minimise ranking + triplet + synaptic losses on this client's data, replaying the memory; what came in stays.
 
     In a folder the round is kept as it goes, under its run_id, and continues there after a kill.

@@ -40,7 +40,7 @@ def numbers(outcome: HyperFDOutcome) -> dict[str, Points]:
 
 
 def crossed(outcome: HyperFDOutcome, position: int) -> dict[str, int]:
-    """What left the client at this position, in bytes and counts, beside what stayed with it, pictures as JPEG."""
+    """Bytes and counts of what left the client at this position, beside what stayed with it, pictures as JPEG."""
     task = outcome.served[position]
     raw = outcome.context["raw"]  # empty where the data was gone when it was to be counted
     return {

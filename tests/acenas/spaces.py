@@ -22,8 +22,13 @@ def chains(**fields) -> lab.Space:
     noise = torch.randn(2, len(truth), generator=draw, dtype=torch.float64)
     cost = torch.tensor([float(sum(KINDS.index(kind) for kind in choice)) for choice in choices])
     known = {
-        "graphs": [lab.Graph.chain(choice, range(4)) for choice in choices], "choices": choices, "chain": True,
-        "labels": truth + 0.2 * noise[0], "truth": truth, "weak": {"supernet": truth + 5 * noise[1], "blocks": cost},
-        "costs": {"blocks": cost}, "name": "chains",
-    }  # fmt: skip
+        "graphs": [lab.Graph.chain(choice, range(4)) for choice in choices],
+        "choices": choices,
+        "chain": True,
+        "labels": truth + 0.2 * noise[0],
+        "truth": truth,
+        "weak": {"supernet": truth + 5 * noise[1], "blocks": cost},
+        "costs": {"blocks": cost},
+        "name": "chains",
+    }
     return lab.Space(**(known | fields))

@@ -23,8 +23,16 @@ def stream(tasks=6, pictures=40, hole=False):
             scores[task, number] = 60 + 8 * fit + width + (2 if kind == "a" else 0) * torch.sign(middle)
     if hole:
         scores[:, 5] = torch.nan
-    return Stream(names=list(looks), choices=CHOICES, scores=scores, data=looks.__getitem__, name="clouds", default=8,
-                  decisions=("width", "side", "kind"), unit="%")  # fmt: skip
+    return Stream(
+        names=list(looks),
+        choices=CHOICES,
+        scores=scores,
+        data=looks.__getitem__,
+        name="clouds",
+        default=8,
+        decisions=("width", "side", "kind"),
+        unit="%",
+    )
 
 
 def client(which=0, how=HOW, tasks=None, **options):

@@ -124,10 +124,17 @@ def coco(found, truth):
         return [left, top, right - left, bottom - top]
 
     annotations = [
-        {"id": 1 + sum(map(len, truth[:i])) + k, "image_id": i, "category_id": 1, "bbox": flat(box), "iscrowd": 0,
-         "area": flat(box)[2] * flat(box)[3]}
-        for i, boxes in enumerate(truth) for k, box in enumerate(boxes)
-    ]  # fmt: skip
+        {
+            "id": 1 + sum(map(len, truth[:i])) + k,
+            "image_id": i,
+            "category_id": 1,
+            "bbox": flat(box),
+            "iscrowd": 0,
+            "area": flat(box)[2] * flat(box)[3],
+        }
+        for i, boxes in enumerate(truth)
+        for k, box in enumerate(boxes)
+    ]
     results = [
         {"image_id": i, "category_id": 1, "bbox": flat(box), "score": float(score)}
         for i, (boxes, scores) in enumerate(found)
@@ -135,8 +142,11 @@ def coco(found, truth):
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         known = COCO()
-        known.dataset = {"images": [{"id": i} for i in range(len(truth))], "annotations": annotations,
-                         "categories": [{"id": 1}]}  # fmt: skip
+        known.dataset = {
+            "images": [{"id": i} for i in range(len(truth))],
+            "annotations": annotations,
+            "categories": [{"id": 1}],
+        }
         known.createIndex()
         judge = COCOeval(known, known.loadRes(results), "bbox")
         judge.evaluate()

@@ -139,8 +139,16 @@ def test_what_is_counted_of_two_pictures_is_what_numpy_counts():
         side = max(4 * box.sum() / max(rim, 1), 1)
         bend = -ndimage.laplace(grey)[1:-1, 1:-1]
         colour = np.abs(picture[:3] - grey).mean()
-        rows.append([np.log2(side / 16), np.log2(box.sum() / side**2 + 0.5), grey.mean(), grey.std(ddof=1),
-                     np.log2(np.abs(bend).mean() + 0.01), colour])  # fmt: skip
+        rows.append(
+            [
+                np.log2(side / 16),
+                np.log2(box.sum() / side**2 + 0.5),
+                grey.mean(),
+                grey.std(ddof=1),
+                np.log2(np.abs(bend).mean() + 0.01),
+                colour,
+            ]
+        )
     expected = (np.array(rows) - eq.MEAN) / eq.STD
     assert np.allclose(eq.handcrafted_features(torch.from_numpy(x)).numpy(), expected, atol=1e-4)
     assert expected[1, 0] == pytest.approx((-4 + 2.5) / 0.7)  # no face: a side of one pixel

@@ -152,10 +152,20 @@ def test_baselines_serve_the_same_stream(by):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"stale": "reuse"}, {"stale": "drop"}, {"stale": "pooled"}, {"features": "frozen"}, {"features": "mean"},
-     {"features": "handmade"}, {"triplet": 0.0}, {"si": 0.0}, {"by": "offline"}, {"noise": 0.3}],
+    [
+        {"stale": "reuse"},
+        {"stale": "drop"},
+        {"stale": "pooled"},
+        {"features": "frozen"},
+        {"features": "mean"},
+        {"features": "handmade"},
+        {"triplet": 0.0},
+        {"si": 0.0},
+        {"by": "offline"},
+        {"noise": 0.3},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_ablation_runs(fields):
     found = run(steps=3, **fields)
     assert len(found.served) == 6 and found.recommend(small.stream().data("set 1"), 3)
@@ -188,8 +198,10 @@ def test_only_with_all_pictures_at_hand_do_old_lists_teach_the_extractor():
 def test_all_recommenders_of_an_order_are_taught_by_the_same_trials_and_other_orders_by_others():
     random, default = (run(by=by, steps=1) for by in ("random", "default"))
     for one, other in zip(random.served, default.served, strict=True):
-        both = [[row for row in each.tried[len(each.rows) :] if row not in {*one.rows, *other.rows}]
-                for each in (one, other)]  # fmt: skip
+        both = [
+            [row for row in each.tried[len(each.rows) :] if row not in {*one.rows, *other.rows}]
+            for each in (one, other)
+        ]
         shared = min(map(len, both))
         assert shared >= 2 and both[0][:shared] == both[1][:shared]
     assert len({tuple(one.tried) for one in random.served}) == 6
@@ -221,14 +233,20 @@ def test_the_same_table_in_another_order_gives_the_same_recommendations():
     """Configurations are known by their decisions here; nothing but the row numbers may differ."""
     table = small.stream(hole=True)
     order = torch.randperm(len(table.choices), generator=torch.Generator().manual_seed(0)).tolist()
-    other = replace(table, choices=[table.choices[row] for row in order], scores=table.scores[:, order],
-                    default=order.index(table.default))  # fmt: skip
+    other = replace(
+        table,
+        choices=[table.choices[row] for row in order],
+        scores=table.scores[:, order],
+        default=order.index(table.default),
+    )
     for by in ("hyperfd", "offline", *baselines.BASELINES):
         tried = [
-            [[(stream.choices[row], y) for row, y in zip(one.tried, one.tried_results, strict=True)]
-             for one in run(task=stream, by=by, steps=3).served]
+            [
+                [(stream.choices[row], y) for row, y in zip(one.tried, one.tried_results, strict=True)]
+                for one in run(task=stream, by=by, steps=3).served
+            ]
             for stream in (table, other)
-        ]  # fmt: skip
+        ]
         assert tried[0] == tried[1], by
 
 
@@ -249,8 +267,12 @@ def test_which_of_equal_scores_is_recommended_hangs_on_the_seed_and_not_on_the_t
 
 def test_what_a_map_loses_of_old_records_is_not_known_and_not_shown(outcome):
     """Their pictures are gone, and the present client's own subsets hardly feel the map's error."""
-    shown = [*outcome.served[3].to_dict(), *(name for step in outcome.trace for name in step.terms), repr(outcome),
-             repr(lab.view(outcome))]  # fmt: skip
+    shown = [
+        *outcome.served[3].to_dict(),
+        *(name for step in outcome.trace for name in step.terms),
+        repr(outcome),
+        repr(lab.view(outcome)),
+    ]
     assert not any("error" in name for name in shown)
 
 
@@ -421,7 +443,8 @@ def test_a_table_of_detectors_is_read_and_a_partial_one_says_so(tmp_path):
 
 def test_there_is_one_list_of_detectors():
     choices = streams.detector_choices()
-    assert choices == sorted(one.choice for one in space.configurations()) and streams.USUAL == space.DEFAULT.choice
+    assert choices == sorted(one.choice for one in space.configurations())
+    assert streams.DEFAULT_DETECTOR == space.DEFAULT.choice
     tasks = dict.fromkeys("ab", lab.tasks.faces("small"))
     assert tuple(streams.DETECTORS) == space.NAMES and list(live.stream(tasks).choices) == choices
 
@@ -430,8 +453,11 @@ def test_a_platform_of_the_table_and_a_live_client_mean_the_same_by_a_row(tmp_pa
     """Both optimisers are in the table, whose order was once another."""
     lines = ["domain,width,side,iou,ratio,weight,optimiser,seed,ap50,ap,seconds"]
     for place, domain in enumerate(("small", "grey")):
-        lines += [f"{domain},{w},96,0.35,3,1.0,{o},0,{10 * w + len(o) + place},9.0,5.0"
-                  for w in (0.25, 0.5) for o in ("sgd", "adamw")]  # fmt: skip
+        lines += [
+            f"{domain},{w},96,0.35,3,1.0,{o},0,{10 * w + len(o) + place},9.0,5.0"
+            for w in (0.25, 0.5)
+            for o in ("sgd", "adamw")
+        ]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     stream = streams.detectors(tmp_path / "t.csv")
     outcome = lab.HyperFD(K=1, trials=2, R=2, m=16, steps=1).run(stream, progress=False)

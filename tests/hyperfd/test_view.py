@@ -61,8 +61,10 @@ def test_bands_of_the_benchmark_stand_behind_the_line_where_it_was_run(outcome, 
     rows = [
         {"stream": stream, "by": by, "seed": s, "place": p, "regret": value + s, "settings": settings}
         for stream, settings, value in (("graphs", "1", 90), ("detectors", "0", 50), ("detectors", "1", 5))
-        for by in ("hyperfd", "best average", "tpe") for p in range(6) for s in (0, 2)
-    ]  # fmt: skip
+        for by in ("hyperfd", "best average", "tpe")
+        for p in range(6)
+        for s in (0, 2)
+    ]
     pandas.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
     monkeypatch.setattr(view.store, "artefact", lambda name: tmp_path / name.removeprefix("faces/"))
     assert set(view.contest().settings) == {"1"} and len(view.contest()) == 36

@@ -5,6 +5,7 @@ Everything random is drawn from torch's global generator, which recipes seed and
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -12,15 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 AUGMENTATIONS = ("pad-crop", "flip", "shift")
 
 
-class Pictures(Dataset):
-    """Labelled pictures; `pictures[index]` gives a whole batch, (N, C, H, W) float32 normalised and (N,) labels.
+class LabelledImages(Dataset):
+    """Labelled pictures; `images[index]` gives a whole batch, (N, C, H, W) float32 normalised and (N,) labels.
 
     `x` is a uint8 tensor (or anything that gives one for a tensor of indices), `y` int64. Pixels become
     (x / 255 - mean) / std, one mean and one std a channel, after the augmentations, so that a border of zeros is black.
     """
 
     def __init__(
-        self, x, y: torch.Tensor, mean: Sequence[float], std: Sequence[float], augment: Sequence[str] = ()
+        self, x: Any, y: torch.Tensor, mean: Sequence[float], std: Sequence[float], augment: Sequence[str] = ()
     ) -> None:
         self.x, self.y, self.augment = x, y, tuple(augment)
         self.mean, self.std = (torch.tensor(list(values)).view(1, -1, 1, 1) for values in (mean, std))
@@ -106,7 +107,7 @@ def shifted(x: torch.Tensor, reach: int) -> torch.Tensor:
 class Patches:
     """`count` batches of random patches a pass: low resolution (N, C, P/s, P/s), high (N, C, P, P), in [0, 1].
 
-    Both come from the same place of a picture; a picture is drawn in proportion to its area, then the place, then one
+    Both come from the same part of a picture; a picture is drawn in proportion to its area, then the part, then one
     of the eight flips and turns.
     """
 

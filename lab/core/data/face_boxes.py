@@ -19,7 +19,7 @@ import torch
 from ..errors import first_line
 from . import inflating
 from .faces import Faces, FaceTask
-from .images import SUFFIXES, converted, is_picture
+from .images import SUFFIXES, converted, is_image
 
 FORMS = (
     "a WIDER FACE folder (wider_face_split/ beside WIDER_train/), a Pascal VOC folder (Annotations/, JPEGImages/), "
@@ -32,7 +32,7 @@ MOST_PIXELS = 2**27  # of a picture
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageSource:
     """How a picture's bytes are read, and the (width, height) on which its boxes were drawn, where that is known."""
 
     read: Callable[[], bytes]
@@ -42,7 +42,7 @@ class Picture:
         return self.read()
 
 
-Record = tuple[str, Picture, np.ndarray]  # name, picture, boxes (n, 4)
+Record = tuple[str, ImageSource, np.ndarray]  # name, picture, boxes (n, 4)
 
 
 def read(path: str | Path, longest: int = 256, limit: int | None = None) -> FaceTask:
@@ -102,7 +102,7 @@ def wider_face(folder: str | Path, part: str = "train") -> Iterator[Record]:
         if marks.shape[1] > 7:
             valid &= marks[:, 7] == 0
         path = _inside_of(folder / f"WIDER_{part}" / "images", name, listing)
-        yield name, Picture(partial(_bytes, path)), boxes[valid]
+        yield name, ImageSource(partial(_bytes, path)), boxes[valid]
 
 
 def pascal_voc(folder: str | Path, names: Sequence[str] = VOC_NAMES) -> Iterator[Record]:
@@ -131,18 +131,18 @@ def pascal_voc(folder: str | Path, names: Sequence[str] = VOC_NAMES) -> Iterator
         if (first := seen.setdefault(path, file)) != file:
             raise ValueError(f"{first} and {file.name} both name {path.name} as their picture: correct one's filename")
         size = (width, height) if min(width, height) > 0 else None
-        yield file.stem, Picture(partial(_bytes, path), size), np.array(boxes, float).reshape(-1, 4)
+        yield file.stem, ImageSource(partial(_bytes, path), size), np.array(boxes, float).reshape(-1, 4)
 
 
 def street_scenes(path: str | Path) -> Iterator[Record]:
     """The records of a zip archive: annotations.json has {file: {boxes: [[left, top, right, bottom, class], ...]}}."""
     try:
-        known = json.loads(inflating.member(path, "annotations.json"))
-        boxes = {name: np.array([box[:4] for box in known[name]["boxes"]], float).reshape(-1, 4) for name in known}
+        tree = json.loads(inflating.member(path, "annotations.json"))
+        boxes = {name: np.array([box[:4] for box in tree[name]["boxes"]], float).reshape(-1, 4) for name in tree}
     except (LookupError, TypeError, *inflating.DAMAGE) as error:
         raise ValueError(f"{path} has no annotations.json with boxes ({error}): give {FORMS}") from error
     for name in sorted(boxes):
-        yield name, Picture(partial(inflating.member, path, f"images/{name}")), boxes[name]
+        yield name, ImageSource(partial(inflating.member, path, f"images/{name}")), boxes[name]
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class _ImageFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        files = sorted(filter(is_picture, folder.glob("*")))
+        files = sorted(filter(is_image, folder.glob("*")))
         self.names = _unique((path.name.lower(), path) for path in files)
         self.stems = _unique((path.stem.lower(), path) for path in files)
 
@@ -267,7 +267,7 @@ def _faces(name: str, records: Sequence[Record], longest: int) -> Faces:
     return Faces(images=images, boxes=boxes, names=names, skipped=skipped, name=name)
 
 
-def _reduced(content: Picture, longest: int) -> tuple[torch.Tensor, float]:
+def _reduced(content: ImageSource, longest: int) -> tuple[torch.Tensor, float]:
     """The picture as its boxes were drawn on it, uint8 (3, H, W), and by how much it was made smaller.
 
     That is upright, as its EXIF mark says, unless its annotation has the size of the picture as it lies in the file.

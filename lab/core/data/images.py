@@ -81,8 +81,9 @@ def _checked(path: Path, split: Split) -> Split:
             raise ValueError(f"{path}: the {name} labels must be class numbers, 0 or more, one a picture")
     channels = [x.shape[1] if isinstance(x, torch.Tensor) else x.channels for x in (split.x, split.x_test)]
     if channels[0] != channels[1]:
-        raise ValueError(f"{path}: training pictures have {channels[0]} channels, held-out ones {channels[1]}: "
-                         "give both the same")  # fmt: skip
+        raise ValueError(
+            f"{path}: training pictures have {channels[0]} channels, held-out ones {channels[1]}: give both the same"
+        )
     return split
 
 
@@ -139,7 +140,7 @@ def _idx_array(folder: Path, stem: str) -> np.ndarray:
     path = _idx_file(folder, stem)
     if path is None:
         raise ValueError(f"{folder} has no {stem}-idx*-ubyte(.gz): all four files of MNIST are needed")
-    with inflating.Stream(path) as stream:
+    with inflating.InflatedFile(path) as stream:
         head = stream.read(4)  # magic number: 0, 0, 8 for unsigned bytes, the number of axes
         rank = head[3] if head[:3] == b"\x00\x00\x08" and len(head) == 4 else 0
         axes = stream.read(4 * rank)
@@ -151,13 +152,13 @@ def _idx_array(folder: Path, stem: str) -> np.ndarray:
 
 
 def _cifar_archive(path: Path) -> Split:
-    found: dict[str, bytes] = {}
+    members: dict[str, bytes] = {}
     for name, file in inflating.files(path):
         if Path(name).name == "data_batch_1":
             raise ValueError(f"{path} is {CIFAR_PICKLED}")
         if Path(name).name in CIFAR_TRAIN + CIFAR_TEST:
-            found[Path(name).name] = file.read()
-    return _cifar(found)
+            members[Path(name).name] = file.read()
+    return _cifar(members)
 
 
 def _cifar(files: dict[str, bytes]) -> Split:
@@ -188,17 +189,17 @@ class Files:
     def __init__(self, paths: list[Path], size: int | None, mode: str | None = None) -> None:
         self.paths, self.mode = paths, mode or ("L" if all(map(_is_grey, paths)) else "RGB")
         self.channels = 1 if self.mode == "L" else 3
-        first = picture(paths[0], self.mode)
+        first = load_image(paths[0], self.mode)
         self.size, self.square = (size, size) if size else tuple(first.shape[1:]), size
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
-        return torch.stack([self._one(self.paths[i]) for i in index.tolist()])
+        return torch.stack([self._load(self.paths[i]) for i in index.tolist()])
 
-    def _one(self, path: Path) -> torch.Tensor:
-        x = picture(path, self.mode, self.square)
+    def _load(self, path: Path) -> torch.Tensor:
+        x = load_image(path, self.mode, self.square)
         if tuple(x.shape[1:]) != self.size:
             raise ValueError(f"{path} is {x.shape[1]} x {x.shape[2]}, the first picture {self.size}: give size=")
         return x
@@ -209,12 +210,12 @@ class Files:
         return self[torch.arange(len(self))] if fits else self
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Whether a file is a picture by its name; names that begin with a dot are systems' own."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
-def picture(path: Path, mode: str | None = None, size: int | None = None) -> torch.Tensor:
+def load_image(path: Path, mode: str | None = None, size: int | None = None) -> torch.Tensor:
     """A picture file as uint8 (C, H, W): "L" has one channel, "RGB" three; without `mode`, as the file has it.
 
     Turned as its EXIF mark says, so that it is upright. ValueError for colours where grey is asked for.
@@ -245,7 +246,7 @@ def converted(image: Any, mode: str) -> Any:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are of Pillow's mode {image.mode}, whose white is not told: save it with 8 bits")
+        raise ValueError(f"its pixels are of Pillow's mode {image.mode}, whose white is not known: save it with 8 bits")
     return image.convert(mode)
 
 
@@ -259,23 +260,23 @@ def jpeg_size(image: torch.Tensor, quality: int = 85) -> int:
 
 
 def _is_grey(path: Path) -> bool:
-    """Whether the file says so; one that cannot be read is told when it is."""
+    """Whether the file says so; one that cannot be read is reported when its pixels are read."""
     from PIL import Image
 
     try:
         with Image.open(path) as file:
             return file.mode in GREY
-    except Exception:  # as many kinds as `picture` meets
+    except Exception:  # as many kinds as `load_image` meets
         return True
 
 
-def picture_files(folder: str | Path) -> list[Path]:
+def image_files(folder: str | Path) -> list[Path]:
     """The picture files of a folder, sorted by name; a one-line error where there are none."""
     folder = Path(folder).expanduser()
-    found = sorted(filter(is_picture, folder.glob("*"))) if folder.is_dir() else []
-    if not found:
+    paths = sorted(filter(is_image, folder.glob("*"))) if folder.is_dir() else []
+    if not paths:
         raise FileNotFoundError(f"{folder} holds no pictures: give a folder with {', '.join(SUFFIXES)} files")
-    return found
+    return paths
 
 
 def _class_folders(path: Path, size: int | None) -> Split:
@@ -300,22 +301,22 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _labelled(folder: Path, classes: list[str]) -> tuple[list[Path], torch.Tensor]:
-    found = list(_walk(folder, classes))
-    if not found:
+    labelled = list(_walk(folder, classes))
+    if not labelled:
         raise ValueError(f"{folder} holds no pictures in class folders: give {FORMS}")
-    taken = {path for path, _ in found}
+    taken = {path for path, _ in labelled}
     if left := [path for path in _files(folder) if path not in taken]:
         shown = ", ".join(str(p.relative_to(folder)) for p in sorted(left)[:3])
         count = f"{len(left)} file{'s' * (len(left) > 1)}"
-        warnings.warn(f"{folder}: {count} left out, no pictures in a class's folder: {shown}"
-                      f"{' ...' if len(left) > 3 else ''}", stacklevel=6)  # fmt: skip
-    return [path for path, _ in found], torch.tensor([label for _, label in found])
+        more = " ..." if len(left) > 3 else ""
+        warnings.warn(f"{folder}: {count} left out, no pictures in a class's folder: {shown}{more}", stacklevel=6)
+    return [path for path, _ in labelled], torch.tensor([label for _, label in labelled])
 
 
 def _walk(folder: Path, classes: list[str]) -> Iterator[tuple[Path, int]]:
     for label, name in enumerate(classes):
         if (folder / name).is_dir():
-            for path in sorted(filter(is_picture, _files(folder / name))):
+            for path in sorted(filter(is_image, _files(folder / name))):
                 yield path, label
 
 

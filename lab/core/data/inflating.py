@@ -11,8 +11,18 @@ from pathlib import Path
 from typing import Any
 
 LEAST, TIMES = 2**28, 50  # bytes that may always come out; above them, so many times what lies on the disk
-DAMAGE = (OSError, ValueError, EOFError, RecursionError, zlib.error, lzma.LZMAError, tarfile.TarError,
-          zipfile.BadZipFile, NotImplementedError, RuntimeError)  # fmt: skip
+DAMAGE = (  # what these libraries raise for a file that is not whole
+    OSError,
+    ValueError,
+    EOFError,
+    RecursionError,
+    NotImplementedError,
+    RuntimeError,
+    zlib.error,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+)
 _MARKS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 
 
@@ -21,18 +31,18 @@ def limit(packed: int) -> int:
     return max(LEAST, TIMES * packed)
 
 
-class Stream:
+class InflatedFile:
     """A file's bytes in their order, inflated where it is packed by gzip, bzip2 or xz; ValueError above the limit."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with open(path, "rb") as file:
             mark = file.read(8)
-        unpack = next((found for sign, found in _MARKS.items() if mark.startswith(sign)), open)
+        unpack = next((opener for sign, opener in _MARKS.items() if mark.startswith(sign)), open)
         self.left = self.most = limit(self.path.stat().st_size)
         self.file = unpack(path, "rb")
 
-    def __enter__(self) -> "Stream":
+    def __enter__(self) -> "InflatedFile":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,13 +59,13 @@ class Stream:
 
 def content(path: str | Path) -> bytes:
     """All bytes of a file, inflated."""
-    with Stream(path) as stream:
+    with InflatedFile(path) as stream:
         return stream.read()
 
 
 def files(path: str | Path) -> Iterator[tuple[str, Any]]:
     """(name, stream) of each plain file of a tar archive, to be read at once; links and folders are passed over."""
-    with Stream(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
+    with InflatedFile(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
         for member in archive:
             if member.isfile():
                 yield member.name, archive.extractfile(member)
@@ -71,7 +81,7 @@ def member(path: str | Path, name: str) -> bytes:
 def validate_small(path: str | Path) -> None:
     """ValueError where the members of a zip archive inflate to more than they may; nothing is inflated."""
     with zipfile.ZipFile(path) as archive:
-        _validate(str(path), sum(one.file_size for one in archive.infolist()), Path(path).stat().st_size)
+        _validate(str(path), sum(member.file_size for member in archive.infolist()), Path(path).stat().st_size)
 
 
 def _validate(name: str, size: int, packed: int) -> None:

@@ -43,11 +43,11 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     """
     if not isinstance(config, Mapping):
         raise ValueError(f"config is a {type(config).__name__}: give a dict such as {{'net': 'lenet', 'classes': 10}}")
-    known = [name for name in __all__ if name != "build"]
+    nets = [name for name in __all__ if name != "build"]
     arguments = dict(config)
     net = arguments.pop("net", None)
-    if net not in known:
-        raise ValueError(f"config['net'] is {net!r}: choose one of {', '.join(known)}")
+    if net not in nets:
+        raise ValueError(f"config['net'] is {net!r}: choose one of {', '.join(nets)}")
     try:
         return globals()[net](**arguments)
     except TypeError as error:

@@ -26,13 +26,13 @@ class Inception(nn.Module):
 
     def __init__(self, c_in: int, c: tuple[int, ...]) -> None:
         super().__init__()
-        one, narrow3, wide3, narrow5, wide5, pool = c
+        wide1, narrow3, wide3, narrow5, wide5, pool = c  # as in _INCEPTIONS
         conv = partial(conv_bn, bias=True)
-        self.branch1 = nn.Sequential(*conv(c_in, one, 1))
+        self.branch1 = nn.Sequential(*conv(c_in, wide1, 1))
         self.branch2 = nn.Sequential(*conv(c_in, narrow3, 1), *conv(narrow3, wide3, 3))
         self.branch3 = nn.Sequential(*conv(c_in, narrow5, 1), *conv(narrow5, wide5, 3), *conv(wide5, wide5, 3))
         self.branch4 = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), *conv(c_in, pool, 1))
-        self.width = one + wide3 + wide5 + pool
+        self.width = wide1 + wide3 + wide5 + pool
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)

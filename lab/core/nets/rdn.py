@@ -18,10 +18,10 @@ class DenseBlock(nn.Module):
         self.fuse = nn.Conv2d(width + layers * growth, width, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        known = x  # (N, width, H, W), growth channels more after each convolution
+        features = x  # (N, width, H, W), growth channels more after each convolution
         for conv, relu in zip(self.convs, self.relus, strict=True):
-            known = torch.cat([known, relu(conv(known))], 1)
-        return x + self.fuse(known)
+            features = torch.cat([features, relu(conv(features))], 1)
+        return x + self.fuse(features)
 
 
 class RDN(nn.Module):
@@ -59,8 +59,6 @@ def rdn(
     if scale not in (2, 3, 4):
         raise ValueError(f"scale={scale!r}: give 2, 3 or 4")
     net = RDN(blocks, layers, growth, width, scale, channels)
-    net.config = {  # type: ignore[assignment]
-        "net": "rdn", "blocks": blocks, "layers": layers, "growth": growth, "width": width, "scale": scale,
-        "channels": channels,
-    }  # fmt: skip
+    sizes = {"blocks": blocks, "layers": layers, "growth": growth, "width": width}
+    net.config = {"net": "rdn", **sizes, "scale": scale, "channels": channels}  # type: ignore[assignment]
     return net

@@ -76,9 +76,8 @@ class DownsamplingBlock(nn.Module):
         super().__init__()
         self.conv1, self.bn1, self.relu1 = conv_bn(c_in, c, 3, stride=stride)
         self.conv2, self.bn2 = conv_bn(c, c, 3, act=None)
-        self.downsample = (
-            nn.Identity() if c_in == c else nn.Sequential(*conv_bn(c_in, c, 1, act=None, stride=stride))
-        )  # fmt: skip
+        same = c_in == c
+        self.downsample = nn.Identity() if same else nn.Sequential(*conv_bn(c_in, c, 1, act=None, stride=stride))
         self.relu2 = nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,6 @@ def edsr(blocks: int = 4, width: int = 16, scale: int = 2, channels: int = 3, sc
     if isinstance(scaling, bool) or not isinstance(scaling, int | float) or not 0 < scaling <= 1:
         raise ValueError(f"scaling={scaling!r}: give a number above 0 and up to 1, such as 0.1")
     net = EDSR(blocks, width, scale, channels, scaling)
-    net.config = {  # type: ignore[assignment]
-        "net": "edsr", "blocks": blocks, "width": width, "scale": scale, "channels": channels, "scaling": scaling,
-    }  # fmt: skip
+    sizes = {"blocks": blocks, "width": width, "scale": scale, "channels": channels}
+    net.config = {"net": "edsr", **sizes, "scaling": scaling}  # type: ignore[assignment]
     return net

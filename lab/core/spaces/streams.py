@@ -16,10 +16,14 @@ from . import tables
 
 Choice = tuple[Any, ...]
 DETECTORS: dict[str, tuple] = {  # what may be decided of a detector of faces
-    "width": (0.25, 0.5, 1.0), "side": (96, 128, 192), "iou": (0.35, 0.45, 0.55), "ratio": (3, 7), "weight": (1.0, 2.0),
+    "width": (0.25, 0.5, 1.0),
+    "side": (96, 128, 192),
+    "iou": (0.35, 0.45, 0.55),
+    "ratio": (3, 7),
+    "weight": (1.0, 2.0),
     "optimiser": ("sgd", "adamw"),
-}  # fmt: skip
-USUAL = (0.5, 128, 0.35, 3, 1.0, "sgd")
+}
+DEFAULT_DETECTOR = (0.5, 128, 0.35, 3, 1.0, "sgd")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # two streams are equal when they are the same one
@@ -161,7 +165,7 @@ def detectors(path: str | Path | None = None) -> Stream:
         choices=choices,
         scores=scores,
         data=faces.composed,
-        default=number_of[USUAL],
+        default=number_of[DEFAULT_DETECTOR],
         decisions=decisions,
         metric="ap50",
         unit="%",

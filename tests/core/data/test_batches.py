@@ -7,10 +7,10 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from lab.core.data.batches import (
+    LabelledImages,
     Moved,
     Pairs,
     Patches,
-    Pictures,
     Shuffled,
     augmented,
     enlarged,
@@ -62,9 +62,9 @@ def test_bad_batch_size_is_told_in_one_line(size):
 
 def test_pictures_are_normalised_after_the_augmentation():
     x = torch.full((2, 1, 6, 6), 255, dtype=torch.uint8)
-    plain, y = Pictures(x, torch.tensor([4, 7]), [0.5], [0.25])[torch.tensor([1, 0])]
+    plain, y = LabelledImages(x, torch.tensor([4, 7]), [0.5], [0.25])[torch.tensor([1, 0])]
     assert plain.dtype == torch.float32 and torch.equal(plain, torch.full((2, 1, 6, 6), 2.0)) and y.tolist() == [7, 4]
-    moved = torch.cat([Pictures(x, y, [0.5], [0.25], ["pad-crop"])[torch.tensor([0, 1])][0] for _ in range(20)])
+    moved = torch.cat([LabelledImages(x, y, [0.5], [0.25], ["pad-crop"])[torch.tensor([0, 1])][0] for _ in range(20)])
     assert set(moved.unique().tolist()) == {-2.0, 2.0}  # the padding is black, not grey
 
 

@@ -212,9 +212,9 @@ def test_size_brings_pictures_to_a_square(tmp_path):
     middle = Image.new("L", (64, 32), 0)
     middle.paste(255, (18, 2, 46, 30))  # shorter side 32 = 28 / 0.875: nothing is scaled, the middle is taken
     middle.save(tmp_path / "a.png")
-    assert (images.picture(tmp_path / "a.png", "L", 28) == 255).all()
+    assert (images.load_image(tmp_path / "a.png", "L", 28) == 255).all()
     Image.new("L", (28, 28), 7).save(tmp_path / "b.png")
-    assert torch.equal(images.picture(tmp_path / "b.png", "L", 28), torch.full((1, 28, 28), 7, dtype=torch.uint8))
+    assert torch.equal(images.load_image(tmp_path / "b.png", "L", 28), torch.full((1, 28, 28), 7, dtype=torch.uint8))
 
 
 def test_pictures_of_unlike_sizes_ask_for_size(tmp_path):
@@ -246,15 +246,15 @@ def test_sixteen_bits_are_rounded_to_eight_and_not_cut_off(tmp_path):
     Image.fromarray(deep).save(tmp_path / "a.png")
     Image.fromarray(deep.astype(">u2")).save(tmp_path / "b.tif")
     for name in ("a.png", "b.tif"):
-        assert images.picture(tmp_path / name).tolist() == [[[0, 1, 128, 255]]]
-        assert images.picture(tmp_path / name, "RGB")[2].tolist() == [[0, 1, 128, 255]]
+        assert images.load_image(tmp_path / name).tolist() == [[[0, 1, 128, 255]]]
+        assert images.load_image(tmp_path / name, "RGB")[2].tolist() == [[0, 1, 128, 255]]
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_pixels_whose_white_is_unknown_are_refused(tmp_path, kind):
     Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=r"whose white is not told: save it with 8 bits"):
-        images.picture(tmp_path / "a.tif")
+        images.load_image(tmp_path / "a.tif")
 
 
 def test_a_grey_picture_that_comes_first_does_not_make_the_others_grey(tmp_path):
@@ -279,7 +279,7 @@ def test_what_systems_leave_in_folders_is_no_picture_and_no_class(tmp_path):
         Image.new("RGB", (5, 6)).save(tmp_path / "train" / name)
     split = images.read(tmp_path)
     assert torch.equal(split.x, whole.x) and torch.equal(split.y, whole.y)
-    assert not any(path.name.startswith(".") for path in images.picture_files(tmp_path / "train" / "ant"))
+    assert not any(path.name.startswith(".") for path in images.image_files(tmp_path / "train" / "ant"))
 
 
 def test_no_picture_is_left_out_in_silence(tmp_path):
@@ -306,10 +306,10 @@ def test_npz_whose_parts_have_unlike_channels(tmp_path):
 def test_picture_files_are_sorted_and_must_exist(tmp_path):
     for name in ("b.png", "a.JPG", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
-    assert [path.name for path in images.picture_files(tmp_path)] == ["a.JPG", "b.png"]
+    assert [path.name for path in images.image_files(tmp_path)] == ["a.JPG", "b.png"]
     for folder in (tmp_path / "none", Path(tmp_path / "notes.txt")):
         with pytest.raises(FileNotFoundError, match="holds no pictures: give a folder"):
-            images.picture_files(folder)
+            images.image_files(folder)
 
 
 # -- what would fill the memory ----------------------------------------------------------------------------------------
@@ -342,18 +342,23 @@ def test_nothing_is_inflated_beyond_its_limit(tmp_path, monkeypatch):
 
 
 def test_honest_files_of_one_value_are_read(tmp_path):
-    np.savez_compressed(tmp_path / "a.npz", x_train=np.zeros((5000, 28, 28), np.uint8), y_train=np.zeros(5000, int),
-                        x_test=X, y_test=Y)  # fmt: skip
+    np.savez_compressed(
+        tmp_path / "a.npz", x_train=np.zeros((5000, 28, 28), np.uint8), y_train=np.zeros(5000, int), x_test=X, y_test=Y
+    )
     assert images.read(tmp_path / "a.npz").x.shape == (5000, 1, 28, 28)
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"rubbish" * 200, gzip.compress(b"rubbish" * 200, mtime=0), b"\x1f\x8b\x08rubbish",
-        b"\xfd7zXZ\x00rubbish", b"BZhrubbish",
+        b"",
+        b"rubbish" * 200,
+        gzip.compress(b"rubbish" * 200, mtime=0),
+        b"\x1f\x8b\x08rubbish",
+        b"\xfd7zXZ\x00rubbish",
+        b"BZhrubbish",
     ],
-)  # fmt: skip
+)
 def test_a_broken_archive_is_one_line(tmp_path, content):
     (tmp_path / "a.tar").write_bytes(content)
     told(tmp_path / "a.tar", r"a\.tar cannot be read|is not whole")
@@ -374,5 +379,5 @@ def test_pictures_are_upright(tmp_path, mark):
     from tests.core.data.test_faces import turned
 
     (tmp_path / "p.jpg").write_bytes(turned(mark))
-    x = images.picture(tmp_path / "p.jpg")
+    x = images.load_image(tmp_path / "p.jpg")
     assert x.shape == (3, 30, 40) and x[:, 5:15, 4:12].float().mean() > 240 > 50 > x[:, 20:, 20:].float().mean()

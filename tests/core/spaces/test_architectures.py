@@ -97,8 +97,18 @@ def test_what_is_no_cell_is_refused(text, message):
 def test_the_line_graph_of_a_cell():
     graph = cells.graph(("a", "b", "c", "d", "e", "f"))
     named = {(graph.operators[u], graph.operators[v]) for u, v in graph.edges}
-    assert named == {("input", "a"), ("input", "b"), ("input", "d"), ("a", "c"), ("a", "e"), ("b", "f"), ("c", "f"),
-                     ("d", "output"), ("e", "output"), ("f", "output")}  # fmt: skip
+    assert named == {
+        ("input", "a"),
+        ("input", "b"),
+        ("input", "d"),
+        ("a", "c"),
+        ("a", "e"),
+        ("b", "f"),
+        ("c", "f"),
+        ("d", "output"),
+        ("e", "output"),
+        ("f", "output"),
+    }
 
 
 def test_cells_of_one_function_are_one():
@@ -124,8 +134,15 @@ def table(**columns) -> pd.DataFrame:
         "|none~0|+|none~0|none~1|+|none~0|none~1|nor_conv_3x3~2|",
         "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|",
     ]
-    known = {"index": [0, 1], "arch_str": archs, "c10_test": [90.0, 80.0], "c10_test_seeds": ["89.5;90.5", "80"],
-             "oneshot_c10": [50.0, 40.0], "flops_m": [2.0, 1.0], "params_m": [0.2, 0.1]}  # fmt: skip
+    known = {
+        "index": [0, 1],
+        "arch_str": archs,
+        "c10_test": [90.0, 80.0],
+        "c10_test_seeds": ["89.5;90.5", "80"],
+        "oneshot_c10": [50.0, 40.0],
+        "flops_m": [2.0, 1.0],
+        "params_m": [0.2, 0.1],
+    }
     return pd.DataFrame(known | columns)
 
 
@@ -358,10 +375,12 @@ def test_numbers_that_cannot_be_are_one_line(columns, words, tmp_path):
 
 def test_detectors_with_scores_that_cannot_be_are_one_line(tmp_path):
     lines = "domain,width,side,iou,ratio,weight,optimiser,ap50\n{},0.5,128,0.35,3,1.0,sgd,{}\n"
-    for domain, value, words in (("small", "-5", "row 0: column 'ap50' holds '-5': give a number in 0..100"),
-                                 ("small", "good", "row 0: column 'ap50' holds 'good'"),
-                                 ("small", "inf", "row 0: column 'ap50' holds 'inf'"),
-                                 ("dogs", "5", "domain 'dogs': there are portraits, groups")):  # fmt: skip
+    for domain, value, words in (
+        ("small", "-5", "row 0: column 'ap50' holds '-5': give a number in 0..100"),
+        ("small", "good", "row 0: column 'ap50' holds 'good'"),
+        ("small", "inf", "row 0: column 'ap50' holds 'inf'"),
+        ("dogs", "5", "domain 'dogs': there are portraits, groups"),
+    ):
         path = tmp_path / f"{domain}{value}.csv"
         path.write_text(lines.format(domain, value))
         one_line(streams.detectors, path, words)
