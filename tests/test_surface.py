@@ -19,7 +19,7 @@ def test_every_public_name_resolves():
 
 
 def test_every_place_is_named():
-    assert set(lab.__all__) == {"RECIPES", "load", *lab._PLACES}
+    assert set(lab.__all__) == {"RECIPES", "load", *lab._HOMES}
 
 
 FRESH = """
