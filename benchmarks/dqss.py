@@ -35,16 +35,15 @@ from lab.core import store
 from lab.core.machine import machine
 from lab.core.onnx import qdq
 from lab.core.onnx.runtime import Deployed
-from lab.core.quantisation.bn_folding import prepared
-from lab.core.quantisation.grids import FixedQuantiser, between, set_codes
-from lab.core.quantisation.quantisers import levels
+from lab.core.quantisation.bn_folding import fold_batch_norms
+from lab.core.quantisation.qparams import FixedQuantiser, QParams, set_int_repr
+from lab.core.quantisation.quantisers import largest_code
 from lab.core.running import Run, running
 from lab.core.task import Task
 from lab.core.training import seeded
 from lab.dqss import equations as eq
 from lab.dqss import search
-from lab.dqss.outcome import deployed
-from lab.dqss.space import Space, place
+from lab.dqss.space import Assignment, StrategySpace
 
 RECIPE = lab.DQSS(calibration=64, steps=60)
 TRAINED = lab.DQSS(mode="aware", calibration=64, steps=60, weight_bits=3, activation_bits=3)
@@ -125,9 +124,9 @@ def cell(network: str, bits: int, seed: int, folder: Path) -> Iterator[dict]:
     recipe = replace(RECIPE, weight_bits=bits, activation_bits=bits, calibration=count)
     about = {"network": network, "bits": bits, "seed": seed, "float": task.measure(task.model), "unit": task.unit}
     with running(recipe, task, seed, None, None, progress=False) as run:
-        teacher, graph = (prepared(task.model, task.example) for _ in range(2))
-        batches = recipe._calibration(run, teacher)
-        space = Space(graph, place(graph, recipe), recipe, torch.cat([x for x, _ in batches]))
+        teacher, graph = (fold_batch_norms(task.model, task.example) for _ in range(2))
+        batches = recipe.calibration_batches(run, teacher)
+        space = StrategySpace(graph, recipe, torch.cat([x for x, _ in batches]))
         with torch.no_grad():
             wanted = teacher(x)
 
@@ -148,23 +147,24 @@ def cell(network: str, bits: int, seed: int, folder: Path) -> Iterator[dict]:
         yield from searched(recipe, run, space, batches, row)
 
 
-def _uniforms(space: Space) -> dict[str, search.Chosen]:
-    return {f"uniform {name}": search.same(space, name, name) for name in space.recipe.names()}
+def _uniforms(space: StrategySpace) -> dict[str, Assignment]:
+    return {f"uniform {name}": search.same(space, name, name) for name in space.names}
 
 
-def searched(recipe: lab.DQSS, run: Run, space: Space, batches: list, row: Callable) -> Iterator[dict]:
+def searched(recipe: lab.DQSS, run: Run, space: StrategySpace, batches: list, row: Callable) -> Iterator[dict]:
     """The rows of 'dqss_safe' and of what its search passes on the way: the best uniform choice, plain arg-max."""
     start = time.perf_counter()
     space.set(None)
-    found, _, _ = recipe.find(run, space, batches)
-    losses, seconds = found.losses, time.perf_counter() - start
+    result = search.Search(recipe, run, space, batches).find()
+    losses, seconds = result.losses, time.perf_counter() - start
     kept = {
-        "uniform": (found.best, losses["uniform"]), "dqss": (found.arg_max, losses["arg-max"]),
-        "dqss_safe": (found.chosen, losses["kept"]),
-    }  # fmt: skip
+        "uniform": (result.uniform, losses["uniform"]),
+        "dqss": (result.arg_max, losses["arg-max"]),
+        "dqss_safe": (result.chosen, losses["kept"]),
+    }
     for name, (chosen, loss) in kept.items():
         space.set(chosen)
-        more = {} if name == "uniform" else {"soft": found.soft_score, "gap": eq.gap(losses["soft"], loss)}
+        more = {} if name == "uniform" else {"soft": result.soft_score, "gap": eq.gap(losses["soft"], loss)}
         yield row(name, space.graph, kept=loss, soft_loss=losses["soft"], seconds=seconds, **more)
 
 
@@ -211,7 +211,7 @@ def ranges(task: Task, batches: list[torch.Tensor], method: str) -> dict[str, tu
     """The range that onnxruntime's calibrator finds for each tensor of the float graph."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "float.onnx"
-        qdq.write(prepared(task.model, task.example), path)
+        qdq.write(fold_batch_norms(task.model, task.example), path)
         calibrator = create_calibrator(
             str(path), None, str(Path(folder) / "augmented.onnx"), quantization.CalibrationMethod[method]
         )
@@ -227,7 +227,7 @@ def static(task: Task, bits: int, batches: list, method: str, journal: Path) -> 
     a, w = (kinds.QUInt8, kinds.QInt8) if bits == 8 else (kinds.QUInt4, kinds.QInt4)
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "float.onnx", Path(folder) / "rounded.onnx"
-        model = qdq.to_model(prepared(task.model, task.example))
+        model = qdq.to_model(fold_batch_norms(task.model, task.example))
         for node in model.graph.node:
             node.name = node.output[0]
         layers = [node.name for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm")]
@@ -252,19 +252,19 @@ class Pictures(quantization.CalibrationDataReader):
         return None if x is None else {"input": x.numpy()}
 
 
-def with_ranges(task: Task, space: Space, found: dict[str, tuple[float, float]]) -> nn.Module:
+def with_ranges(task: Task, space: StrategySpace, found: dict[str, tuple[float, float]]) -> nn.Module:
     """The network with these ranges for its activations, on the grids of all codes, and max-abs for its weights."""
-    model = deployed(space, search.same(space, "max", "max"), prepared(task.model, task.example))  # all replaced below
+    plain, again = (fold_batch_norms(task.model, task.example) for _ in range(2))
+    model = space.deployed(search.same(space, "max", "max"), plain)  # all replaced below
     entry = next(node.name for node in model.graph.nodes if node.op == "placeholder")
-    for group, spot in space.where.groups().items():
-        low, high = found["input" if spot.source == entry else spot.source]
-        bits = space._spot_bits(spot)
-        model.set_submodule(f"quantisers.{group}", FixedQuantiser(between(low, high, bits)))
-    plain = prepared(task.model, task.example)
+    for group, point in space.placement.groups().items():
+        low, high = found["input" if point.source == entry else point.source]
+        qparams = QParams.from_min_max(low, high, space.activation_bits[group])
+        model.set_submodule(f"quantisers.{group}", FixedQuantiser(qparams))
     for name, bits in space.bits.items():
-        W = plain.get_submodule(name).weight.detach()
-        step = W.abs().max() / levels(bits)
-        set_codes(model.get_submodule(name), (W / step).round(), step)
+        W = again.get_submodule(name).weight.detach()
+        step = W.abs().max() / largest_code(bits)
+        set_int_repr(model.get_submodule(name), (W / step).round(), step)
     return model.eval()
 
 
@@ -299,7 +299,7 @@ def step_costs(repeats: int) -> list[dict]:
 
 
 def one_cost(net: nn.Module, x: torch.Tensor, repeats: int) -> dict:
-    wanted = prepared(net, x[:1])(x).detach()
+    wanted = fold_batch_norms(net, x[:1])(x).detach()
     graphs = {"plain": spaced(net, x, ("mse",)), "five": spaced(net, x, FIVE), "naive": naive(spaced(net, x, FIVE))}
     times: dict[str, list[float]] = {name: [] for name in graphs}
     for round in range(repeats):
@@ -313,16 +313,15 @@ def one_cost(net: nn.Module, x: torch.Tensor, repeats: int) -> dict:
     return {"five": over["five"], "naive": over["naive"], "plain_ms": 1000 * statistics.median(times["plain"])}
 
 
-def spaced(net: nn.Module, x: torch.Tensor, names: tuple[str, ...]) -> Space:
+def spaced(net: nn.Module, x: torch.Tensor, names: tuple[str, ...]) -> StrategySpace:
     recipe = replace(RECIPE, candidates=names)
-    graph = prepared(net, x[:1])
-    return Space(graph, place(graph, recipe), recipe, x)
+    graph = fold_batch_norms(net, x[:1])
+    return StrategySpace(graph, recipe, x)
 
 
-def naive(space: Space) -> Space:
+def naive(space: StrategySpace) -> StrategySpace:
     """The same space as branches; linear layers stay mixtures."""
-    for group, spot in space.where.groups().items():
-        name = space._readers(spot)[0]
+    for group, (name, *_) in space.readers.items():
         layer = space.graph.get_submodule(name)
         if isinstance(layer, nn.Conv2d):
             space.graph.set_submodule(name, Naive(layer, space.activations[group], space.weights[name]))

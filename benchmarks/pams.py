@@ -32,16 +32,16 @@ from lab.core import cost
 from lab.core.data.batches import enlarged
 from lab.core.machine import machine
 from lab.core.onnx import qdq
-from lab.core.onnx.fusion import fusion, parity, worst
+from lab.core.onnx.ort_report import fusion, parity, worst
 from lab.core.onnx.runtime import Deployed
 from lab.core.quantisation import quantisers
-from lab.core.quantisation.bn_folding import prepared
-from lab.core.quantisation.placement import Spot, attach
+from lab.core.quantisation.bn_folding import fold_batch_norms
+from lab.core.quantisation.placement import QuantPoint, insert_quantisers
 from lab.core.task import Task
 from lab.core.training import Stage, descend, seeded
 from lab.pams import equations as eq
 from lab.pams import packed, sizes
-from lab.pams.placement import place
+from lab.pams.placement import place_quantisers
 
 EIGHT = lab.PAMS(placement="fig1", steps=300, lr=1e-4, alpha_lr=3e-3)
 FOUR = replace(EIGHT, weight_bits=4, activation_bits=4, lr=1e-3)
@@ -148,9 +148,10 @@ def scored(task: Task, model: nn.Module) -> dict:
 
 def rival(task: Task, recipe: lab.PAMS, activation: Callable, weight: Callable) -> nn.Module:
     """The task's network with another paper's quantisers at the recipe's placement, trained on L1 alone."""
-    graph = prepared(task.model, task.example)
-    found = place(graph, recipe.placement, recipe.grid == "unsigned")
-    made = attach(graph, found, partial(_activation, recipe, activation), partial(_weight, recipe, weight))
+    graph = fold_batch_norms(task.model, task.example)
+    placement = place_quantisers(graph, recipe.placement, recipe.grid == "unsigned")
+    make = partial(_activation, recipe, activation)
+    made = insert_quantisers(graph, placement, make, partial(_weight, recipe, weight))
     ranges = [p for name, p in graph.named_parameters() if name.endswith((".alpha", ".step")) and p.requires_grad]
     weights = [p for p in graph.parameters() if p.requires_grad and not any(p is r for r in ranges)]
     groups = [{"params": weights, "lr": recipe.lr}] + ([{"params": ranges, "lr": recipe.alpha_lr}] if ranges else [])
@@ -173,8 +174,8 @@ def calibrate(made: list[nn.Module], on: bool) -> None:
         quantiser.calibrating = on
 
 
-def _activation(recipe: lab.PAMS, kind: Callable, spot: Spot) -> nn.Module:
-    return kind(recipe.activation_bits, spot.signed)
+def _activation(recipe: lab.PAMS, kind: Callable, point: QuantPoint) -> nn.Module:
+    return kind(recipe.activation_bits, point.signed)
 
 
 def _weight(recipe: lab.PAMS, kind: Callable, conv: nn.Conv2d) -> nn.Conv2d:
@@ -186,7 +187,7 @@ def static_quantisation(task: Task, seed: int) -> Iterator[dict]:
     """onnxruntime's own tool on the same float graph, calibrated on as many batches: every convolution, no training."""
     for method in ("MinMax", "Entropy", "Percentile"):
         with seeded(seed):
-            model = static(prepared(task.model, task.example), [x for x, _ in batches(task, 20)], method)
+            model = static(fold_batch_norms(task.model, task.example), [x for x, _ in batches(task, 20)], method)
         yield {
             "method": f"onnxruntime static, {method}", "seed": seed, "placement": "its own", "weight_bits": 8,
             "activation_bits": 8, **scored(task, Deployed(model)), "fused_share": fusion(model).share,
@@ -231,7 +232,7 @@ def speed(repeats: int) -> list[dict]:
     for scale in (2, 4):
         with seeded(0):
             net, x = lab.nets.edsr(blocks=16, width=64, scale=scale), torch.rand(1, 3, 48, 48)
-        graphs = {"fp32": prepared(net, x)}
+        graphs = {"fp32": fold_batch_norms(net, x)}
         for placement, grid in (("fig1", "signed"), ("repo", "signed"), ("cadyq", "unsigned"), ("full", "unsigned")):
             graphs[f"{placement}, {grid}"] = calibrated(net, x, lab.PAMS(placement=placement, grid=grid))
         files = {name: qdq.to_model(graph).SerializeToString() for name, graph in graphs.items()}
@@ -250,8 +251,8 @@ def speed(repeats: int) -> list[dict]:
 
 def calibrated(net: nn.Module, x: torch.Tensor, recipe: lab.PAMS):
     """The network quantised as the recipe says, calibrated on one picture and not trained."""
-    graph = prepared(net, x)
-    made = recipe.quantise(graph, place(graph, recipe.placement, recipe.grid == "unsigned"))
+    graph = fold_batch_norms(net, x)
+    made = recipe.quantise(graph, place_quantisers(graph, recipe.placement, recipe.grid == "unsigned"))
     graph.train()
     calibrate(made, True)
     with torch.no_grad():
@@ -268,7 +269,7 @@ def file_sizes() -> list[dict]:
     rows = []
     for placement, bits in (("cadyq", 8), ("cadyq", 4), ("cadyq", 2), ("full", 8)):
         graph = calibrated(net, x, lab.PAMS(placement=placement, weight_bits=bits))
-        counts = sizes.count(prepared(net, x), graph, x)
+        counts = sizes.count(fold_batch_norms(net, x), graph, x)
         rows.append({
             "placement": placement, "weight_bits": bits, "formula": counts.bytes, "packed": len(packed.to_bytes(graph)),
             "onnx": len(qdq.to_model(graph).SerializeToString()), "paper": 4 * counts.equivalent,

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lab.core.quantisation.grids import FixedQuantiser, Grid
-from lab.core.quantisation.quantisers import LSQ, PACT, PAMS
+from lab.core.quantisation.qparams import FixedQuantiser, QParams
+from lab.core.quantisation.quantisers import LSQ, PACT, RangeQuantiser
 from lab.dqss import equations as eq
 from lab.dqss.layers import Mixture, RoundedWeight
 
@@ -15,7 +15,7 @@ X, W = torch.randn(2, 4, 7, 7, generator=G), torch.randn(4, 4, 3, 3, generator=G
 
 
 def grids(count=5, signed=True):
-    return {str(k): FixedQuantiser(Grid((3 - 0.4 * k) / 7, -7 * signed, 7, 128 * signed)) for k in range(count)}
+    return {str(k): FixedQuantiser(QParams.from_max(3 - 0.4 * k, 7, signed)) for k in range(count)}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def grids(count=5, signed=True):
 def test_one_convolution_is_all_branches(x, w, op):
     q, p = (eq.probabilities(torch.randn(5, generator=G)) for _ in range(2))
     parts = (
-        [one(x) for one in grids().values()],
+        [strategy(x) for strategy in grids().values()],
         [RoundedWeight(torch.tensor(s / 7), 7)(w) for s in (1, 1.5, 2, 2.5, 3)],
     )
     long, short = eq.branches(*parts, q, p, op), eq.efficient(*parts, q, p, op)
@@ -57,23 +57,27 @@ def test_the_lean_mixture_is_the_plain_one(signed, shape):
     (y * above).sum().backward()
     lean = y.detach(), x.grad.clone(), mixture.logits.grad.clone()
     x.grad, mixture.logits.grad = None, None
-    y = eq.mixture([one(x) for one in mixture.strategies], eq.probabilities(mixture.logits))
+    y = eq.mixture([strategy(x) for strategy in mixture.strategies], eq.probabilities(mixture.logits))
     (y * above).sum().backward()
     for mine, plain in zip(lean, (y.detach(), x.grad, mixture.logits.grad), strict=True):
         torch.testing.assert_close(mine, plain, atol=2e-3, rtol=1e-4)
 
 
 def test_strategies_that_learn_get_their_gradients():
-    mixture, x = Mixture({"pact": PACT(4), "lsq": LSQ(4), "pams": PAMS(4)}), X.clone().requires_grad_()
+    mixture, x = Mixture({"pact": PACT(4), "lsq": LSQ(4), "pams": RangeQuantiser(4)}), X.clone().requires_grad_()
     nn.init.normal_(mixture.logits, generator=G)
     wanted = list(mixture.parameters())
     lean = torch.autograd.grad(mixture(x).square().sum(), [x, *wanted])
-    plain = eq.mixture([one(x) for one in mixture.strategies], eq.probabilities(mixture.logits)).square().sum()
+    plain = (
+        eq.mixture([strategy(x) for strategy in mixture.strategies], eq.probabilities(mixture.logits)).square().sum()
+    )
     for mine, other in zip(lean, torch.autograd.grad(plain, [x, *wanted]), strict=True):
         torch.testing.assert_close(mine, other, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [grids, lambda: {"a": PACT(4), "b": LSQ(4), "c": PAMS(4)}], ids=["fixed", "learned"])
+@pytest.mark.parametrize(
+    "make", [grids, lambda: {"a": PACT(4), "b": LSQ(4), "c": RangeQuantiser(4)}], ids=["fixed", "learned"]
+)
 def test_only_one_tensor_of_its_size_is_kept(make):
     def kept(forward):
         sizes = []
@@ -83,7 +87,9 @@ def test_only_one_tensor_of_its_size_is_kept(make):
 
     mixture, x = Mixture(make()), X.clone().requires_grad_()
     assert kept(lambda: mixture(x)) == 1
-    assert kept(lambda: eq.mixture([one(x) for one in mixture.strategies], eq.probabilities(mixture.logits))) > 5
+    assert (
+        kept(lambda: eq.mixture([strategy(x) for strategy in mixture.strategies], eq.probabilities(mixture.logits))) > 5
+    )
 
 
 def test_one_strategy_is_the_plain_quantiser_and_equal_logits_are_the_mean():

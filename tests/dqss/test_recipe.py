@@ -9,11 +9,11 @@ from torch import nn
 
 import lab
 from lab.core import store
-from lab.core.quantisation.bn_folding import prepared
+from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.core.training import seeded
 from lab.dqss import equations as eq
 from lab.dqss import search
-from lab.dqss.space import Space, place
+from lab.dqss.space import StrategySpace
 
 QUICK = {"steps": 8, "calibration": 8, "candidates": ("max", "p99.9", "mse", "aciq")}
 
@@ -66,8 +66,8 @@ def test_safe_is_never_worse_than_what_arg_max_keeps(bits):
 
 def test_what_a_merge_must_keep_stays():
     task, recipe = own(), lab.DQSS(steps=1, calibration=8)
-    graph = prepared(task.model, task.example)
-    space = Space(graph, place(graph, recipe), recipe, task.example)
+    graph = fold_batch_norms(task.model, task.example)
+    space = StrategySpace(graph, recipe, task.example)
     for role in space.roles:  # copies were one before
         assert len({float(one.step.mean()) for one in role.mixture.strategies}) == len(role.mixture.names)
     wanted = [[len(role.mixture.names) - 1 for role in space.roles], search.same(space, "max", "mse")]
@@ -111,11 +111,11 @@ def test_eight_bits_are_enough_for_the_thin_mobilenet():
 
 def test_a_copy_of_a_candidate_changes_nothing():
     """Near-duplicates are one: 'mse' again under another name must not split its votes."""
-    from lab.core.quantisation import calibration
+    from lab.dqss import observers
 
     before = run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(calibration.RULES, "pams", calibration.mse)
+        patch.setitem(observers.OBSERVERS, "pams", observers.mse)
         again = run(candidates=(*QUICK["candidates"], "pams"))
     assert again.losses["kept"] == pytest.approx(before.losses["kept"], rel=1e-6)
     assert not any("pams" in row.values() for row in again.choices.values())
@@ -135,8 +135,8 @@ def test_every_kind_of_layer_has_a_strategy_and_lies_on_its_grid():
 
 def test_a_layer_is_called_once_however_many_strategies(monkeypatch):
     calls, task, recipe = [], own(), lab.DQSS(**QUICK)
-    graph, original = prepared(task.model, task.example), nn.Conv2d.forward
-    space = Space(graph, place(graph, recipe), recipe, task.example)
+    graph, original = fold_batch_norms(task.model, task.example), nn.Conv2d.forward
+    space = StrategySpace(graph, recipe, task.example)
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: calls.append(self) or original(self, x))
     space.graph(task.example)
     assert len(calls) == 3
@@ -169,14 +169,14 @@ def test_logits_wait_while_warming_up():
 
 def aware_space(**fields):
     task, recipe = own(), lab.DQSS(**{**QUICK, **AWARE, "steps": 10, **fields})
-    graph = prepared(task.model, task.example)
-    return recipe, Space(graph, place(graph, recipe), recipe, task.example)
+    graph = fold_batch_norms(task.model, task.example)
+    return recipe, StrategySpace(graph, recipe, task.example)
 
 
 def test_the_temperature_falls_to_a_tenth():
     recipe, space = aware_space(remedies=("temperature",))
     for done, T in ((0, 1.0), (5, 0.55), (10, 0.1)):
-        recipe._decide(space, done, True)
+        search.remedy(recipe, space, done, True)
         assert [role.mixture.T for role in space.roles] == pytest.approx([T] * len(space.roles))
     mixture = space.roles[0].mixture
     nn.init.normal_(mixture.logits)
@@ -184,7 +184,7 @@ def test_the_temperature_falls_to_a_tenth():
     wanted = eq.mixture([one(x) for one in mixture.strategies], eq.probabilities(mixture.logits, 0.1))
     torch.testing.assert_close(mixture(x), wanted)
     recipe, space = aware_space(remedies=())
-    recipe._decide(space, 10, True)
+    search.remedy(recipe, space, 10, True)
     assert {role.mixture.T for role in space.roles} == {1.0}
 
 
@@ -193,9 +193,9 @@ def test_a_choice_is_frozen_once_it_has_nine_tenths():
         recipe, space = aware_space(remedies=remedies, steps=20)
         first, second = space.roles[0].mixture, space.roles[1].mixture
         first.logits.data[1], second.logits.data[1] = 4, 1  # shares of 0.96 and 0.58
-        recipe._decide(space, 0, True)
+        search.remedy(recipe, space, 0, True)
         assert first.chosen == (1 if frozen and "warm_up" not in remedies else None)
-        recipe._decide(space, 2, True)
+        search.remedy(recipe, space, 2, True)
         assert first.chosen == (1 if frozen else None) and second.chosen is None
 
 
@@ -204,15 +204,15 @@ def single(count: int = 3):
     with seeded(3):
         net, x = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)).eval(), torch.randn(4, 3, 6, 6)
     recipe = lab.DQSS(candidates=("max", "p99.9", "mse", "aciq", "als")[:count], ends=3, activation_bits=3)
-    graph = prepared(net, x)
-    space = Space(graph, place(graph, recipe), recipe, x)
+    graph = fold_batch_norms(net, x)
+    space = StrategySpace(graph, recipe, x)
     for role in space.roles:
         nn.init.normal_(role.mixture.logits)
     reads, weight = sorted((role.mixture for role in space.roles), key=lambda one: "weights" in one_name(space, one))
     return space, x, reads, weight, graph.get_submodule("0")
 
 
-def one_name(space: Space, mixture) -> str:
+def one_name(space: StrategySpace, mixture) -> str:
     return next(role.role for role in space.roles if role.mixture is mixture)
 
 
@@ -464,10 +464,10 @@ def test_nan_pictures_and_nothing_to_quantise_are_one_line():
 
 def test_descent_asks_only_for_what_is_new():
     task, recipe = own(), lab.DQSS(**QUICK)
-    graph = prepared(task.model, task.example)
+    graph = fold_batch_norms(task.model, task.example)
     with torch.no_grad():
-        space = Space(graph, place(graph, recipe), recipe, task.example)
-        wanted = prepared(task.model, task.example)(task.example)
+        space = StrategySpace(graph, recipe, task.example)
+        wanted = fold_batch_norms(task.model, task.example)(task.example)
     objective = search.Objective(space, [(task.example, wanted)])
     best, _ = search.uniform(objective)
     kept = search.descent(objective, best)

@@ -19,7 +19,7 @@ def test_the_model_answers_on_its_grids():
     outcome = run(weight_bits=3, activation_bits=4)
     for module in outcome.model.modules():
         if isinstance(module, QuantisedConv2d):
-            codes, step = module.codes()
+            codes, step = module.int_repr()
             assert codes.abs().max() <= 3 and torch.equal(module.weight, codes * step)
         if isinstance(module, Quantiser):
             assert len(module(torch.linspace(-3, 3, 999)).unique()) <= (15 if module.signed else 16)

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from lab.core.onnx import fusion, qdq
-from lab.core.quantisation.bn_folding import prepared
-from lab.core.quantisation.grids import FixedQuantiser, between, set_codes
+from lab.core.onnx import ort_report, qdq
+from lab.core.quantisation.bn_folding import fold_batch_norms
+from lab.core.quantisation.qparams import FixedQuantiser, QParams, set_int_repr
 
 pytest.importorskip("onnx", reason="needs the extra `export`")
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")
@@ -96,7 +96,7 @@ def test_steps_in_any_order(names):
 
 
 def check(model: nn.Module) -> None:
-    run = deployed(prepared(model, X))
+    run = deployed(fold_batch_norms(model, X))
     for x in (X, torch.randn(1, 4, 13, 11, generator=torch.Generator().manual_seed(1))):
         with torch.no_grad():
             torch.testing.assert_close(run(x), model(x), atol=1e-4, rtol=1e-4)
@@ -104,16 +104,18 @@ def check(model: nn.Module) -> None:
 
 def quantised(model: nn.Module, x: torch.Tensor, zeros: float = 0.0):
     """A network on grids of 8 bits: its input, its answer and both convolutions' weights, as any method leaves it."""
-    graph = prepared(model, x)
+    graph = fold_batch_norms(model, x)
     ends = [node for node in graph.graph.nodes if node.op == "placeholder" or node.target in ("first", "last")]
     with torch.no_grad():
         values = dict(zip(ends, (x, *_answers(graph, x, ("first", "last"))), strict=True))
         for name in ("first", "last"):
             layer = graph.get_submodule(name)
             step = layer.weight.abs().max().clamp(min=1e-30) / 127
-            set_codes(layer, (layer.weight / step).round(), step)
+            set_int_repr(layer, (layer.weight / step).round(), step)
     for node, value in values.items():
-        graph.add_submodule(f"q_{node.name}", FixedQuantiser(between(float(value.min()), float(value.max()), 8)))
+        graph.add_submodule(
+            f"q_{node.name}", FixedQuantiser(QParams.from_min_max(float(value.min()), float(value.max()), 8))
+        )
         with graph.graph.inserting_after(node):
             call = graph.graph.call_module(f"q_{node.name}", (node,))
         call.meta = dict(node.meta)
@@ -135,7 +137,7 @@ def _answers(graph, x, names):
 @given(st.lists(st.sampled_from(sorted(STEPS)), max_size=2))
 def test_integers_are_within_a_step_of_torch(names):
     graph = quantised(net(names), X)
-    assert fusion.worst(fusion.parity(graph, X)).steps <= 1
+    assert ort_report.worst(ort_report.parity(graph, X)).steps <= 1
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-9, 1e-30])
@@ -159,9 +161,9 @@ def test_a_channel_of_zeros_keeps_its_bias_and_its_neighbours():
         weight[1] = 0
         model.last.weight.copy_(weight)
         step = weight.abs().flatten(1).amax(1).clamp(min=1e-12).view(-1, 1, 1, 1) / 127
-        set_codes(graph.get_submodule("last"), (weight / step).round(), step)
+        set_int_repr(graph.get_submodule("last"), (weight / step).round(), step)
         graph.get_submodule("last").bias.copy_(torch.tensor([0.1, 0.7, -0.3]))
-    assert fusion.worst(fusion.parity(graph, X)).steps <= 1
+    assert ort_report.worst(ort_report.parity(graph, X)).steps <= 1
 
 
 class Around(nn.Module):
@@ -206,7 +208,7 @@ def test_a_vector_and_modules_named_as_the_ends_of_the_file():
 
     model, x = Ends().eval(), torch.randn(3, 6)
     with torch.no_grad():
-        torch.testing.assert_close(deployed(prepared(model, x))(x), model(x))
+        torch.testing.assert_close(deployed(fold_batch_norms(model, x))(x), model(x))
 
 
 def refused(forward, match, x=X, **parts):
@@ -219,7 +221,7 @@ def refused(forward, match, x=X, **parts):
 
     Odd.forward = forward
     with pytest.raises(ValueError, match=match) as caught:
-        qdq.to_model(prepared(Odd().eval(), x))
+        qdq.to_model(fold_batch_norms(Odd().eval(), x))
     assert "\n" not in str(caught.value)
 
 
@@ -247,7 +249,7 @@ def test_a_second_output_or_input_and_other_numbers_are_one_line():
 
 
 def test_a_file_that_would_not_load_is_not_written(tmp_path, monkeypatch):
-    graph = prepared(net(["relu"]), X)
+    graph = fold_batch_norms(net(["relu"]), X)
     monkeypatch.setitem(qdq._MODULES, nn.Conv2d, lambda writer, node: writer.emit("Conv", ["nothing"], node.name))
     with pytest.raises(ValueError, match="the ONNX file would not load, nothing was written") as caught:
         qdq.write(graph, tmp_path / "net.onnx")
@@ -255,7 +257,7 @@ def test_a_file_that_would_not_load_is_not_written(tmp_path, monkeypatch):
 
 
 def test_onnxruntime_is_given_real_numbers_only():
-    run = deployed(prepared(net(["relu"]), X))
+    run = deployed(fold_batch_norms(net(["relu"]), X))
     for x in (X + 1j, X.double()):
         with pytest.raises(ValueError, match=r"onnxruntime reads real float32 here"):
             run(x)
