@@ -52,11 +52,13 @@ ORT = ("MinMax", "Entropy", "Percentile")
 NETWORKS: dict[str, tuple[Callable[[], Task], int, Callable[[], torch.Tensor]]] = {  # task, pictures, held-out data
     "ResNet-20, digits": (lab.tasks.digits, 64, lambda: lab.tasks.digits_data()[2]),
     "MobileNet-v1, digits 32": (
-        lambda: lab.tasks.digits(size=32, channels=3), 64, lambda: lab.tasks.digits_data(32, 3)[2]
+        lambda: lab.tasks.digits(size=32, channels=3),
+        64,
+        lambda: lab.tasks.digits_data(32, 3)[2],
     ),
     "ResNet-8, scenes": (lab.tasks.scenes, 64, lambda: lab.tasks.scenes_data()[2]),
     "EDSR, photographs x2": (lambda: middles(), 16, lambda: torch.cat([low for low, _ in pairs()])),
-}  # fmt: skip
+}
 FIVE = ("max", "p99.99", "mse", "kl", "aciq")
 
 
@@ -97,9 +99,14 @@ def main() -> None:
 def begun(path: Path | None, seeds: list[int]) -> dict:
     """The report of this run as far as it is in the file already; of other settings or another machine nothing is."""
     report: dict = {
-        "figures": {}, "settings": [repr(RECIPE), repr(TRAINED), *(f"{n}: {v[1]}" for n, v in NETWORKS.items())],
-        "seeds": seeds, "machine": machine("onnxruntime"), "rows": [], "trained": [], "steps": [],
-    }  # fmt: skip
+        "figures": {},
+        "settings": [repr(RECIPE), repr(TRAINED), *(f"{n}: {v[1]}" for n, v in NETWORKS.items())],
+        "seeds": seeds,
+        "machine": machine("onnxruntime"),
+        "rows": [],
+        "trained": [],
+        "steps": [],
+    }
     found = json.loads(path.read_text()) if path is not None and path.exists() else {}
     return found if all(found.get(key) == report[key] for key in ("settings", "seeds", "machine")) else report
 
@@ -176,9 +183,17 @@ def trained(seed: int) -> list[dict]:
     for name, fields in ways.items():
         start = time.perf_counter()
         report = replace(TRAINED, **fields).run(task, seed=seed, progress=False).report
-        rows.append({"network": "ResNet-20, digits", "bits": TRAINED.weight_bits, "seed": seed, "method": name,
-                     "score": report["accuracy"].after, "float": report["accuracy"].before,
-                     "seconds": time.perf_counter() - start})  # fmt: skip
+        rows.append(
+            {
+                "network": "ResNet-20, digits",
+                "bits": TRAINED.weight_bits,
+                "seed": seed,
+                "method": name,
+                "score": report["accuracy"].after,
+                "float": report["accuracy"].before,
+                "seconds": time.perf_counter() - start,
+            }
+        )
         print(rows[-1], flush=True)
     return rows
 
@@ -233,11 +248,16 @@ def static(task: Task, bits: int, batches: list, method: str, journal: Path) -> 
         layers = [node.name for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm")]
         onnx.save(model, before)
         quantization.quantize_static(
-            before, after, Pictures([x for x, _ in batches]), quant_format=quantization.QuantFormat.QDQ,
-            activation_type=a, weight_type=w, calibrate_method=quantization.CalibrationMethod[method],
+            before,
+            after,
+            Pictures([x for x, _ in batches]),
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=a,
+            weight_type=w,
+            calibrate_method=quantization.CalibrationMethod[method],
             nodes_to_exclude=[] if bits == 8 else [layers[0], layers[-1]],
             calibration_cache_path=journal.with_suffix(".json"),
-        )  # fmt: skip
+        )
         return after.read_bytes()
 
 
@@ -272,7 +292,7 @@ def with_ranges(task: Task, space: StrategySpace, found: dict[str, tuple[float, 
 
 
 class Naive(nn.Module):
-    """A layer as N_a * N_w branches, Eq. (2)."""
+    """A layer as N_a * N_w branches, Card (2)."""
 
     def __init__(self, layer: nn.Module, reads: nn.Module, weight: nn.Module) -> None:
         super().__init__()

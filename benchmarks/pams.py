@@ -100,10 +100,14 @@ def accuracy(seed: int, share: float) -> Iterator[dict]:
     task = lab.tasks.photos(2, patch=96, batch_size=4)
     eight, four = (replace(r, steps=int(r.steps * share)) for r in (EIGHT, FOUR))
     runs = [
-        ("PAMS", eight), ("PAMS", four), ("PAMS, no SKT", replace(four, skt=0.0)),
-        ("PAMS, paper's grid", replace(four, grid="signed")), ("PAMS", replace(eight, placement="full")),
-        ("PAMS", replace(eight, placement="cadyq")), ("PAMS", replace(four, placement="cadyq")),
-    ]  # fmt: skip
+        ("PAMS", eight),
+        ("PAMS", four),
+        ("PAMS, no SKT", replace(four, skt=0.0)),
+        ("PAMS, paper's grid", replace(four, grid="signed")),
+        ("PAMS", replace(eight, placement="full")),
+        ("PAMS", replace(eight, placement="cadyq")),
+        ("PAMS", replace(four, placement="cadyq")),
+    ]
     for name, recipe in runs if share == 1 else runs[:2]:
         outcome = recipe.run(task, seed=seed, progress=False)
         yield row(name, seed, recipe, task, outcome.model, outcome)
@@ -116,9 +120,13 @@ def accuracy(seed: int, share: float) -> Iterator[dict]:
 def row(name: str, seed: int, recipe: lab.PAMS, task: Task, model: nn.Module, outcome=None) -> dict:
     found = scored(task, model)
     kept = {
-        "method": name, "seed": seed, "placement": recipe.placement, "weight_bits": recipe.weight_bits,
-        "activation_bits": recipe.activation_bits, **found,
-    }  # fmt: skip
+        "method": name,
+        "seed": seed,
+        "placement": recipe.placement,
+        "weight_bits": recipe.weight_bits,
+        "activation_bits": recipe.activation_bits,
+        **found,
+    }
     if outcome is not None and recipe.activation_bits == 8:
         deployed = Deployed(qdq.to_model(outcome.model).SerializeToString())
         apart = worst(parity(outcome.model, task.example))
@@ -189,9 +197,14 @@ def static_quantisation(task: Task, seed: int) -> Iterator[dict]:
         with seeded(seed):
             model = static(fold_batch_norms(task.model, task.example), [x for x, _ in batches(task, 20)], method)
         yield {
-            "method": f"onnxruntime static, {method}", "seed": seed, "placement": "its own", "weight_bits": 8,
-            "activation_bits": 8, **scored(task, Deployed(model)), "fused_share": fusion(model).share,
-        }  # fmt: skip
+            "method": f"onnxruntime static, {method}",
+            "seed": seed,
+            "placement": "its own",
+            "weight_bits": 8,
+            "activation_bits": 8,
+            **scored(task, Deployed(model)),
+            "fused_share": fusion(model).share,
+        }
 
 
 def batches(task: Task, count: int) -> list:
@@ -205,10 +218,14 @@ def static(graph, pictures: list[torch.Tensor], method: str) -> bytes:
         before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         qdq.write(graph, before)
         quantization.quantize_static(
-            before, after, Pictures(pictures), quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            before,
+            after,
+            Pictures(pictures),
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod[method],
-        )  # fmt: skip
+        )
         return after.read_bytes()
 
 
@@ -240,12 +257,19 @@ def speed(repeats: int) -> list[dict]:
         timed = cost.latencies({name: Deployed(file) for name, file in files.items()}, x, repeats=repeats)
         for name, file in files.items():
             made = fusion(file)
-            rows.append({
-                "scale": scale, "form": name, "ms": timed[name].median, "low": timed[name].low,
-                "high": timed[name].high,
-                "speedup": timed["fp32"].over(timed[name]), "fused_share": made.share, "convolutions": len(made.rows),
-                "operators": made.operators,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "scale": scale,
+                    "form": name,
+                    "ms": timed[name].median,
+                    "low": timed[name].low,
+                    "high": timed[name].high,
+                    "speedup": timed["fp32"].over(timed[name]),
+                    "fused_share": made.share,
+                    "convolutions": len(made.rows),
+                    "operators": made.operators,
+                }
+            )
     return rows
 
 
@@ -270,10 +294,16 @@ def file_sizes() -> list[dict]:
     for placement, bits in (("cadyq", 8), ("cadyq", 4), ("cadyq", 2), ("full", 8)):
         graph = calibrated(net, x, lab.PAMS(placement=placement, weight_bits=bits))
         counts = sizes.count(fold_batch_norms(net, x), graph, x)
-        rows.append({
-            "placement": placement, "weight_bits": bits, "formula": counts.bytes, "packed": len(packed.to_bytes(graph)),
-            "onnx": len(qdq.to_model(graph).SerializeToString()), "paper": 4 * counts.equivalent,
-        })  # fmt: skip
+        rows.append(
+            {
+                "placement": placement,
+                "weight_bits": bits,
+                "formula": counts.bytes,
+                "packed": len(packed.to_bytes(graph)),
+                "onnx": len(qdq.to_model(graph).SerializeToString()),
+                "paper": 4 * counts.equivalent,
+            }
+        )
     return rows
 
 
@@ -297,9 +327,13 @@ def accuracy_figures(table: pandas.DataFrame) -> dict[str, float]:
     rivals = table[table.method.isin(RIVALS)].groupby("method")["gap"].mean()
     mean, spread = ours.mean(), ours.agg(lambda gaps: statistics.stdev(gaps) if len(gaps) > 1 else 0.0)
     return {
-        "psnr_gap_8": mean[8], "psnr_gap_8_std": spread[8], "psnr_gap_4": mean[4], "psnr_gap_4_std": spread[4],
-        "best_rival_gap_4": rivals.min(), **{f"gap_4_{name}": gap for name, gap in rivals.items()},
-    }  # fmt: skip
+        "psnr_gap_8": mean[8],
+        "psnr_gap_8_std": spread[8],
+        "psnr_gap_4": mean[4],
+        "psnr_gap_4_std": spread[4],
+        "best_rival_gap_4": rivals.min(),
+        **{f"gap_4_{name}": gap for name, gap in rivals.items()},
+    }
 
 
 def by_method(table: pandas.DataFrame) -> pandas.DataFrame:

@@ -33,7 +33,7 @@ class RoundedWeight(nn.Module):
 
 
 class _FixedMixture(torch.autograd.Function):
-    """Eq. (3) for fixed grids and Eq. (5) behind it: x, and nothing else of its size, is kept for the way back."""
+    """Card (3) for fixed grids and Card (5) behind it: x, and nothing else of its size, is kept for the way back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: Tensor, grids: FixedGrids) -> Tensor:
@@ -70,7 +70,7 @@ class _FixedMixture(torch.autograd.Function):
 
 
 class _LearnedMixture(torch.autograd.Function):
-    """Eq. (3) for strategies that learn: each one is computed again on the way back, one at a time."""
+    """Card (3) for strategies that learn: each one is computed again on the way back, one at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: Tensor, strategies: nn.ModuleList, *parameters: Tensor) -> Tensor:

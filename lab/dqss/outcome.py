@@ -37,7 +37,7 @@ class DQSSOutcome(IntegerOutcome):
 
     @property
     def gap(self) -> float:
-        """The soft-to-hard gap in dB of the calibration loss, Eq. (11)."""
+        """The soft-to-hard gap in dB of the calibration loss, Card (11)."""
         return eq.gap(self.losses["soft"], self.losses["kept"])
 
     def found(self) -> dict[str, Any]:

@@ -52,10 +52,10 @@ class DQSS:
     remedies: tuple[str, ...] = REMEDIES
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "remedies"):
+        for name in ("candidates", "remedies"):  # a name alone, or a list from a stored outcome
             if isinstance(value := getattr(self, name), (str, list)):
                 object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        validate(self, mode=one_of("post", "aware"))
+        validate(self, mode=one_of("post", "aware"))  # first: what else is allowed depends on it
         validate(
             self,
             algorithm=one_of(*ALGORITHMS),
@@ -100,12 +100,15 @@ class DQSS:
                 validate_labels(task)
             # Three copies of one network: the float one that is imitated, the one that mixes, the one that is kept.
             teacher, mixed, plain = (fold_batch_norms(run.model, run.example) for _ in range(3))
+            # All of the calibration at once: a range is read from the largest values that any picture has.
             batches = self.calibration_batches(run, teacher)
             space = StrategySpace(mixed, self, torch.cat([x for x, _ in batches]))
+            # From logits to one strategy a tensor; 'aware' goes on training what was kept.
             search = Search(self, run, space, batches)
             result = search.find()
             if self.mode == "aware" and "restart" in self.remedies:
                 result = search.restart(result, self.calibration_batches(run, teacher))
+            # Plain grids from here on: a network like any other quantised one, which ONNX can hold.
             model = space.deployed(result.chosen, plain)
             report = reported(repr(self), self._report, run, teacher, space, model, result)
         return DQSSOutcome(
@@ -123,6 +126,7 @@ class DQSS:
 
     def calibration_batches(self, run: Run, teacher: fx.GraphModule) -> Batches:
         """As many pictures as asked for, in batches, each with the float network's output; drawn anew at each call."""
+        # A loader may give fewer pictures a pass than are asked for: a stream goes round.
         stream = Stage(None, "calibration", "").stream(run.task.batches)
         parts: list[torch.Tensor] = []
         while sum(map(len, parts)) < self.calibration:
@@ -130,6 +134,7 @@ class DQSS:
         x = torch.cat(parts)[: self.calibration]
         if not torch.isfinite(x).all():
             raise ValueError("calibration: the pictures hold NaN or infinite values: clean Task.batches first")
+        # (64, C, H, W) each, with (64, classes) or (64, C, sH, sW): the last batch may be smaller.
         with torch.no_grad():
             return [(part, teacher(part)) for part in x.split(BATCH)]
 
@@ -149,6 +154,7 @@ class DQSS:
         rounded: dict[str, int] = {name: teacher.get_submodule(name).weight.numel() for name in bits}  # type: ignore
         # Each rounded weight packed into whole bytes; biases and all else as float32.
         size = 4 * (total - sum(rounded.values())) + sum(-(-n * bits[name] // 8) for name, n in rounded.items())
+        # Before and after; the loss is that of the best uniform strategy, then of what was kept.
         rows = [
             Row("parameters", total, total),
             Row("macs", count, count),

@@ -27,6 +27,7 @@ Batches = list[tuple[Tensor, Tensor]]  # pictures (N, C, H, W) with the float ne
 def distance(output: Tensor, target: Tensor) -> Tensor:
     """How far a network's output is from the float one: KL of classes (N, C), squared error of pictures."""
     if output.dim() == 2 and output.shape[1] > 1:
+        # The mean over pictures of sum_c p_c (log p_c - log q_c), p the float network's.
         return F.kl_div(output.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
     return F.mse_loss(output, target)
 
@@ -67,6 +68,7 @@ def uniform(objective: Objective) -> tuple[Assignment, dict[str, float]]:
     """The best of all strategies used everywhere, and of pairs in which one role has another; all with their losses."""
     space, names = objective.space, objective.space.names
     table = {name: objective(same(space, name, name)) for name in names}
+    # All pairs would be N^2: the best of one strategy, then the weights' best beside it, then the activations'.
     best = min(table, key=lambda name: table[name])
     pairs = {(best, best): table[best]}
     pairs |= {(name, best): objective(same(space, name, best)) for name in names}
@@ -114,8 +116,8 @@ def draw(space: StrategySpace) -> tuple[Assignment, Tensor]:
 
 
 def expected(space: StrategySpace, x: Tensor, target: Tensor) -> Tensor:
-    """Eq. (9) on one batch, on the logarithm of the loss, for its size means nothing."""
-    losses, logs = [], []
+    """Card (9) on one batch, on the logarithm of the loss, for its size means nothing."""
+    losses, logs = [], []  # of two draws, each the other's baseline
     for _ in range(2):
         chosen, log = draw(space)
         space.set(chosen)
@@ -204,14 +206,17 @@ class Search:
     def find(self) -> SearchResult:
         """Learn the logits and keep a strategy for each role; the space is left hard, and with what was merged."""
         recipe, run, space = self.recipe, self.run, self.space
+        # Soft: the mixture's logits, then what it loses, and how its network scores while nothing is chosen yet.
         history, objective = ShareHistory(space), Objective(space, self.batches)
         trace = self.learn("search", history)
         soft, asked = objective(None), 0
         soft_score, failed = attempt(f"{run.task.metric} of the mixture", run.task.measure, space.graph)
-        space.notes += [failed] if failed else []
+        space.notes += [failed] if failed else []  # a score that fails costs its row, not the search
+        # Hard: the two that the safe way must not fall behind.
         best, table = uniform(objective)
         first = arg_max(space)
         losses = {"soft": soft, "arg-max": objective(first), "uniform": objective(best)}
+        # The safe way of 'post' learns again, now what a draw of hard strategies loses.
         if recipe.algorithm == "dqss_safe" and recipe.mode == "post":
             best, first = space.merge(keep=(best, first))  # near-duplicates split the vote
             history, asked, objective = ShareHistory(space), objective.asked, Objective(space, self.batches)
@@ -242,6 +247,7 @@ class Search:
         if not aware and not learns:
             history.note(0)
             return []
+        # 'post' moves the logits alone; 'aware' everything, each group at its own rate, in one backward pass.
         for parameter in space.graph.parameters():
             parameter.requires_grad_(aware)
         for logit in space.logits():
@@ -252,6 +258,7 @@ class Search:
         optimiser = Adam(groups)
         schedule = CosineAnnealingLR(optimiser, recipe.steps)
         stage = run.stage(name, space=space, optimiser=optimiser, schedule=schedule, history=history)
+        # 'aware' trains on the task's own batches; 'post' has nothing but its calibration.
         loss, data = self._loss(name), run.task.batches if aware else self.batches
         remedy(recipe, space, len(stage.trace), learns)
         for step in descend(loss, data, optimiser, stage, steps=recipe.steps, schedule=schedule, progress=run.progress):
@@ -291,7 +298,7 @@ class Search:
         task, space, device = self.run.task, self.space, self.run.device
         if has_labels(task):
             return lambda batch: {"task": task.loss(space.graph(batch[0].to(device)), batch[1].to(device))}
-        x, target = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        x, target = (torch.cat(parts) for parts in zip(*batches, strict=True))  # (calibration, C, H, W), its outputs
 
         def near(_: Any) -> dict[str, Tensor]:
             at = torch.randint(len(x), (BATCH,))
@@ -319,6 +326,7 @@ def remedy(recipe: Any, space: StrategySpace, done: int, learns: bool) -> None:
     for role in space.roles:
         mixture = role.mixture
         mixture.logits.requires_grad_(learns and not waits)
+        # From an even softmax to nearly arg-max: a tenth of the temperature is ten times the logits.
         mixture.T = 1 - 0.9 * done / recipe.steps if "temperature" in recipe.remedies else 1.0
         p = eq.probabilities(mixture.logits.detach(), mixture.T)
         if "freeze" in recipe.remedies and learns and not waits and float(p.max()) > 0.9 and len(p) > 1:

@@ -56,11 +56,13 @@ class StrategySpace:
     def __init__(self, graph: fx.GraphModule, recipe: Any, x: Tensor) -> None:
         self.graph, self.mode, self.names = graph, recipe.mode, offered(recipe)
         self.notes: list[str] = []
+        # Where: the tensors, the bits of each, the layers that read it.
         self.placement = place_quantisers(graph, recipe.placement)
         self.bits = layer_bits(graph, self.placement, recipe)
         self.readers = readers(graph, self.placement)
-        weights = layer_weights(graph, self.bits, recipe.scales, x)
         self.activation_bits = self._activation_bits(recipe)
+        # By what: the float network is run with its weights as they are, before any of them is a mixture.
+        weights = layer_weights(graph, self.bits, recipe.scales, x)
         calibration = self._calibrate(recipe, weights, x)
         self.weights = {name: self._weight(weight, calibration) for name, weight in weights.items()}
         self.roles = list(self._roles(calibration, weights))
@@ -80,10 +82,10 @@ class StrategySpace:
         """Put a mixture behind each group's tensor; one run of the float network gives all of them their strategies."""
         mixtures = insert_quantisers(self.graph, self.placement, lambda _: Mixture({}))
         self.activations = dict(zip(self.readers, mixtures, strict=True))
-        tensors = {
-            group: Activation(self.activation_bits[group], point.signed, *(weights[r] for r in self.readers[group][:1]))
-            for group, point in self.placement.groups().items()
-        }
+        tensors = {}
+        for group, point in self.placement.groups().items():
+            reader = weights[self.readers[group][0]] if self.readers[group] else None
+            tensors[group] = Activation(self.activation_bits[group], point.signed, reader)
         calibration = Calibration(self.graph, recipe, tensors)
         with torch.no_grad():
             calibration.run(x)
@@ -107,7 +109,7 @@ class StrategySpace:
         bad = [name for name, strategy in strategies.items() if not has_range(strategy)]
         if bad:
             self.notes.append(f"{tensor}: no range from {', '.join(bad)}; dropped out")
-        return {name: one for name, one in strategies.items() if name not in bad} or any_range(strategies)
+        return {name: strategies[name] for name in strategies if name not in bad} or any_range(strategies)
 
     def _roles(self, calibration: Calibration, weights: dict[str, LayerWeight]) -> Iterator[Role]:
         """Each tensor in the network's order, and the weights of the layers that read it first."""
@@ -128,7 +130,7 @@ class StrategySpace:
     # -- compared and merged -------------------------------------------------------------------------------------------
 
     def errors(self, role: Role) -> Tensor:
-        """Eq. (6) for a tensor's strategies on its sample, as shares of its square: (N, N)."""
+        """Card (6) for a tensor's strategies on its sample, as shares of its square: (N, N)."""
         x = role.sample
         with torch.no_grad():
             C = eq.error_products([strategy(x) for strategy in role.mixture.strategies], x)

@@ -12,7 +12,7 @@ FIRST_ALPHA = 10.0  # the release's, before any data
 
 
 class _Quantise(torch.autograd.Function):
-    """Eq. (4) with the gradients of Eqs. (6) and (7) in closed form: one tensor is kept instead of five."""
+    """Card (4) with the gradients of Card (6) and (7) in closed form: one tensor is kept instead of five."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor, n: int, signed: bool) -> Tensor:
@@ -63,7 +63,7 @@ class Quantiser(RangeQuantiser):
 
 
 class QuantisedConv2d(nn.Conv2d):
-    """A convolution whose weight is rounded to b bits in every forward pass, by Eq. (3); its bias is not.
+    """A convolution whose weight is rounded to b bits in every forward pass, by Card (3); its bias is not.
 
     Once its codes are set, `weight` is what they stand for, and is used as it is.
     """

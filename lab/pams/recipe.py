@@ -59,7 +59,7 @@ class PAMS:
     released: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.released, (str, list)):
+        if isinstance(self.released, (str, list)):  # a name alone, or a list from a stored outcome
             object.__setattr__(
                 self, "released", (self.released,) if isinstance(self.released, str) else tuple(self.released)
             )
@@ -88,10 +88,18 @@ class PAMS:
         if name not in published:
             raise ValueError(f"name={name!r}: the released settings are kept for {', '.join(published)}")
         bits = published[name]
+        # Its alphas learn at 1e-2 on pixels that go to 255, and follow the data for one epoch of 1,000 steps.
         return cls(
-            weight_bits=bits, activation_bits=bits, placement="repo", grid="signed", steps=30_000, lr=1e-4,
-            alpha_lr=1e-2 / 255, calibration=1000, released=("last_batch", "halved_rates"),
-        )  # fmt: skip
+            weight_bits=bits,
+            activation_bits=bits,
+            placement="repo",
+            grid="signed",
+            steps=30_000,
+            lr=1e-4,
+            alpha_lr=1e-2 / 255,
+            calibration=1000,
+            released=("last_batch", "halved_rates"),
+        )
 
     def run(
         self,
@@ -106,11 +114,12 @@ class PAMS:
         if task is None:
             task = tasks.photos(2, patch=96, batch_size=4)  # 48 x 48 small, as in the paper
         with running(self, task, seed, device, checkpoint, progress) as run:
+            # The float network teaches its own copy, whose convolutions and tensors are then rounded in place.
             teacher, student = (fold_batch_norms(run.model, run.example) for _ in range(2))
             placement = place_quantisers(student, self.placement, self.grid == "unsigned")
             quantisers = self.quantise(student, placement)
             trace, history = self._train(run, teacher, student, placement, quantisers)
-            packed.bake(student)
+            packed.bake(student)  # weights as they are stored: codes (int8) times a step, no longer rounded anew
             report = reported(repr(self), self._report, run, teacher, student, placement)
         return PAMSOutcome(
             recipe=self,
@@ -125,6 +134,7 @@ class PAMS:
 
     def quantise(self, graph: fx.GraphModule, placement: Placement) -> list[Quantiser]:
         """Put this recipe's quantisers and rounded convolutions into a network, in place; gives the quantisers."""
+        # Weights need no quantiser that learns: their step is read from them at every forward pass, (2) and (3).
         rounded = partial(QuantisedConv2d.of, bits=self.weight_bits, per_channel=self.scales == "channel")
         device = next(graph.parameters()).device
         return insert_quantisers(graph, placement, lambda point: self._quantiser(point).to(device), rounded)
@@ -146,6 +156,7 @@ class PAMS:
         if "random_student" in self.released:
             _reset(student)
         alphas = [q.alpha for q in quantisers]
+        # Parameters are compared by identity: == of tensors would be a tensor.
         weights = [p for p in student.parameters() if not any(p is alpha for alpha in alphas)]
         # Adam moves a parameter by its rate, whatever its gradient's size: alphas in units of pixels, weights not.
         peak = _peak(task)
@@ -164,10 +175,10 @@ class PAMS:
         def terms(batch: Any) -> dict[str, Tensor]:
             x = inputs(batch).to(run.device)
             spread.note(x)
-            sr, F_student = both(x)
+            sr, F_student = both(x)  # (N, C, sH, sW) and (N, C', H, W)
             with torch.no_grad():
                 target, F_teacher = guide(x)
-            hr = batch[1].to(run.device) if labels else target
+            hr = batch[1].to(run.device) if labels else target  # without large pictures the teacher's are the target
             if sr.shape != hr.shape:
                 raise ValueError(
                     f"the model gives shape {tuple(sr.shape)}, the batches want {tuple(hr.shape)}: match its scale"
@@ -177,14 +188,14 @@ class PAMS:
                 losses["skt"] = self.skt * eq.knowledge_transfer(F_student, F_teacher)
             return losses
 
-        student.train()
+        student.train()  # quantisers follow the data in training mode only, so that a score never moves an alpha
         guide.eval()
         self._calibrate(quantisers, len(stage.trace))
         for step in descend(
             terms, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
         ):
             done = step.index + 1
-            if done == self.calibration:
+            if done == self.calibration:  # here alphas have followed their last batch, and none has learned yet
                 _validate_signal(placement, quantisers, spread)
             self._calibrate(quantisers, done)
             history.note(done, last=done == self.steps)

@@ -14,7 +14,7 @@ from .layers import QuantisedConv2d, Quantiser
 
 @dataclass(frozen=True)
 class Counts:
-    """equivalent: the paper's count of 32-bit parameters, Eq. (13), which rounds biases too; bitops: Eq. (14).
+    """equivalent: the paper's count of 32-bit parameters, Card (13), which rounds biases too; bitops: Card (14).
 
     bytes: what a file must hold, b / 8 for each rounded weight and 4 for every other parameter. half: the
     convolutions with rounded weights that read a float tensor.

@@ -217,7 +217,7 @@ def one_name(space: StrategySpace, mixture) -> str:
 
 
 def test_the_running_network_is_all_branches_with_the_written_gradient():
-    """Eqs. (2), (4) and (5) beside what runs: one layer, mixtures on both sides, autograd through all of it."""
+    """Card (2), (4) and (5) beside what runs: one layer, mixtures on both sides, autograd through all of it."""
     space, x, reads, weight, layer = single(5)
     W = layer.parametrizations.weight.original.detach()
     q, p = (eq.probabilities(one.logits.detach()) for one in (reads, weight))
@@ -239,7 +239,7 @@ def test_the_running_network_is_all_branches_with_the_written_gradient():
 
 
 def test_the_running_mixture_has_the_error_of_the_mean_and_draws_the_expected_one():
-    """Eqs. (7) and (8) beside what runs: the mixture's own squared error, and the mean of one strategy at a time."""
+    """Card (7) and (8) beside what runs: the mixture's own squared error, and the mean of one strategy at a time."""
     _, x, reads, _, _ = single(5)
     p = eq.probabilities(reads.logits.detach())
     with torch.no_grad():
@@ -254,7 +254,7 @@ def test_the_running_mixture_has_the_error_of_the_mean_and_draws_the_expected_on
 
 
 def test_draws_learn_the_expected_logarithm_of_the_loss(monkeypatch):
-    """Eq. (9) as it runs, over all pairs of draws: its mean gradient is that of sum P log L, exactly."""
+    """Card (9) as it runs, over all pairs of draws: its mean gradient is that of sum P log L, exactly."""
     space, x, *_ = single(3)
     with torch.no_grad():
         space.set(None)

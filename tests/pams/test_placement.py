@@ -139,9 +139,13 @@ def test_what_cannot_be_quantised_is_named_and_left_in_float(own):
 
 def test_a_chain_without_blocks_quantises_its_body():
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 5, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, padding=1),
+        nn.PixelShuffle(2),
+    )
     found = place_quantisers(fold_batch_norms(net, X), "fig1")
     assert found.layers == ("2",) and [point.readers for point in found.points] == [("_2",)]
 

@@ -35,8 +35,12 @@ def test_a_tensor_at_a_snapshot(outcomes):
 
 def test_a_few_clipped_values_are_not_called_none():
     assert [view.percent(share) for share in (0.0, 1e-6, 0.0004, 0.0005, 0.1234)] == [
-        "0.0 %", "under 0.05 %", "under 0.05 %", "0.1 %", "12.3 %",
-    ]  # fmt: skip
+        "0.0 %",
+        "under 0.05 %",
+        "under 0.05 %",
+        "0.1 %",
+        "12.3 %",
+    ]
 
 
 def test_ranges_over_the_run(outcomes):

@@ -187,12 +187,23 @@ def test_padding_of_a_convolution_by_word_and_by_number(mode, padding):
 @pytest.mark.parametrize(
     "module",
     [
-        nn.ConstantPad2d((1, 0, 2, 1), 3.0), nn.ReflectionPad2d(1), nn.ReplicationPad2d((1, 2, 0, 1)), nn.ZeroPad2d(1),
-        nn.MaxPool2d(3, [2], [1]), nn.AvgPool2d([2], 1), nn.Hardtanh(-0.2, 2), nn.ReLU6(), nn.PReLU(4), nn.Softmax(1),
-        nn.ConvTranspose2d(4, 4, 3, [2], 1, output_padding=[1], groups=2), nn.BatchNorm2d(4, affine=False),
-        nn.UpsamplingBilinear2d(scale_factor=2), nn.Dropout2d(0.5), nn.AdaptiveAvgPool2d((1, 1)),
+        nn.ConstantPad2d((1, 0, 2, 1), 3.0),
+        nn.ReflectionPad2d(1),
+        nn.ReplicationPad2d((1, 2, 0, 1)),
+        nn.ZeroPad2d(1),
+        nn.MaxPool2d(3, [2], [1]),
+        nn.AvgPool2d([2], 1),
+        nn.Hardtanh(-0.2, 2),
+        nn.ReLU6(),
+        nn.PReLU(4),
+        nn.Softmax(1),
+        nn.ConvTranspose2d(4, 4, 3, [2], 1, output_padding=[1], groups=2),
+        nn.BatchNorm2d(4, affine=False),
+        nn.UpsamplingBilinear2d(scale_factor=2),
+        nn.Dropout2d(0.5),
+        nn.AdaptiveAvgPool2d((1, 1)),
     ],
-)  # fmt: skip
+)
 def test_modules(module):
     check(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Tanh(), module).eval())
 
@@ -236,9 +247,10 @@ def test_what_has_no_form_is_one_line():
     refused(lambda self, x: F.interpolate(self.conv(x), size=(4, 4)), "give nearest, bilinear or bicubic")
     refused(lambda self, x: self.conv(x).flatten(2), "flattening to 3 axes")
     refused(
-        lambda self, x: self.norm(self.conv(x)).relu(), "without running statistics",
+        lambda self, x: self.norm(self.conv(x)).relu(),
+        "without running statistics",
         norm=nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4, track_running_stats=False)),
-    )  # fmt: skip
+    )
 
 
 def test_a_second_output_or_input_and_other_numbers_are_one_line():
