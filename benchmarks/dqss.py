@@ -107,8 +107,8 @@ def begun(path: Path | None, seeds: list[int]) -> dict:
         "trained": [],
         "steps": [],
     }
-    found = json.loads(path.read_text()) if path is not None and path.exists() else {}
-    return found if all(found.get(key) == report[key] for key in ("settings", "seeds", "machine")) else report
+    saved = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    return saved if all(saved.get(key) == report[key] for key in ("settings", "seeds", "machine")) else report
 
 
 def keep(path: Path | None, report: dict) -> None:
@@ -147,8 +147,8 @@ def cell(network: str, bits: int, seed: int, folder: Path) -> Iterator[dict]:
             yield row(name, space.graph)
         for method in ORT:
             journal = folder / f"{network} {seed} {method}".replace(",", "").replace(" ", "_")
-            found = found_ranges(journal, task, batches, method)
-            yield row(f"range of {method}", with_ranges(task, space, found))
+            limits = cached_ranges(journal, task, batches, method)
+            yield row(f"range of {method}", with_ranges(task, space, limits))
             if bits > 3:
                 yield row(f"onnxruntime {method}", Deployed(static(task, bits, batches, method, journal)))
         yield from searched(recipe, run, space, batches, row)
@@ -200,11 +200,11 @@ def trained(seed: int) -> list[dict]:
 
 def pairs() -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The middles of the four held-out photographs: 96 x 96 small, 192 x 192 large."""
-    found = []
+    cut = []
     for low, high in lab.tasks.photos_held_out(2):
         top, left = (low.shape[2] - 96) // 2, (low.shape[3] - 96) // 2
-        found.append((low[..., top : top + 96, left : left + 96], high[..., 2 * top :, 2 * left :][..., :192, :192]))
-    return found
+        cut.append((low[..., top : top + 96, left : left + 96], high[..., 2 * top :, 2 * left :][..., :192, :192]))
+    return cut
 
 
 def middles() -> Task:
@@ -212,14 +212,14 @@ def middles() -> Task:
     return replace(lab.tasks.photos(2, patch=96, batch_size=4), score=lab.tasks.psnr(pairs(), border=2))
 
 
-_FOUND: dict[str, dict[str, tuple[float, float]]] = {}
+_RANGES: dict[str, dict[str, tuple[float, float]]] = {}
 
 
-def found_ranges(journal: Path, task: Task, batches: list, method: str) -> dict[str, tuple[float, float]]:
+def cached_ranges(journal: Path, task: Task, batches: list, method: str) -> dict[str, tuple[float, float]]:
     """onnxruntime's ranges, which do not depend on the bits: read once a network, seed and method."""
-    if journal.name not in _FOUND:
-        _FOUND[journal.name] = ranges(task, [x for x, _ in batches], method)
-    return _FOUND[journal.name]
+    if journal.name not in _RANGES:
+        _RANGES[journal.name] = ranges(task, [x for x, _ in batches], method)
+    return _RANGES[journal.name]
 
 
 def ranges(task: Task, batches: list[torch.Tensor], method: str) -> dict[str, tuple[float, float]]:
@@ -232,8 +232,8 @@ def ranges(task: Task, batches: list[torch.Tensor], method: str) -> dict[str, tu
         )
         calibrator.set_execution_providers(["CPUExecutionProvider"])
         calibrator.collect_data(Pictures(batches))
-        found = calibrator.compute_data()
-    return {name: tuple(float(end.item()) for end in found[name].range_value) for name in found.keys()}
+        limits = calibrator.compute_data()
+    return {name: tuple(float(end.item()) for end in limits[name].range_value) for name in limits.keys()}
 
 
 def static(task: Task, bits: int, batches: list, method: str, journal: Path) -> bytes:
@@ -272,13 +272,13 @@ class Pictures(quantization.CalibrationDataReader):
         return None if x is None else {"input": x.numpy()}
 
 
-def with_ranges(task: Task, space: StrategySpace, found: dict[str, tuple[float, float]]) -> nn.Module:
+def with_ranges(task: Task, space: StrategySpace, limits: dict[str, tuple[float, float]]) -> nn.Module:
     """The network with these ranges for its activations, on the grids of all codes, and max-abs for its weights."""
     plain, again = (fold_batch_norms(task.model, task.example) for _ in range(2))
     model = space.deployed(search.same(space, "max", "max"), plain)  # all replaced below
     entry = next(node.name for node in model.graph.nodes if node.op == "placeholder")
     for group, point in space.placement.groups().items():
-        low, high = found["input" if point.source == entry else point.source]
+        low, high = limits["input" if point.source == entry else point.source]
         qparams = QParams.from_min_max(low, high, space.activation_bits[group])
         model.set_submodule(f"quantisers.{group}", FixedQuantiser(qparams))
     for name, bits in space.bits.items():
@@ -361,12 +361,12 @@ def figures(table: pandas.DataFrame) -> dict[str, float]:
     seen = wide[[name for name in wide if name.startswith("uniform ")]].max(axis=1)
     loss = table.pivot_table(index=["network", "bits", "seed"], columns="method", values="held_out_loss")
     nearer = 10 * (loss["uniform"].clip(lower=1e-12) / loss["dqss_safe"].clip(lower=1e-12)).map(math.log10)
-    found = {f"gain_{bits}": float(part.mean()) for bits, part in gain.groupby("bits")}
+    gains = {f"gain_{bits}": float(part.mean()) for bits, part in gain.groupby("bits")}
     by_cell, apart = gain.groupby(["network", "bits"]).mean(), (wide["dqss_safe"] - seen).groupby("bits").mean()
-    found |= {"worst_gap": float(by_cell.min()), "worst_gap_std": float(gain.groupby(["network", "bits"]).std().max())}
-    found |= {f"nearer_to_float_{bits}": float(part.mean()) for bits, part in nearer.groupby("bits")}
-    found |= {f"gain_over_seen_{bits}": float(value) for bits, value in apart.items()}
-    found |= {
+    gains |= {"worst_gap": float(by_cell.min()), "worst_gap_std": float(gain.groupby(["network", "bits"]).std().max())}
+    gains |= {f"nearer_to_float_{bits}": float(part.mean()) for bits, part in nearer.groupby("bits")}
+    gains |= {f"gain_over_seen_{bits}": float(value) for bits, value in apart.items()}
+    gains |= {
         f"gain_over_arg_max_{bits}": float(value)
         for bits, value in (wide["dqss_safe"] - wide["dqss"]).groupby("bits").mean().items()
     }
@@ -374,10 +374,10 @@ def figures(table: pandas.DataFrame) -> dict[str, float]:
         real = wide.get(f"onnxruntime {name}", wide["dqss_safe"] * math.nan).fillna(wide[f"range of {name}"])
         for label, other in (("", real), ("range_of_", wide[f"range of {name}"])):
             ahead = (wide["dqss_safe"] - other).groupby("bits").mean()
-            found |= {f"gain_over_{label}{name}_{bits}": float(value) for bits, value in ahead.items()}
-    found["soft_hard_gap"] = float(table[table.method == "dqss"]["gap"].mean())
-    found["soft_hard_gap_safe"] = float(table[table.method == "dqss_safe"]["gap"].mean())
-    return found
+            gains |= {f"gain_over_{label}{name}_{bits}": float(value) for bits, value in ahead.items()}
+    gains["soft_hard_gap"] = float(table[table.method == "dqss"]["gap"].mean())
+    gains["soft_hard_gap_safe"] = float(table[table.method == "dqss_safe"]["gap"].mean())
+    return gains
 
 
 def cost_figures(steps: list[dict]) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""PAMS beside its rivals and controls: what bits cost on photographs, and what integers gain in onnxruntime.
+"""PAMS beside its baselines and controls: what bits cost on photographs, and what integers gain in onnxruntime.
 
     python benchmarks/pams.py [--quick] [--json FILE] [--seeds 10,11,12] [--part accuracy|speed]
 
 Accuracy: the lab's small EDSR at x2 on the photographs that scikit-image and scikit-learn ship, held-out pictures.
-Every rival quantises the same tensors and weights (the placement is named in each row), starts from the same network
+Every baseline quantises the same tensors and weights (the placement is named in each row), starts from the same network
 and trains for as many steps on the same batches at the same rates. onnxruntime's own static quantisation stands beside.
 Speed: EDSR-baseline (16 blocks of 64 channels) with random weights, which time does not depend on, one thread,
 interleaved, one run; and the bytes of its files beside the formula.
@@ -45,7 +45,7 @@ from lab.pams.placement import place_quantisers
 
 EIGHT = lab.PAMS(placement="fig1", steps=300, lr=1e-4, alpha_lr=3e-3)
 FOUR = replace(EIGHT, weight_bits=4, activation_bits=4, lr=1e-3)
-RIVALS: dict[str, tuple[Callable, Callable]] = {  # activations, weights
+BASELINES: dict[str, tuple[Callable, Callable]] = {  # activations, weights
     "max-abs": (quantisers.MaxAbs, lambda bits, W: quantisers.MaxAbsWeight(bits)),
     "least squares": (quantisers.LeastSquares, lambda bits, W: quantisers.MaxAbsWeight(bits)),
     "DoReFa": (quantisers.MaxAbs, quantisers.DoReFaWeight),
@@ -111,21 +111,21 @@ def accuracy(seed: int, share: float) -> Iterator[dict]:
     for name, recipe in runs if share == 1 else runs[:2]:
         outcome = recipe.run(task, seed=seed, progress=False)
         yield row(name, seed, recipe, task, outcome.model, outcome)
-    for name in RIVALS:
+    for name in BASELINES:
         with seeded(seed):
-            yield row(name, seed, four, task, rival(task, four, *RIVALS[name]))
+            yield row(name, seed, four, task, baseline(task, four, *BASELINES[name]))
     yield from static_quantisation(task, seed)
 
 
 def row(name: str, seed: int, recipe: lab.PAMS, task: Task, model: nn.Module, outcome=None) -> dict:
-    found = scored(task, model)
+    scores = scored(task, model)
     kept = {
         "method": name,
         "seed": seed,
         "placement": recipe.placement,
         "weight_bits": recipe.weight_bits,
         "activation_bits": recipe.activation_bits,
-        **found,
+        **scores,
     }
     if outcome is not None and recipe.activation_bits == 8:
         deployed = Deployed(qdq.to_model(outcome.model).SerializeToString())
@@ -137,8 +137,8 @@ def row(name: str, seed: int, recipe: lab.PAMS, task: Task, model: nn.Module, ou
 def unquantised() -> dict:
     """The float network and the bicubic enlargement on the same pictures."""
     task, pairs = lab.tasks.photos(2), lab.tasks.photos_held_out(2)
-    found = {"float": task.model, "bicubic": Bicubic()}
-    return {name: {"psnr": task.measure(m), "ssim": lab.tasks.ssim(pairs, border=2)(m)} for name, m in found.items()}
+    models = {"float": task.model, "bicubic": Bicubic()}
+    return {name: {"psnr": task.measure(m), "ssim": lab.tasks.ssim(pairs, border=2)(m)} for name, m in models.items()}
 
 
 class Bicubic(nn.Module):
@@ -154,7 +154,7 @@ def scored(task: Task, model: nn.Module) -> dict:
     return {"psnr": psnr, "gap": task.measure(task.model) - psnr, "ssim": similarity(model)}
 
 
-def rival(task: Task, recipe: lab.PAMS, activation: Callable, weight: Callable) -> nn.Module:
+def baseline(task: Task, recipe: lab.PAMS, activation: Callable, weight: Callable) -> nn.Module:
     """The task's network with another paper's quantisers at the recipe's placement, trained on L1 alone."""
     graph = fold_batch_norms(task.model, task.example)
     placement = place_quantisers(graph, recipe.placement, recipe.grid == "unsigned")
@@ -164,7 +164,7 @@ def rival(task: Task, recipe: lab.PAMS, activation: Callable, weight: Callable) 
     weights = [p for p in graph.parameters() if p.requires_grad and not any(p is r for r in ranges)]
     groups = [{"params": weights, "lr": recipe.lr}] + ([{"params": ranges, "lr": recipe.alpha_lr}] if ranges else [])
     adam = Adam(groups)
-    stage = Stage(None, "rival", "benchmark", graph=graph, adam=adam)
+    stage = Stage(None, "baseline", "benchmark", graph=graph, adam=adam)
 
     def terms(batch):
         return {"l1": eq.pixel_loss(graph(batch[0]), batch[1])}
@@ -322,17 +322,17 @@ def speed_figures(rows: list[dict]) -> dict[str, float]:
 
 
 def accuracy_figures(table: pandas.DataFrame) -> dict[str, float]:
-    """Means over the seeds of fp32 minus quantised, dB, placement fig1: PAMS at 8 and 4 bits, the best rival at 4."""
+    """Means over the seeds of fp32 minus quantised, dB, placement fig1: PAMS at 8 and 4 bits, best baseline at 4."""
     ours = table[(table.placement == "fig1") & (table.method == "PAMS")].groupby("weight_bits")["gap"]
-    rivals = table[table.method.isin(RIVALS)].groupby("method")["gap"].mean()
+    baselines = table[table.method.isin(BASELINES)].groupby("method")["gap"].mean()
     mean, spread = ours.mean(), ours.agg(lambda gaps: statistics.stdev(gaps) if len(gaps) > 1 else 0.0)
     return {
         "psnr_gap_8": mean[8],
         "psnr_gap_8_std": spread[8],
         "psnr_gap_4": mean[4],
         "psnr_gap_4_std": spread[4],
-        "best_rival_gap_4": rivals.min(),
-        **{f"gap_4_{name}": gap for name, gap in rivals.items()},
+        "best_rival_gap_4": baselines.min(),
+        **{f"gap_4_{name}": gap for name, gap in baselines.items()},
     }
 
 

@@ -34,9 +34,9 @@ def test_aciq_tells_a_laplace_from_a_gauss():
 
 @pytest.mark.parametrize("share", [99.9, 99.99, 50.0])
 def test_a_percentile_is_numpys(share):
-    found = float(observers.percentile(share)(NORMAL, 7, True))
+    value = float(observers.percentile(share)(NORMAL, 7, True))
     wanted = np.percentile(NORMAL.abs().flatten().numpy(), share, method="inverted_cdf")
-    assert found == pytest.approx(wanted, rel=1e-6)
+    assert value == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize(("n", "signed"), [(7, True), (15, False), (3, True)])
@@ -111,17 +111,19 @@ def test_kl_is_scipys_entropy_of_the_same_histogram():
     """The divergence beside NVIDIA's published recipe written out bin by bin, and its least threshold."""
     stats = pytest.importorskip("scipy.stats")
     counts, _ = np.histogram(LAPLACE.abs().flatten().numpy(), observers.BINS, (0, float(LAPLACE.abs().max())))
-    found = {stop: observers._divergence(torch.from_numpy(counts).double(), stop, 16) for stop in range(128, 2049, 64)}
+    divergences = {
+        stop: observers._divergence(torch.from_numpy(counts).double(), stop, 16) for stop in range(128, 2049, 64)
+    }
     wanted = {}
-    for stop in found:
+    for stop in divergences:
         p, q = counts[:stop].astype(float), np.zeros(stop)
         p[-1] += counts[stop:].sum()
         for level in range(16):
             part = [k for k in range(stop) if k * 16 // stop == level and counts[k] > 0]
             q[part] = counts[part].mean() if part else 0
         wanted[stop] = stats.entropy(np.where(p > 0, p, 1e-9), np.where(q > 0, q, 1e-9))
-    assert abs(min(found, key=found.get) - min(wanted, key=wanted.get)) <= 128
-    top = min(found, key=found.get) / observers.BINS * float(LAPLACE.abs().max())
+    assert abs(min(divergences, key=divergences.get) - min(wanted, key=wanted.get)) <= 128
+    top = min(divergences, key=divergences.get) / observers.BINS * float(LAPLACE.abs().max())
     assert float(observers.kl(LAPLACE, 15, True)) == pytest.approx(top, rel=0.15)
 
 
@@ -157,8 +159,8 @@ def test_easyquant_answers_more_alike_than_the_maximum_does():
         )
         return float(torch.cosine_similarity(rounded.flatten(), layer(x, W).flatten(), 0))
 
-    found = observers.easyquant(x, W, layer, first, (7, 7), True, tried=40)
-    assert likeness(*found) > likeness(*first)
+    alphas = observers.easyquant(x, W, layer, first, (7, 7), True, tried=40)
+    assert likeness(*alphas) > likeness(*first)
 
 
 def test_a_group_a_channel_is_each_channel_alone():

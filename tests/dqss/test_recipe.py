@@ -18,7 +18,7 @@ from lab.dqss.space import StrategySpace
 QUICK = {"steps": 8, "calibration": 8, "candidates": ("max", "p99.9", "mse", "aciq")}
 
 
-class Own(nn.Module):
+class AllLayers(nn.Module):
     """All kinds of layers, for pictures of any size."""
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class Own(nn.Module):
         return self.last(self.up((x + self.point(self.deep(x))).relu()).relu().mean((2, 3)))
 
 
-def own(labels: bool = True) -> lab.Task:
+def small_task(labels: bool = True) -> lab.Task:
     with seeded(0):
-        net, x = Own().eval(), torch.randn(6, 4, 3, 8, 8)
+        net, x = AllLayers().eval(), torch.randn(6, 4, 3, 8, 8)
         for module in net.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.data[0] *= 6  # outliers: strategies then differ
@@ -43,7 +43,7 @@ def own(labels: bool = True) -> lab.Task:
 
 
 def run(task=None, **fields):
-    return lab.DQSS(**{**QUICK, **fields}).run(task or own(), progress=False)
+    return lab.DQSS(**{**QUICK, **fields}).run(task or small_task(), progress=False)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3])
@@ -65,7 +65,7 @@ def test_safe_is_never_worse_than_what_arg_max_keeps(bits):
 
 
 def test_what_a_merge_must_keep_stays():
-    task, recipe = own(), lab.DQSS(steps=1, calibration=8)
+    task, recipe = small_task(), lab.DQSS(steps=1, calibration=8)
     graph = fold_batch_norms(task.model, task.example)
     space = StrategySpace(graph, recipe, task.example)
     for role in space.roles:  # copies were one before
@@ -92,14 +92,14 @@ def test_every_algorithm_tells_its_gap(algorithm):
 @pytest.mark.parametrize("scales", ["tensor", "channel"])
 def test_weights_that_meet_only_zeros_leave_the_range_to_the_others(scales):
     """A channel that its ReLU has shut, then a huge weight: the thin MobileNet has one, and lost 14 points by it."""
-    task = own()
+    task = small_task()
     task.model.norm.bias.data[3], task.model.norm.weight.data[3] = -1, 0
-    found = []
+    outcomes = []
     for size in (1, 1000):
         task.model.deep.weight.data[3] = size
-        found.append(run(task, weight_bits=8, activation_bits=8, scales=scales))
-    assert found[0].losses == found[1].losses
-    steps = [torch.tensor(outcome.choices["deep"]["weight_scale"]) for outcome in found]
+        outcomes.append(run(task, weight_bits=8, activation_bits=8, scales=scales))
+    assert outcomes[0].losses == outcomes[1].losses
+    steps = [torch.tensor(outcome.choices["deep"]["weight_scale"]) for outcome in outcomes]
     assert torch.equal(*steps) == (scales == "tensor") and torch.equal(steps[0][:3], steps[1][:3])
 
 
@@ -134,7 +134,7 @@ def test_every_kind_of_layer_has_a_strategy_and_lies_on_its_grid():
 
 
 def test_a_layer_is_called_once_however_many_strategies(monkeypatch):
-    calls, task, recipe = [], own(), lab.DQSS(**QUICK)
+    calls, task, recipe = [], small_task(), lab.DQSS(**QUICK)
     graph, original = fold_batch_norms(task.model, task.example), nn.Conv2d.forward
     space = StrategySpace(graph, recipe, task.example)
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: calls.append(self) or original(self, x))
@@ -145,9 +145,9 @@ def test_a_layer_is_called_once_however_many_strategies(monkeypatch):
 @pytest.mark.parametrize("labels", [True, False])
 def test_trained_with_its_strategies(labels):
     fields = {"mode": "aware", "candidates": (), "steps": 10, "algorithm": "dqss"}
-    outcome = run(own(labels), **fields)
+    outcome = run(small_task(labels), **fields)
     assert [step.stage for step in outcome.trace] == ["search"] * 10 + ["restart"] * 10
-    assert not torch.equal(outcome.model.point.weight, own().model.point.weight)
+    assert not torch.equal(outcome.model.point.weight, small_task().model.point.weight)
     moved = outcome.history["shares"][-1] - outcome.history["shares"][0]
     assert moved.nan_to_num(0).abs().max() > 0
     assert set(next(iter(outcome.trace)).terms) == {"task" if labels else "distance"}
@@ -168,7 +168,7 @@ def test_logits_wait_while_warming_up():
 
 
 def aware_space(**fields):
-    task, recipe = own(), lab.DQSS(**{**QUICK, **AWARE, "steps": 10, **fields})
+    task, recipe = small_task(), lab.DQSS(**{**QUICK, **AWARE, "steps": 10, **fields})
     graph = fold_batch_norms(task.model, task.example)
     return recipe, StrategySpace(graph, recipe, task.example)
 
@@ -208,11 +208,11 @@ def single(count: int = 3):
     space = StrategySpace(graph, recipe, x)
     for role in space.roles:
         nn.init.normal_(role.mixture.logits)
-    reads, weight = sorted((role.mixture for role in space.roles), key=lambda one: "weights" in one_name(space, one))
+    reads, weight = sorted((role.mixture for role in space.roles), key=lambda one: "weights" in role_of(space, one))
     return space, x, reads, weight, graph.get_submodule("0")
 
 
-def one_name(space: StrategySpace, mixture) -> str:
+def role_of(space: StrategySpace, mixture) -> str:
     return next(role.role for role in space.roles if role.mixture is mixture)
 
 
@@ -318,9 +318,9 @@ def test_the_exported_network_answers_alike(placement, bits, tmp_path):
         algorithm="uniform",
     )
     x = lab.tasks.scenes_data()[2][:64]
-    answers = Deployed(outcome.export(tmp_path / "net.onnx"))(x)
+    outputs = Deployed(outcome.export(tmp_path / "net.onnx"))(x)
     with torch.no_grad():
-        assert (answers.argmax(1) == outcome.model(x).argmax(1)).float().mean() > 0.95
+        assert (outputs.argmax(1) == outcome.model(x).argmax(1)).float().mean() > 0.95
     assert max(row.steps for row in outcome.parity()) <= 1
     if placement == "full":
         assert outcome.fusion().share >= 0.8, outcome.fusion()
@@ -330,7 +330,7 @@ def test_the_exported_network_answers_alike(placement, bits, tmp_path):
 def test_a_zero_point_of_its_own(bits):
     """Pictures mostly above 0: an asymmetric grid is finer, and onnxruntime and torch say the same."""
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-    task = own()
+    task = small_task()
     shifted = [(x + 2, y) for x, y in task.batches]
     task = lab.Task(model=task.model, batches=shifted, score=task.score)
     fields = {"weight_bits": 8, "activation_bits": bits, "ends": bits, "algorithm": "uniform", "candidates": ("mse",)}
@@ -350,8 +350,8 @@ def test_a_network_of_ones_own_is_stored(tmp_path):
     outcome.save(tmp_path)
     with pytest.raises(ValueError, match="give base=net"):
         lab.load(tmp_path)
-    loaded = lab.load(tmp_path, base=Own())
-    x = own().example
+    loaded = lab.load(tmp_path, base=AllLayers())
+    x = small_task().example
     assert torch.equal(loaded.model(x), outcome.model(x)) and loaded.choices == outcome.choices
 
 
@@ -359,7 +359,7 @@ def test_a_network_of_ones_own_is_stored(tmp_path):
     "fields", [{}, {"mode": "aware", "candidates": (), "algorithm": "dqss"}], ids=["post", "aware"]
 )
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, fields):
-    whole = run(**fields)
+    uninterrupted = run(**fields)
 
     class Kill(Exception):
         pass
@@ -376,17 +376,21 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, fields):
     monkeypatch.setattr(store, "save", save)
     recipe = lab.DQSS(**{**QUICK, **fields})
     with pytest.raises(Kill):
-        recipe.run(own(), progress=False, checkpoint=tmp_path)
+        recipe.run(small_task(), progress=False, checkpoint=tmp_path)
     monkeypatch.setattr(store, "save", original)
-    resumed = recipe.run(own(), progress=False, checkpoint=tmp_path)
-    assert resumed.trace == whole.trace and resumed.report == whole.report and resumed.choices == whole.choices
+    resumed = recipe.run(small_task(), progress=False, checkpoint=tmp_path)
+    assert (
+        resumed.trace == uninterrupted.trace
+        and resumed.report == uninterrupted.report
+        and resumed.choices == uninterrupted.choices
+    )
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_candidate_that_finds_no_range_drops_out_with_a_note():
-    task = own()
+    task = small_task()
     nn.init.zeros_(task.model.deep.weight)
     nn.init.zeros_(task.model.deep.bias)
     outcome = run(task)
@@ -410,7 +414,7 @@ class ZeroLast(nn.Module):
 
 
 def zero_last() -> lab.Task:
-    task = own()
+    task = small_task()
     with seeded(0):
         net = ZeroLast().eval()
     return lab.Task(model=net, batches=task.batches, score=task.score)
@@ -430,7 +434,7 @@ def test_a_layer_that_begins_at_0_can_be_trained_by_every_strategy(kind):
 @pytest.mark.parametrize("scales", ["tensor", "channel"])
 def test_channels_of_zeros_leave_the_others_as_they_are(scales):
     """Norms that training shut, folded: no strategy has a range for their channels, and all have for the rest."""
-    task = own()
+    task = small_task()
     task.model.norm.weight.data[::3] = 0
     task.model.norm.bias.data.uniform_(0.3, 1.5, generator=torch.Generator().manual_seed(0))
     outcome = run(task, weight_bits=8, activation_bits=8, scales=scales)
@@ -449,7 +453,7 @@ def test_one_element_and_constant_tensors():
 
 
 def test_nan_pictures_and_nothing_to_quantise_are_one_line():
-    task = own()
+    task = small_task()
     late = [*task.batches[:1], (torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))]
     with pytest.raises(ValueError, match=r"^calibration: the pictures hold NaN .*clean Task.batches first$"):
         run(lab.Task(model=task.model, batches=late, score=task.score))
@@ -463,7 +467,7 @@ def test_nan_pictures_and_nothing_to_quantise_are_one_line():
 
 
 def test_descent_asks_only_for_what_is_new():
-    task, recipe = own(), lab.DQSS(**QUICK)
+    task, recipe = small_task(), lab.DQSS(**QUICK)
     graph = fold_batch_norms(task.model, task.example)
     with torch.no_grad():
         space = StrategySpace(graph, recipe, task.example)

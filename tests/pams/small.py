@@ -38,8 +38,8 @@ def quantised(net: nn.Module, x: torch.Tensor, **fields):
     """A network quantised and calibrated on one batch, not trained; and where."""
     recipe = lab.PAMS(**fields)
     graph = fold_batch_norms(net, x)
-    found = place_quantisers(graph, recipe.placement, recipe.grid == "unsigned")
-    made = recipe.quantise(graph, found)
+    placement = place_quantisers(graph, recipe.placement, recipe.grid == "unsigned")
+    made = recipe.quantise(graph, placement)
     graph.train()
     for quantiser in made:
         quantiser.calibrating = True
@@ -48,4 +48,4 @@ def quantised(net: nn.Module, x: torch.Tensor, **fields):
     for quantiser in made:
         quantiser.calibrating = False
     packed.bake(graph)
-    return graph.eval(), found
+    return graph.eval(), placement

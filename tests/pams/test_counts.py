@@ -86,8 +86,8 @@ def test_rdn_b_has_the_tables_ratios(scale, eight, four, size_8, size_4):
 def test_the_alphas_of_the_release():
     """48 in EDSR; in RDN 145 that are used, and one a block that is made and never called."""
     edsr, rdn = lab.nets.edsr(blocks=16, width=4), lab.nets.rdn(blocks=16, layers=8, growth=4, width=4)
-    found = place_quantisers(fold_batch_norms(edsr, PIXEL), "repo")
-    assert len(found.groups()) == 48 and len(found.layers) == 32
-    found = place_quantisers(fold_batch_norms(rdn, PIXEL), "repo")
-    assert len(found.groups()) == 145 and 145 + 16 == 161
-    assert len(found.layers) == 16 * 9 + 2
+    placement = place_quantisers(fold_batch_norms(edsr, PIXEL), "repo")
+    assert len(placement.groups()) == 48 and len(placement.layers) == 32
+    placement = place_quantisers(fold_batch_norms(rdn, PIXEL), "repo")
+    assert len(placement.groups()) == 145 and 145 + 16 == 161
+    assert len(placement.layers) == 16 * 9 + 2

@@ -76,11 +76,11 @@ def test_reasons_are_the_true_ones():
 
 def test_in_full_only_the_picture_itself_is_float():
     graph, _ = quantised(edsr(), X, placement="full")
-    found = graph_report(graph).operators
-    assert found["QLinearAdd"] == 3  # two blocks and the global sum
-    assert found["QuantizeLinear"] == found["DequantizeLinear"] == 1
+    operators = graph_report(graph).operators
+    assert operators["QLinearAdd"] == 3  # two blocks and the global sum
+    assert operators["QuantizeLinear"] == operators["DequantizeLinear"] == 1
     moves = {"DepthToSpace", "Transpose", "Slice"}
-    assert set(found) <= moves | {"QLinearConv", "QLinearAdd", "QuantizeLinear", "DequantizeLinear", "Sub", "Add"}
+    assert set(operators) <= moves | {"QLinearConv", "QLinearAdd", "QuantizeLinear", "DequantizeLinear", "Sub", "Add"}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_in_full_only_the_picture_itself_is_float():
 def test_every_layer_is_within_one_step(net, bits, placement, apart):
     """Integers round once where torch rounds in float: a code may differ by one, and few do at 8 bits.
 
-    Biases are whole multiples of s_x s_w, and onnxruntime adds in fixed point.
+    Biases are integer multiples of s_x s_w, and onnxruntime adds in fixed point.
     """
     graph, _ = quantised(net, X, placement=placement, weight_bits=bits, activation_bits=bits)
     rows = ort_report.parity(graph, X)
@@ -207,8 +207,8 @@ def test_operators_of_other_peoples_networks():
         net = Kinds().eval()
     with torch.no_grad():
         torch.testing.assert_close(deployed(fold_batch_norms(net, X))(X), net(X), atol=1e-5, rtol=1e-4)
-    graph, found = quantised(net, X, placement="full")
-    assert set(found.unquantised) >= {"slope", "up", "leaky_relu", "sigmoid"}
+    graph, placement = quantised(net, X, placement="full")
+    assert set(placement.unquantised) >= {"slope", "up", "leaky_relu", "sigmoid"}
     assert ort_report.worst(ort_report.parity(graph, X)).steps <= 1
     assert {row.layer: row.reason for row in graph_report(graph).rows}["up"].startswith("onnxruntime has no integer")
 

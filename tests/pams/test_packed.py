@@ -85,15 +85,15 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path):
 def test_every_altered_byte_is_refused(tmp_path):
     """Header, recipe, digest and weights: a flipped byte anywhere is told, none answers otherwise."""
     outcome = lab.PAMS(**QUICK).run(task(), progress=False)
-    whole = outcome.pack(tmp_path / "net.safetensors").read_bytes()
-    header = 8 + int.from_bytes(whole[:8], "little")
+    content = outcome.pack(tmp_path / "net.safetensors").read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
     path = tmp_path / "altered.safetensors"
-    for at in [*range(header), *range(header, len(whole), 37), len(whole) - 1]:
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+    for at in [*range(header), *range(header, len(content), 37), len(content) - 1]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
         with pytest.raises(ValueError, match="is not a packed network") as caught:
             packed.read(path)
         assert "\n" not in str(caught.value)
-    for part in (whole + b"\0", whole[:-1], whole[:8], b""):
+    for part in (content + b"\0", content[:-1], content[:8], b""):
         path.write_bytes(part)
         with pytest.raises(ValueError, match="is not a packed network"):
             packed.read(path)

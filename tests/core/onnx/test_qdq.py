@@ -21,7 +21,7 @@ STEPS = {
     "relu": F.relu,
     "relu by keyword": lambda x: F.relu(input=x),
     "clamp": lambda x: x.clamp(min=-0.5),
-    "clamp by place": lambda x: torch.clamp(x, -1, 0.5),
+    "clamp by position": lambda x: torch.clamp(x, -1, 0.5),
     "relu6": F.relu6,
     "hardtanh": lambda x: F.hardtanh(x, max_val=0.7),
     "max pool": lambda x: F.max_pool2d(x, 2),
@@ -31,7 +31,7 @@ STEPS = {
     "mean pool by keyword": lambda x: F.avg_pool2d(x, kernel_size=2, padding=(1, 0), count_include_pad=False),
     "zeros": lambda x: F.pad(x, (1, 0, 2, 1)),
     "twos": lambda x: F.pad(x, pad=(1, 1), value=2.0),
-    "twos by place": lambda x: F.pad(x, [0, 1], "constant", 2),
+    "twos by position": lambda x: F.pad(x, [0, 1], "constant", 2),
     "mirror": lambda x: F.pad(x, (1, 1, 1, 1), "reflect"),
     "edge": lambda x: F.pad(x, (2, 0, 0, 1), mode="replicate"),
     "crop": lambda x: F.pad(x, (-1, 0)),
@@ -43,10 +43,10 @@ STEPS = {
     "rows": lambda x: torch.cat(tensors=(x, x.abs()), dim=2),
     "columns": lambda x: torch.concat((x, x), axis=-1)[..., ::2],
     "leaky": lambda x: F.leaky_relu(x, negative_slope=0.2),
-    "leaky by place": lambda x: F.leaky_relu(x, 0.3),
+    "leaky by position": lambda x: F.leaky_relu(x, 0.3),
     "all of it": lambda x: x[:],
     "enlarged": lambda x: F.interpolate(x, scale_factor=2),
-    "enlarged by place": lambda x: F.interpolate(x, None, (1, 2), "bilinear", True),
+    "enlarged by position": lambda x: F.interpolate(x, None, (1, 2), "bilinear", True),
     "shuffled": lambda x: F.pixel_shuffle(input=x, upscale_factor=2)[:, :1] * x.mean((1, 2, 3), keepdim=True),
     "mean of channels": lambda x: x - x.mean(dim=1, keepdim=True),
     "mean by NumPy's names": lambda x: x - torch.mean(x, axis=(2, 3), keepdims=True),
@@ -125,12 +125,14 @@ def quantised(model: nn.Module, x: torch.Tensor, zeros: float = 0.0):
 
 
 def _answers(graph, x, names):
-    found = {}
-    hooks = [graph.get_submodule(n).register_forward_hook(lambda _, __, y, n=n: found.__setitem__(n, y)) for n in names]
+    outputs = {}
+    hooks = [
+        graph.get_submodule(n).register_forward_hook(lambda _, __, y, n=n: outputs.__setitem__(n, y)) for n in names
+    ]
     graph(x)
     for hook in hooks:
         hook.remove()
-    return [found[name] for name in names]
+    return [outputs[name] for name in names]
 
 
 @settings(deadline=None, max_examples=15)

@@ -125,10 +125,10 @@ ALL = {**FROM_ZERO, **KEEPING, **{f"not {name}": behind for name, behind in LOSI
 def test_what_is_said_to_be_positive_is(names):
     steps = [ALL[name] for name in names]
     try:
-        answer = through(steps, X)
+        output = through(steps, X)
     except (RuntimeError, ValueError):
         assume(False)
-    assume(answer.dim() == 4 and answer.numel() > 0)
+    assume(output.dim() == 4 and output.numel() > 0)
     if is_positive(reads(*steps)):
         with torch.no_grad():
             assert float(through(steps, 10 * X).min()) >= 0
