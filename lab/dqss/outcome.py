@@ -58,9 +58,9 @@ class DQSSOutcome(IntegerOutcome):
     @classmethod
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "DQSSOutcome":
         """Place the quantisers in the base again; `base` is the user's own network, with any weights."""
-        found = saved["found"]
-        model = rebuilt(found, recipe, base)
-        rest = {name: found[name] for name in ("choices", "history", "uniform", "losses", "example", "base")}
+        tree = saved["found"]
+        model = rebuilt(tree, recipe, base)
+        rest = {name: tree[name] for name in ("choices", "history", "uniform", "losses", "example", "base")}
         return cls(recipe=recipe, **cls.records(saved), model=model, **rest)
 
     def write_recipe(self, path: str | Path) -> Path:

@@ -109,10 +109,10 @@ def safe(objective: Objective, starts: Sequence[Assignment], progress: bool = Fa
 
 
 def draw(space: StrategySpace) -> tuple[Assignment, Tensor]:
-    """A strategy for each role drawn from its probabilities, and the logarithm of that draw's probability."""
+    """A strategy for each role sampled from its probabilities, and the logarithm of that draw's probability."""
     logs = [torch.log_softmax(role.mixture.logits, 0) for role in space.roles]
-    drawn = [int(torch.multinomial(log.detach().exp(), 1)) for log in logs]
-    return drawn, torch.stack([log[k] for log, k in zip(logs, drawn, strict=True)]).sum()
+    sampled = [int(torch.multinomial(log.detach().exp(), 1)) for log in logs]
+    return sampled, torch.stack([log[k] for log, k in zip(logs, sampled, strict=True)]).sum()
 
 
 def expected(space: StrategySpace, x: Tensor, target: Tensor) -> Tensor:
@@ -268,10 +268,10 @@ class Search:
                 history.note(done)
         return list(stage.trace)
 
-    def restart(self, result: SearchResult, pictures: Batches) -> SearchResult:
+    def restart(self, result: SearchResult, batches: Batches) -> SearchResult:
         """Train on with the strategies that were kept, for as long again, from a fresh rate.
 
-        `pictures` take the place of the task's batches where those hold no labels.
+        `batches` take the place of the task's where those hold no labels.
         """
         recipe, run, space = self.recipe, self.run, self.space
         for logit in space.logits():
@@ -279,7 +279,7 @@ class Search:
         optimiser = Adam(self._trained())
         schedule = CosineAnnealingLR(optimiser, recipe.steps)
         stage = run.stage("restart", space=space, optimiser=optimiser, schedule=schedule)
-        loss, data = self._task_loss(pictures), run.task.batches
+        loss, data = self._task_loss(batches), run.task.batches
         for _ in descend(loss, data, optimiser, stage, steps=recipe.steps, schedule=schedule, progress=run.progress):
             pass
         losses = result.losses | {"restarted": Objective(space, self.batches)(result.chosen)}

@@ -35,9 +35,9 @@ class PAMSOutcome(IntegerOutcome):
     @classmethod
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "PAMSOutcome":
         """Quantise the base again and load the packed weights; `base` is the user's own network, with any weights."""
-        found = saved["found"]
-        model, placement = rebuilt(found["base"], base, recipe, found["example"], found["packed"])
-        rest = {name: found[name] for name in ("history", "example", "base")}
+        tree = saved["found"]
+        model, placement = rebuilt(tree["base"], base, recipe, tree["example"], tree["packed"])
+        rest = {name: tree[name] for name in ("history", "example", "base")}
         return cls(recipe=recipe, **cls.records(saved), model=model, placement=placement, **rest)
 
     def alphas(self) -> dict[str, float]:

@@ -90,16 +90,16 @@ def explore(outcome: PAMSOutcome) -> Explorer:
     return Explorer(draw, controls, title=title)
 
 
-def bits(outcomes: Sequence[PAMSOutcome], task: Task, picture: Tensor | None = None, measure: bool = False) -> Explorer:
+def bits(outcomes: Sequence[PAMSOutcome], task: Task, image: Tensor | None = None, measure: bool = False) -> Explorer:
     """A picture under a slider of activation bits, beside what the float network makes of it, with size and operations.
 
-    `picture` is small, (1, C, H, W) in [0, 1]; left out, a face of the held-out photographs. A click on a quarter
+    `image` is small, (1, C, H, W) in [0, 1]; left out, a face of the held-out photographs. A click on a quarter
     enlarges it. `measure` adds each network's ms in onnxruntime, here. Raises ValueError for outcomes of equal bits.
     """
     by_bits = {outcome.recipe.activation_bits: outcome for outcome in sorted(outcomes, key=_bits)}
     if len(by_bits) < len(outcomes) or not by_bits:
         raise ValueError(f"outcomes have {[_bits(o) for o in outcomes]} bits: give one or more, each of other bits")
-    low = face() if picture is None else picture
+    low = face() if image is None else image
     before = _enlarged(task.model, low)
     after = lru_cache(maxsize=None)(lambda b: _enlarged(by_bits[b].model, low))
     times = {b: outcome.race(task.model)["int8"].median for b, outcome in by_bits.items()} if measure else {}
@@ -174,11 +174,11 @@ def _photo(title: str, x: Tensor, press: dict[str, tuple[float, float, float, fl
     h, w = x.shape[1:]
     scale, top = _WIDE / max(h, w), svg.LINE + 5
     pixels = raster.as_picture(x.numpy(), 0.0, 1.0)
-    drawn = [raster.image(raster.uri(pixels, exact=True), 0, top, w * scale, h * scale, title)]
+    parts = [raster.image(raster.uri(pixels, exact=True), 0, top, w * scale, h * scale, title)]
     for part, (left, down, wide, tall) in (press or {}).items():
         box = (left * scale, top + down * scale, wide * scale, tall * scale)
-        drawn.append(svg.target(box, part, part=part))
-    return svg.whole(max(w * scale, svg.text_width(title) * 1.1), top + h * scale + 4, title, title, drawn)
+        parts.append(svg.target(box, part, part=part))
+    return svg.whole(max(w * scale, svg.text_width(title) * 1.1), top + h * scale + 4, title, title, parts)
 
 
 def _difference(a: Tensor, b: Tensor, scale: raster.Scale | None = None) -> str:

@@ -236,8 +236,8 @@ def _positive_if(node: fx.Node) -> list[fx.Node] | None:
     if clamp is not None:
         return [] if clamp[0] >= 0 else node.all_input_nodes if clamp[1] >= 0 else None
     if module is not None:
-        keeps = passes(node) or (isinstance(module, _KEEPING) and getattr(module, "mode", "") != "bicubic")
-        return [] if isinstance(module, _POSITIVE) else node.all_input_nodes if keeps else None
+        is_preserved = passes(node) or (isinstance(module, _KEEPING) and getattr(module, "mode", "") != "bicubic")
+        return [] if isinstance(module, _POSITIVE) else node.all_input_nodes if is_preserved else None
     if node.target in _POSITIVE_FUNCTIONS or _is_even_power(node):
         return []
     if not (passes(node) or node.target in _KEEPING_FUNCTIONS):
