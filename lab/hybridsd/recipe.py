@@ -115,7 +115,7 @@ class HybridSD:
         """Draw the task's prompts at every split and with every control; the models passed in are not changed."""
         if task is not None:
             validate_kind(self, task, PromptTask, "lab.hybridsd.scenes(48) or a PromptTask of your own")
-        device = device_of(device)
+        device = device_of(device) if device is not None else None
         with seeded(seed), store.held(checkpoint):
             task = prompting.scenes(self.prompts, 1, self.pipeline()) if task is None else task
             split = self._split(task.model, device)

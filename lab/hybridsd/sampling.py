@@ -188,7 +188,7 @@ def _walked_twice(kind: type, config: Mapping[str, Any], steps: int) -> Rehearsa
         noise.append(generator.get_state())
     cuts = sorted({k for k in (1, 2, 3, 4, 5, steps // 2, steps - 1) if 0 < k < steps})
     torch.default_generator.manual_seed(1)
-    for begin, end in zip(cuts, [*cuts[1:], steps], strict=True):
+    for begin, end in zip(cuts, [*cuts, steps][1:], strict=True):
         solver, x = _opened(kind, config, steps), latents[begin]
         for name, value in memory[begin].items():
             setattr(solver, name, _copied(value))

@@ -141,6 +141,16 @@ def test_steps_that_a_scheduler_cannot_take_are_one_line(steps):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler])
+def test_a_trajectory_of_one_step_can_be_handed_over_at_either_end(kind):
+    scheduler, unit = kind(**SCHEDULE), Toy(0.5)
+    assert len(rehearsal(scheduler, 1).memory) == 2 and not rehearsal(scheduler, 1).fault
+    x = torch.randn(1, 4, 6, 6) * fresh(scheduler, 1).init_noise_sigma
+    state = begin(scheduler, x, 1, 1.0, generator=torch.Generator().manual_seed(3))
+    (last,) = trajectory([unit], fresh(scheduler, 1), x, SAID, [1], torch.Generator().manual_seed(3))
+    assert torch.equal(advance(state, unit, scheduler, SAID, 1).latent, last)
+
+
 # -- numbers that are not finite ---------------------------------------------------------------------------------------
 
 ZERO = {**SCHEDULE, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
