@@ -30,7 +30,7 @@ import lab
 from lab.core import cost, service, store
 from lab.core.machine import machine
 from lab.hybridsd import prompts
-from lab.hybridsd.cloud import PATH, Client, asked
+from lab.hybridsd.cloud import PATH, CloudClient, request_digest
 from lab.hybridsd.handoff import Handoff, advance, begin
 from lab.hybridsd.sampling import Conditioning
 
@@ -85,7 +85,7 @@ def swept(seed: int, count: int, work: Path | None) -> list[dict[str, Any]]:
 def reading(count: int) -> dict[str, float]:
     """How often the reader is right on true pictures, and on what both decoders make of them, in percent."""
     scenes = prompts.held_out(count, 99)
-    x, labels = prompts.drawn(scenes)
+    x, labels = prompts.rendered(scenes)
     reader, found = prompts.Reader.trained(), {}
     for name, tiny in (("true pictures", None), ("KL decoder", False), ("tiny decoder", True)):
         shown = x if tiny is None else rebuilt(x, tiny)
@@ -152,16 +152,16 @@ def service_beside_a_step(repeats: int = 20) -> dict[str, float]:
         p.normal_(0, 0.01, generator=generator)
     scheduler = diffusers.DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     text = torch.zeros(1, 77, 768)
-    said = Conditioning(text, text, 7.0)
+    cond = Conditioning(text, text, 7.0)
     latent = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     tokens = {"tokens0": torch.full((1, 77), 49407), "negative0": torch.full((1, 77), 49407)}
     state = begin(scheduler, latent, 25, 7.0, prompt=tokens, seed=0)
     start = time.perf_counter()
-    state = advance(state, unet, scheduler, said, 1)
+    state = advance(state, unet, scheduler, cond, 1)
     step = time.perf_counter() - start
     del unet
     with served() as url:
-        client, times = Client(url), []
+        client, times = CloudClient(url), []
         for _ in range(repeats):
             start = time.perf_counter()
             _, size = client.half(state, state.index)
@@ -175,7 +175,7 @@ def served() -> Iterator[str]:
     """A service in a thread of this process that gives back the hand-off it gets."""
 
     def work(body: bytes, query: Mapping[str, str]) -> bytes:
-        return replace(Handoff.from_bytes(body), asked=asked(body, query)).to_bytes()
+        return replace(Handoff.from_bytes(body), asked=request_digest(body, query)).to_bytes()
 
     app = service.application(work, PATH, {})
     with socket.socket() as free:
