@@ -37,11 +37,13 @@ from lab.hybridsd.sampling import Conditioning
 RECIPE = lab.HybridSD(ks=(0, 5, 10, 15, 20, 25), controls=(5, 10), batch=48)
 WITHIN, SAVED = 2.0, 0.60  # points of semantic accuracy, share of the cloud's compute
 SD = {
-    "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
     "sample_size": 64,
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -56,9 +58,12 @@ def main() -> None:
     count = 24 if options.quick else options.prompts
     seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.quick else None]
     report: dict[str, Any] = {
-        "figures": {}, "settings": {"recipe": repr(RECIPE), "prompts": count, "within": WITHIN, "saved": SAVED},
-        "seeds": seeds, "machine": machine("diffusers"), "rows": [],
-    }  # fmt: skip
+        "figures": {},
+        "settings": {"recipe": repr(RECIPE), "prompts": count, "within": WITHIN, "saved": SAVED},
+        "seeds": seeds,
+        "machine": machine("diffusers"),
+        "rows": [],
+    }
     report["reader"] = reading(count)
     print(report["reader"], flush=True)
     for seed in seeds:
@@ -86,18 +91,19 @@ def reading(count: int) -> dict[str, float]:
     """How often the reader is right on true pictures, and on what both decoders make of them, in percent."""
     scenes = prompts.held_out(count, 99)
     x, labels = prompts.rendered(scenes)
-    reader, found = prompts.Reader.trained(), {}
+    reader, right = prompts.Reader.trained(), {}
     for name, tiny in (("true pictures", None), ("KL decoder", False), ("tiny decoder", True)):
         shown = x if tiny is None else rebuilt(x, tiny)
-        found[name] = 100 * float((reader.read(shown) == labels).all(1).double().mean())
-    return found
+        right[name] = 100 * float((reader.read(shown) == labels).all(1).double().mean())
+    return right
 
 
 @torch.no_grad()
 def rebuilt(x: torch.Tensor, tiny: bool) -> torch.Tensor:
-    split, whole = prompts.embedded(tiny), prompts.embedded()
-    latents = whole.vae.encode(x * 2 - 1).latent_dist.mode() * whole.vae.config.scaling_factor
-    return split.decode(latents)
+    """Pictures (N, 3, H, W) encoded, and decoded by the KL decoder or the tiny one."""
+    kl = prompts.embedded().vae
+    latents = kl.encode(x * 2 - 1).latent_dist.mode() * kl.config.scaling_factor
+    return prompts.embedded(tiny).decode(latents)
 
 
 def figures(table: pandas.DataFrame) -> dict[str, Any]:
@@ -110,11 +116,11 @@ def figures(table: pandas.DataFrame) -> dict[str, Any]:
 def split_figures(table: pandas.DataFrame, kind: str) -> dict[str, Any]:
     """Means over seeds at the best split of one order that saves enough, beside the cloud alone and fewer steps."""
     mean = table.groupby(["kind", "k"])[["accuracy", "frechet", "cloud_macs"]].mean()
-    whole, alone = mean.loc["hybrid"].iloc[-1], mean.loc["hybrid"].iloc[0]
-    found = mean.loc[kind]
-    saved = 1 - found.cloud_macs / whole.cloud_macs
-    k = int(found[(saved >= SAVED) & (found.index > 0)].accuracy.idxmax())
-    chosen, fewer = found.loc[k], mean.loc[("fewer steps", k)]
+    cloud, edge = mean.loc["hybrid"].iloc[-1], mean.loc["hybrid"].iloc[0]
+    splits = mean.loc[kind]
+    saved = 1 - splits.cloud_macs / cloud.cloud_macs
+    k = int(splits[(saved >= SAVED) & (splits.index > 0)].accuracy.idxmax())
+    chosen, fewer = splits.loc[k], mean.loc[("fewer steps", k)]
     scores = table.pivot(index="seed", columns=["kind", "k"], values="accuracy")
     gap = scores["hybrid"].iloc[:, -1] - scores[kind, k]
     return {
@@ -122,17 +128,17 @@ def split_figures(table: pandas.DataFrame, kind: str) -> dict[str, Any]:
         "cloud_saving": float(saved[k]),
         "semantic_gap": float(gap.mean()),
         "semantic_gap_range": [float(gap.min()), float(gap.max())],
-        "frechet_nearer_to_cloud": bool(abs(chosen.frechet - whole.frechet) < abs(chosen.frechet - alone.frechet)),
+        "frechet_nearer_to_cloud": bool(abs(chosen.frechet - cloud.frechet) < abs(chosen.frechet - edge.frechet)),
         "beats_fewer_steps_by": float(chosen.accuracy - fewer.accuracy),
     }
 
 
 def picture_seconds(repeats: int = 5) -> float:
     """The median time of a hybrid picture, k of N steps in this process, one thread."""
-    split, times = prompts.embedded(tiny=True), []
+    pipeline, times = prompts.embedded(tiny=True), []
     for i in range(repeats + 1):
         start = time.perf_counter()
-        split.draw(
+        pipeline.draw(
             "one red circle on the left", steps=[RECIPE.k, RECIPE.N - RECIPE.k], guidance=RECIPE.guidance, seed=i
         )
         times.append(time.perf_counter() - start)
@@ -166,8 +172,8 @@ def service_beside_a_step(repeats: int = 20) -> dict[str, float]:
             start = time.perf_counter()
             _, size = client.half(state, state.index)
             times.append(time.perf_counter() - start)
-    asked = statistics.median(times)
-    return {"step_seconds": step, "service_seconds": asked, "bytes": size, "share": asked / step}
+    asking = statistics.median(times)
+    return {"step_seconds": step, "service_seconds": asking, "bytes": size, "share": asking / step}
 
 
 @contextmanager

@@ -503,10 +503,10 @@ def on_card(text: str) -> set[tuple[str, str]]:
 
 
 def in_code(module) -> set[tuple[str, str]]:
-    """(number, function) pairs by the 'Eq. (n):' that a function's docstring begins with."""
+    """(number, function) pairs by the 'Eq. (n):', or 'Card (n):', that a function's docstring begins with."""
     found = set()
     for name, function in inspect.getmembers(module, inspect.isfunction):
-        head = re.match(r"Eqs?\. (\([^:]*\)):", inspect.getdoc(function) or "")
+        head = re.match(r"(?:Eqs?\.|Card) (\([^:]*\)):", inspect.getdoc(function) or "")
         if function.__module__ == module.__name__ and head:
             found |= {(number, name) for number in re.findall(r"\((\w+)\)", head[1])}
     return found

@@ -21,8 +21,8 @@ arXiv 2408.06646).
     where       components loads and checks the parts, blocks makes a small U-Net out of a large one, distillation
                 teaches it, consistency makes a model of few steps, tinyvae and discriminator teach a small decoder,
                 scores rank what can be cut, references and costs count the published models without weights;
-                prompts are captions whose pictures are read back, sweep draws and measures; denoisers are the
-                U-Nets here and elsewhere, wire is the hand-off as bytes, cloud the service and its client
+                prompts are captions whose pictures are read back, sweep draws and measures; wire is the
+                hand-off as bytes, cloud the service and its client
     picture     view.explore, view.splitting
 
     departures  The paper's full text could not be had: the method follows the authors' released code; the equations'
@@ -48,9 +48,10 @@ arXiv 2408.06646).
 
 from ..core.rooms import at_first_use
 from .outcome import HybridSDOutcome
-from .pipeline import HybridPipeline, HybridSampler, Samples
+from .pipeline import HybridPipeline, HybridSampler
 from .prompts import PromptTask, embedded, scenes
 from .recipe import HybridSD
+from .samples import Samples
 
 Split = HybridPipeline  # its first name, which notebooks of readers may still use
 

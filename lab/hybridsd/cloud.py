@@ -55,8 +55,9 @@ def _size(pipeline: HybridPipeline) -> dict[str, Any]:
     for guidance in (1.0, 2.0):
         sampler = HybridSampler(pipeline, ["a"], guidance)
         latent, _ = sampler.noise(2)
-        macs.append(int(sampler.denoisers[0].step_macs(latent, sampler.cond)))
-    return {"parameters": pipeline.denoisers[0].parameters(), "macs": macs}
+        parameters, step_macs = sampler.denoisers[0].size(latent, sampler.cond)
+        macs.append(int(step_macs))
+    return {"parameters": parameters, "macs": macs}
 
 
 def _until(state: Handoff, query: Mapping[str, str]) -> int:

@@ -3,9 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import nn
+
+from ..core import cost
 from ..core.fields import integer, one_of, real, validate
 from . import equations as eq
 from . import references
+from .pipeline import HybridPipeline, HybridSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,7 @@ class CostModel:
 class StepCost:
     """What a step costs in the cloud and at the edge, a decoding there and one by the cloud's decoder, in one unit.
 
-    `costs.step_cost` counts FLOPs, `sweep.step_cost` the MACs of models that run.
+    `step_cost` counts FLOPs of any modules, `measured` the MACs of a pipeline that runs.
     """
 
     cloud: float
@@ -84,6 +89,33 @@ def step_cost(
         2.0 * references.decoder_macs(net, side, attention_products=products) for net in (vae, cloud_vae or vae)
     ]
     return StepCost(cloud=unets[0], edge=unets[1], decoder=decoders[0], cloud_decoder=decoders[1])
+
+
+class _Decoder(nn.Module):
+    """A decoder as a module of one input, for counting."""
+
+    vae: Any
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(latent, return_dict=False)[0]
+
+
+@torch.no_grad()
+def measured(pipeline: HybridPipeline, guidance: float) -> tuple[StepCost, tuple[int, int]]:
+    """MACs of one picture's step in the cloud and at the edge (guidance counted) and of one decoding; parameters.
+
+    Convolutions, linear layers and the products of attention. A cloud elsewhere counts its own. The parameters are
+    those of the cloud's U-Net and of the edge's.
+    """
+    sampler = HybridSampler(pipeline, ["a"], guidance)
+    latent, _ = sampler.noise(2)
+    (large, cloud), (small, edge) = (sampler.denoisers[i].size(latent, sampler.cond) for i in (0, -1))
+    decoder = cost.macs(_Decoder(pipeline.vae), (latent,))
+    return StepCost(cloud=cloud, edge=edge, decoder=decoder), (large, small)
 
 
 def split_cost(step: StepCost, k: int, N: int, model: CostModel = CostModel(), transfer: int = 0) -> SplitCost:

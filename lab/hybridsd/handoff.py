@@ -72,6 +72,10 @@ class Handoff:
         prompt = {name: x[:1] for name, x in self.prompt.items()}
         return replace(self, latent=self.latent[:1], solver=solver, prompt=prompt)
 
+    def picture_bytes(self, int8: bool = False) -> int:
+        """Bytes of one picture's hand-off, the same for every batch and seed that it is taken from."""
+        return len(replace(self.first(), seed=0).to_bytes(int8=int8))
+
 
 def begin(
     scheduler: Any,
@@ -105,7 +109,7 @@ def advance(handoff: Handoff, unet: nn.Module, scheduler: Any, cond: Conditionin
     """The hand-off before step `until`, the steps up to it taken by `unet`; the scheduler given is not touched."""
     if not handoff.index <= until <= handoff.steps:
         raise ValueError(f"until={until!r} is not allowed: give a step in {handoff.index}..{handoff.steps}")
-    solver, generator = resumed(handoff, scheduler), handoff.generator()
+    generator, solver = handoff.generator(), resumed(handoff, scheduler)
     latents = trajectory([unet], solver, handoff.latent, cond, [until], generator, handoff.index)
     latent = deque(latents, maxlen=1).pop() if handoff.index < until else handoff.latent
     noise = None if generator is None else generator.get_state()

@@ -4,7 +4,6 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from numbers import Integral, Real
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..core import cost
 from ..core.service import ServiceError
 from ..core.task import evaluating
 from .blocks import unet_of
 from .components import Text, diffusers, pipeline_parts, unscaled, vae_of, validate_unets
-from .denoisers import Denoiser, LocalDenoiser, Passage, RemoteDenoiser
-from .handoff import Handoff, begin
-from .sampling import Conditioning, fresh, trajectory
+from .handoff import Handoff, advance, begin, validate_continued
+from .samples import Samples
+from .sampling import Conditioning, GuidedUNet, fresh, trajectory
 
 SOLVERS = {
     "dpm++": "DPMSolverMultistepScheduler",
@@ -30,45 +30,76 @@ SOLVERS = {
 _TEXT_PARTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))  # SDXL has both pairs
 
 
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """Pictures (B, 3, H, W) in [0, 1], their final latents (B, C, h, w), and how they came about.
+class Passage(NamedTuple):
+    """A trajectory after some steps, the bytes that it came in, and what the reader must know of the way."""
 
-    `steps` are the steps that each model really took, `trail` the latents after each step (where they were kept),
-    `received` the bytes that came from the cloud, `notes` what the reader must know.
-    """
-
-    pictures: torch.Tensor
-    latent: torch.Tensor
-    steps: tuple[int, ...]
-    trail: tuple[torch.Tensor, ...] = ()
+    state: Handoff
     received: int = 0
-    notes: tuple[str, ...] = ()
+    note: str = ""
 
-    def __repr__(self) -> str:
-        b, _, h, w = self.pictures.shape
-        return "\n".join([f"{b} picture{'s' * (b > 1)} of {w} x {h}, steps {list(self.steps)}", *self.notes])
 
-    def images(self) -> list[Any]:
-        """The pictures as PIL images."""
-        from PIL import Image
+class LocalDenoiser:
+    """A U-Net of this process; `is_sender` if it stands for a machine of its own, which sends what it has made."""
 
-        pixels = (self.pictures * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()  # (B, H, W, 3)
-        return [Image.fromarray(image) for image in pixels]
+    is_here, max_images = True, None
 
-    def _repr_png_(self) -> bytes:
-        from io import BytesIO
+    def __init__(self, unet: nn.Module, scheduler: Any, is_sender: bool) -> None:
+        self.unet, self.scheduler, self.is_sender = unet, scheduler, is_sender
 
-        from PIL import Image
+    def advance(
+        self, state: Handoff, until: int, cond: Conditioning, *, zeros: bool = True, int8: bool = False
+    ) -> Passage:
+        """The trajectory before step `until`; with `int8` as another machine would read it from the bytes."""
+        state = advance(state, self.unet, self.scheduler, cond, until)
+        if not (int8 and self.is_sender and 0 < until < state.steps):
+            return Passage(state)
+        sent = state.to_bytes(int8=True)
+        state = Handoff.from_bytes(sent)
+        return Passage(state, len(sent), f"hand-off in int8: relative error of the latent {state.error:.2e}")
 
-        images = self.images()
-        row = Image.new("RGB", (sum(image.width for image in images), images[0].height))
-        for i, image in enumerate(images):
-            row.paste(image, (i * image.width, 0))
-        zoom = max(1, 192 // row.height)
-        file = BytesIO()
-        row.resize((row.width * zoom, row.height * zoom), Image.Resampling.NEAREST).save(file, "png")
-        return file.getvalue()
+    @torch.no_grad()
+    def size(self, latent: torch.Tensor, cond: Conditioning) -> tuple[int, int]:
+        """Its parameters, and the MACs of one step of the latent (1, C, h, w).
+
+        Convolutions, linear layers and the products of attention count, and both inputs of guidance.
+        """
+        t = torch.tensor(1, device=latent.device)
+        return cost.parameters(self.unet), cost.macs(GuidedUNet(self.unet, cond), (latent, t))
+
+
+class RemoteDenoiser:
+    """A U-Net that a service elsewhere holds, asked by a client (`lab.hybridsd.cloud`)."""
+
+    is_here = False
+
+    def __init__(self, client: Any, scheduler: Any) -> None:
+        self.client, self.scheduler = client, scheduler
+
+    @property
+    def max_images(self) -> int:
+        """How many pictures the service takes at a time."""
+        return self.client.about()["pictures"]
+
+    def advance(
+        self, state: Handoff, until: int, cond: Conditioning, *, zeros: bool = True, int8: bool = False
+    ) -> Passage:
+        """The hand-off that comes back, and its bytes; ServiceError where none does, or one that goes on from another.
+
+        No step, no request. The service makes the conditioning again from the hand-off's token ids.
+        """
+        if until == state.index:
+            return Passage(state)
+        after, received = self.client.half(state, until, int8=int8, zeros=zeros)
+        try:
+            validate_continued(after, state, until, self.scheduler)
+        except ValueError as error:
+            raise ServiceError(f"it answered another question: {error}") from error
+        return Passage(after, received)
+
+    def size(self, latent: torch.Tensor, cond: Conditioning) -> tuple[int, int]:
+        """Its parameters, and the MACs of one picture's step, as the service counts them."""
+        facts = self.client.about()
+        return facts["parameters"], facts["macs"][cond.guidance > 1]
 
 
 class _Trajectory(NamedTuple):
@@ -145,8 +176,9 @@ class HybridPipeline(nn.Module):
             parts |= {e: encoder, t: tokenizer}
         return parts | {"force_zeros": self.text.force_zeros}
 
-    def with_solver(self, scheduler: Any) -> "HybridPipeline":
-        """The same models with another scheduler."""
+    def with_solver(self, solver: Any) -> "HybridPipeline":
+        """These models with another scheduler: one of SOLVERS, 'own' for the present one, or one of diffusers."""
+        scheduler = solver_of(self.scheduler, solver) if isinstance(solver, str) else solver
         modes = {module: module.training for module in self.modules()}
         other = HybridPipeline(list(self.unets), scheduler, self.text, self.vae, self.cloud)
         for module, mode in modes.items():
@@ -154,7 +186,7 @@ class HybridPipeline(nn.Module):
         return other
 
     @property
-    def denoisers(self) -> list[Denoiser]:
+    def denoisers(self) -> list[LocalDenoiser | RemoteDenoiser]:
         """The models of a trajectory in order: those of this process, after one elsewhere if there is a cloud."""
         if self.cloud is None:
             return [LocalDenoiser(unet, self.scheduler, is_sender=True) for unet in self.unets]
@@ -229,7 +261,8 @@ class HybridPipeline(nn.Module):
 
     def conditioning(self, tokens: Mapping[str, torch.Tensor], guidance: float, zeros: bool = False) -> Conditioning:
         """The U-Nets' conditioning for these token ids, (B, L) each."""
-        return self.text.conditioning(tokens, guidance, self.size, zeros).to(self.device)
+        size, device = self.size, self.device
+        return self.text.conditioning(tokens, guidance, size, zeros).to(device)
 
     def _validated(self, steps: Sequence[int]) -> list[int]:
         """The steps of each model; ValueError unless there is a count for each, and all U-Nets have one precision."""
@@ -284,9 +317,9 @@ class HybridSampler:
     ) -> None:
         self.pipeline, self.count, self.seed = pipeline, len(prompts), seed
         self.options = {"zeros": negative is None, "int8": int8}
+        self.denoisers = pipeline.denoisers
         self.tokens = pipeline.text.tokens(prompts, negative or "")
         self.cond = pipeline.conditioning(self.tokens, guidance, zeros=negative is None)
-        self.denoisers = pipeline.denoisers
 
     def noise(self, N: int) -> tuple[torch.Tensor, torch.Generator]:
         """The latent (B, C, h, w) before the first of N steps, and the generator that goes on from it."""

@@ -18,11 +18,11 @@ from ..core.report import Report, Row, attempt
 from ..core.running import digest, network, validate_kind
 from ..core.training import Step, seeded
 from . import cloud as cloud_service
+from . import costs, sweep
 from . import prompts as prompting
-from . import sweep
 from .components import is_source, vae_of
 from .outcome import HybridSDOutcome
-from .pipeline import SOLVERS, HybridPipeline, solver_of
+from .pipeline import SOLVERS, HybridPipeline
 from .prompts import PromptTask
 from .sweep import Quality, SweepPoint, Variant
 
@@ -130,9 +130,9 @@ class HybridSD:
         device = None if device is None else device_of(device)
         with seeded(seed), store.held(checkpoint):
             task = prompting.scenes(self.prompts, 1, self.pipeline()) if task is None else task
-            pipeline, variants = self._prepared(task.model, device), self.variants()
-            per_step = sweep.step_cost(pipeline, self.guidance)
-            parameters = [model.parameters() for model in pipeline.denoisers]
+            variants, pipeline = self.variants(), self._prepared(task.model, device)
+            run_id = self._run_id(task, pipeline, seed, checkpoint)
+            per_step, parameters = costs.measured(pipeline, self.guidance)
             batches = sweep.batches(
                 task,
                 pipeline,
@@ -144,7 +144,7 @@ class HybridSD:
                 int8=self.handoff == "int8",
                 progress=progress,
                 checkpoint=checkpoint,
-                run_id=self._run_id(task, pipeline, seed, checkpoint),
+                run_id=run_id,
             )
             images, sizes = _joined(list(batches), variants)
             worth, notes = _judged(task, images)
@@ -177,7 +177,7 @@ class HybridSD:
             raise ValueError(f"HybridSD: batch={self.batch} is not allowed: the cloud takes at most {most} pictures")
         if device is not None and device != pipeline.device:
             pipeline = deepcopy(pipeline).to(device)
-        return pipeline.with_solver(solver_of(pipeline.scheduler, self.solver))
+        return pipeline.with_solver(self.solver)
 
     def _run_id(self, task: PromptTask, pipeline: HybridPipeline, seed: int, checkpoint: str | Path | None) -> str:
         """This run's name on a checkpoint: recipe, seed, task, and what tells its network and prompts from others."""
@@ -190,7 +190,7 @@ class HybridSD:
         self,
         task: PromptTask,
         points: tuple[SweepPoint, ...],
-        parameters: Sequence[int],
+        parameters: tuple[int, int],
         raw_bytes: int,
         notes: tuple[str, ...],
     ) -> Report:
@@ -198,7 +198,7 @@ class HybridSD:
         by = {(point.kind, point.k): point for point in points}
         cloud, split, edge = by["hybrid", self.N], by["hybrid", self.k], by["hybrid", 0]
         rows = [
-            Row("parameters", parameters[0], parameters[-1]),
+            Row("parameters", *parameters),
             Row("cloud macs", cloud.cloud_macs, split.cloud_macs),
             Row("edge macs", cloud.edge_macs, split.edge_macs),
             Row("bytes", raw_bytes, split.bytes, "B"),

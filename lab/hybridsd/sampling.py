@@ -102,6 +102,17 @@ def noise_prediction(unet: Any, latent: torch.Tensor, t: torch.Tensor, cond: Con
     return eq.guided(unconditional, conditional, cond.guidance)
 
 
+class GuidedUNet(nn.Module):
+    """A U-Net with its conditioning: the guided prediction for (latent, t), as one module whose cost is counted."""
+
+    def __init__(self, unet: nn.Module, cond: Conditioning) -> None:
+        super().__init__()
+        self.unet, self.cond = unet, cond
+
+    def forward(self, latent: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return noise_prediction(self.unet, latent, t, self.cond)
+
+
 def doubles(unet: Any, cond: Conditioning) -> bool:
     """Whether guidance makes this U-Net run twice a step."""
     return cond.guidance > 1 and cond.negative is not None and _guidance_width(unet) is None

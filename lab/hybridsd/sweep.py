@@ -1,19 +1,17 @@
 """One set of prompts drawn at every split, beside its controls: all of them start from the same noise."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
-from ..core import cost, store
+from ..core import store
 from ..core.task import evaluating
 from . import equations as eq
 from .costs import StepCost, split_cost
-from .handoff import Handoff
 from .pipeline import HybridPipeline, HybridSampler
 from .prompts import PromptTask
 
@@ -54,31 +52,6 @@ class Quality(NamedTuple):
     frechet: float
 
 
-class _Decoder(nn.Module):
-    """A decoder as a module of one input, for counting."""
-
-    vae: Any
-
-    def __init__(self, vae: nn.Module) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        return self.vae.decode(latent, return_dict=False)[0]
-
-
-@torch.no_grad()
-def step_cost(pipeline: HybridPipeline, guidance: float) -> StepCost:
-    """MACs of one picture's step in the cloud and at the edge (guidance counted) and of one decoding.
-
-    Convolutions, linear layers and the products of attention. A cloud elsewhere tells its own.
-    """
-    sampler = HybridSampler(pipeline, ["a"], guidance)
-    latent, _ = sampler.noise(2)
-    cloud, edge = (sampler.denoisers[i].step_macs(latent, sampler.cond) for i in (0, -1))
-    return StepCost(cloud=cloud, edge=edge, decoder=cost.macs(_Decoder(pipeline.vae), (latent,)))
-
-
 @torch.no_grad()
 def sampled(sampler: HybridSampler, variants: Sequence[Variant], N: int, int8: bool = False) -> Sampled:
     """The final latents of each variant; the steps that several share are taken once."""
@@ -91,17 +64,12 @@ def sampled(sampler: HybridSampler, variants: Sequence[Variant], N: int, int8: b
         switches = sorted((k if kind == "hybrid" else N - k, k) for name, k in variants if name == kind)
         for switch, k in dict.fromkeys(switches):
             state = first(state, switch)
-            sizes[kind, k] = handoff_bytes(state, int8) if 0 < switch < N else 0
+            sizes[kind, k] = state.picture_bytes(int8) if 0 < switch < N else 0
             latents[kind, k] = second(state, N).latent
     for kind, k in variants:
         if kind == "fewer steps":
             latents[kind, k] = sampler.cloud(sampler.start(k), k).latent
     return Sampled(latents, sizes)
-
-
-def handoff_bytes(state: Handoff, int8: bool = False) -> int:
-    """Bytes of one picture's hand-off, the same for every batch and seed that it is taken from."""
-    return len(replace(state.first(), seed=0).to_bytes(int8=int8))
 
 
 def batches(

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..core import store
 from ..core.task import evaluating
 from ..ui import Control, Explorer, Frame, figure, raster, svg, view
+from . import costs, sweep
 from . import equations as eq
-from . import sweep
 from .outcome import HybridSDOutcome
 from .pipeline import HybridPipeline, HybridSampler
 from .prompts import embedded, held_out
@@ -83,7 +83,7 @@ def splitting(
     prompts = tuple(prompts or (scene.caption for scene in held_out(3, 5)))
     every = tuple(range(N + 1))
     stages = {seed: _stages(pipeline, prompts, seed, every, guidance, N) for seed in seeds}
-    per_step = sweep.step_cost(pipeline, guidance)
+    per_step, _ = costs.measured(pipeline, guidance)
     size = _handoff_bytes(pipeline, prompts[0], guidance, N) if N > 1 else 0
     raw_size = 3 * math.prod(pipeline.size)
 
@@ -150,7 +150,7 @@ def _stages(
 def _handoff_bytes(pipeline: HybridPipeline, prompt: str, guidance: float, N: int) -> int:
     """Bytes of a picture's hand-off in the middle of N steps, where the solver's memory is full."""
     sampler = HybridSampler(pipeline, [prompt], guidance)
-    return sweep.handoff_bytes(sampler.cloud(sampler.start(N), max(1, N // 2)))
+    return sampler.cloud(sampler.start(N), max(1, N // 2)).picture_bytes()
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

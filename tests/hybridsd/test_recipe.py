@@ -1,4 +1,4 @@
-"""The recipe: every pipeline and control in one run, on models of one's own, resumable, its numbers what they say."""
+"""The recipe: every split and control in one run, on models of one's own, resumable, its numbers what they say."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 import lab
 from lab.core import store
 from lab.core.training import seeded
-from lab.hybridsd import sweep
+from lab.hybridsd import costs, sweep
 from lab.hybridsd.pipeline import HybridPipeline, HybridSampler
 from lab.hybridsd.prompts import PromptTask
 
@@ -65,10 +65,10 @@ def test_costs_are_counted_apart(outcome):
     by = outcome.at()
     whole, half, alone = by[4], by[2], by[0]
     assert alone.cloud_macs == 0 and whole.cloud_macs == 2 * half.cloud_macs > 0
-    cost = sweep.step_cost(own_task().model, 4.0)
+    cost, _ = costs.measured(own_task().model, 4.0)
     assert whole.edge_macs == cost.decoder and alone.edge_macs == 4 * cost.edge + cost.decoder
     assert outcome.at("fewer steps")[2].cloud_macs == half.cloud_macs == outcome.at("edge first")[2].cloud_macs
-    single = sweep.step_cost(own_task().model, 1.0)
+    single, _ = costs.measured(own_task().model, 1.0)
     assert cost.cloud == 2 * single.cloud  # guidance runs two inputs a picture
     assert half.bytes > 4 * 8 * 8 * 4 and whole.bytes == alone.bytes == 0
 
@@ -118,7 +118,7 @@ def test_what_cannot_be_judged_is_a_note_and_the_pictures_are_kept(outcome):
 def test_the_bytes_of_int8_are_fewer():
     sampler = HybridSampler(own_task(1).model, ["a"], 4.0)
     state = sampler.cloud(sampler.start(4), 2)
-    sizes = [sweep.handoff_bytes(state, int8) for int8 in (False, True)]
+    sizes = [state.picture_bytes(int8) for int8 in (False, True)]
     assert 0 < sizes[0] - sizes[1] < 3 * 1024
 
 
@@ -127,7 +127,7 @@ def test_bytes_are_one_pictures_in_every_batch_and_for_every_seed():
     sizes = set()
     for prompts, seed in ((["a"], 0), (["a", "b", "c"], 12_345), (["c", "a"], 0)):
         sampler = HybridSampler(pipeline, prompts, 4.0, seed)
-        sizes.add(sweep.handoff_bytes(sampler.cloud(sampler.start(4), 2)))
+        sizes.add(sampler.cloud(sampler.start(4), 2).picture_bytes())
     sampler = HybridSampler(pipeline, ["a"], 4.0)
     assert sizes == {len(sampler.cloud(sampler.start(4), 2).to_bytes())}
 

@@ -20,7 +20,7 @@ def outcome():
 
 
 @pytest.fixture(scope="module")
-def split():
+def pipeline():
     return HybridPipeline.of(small.sd().components, [small.unet(1)])
 
 
