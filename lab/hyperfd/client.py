@@ -22,7 +22,7 @@ from .messages import Offer, Shape, Upload, rounded, synapses
 PATH = "/v1/round"
 LEAST = 16  # pictures behind each meta-vector that leaves
 
-Failed = service.Failed  # what a Remote raises
+Failed = service.ServiceError  # what a Remote raises
 
 
 class Side(Protocol):
@@ -168,6 +168,8 @@ class Remote:
 
     def _posted(self, ask: str, body: bytes) -> bytes:
         query = {"ask": ask}
-        answer = service.asked("POST", self.url + PATH, query=query, body=body, token=self.token, seconds=self.seconds)
+        answer = service.request(
+            "POST", self.url + PATH, query=query, body=body, token=self.token, seconds=self.seconds
+        )
         self.sent, self.received = self.sent + len(body), self.received + len(answer)
         return answer
