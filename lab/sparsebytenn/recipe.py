@@ -13,7 +13,7 @@ from ..core import cost, kernels, tasks
 from ..core.fields import integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
 from ..core.graph.tracing import trace
-from ..core.report import Attempts, Report, Row
+from ..core.report import Attempts, Report, Row, grouped_by_reason
 from ..core.running import Run, running
 from ..core.task import Task, inputs
 from ..core.training import Step, descend
@@ -182,9 +182,9 @@ class SparseByteNN:
         notes = [
             "parameters, macs: without what is pruned; retained magnitude: of the dense weights, before rearranging"
         ]
-        notes += [f"left dense, {reason}: {names}" for reason, names in _by_reason(ground.dense)]
+        notes += grouped_by_reason("left dense,", ground.dense)
         if self.search != "none":
-            notes += [f"pruned with rows as they came, {reason}: {names}" for reason, names in _by_reason(ground.fixed)]
+            notes += grouped_by_reason("pruned with rows as they came,", ground.fixed)
         if not has_labels(task):
             notes.append("the batches hold no labels: trained on the dense network's answers alone")
         return notes
@@ -216,11 +216,3 @@ def _macs_gone(model: fx.GraphModule, gone: dict[str, int], example: Tensor) -> 
     """The multiply-adds of the weights that are 0: each weight is used once for every place of its layer's output."""
     spent = cost.layer_macs(model, example)
     return sum(spent[n] // model.get_parameter(f"{n}.weight").numel() * zeros for n, zeros in gone.items())
-
-
-def _by_reason(reasons: dict[str, str]) -> list[tuple[str, str]]:
-    """The names that share a reason."""
-    together: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        together.setdefault(reason, []).append(name)
-    return [(reason, ", ".join(names)) for reason, names in together.items()]
