@@ -123,7 +123,7 @@ def bound(arm, loops: list[dict], share: int, network: Network) -> dict:
         x, y = network.maps[op.x], network.maps[op.y]
         if op.kind in ("conv", "pointwise", "separable"):
             indexed, pixels = op.weights.col is not None, y.pixels
-            bands = [(min(y.h, top + op.band) - top) * y.w for top in range(0, y.h, op.band)]
+            bands = [(min(y.h, top + op.tile_rows) - top) * y.w for top in range(0, y.h, op.tile_rows)]
             bands = [pixels] if op.kind == "pointwise" else bands
             products += len(op.weights.blocks) * sum(cost[n, indexed] for band in bands for n in arm.tiles(band))
         elif op.kind == "linear":

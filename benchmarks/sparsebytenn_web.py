@@ -112,7 +112,7 @@ def product() -> Network:
     """One pointwise layer, 30 % of its blocks zero."""
     (channels, side), draws = PRODUCT, np.random.default_rng(0)
     keep = np.repeat(draws.random((channels // 4, channels)) >= 0.3, 4, 0)
-    weights = kernels.pack(draws.normal(size=keep.shape) * keep, chunk=compiler.RUN)
+    weights = kernels.pack(draws.normal(size=keep.shape) * keep, k_tile=compiler.RUN)
     op = Op("pointwise", "product", 0, 1, weights=weights, clamp=(0, np.inf))
     return Network([Map(channels, side, side), Map(channels, side, side)], [op], 0, 1)
 

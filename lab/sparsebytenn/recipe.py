@@ -152,7 +152,7 @@ class SparseByteNN:
             pattern.prune(eq.cubic(self.sparsity, t, n) if n else self.sparsity)
 
     def _distance(self, task: Task, z: Tensor, z_dense: Tensor) -> Tensor:
-        """How far an answer is from the dense network's: by Eq. (12) for classes, else the mean squared error."""
+        """How far an output is from the dense network's: by Card (12) for classes, else the mean squared error."""
         if not isinstance(z, Tensor):
             raise ValueError(f"the model answers with a {type(z).__name__}: distillation compares tensors; return one")
         if task.metric == "accuracy":

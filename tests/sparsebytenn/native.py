@@ -11,7 +11,7 @@ from lab.sparsebytenn import scheduling
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent / "c"
-KERNELS = ["spmm", "depthwise", "im2col", "gemv", "mean", "add", "quantise", "spmm_bytes"]  # as c/kernels.c tests them
+KERNELS = ["spmm", "depthwise", "im2col", "gemv", "mean", "add", "quantise", "spmm_int8"]  # as c/kernels.c tests them
 
 _spec = importlib.util.spec_from_file_location("arm", ROOT / "ckernels" / "arm.py")
 arm = importlib.util.module_from_spec(_spec)
@@ -57,7 +57,7 @@ def small_networks():
     return {name: (thinned(net, 0.4), shape) for name, (net, shape) in nets.items()}
 
 
-def in_part(network, floats=2_000):
+def rolled(network, floats=2_000):
     """The network with every map kept in part that can be; a chain keeps about that many floats."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduling, "LARGE", 0)

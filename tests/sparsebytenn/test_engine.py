@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from lab.core import kernels, nets
-from lab.sparsebytenn import compiler, packed, twin
+from lab.sparsebytenn import compiler, packed, reference
 from lab.sparsebytenn.engine import Engine, race
 from lab.sparsebytenn.tuning import tuned
 
-from .native import in_part
+from .native import rolled
 
 needs_c = pytest.mark.skipif(kernels.lib is None, reason="the C kernels are not built")
 
@@ -135,11 +135,11 @@ def test_interleaved_pictures(name):
 def test_maps_kept_in_part_change_nothing(name, floats):
     model, x = built(name)
     network = compiler.compile(model, x[:1])
-    part = in_part(network, floats)
-    kept = [m.part for m in part.maps]
-    assert any(kept) == (name not in ("mapped", "residual")) and not any(m.part for m in network.maps)
+    part = rolled(network, floats)
+    kept = [m.buffer_rows for m in part.maps]
+    assert any(kept) == (name not in ("mapped", "residual")) and not any(m.buffer_rows for m in network.maps)
     data = packed.write(part)
-    assert [m.part for m in packed.read(data).maps] == kept
+    assert [m.buffer_rows for m in packed.read(data).maps] == kept
     assert torch.equal(Engine(data)(x), Engine(packed.write(network))(x))
     assert (Engine(data).profile(repeats=1).ms > 0).all()
 
@@ -147,20 +147,20 @@ def test_maps_kept_in_part_change_nothing(name, floats):
 def test_maps_as_large_as_the_cache_are_kept_in_part():
     with torch.random.fork_rng():
         network = compiler.compile(nets.mobilenet_v1(), torch.zeros(1, 3, 224, 224))
-    kept = [m for m in network.maps if m.part]
-    assert [(m.c, m.h, m.part) for m in kept] == [(64, 112, 17)]
-    whole = replace(network, maps=[replace(m, part=0) for m in network.maps])
+    kept = [m for m in network.maps if m.buffer_rows]
+    assert [(m.c, m.h, m.buffer_rows) for m in kept] == [(64, 112, 17)]
+    whole = replace(network, maps=[replace(m, buffer_rows=0) for m in network.maps])
     assert network.plan()[0] < 0.75 * whole.plan()[0]
 
 
 @needs_c
 def test_a_map_in_part_that_cannot_be_is_refused():
     model, x = built("mobilenet_v1")
-    network = in_part(compiler.compile(model, x[:1]), 0)
-    at = next(op.x for op in network.ops if network.maps[op.x].part)
+    network = rolled(compiler.compile(model, x[:1]), 0)
+    at = next(op.x for op in network.ops if network.maps[op.x].buffer_rows)
     for part, maps in ((1, at), (99, at), (1, network.input), (1, network.output), (2, network.ops[-1].x)):
         wrong = replace(network, maps=[replace(m) for m in network.maps])
-        wrong.maps[maps].part = part
+        wrong.maps[maps].buffer_rows = part
         with pytest.raises(ValueError, match=r"malformed|do not go together"):
             Engine(packed.write(wrong))
 
@@ -301,4 +301,4 @@ def test_the_twin_and_the_file_agree_on_names(file):
     head = np.frombuffer(file, np.uint32, 16)
     meta = json.loads(file[head[13] : head[13] + head[14]])
     assert meta["names"] == [op.name for op in network.ops] and meta["classes"] == 10
-    assert twin.run(network, np.zeros((3, 64, 64), np.float32)).shape == (1, 1, 10)
+    assert reference.run(network, np.zeros((3, 64, 64), np.float32)).shape == (1, 1, 10)

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lab.core import kernels
-from lab.sparsebytenn import compiler, int8, packed, proof, twin
+from lab.sparsebytenn import compiler, int8, packed, proof, reference
 from lab.sparsebytenn.engine import Engine
 from lab.sparsebytenn.packed import Map, Network, Op
 
-from .native import in_part, small_networks
+from .native import rolled, small_networks
 
 needs_c = pytest.mark.skipif(kernels.lib is None, reason="the C kernels are not built")
 ARENA, ROOM = 32, 36  # of the header, in bytes
@@ -33,7 +33,7 @@ def files() -> list[bytes]:
     with torch.random.fork_rng():
         for name, (net, shape) in small_networks().items():
             network = compiler.compile(net, torch.zeros(1, *shape))
-            made += [network, in_part(network), compiler.compile(net, torch.zeros(1, *shape), interleaved=True)]
+            made += [network, rolled(network), compiler.compile(net, torch.zeros(1, *shape), interleaved=True)]
             if name in ("every", "two convolutions"):
                 made.append(int8.quantised(network, torch.randn(2, *shape)))
     return [packed.write(network) for network in made]
@@ -111,7 +111,7 @@ def test_python_loads_what_c_accepts_and_nothing_else_and_what_loads_runs_as_num
     x = torch.randn(1, *engine.shape, generator=torch.Generator().manual_seed(0))
     y = engine(x).numpy().ravel()
     with np.errstate(all="ignore"):
-        exact = twin.run(packed.read(data), x[0].numpy()).ravel()
+        exact = reference.run(packed.read(data), x[0].numpy()).ravel()
     if np.isfinite(exact).all() and np.abs(exact).max() < 1e6:  # a bit of a weight may have made it huge
         step = 0.02 * np.abs(exact).max()  # of a product in int8, whose input was near a half
         np.testing.assert_allclose(y, exact, atol=step)
@@ -153,13 +153,13 @@ def test_a_map_that_was_written_over_is_not_read():
 
 
 def test_scratch_lies_on_no_map():
-    (data,) = [data for data in files() if proof.File(data).head.room_floats][:1]
+    (data,) = [data for data in files() if proof.File(data).head.workspace_floats][:1]
     refused(put(data, ROOM, 0), "its arena is too small")
 
 
 def test_row_sums_are_those_of_the_weights():
-    data = next(d for d in files() if any(o.form & proof.IN_BYTES for o in proof.File(d).ops))
-    i = next(i for i, o in enumerate(proof.File(data).ops) if o.form & proof.IN_BYTES)
+    data = next(d for d in files() if any(o.flags & proof.U8S8 for o in proof.File(d).ops))
+    i = next(i for i, o in enumerate(proof.File(data).ops) if o.flags & proof.U8S8)
     sums = struct.unpack_from("<I", data, op_at(data, i) + SUMS)[0]
     refused(put(data, sums, struct.unpack_from("<I", data, sums)[0] + 1), "its row sums are not those of its weights")
 
@@ -167,8 +167,8 @@ def test_row_sums_are_those_of_the_weights():
 def test_sums_of_many_rows_over_many_runs():
     """More groups than are summed at once, and a sum that differs in the last row alone."""
     w = np.random.default_rng(0).integers(-127, 128, (1100, 20)).astype(np.int8)
-    op = Op("pointwise", "", 0, 1, weights=int8.pack(w, chunk=2), bias=np.zeros(1100))
-    op.bytes = packed.Bytes(1.0, 3, np.ones(1100, np.float32))
+    op = Op("pointwise", "", 0, 1, weights=int8.pack(w, k_tile=2), bias=np.zeros(1100))
+    op.int8 = packed.Int8Params(1.0, 3, np.ones(1100, np.float32))
     data = packed.write(Network([Map(20, 1, 1), Map(1100, 1, 1)], [op], 0, 1))
     packed.read(data)
     last = proof.File(data).ops[0].sums + 4 * 1099
@@ -207,7 +207,7 @@ def test_an_operator_without_weights_may_say_what_it_likes_of_them(kind):
     i = next(i for i, o in enumerate(proof.File(data).ops) if o.kind == proof.KINDS[kind])
     odd = put(put(data, op_at(data, i) + FORM - 4, 5), op_at(data, i) + FORM, 3)
     x = np.ones(Engine(data).shape, np.float32)
-    np.testing.assert_array_equal(twin.run(packed.read(odd), x), twin.run(packed.read(data), x))
+    np.testing.assert_array_equal(reference.run(packed.read(odd), x), reference.run(packed.read(data), x))
 
 
 @pytest.mark.parametrize(

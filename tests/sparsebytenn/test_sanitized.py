@@ -18,7 +18,7 @@ from lab.core import kernels
 from lab.sparsebytenn import compiler, int8, packed
 from lab.sparsebytenn.engine import Engine
 
-from .native import HERE, KERNELS, ROOT, in_part, small_networks, thinned
+from .native import HERE, KERNELS, ROOT, rolled, small_networks, thinned
 
 SOURCES = ("ref", "avx2", "avx512", "neon", "engine", "dispatch")
 SANITIZERS = "-fsanitize=address,undefined"
@@ -84,7 +84,7 @@ def files(tmp_path_factory):
             made[-1].write_bytes(packed.write(network))
             if not interleaved:
                 made.append(folder / f"{name} in part.sbnn")
-                made[-1].write_bytes(packed.write(in_part(network)))
+                made[-1].write_bytes(packed.write(rolled(network)))
             if name in ("every", "two convolutions"):
                 pictures = torch.randn(2, *Engine(made[-1].read_bytes()).shape)
                 made.append(folder / f"{made[-1].stem} in bytes.sbnn")
@@ -126,7 +126,7 @@ def with_long_runs(data):
     ops_at, n_ops = struct.unpack_from("<I", data, 28)[0], struct.unpack_from("<I", data, 20)[0]
     chunks = [ops_at + 128 * i + 32 for i in range(n_ops)]
     at = next(at for at in chunks if struct.unpack_from("<2I", data, at)[1] == packed.INDEXED)
-    return data[:at] + struct.pack("<I", kernels.LONGEST + 1) + data[at + 4 :]
+    return data[:at] + struct.pack("<I", kernels.SPMM_MAX_K_TILE + 1) + data[at + 4 :]
 
 
 @needs_c
