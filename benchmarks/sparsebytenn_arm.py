@@ -3,7 +3,7 @@
     python benchmarks/sparsebytenn_arm.py [--quick] [--json FILE]
 
 Needs gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user and llvm-19. Counts are exact and the same on every
-machine. Cycles come from llvm-mca's model of Neoverse N1, Cortex-A76's twin, for operands in the first-level cache:
+machine. Cycles come from llvm-mca's model of Neoverse N1, a server's Cortex-A76, for operands in the first-level cache:
 milliseconds made of them are a bound that memory only worsens, no prediction of a phone's time.
 """
 
@@ -105,7 +105,7 @@ def product(arm, plugin: Path, steps: Path, folder: Path) -> list[dict]:
     file = folder / "product.sbnn"
     file.write_bytes(packed.write(network))
     blocks = len(network.ops[0].weights.blocks)
-    counted = arm.a_pass(plugin, steps, file, 0)
+    counted = arm.count_pass(plugin, steps, file, 0)
     assert counted[1] == arm.fmla_of_spmm(blocks, 196), "the FMLA are not those of the formula"
     rows = {"16x4, 4 x 1 blocks": (*counted, "counted"), **{name: (*two, QUOTED) for name, two in XNNPACK.items()}}
     most = XNNPACK["XNNPACK 32x1"][0]
@@ -139,7 +139,7 @@ def whole(arm, plugin: Path, steps: Path, folder: Path, share: int, network: Net
     """Instructions of one pass through the whole network."""
     file = folder / f"{share}.sbnn"
     file.write_bytes(packed.write(network))
-    counted, fmla = arm.a_pass(plugin, steps, file)
+    counted, fmla = arm.count_pass(plugin, steps, file)
     return {"sparsity": share, "instructions": counted, "fmla": fmla}
 
 

@@ -79,7 +79,7 @@ class Sparse:
             )
         if (self.count != widths).any() if self.col is None else not are_columns(self.col, self.count, widths):
             raise ValueError(
-                "the sparse matrix is broken: a column lies outside its k-tile or stands twice; make it with kernels.pack"
+                "the sparse matrix is broken: a column lies outside its k-tile or stands twice; make it with pack"
             )
 
     @property

@@ -1,8 +1,8 @@
 """From a trained network to the engine's operators: norms folded, activations and sums fused, rows packed.
 
-The engine has convolutions (groups 1 of any square window, depthwise 3 x 3 and 5 x 5), batch norms behind them, ReLU and
-all that clamps, sums of two maps, the mean over the picture and linear layers. Anything else is a one-line error that
-names it.
+The engine has convolutions (groups 1 of any square window, depthwise 3 x 3 and 5 x 5), batch norms behind them, ReLU
+and all that clamps, sums of two maps, the mean over the picture and linear layers. Anything else is a one-line error
+that names it.
 
 A value may be fused into what reads it only if nothing else reads it, and only by how it is read: as an input or as
 what is added.
@@ -26,7 +26,7 @@ from .scheduling import chained, joined, tile_rows
 
 K_TILE = 128  # columns of W whose rows of X stay in the first-level cache
 _NOTHING = (nn.Dropout, nn.Dropout2d, nn.Identity)
-_OPERATORS = "convolutions, batch norms behind them, ReLU, ReLU6, clamps, sums, the mean over the picture, linear layers"
+_HAS = "convolutions, batch norms behind them, ReLU, ReLU6, clamps, sums, the mean over the picture, linear layers"
 _FLATTENINGS = {"flatten", "view", "reshape", "squeeze", torch.flatten, torch.reshape, torch.squeeze}
 FREE = (-np.inf, np.inf)
 
@@ -111,7 +111,7 @@ class _Builder:
             raise self._lacks(node)
 
     def _lacks(self, node: fx.Node) -> ValueError:
-        return ValueError(f"the engine has no operator for {_called(node, module_of(node))}: it has {_OPERATORS}")
+        return ValueError(f"the engine has no operator for {_called(node, module_of(node))}: it has {_HAS}")
 
     def _map(self, node: fx.Node) -> int:
         """The number of the map that holds what a node gives."""

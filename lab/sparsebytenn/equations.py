@@ -35,7 +35,7 @@ def mask_layer(B: Tensor, s: float) -> Tensor:
 
 
 def mask_global(scores: Sequence[Tensor], s: float) -> list[Tensor]:
-    """Card (4): M = [B above one threshold for all layers], the share s of all blocks removed, of a layer at most CAP."""
+    """Card (4): M = [B above one threshold of all layers], the share s of all blocks removed, at most CAP of one."""
     ranked = [B.flatten().masked_fill(_largest(B.flatten(), _kept(B.numel(), CAP)), torch.inf) for B in scores]
     stays = _largest(torch.cat(ranked), _kept(sum(map(len, ranked)), s))
     parts = stays.split([len(part) for part in ranked])

@@ -130,7 +130,9 @@ def _inputs_reference(network: Network, images: np.ndarray) -> Iterator[tuple[in
         values = {network.input: reference.planes(network, image)}
         for i, op in enumerate(network.ops):
             yield i, values[op.x].reshape(len(values[op.x]), -1)
-            values[op.y] = reference.step(op, network.maps[op.y], values[op.x], None if op.add is None else values[op.add])
+            values[op.y] = reference.step(
+                op, network.maps[op.y], values[op.x], None if op.add is None else values[op.add]
+            )
 
 
 def _inputs_c(network: Network, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

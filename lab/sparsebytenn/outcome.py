@@ -92,7 +92,7 @@ class SparseByteNNOutcome(Outcome):
     def export_web(self, folder: str | Path, **options: Any) -> Path:
         """Write a folder with one page that runs the network in a browser, sparse beside dense; its path.
 
-        Options (labels, mean, std, pictures, title) as `lab.sparsebytenn.web.bundle` takes them.
+        Options (labels, mean, std, images, title) as `lab.sparsebytenn.web.bundle` takes them.
         """
         sparse, dense = (self.engine(dense=dense, measure=False) for dense in (False, True))
         return web.export_web(sparse, folder, **({"dense": dense} | options))

@@ -41,7 +41,8 @@ _MAX_FP32 = float(np.finfo(np.float32).max)
 
 HEADER, MAP, OP = struct.Struct("<4s15I"), struct.Struct("<8I"), struct.Struct("<15I2f2I2fIf3I24x")
 Head = namedtuple(
-    "Head", "magic version size crc n_maps n_ops maps ops arena workspace workspace_floats input output meta meta_size zero"
+    "Head",
+    "magic version size crc n_maps n_ops maps ops arena workspace workspace_floats input output meta meta_size zero",
 )
 MapRecord = namedtuple("MapRecord", "c h w pitch at interleaved buffer_rows zero")
 OpRecord = namedtuple(
@@ -233,7 +234,7 @@ def _depthwise_floats(o: OpRecord, x: MapRecord) -> int:
 
 
 def _product(f: File, o: OpRecord, x: MapRecord, y: MapRecord, columns: int) -> int:
-    """The blocks that multiply `columns` of what is laid out of x, and in int8 whether x as uint8 fits the workspace."""
+    """The blocks that multiply `columns` of what is laid out of x; in int8, whether x as uint8 fits the workspace."""
     if o.flags & U8S8:
         rows, pitch = (0, x.pitch) if o.kind == KINDS["pointwise"] else (columns, o.pitch)
         if rows * o.pitch + _depthwise_floats(o, x) + -(-columns // 4) * pitch > f.head.workspace_floats:
@@ -273,7 +274,7 @@ def _blocks(f: File, o: OpRecord, groups: int, rows: int, columns: int) -> int:
 
 
 def _buffers(f: File, i: int) -> int:
-    """Whether the rolling row buffers that an operator reads and writes go with its neighbours, and hold what it reads."""
+    """Whether an operator's rolling row buffers go with its neighbours, and hold what it reads."""
     o = f.ops[i]
     x, y = f.maps[o.x], f.maps[o.y]
     if o.add != NONE and f.maps[o.add].buffer_rows:

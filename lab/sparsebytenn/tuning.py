@@ -1,4 +1,4 @@
-"""The engine's cost model, measured: each product as it runs fastest on this machine, sparse or dense, in which k-tiles."""
+"""The engine's cost model, measured: each product as it runs fastest on this machine, sparse or dense, in k-tiles."""
 
 import statistics
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ REPEATS = 7
 def tuned(network: Network) -> Network:
     """The network with every product in the form that took the least time here; without the C kernels, as it is.
 
-    A product of 4 x 1 blocks is timed with its zero blocks left out and with them, its columns cut into each of K_TILES.
+    A product of 4 x 1 blocks is timed with its zero blocks left out and with them, and with each of K_TILES.
     """
     if kernels.backend() != "c":
         return network

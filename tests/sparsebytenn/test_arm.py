@@ -38,7 +38,7 @@ def count(folder, built):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no compiler for the plugin that counts: apt-get install gcc")
     steps = arm.program(ROOT / "ckernels" / "tools" / "steps.c", built)
-    return lambda file, *op: arm.a_pass(plugin, steps, file, *op)
+    return lambda file, *op: arm.count_pass(plugin, steps, file, *op)
 
 
 def written(network, file):

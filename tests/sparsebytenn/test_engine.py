@@ -114,7 +114,7 @@ def test_it_answers_as_torch_does(name, isa, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_numpy_twin_answers_as_torch_does(name, monkeypatch):
+def test_the_numpy_reference_answers_as_torch_does(name, monkeypatch):
     monkeypatch.setenv("LAB_KERNELS", "numpy")
     model, x = built(name)
     engine = Engine(packed.write(compiler.compile(model, x[:1])))
@@ -135,10 +135,10 @@ def test_interleaved_pictures(name):
 def test_maps_kept_in_part_change_nothing(name, floats):
     model, x = built(name)
     network = compiler.compile(model, x[:1])
-    part = rolled(network, floats)
-    kept = [m.buffer_rows for m in part.maps]
+    buffered = rolled(network, floats)
+    kept = [m.buffer_rows for m in buffered.maps]
     assert any(kept) == (name not in ("mapped", "residual")) and not any(m.buffer_rows for m in network.maps)
-    data = packed.write(part)
+    data = packed.write(buffered)
     assert [m.buffer_rows for m in packed.read(data).maps] == kept
     assert torch.equal(Engine(data)(x), Engine(packed.write(network))(x))
     assert (Engine(data).profile(repeats=1).ms > 0).all()
@@ -158,9 +158,9 @@ def test_a_map_in_part_that_cannot_be_is_refused():
     model, x = built("mobilenet_v1")
     network = rolled(compiler.compile(model, x[:1]), 0)
     at = next(op.x for op in network.ops if network.maps[op.x].buffer_rows)
-    for part, maps in ((1, at), (99, at), (1, network.input), (1, network.output), (2, network.ops[-1].x)):
+    for rows, maps in ((1, at), (99, at), (1, network.input), (1, network.output), (2, network.ops[-1].x)):
         wrong = replace(network, maps=[replace(m) for m in network.maps])
-        wrong.maps[maps].buffer_rows = part
+        wrong.maps[maps].buffer_rows = rows
         with pytest.raises(ValueError, match=r"malformed|do not go together"):
             Engine(packed.write(wrong))
 
@@ -296,7 +296,7 @@ def test_the_profile_counts_what_is_done(file):
     assert all(ms > 0 for ms in race(Engine(file), Engine(file), repeats=3))
 
 
-def test_the_twin_and_the_file_agree_on_names(file):
+def test_the_reference_and_the_file_agree_on_names(file):
     network = packed.read(file)
     head = np.frombuffer(file, np.uint32, 16)
     meta = json.loads(file[head[13] : head[13] + head[14]])

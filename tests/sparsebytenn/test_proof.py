@@ -20,15 +20,15 @@ from lab.sparsebytenn.packed import Map, Network, Op
 from .native import rolled, small_networks
 
 needs_c = pytest.mark.skipif(kernels.lib is None, reason="the C kernels are not built")
-ARENA, ROOM = 32, 36  # of the header, in bytes
+ARENA, WORKSPACE = 32, 36  # of the header, in bytes
 PLACE = 16  # of a map: where it begins in the arena
-ADD, FORM, COLUMN, SUMS = 8, 36, 48, 100  # of an operator
+ADD, FLAGS, COLUMN, SUMS = 8, 36, 48, 100  # of an operator
 EDGES = [*range(6), 15, 16, 17, 63, 64, 65, 255, 65_535, *(1 << n for n in (16, 20, 28, 30, 31)), (1 << 32) - 16]
 
 
 @cache
 def files() -> list[bytes]:
-    """Every operator, channels apart and interleaved, maps whole and in part, in fp32 and in bytes."""
+    """Every operator, channels apart and interleaved, maps whole and in rolling row buffers, in fp32 and in int8."""
     made = []
     with torch.random.fork_rng():
         for name, (net, shape) in small_networks().items():
@@ -154,7 +154,7 @@ def test_a_map_that_was_written_over_is_not_read():
 
 def test_scratch_lies_on_no_map():
     (data,) = [data for data in files() if proof.File(data).head.workspace_floats][:1]
-    refused(put(data, ROOM, 0), "its arena is too small")
+    refused(put(data, WORKSPACE, 0), "its arena is too small")
 
 
 def test_row_sums_are_those_of_the_weights():
@@ -205,7 +205,7 @@ def test_only_what_adds_takes_a_sum(kind):
 def test_an_operator_without_weights_may_say_what_it_likes_of_them(kind):
     data = next(d for d in files() if any(o.kind == proof.KINDS[kind] for o in proof.File(d).ops))
     i = next(i for i, o in enumerate(proof.File(data).ops) if o.kind == proof.KINDS[kind])
-    odd = put(put(data, op_at(data, i) + FORM - 4, 5), op_at(data, i) + FORM, 3)
+    odd = put(put(data, op_at(data, i) + FLAGS - 4, 5), op_at(data, i) + FLAGS, 3)
     x = np.ones(Engine(data).shape, np.float32)
     np.testing.assert_array_equal(reference.run(packed.read(odd), x), reference.run(packed.read(data), x))
 

@@ -83,11 +83,11 @@ def files(tmp_path_factory):
             made.append(folder / f"{name}{' interleaved' * interleaved}.sbnn")
             made[-1].write_bytes(packed.write(network))
             if not interleaved:
-                made.append(folder / f"{name} in part.sbnn")
+                made.append(folder / f"{name} buffered.sbnn")
                 made[-1].write_bytes(packed.write(rolled(network)))
             if name in ("every", "two convolutions"):
                 pictures = torch.randn(2, *Engine(made[-1].read_bytes()).shape)
-                made.append(folder / f"{made[-1].stem} in bytes.sbnn")
+                made.append(folder / f"{made[-1].stem} in int8.sbnn")
                 made[-1].write_bytes(packed.write(int8.quantised(network, pictures)))
     return made
 
