@@ -91,10 +91,14 @@ def inner_loops(arm, built: Path) -> list[dict]:
     for (fmla, indexed), loop in sorted(arm.spmm_loops(built).items()):
         rows.append(
             {
-                "tile": f"{fmla // 4 * arm.LANES + fmla % 4}x4", "indexed": indexed, "fmla": fmla,
-                "instructions": len(loop), "stack": arm.stack_references(loop), "cycles": round(arm.cycles(loop), 3),
+                "tile": f"{fmla // 4 * arm.LANES + fmla % 4}x4",
+                "indexed": indexed,
+                "fmla": fmla,
+                "instructions": len(loop),
+                "stack": arm.stack_references(loop),
+                "cycles": round(arm.cycles(loop), 3),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -131,8 +135,10 @@ def bound(arm, loops: list[dict], share: int, network: Network) -> dict:
         if op.taps is not None:
             rest += x.c * y.pixels * op.k**2 / PEAK
     return {
-        "sparsity": share, "products_ms": 1000 * products / arm.HERTZ, "ms": 1000 * (products + rest) / arm.HERTZ,
-    }  # fmt: skip
+        "sparsity": share,
+        "products_ms": 1000 * products / arm.HERTZ,
+        "ms": 1000 * (products + rest) / arm.HERTZ,
+    }
 
 
 def whole(arm, plugin: Path, steps: Path, folder: Path, share: int, network: Network) -> dict:

@@ -54,6 +54,7 @@ static uint64_t floats_before_u8(const op *o, const map *x) {
 enum { TRUNCATED = 1, NOT_OURS, OTHER_VERSION, CHANGED, BAD_MAP, BAD_OP, BAD_SHAPE, BAD_SECTION, BAD_BLOCKS, BAD_ARENA };
 enum { LARGE_ARENA = 11, STALE, BAD_SUMS, BAD_TEXT };
 
+/* CRC-32 as zlib has it, bytes in order, least bit first. */
 static uint32_t crc32(const uint8_t *p, uint64_t n) {
     uint32_t crc = ~0u, table[256];
     for (uint32_t i = 0; i < 256; i++) {
@@ -227,7 +228,8 @@ static int check_op(const uint8_t *file, const op *o) {
     return BAD_OP;
 }
 
-/* The operator in whose turn op i runs: itself, or that of the first behind it to write a whole map. */
+/* Lifetimes: a map is written by one operator, read by those behind, and its floats may then be another's.
+   The operator in whose turn op i runs: itself, or that of the first behind it to write a whole map. */
 static uint32_t turn(const uint8_t *file, uint32_t i) {
     while (map_of(file, op_of(file, i)->y)->buffer_rows) i++;
     return i;
@@ -261,7 +263,7 @@ static int check_order(const uint8_t *file) {
 /* -- its description: one JSON object of integers, strings and lists of them, as packed.py writes it --------------- */
 
 typedef struct {
-    const uint8_t *at, *end;
+    const uint8_t *at, *end; /* what is left to read */
 } text;
 
 static int next(text *t, char c) { return t->at < t->end && *t->at == (uint8_t)c ? t->at++, 1 : 0; }
@@ -270,6 +272,7 @@ static int is_one_of(uint8_t c, const char *those) {
     return *those != 0;
 }
 
+/* Each of these reads what it is named after and moves on, or returns 0. */
 static int escape(text *t) {
     if (!next(t, 'u')) return t->at < t->end && is_one_of(*t->at++, "\"\\/bfnrt");
     for (int i = 0; i < 4; i++)
@@ -391,6 +394,7 @@ typedef struct {
 
 static float *workspace_of(const run *r) { return r->arena + head(r->file)->workspace; }
 
+/* There is no C library in a browser. */
 static void copy(float *to, const float *from, int64_t n) {
     for (int64_t i = 0; i < n; i++) to[i] = from[i];
 }

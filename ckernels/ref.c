@@ -42,6 +42,7 @@ static void depthwise_ref(const depthwise_f32 *s) {
             }
 }
 
+/* y[(c, i, j), (y, x)] = x[c, y * stride + i - pad, x * stride + j - pad]. */
 static void im2col_ref(const im2col_f32 *s) {
     for (int row = 0; row < s->c * s->k * s->k; row++) {
         const int c = row / (s->k * s->k), i = row / s->k % s->k, j = row % s->k;
@@ -106,6 +107,7 @@ static int quantise_ref(const quantise_u8 *s) {
     return nonfinite;
 }
 
+/* As spmm_ref, four columns at a time: y = scale * (sum of w x - zero * sum of w) + bias. */
 static void spmm_int8_ref(const spmm_u8s8 *s) {
     for (int r = 0; r < 4 * s->groups; r++) {
         for (int p = 0; p < s->n; p++) {

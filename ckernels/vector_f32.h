@@ -10,7 +10,7 @@ INLINE void gemv_groups(const int batch, const gemv_f32 *s, int g, const float *
     V acc[4][GEMV_VECTORS];
     UNROLL for (int t = 0; t < batch; t++)
         UNROLL for (int v = 0; v < GEMV_VECTORS; v++) acc[t][v] = load(s->bias + 16 * (g + t) + v * LANES);
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++) { /* a column of 16 rows: lanes are rows, x is one number for all of them */
         const V x = splat(s->x[col ? col[i] : i]);
         UNROLL for (int t = 0; t < batch; t++)
             UNROLL for (int v = 0; v < GEMV_VECTORS; v++)
@@ -61,7 +61,8 @@ static void add(const add_f32 *s) {
     for (; i < s->n; i++) s->y[i] = clamp1(s->a[i] + s->b[i], s->lo, s->hi);
 }
 
-/* Chains of multiply-adds, more than the latency of one needs to be hidden; LANES of a chain count as as many. */
+/* Multiply-adds on registers alone, in more chains than the latency of one needs to be hidden: the peak that products are
+   measured against. */
 #define CHAINS (MAXV > 3 ? 16 : 8)
 static float peak(int64_t rounds) {
     V sums[16], total = {0};

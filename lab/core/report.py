@@ -145,7 +145,7 @@ class Report:
         head = f'<tr><th></th><th {right}>before</th><th {right}>after</th><th style="text-align:left">unit</th></tr>'
         return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>{notes}"
 
-    def to_frame(self):
+    def to_frame(self) -> Any:
         """The rows as a pandas DataFrame, indexed by name, in full precision."""
         import pandas
 

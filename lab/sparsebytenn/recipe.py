@@ -92,6 +92,7 @@ class SparseByteNN:
             dense, example = run.model, run.example
             model = trace(dense, example)
             ground = survey(model, self.block)
+            # masks: layer -> (OC / block, IC), orders: class -> (C,); rows stay where they are while the network trains
             pattern = Pattern(model, ground, self.block, self.budget, self.search, self.score == "random")
             permute(model, pattern.orders, example)  # a network that cannot be is refused before training, not after
             saliencies = {name: eq.saliency(w).cpu() for name, w in pattern.weights.items()}  # layer -> (OC, IC)
@@ -121,7 +122,7 @@ class SparseByteNN:
             )
         optimiser = SGD(model.parameters(), lr=self.lr, momentum=0.9, weight_decay=1e-4)
         schedule = CosineAnnealingLR(optimiser, self.steps)
-        optimiser.register_step_post_hook(pattern.apply)
+        optimiser.register_step_post_hook(pattern.apply)  # what momentum and weight decay put there goes again
         stage = run.stage("prune", model=model, optimiser=optimiser, schedule=schedule, pattern=pattern)
 
         def terms(batch: Any) -> dict[str, Tensor]:
@@ -130,7 +131,7 @@ class SparseByteNN:
             losses = {"task": task.loss(z, batch[1].to(device))} if labels else {}
             if self.distil:
                 with torch.no_grad():
-                    z_dense = dense(x)
+                    z_dense = dense(x)  # (B, classes), as z
                 losses["distil"] = self.distil * self._distance(task, z, z_dense)
             return losses
 

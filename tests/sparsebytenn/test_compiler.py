@@ -66,8 +66,19 @@ def x():
 
 # -- networks drawn at random ------------------------------------------------------------------------------------------
 
-TAKEN = ("pointwise", "pointwise relu", "conv", "conv norm", "depthwise", "depthwise relu", "down", "add", "twice",
-         "dw + pw", "pw + dw")  # fmt: skip
+TAKEN = (
+    "pointwise",
+    "pointwise relu",
+    "conv",
+    "conv norm",
+    "depthwise",
+    "depthwise relu",
+    "down",
+    "add",
+    "twice",
+    "dw + pw",
+    "pw + dw",
+)
 EITHER = ("relu", "clamp", "norm", "cat", "identity")  # taken, or refused in one line, by where they stand
 LAYERS = {
     "pointwise": lambda c: conv(c, 4),
@@ -152,8 +163,9 @@ def test_a_clamp_is_not_written_into_a_map_that_is_read_under_another_name(x):
     """relu(flatten(y)) beside mean(y): flatten is another name of y's map."""
     net = Net(
         lambda n, x: (lambda y: n.fc(torch.relu(y.flatten(1))) + y.mean((2, 3)))(n.a(x)),
-        a=conv(3, 8, 3), fc=nn.Linear(8 * SIDE**2, 8),
-    )  # fmt: skip
+        a=conv(3, 8, 3),
+        fc=nn.Linear(8 * SIDE**2, 8),
+    )
     with pytest.raises(ValueError, match=r"relu \(relu\) follows flatten, .* the only one that reads it"):
         compiler.compile(net, x[:1])
 

@@ -66,9 +66,17 @@ class Residual(nn.Module):
 def plain() -> nn.Module:
     """A chain that ends in a linear layer on a flattened map, as LeNet does."""
     return nn.Sequential(
-        nn.Conv2d(3, 6, 5), nn.ReLU(), nn.Dropout2d(), nn.Conv2d(6, 10, 3, 2), nn.BatchNorm2d(10), nn.ReLU(),
-        nn.Flatten(), nn.Linear(10 * 5 * 5, 20), nn.ReLU(), nn.Linear(20, 7),
-    )  # fmt: skip
+        nn.Conv2d(3, 6, 5),
+        nn.ReLU(),
+        nn.Dropout2d(),
+        nn.Conv2d(6, 10, 3, 2),
+        nn.BatchNorm2d(10),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(10 * 5 * 5, 20),
+        nn.ReLU(),
+        nn.Linear(20, 7),
+    )
 
 
 def mapped() -> nn.Module:

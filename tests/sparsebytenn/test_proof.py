@@ -56,13 +56,13 @@ def map_at(data: bytes, i: int) -> int:
     return proof.Head(*proof.HEADER.unpack_from(data)).maps + proof.MAP.size * i
 
 
-def said_by_c(data: bytes) -> int:
+def checked_by_c(data: bytes) -> int:
     return kernels.lib.engine_check(kernels.ffi.from_buffer("uint8_t[]", data), len(data))
 
 
 def refused(data: bytes, words: str) -> None:
     """Both refuse it for the same reason, in one line that holds these words."""
-    assert kernels.lib is None or said_by_c(data) == proof.check(data)
+    assert kernels.lib is None or checked_by_c(data) == proof.check(data)
     with pytest.raises(ValueError, match=words) as caught:
         packed.read(data)
     assert "\n" not in str(caught.value) and "make it again" in str(caught.value)
@@ -100,7 +100,7 @@ def damaged(draw):
 @settings(max_examples=150, deadline=None)
 @given(damaged())
 def test_python_loads_what_c_accepts_and_nothing_else_and_what_loads_runs_as_numpy_says(data):
-    wrong = said_by_c(data)
+    wrong = checked_by_c(data)
     assert proof.check(data) == wrong
     if wrong:
         with pytest.raises(ValueError, match="no packed network that can be run") as caught:
@@ -119,7 +119,7 @@ def test_python_loads_what_c_accepts_and_nothing_else_and_what_loads_runs_as_num
 
 @needs_c
 def test_whole_files_pass_in_c_and_in_python():
-    assert [proof.check(data) for data in files()] == [said_by_c(data) for data in files()] == [0] * len(files())
+    assert [proof.check(data) for data in files()] == [checked_by_c(data) for data in files()] == [0] * len(files())
 
 
 # -- one thing wrong at a time -----------------------------------------------------------------------------------------
@@ -224,11 +224,11 @@ def test_a_description_that_is_none_is_refused(text):
 
 
 def test_a_description_may_hold_numbers_strings_and_lists_of_them():
-    told = {"names": ['é"\\\n'], "classes": 4, "labels": ["a", "b"], "answer": [4, -1], "title": "x", "none": []}
-    data = described(json.dumps(told).encode())
-    assert proof.check(data) == 0 and (kernels.lib is None or said_by_c(data) == 0)
+    description = {"names": ['é"\\\n'], "classes": 4, "labels": ["a", "b"], "answer": [4, -1], "title": "x", "none": []}
+    data = described(json.dumps(description).encode())
+    assert proof.check(data) == 0 and (kernels.lib is None or checked_by_c(data) == 0)
     assert packed.read(data).ops[0].name == 'é"\\\n' and packed.read(data).meta["labels"] == ["a", "b"]
-    assert Engine(data).answer == (4, 6, 7)  # [4, -1] is no shape of so many numbers
+    assert Engine(data).output_shape == (4, 6, 7)  # [4, -1] is no shape of so many numbers
     with pytest.raises(ValueError, match="give integers, strings and lists of them"):
         packed.write(Network([Map(1, 1, 1)], [], 0, 0, {"deep": {"a": 1}}))
 

@@ -55,7 +55,7 @@ def sanitized(tmp_path_factory):
     return compiled
 
 
-def said(command):
+def output_of(command):
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -64,7 +64,7 @@ def said(command):
 @slow
 @pytest.mark.parametrize("isa", kernels.ISAS)
 def test_kernels_stay_in_bounds_agree_and_keep_nan_from_three_threads(sanitized, isa):
-    lines = said([sanitized("kernels"), isa, 0, 150]).splitlines()
+    lines = output_of([sanitized("kernels"), isa, 0, 150]).splitlines()
     if lines == ["absent"]:
         pytest.skip(f"this machine has no {isa}")
     found = [re.fullmatch(rf"{isa} (\w+) compared (\d+) wrong 0 nan (\d+)", line) for line in lines]
@@ -94,7 +94,7 @@ def files(tmp_path_factory):
 
 def fuzz(program, file, rounds, seed=1):
     """How often the engine ran, and how often each reason to refuse a file was given."""
-    numbers = [int(n) for n in re.findall(r"\d+", said([program, file, seed, rounds]))]
+    numbers = [int(n) for n in re.findall(r"\d+", output_of([program, file, seed, rounds]))]
     assert numbers[0] == rounds == numbers[1] + sum(numbers[4:])
     return numbers[2], np.array(numbers[4:])
 
