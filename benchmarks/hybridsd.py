@@ -30,18 +30,20 @@ import lab
 from lab.core import cost, service, store
 from lab.core.machine import machine
 from lab.hybridsd import prompts
-from lab.hybridsd.cloud import PATH, Client, asked
+from lab.hybridsd.cloud import PATH, CloudClient, request_digest
 from lab.hybridsd.handoff import Handoff, advance, begin
 from lab.hybridsd.sampling import Conditioning
 
 RECIPE = lab.HybridSD(ks=(0, 5, 10, 15, 20, 25), controls=(5, 10), batch=48)
 WITHIN, SAVED = 2.0, 0.60  # points of semantic accuracy, share of the cloud's compute
 SD = {
-    "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768, "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
     "sample_size": 64,
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -56,9 +58,12 @@ def main() -> None:
     count = 24 if options.quick else options.prompts
     seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.quick else None]
     report: dict[str, Any] = {
-        "figures": {}, "settings": {"recipe": repr(RECIPE), "prompts": count, "within": WITHIN, "saved": SAVED},
-        "seeds": seeds, "machine": machine("diffusers"), "rows": [],
-    }  # fmt: skip
+        "figures": {},
+        "settings": {"recipe": repr(RECIPE), "prompts": count, "within": WITHIN, "saved": SAVED},
+        "seeds": seeds,
+        "machine": machine("diffusers"),
+        "rows": [],
+    }
     report["reader"] = reading(count)
     print(report["reader"], flush=True)
     for seed in seeds:
@@ -85,19 +90,20 @@ def swept(seed: int, count: int, work: Path | None) -> list[dict[str, Any]]:
 def reading(count: int) -> dict[str, float]:
     """How often the reader is right on true pictures, and on what both decoders make of them, in percent."""
     scenes = prompts.held_out(count, 99)
-    x, labels = prompts.drawn(scenes)
-    reader, found = prompts.Reader.trained(), {}
+    x, labels = prompts.rendered(scenes)
+    reader, right = prompts.Reader.trained(), {}
     for name, tiny in (("true pictures", None), ("KL decoder", False), ("tiny decoder", True)):
         shown = x if tiny is None else rebuilt(x, tiny)
-        found[name] = 100 * float((reader.read(shown) == labels).all(1).double().mean())
-    return found
+        right[name] = 100 * float((reader.read(shown) == labels).all(1).double().mean())
+    return right
 
 
 @torch.no_grad()
 def rebuilt(x: torch.Tensor, tiny: bool) -> torch.Tensor:
-    split, whole = prompts.embedded(tiny), prompts.embedded()
-    latents = whole.vae.encode(x * 2 - 1).latent_dist.mode() * whole.vae.config.scaling_factor
-    return split.decode(latents)
+    """Pictures (N, 3, H, W) encoded, and decoded by the KL decoder or the tiny one."""
+    kl = prompts.embedded().vae
+    latents = kl.encode(x * 2 - 1).latent_dist.mode() * kl.config.scaling_factor
+    return prompts.embedded(tiny).decode(latents)
 
 
 def figures(table: pandas.DataFrame) -> dict[str, Any]:
@@ -110,11 +116,11 @@ def figures(table: pandas.DataFrame) -> dict[str, Any]:
 def split_figures(table: pandas.DataFrame, kind: str) -> dict[str, Any]:
     """Means over seeds at the best split of one order that saves enough, beside the cloud alone and fewer steps."""
     mean = table.groupby(["kind", "k"])[["accuracy", "frechet", "cloud_macs"]].mean()
-    whole, alone = mean.loc["hybrid"].iloc[-1], mean.loc["hybrid"].iloc[0]
-    found = mean.loc[kind]
-    saved = 1 - found.cloud_macs / whole.cloud_macs
-    k = int(found[(saved >= SAVED) & (found.index > 0)].accuracy.idxmax())
-    chosen, fewer = found.loc[k], mean.loc[("fewer steps", k)]
+    cloud, edge = mean.loc["hybrid"].iloc[-1], mean.loc["hybrid"].iloc[0]
+    splits = mean.loc[kind]
+    saved = 1 - splits.cloud_macs / cloud.cloud_macs
+    k = int(splits[(saved >= SAVED) & (splits.index > 0)].accuracy.idxmax())
+    chosen, fewer = splits.loc[k], mean.loc[("fewer steps", k)]
     scores = table.pivot(index="seed", columns=["kind", "k"], values="accuracy")
     gap = scores["hybrid"].iloc[:, -1] - scores[kind, k]
     return {
@@ -122,17 +128,17 @@ def split_figures(table: pandas.DataFrame, kind: str) -> dict[str, Any]:
         "cloud_saving": float(saved[k]),
         "semantic_gap": float(gap.mean()),
         "semantic_gap_range": [float(gap.min()), float(gap.max())],
-        "frechet_nearer_to_cloud": bool(abs(chosen.frechet - whole.frechet) < abs(chosen.frechet - alone.frechet)),
+        "frechet_nearer_to_cloud": bool(abs(chosen.frechet - cloud.frechet) < abs(chosen.frechet - edge.frechet)),
         "beats_fewer_steps_by": float(chosen.accuracy - fewer.accuracy),
     }
 
 
 def picture_seconds(repeats: int = 5) -> float:
     """The median time of a hybrid picture, k of N steps in this process, one thread."""
-    split, times = prompts.embedded(tiny=True), []
+    pipeline, times = prompts.embedded(tiny=True), []
     for i in range(repeats + 1):
         start = time.perf_counter()
-        split.draw(
+        pipeline.draw(
             "one red circle on the left", steps=[RECIPE.k, RECIPE.N - RECIPE.k], guidance=RECIPE.guidance, seed=i
         )
         times.append(time.perf_counter() - start)
@@ -152,22 +158,22 @@ def service_beside_a_step(repeats: int = 20) -> dict[str, float]:
         p.normal_(0, 0.01, generator=generator)
     scheduler = diffusers.DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     text = torch.zeros(1, 77, 768)
-    said = Conditioning(text, text, 7.0)
+    cond = Conditioning(text, text, 7.0)
     latent = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     tokens = {"tokens0": torch.full((1, 77), 49407), "negative0": torch.full((1, 77), 49407)}
     state = begin(scheduler, latent, 25, 7.0, prompt=tokens, seed=0)
     start = time.perf_counter()
-    state = advance(state, unet, scheduler, said, 1)
+    state = advance(state, unet, scheduler, cond, 1)
     step = time.perf_counter() - start
     del unet
     with served() as url:
-        client, times = Client(url), []
+        client, times = CloudClient(url), []
         for _ in range(repeats):
             start = time.perf_counter()
             _, size = client.half(state, state.index)
             times.append(time.perf_counter() - start)
-    asked = statistics.median(times)
-    return {"step_seconds": step, "service_seconds": asked, "bytes": size, "share": asked / step}
+    asking = statistics.median(times)
+    return {"step_seconds": step, "service_seconds": asking, "bytes": size, "share": asking / step}
 
 
 @contextmanager
@@ -175,7 +181,7 @@ def served() -> Iterator[str]:
     """A service in a thread of this process that gives back the hand-off it gets."""
 
     def work(body: bytes, query: Mapping[str, str]) -> bytes:
-        return replace(Handoff.from_bytes(body), asked=asked(body, query)).to_bytes()
+        return replace(Handoff.from_bytes(body), asked=request_digest(body, query)).to_bytes()
 
     app = service.application(work, PATH, {})
     with socket.socket() as free:

@@ -503,7 +503,7 @@ def on_card(text: str) -> set[tuple[str, str]]:
 
 
 def in_code(module) -> set[tuple[str, str]]:
-    """(number, function) pairs by the 'Eq. (n):', or 'Card (n):', that a function's docstring begins with."""
+    """(number, function) pairs by the 'Eq. (n):' or 'Card (n):' that a docstring begins with."""
     found = set()
     for name, function in inspect.getmembers(module, inspect.isfunction):
         head = re.match(r"(?:Eqs?\.|Card) (\([^:]*\)):", inspect.getdoc(function) or "")
@@ -545,7 +545,7 @@ def test_a_card_that_disagrees_is_found():
         """Eq. (1): one, which Eq. (7) uses."""
 
     def both():
-        """Eqs. (2), (3a): two at once."""
+        """Card (2), (3a): two at once, by the card's own numbers."""
 
     def other():
         """As in Eq. (9): not its own."""

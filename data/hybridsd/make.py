@@ -48,29 +48,29 @@ SCHEDULE = {
 }
 
 
-def trained(name, keeps, terms, batches, lr, work, steps, average=None):
+def trained(name, state, terms, batches, lr, work, steps, average=None):
     """Minimise `terms` with AdamW and a cosine to zero; `average` is moved after each step; resumed from `work`."""
-    parameters = [p for part in keeps.values() for p in part.parameters()]
+    parameters = [p for part in state.values() for p in part.parameters()]
     adam = torch.optim.AdamW(parameters, lr, weight_decay=1e-2)
     warm = torch.optim.lr_scheduler.LinearLR(adam, 0.01, total_iters=100)
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     schedule = torch.optim.lr_scheduler.ChainedScheduler([warm, fall], adam)
     averages = {} if average is None else {"average": average}
-    stage = Stage(work, name, f"{name} {SEED}", every=200, **keeps, **averages, adam=adam, schedule=schedule)
+    stage = Stage(work, name, f"{name} {SEED}", every=200, **state, **averages, adam=adam, schedule=schedule)
     for step in descend(terms, batches, adam, stage, steps=steps, schedule=schedule, progress=False):
         if average is not None:
-            moved(average, keeps, step.index)
+            follow(average, state, step.index)
         if step.index % 50 == 49:
             print(name, step.index + 1, {k: round(v, 4) for k, v in step.terms.items()}, flush=True)
 
 
 @torch.no_grad()
-def moved(average, keeps, index, most=0.995):
+def follow(average, state, index, most=0.995):
     """The running average of the weights, quick at first."""
     rate = min(most, (1 + index) / (10 + index))
-    for part, kept in zip(average.values(), keeps.values(), strict=True):
-        for mean, now in zip(part.parameters(), kept.parameters(), strict=True):
-            mean.lerp_(now, 1 - rate)
+    for mean_part, part in zip(average.values(), state.values(), strict=True):
+        for mean, weight in zip(mean_part.parameters(), part.parameters(), strict=True):
+            mean.lerp_(weight, 1 - rate)
 
 
 def tokenizer(folder):
@@ -121,7 +121,7 @@ def kl_vae():
     )  # fmt: skip
 
 
-def train_reader(work, pictures, labels, device):
+def train_reader(work, images, labels, device):
     """The reader, on pictures with noise of any strength up to 0.06, moved by up to a pixel."""
     reader = prompts.Reader().to(device)
 
@@ -130,12 +130,12 @@ def train_reader(work, pictures, labels, device):
         x = shifted(x, 1) + 0.06 * torch.rand(len(x), 1, 1, 1, device=device) * torch.randn_like(x)
         return {name: F.cross_entropy(a, y[:, i]) for i, (name, a) in enumerate(reader.parts(x).items())}
 
-    batches = shuffled(TensorDataset(pictures, labels), BATCH)
+    batches = shuffled(TensorDataset(images, labels), BATCH)
     trained("reader", {"reader": reader}, terms, batches, 5e-3, work, STEPS["reader"])
     return reader.eval()
 
 
-def train_vae(work, pictures, things, device):
+def train_vae(work, images, things, device):
     """The autoencoder: first whole pictures, then with weight on the things and on what a network of shapes sees."""
     vae = kl_vae().to(device)
     eye = tasks.scenes().model.to(device).eval().requires_grad_(False)  # never the reader: that one only measures
@@ -147,40 +147,40 @@ def train_vae(work, pictures, things, device):
 
     def rebuilt(x):
         with torch.autocast(x.device.type, torch.bfloat16):  # twice as fast on the processors that know it
-            found = vae.encode(x).latent_dist
-            return vae.decode(found.sample()).sample.float(), 1e-5 * found.kl().float().mean() / 256
+            latents = vae.encode(x).latent_dist
+            return vae.decode(latents.sample()).sample.float(), 1e-5 * latents.kl().float().mean() / 256
 
-    def whole(batch):
+    def picture_terms(batch):
         x = batch[0].to(device) * 2 - 1
         y, kl = rebuilt(x)
         return {"picture": F.mse_loss(y, x) + 0.2 * F.l1_loss(y, x), "kl": kl}
 
-    def near(batch):
+    def shape_terms(batch):
         x, inside = batch[0].to(device) * 2 - 1, batch[1].to(device)
         y, kl = rebuilt(x)
         weight = 1 + 8 * F.max_pool2d(inside.float(), 3, 1, 1)
         apart = sum((a - b).square().sum(1).mean() for a, b in zip(seen(y), seen(x), strict=True))
         return {"picture": (weight * (y - x).square()).mean(), "seen": 0.1 * apart, "kl": kl}
 
-    batches = shuffled(TensorDataset(pictures, things), BATCH)
-    trained("vae", {"vae": vae}, whole, batches, 2e-3, work, STEPS["vae"])
-    trained("vae-shapes", {"vae": vae}, near, batches, 2e-3, work, STEPS["vae-shapes"])
+    batches = shuffled(TensorDataset(images, things), BATCH)
+    trained("vae", {"vae": vae}, picture_terms, batches, 2e-3, work, STEPS["vae"])
+    trained("vae-shapes", {"vae": vae}, shape_terms, batches, 2e-3, work, STEPS["vae-shapes"])
     return vae.eval()
 
 
 @torch.no_grad()
-def encoded(work, vae, pictures, device):
+def encoded(work, vae, images, device):
     """The latents (N, 4, 8, 8), of variance one, and the factor that made them so; kept in `work`."""
     if not store.exists(work, "latents"):
-        found = torch.cat([vae.encode(x.to(device) * 2 - 1).latent_dist.mode().cpu() for x in pictures.split(256)])
-        store.save(work, "latents", {"latents": found / found.std(), "factor": float(1 / found.std())})
+        latents = torch.cat([vae.encode(x.to(device) * 2 - 1).latent_dist.mode().cpu() for x in images.split(256)])
+        store.save(work, "latents", {"latents": latents / latents.std(), "factor": float(1 / latents.std())})
     kept = store.load(work, "latents")
     return kept["latents"], kept["factor"]
 
 
 def train_cloud(work, latents, tokens, empty, words, device):
-    keeps = {"unet": cloud_unet().to(device), "text": text_encoder(words).to(device)}
-    average = torch.nn.ModuleDict(copy.deepcopy(keeps))
+    state = {"unet": cloud_unet().to(device), "text": text_encoder(words).to(device)}
+    average = torch.nn.ModuleDict(copy.deepcopy(state))
     alphas = DPMSolverMultistepScheduler(**SCHEDULE).alphas_cumprod.to(device)
 
     def terms(batch):
@@ -188,12 +188,12 @@ def train_cloud(work, latents, tokens, empty, words, device):
         ids = torch.where(torch.rand(len(ids), 1, device=device) < 0.1, empty.to(device), ids)  # guidance needs both
         t, noise = torch.randint(1000, (len(x),), device=device), torch.randn_like(x)
         a = alphas[t].view(-1, 1, 1, 1)
-        told = keeps["text"](ids).last_hidden_state
-        said = keeps["unet"](a.sqrt() * x + (1 - a).sqrt() * noise, t, told).sample
-        return {"velocity": F.mse_loss(said, eq.velocity(x, noise, a))}
+        text_emb = state["text"](ids).last_hidden_state
+        pred = state["unet"](a.sqrt() * x + (1 - a).sqrt() * noise, t, text_emb).sample
+        return {"velocity": F.mse_loss(pred, eq.velocity(x, noise, a))}
 
     batches = shuffled(TensorDataset(latents.cpu(), tokens), LATENTS)
-    trained("cloud", keeps, terms, batches, 1e-3, work, STEPS["cloud"], average)
+    trained("cloud", state, terms, batches, 1e-3, work, STEPS["cloud"], average)
     return average["unet"].eval(), average["text"].eval()
 
 
@@ -212,7 +212,7 @@ def train_edge(work, cloud, text, latents, tokens, device):
     empty, gone = tokens[-1:], 0.1
 
     @torch.no_grad()
-    def told(ids):
+    def text_emb(ids):
         ids = torch.where(torch.rand(len(ids), 1) < gone, empty, ids)
         return text(ids.to(device)).last_hidden_state
 
@@ -223,9 +223,9 @@ def train_edge(work, cloud, text, latents, tokens, device):
 
     batches = shuffled(TensorDataset(latents, tokens[:-1]), LATENTS)
     options = {"steps": STEPS["edge"], "lr": 1e-3, "schedule": falling, "average": average, "velocity": True}
-    kept = {"checkpoint": work, "owner": f"edge {SEED}"}
-    for step in distil(cloud, edge, alphas, told, batches, **options, **kept, progress=False):
-        moved({"edge": average}, {"edge": edge}, step.index)
+    run = {"checkpoint": work, "run_id": f"edge {SEED}"}
+    for step in distil(cloud, edge, alphas, text_emb, batches, **options, **run, progress=False):
+        follow({"edge": average}, {"edge": edge}, step.index)
         if step.index % 50 == 49:
             print("edge", step.index + 1, {k: round(v, 4) for k, v in step.terms.items()}, flush=True)
     return average.eval()
@@ -241,11 +241,11 @@ def train_tiny(work, vae, latents, things, factor, device):
     def terms(batch):
         z, inside = (part.to(device) for part in batch)
         with torch.no_grad():
-            wanted = vae.decode(z / factor).sample
+            target = vae.decode(z / factor).sample
         weight = 1 + 8 * F.max_pool2d(inside.float(), 3, 1, 1)
         with torch.autocast(z.device.type, torch.bfloat16):
-            made = tiny.decode(z).sample
-        return {"teacher": (weight * (made.float() - wanted).square()).mean()}
+            output = tiny.decode(z).sample
+        return {"teacher": (weight * (output.float() - target).square()).mean()}
 
     data = TensorDataset(latents, things)
     trained("tiny", {"tiny": tiny}, terms, shuffled(data, LATENTS), 2e-3, work, STEPS["tiny"])
@@ -280,13 +280,13 @@ def main() -> None:
     work, device = options.work, options.device
     with seeded(SEED):
         scenes = prompts.learned(PICTURES)
-        pictures, labels = prompts.drawn(scenes)
-        reader = train_reader(work, pictures, labels, device)
+        images, labels = prompts.rendered(scenes)
+        reader = train_reader(work, images, labels, device)
         if options.only == "reader":
             return
         things = drawing.draw(scenes)[1].any(1, keepdim=True)
-        vae = train_vae(work, pictures, things, device)
-        latents, factor = encoded(work, vae, pictures, device)
+        vae = train_vae(work, images, things, device)
+        latents, factor = encoded(work, vae, images, device)
         vae.register_to_config(scaling_factor=factor)
         words = tokenizer(work / "tokenizer")
         ids = token_ids([*(scene.caption for scene in scenes), ""], words, None)

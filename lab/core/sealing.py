@@ -17,7 +17,7 @@ SEAL = "sha256"  # the digest of the file in which zeros stand in the digest's p
 def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
     """The file of these tensors, with the facts and the digest as its metadata; alike whenever it is made."""
     content = _in_order(save(dict(tensors), {**facts, SEAL: "0" * 64}))
-    return content.replace(_place("0" * 64), _place(hashlib.sha256(content).hexdigest()), 1)
+    return content.replace(_entry("0" * 64), _entry(hashlib.sha256(content).hexdigest()), 1)
 
 
 def header(content: bytes, most: int) -> dict[str, Any]:
@@ -29,29 +29,30 @@ def header(content: bytes, most: int) -> dict[str, Any]:
     if not 2 <= length <= min(most, len(content) - 8):
         raise ValueError(f"a header of {length:,} bytes in {len(content):,}")
     try:
-        found = json.loads(content[8 : 8 + length], object_pairs_hook=_once)
-        said = found["__metadata__"][SEAL]
-        place = _place(said)
+        read = json.loads(content[8 : 8 + length], object_pairs_hook=_once)
+        digest = read["__metadata__"][SEAL]
+        entry = _entry(digest)
     except KeyError as error:
         raise ValueError("they carry no digest") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError, AttributeError) as error:
         raise ValueError(f"{type(error).__name__}: {str(error)[:80]}") from error
-    if len(said) != 64 or hashlib.sha256(content.replace(place, _place("0" * 64), 1)).hexdigest() != said:
+    unsealed = content.replace(entry, _entry("0" * 64), 1)
+    if len(digest) != 64 or hashlib.sha256(unsealed).hexdigest() != digest:
         raise ValueError("their digest is another: send them again")
-    return found
+    return read
 
 
 def _in_order(content: bytes) -> bytes:
     """The same file with its facts in the order of their names; safetensors writes them in one by chance."""
     end = 8 + int.from_bytes(content[:8], "little")
-    found = json.loads(content[8:end])
-    found["__metadata__"] = dict(sorted(found["__metadata__"].items()))
-    text = json.dumps(found, separators=(",", ":")).encode()
+    read = json.loads(content[8:end])
+    read["__metadata__"] = dict(sorted(read["__metadata__"].items()))
+    text = json.dumps(read, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[end:]
 
 
-def _place(digest: str) -> bytes:
+def _entry(digest: str) -> bytes:
     """How the digest stands in the header."""
     return b'"%s":"%s"' % (SEAL.encode(), digest.encode())
 

@@ -1,4 +1,4 @@
-"""A small HTTP service around one function from bytes to bytes, and the function that asks it.
+"""A small HTTP service around one function from bytes to bytes, and the client that asks it.
 
 Knows no method. The service has a token, limits of size, queue and time, and a health page; it answers only under its
 own names and to no other site's page. Bodies are read in pieces and refused as soon as they are too long; work is done
@@ -10,6 +10,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import os
 import secrets
 import sys
 import threading
@@ -19,15 +20,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-MOST = 64 << 20  # bytes of an answer
+MAX_BYTES = 64 << 20  # of an answer
 Value = TypeVar("Value")
 _log = logging.getLogger("uvicorn.error")  # where the server's own lines go
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The longest body in bytes, how many requests may wait, after how many seconds a waiting one is refused, and the
-    names, beside its addresses, that the service may be asked by. A request waits from its first byte to its turn."""
+    """What a service takes: the bytes of the longest body, how many requests may wait, and for how many seconds.
+
+    `names` are those, beside its addresses, that it may be asked by. A request waits from its first byte to its turn.
+    """
 
     body: int = 8 << 20
     queue: int = 8
@@ -35,15 +38,15 @@ class Limits:
     names: tuple[str, ...] = ()
 
 
-class Refused(Exception):
-    """A request that is not answered: a status and one line."""
+class RequestRefused(Exception):
+    """A request that is not answered: an HTTP status and one line."""
 
     def __init__(self, status: int, line: str) -> None:
         super().__init__(line)
         self.status, self.line = status, line
 
 
-class Failed(Exception):
+class ServiceError(Exception):
     """A service did not answer as it should: why, in one line."""
 
 
@@ -60,23 +63,26 @@ def validate_token(host: str, token: str | None) -> None:
 
 def announced(host: str, port: int, token: str | None) -> str:
     """The token of a service that starts: the one given, or a new one, which is printed with the way to use it."""
-    made = token or secrets.token_urlsafe(24)
-    validate_token(host, made)
+    in_use = token or secrets.token_urlsafe(24)
+    validate_token(host, in_use)
     print(f"serving on http://{host}:{port}")
     if not token:
-        print(f"its token, made for this start; whoever asks runs first:\n    export LAB_TOKEN={made}")
+        print(f"its token, made for this start; whoever asks runs first:\n    export LAB_TOKEN={in_use}")
     sys.stdout.flush()
-    return made
+    return in_use
 
 
 def application(
-    work: Callable[[bytes, Mapping[str, str]], bytes], path: str, health: Mapping[str, Any],
-    token: str | None = None, limits: Limits = Limits(),
-) -> Any:  # fmt: skip
+    work: Callable[[bytes, Mapping[str, str]], bytes],
+    path: str,
+    health: Mapping[str, Any],
+    token: str | None = None,
+    limits: Limits = Limits(),
+) -> Any:
     """An ASGI application: POST `path` answers `work(body, query)`, GET /health says that it lives and what it is.
 
-    `work` may raise ValueError (400, its line) or Refused; any other exception is a 500 of one line, and a traceback
-    in the server's log only. Needs the extra `serve`.
+    `work` may raise ValueError (400, its line) or RequestRefused; any other exception is a 500 of one line, and a
+    traceback in the server's log only. Needs the extra `serve`.
     """
     try:
         from fastapi import FastAPI, Request, Response
@@ -88,21 +94,21 @@ def application(
     app = FastAPI(title="lab", docs_url=None, redoc_url=None, openapi_url=None)
     turn, waiting = asyncio.Lock(), [0]
 
-    async def taken(request: Request) -> bytes:
+    async def worked(request: Request) -> bytes:
         """The work done on the request's body, once it has come and it is its turn, both within the time allowed."""
         if waiting[0] >= limits.queue:
-            raise Refused(503, f"{waiting[0]} requests are waiting: ask again later")
+            raise RequestRefused(503, f"{waiting[0]} requests are waiting: ask again later")
         waiting[0] += 1
-        late = Refused(408, f"the body did not come within {limits.seconds:g} s: send it again")
+        late = RequestRefused(408, f"the body did not come within {limits.seconds:g} s: send it again")
         try:
             async with asyncio.timeout(limits.seconds):
                 body = await _body(request, limits.body)
-                late = Refused(503, f"no turn within {limits.seconds:g} s: ask again later")
+                late = RequestRefused(503, f"no turn within {limits.seconds:g} s: ask again later")
                 await turn.acquire()
         except TimeoutError:
             raise late from None
         except ClientDisconnect:
-            raise Refused(400, "the body broke off: send it again") from None
+            raise RequestRefused(400, "the body broke off: send it again") from None
         finally:
             waiting[0] -= 1
         try:
@@ -110,14 +116,14 @@ def application(
         finally:
             turn.release()
 
-    async def answer(request: Request) -> Response:
+    async def respond(request: Request) -> Response:
         try:
             _validate_host(request, limits.names)
             if request.method == "GET":
                 return JSONResponse({"ok": True, "waiting": waiting[0], **health})
             _validate_bearer(request.headers.get("authorization", ""), token)
-            return Response(await taken(request), media_type="application/octet-stream")
-        except Refused as refused:
+            return Response(await worked(request), media_type="application/octet-stream")
+        except RequestRefused as refused:
             return JSONResponse({"error": refused.line}, refused.status)
         except ValueError as error:
             return JSONResponse({"error": _first_line(error)}, 400)
@@ -125,8 +131,8 @@ def application(
             _log.exception("a request failed")
             return JSONResponse({"error": f"the service failed ({type(error).__name__}): its own log says why"}, 500)
 
-    app.add_api_route(path, answer, methods=["POST"], response_model=None)
-    app.add_api_route("/health", answer, methods=["GET"], response_model=None)
+    app.add_api_route(path, respond, methods=["POST"], response_model=None)
+    app.add_api_route("/health", respond, methods=["GET"], response_model=None)
     return app
 
 
@@ -137,14 +143,39 @@ def serve(app: Any, host: str, port: int) -> None:
     uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=30)
 
 
-def asked(
-    method: str, url: str, *, query: Mapping[str, str] = {}, body: bytes = b"", token: str | None = None,
-    seconds: float = 60.0, most: int = MOST,
-) -> bytes:  # fmt: skip
+class ServiceClient:
+    """Asks the service at one address.
+
+    `token` left out is the environment's LAB_TOKEN; `seconds` is the time for one whole answer.
+    """
+
+    def __init__(self, url: str, token: str | None = None, seconds: float = 60.0) -> None:
+        self.url, self.seconds = url.rstrip("/"), seconds
+        self.token = token if token is not None else os.environ.get("LAB_TOKEN")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    def request(self, method: str, path: str, *, query: Mapping[str, str] = {}, body: bytes = b"") -> bytes:
+        """The body of the answer to one request; ServiceError if it does not come."""
+        return request(method, self.url + path, query=query, body=body, token=self.token, seconds=self.seconds)
+
+
+def request(
+    method: str,
+    url: str,
+    *,
+    query: Mapping[str, str] = {},
+    body: bytes = b"",
+    token: str | None = None,
+    seconds: float = 60.0,
+    most: int = MAX_BYTES,
+) -> bytes:
     """The body of the service's answer to one request.
 
-    `seconds` is the time for the whole answer, from the first byte sent to the last one received, and `most` its
-    longest body in bytes. Failed, in one line, if it is slow, gone, too long or refuses. Needs the extra `serve`.
+    `seconds` is the time for the whole answer, from the first byte sent to the last one received, and `most` the
+    bytes of its longest body. ServiceError, in one line, if it is slow, gone, too long or refuses. Needs the extra
+    `serve`.
     """
     try:
         import httpx
@@ -152,43 +183,43 @@ def asked(
         raise ImportError("to ask a service needs httpx: pip install 'lab[serve]'") from error
     headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
 
-    async def answered() -> tuple[int, bytes]:
+    async def exchange() -> tuple[int, bytes]:
         async with (
             asyncio.timeout(seconds),
             httpx.AsyncClient(timeout=None) as client,
-            client.stream(method, url, params=query, content=body, headers=headers) as answer,
+            client.stream(method, url, params=query, content=body, headers=headers) as response,
         ):
             parts, size = [], 0
-            async for part in answer.aiter_raw():
+            async for part in response.aiter_raw():
                 size += len(part)
                 if size > most:
-                    raise Failed(f"{url} answered more than {most:,} bytes")
+                    raise ServiceError(f"{url} answered more than {most:,} bytes")
                 parts.append(part)
-            return answer.status_code, b"".join(parts)
+            return response.status_code, b"".join(parts)
 
     try:
-        status, content = _in_a_thread(answered, seconds)
+        status, content = _in_a_thread(exchange, seconds)
     except TimeoutError:
-        raise Failed(f"{url}: no whole answer within {seconds:g} s") from None
+        raise ServiceError(f"{url}: no whole answer within {seconds:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        raise Failed(f"{url}: {type(error).__name__}") from error
+        raise ServiceError(f"{url}: {type(error).__name__}") from error
     if status != 200:
-        raise Failed(f"{url} refused ({status}): {_reason(content)}")
+        raise ServiceError(f"{url} refused ({status}): {_reason(content)}")
     return content
 
 
 def _in_a_thread(work: Callable[[], Coroutine[Any, Any, Value]], seconds: float) -> Value:
     """What the coroutine gives, from a loop of its own, for a notebook has one already; TimeoutError if it hangs."""
-    found: Future[Value] = Future()
+    result: Future[Value] = Future()
 
     def run() -> None:
         try:
-            found.set_result(asyncio.run(work()))
+            result.set_result(asyncio.run(work()))
         except BaseException as error:
-            found.set_exception(error)
+            result.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return found.result(seconds + 1)  # a name server that hangs is beyond the loop's reach
+    return result.result(seconds + 1)  # a name server that hangs is beyond the loop's reach
 
 
 def _reason(content: bytes) -> str:
@@ -203,16 +234,18 @@ def _first_line(text: object) -> str:
 
 
 def _validate_host(request: Any, names: Sequence[str]) -> None:
-    """Refused if a browser was led here: by a name that is another's (DNS rebinding), or by another's page."""
+    """RequestRefused if a browser was led here: by a name that is another's (DNS rebinding), or by another's page."""
     asked_as = request.headers.get("host", "")
     host = urlsplit(f"//{asked_as}").hostname or ""
     at = (request.scope.get("server") or ("",))[0]
     by_address = _is_address(host) and not is_loopback(at)
     if not (is_loopback(host) or by_address or host in {name.lower() for name in names}):
-        raise Refused(403, f"Host {host[:80]!r} is not this service's: ask it by its address, or start it with --name")
+        raise RequestRefused(
+            403, f"Host {host[:80]!r} is not this service's: ask it by its address, or start it with --name"
+        )
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != asked_as:
-        raise Refused(403, f"Origin {origin[:80]!r} is another's page: only programs may ask this service")
+        raise RequestRefused(403, f"Origin {origin[:80]!r} is another's page: only programs may ask this service")
 
 
 def _is_address(host: str) -> bool:
@@ -225,7 +258,7 @@ def _is_address(host: str) -> bool:
 
 def _validate_bearer(header: str, token: str | None) -> None:
     if token is not None and not hmac.compare_digest(header.encode(), f"Bearer {token}".encode()):
-        raise Refused(401, "the bearer token is wrong or missing")
+        raise RequestRefused(401, "the bearer token is wrong or missing")
 
 
 async def _body(request: Any, most: int) -> bytes:
@@ -233,6 +266,6 @@ async def _body(request: Any, most: int) -> bytes:
     async for part in request.stream():
         size += len(part)
         if size > most:
-            raise Refused(413, f"the body has more than {most:,} bytes")
+            raise RequestRefused(413, f"the body has more than {most:,} bytes")
         parts.append(part)
     return b"".join(parts)

@@ -5,8 +5,8 @@ arXiv 2408.06646).
                 k of N steps, which decide what is in the picture; the small one, at the edge, takes the rest, which
                 decide how it looks. Nothing is trained for it. What crosses over is a latent, far smaller than a
                 picture of 512 x 512, with the solver's memory and the prompt's token ids.
-    symbols     N steps   k steps in the cloud   s guidance scale   w = s - 1   e_u, e_c what a U-Net says without and
-                with the prompt   e_S, e_T student and teacher   f_S, f_T their features   x a latent
+    symbols     N steps   k steps in the cloud   s guidance scale   w = s - 1   e_u, e_c a U-Net's outputs without and
+                with the prompt   e_S, e_T student's and teacher's   f_S, f_T their features   x a latent
                 q its integers
     equations   (1) model_of_step   (2) guided   (3) guidance_embedding   (4) int8   (5) relative_error
                 (6) cloud_share   (7) frechet_distance   (8) noise_loss   (9) output_loss   (10) feature_loss
@@ -14,14 +14,15 @@ arXiv 2408.06646).
                 (15) perceptual_loss   (16) adaptive_weight   (17) hinge_loss   (18) latent_loss
                 (19) velocity
     procedure   sampling.trajectory: one scheduler, set once, whose memory is carried from U-Net to U-Net;
-                handoff.advance does the same over a boundary, bit for bit, with every scheduler whose memory can
-                travel, as a rehearsal tells before the first step; pipeline.Split is the pipeline for SD 1.x, SDXL and
-                LCM; recipe.HybridSD.run sweeps k beside its controls
+                handoff.advance does so over a boundary, bit for bit, with every scheduler whose memory can travel, as
+                a rehearsal tells before the first step; pipeline.HybridPipeline is the pipeline for SD 1.x, SDXL and
+                LCM, pipeline.HybridSampler samples its prompts in the cloud and at the edge; recipe.HybridSD.run sweeps
+                k beside its controls
     where       components loads and checks the parts, blocks makes a small U-Net out of a large one, distillation
                 teaches it, consistency makes a model of few steps, tinyvae and discriminator teach a small decoder,
                 scores rank what can be cut, references and costs count the published models without weights;
-                prompts are captions whose pictures are read back, sweep draws and measures; cloud is the service
-                and its client
+                prompts are captions whose pictures are read back, sweep draws and measures; wire is the
+                hand-off as bytes, cloud the service and its client
     picture     view.explore, view.splitting
 
     departures  The paper's full text could not be had: the method follows the authors' released code; the equations'
@@ -32,9 +33,9 @@ arXiv 2408.06646).
                 a consistency model; the released code looks at the first model only.
                 Quality here is what a trained reader finds in pictures of 32 x 32, and a Frechet distance on that
                 reader's features. Neither is FID, IS or CLIP score, and no number of the paper's can be met so.
-                The embedded U-Nets say the velocity (19), not the noise: where nearly all is noise, and only the prompt
-                tells what belongs where, the loss of the noise hardly asks; on latents of 8 x 8 it never taught the
-                place of things.
+                The embedded U-Nets predict the velocity (19), not the noise: where nearly all is noise, and only the
+                prompt tells what belongs where, the loss of the noise hardly asks; on latents of 8 x 8 it never taught
+                where things are.
                 On the embedded scenes the paper's order is not the better one: what the edge loses is shape, which the
                 last steps decide, not the first (`data/hybridsd`).
                 The embedded edge U-Net keeps a quarter of every residual block's inner width and three of four heads;
@@ -47,10 +48,23 @@ arXiv 2408.06646).
 
 from ..core.rooms import at_first_use
 from .outcome import HybridSDOutcome
-from .pipeline import Drawn, Split
+from .pipeline import HybridPipeline, HybridSampler
 from .prompts import PromptTask, embedded, scenes
 from .recipe import HybridSD
+from .samples import Samples
 
-__all__ = ["Drawn", "HybridSD", "HybridSDOutcome", "PromptTask", "Split", "embedded", "scenes"]
+Split = HybridPipeline  # its first name, which notebooks of readers may still use
+
+__all__ = [
+    "HybridPipeline",
+    "HybridSD",
+    "HybridSDOutcome",
+    "HybridSampler",
+    "PromptTask",
+    "Samples",
+    "Split",
+    "embedded",
+    "scenes",
+]
 
 __getattr__, __dir__ = at_first_use(globals(), "view")

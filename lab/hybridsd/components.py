@@ -14,7 +14,7 @@ from .sampling import Conditioning
 
 _SHARED = ("in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "addition_time_embed_dim")
 _NEEDED = ("unet", "scheduler", "vae", "text_encoder", "tokenizer")
-NO_LIMIT = 10**9  # tokens: what says it reads more says that it does not know
+NO_LIMIT = 10**9  # tokens: a tokenizer that claims to read more does not know its limit
 
 
 def diffusers() -> Any:
@@ -66,12 +66,12 @@ def pipeline_parts(source: str | Path, **options: Any) -> dict[str, Any]:
     unchecked = {} if _is_xl(folder) else {"safety_checker": None, "requires_safety_checker": False}
     local = {"local_files_only": True} if folder.is_dir() else {}
     with quiet():
-        made = diffusers().DiffusionPipeline.from_pretrained(str(source), **unchecked, **local, **exact(options))
-    parts = {name: part for name, part in made.components.items() if part is not None}
-    return parts | {"force_zeros": bool(made.config.get("force_zeros_for_empty_prompt", False))}
+        loaded = diffusers().DiffusionPipeline.from_pretrained(str(source), **unchecked, **local, **exact(options))
+    parts = {name: part for name, part in loaded.components.items() if part is not None}
+    return parts | {"force_zeros": bool(loaded.config.get("force_zeros_for_empty_prompt", False))}
 
 
-def vae_of(source: str | Path, **options: Any) -> nn.Module:
+def vae_of(source: str | Path, **options: Any) -> Any:
     """The decoder of a folder or id: a KL autoencoder or a tiny one (AutoencoderTiny), as its config says."""
     library = diffusers()
     config = library.AutoencoderKL.load_config(str(source), local_files_only=Path(source).is_dir())
@@ -80,7 +80,7 @@ def vae_of(source: str | Path, **options: Any) -> nn.Module:
         return kind.from_pretrained(str(source), local_files_only=Path(source).is_dir(), **exact(options))
 
 
-def check_unets(unets: Sequence[nn.Module], vae: nn.Module | None) -> None:
+def validate_unets(unets: Sequence[Any], vae: Any) -> None:
     """ValueError that names what differs unless all U-Nets and the decoder share one latent space and one text."""
     first = unets[0].config
     for i, unet in enumerate(unets[1:], 1):
@@ -100,13 +100,13 @@ def check_unets(unets: Sequence[nn.Module], vae: nn.Module | None) -> None:
 
 
 def scaled(latent: torch.Tensor, config: Any) -> torch.Tensor:
-    """An encoder's latent as the U-Nets read it."""
+    """An encoder's latent (B, C, h, w) as the U-Nets read it."""
     spread, shift = _stretch(config, latent)
     return (latent - shift) / spread * config.scaling_factor
 
 
 def unscaled(latent: torch.Tensor, config: Any) -> torch.Tensor:
-    """A sampler's latent as the decoder reads it."""
+    """A sampler's latent (B, C, h, w) as the decoder reads it."""
     spread, shift = _stretch(config, latent)
     return latent * spread / config.scaling_factor + shift
 
@@ -126,23 +126,23 @@ def context_length(tokenizer: Any, encoder: nn.Module | None) -> int:
     transformers says 10^30 for a tokenizer that was stored without a limit. ValueError where neither has one.
     """
     positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
-    known = [n for n in (getattr(tokenizer, "model_max_length", None), positions) if n and 0 < n < NO_LIMIT]
-    if not known:
+    limits = [n for n in (getattr(tokenizer, "model_max_length", None), positions) if n and 0 < n < NO_LIMIT]
+    if not limits:
         raise ValueError(
             "the tokenizer has no model_max_length and the text encoder no max_position_embeddings: set "
             "tokenizer.model_max_length, 77 for CLIP"
         )
-    return int(min(known))
+    return int(min(limits))
 
 
 def token_ids(prompts: Sequence[str], tokenizer: Any, encoder: nn.Module | None) -> torch.Tensor:
     """Token ids (B, L); words beyond what the tokenizer and its encoder read are cut off, with a warning of them."""
     length = context_length(tokenizer, encoder)
-    whole = tokenizer(
+    uncut = tokenizer(
         list(prompts), padding="longest", truncation=True, max_length=NO_LIMIT, return_tensors="pt"
     ).input_ids
-    if whole.shape[1] > length:
-        lost = [text for text in tokenizer.batch_decode(whole[:, length - 1 : -1], skip_special_tokens=True) if text]
+    if uncut.shape[1] > length:
+        lost = [text for text in tokenizer.batch_decode(uncut[:, length - 1 : -1], skip_special_tokens=True) if text]
         warnings.warn(f"the prompt is cut to {length} tokens, without {'; '.join(lost)!r}", stacklevel=3)
     padded = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return padded.input_ids
@@ -162,17 +162,20 @@ class Text(nn.Module):
 
     def tokens(self, prompts: Sequence[str], negative: str = "") -> dict[str, torch.Tensor]:
         """Token ids by name: what goes over the wire instead of embeddings, (B, L) each."""
-        found = {}
+        ids = {}
         for i, (tokenizer, encoder) in enumerate(zip(self.tokenizers, self.encoders, strict=True)):
-            found[f"tokens{i}"] = token_ids(prompts, tokenizer, encoder)
-            found[f"negative{i}"] = token_ids([negative], tokenizer, encoder).expand(len(prompts), -1)
-        return found
+            ids[f"tokens{i}"] = token_ids(prompts, tokenizer, encoder)
+            ids[f"negative{i}"] = token_ids([negative], tokenizer, encoder).expand(len(prompts), -1)
+        return ids
 
     @torch.no_grad()
     def conditioning(
         self, tokens: Mapping[str, torch.Tensor], guidance: float, size: tuple[int, int], zeros: bool = False
     ) -> Conditioning:
-        """What the U-Nets hear for these tokens; `size` is the picture's (H, W), which SDXL is told."""
+        """The U-Nets' conditioning for these tokens (B, L); `size` is the picture's (H, W), which SDXL takes too.
+
+        `zeros`: no negative prompt was given, for which SDXL takes zeros instead of an empty text's embedding.
+        """
         text, pooled = self._encoded([tokens[f"tokens{i}"] for i in range(len(self.encoders))])
         if zeros and self.force_zeros:
             negative, negative_pooled = torch.zeros_like(text), None if pooled is None else torch.zeros_like(pooled)
@@ -180,19 +183,22 @@ class Text(nn.Module):
             negative, negative_pooled = self._encoded([tokens[f"negative{i}"] for i in range(len(self.encoders))])
         if pooled is None or negative_pooled is None:
             return Conditioning(text, negative, guidance)
+        # SDXL's six numbers: the size that is wanted, where it is cropped, the size again
         ids = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=text.device).expand(len(text), -1)
-        added = ({"text_embeds": one, "time_ids": ids} for one in (pooled, negative_pooled))
+        added = ({"text_embeds": embedding, "time_ids": ids} for embedding in (pooled, negative_pooled))
         return Conditioning(text, negative, guidance, *added)
 
     def _encoded(self, tokens: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        place = next(self.encoders[0].parameters()).device
+        """Embeddings (B, L, D), and the pooled vector (B, P) of SDXL's second encoder."""
+        device = next(self.encoders[0].parameters()).device
         if not self.is_pair:
-            return self.encoders[0](tokens[0].to(place))[0], None
-        answers = [
-            encoder(ids.to(place), output_hidden_states=True)
+            return self.encoders[0](tokens[0].to(device))[0], None
+        outputs = [
+            encoder(ids.to(device), output_hidden_states=True)
             for encoder, ids in zip(self.encoders, tokens, strict=True)
         ]
-        return torch.cat([answer.hidden_states[-2] for answer in answers], -1), answers[-1][0]
+        # SDXL reads the layer before the last of both encoders, side by side
+        return torch.cat([output.hidden_states[-2] for output in outputs], -1), outputs[-1][0]
 
 
 def _is_xl(folder: Path) -> bool:

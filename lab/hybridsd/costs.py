@@ -3,13 +3,18 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import nn
+
+from ..core import cost
 from ..core.fields import integer, one_of, real, validate
 from . import equations as eq
 from . import references
+from .pipeline import HybridPipeline, HybridSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
+class CostModel:
     """How costs are counted.
 
     inputs: U-Net inputs a step runs, 2 with guidance; a consistency model needs 1. attention_products: whether the
@@ -24,21 +29,24 @@ class Counted:
 
     def __post_init__(self) -> None:
         validate(
-            self, inputs=integer(1, 2), attention_products=one_of(True, False), decodings=integer(0),
+            self,
+            inputs=integer(1, 2),
+            attention_products=one_of(True, False),
+            decodings=integer(0),
             decoder_at=one_of("edge", "cloud", "nowhere"),
-        )  # fmt: skip
+        )
 
     @classmethod
-    def paper(cls, decoder_at: str = "edge") -> "Counted":
+    def paper(cls, decoder_at: str = "edge") -> "CostModel":
         """As the published figures: two inputs a step for LCM too, no attention products, the decoder twice."""
         return cls(inputs=2, attention_products=False, decodings=2, decoder_at=decoder_at)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Price:
+class StepCost:
     """What a step costs in the cloud and at the edge, a decoding there and one by the cloud's decoder, in one unit.
 
-    `price` counts FLOPs, `sweep.price` the MACs of models that run.
+    `step_cost` counts FLOPs of any modules, `measured` the MACs of a pipeline that runs.
     """
 
     cloud: float
@@ -52,7 +60,7 @@ class Price:
 
 @dataclass(frozen=True)
 class SplitCost:
-    """One picture's cost in the cloud and at the edge, in its price's unit, bytes in between, and the cloud alone's."""
+    """One picture's cost in the cloud and at the edge, in its step's unit, bytes in between, and the cloud alone's."""
 
     cloud: float
     edge: float
@@ -70,60 +78,90 @@ class SplitCost:
         return 100 * (1 - self.cloud / self.alone)
 
 
-def price(
-    cloud: Any, edge: Any, vae: Any, counted: Counted = Counted(), cloud_vae: Any | None = None
-) -> Price:  # fmt: skip
-    """Counted on the modules; those on the meta device cost nothing to count. `cloud_vae` left out is `vae`."""
-    products, side = counted.attention_products, cloud.config["sample_size"]
-    steps = [2.0 * references.unet_macs(net, counted.inputs, products) for net in (cloud, edge)]
-    ends = [2.0 * references.decoder_macs(net, side, attention_products=products) for net in (vae, cloud_vae or vae)]
-    return Price(cloud=steps[0], edge=steps[1], decoder=ends[0], cloud_decoder=ends[1])
+def step_cost(
+    cloud: Any, edge: Any, vae: Any, model: CostModel = CostModel(), cloud_vae: Any | None = None
+) -> StepCost:
+    """FLOPs counted on the modules; those on the meta device cost nothing to count. `cloud_vae` left out is `vae`."""
+    products, side = model.attention_products, cloud.config["sample_size"]
+    # a multiplication and an addition are two operations
+    unets = [2.0 * references.unet_macs(net, model.inputs, products) for net in (cloud, edge)]
+    decoders = [
+        2.0 * references.decoder_macs(net, side, attention_products=products) for net in (vae, cloud_vae or vae)
+    ]
+    return StepCost(cloud=unets[0], edge=unets[1], decoder=decoders[0], cloud_decoder=decoders[1])
 
 
-def split_cost(p: Price, k: int, N: int, counted: Counted = Counted(), transfer: int = 0) -> SplitCost:
-    """Eq. (6) with the decoder where `counted` says; ValueError for k out of 0..N."""
+class _Decoder(nn.Module):
+    """A decoder as a module of one input, for counting."""
+
+    vae: Any
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(latent, return_dict=False)[0]
+
+
+@torch.no_grad()
+def measured(pipeline: HybridPipeline, guidance: float) -> tuple[StepCost, tuple[int, int]]:
+    """MACs of one picture's step in the cloud and at the edge (guidance counted) and of one decoding; parameters.
+
+    Convolutions, linear layers and the products of attention. A cloud elsewhere counts its own. The parameters are
+    those of the cloud's U-Net and of the edge's.
+    """
+    sampler = HybridSampler(pipeline, ["a"], guidance)
+    latent, _ = sampler.noise(2)
+    (large, cloud), (small, edge) = (sampler.denoisers[i].size(latent, sampler.cond) for i in (0, -1))
+    decoder = cost.macs(_Decoder(pipeline.vae), (latent,))
+    return StepCost(cloud=cloud, edge=edge, decoder=decoder), (large, small)
+
+
+def split_cost(step: StepCost, k: int, N: int, model: CostModel = CostModel(), transfer: int = 0) -> SplitCost:
+    """Card (6) with the decoder where `model` says; ValueError for k out of 0..N."""
     if not 0 <= k <= N or N < 1:
         raise ValueError(f"k={k} is not allowed: give a step in 0..{N}, and N >= 1")
-    here = {place: counted.decodings * (counted.decoder_at == place) for place in ("edge", "cloud")}
-    cloud, edge = eq.cloud_share(k, N, p.cloud, p.edge, here["edge"] * p.decoder)
-    whole_decodings = 0 if counted.decoder_at == "nowhere" else counted.decodings
-    alone = N * p.cloud + whole_decodings * p.cloud_decoder
-    return SplitCost(cloud + here["cloud"] * p.cloud_decoder, edge, transfer, alone)
+    decodings = {side: model.decodings * (model.decoder_at == side) for side in ("edge", "cloud")}
+    cloud, edge = eq.cloud_share(k, N, step.cloud, step.edge, decodings["edge"] * step.decoder)
+    alone_decodings = 0 if model.decoder_at == "nowhere" else model.decodings
+    alone = N * step.cloud + alone_decodings * step.cloud_decoder
+    return SplitCost(cloud + decodings["cloud"] * step.cloud_decoder, edge, transfer, alone)
 
 
-def readings() -> dict[str, tuple[float, str]]:
+def published_savings() -> dict[str, tuple[float, str]]:
     """The published '-66 %' of cloud compute and its neighbours: percent saved, and what each assumes."""
-    of, large, vae = references.unet, references.unet("sd-1.4"), references.kl_vae()
-    figure = Counted.paper()
-    sd = price(large, of("instance-a"), vae, figure)
+    unet, large, vae = references.unet, references.unet("sd-1.4"), references.kl_vae()
+    figure = CostModel.paper()
+    sd = step_cost(large, unet("instance-a"), vae, figure)
     bare, once = replace(figure, decoder_at="nowhere"), replace(figure, decodings=1)
-    true = replace(once, inputs=1)
-    pair = of("sd-1.4-lcm"), of("instance-a-lcm"), references.tiny_vae()
-    lcm, lcm_true = (price(*pair, how, vae) for how in (figure, true))
-    return {
-        "sd, k=10, u-net": (split_cost(sd, 10, 25, bare).saving, "25 steps, U-Nets only"),
-        "sd, k=10": (split_cost(sd, 10, 25, figure).saving, "decoder at the edge, counted twice as in the figure"),
-        "sd, k=10, once": (split_cost(sd, 10, 25, once).saving, "decoder at the edge, counted once"),
-        "sd, k=5, u-net": (split_cost(sd, 5, 25, bare).saving, "25 steps, U-Nets only"),
-        "lcm, k=4": (split_cost(lcm, 4, 8, figure).saving, "8 steps, two inputs a step, decoder at the edge, twice"),
-        "lcm, k=4, as run": (split_cost(lcm_true, 4, 8, true).saving, "8 steps, one input a step, decoder once"),
-    }  # fmt: skip
+    as_run = replace(once, inputs=1)
+    pair = unet("sd-1.4-lcm"), unet("instance-a-lcm"), references.tiny_vae()
+    lcm, lcm_as_run = (step_cost(*pair, model, vae) for model in (figure, as_run))
+    cases = [
+        ("sd, k=10, u-net", sd, 10, 25, bare, "25 steps, U-Nets only"),
+        ("sd, k=10", sd, 10, 25, figure, "decoder at the edge, counted twice as in the figure"),
+        ("sd, k=10, once", sd, 10, 25, once, "decoder at the edge, counted once"),
+        ("sd, k=5, u-net", sd, 5, 25, bare, "25 steps, U-Nets only"),
+        ("lcm, k=4", lcm, 4, 8, figure, "8 steps, two inputs a step, decoder at the edge, twice"),
+        ("lcm, k=4, as run", lcm_as_run, 4, 8, as_run, "8 steps, one input a step, decoder once"),
+    ]
+    return {name: (split_cost(step, k, N, model).saving, words) for name, step, k, N, model, words in cases}
 
 
-def payloads(
+def transfer_bytes(
     side: int = 64, channels: int = 4, tokens: int = 77, width: int = 768, pooled: int = 0, scale: int = 8
-) -> dict[str, int]:  # fmt: skip
+) -> dict[str, int]:
     """Bytes of what can cross the boundary for one picture; the defaults are those of SD 1.x at 512 x 512."""
     numbers = channels * side * side
     return {
-        "latent fp16": 2 * numbers, "latent fp32": 4 * numbers, "latent int8": numbers, "history fp16": 2 * numbers,
-        "embedding fp16": 2 * tokens * width, "embedding pair fp16": 4 * tokens * width, "token ids": 2 * tokens,
-        "pooled fp16": 2 * pooled, "picture rgb": 3 * (scale * side) ** 2,
-    }  # fmt: skip
-
-
-def table(p: Price, N: int, ks: tuple[int, ...], counted: Counted = Counted(), **sizes: Any) -> dict[int, SplitCost]:
-    """The cost at each k, with an fp16 latent, its history and token ids in between wherever both sides take part."""
-    size = payloads(**sizes)
-    crossing = size["latent fp16"] + size["history fp16"] + size["token ids"]
-    return {k: split_cost(p, k, N, counted, crossing if 0 < k < N else 0) for k in ks}
+        "latent fp16": 2 * numbers,
+        "latent fp32": 4 * numbers,
+        "latent int8": numbers,
+        "history fp16": 2 * numbers,
+        "embedding fp16": 2 * tokens * width,
+        "embedding pair fp16": 4 * tokens * width,
+        "token ids": 2 * tokens,
+        "pooled fp16": 2 * pooled,
+        "picture rgb": 3 * (scale * side) ** 2,
+    }

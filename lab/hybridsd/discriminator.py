@@ -1,6 +1,6 @@
 """What judges a decoder's pictures: heads over a frozen network's features, and pictures changed at random before.
 
-The release reads DINO ViT-S/16 in five places; any network will do that is given with the names of its modules.
+The release reads DINO ViT-S/16 in five layers; any network will do that is given with the names of its modules.
 """
 
 from collections.abc import Sequence
@@ -15,49 +15,49 @@ from torch.nn.utils.parametrizations import spectral_norm
 GROUP = 8  # pictures that a virtual batch norm averages over
 
 
-class Features(nn.Module):
+class FrozenFeatures(nn.Module):
     """Outputs of the named modules of a frozen network, (N, F, h, w) or (N, tokens, F) each; pictures in [0, 1]."""
 
     def __init__(self, net: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.net, self.names = deepcopy(net).eval().requires_grad_(False), tuple(names)
-        known = dict(net.named_modules())
-        missing = [name for name in names if name not in known]
+        modules = dict(net.named_modules())
+        missing = [name for name in names if name not in modules]
         if missing or not names:
             raise ValueError(f"names={tuple(names)!r}: the network has no {', '.join(missing) or 'module of no name'}")
 
-    def forward(self, pictures: torch.Tensor) -> list[torch.Tensor]:
-        taken: dict[str, torch.Tensor] = {}
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        outputs: dict[str, torch.Tensor] = {}
 
         def take(name: str) -> Any:
-            return lambda module, inputs, output: taken.__setitem__(name, output)
+            return lambda module, inputs, output: outputs.__setitem__(name, output)
 
         hooks = [self.net.get_submodule(name).register_forward_hook(take(name)) for name in self.names]
         try:
-            self.net(pictures)
+            self.net(images)
         finally:
             for hook in hooks:
                 hook.remove()
-        return [taken[name] for name in self.names]
+        return [outputs[name] for name in self.names]
 
 
-class Discriminator(nn.Module):
-    """One answer a place of every feature map: pictures (N, 3, H, W) in [0, 1] -> (N, answers).
+class FeatureDiscriminator(nn.Module):
+    """One logit a position of every feature map: pictures (N, 3, H, W) in [0, 1] -> (N, logits).
 
     `features` stays frozen: it is not among this module's parameters. Pictures larger than `side` are cropped to it at
     random half of the time, and made smaller otherwise.
     """
 
-    def __init__(self, features: Features, widths: Sequence[int], side: int = 224) -> None:
+    def __init__(self, features: FrozenFeatures, widths: Sequence[int], side: int = 224) -> None:
         super().__init__()
         self._features, self.side = [features], side  # in a list: not a submodule
         self.heads = nn.ModuleList([_Head(width) for width in widths])
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        seen = self._features[0](self._fitted(changed(pictures)))
-        if len(seen) != len(self.heads):
-            raise ValueError(f"{len(seen)} feature maps for {len(self.heads)} widths: give one width for each")
-        return torch.cat([head(_line(x)) for head, x in zip(self.heads, seen, strict=True)], 1)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self._features[0](self._fitted(augmented(images)))
+        if len(maps) != len(self.heads):
+            raise ValueError(f"{len(maps)} feature maps for {len(self.heads)} widths: give one width for each")
+        return torch.cat([head(_sequence(x)) for head, x in zip(self.heads, maps, strict=True)], 1)
 
     def _fitted(self, x: torch.Tensor) -> torch.Tensor:
         if min(x.shape[-2:]) <= self.side:
@@ -68,8 +68,8 @@ class Discriminator(nn.Module):
         return F.interpolate(x, size=(self.side, self.side), mode="area")
 
 
-def changed(x: torch.Tensor) -> torch.Tensor:
-    """DiffAugment: each picture's brightness, saturation, contrast, place and one cut-out by its own draw."""
+def augmented(x: torch.Tensor) -> torch.Tensor:
+    """DiffAugment of pictures (N, 3, H, W): brightness, saturation, contrast, shift and one cut-out, drawn for each."""
     return _cut_out(_moved(_coloured(x)))
 
 
@@ -86,8 +86,8 @@ def _moved(x: torch.Tensor, share: float = 0.125) -> torch.Tensor:
     rows, columns = torch.arange(h, device=x.device) - dy, torch.arange(w, device=x.device) - dx  # (n, h), (n, w)
     inside = _within(rows, h)[:, None, :, None] & _within(columns, w)[:, None, None, :]
     picks = torch.arange(n, device=x.device).view(n, 1, 1)
-    found = x.permute(0, 2, 3, 1)[picks, rows.clamp(0, h - 1)[:, :, None], columns.clamp(0, w - 1)[:, None, :]]
-    return found.permute(0, 3, 1, 2) * inside
+    moved = x.permute(0, 2, 3, 1)[picks, rows.clamp(0, h - 1)[:, :, None], columns.clamp(0, w - 1)[:, None, :]]
+    return moved.permute(0, 3, 1, 2) * inside
 
 
 def _cut_out(x: torch.Tensor, share: float = 0.5) -> torch.Tensor:
@@ -103,7 +103,7 @@ def _within(i: torch.Tensor, size: int) -> torch.Tensor:
     return (i >= 0) & (i < size)
 
 
-def _line(x: torch.Tensor) -> torch.Tensor:
+def _sequence(x: torch.Tensor) -> torch.Tensor:
     """Maps (N, F, h, w) or tokens (N, L, F) as (N, F, L)."""
     return x.flatten(2) if x.ndim == 4 else x.transpose(1, 2)
 

@@ -1,6 +1,6 @@
-"""The small U-Net learns from the data, from what the large one says, and from what it says in between."""
+"""The small U-Net learns from the data, from the large one's outputs, and from its features in between."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..core.training import Stage, Step, descend
 from . import equations as eq
 
 
-def pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[str, str]]:
+def pairs(teacher: Any, student: Any) -> list[tuple[str, str]]:
     """(teacher's, student's) modules whose outputs are compared: stages from the outside in and out again.
 
     For SD-v1.4 and its block-removed student these are the six of the release: two going down, the deepest attention,
@@ -27,44 +27,55 @@ def pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[str, str]]:
 
 
 def distil(
-    teacher: nn.Module, student: nn.Module, alphas: torch.Tensor, text: Any, batches: Iterable, *, steps: int,
-    lr: float = 5e-5, checkpoint: str | Path | None = None, owner: str = "distil", progress: bool = True,
-    schedule: Any = None, average: nn.Module | None = None, velocity: bool = False,
-) -> Iterator[Step]:  # fmt: skip
-    """Train `student` in place; batches are (latents (B, C, h, w), token ids); `text(ids)` gives embeddings.
+    teacher: nn.Module,
+    student: nn.Module,
+    alphas: torch.Tensor,
+    text: Callable,
+    batches: Iterable,
+    *,
+    steps: int,
+    lr: float = 5e-5,
+    checkpoint: str | Path | None = None,
+    run_id: str = "distil",
+    progress: bool = True,
+    schedule: Callable | None = None,
+    average: nn.Module | None = None,
+    velocity: bool = False,
+) -> Iterator[Step]:
+    """Train `student` in place; batches are (latents (B, C, h, w), token ids (B, L)); `text(ids)` gives (B, L, D).
 
-    `alphas` are the cumulative products of the noise schedule. `schedule(optimiser)` gives a schedule of the rate, the
-    released one is constant. `average` is a copy of the student that follows as a running mean. `velocity` is for
+    `alphas` (T,) are the cumulative products of the noise schedule. `schedule(optimiser)` gives a schedule of the rate,
+    the released one is constant. `average` is a copy of the student that follows as a running mean. `velocity` is for
     U-Nets of 'v_prediction': the first loss is then about (19).
     """
-    place = next(student.parameters()).device
+    device = next(student.parameters()).device
     optimiser = torch.optim.AdamW(student.parameters(), lr, betas=(0.9, 0.999), weight_decay=1e-2)
-    plan = None if schedule is None else schedule(optimiser)
-    keeps = {"student": student, "adam": optimiser}
-    keeps |= {name: kept for name, kept in (("schedule", plan), ("average", average)) if kept is not None}
-    stage = Stage(checkpoint, "distil", owner, **keeps)
+    rate = None if schedule is None else schedule(optimiser)
+    state: dict[str, Any] = {"student": student, "adam": optimiser}
+    state |= {name: part for name, part in (("schedule", rate), ("average", average)) if part is not None}
+    stage = Stage(checkpoint, "distil", run_id, **state)
     clipped(optimiser)
     named = pairs(teacher, student)
-    seen = [_Outputs(net, [pair[i] for pair in named]) for i, net in enumerate((teacher, student))]
+    features = [_Outputs(net, [pair[i] for pair in named]) for i, net in enumerate((teacher, student))]
 
     def terms(batch: Any) -> dict[str, torch.Tensor]:
-        x, told = batch[0].to(place), text(batch[1])
-        t, noise = torch.randint(len(alphas), (len(x),), device=place), torch.randn_like(x)
+        x, text_emb = batch[0].to(device), text(batch[1])
+        t, noise = torch.randint(len(alphas), (len(x),), device=device), torch.randn_like(x)
         a = alphas[t].view(-1, 1, 1, 1)
         noisy = a.sqrt() * x + (1 - a).sqrt() * noise
         with torch.no_grad(), evaluating(teacher):
-            said = teacher(noisy, t, told).sample
-        answer = student(noisy, t, told).sample
+            teacher_pred = teacher(noisy, t, text_emb).sample
+        pred = student(noisy, t, text_emb).sample
         return {
-            "noise": eq.noise_loss(answer, eq.velocity(x, noise, a) if velocity else noise),
-            "output": eq.output_loss(answer, said),
-            "features": eq.feature_loss(seen[1].taken, seen[0].taken),
+            "noise": eq.noise_loss(pred, eq.velocity(x, noise, a) if velocity else noise),
+            "output": eq.output_loss(pred, teacher_pred),
+            "features": eq.feature_loss(features[1].last, features[0].last),
         }
 
     try:
-        yield from descend(terms, batches, optimiser, stage, steps=steps, schedule=plan, progress=progress)
+        yield from descend(terms, batches, optimiser, stage, steps=steps, schedule=rate, progress=progress)
     finally:
-        for outputs in seen:
+        for outputs in features:
             outputs.remove()
 
 
@@ -87,23 +98,24 @@ def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
 
 
 class _Outputs:
-    """What modules of these names gave last; of several outputs the first."""
+    """`last`: the last outputs of the modules of these names, of several outputs the first."""
 
     def __init__(self, net: nn.Module, names: list[str]) -> None:
-        self.taken: list[Any] = [None] * len(names)
+        self.last: list[Any] = [None] * len(names)
         self.hooks = [
             net.get_submodule(name).register_forward_hook(lambda *a, i=i: self._take(i, a[2]))
             for i, name in enumerate(names)
         ]
 
     def _take(self, i: int, output: Any) -> None:
-        self.taken[i] = output[0] if isinstance(output, tuple) else output
+        self.last[i] = output[0] if isinstance(output, tuple) else output
 
     def remove(self) -> None:
         for hook in self.hooks:
             hook.remove()
 
 
-def _last(net: nn.Module) -> int:
+def _last(net: Any) -> int:
+    """The index of the last attention of the innermost stage that has some."""
     deepest = [block for block in net.down_blocks if hasattr(block, "attentions")][-1]
     return len(deepest.attentions) - 1

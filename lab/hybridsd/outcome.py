@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.outcome import Outcome
-from .sweep import Point
+from .sweep import SweepPoint
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -16,34 +16,40 @@ class HybridSDOutcome(Outcome):
     `pictures` maps 'kind, k' to (P, 3, H, W) uint8, P the first of the prompts. `parts` are what a prompt tells.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[SweepPoint, ...]
     prompts: tuple[str, ...]
     parts: tuple[str, ...]
     pictures: dict[str, Tensor]
 
     def found(self) -> dict[str, Any]:
         return {
-            "points": [asdict(point) for point in self.points], "prompts": list(self.prompts),
-            "parts": list(self.parts), "pictures": self.pictures,
-        }  # fmt: skip
+            "points": [asdict(point) for point in self.points],
+            "prompts": list(self.prompts),
+            "parts": list(self.parts),
+            "pictures": self.pictures,
+        }
 
     @classmethod
     def restore(cls, saved: dict[str, Any], recipe: Any, base: Any = None) -> "HybridSDOutcome":
         """The outcome that `save` stored."""
-        found = saved["found"]
-        points = tuple(Point(**{**point, "parts": tuple(point["parts"])}) for point in found["points"])
+        kept = saved["found"]
+        points = tuple(SweepPoint(**{**point, "parts": tuple(point["parts"])}) for point in kept["points"])
         return cls(
-            recipe=recipe, **cls.records(saved), points=points, prompts=tuple(found["prompts"]),
-            parts=tuple(found["parts"]), pictures=found["pictures"],
-        )  # fmt: skip
+            recipe=recipe,
+            **cls.records(saved),
+            points=points,
+            prompts=tuple(kept["prompts"]),
+            parts=tuple(kept["parts"]),
+            pictures=kept["pictures"],
+        )
 
-    def at(self, kind: str = "hybrid") -> dict[int, Point]:
+    def at(self, kind: str = "hybrid") -> dict[int, SweepPoint]:
         """The points of one kind ('hybrid', 'edge first', 'fewer steps') by k."""
         return {point.k: point for point in self.points if point.kind == kind}
 
-    def nearest(self, within: float = 2.0) -> Point | None:
+    def nearest(self, within: float = 2.0) -> SweepPoint | None:
         """The split with least cloud compute whose semantic accuracy is within `within` points of the cloud's."""
         by = self.at()
-        whole = by[max(by)]
-        near = [point for point in by.values() if point.accuracy >= whole.accuracy - within]
+        cloud = by[max(by)]
+        near = [point for point in by.values() if point.accuracy >= cloud.accuracy - within]
         return min(near, key=lambda point: point.cloud_macs, default=None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,9 @@ from ..core import nets, store
 from ..core.data import scenes as drawing
 from ..core.data.scenes import LABELS, TEXTURES, Kind, Scene
 from ..core.task import evaluating
-from .pipeline import Split
+from .pipeline import HybridPipeline
 
-READ = {"count": LABELS["count"], "colour": LABELS["colour"], "shape": LABELS["shape"], "place": LABELS["place"],
-        "texture": tuple(TEXTURES)}  # fmt: skip
+READ = {name: LABELS[name] for name in ("count", "colour", "shape", "place")} | {"texture": tuple(TEXTURES)}
 _HELD_OUT = 144  # of the 720 kinds of scene, never learned from
 
 
@@ -36,65 +36,67 @@ def held_out(count: int = 144, seed: int = 1) -> list[Scene]:
     return drawing.random_scenes(count, seed, _parts()[1])
 
 
-def drawn(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+def rendered(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (N, 3, 32, 32) in [0, 1] and what they show (N, 5), as indices into READ."""
     rows = [[values.index(getattr(scene, name)) for name, values in READ.items()] for scene in scenes]
     return drawing.draw(scenes)[0], torch.tensor(rows)
 
 
 class Reader(nn.Module):
-    """Reads count, colour, shape, place and texture from pictures (N, 3, H, W) in [0, 1]: answers (N, 19).
+    """Reads count, colour, shape, place and texture from pictures (N, 3, H, W) in [0, 1]: logits (N, 19).
 
     Two further channels tell each pixel where it is, without which an average over the picture knows no place.
     """
+
+    net: Any
 
     def __init__(self) -> None:
         super().__init__()
         self.net = nets.resnet_cifar(8, classes=sum(map(len, READ.values())), channels=5)
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.net.linear(self.features(pictures))
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net.linear(self.features(images))
 
-    def features(self, pictures: torch.Tensor) -> torch.Tensor:
+    def features(self, images: torch.Tensor) -> torch.Tensor:
         """What the last layer reads, (N, 64): the features of the Frechet distance."""
-        n, _, h, w = pictures.shape
-        lines = (torch.linspace(-0.5, 0.5, side, device=pictures.device) for side in (h, w))
+        n, _, h, w = images.shape
+        lines = (torch.linspace(-0.5, 0.5, side, device=images.device) for side in (h, w))
         y, x = torch.meshgrid(*lines, indexing="ij")
-        told = torch.cat([pictures - 0.5, torch.stack([y, x]).expand(n, -1, -1, -1)], 1)
+        located = torch.cat([images - 0.5, torch.stack([y, x]).expand(n, -1, -1, -1)], 1)  # (N, 5, H, W)
         net = self.net
-        found = net.relu(net.bn1(net.conv1(told)))
-        return net.layer3(net.layer2(net.layer1(found))).mean((2, 3))
+        stem = net.relu(net.bn1(net.conv1(located)))
+        return net.layer3(net.layer2(net.layer1(stem))).mean((2, 3))
 
-    def parts(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The answers by what they read: count (N, 3), colour (N, 4) ..."""
-        answers = self(pictures).split([len(values) for values in READ.values()], 1)
-        return dict(zip(READ, answers, strict=True))
+    def parts(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The logits by what they read: count (N, 3), colour (N, 4) ..."""
+        logits = self(images).split([len(values) for values in READ.values()], 1)
+        return dict(zip(READ, logits, strict=True))
 
     @torch.no_grad()
-    def read(self, pictures: torch.Tensor) -> torch.Tensor:
+    def read(self, images: torch.Tensor) -> torch.Tensor:
         """What pictures show, (N, 5), as indices into READ."""
         with evaluating(self):
-            return torch.stack([answer.argmax(1) for answer in self.parts(pictures).values()], 1)
+            return torch.stack([logits.argmax(1) for logits in self.parts(images).values()], 1)
 
     @classmethod
     def trained(cls) -> "Reader":
         """The reader of `data/hybridsd`."""
-        made = cls()
+        reader = cls()
         state = {name: x.float() if x.is_floating_point() else x for name, x in load_file(_file("reader")).items()}
-        made.load_state_dict(state)
-        return made.eval()
+        reader.load_state_dict(state)
+        return reader.eval()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptTask:
     """A diffusion pipeline, the prompts that it draws, and what tells how well it does.
 
-    `right(pictures)` gives (N, P) bool: whether each of the P parts of a prompt is to be seen (the pictures are those
-    of the prompts, in order). `features(pictures)` gives (N, F) for the Frechet distance to `real`, pictures
-    (M, 3, H, W) in [0, 1]. `parts` names the P parts.
+    `right(images)` gives (N, P) bool: whether each of the P parts of a prompt is to be seen (the pictures are those of
+    the prompts, in order). `features(images)` gives (N, F) for the Frechet distance to `real`, pictures (M, 3, H, W) in
+    [0, 1]. `parts` names the P parts.
     """
 
-    model: Split = field(repr=False)
+    model: HybridPipeline = field(repr=False)
     prompts: tuple[str, ...] = field(repr=False)
     right: Callable[[torch.Tensor], torch.Tensor] = field(repr=False)
     features: Callable[[torch.Tensor], torch.Tensor] = field(repr=False)
@@ -106,17 +108,17 @@ class PromptTask:
         if not self.prompts or not all(isinstance(prompt, str) for prompt in self.prompts):
             raise ValueError("PromptTask.prompts is empty or holds other things than text: give one text or more")
         if not isinstance(self.model, nn.Module):
-            raise TypeError(f"PromptTask.model is a {type(self.model).__name__}: give a lab.hybridsd.Split")
+            raise TypeError(f"PromptTask.model is a {type(self.model).__name__}: give a lab.hybridsd.HybridPipeline")
 
 
-def scenes(count: int = 144, seed: int = 1, model: Split | None = None) -> PromptTask:
+def scenes(count: int = 144, seed: int = 1, model: HybridPipeline | None = None) -> PromptTask:
     """Prompts never learned from, read back by the trained reader: `count` of them, beside true pictures of the same.
 
     `model` left out is the embedded pipeline of `data/hybridsd`: cloud, edge, tiny decoder.
     """
     reader = Reader.trained()
-    made = held_out(count, seed)
-    labels = drawn(made)[1]
+    shown = held_out(count, seed)
+    labels = rendered(shown)[1]
 
     def features(x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), evaluating(reader):
@@ -124,18 +126,18 @@ def scenes(count: int = 144, seed: int = 1, model: Split | None = None) -> Promp
 
     return PromptTask(
         model=embedded() if model is None else model,
-        prompts=tuple(scene.caption for scene in made),
+        prompts=tuple(scene.caption for scene in shown),
         right=lambda x: reader.read(x.cpu()) == labels[: len(x)],
         features=features,
-        real=drawn(held_out(count, seed + 1000))[0],
+        real=rendered(held_out(count, seed + 1000))[0],
         name=f"{count} held-out scenes, seed {seed}",
     )
 
 
-def embedded(tiny: bool = False, solver: str = "dpm++") -> Split:
+def embedded(tiny: bool = False, solver: str = "dpm++") -> HybridPipeline:
     """The pipeline of `data/hybridsd`: a cloud and an edge U-Net for 32 x 32 scenes; `tiny` takes the small decoder."""
     folder = store.artefact("hybridsd/model_index.json").parent
-    return Split.from_pretrained(folder, folder / "edge", folder / "tiny" if tiny else None, solver=solver)
+    return HybridPipeline.from_pretrained(folder, folder / "edge", folder / "tiny" if tiny else None, solver=solver)
 
 
 def _file(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -10,20 +11,20 @@ from typing import Any
 
 import torch
 
-from ..core import cost, store
+from ..core import store
 from ..core.fields import Allowed, integer, one_of, real, validate
 from ..core.machine import device_of
 from ..core.report import Report, Row, attempt
 from ..core.running import digest, network, validate_kind
 from ..core.training import Step, seeded
 from . import cloud as cloud_service
+from . import costs, sweep
 from . import prompts as prompting
-from . import sweep
-from .components import is_source
+from .components import is_source, vae_of
 from .outcome import HybridSDOutcome
-from .pipeline import SOLVERS, Split, solver_of
+from .pipeline import SOLVERS, HybridPipeline
 from .prompts import PromptTask
-from .sweep import Point
+from .sweep import Quality, SweepPoint, Variant
 
 SHOWN = 6  # prompts whose pictures the outcome keeps
 
@@ -56,11 +57,17 @@ class HybridSD:
 
     def __post_init__(self) -> None:
         validate(
-            self, cloud=_source("a folder, a hub id 'owner/name' or 'http://host:port'", url=True),
-            edge=_source("a folder or a hub id 'owner/name'"), vae=_source("a folder or a hub id 'owner/name'"),
-            N=integer(1, 1000), solver=one_of(*SOLVERS, "own"), guidance=real(0), prompts=integer(1), batch=integer(1),
+            self,
+            cloud=_source("a folder, a hub id 'owner/name' or 'http://host:port'", url=True),
+            edge=_source("a folder or a hub id 'owner/name'"),
+            vae=_source("a folder or a hub id 'owner/name'"),
+            N=integer(1, 1000),
+            solver=one_of(*SOLVERS, "own"),
+            guidance=real(0),
+            prompts=integer(1),
+            batch=integer(1),
             handoff=one_of("exact", "int8"),
-        )  # fmt: skip
+        )
         validate(self, k=integer(0, self.N), ks=_steps(0, self.N), controls=_steps(1, self.N, least=0))
         for name in ("ks", "controls"):
             object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
@@ -79,29 +86,34 @@ class HybridSD:
         return cls(**{"guidance": 7.0, **settings[name]})
 
     @staticmethod
-    def from_pretrained(cloud: str | Path, edge: Any = None, vae: str | Path | None = None, **options: Any) -> Split:
-        """The pipeline of folders or hub ids, to draw with: `.draw('a cat', steps=[10, 15])`; see `Split`."""
-        return Split.from_pretrained(cloud, edge, vae, **options)
+    def from_pretrained(
+        cloud: str | Path, edge: Any = None, vae: str | Path | None = None, **options: Any
+    ) -> HybridPipeline:
+        """The pipeline of folders or hub ids, to draw with: `.draw('a cat', steps=[10, 15])`; see `HybridPipeline`."""
+        return HybridPipeline.from_pretrained(cloud, edge, vae, **options)
 
-    def pipeline(self) -> Split:
+    def pipeline(self) -> HybridPipeline:
         """The models of this recipe's `cloud`, `edge` and `vae`, with its solver."""
         if self.cloud.startswith(("http://", "https://")):
             return self._remote()
         if not self.cloud and not self.edge:
-            found = prompting.embedded(solver=self.solver)
-            return found if not self.vae else Split.of(*_decoded(found, self.vae))
+            pipeline = prompting.embedded(solver=self.solver)
+            if not self.vae:
+                return pipeline
+            return HybridPipeline.of(pipeline.components(), list(pipeline.unets)[1:], vae_of(self.vae))
         if not self.cloud or not self.edge:
             raise ValueError(f"HybridSD: cloud={self.cloud!r} and edge={self.edge!r} belong together: give both")
-        return Split.from_pretrained(self.cloud, self.edge, self.vae or None, solver=self.solver)
+        return HybridPipeline.from_pretrained(self.cloud, self.edge, self.vae or None, solver=self.solver)
 
-    def _remote(self) -> Split:
+    def _remote(self) -> HybridPipeline:
         """The edge's whole pipeline here, the first steps at `cloud`; the token is the environment's LAB_TOKEN."""
-        local = replace(self, cloud="").pipeline() if not self.edge else Split.from_pretrained(
-            self.edge, None, self.vae or None, solver=self.solver
-        )  # fmt: skip
-        client = cloud_service.Client(self.cloud)
+        if self.edge:
+            local = HybridPipeline.from_pretrained(self.edge, None, self.vae or None, solver=self.solver)
+        else:
+            local = replace(self, cloud="").pipeline()
+        client = cloud_service.CloudClient(self.cloud)
         client.mark = cloud_service.fingerprint(local)
-        return Split([local.unets[-1]], local.scheduler, local.text, local.vae, client)
+        return HybridPipeline([local.unets[-1]], local.scheduler, local.text, local.vae, client)
 
     def run(
         self,
@@ -115,77 +127,87 @@ class HybridSD:
         """Draw the task's prompts at every split and with every control; the models passed in are not changed."""
         if task is not None:
             validate_kind(self, task, PromptTask, "lab.hybridsd.scenes(48) or a PromptTask of your own")
-        device = device_of(device)
+        device = None if device is None else device_of(device)
         with seeded(seed), store.held(checkpoint):
             task = prompting.scenes(self.prompts, 1, self.pipeline()) if task is None else task
-            split = self._split(task.model, device)
-            ways = self.ways()
-            size, price = self._bytes(split, task.prompts[0]), sweep.price(split, self.guidance)
-            large = cost.parameters(split.unets[0]) if split.cloud is None else split.cloud.about()["parameters"]
-            options = {"N": self.N, "guidance": self.guidance, "batch": self.batch, "seed": seed}
-            owner = f"{self!r} with seed {seed} on {task.name}"
-            if checkpoint is not None:
-                owner = f"{owner} (network {digest(network(split))}, prompts {digest(task.prompts)})"
-            drawn = list(
-                sweep.pictures(task, split, ways, **options, progress=progress, checkpoint=checkpoint, owner=owner)
+            variants, pipeline = self.variants(), self._prepared(task.model, device)
+            run_id = self._run_id(task, pipeline, seed, checkpoint)
+            per_step, parameters = costs.measured(pipeline, self.guidance)
+            batches = sweep.batches(
+                task,
+                pipeline,
+                variants,
+                N=self.N,
+                guidance=self.guidance,
+                batch=self.batch,
+                seed=seed,
+                int8=self.handoff == "int8",
+                progress=progress,
+                checkpoint=checkpoint,
+                run_id=run_id,
             )
-            shown = {way: torch.cat([batch[way] for batch in drawn]) for way in ways}
-            worth, notes = _worth(task, shown)
-            points = tuple(sweep.point(way, worth[way], price, self.N, size) for way in ways)
+            images, sizes = _joined(list(batches), variants)
+            worth, notes = _judged(task, images)
+            points = tuple(sweep.point(v, worth[v], per_step, self.N, sizes[v]) for v in variants)
+            report = self._report(task, points, parameters, 3 * math.prod(pipeline.size), notes)
         return HybridSDOutcome(
             recipe=self,
-            report=self._report(split, task, points, large, notes),
-            trace=tuple(chain(*(_steps_of(points, kind) for kind in sweep.KINDS))),
+            report=report,
+            trace=tuple(chain(*(_trace(points, kind) for kind in sweep.KINDS))),
             points=points,
             prompts=task.prompts[:SHOWN],
             parts=task.parts,
-            pictures={f"{kind}, {k}": (255 * shown[kind, k][:SHOWN]).round().to(torch.uint8) for kind, k in ways},
+            pictures={f"{kind}, {k}": (255 * images[kind, k][:SHOWN]).round().to(torch.uint8) for kind, k in variants},
         )
 
-    def ways(self) -> list[tuple[str, int]]:
+    def variants(self) -> list[Variant]:
         """(kind, k) of everything that is drawn."""
         ks = sorted({0, self.k, self.N, *self.ks})
-        others = [(kind, k) for kind in sweep.KINDS[1:] for k in self.controls]
-        return [("hybrid", k) for k in ks] + others
+        controls = [(kind, k) for kind in sweep.KINDS[1:] for k in self.controls]
+        return [("hybrid", k) for k in ks] + controls
 
-    def _split(self, split: Split, device: Any) -> Split:
+    def _prepared(self, pipeline: HybridPipeline, device: torch.device | None) -> HybridPipeline:
         """The task's pipeline with this recipe's solver, on the device; a copy where it must move."""
-        if split.cloud is None and len(split.unets) < 2:
-            raise ValueError("run() splits steps between two models: give a Split of two U-Nets, or one with a cloud")
-        most = self.batch if split.cloud is None else split.cloud.about()["pictures"]
-        if self.batch > most:
+        if len(pipeline.denoisers) < 2:
+            raise ValueError(
+                "run() splits steps between two models: give a HybridPipeline of two U-Nets, or one with a cloud"
+            )
+        most = pipeline.denoisers[0].max_images
+        if most is not None and self.batch > most:
             raise ValueError(f"HybridSD: batch={self.batch} is not allowed: the cloud takes at most {most} pictures")
-        if device is not None and torch.device(device) != split.device:
-            split = deepcopy(split).to(device)
-        return split.with_solver(solver_of(split.scheduler, self.solver))
+        if device is not None and device != pipeline.device:
+            pipeline = deepcopy(pipeline).to(device)
+        return pipeline.with_solver(self.solver)
 
-    def _bytes(self, split: Split, prompt: str) -> int:
-        k = min(max(self.k, 1), self.N - 1)
-        return sweep.handoff_bytes(split, prompt, k, self.N, self.guidance, self.handoff == "int8") if self.N > 1 else 0
+    def _run_id(self, task: PromptTask, pipeline: HybridPipeline, seed: int, checkpoint: str | Path | None) -> str:
+        """This run's name on a checkpoint: recipe, seed, task, and what tells its network and prompts from others."""
+        name = f"{self!r} with seed {seed} on {task.name}"
+        if checkpoint is None:
+            return name
+        return f"{name} (network {digest(network(pipeline))}, prompts {digest(task.prompts)})"
 
     def _report(
-        self, split: Split, task: PromptTask, points: tuple[Point, ...], large: int, notes: tuple[str, ...]
+        self,
+        task: PromptTask,
+        points: tuple[SweepPoint, ...],
+        parameters: tuple[int, int],
+        raw_bytes: int,
+        notes: tuple[str, ...],
     ) -> Report:
+        """Before is the cloud alone, after the split at k; then the edge alone and every control."""
         by = {(point.kind, point.k): point for point in points}
-        whole, part, alone = by["hybrid", self.N], by["hybrid", self.k], by["hybrid", 0]
-        h, w = split.size
+        cloud, split, edge = by["hybrid", self.N], by["hybrid", self.k], by["hybrid", 0]
         rows = [
-            Row("parameters", large, cost.parameters(split.unets[-1])),
-            Row("cloud macs", whole.cloud_macs, part.cloud_macs),
-            Row("edge macs", whole.edge_macs, part.edge_macs),
-            Row("bytes", 3 * h * w, part.bytes, "B"),
-            Row("semantic accuracy", whole.accuracy, part.accuracy, "%", "learned", 1),
-            Row("frechet distance", whole.frechet, part.frechet, "", "learned", 2),
-            Row("semantic accuracy, edge only", whole.accuracy, alone.accuracy, "%", "learned", 1),
-            Row("frechet distance, edge only", whole.frechet, alone.frechet, "", "learned", 2),
+            Row("parameters", *parameters),
+            Row("cloud macs", cloud.cloud_macs, split.cloud_macs),
+            Row("edge macs", cloud.edge_macs, split.edge_macs),
+            Row("bytes", raw_bytes, split.bytes, "B"),
+            *_quality_rows("", cloud, split),
+            *_quality_rows(", edge only", cloud, edge),
         ]
         for kind, k in by:
             if kind != "hybrid":
-                found = by[kind, k]
-                rows += [
-                    Row(f"semantic accuracy, {kind}, {k}", whole.accuracy, found.accuracy, "%", "learned", 1),
-                    Row(f"frechet distance, {kind}, {k}", whole.frechet, found.frechet, "", "learned", 2),
-                ]
+                rows += _quality_rows(f", {kind}, {k}", cloud, by[kind, k])
         return Report(repr(self), tuple(rows), self._notes(task) + notes)
 
     def _notes(self, task: PromptTask) -> tuple[str, ...]:
@@ -198,24 +220,41 @@ class HybridSD:
         )
 
 
-def _worth(task: PromptTask, shown: dict[tuple[str, int], torch.Tensor]) -> tuple[dict, tuple[str, ...]]:
-    """The quality of each way of drawing, and notes on what could not be judged: the pictures are kept all the same."""
-    worth: dict[str, tuple] = {}
+def _quality_rows(suffix: str, before: SweepPoint, after: SweepPoint) -> list[Row]:
+    return [
+        Row(f"semantic accuracy{suffix}", before.accuracy, after.accuracy, "%", "learned", 1),
+        Row(f"frechet distance{suffix}", before.frechet, after.frechet, "", "learned", 2),
+    ]
+
+
+def _joined(
+    batches: Sequence[sweep.Sampled], variants: Sequence[Variant]
+) -> tuple[dict[Variant, torch.Tensor], dict[Variant, int]]:
+    """The pictures (n, 3, H, W) of all prompts by variant, and a hand-off's bytes, of the first batch."""
+    images = {variant: torch.cat([batch.images[variant] for batch in batches]) for variant in variants}
+    return images, batches[0].bytes
+
+
+def _judged(task: PromptTask, images: dict[Variant, torch.Tensor]) -> tuple[dict[Variant, Quality], tuple[str, ...]]:
+    """The quality of each variant, and notes on what could not be judged: the pictures are kept all the same."""
+    worth: dict[Variant, Quality] = {}
     notes: dict[str, None] = {}  # in order, each once
-    unknown = (math.nan, (math.nan,) * len(task.parts), math.nan)
-    for way, pictures in shown.items():
-        found, note = attempt("quality not judged", sweep.quality, task, pictures)
-        worth[way] = found or unknown
+    unknown = Quality(math.nan, (math.nan,) * len(task.parts), math.nan)
+    for variant, shown in images.items():
+        measured, note = attempt("quality not judged", sweep.quality, task, shown)
+        worth[variant] = measured or unknown
         notes |= {note: None} if note else {}
     return worth, tuple(notes)
 
 
-def _steps_of(points: tuple[Point, ...], kind: str) -> list[Step]:
-    found = [point for point in points if point.kind == kind]
-    return [
-        Step(kind, i, {"k": float(p.k), "semantic accuracy": p.accuracy, "frechet distance": p.frechet})
-        for i, p in enumerate(found)
-    ]
+def _trace(points: tuple[SweepPoint, ...], kind: str) -> list[Step]:
+    """The points of one kind as steps."""
+    terms = (
+        {"k": float(p.k), "semantic accuracy": p.accuracy, "frechet distance": p.frechet}
+        for p in points
+        if p.kind == kind
+    )
+    return [Step(kind, i, values) for i, values in enumerate(terms)]
 
 
 def _source(words: str, url: bool = False) -> Allowed:
@@ -234,9 +273,3 @@ def _steps(low: int, high: int, least: int = 1) -> Allowed:
         )
 
     return Allowed(holds, f"different integers in {low}..{high}, at least {least}")
-
-
-def _decoded(split: Split, vae: str) -> tuple:
-    from .components import vae_of
-
-    return split.components(), list(split.unets[1:]), vae_of(vae)

@@ -27,7 +27,7 @@ _ONE_CALL = (
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """What every U-Net of a trajectory hears beside latent and time.
+    """What every U-Net of a trajectory is conditioned on beside latent and time.
 
     `text` and `negative` are (B, L, D) embeddings, `added` and `added_negative` the SDXL extras (`text_embeds`,
     `time_ids`), each (B, ...). Guidance above 1 runs two inputs a picture, except in a U-Net that embeds the guidance
@@ -41,13 +41,10 @@ class Conditioning:
     added_negative: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: Any, dtype: torch.dtype | None = None) -> "Conditioning":
-        """The same on another device or in another precision."""
-
-        def moved(x):
-            return None if x is None else x.to(device, dtype)
-
-        extras = ({name: moved(x) for name, x in part.items()} for part in (self.added, self.added_negative))
-        return Conditioning(moved(self.text), moved(self.negative), self.guidance, *extras)
+        """This conditioning on another device or in another precision."""
+        negative = None if self.negative is None else self.negative.to(device, dtype)
+        extras = ({name: x.to(device, dtype) for name, x in part.items()} for part in (self.added, self.added_negative))
+        return Conditioning(self.text.to(device, dtype), negative, self.guidance, *extras)
 
 
 class NotFinite(ValueError):
@@ -78,7 +75,8 @@ def fresh(scheduler: Any, steps: int, device: Any = None) -> Any:
 
 def rehearsal(scheduler: Any, steps: int) -> Rehearsal:
     """The scheduler's N steps rehearsed; ValueError in one line if it cannot take them."""
-    return _rehearsed(type(scheduler), json.dumps(plain(scheduler.config)), steps)
+    kind: Any = type(scheduler)
+    return _rehearsed(kind, json.dumps(plain(scheduler.config)), steps)
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,32 +85,44 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(kept, default=lambda x: x.tolist()))
 
 
-def noise_prediction(unet: nn.Module, latent: torch.Tensor, t: torch.Tensor, said: Conditioning) -> torch.Tensor:
+def noise_prediction(unet: Any, latent: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
     """The guided prediction for an input (B, C, h, w) that the scheduler has scaled."""
-    embeds = _guidance_size(unet)
-    if embeds is not None:
-        w = torch.tensor(said.guidance - 1).repeat(len(latent))
-        told = eq.guidance_embedding(w, embeds).to(latent.device, latent.dtype)
-        return _called(unet, latent, t, said.text, said.added, told)
-    if not doubles(unet, said):
-        return _called(unet, latent, t, said.text, said.added)
-    assert said.negative is not None  # or there would be nothing to double
-    text = torch.cat([said.negative, said.text])
-    added = {name: torch.cat([said.added_negative[name], said.added[name]]) for name in said.added}
-    unconditional, conditional = _called(unet, torch.cat([latent, latent]), t, text, added).chunk(2)
-    return eq.guided(unconditional, conditional, said.guidance)
+    width = _guidance_width(unet)
+    if width is not None:
+        w = torch.tensor(cond.guidance - 1).repeat(len(latent))
+        guidance_emb = eq.guidance_embedding(w, width).to(latent.device, latent.dtype)  # (B, width)
+        return _output(unet, latent, t, cond.text, cond.added, guidance_emb)
+    if not doubles(unet, cond):
+        return _output(unet, latent, t, cond.text, cond.added)
+    assert cond.negative is not None  # or there would be nothing to double
+    # one call of 2 B inputs: first those without the prompt, then those with it
+    text = torch.cat([cond.negative, cond.text])
+    added = {name: torch.cat([cond.added_negative[name], cond.added[name]]) for name in cond.added}
+    unconditional, conditional = _output(unet, torch.cat([latent, latent]), t, text, added).chunk(2)
+    return eq.guided(unconditional, conditional, cond.guidance)
 
 
-def doubles(unet: nn.Module, said: Conditioning) -> bool:
+class GuidedUNet(nn.Module):
+    """A U-Net with its conditioning: the guided prediction for (latent, t), as one module whose cost is counted."""
+
+    def __init__(self, unet: nn.Module, cond: Conditioning) -> None:
+        super().__init__()
+        self.unet, self.cond = unet, cond
+
+    def forward(self, latent: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return noise_prediction(self.unet, latent, t, self.cond)
+
+
+def doubles(unet: Any, cond: Conditioning) -> bool:
     """Whether guidance makes this U-Net run twice a step."""
-    return said.guidance > 1 and said.negative is not None and _guidance_size(unet) is None
+    return cond.guidance > 1 and cond.negative is not None and _guidance_width(unet) is None
 
 
 def trajectory(
     unets: Sequence[nn.Module],
     scheduler: Any,
     latent: torch.Tensor,
-    said: Conditioning,
+    cond: Conditioning,
     steps: Sequence[int],
     generator: torch.Generator | None = None,
     begin: int = 0,
@@ -124,21 +134,21 @@ def trajectory(
     """
     chosen = eq.model_of_step(list(steps))
     for index in range(begin, len(chosen)):
-        latent = step(unets[chosen[index]], scheduler, latent, said, index, generator)
+        latent = step(unets[chosen[index]], scheduler, latent, cond, index, generator)
         yield latent
 
 
 @torch.no_grad()
 def step(
-    unet: nn.Module, scheduler: Any, latent: torch.Tensor, said: Conditioning, index: int, generator: Any = None
+    unet: nn.Module, scheduler: Any, latent: torch.Tensor, cond: Conditioning, index: int, generator: Any = None
 ) -> torch.Tensor:
     """The latent after step `index` of the scheduler's timesteps; ValueError where it is not finite."""
-    return _stepped(scheduler, lambda x, t: noise_prediction(unet, x, t, said), latent, index, generator)
+    return _stepped(scheduler, lambda x, t: noise_prediction(unet, x, t, cond), latent, index, generator)
 
 
-def solver_state(scheduler: Any, known: Rehearsal, index: int) -> dict[str, Any]:
+def solver_state(scheduler: Any, rehearsed: Rehearsal, index: int) -> dict[str, Any]:
     """What a scheduler remembers before step `index`: numbers, tensors and lists of them (None where not filled)."""
-    return {name: _copied(getattr(scheduler, name)) for name in known.memory[index]}
+    return {name: _copied(getattr(scheduler, name)) for name in rehearsed.memory[index]}
 
 
 def restored(scheduler: Any, steps: int, state: Mapping[str, Any], index: int, latent: torch.Tensor) -> Any:
@@ -154,10 +164,10 @@ def restored(scheduler: Any, steps: int, state: Mapping[str, Any], index: int, l
             f"the hand-off's memory ({', '.join(wrong)[:80]}) is not what a {type(scheduler).__name__} keeps before "
             f"step {index} of {steps}: take the same scheduler on both sides, or ask again"
         )
-    made = fresh(scheduler, steps, latent.device)
+    solver = fresh(scheduler, steps, latent.device)
     for name, value in state.items():
-        setattr(made, name, _moved(value, latent) if name != _FIXED else value)
-    return made
+        setattr(solver, name, _moved(value, latent) if name != _FIXED else value)
+    return solver
 
 
 # -- rehearsal ---------------------------------------------------------------------------------------------------------
@@ -188,7 +198,7 @@ def _walked_twice(kind: type, config: Mapping[str, Any], steps: int) -> Rehearsa
         noise.append(generator.get_state())
     cuts = sorted({k for k in (1, 2, 3, 4, 5, steps // 2, steps - 1) if 0 < k < steps})
     torch.default_generator.manual_seed(1)
-    for begin, end in zip(cuts, [*cuts[1:], steps], strict=True):
+    for begin, end in zip(cuts, [*cuts, steps][1:], strict=True):
         solver, x = _opened(kind, config, steps), latents[begin]
         for name, value in memory[begin].items():
             setattr(solver, name, _copied(value))
@@ -208,21 +218,21 @@ def _toy(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 def _opened(kind: Any, config: Mapping[str, Any], steps: int, device: Any = None) -> Any:
     with warnings.catch_warnings():  # schedulers of diffusers meet numpy 2
         warnings.filterwarnings("ignore", "__array", DeprecationWarning)
-        made = kind.from_config(config)
-        made.set_timesteps(steps, device=device)
-    if len(made.timesteps) != steps:
-        raise ValueError(f"it takes {len(made.timesteps)} model calls")
-    return made
+        solver = kind.from_config(config)
+        solver.set_timesteps(steps, device=device)
+    if len(solver.timesteps) != steps:
+        raise ValueError(f"it takes {len(solver.timesteps)} model calls")
+    return solver
 
 
 def _stepped(scheduler: Any, predict: Callable, latent: torch.Tensor, index: int, generator: Any) -> torch.Tensor:
     t = scheduler.timesteps[index]
     draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    predicted = predict(scheduler.scale_model_input(latent, t), t)
-    made = scheduler.step(predicted, t, latent, **draws, return_dict=False)[0]
-    if not torch.isfinite(made).all():
+    pred = predict(scheduler.scale_model_input(latent, t), t)
+    after = scheduler.step(pred, t, latent, **draws, return_dict=False)[0]
+    if not torch.isfinite(after).all():
         raise NotFinite(_not_finite(scheduler, index))
-    return made
+    return after
 
 
 def _not_finite(scheduler: Any, index: int) -> str:
@@ -276,27 +286,37 @@ def _alike(state: Mapping[str, Any], expected: Mapping[str, Any], name: str, lat
     return name in state and name in expected and _fits(state[name], expected[name], latent)
 
 
-def _fits(given: Any, known: Any, latent: torch.Tensor) -> bool:
-    """Whether a value is what the rehearsal knows: a latent in place of a toy, all else the same up to rounding."""
-    if isinstance(known, list):
-        pairs = zip(given, known, strict=True) if isinstance(given, list) and len(given) == len(known) else None
-        return pairs is not None and all(_fits(one, other, latent) for one, other in pairs)
-    if not isinstance(known, torch.Tensor):
-        return type(given) is type(known) and given == known
+def _fits(given: Any, expected: Any, latent: torch.Tensor) -> bool:
+    """Whether a value is the rehearsal's: a latent in place of a toy, all else equal up to rounding."""
+    if isinstance(expected, list):
+        if not isinstance(given, list) or len(given) != len(expected):
+            return False
+        return all(_fits(value, other, latent) for value, other in zip(given, expected, strict=True))
+    if not isinstance(expected, torch.Tensor):
+        return type(given) is type(expected) and given == expected
     if not isinstance(given, torch.Tensor):
         return False
-    if known.shape == _TOY:
+    if expected.shape == _TOY:
         return given.shape == latent.shape and given.is_floating_point() and bool(torch.isfinite(given).all())
-    near = given.shape == known.shape and given.dtype == known.dtype
-    return near and torch.allclose(given.cpu().double(), known.cpu().double(), rtol=1e-4, atol=1e-6)
+    near = given.shape == expected.shape and given.dtype == expected.dtype
+    return near and torch.allclose(given.cpu().double(), expected.cpu().double(), rtol=1e-4, atol=1e-6)
 
 
-def _guidance_size(unet: nn.Module) -> int | None:
+def _guidance_width(unet: Any) -> int | None:
+    """How wide the guidance's embedding is, None for a U-Net that embeds none."""
     return getattr(unet.config, "time_cond_proj_dim", None)
 
 
-def _called(unet, latent, t, text, added, told=None) -> torch.Tensor:
-    extras = {"timestep_cond": told} if told is not None else {}
+def _output(
+    unet: Any,
+    latent: torch.Tensor,
+    t: torch.Tensor,
+    text: torch.Tensor,
+    added: Mapping[str, torch.Tensor],
+    guidance_emb: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The U-Net's output (B, C, h, w) for latents of that shape, text (B, L, D), SDXL's extras (B, ...)."""
+    extras = {"timestep_cond": guidance_emb} if guidance_emb is not None else {}
     return unet(
         latent, t, encoder_hidden_states=text, added_cond_kwargs=dict(added) or None, return_dict=False, **extras
     )[0]

@@ -49,23 +49,29 @@ def units(unet: Any) -> dict[str, Any]:
 
 def pruned(unet: Any, ratios: Mapping[str, float], rules: Rules = Rules()) -> Any:
     """A copy that keeps `ratios[name]` of each unit named, and all of the others."""
-    found = units(unet)
-    unknown = [name for name in ratios if name not in found]
+    modules = units(unet)
+    unknown = [name for name in ratios if name not in modules]
     if unknown:
         raise ValueError(f"{unknown[0]!r} is no unit of this U-Net: give names that units(unet) lists")
     wrong = [f"{name}={ratio!r}" for name, ratio in ratios.items() if not 0 < ratio <= 1]
     if wrong:
         raise ValueError(f"ratios: {wrong[0]} is not allowed: give a number > 0 and <= 1")
-    widths = [_width(found[name], ratios.get(name, 1.0), rules) for name in found if not _is_attention(found[name])]
-    heads = [_heads(found[name], ratios.get(name, 1.0), rules) for name in found if _is_attention(found[name])]
+    keep = [(module, ratios.get(name, 1.0)) for name, module in modules.items()]
+    widths = [_width(module, ratio, rules) for module, ratio in keep if not _is_attention(module)]
+    heads = [_heads(module, ratio, rules) for module, ratio in keep if _is_attention(module)]
     return narrowed(unet, widths, heads)
 
 
 def significance_scores(
-    unet: Any, sample: Callable[[Any, int], torch.Tensor], *, rules: Rules = Rules(), ratio: float = 0.5,
-    seed: int = 0, progress: bool = True,
-) -> dict[str, float]:  # fmt: skip
-    """Of every unit, what final latents lose when it alone keeps `ratio`, Eq. (11); higher is more important.
+    unet: Any,
+    sample: Callable[[Any, int], torch.Tensor],
+    *,
+    rules: Rules = Rules(),
+    ratio: float = 0.5,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Of every unit, what final latents lose when it alone keeps `ratio`, Card (11); higher is more important.
 
     `sample(unet, seed)` draws final latents (n, C, h, w) of the same n prompts, all randomness from `seed`; the paper
     takes 50 prompts of COCO, 25 steps, guidance 7.5.
@@ -85,8 +91,9 @@ def keep_ratios(scores: Mapping[str, float], a: int = 19, b: int = 21, rules: Ru
     ranked = sorted(scores, key=lambda name: scores[name])
     ratios = {name: 0.25 if i < a else 0.5 if i < b else 0.75 for i, name in enumerate(ranked)}
     if "shifted slots" in rules.paper_compat:
-        own = [name for name in ranked if name.endswith("attn1")]
-        ratios |= dict(zip(own, [*(ratios[name] for name in own[1:]), 0.5], strict=True))
+        self_attentions = [name for name in ranked if name.endswith("attn1")]
+        shifted = [*(ratios[name] for name in self_attentions[1:]), 0.5]
+        ratios |= dict(zip(self_attentions, shifted, strict=True))
     return {name: ratio for name, ratio in ratios.items() if name != EXTRA}
 
 
@@ -99,6 +106,6 @@ def _width(block: Any, ratio: float, rules: Rules) -> int:
     return width if ratio == 1 else min(width, kept_width(width, ratio, rules.unit, rules.least))
 
 
-def _heads(look: Any, ratio: float, rules: Rules) -> int:
-    keep = int(look.heads * ratio)
-    return look.heads if ratio == 1 or keep <= rules.heads else keep
+def _heads(attention: Any, ratio: float, rules: Rules) -> int:
+    keep = int(attention.heads * ratio)
+    return attention.heads if ratio == 1 or keep <= rules.heads else keep

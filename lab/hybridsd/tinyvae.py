@@ -45,9 +45,17 @@ class TinyVAE:
     def __post_init__(self) -> None:
         share = real(0, 1)
         validate(
-            self, steps=integer(1), lr=real(above=0), judge_lr=real(above=0), judge_first=integer(0),
-            adversarial=real(0), degraded=share, recoloured=share, filter_every=integer(0), decay=share,
-        )  # fmt: skip
+            self,
+            steps=integer(1),
+            lr=real(above=0),
+            judge_lr=real(above=0),
+            judge_first=integer(0),
+            adversarial=real(0),
+            degraded=share,
+            recoloured=share,
+            filter_every=integer(0),
+            decay=share,
+        )
 
 
 def turn(step: int, judge_first: int = 5000) -> str:
@@ -56,26 +64,34 @@ def turn(step: int, judge_first: int = 5000) -> str:
 
 
 def train(
-    tiny: Any, large: Any, judge: Any, features: Callable[[torch.Tensor], list[torch.Tensor]],
-    batches: Iterable, how: TinyVAE = TinyVAE(), *, average: Any | None = None,
-    checkpoint: str | Path | None = None, owner: str = "tiny vae", progress: bool = True,
-) -> Iterator[Step]:  # fmt: skip
+    tiny: Any,
+    large: Any,
+    judge: Any,
+    features: Callable[[torch.Tensor], list[torch.Tensor]],
+    batches: Iterable,
+    how: TinyVAE = TinyVAE(),
+    *,
+    average: Any | None = None,
+    checkpoint: str | Path | None = None,
+    run_id: str = "tiny vae",
+    progress: bool = True,
+) -> Iterator[Step]:
     """Train `tiny` (an AutoencoderTiny) and `judge` in place; each Step's terms are those of whose turn it was.
 
     Batches are pictures (B, 3, H, W) in [0, 1], or tuples that begin with them. `large` is the AutoencoderKL, never
     changed. `features` gives the maps that the perceptual loss compares: VGG's, if you have it. `average` follows
     `tiny`.
     """
-    optimiser = Turns(tiny, judge, how)
-    keeps = {"tiny": tiny, "judge": judge, "turns": optimiser} | ({} if average is None else {"average": average})
-    stage = Stage(checkpoint, "tiny vae", owner, **keeps)
-    lessons = _Lessons(tiny, large, judge, features, how)
-    place = next(tiny.parameters()).device
+    optimiser: Any = AlternatingAdamW(tiny, judge, how)  # all that `descend` asks of an optimiser
+    state = {"tiny": tiny, "judge": judge, "turns": optimiser} | ({} if average is None else {"average": average})
+    stage = Stage(checkpoint, "tiny vae", run_id, **state)
+    losses = _Losses(tiny, large, judge, features, how)
+    device = next(tiny.parameters()).device
 
     def terms(batch: Any) -> dict[str, torch.Tensor]:
-        pictures = (batch[0] if isinstance(batch, (tuple, list)) else batch).to(place)
-        now = optimiser.whose
-        return getattr(lessons, now)(recoloured(pictures, how.recoloured), optimiser.rounds)
+        images = (batch[0] if isinstance(batch, (tuple, list)) else batch).to(device)
+        loss = getattr(losses, optimiser.whose)
+        return loss(recoloured(images, how.recoloured), optimiser.rounds)
 
     for step in descend(terms, batches, optimiser, stage, steps=how.steps, progress=progress):
         if average is not None and turn(step.index, how.judge_first) != "discriminator":
@@ -83,7 +99,7 @@ def train(
         yield step
 
 
-class Turns:
+class AlternatingAdamW:
     """Three AdamW as one optimiser: each step is one part's, on a cosine from its rate to 0 over all steps."""
 
     def __init__(self, tiny: Any, judge: Any, how: TinyVAE) -> None:
@@ -132,7 +148,7 @@ class Turns:
         self.index, self.rounds = state["at"]
 
 
-class _Lessons:
+class _Losses:
     """The loss of each part, by its name."""
 
     def __init__(self, tiny: Any, large: Any, judge: Any, features: Any, how: TinyVAE) -> None:
@@ -142,13 +158,11 @@ class _Lessons:
         if self.how.filter_every and rounds % self.how.filter_every == self.how.filter_every - 1:
             x = self.hard_pixels(x)
         fake = self.decoded(self.latent(x))
-        near = eq.perceptual_loss(self.features(fake), self.features(x))
-        fooled = -self.judge(fake).mean()
+        perceptual = eq.perceptual_loss(self.features(fake), self.features(x))
+        adversarial = -self.judge(fake).mean()
         last = [m for m in self.tiny.decoder.modules() if isinstance(m, nn.Conv2d)][-1].weight
-        return {
-            "perceptual": near,
-            "adversarial": self.how.adversarial * eq.adaptive_weight(near, fooled, last) * fooled,
-        }
+        weight = self.how.adversarial * eq.adaptive_weight(perceptual, adversarial, last)
+        return {"perceptual": perceptual, "adversarial": weight * adversarial}
 
     def encoder(self, x: torch.Tensor, rounds: int) -> dict[str, torch.Tensor]:
         return {"latent": eq.latent_loss(self.tiny.encoder(2 * x - 1), self.latent(x))}

@@ -1,7 +1,6 @@
 """The client's side of the privacy boundary: owns pictures, trains detectors, uploads pooled features and results."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..core import service
 from ..core.data.faces import FaceTask
+from ..core.service import ServiceClient
 from ..core.spaces.draws import draw
 from . import equations as eq
 from .features import meta_features, samples
@@ -166,30 +165,25 @@ def sampled(pool: Sequence[int], taken: Sequence[int], count: int) -> list[int]:
     return [left[i] for i in torch.randperm(len(left))[: max(0, count)].tolist()]
 
 
-class Remote:
+class Remote(ServiceClient):
     """A platform elsewhere, asked over HTTP; counts the bytes of the bodies that it took and gave.
 
     `token` left out is LAB_TOKEN's; `seconds` is the time for one whole answer.
     """
 
     def __init__(self, url: str, token: str | None = None, seconds: float = 60.0) -> None:
-        self.url, self.seconds = url.rstrip("/"), seconds
-        self.token = token if token is not None else os.environ.get("LAB_TOKEN")
+        super().__init__(url, token, seconds)
         self.sent, self.received = 0, 0
 
-    def __repr__(self) -> str:
-        return f"Remote({self.url!r})"
-
     def offer(self) -> bytes:
-        """The platform's offer; what `service.asked` raises if it does not come."""
-        return self._posted("offer", b"")
+        """The platform's offer; ServiceError if it does not come."""
+        return self._post("offer", b"")
 
     def accept(self, content: bytes) -> None:
-        """Send an upload; what `service.asked` raises if the platform refuses it."""
-        self._posted("upload", content)
+        """Send an upload; ServiceError if the platform refuses it."""
+        self._post("upload", content)
 
-    def _posted(self, ask: str, body: bytes) -> bytes:
-        query = {"ask": ask}
-        content = service.asked("POST", self.url + PATH, query=query, body=body, token=self.token, seconds=self.seconds)
+    def _post(self, ask: str, body: bytes) -> bytes:
+        content = self.request("POST", PATH, query={"ask": ask}, body=body)
         self.sent, self.received = self.sent + len(body), self.received + len(content)
         return content

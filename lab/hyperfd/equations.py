@@ -29,7 +29,7 @@ def handcrafted_features(x: Tensor) -> Tensor:
     brightness, contrast, log2 of the mean Laplacian, colourfulness; each standardised by MEAN and STD.
     """
     mask, grey = (x[:, 3] + 1) / 2, x[:, :3].mean(1)  # both (n, S, S); the mask is 1 in boxes, 0 elsewhere
-    perimeter = sum((mask.diff(dim=dim).abs().sum((1, 2)) for dim in (1, 2)), torch.zeros(len(x)))  # (n,) px
+    perimeter = mask.diff(dim=1).abs().sum((1, 2)) + mask.diff(dim=2).abs().sum((1, 2))  # (n,) px
     side = (4 * mask.sum((1, 2)) / perimeter.clamp_min(1)).clamp_min(1)  # of a square: 4 side² / (4 side); (n,) px
     inner = grey[:, 1:-1, 1:-1]  # without the border, which lacks a neighbour
     laplacian = 4 * inner - grey[:, :-2, 1:-1] - grey[:, 2:, 1:-1] - grey[:, 1:-1, :-2] - grey[:, 1:-1, 2:]
@@ -65,7 +65,7 @@ def ranking_loss(s: Tensor, r: Tensor) -> Tensor:
     swaps' worth |ΔNDCG_ij| = |2^{r_i} − 2^{r_j}| |1/log2(1+p_i) − 1/log2(1+p_j)| / Z held fixed at the present ranks p.
     """
     with torch.no_grad():
-        p = 1 + s.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1).to(s.dtype)  # ranks from 1, (..., n)
+        p = 1 + s.argsort(descending=True, stable=True).argsort().to(s.dtype)  # ranks from 1, (..., n)
         d = 1 / torch.log2(1 + p)
         gain = 2**r - 1
         Z = (gain.sort(descending=True).values * d.sort(descending=True).values).sum(-1).clamp_min(1e-9)
@@ -77,7 +77,7 @@ def ranking_loss(s: Tensor, r: Tensor) -> Tensor:
 def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.3) -> Tensor:
     """Card (5): mean over negatives of max(0, ‖a − p‖ − ‖a − n‖ + margin): two subsets of a data set (d,) are nearer to
     each other than to another data set's vectors (k, d)."""
-    near, far = (anchor - positive).norm(), (anchor - negative).norm(dim=-1)  # a number, (k,)
+    near, far = (anchor - positive).norm(), (anchor - negative).norm(dim=1)  # a number, (k,)
     return F.relu(near - far + margin).mean()
 
 

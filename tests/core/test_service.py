@@ -62,13 +62,13 @@ def test_a_foreign_host_or_page_is_refused_with_and_without_a_token(path, header
     for token in (None, TOKEN):
         bearer = {"Authorization": f"Bearer {token}"} if token else {}
         client = asking(token=token)
-        found = client.request("POST" if path == "/work" else "GET", path, headers=headers | bearer)
-        assert found.status_code == 403 and "\n" not in found.json()["error"]
+        response = client.request("POST" if path == "/work" else "GET", path, headers=headers | bearer)
+        assert response.status_code == 403 and "\n" not in response.json()["error"]
 
 
 def test_its_own_names_are_answered():
-    own = {"127.0.0.1": ["127.0.0.1:8765", "localhost:8765", "[::1]:8765", "lab.example"], "192.0.2.1": ["192.0.2.1"]}
-    for at, hosts in own.items():
+    names = {"127.0.0.1": ["127.0.0.1:8765", "localhost:8765", "[::1]:8765", "lab.example"], "192.0.2.1": ["192.0.2.1"]}
+    for at, hosts in names.items():
         for host in hosts:
             client = asking(at=f"http://{at}:8765", limits=Limits(names=("lab.example",)))
             assert client.post("/work", content=b"x", headers={"Host": host}).content == b"x"
@@ -77,10 +77,10 @@ def test_its_own_names_are_answered():
 
 
 def test_a_token_is_made_and_told_once(capsys):
-    made = service.announced("127.0.0.1", 8765, None)
-    told = capsys.readouterr().out
-    assert len(made) >= 32 and told.count(made) == 1 and f"export LAB_TOKEN={made}" in told
-    assert made != service.announced("127.0.0.1", 8765, "")
+    token = service.announced("127.0.0.1", 8765, None)
+    printed = capsys.readouterr().out
+    assert len(token) >= 32 and printed.count(token) == 1 and f"export LAB_TOKEN={token}" in printed
+    assert token != service.announced("127.0.0.1", 8765, "")
     capsys.readouterr()
     assert service.announced("0.0.0.0", 8765, TOKEN) == TOKEN
     assert TOKEN not in capsys.readouterr().out
@@ -104,7 +104,7 @@ def test_nothing_serves_the_world_without_a_token():
     ("error", "status", "line"),
     [
         (ValueError("one\ntwo"), 400, "one"),
-        (service.Refused(409, "they differ"), 409, "they differ"),
+        (service.RequestRefused(409, "they differ"), 409, "they differ"),
         (RuntimeError("/home/someone/secret.py"), 500, "the service failed (RuntimeError): its own log says why"),
         (ValueError(""), 400, "no reason given"),
     ],
@@ -113,8 +113,8 @@ def test_every_error_is_one_line(error, status, line):
     def work(body, query):
         raise error
 
-    found = asking(work).post("/work", content=b"x")
-    assert (found.status_code, found.json()) == (status, {"error": line})
+    response = asking(work).post("/work", content=b"x")
+    assert (response.status_code, response.json()) == (status, {"error": line})
 
 
 # -- how long and how much, at the server ------------------------------------------------------------------------------
@@ -129,8 +129,8 @@ def test_a_full_queue_is_refused():
         return body
 
     with running(service.application(work, "/work", {}, limits=Limits(queue=1, seconds=20))) as port:
-        url, found = f"http://127.0.0.1:{port}/work", []
-        clients = [threading.Thread(target=lambda: found.append(httpx.post(url, content=b"x", timeout=30)))
+        url, responses = f"http://127.0.0.1:{port}/work", []
+        clients = [threading.Thread(target=lambda: responses.append(httpx.post(url, content=b"x", timeout=30)))
                    for _ in range(2)]  # fmt: skip
         clients[0].start()
         assert entered.wait(20)
@@ -139,9 +139,9 @@ def test_a_full_queue_is_refused():
         refused = httpx.post(url, content=b"x", timeout=30)
         assert refused.status_code == 503 and "1 requests are waiting" in refused.json()["error"]
         release.set()
-        for one in clients:
-            one.join(20)
-        assert [one.status_code for one in found] == [200, 200]
+        for client in clients:
+            client.join(20)
+        assert [response.status_code for response in responses] == [200, 200]
 
 
 def until(port, waiting):
@@ -155,16 +155,16 @@ def test_half_a_body_waits_in_the_queue_and_not_for_ever():
         halves = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
         for half in halves:
             half.sendall(head % 100 + b"half")
-        answers = sorted(half.recv(65536) for half in halves)  # one waits, the other finds the queue full
+        heads = sorted(half.recv(65536) for half in halves)  # one waits, the other finds the queue full
         for half in halves:
             half.close()
-        assert answers[0].startswith(b"HTTP/1.1 408") and answers[1].startswith(b"HTTP/1.1 503")
+        assert heads[0].startswith(b"HTTP/1.1 408") and heads[1].startswith(b"HTTP/1.1 503")
         assert httpx.post(f"http://127.0.0.1:{port}/work", content=b"x").content == b"x"
 
 
 def test_a_long_body_is_refused():
-    found = asking(limits=Limits(body=10)).post("/work", content=b"x" * 11)
-    assert found.status_code == 413 and found.json()["error"] == "the body has more than 10 bytes"
+    response = asking(limits=Limits(body=10)).post("/work", content=b"x" * 11)
+    assert response.status_code == 413 and response.json()["error"] == "the body has more than 10 bytes"
 
 
 # -- how long and how much, at the client ------------------------------------------------------------------------------
@@ -206,16 +206,16 @@ def saying(pieces, pause):
 def test_the_deadline_is_for_the_whole_answer(pieces):
     with saying(pieces, 0.1) as url:
         start = time.perf_counter()
-        with pytest.raises(service.Failed, match=r"no whole answer within 0\.5 s"):
-            service.asked("POST", url, seconds=0.5)
+        with pytest.raises(service.ServiceError, match=r"no whole answer within 0\.5 s"):
+            service.request("POST", url, seconds=0.5)
         assert time.perf_counter() - start < 5  # of the 10 that it would take
 
 
 @pytest.mark.parametrize("length", [b"Content-Length: 1500000000\r\n", b""])
 def test_an_answer_of_any_size_is_not_read(length):
     with saying([HEAD + length + b"\r\n", *[b"x" * 4096] * 50], 0.001) as url:
-        with pytest.raises(service.Failed, match="answered more than 10,000 bytes"):
-            service.asked("POST", url, most=10_000)
+        with pytest.raises(service.ServiceError, match="answered more than 10,000 bytes"):
+            service.request("POST", url, most=10_000)
 
 
 def test_compressed_answers_are_not_unpacked():
@@ -224,7 +224,7 @@ def test_compressed_answers_are_not_unpacked():
     bomb = gzip.compress(b"0" * 1_000_000)
     head = HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
     with saying([head + bomb], 0.001) as url:
-        assert service.asked("POST", url, most=10_000) == bomb
+        assert service.request("POST", url, most=10_000) == bomb
 
 
 @pytest.mark.parametrize(
@@ -238,18 +238,37 @@ def test_compressed_answers_are_not_unpacked():
 )
 def test_a_refusal_is_one_line(content, line):
     head = b"HTTP/1.1 418 No\r\nContent-Length: %d\r\n\r\n" % len(content)
-    with saying([head + content], 0.001) as url, pytest.raises(service.Failed) as caught:
-        service.asked("POST", url)
+    with saying([head + content], 0.001) as url, pytest.raises(service.ServiceError) as caught:
+        service.request("POST", url)
     assert str(caught.value) == f"{url} refused (418): {line}"
+
+
+def test_a_client_knows_its_address_and_the_environments_token(monkeypatch):
+    monkeypatch.setenv("LAB_TOKEN", "the environment's")
+    client = service.ServiceClient("http://127.0.0.1:9/")
+    assert (client.url, client.token, service.ServiceClient("", "").token) == (
+        "http://127.0.0.1:9",
+        "the environment's",
+        "",
+    )
+    sent = []
+    monkeypatch.setattr(service, "request", lambda *where, **what: sent.append((where, what)) or b"body")
+    assert client.request("POST", "/work", query={"a": "1"}, body=b"x") == b"body"
+    assert sent == [
+        (
+            ("POST", "http://127.0.0.1:9/work"),
+            {"query": {"a": "1"}, "body": b"x", "token": client.token, "seconds": 60.0},
+        )
+    ]
 
 
 def test_it_asks_from_within_a_running_loop():
     import asyncio
 
     async def notebook(url):
-        return service.asked("POST", url)
+        return service.request("POST", url)
 
     with saying([HEAD + b"Content-Length: 2\r\n\r\nok"], 0.001) as url:
         assert asyncio.run(notebook(url)) == b"ok"
-    with pytest.raises(service.Failed, match="ConnectError"):
-        service.asked("GET", "http://127.0.0.1:9/work")
+    with pytest.raises(service.ServiceError, match="ConnectError"):
+        service.request("GET", "http://127.0.0.1:9/work")

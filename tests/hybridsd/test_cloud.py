@@ -24,7 +24,7 @@ import lab
 from lab.core import service
 from lab.hybridsd import cloud
 from lab.hybridsd.handoff import advance, begin
-from lab.hybridsd.pipeline import Split
+from lab.hybridsd.pipeline import HybridPipeline
 
 from . import small
 from .test_handoff import crafted
@@ -68,12 +68,12 @@ def server(tmp_path_factory):
 
 def both():
     """Both models here, and the edge's alone."""
-    here = Split.of(small.sd().components, [small.unet(1)], solver="dpm++")
+    here = HybridPipeline.of(small.sd().components, [small.unet(1)], solver="dpm++")
     return here, here.scheduler
 
 
 def edge_of(here, client):
-    return Split([here.unets[1]], here.scheduler, here.text, here.vae, client)
+    return HybridPipeline([here.unets[1]], here.scheduler, here.text, here.vae, client)
 
 
 def state(here, steps=4, count=1):
@@ -83,7 +83,7 @@ def state(here, steps=4, count=1):
 
 def test_over_the_network_is_bit_for_bit_in_one_process(server):
     here, _ = both()
-    client = cloud.Client(server, TOKEN)
+    client = cloud.CloudClient(server, TOKEN)
     client.mark = cloud.fingerprint(here)
     far = edge_of(here, client).draw(PROMPT, steps=[2, 2], guidance=4.0, seed=5)
     near = here.draw(PROMPT, steps=[2, 2], guidance=4.0, seed=5)
@@ -96,29 +96,29 @@ def test_over_the_network_is_bit_for_bit_in_one_process(server):
 
 def test_a_sweep_over_the_network_is_the_one_in_one_process(server):
     task = own_task(3)
-    client = cloud.Client(server, TOKEN)
+    client = cloud.CloudClient(server, TOKEN)
     far = lab.HybridSD(**QUICK).run(replace(task, model=edge_of(task.model, client)), progress=False)
     near = lab.HybridSD(**QUICK).run(task, progress=False)
     assert far.points == near.points and far.report["parameters"] == near.report["parameters"]
     assert all(torch.equal(far.pictures[way], near.pictures[way]) for way in near.pictures)
     with pytest.raises(ValueError, match="batch=48 is not allowed: the cloud takes at most 16 pictures"):
         lab.HybridSD(**QUICK | {"batch": 48}).run(replace(task, model=edge_of(task.model, client)), progress=False)
-    with pytest.raises(cloud.Failed, match="ConnectError"):
-        cloud.Client(f"http://127.0.0.1:{port()}").about()
+    with pytest.raises(service.ServiceError, match="ConnectError"):
+        cloud.CloudClient(f"http://127.0.0.1:{port()}").about()
 
 
 def test_what_is_refused_and_why(server):
     here, _ = both()
     begun = state(here)
     answers = {
-        "bearer token is wrong": lambda: cloud.Client(server, "wrong").half(begun, 2),
+        "bearer token is wrong": lambda: cloud.CloudClient(server, "wrong").half(begun, 2),
         "models differ": lambda: marked(server, "0" * 12).half(begun, 2),
-        r"until='9' is not allowed: give a step in 0..4": lambda: cloud.Client(server, TOKEN).half(begun, 9),
-        "steps are too many": lambda: cloud.Client(server, TOKEN).half(state(here, 300), 250),
-        "pictures are too many": lambda: cloud.Client(server, TOKEN).half(state(here, count=17), 2),
+        r"until='9' is not allowed: give a step in 0..4": lambda: cloud.CloudClient(server, TOKEN).half(begun, 9),
+        "steps are too many": lambda: cloud.CloudClient(server, TOKEN).half(state(here, 300), 250),
+        "pictures are too many": lambda: cloud.CloudClient(server, TOKEN).half(state(here, count=17), 2),
     }
     for words, ask in answers.items():
-        with pytest.raises(cloud.Failed, match=words):
+        with pytest.raises(service.ServiceError, match=words):
             ask()
     headers = {"Authorization": f"Bearer {TOKEN}"}
     found = httpx.post(server + cloud.PATH, content=b"rubbish" * 9, params={"until": "1"}, headers=headers)
@@ -130,7 +130,7 @@ def test_what_is_refused_and_why(server):
 
 
 def marked(url, mark):
-    client = cloud.Client(url, TOKEN)
+    client = cloud.CloudClient(url, TOKEN)
     client.mark = mark
     return client
 
@@ -141,11 +141,11 @@ def test_a_cloud_killed_in_mid_request_leaves_the_edge_alone(tmp_path):
     here, _ = both()
     threading.Timer(0.3, process.kill).start()
     with pytest.warns(UserWarning, match="the cloud did not answer"):
-        found = edge_of(here, cloud.Client(url, TOKEN)).draw(PROMPT, steps=[200, 1], guidance=4.0, seed=5)
+        found = edge_of(here, cloud.CloudClient(url, TOKEN)).draw(PROMPT, steps=[200, 1], guidance=4.0, seed=5)
     process.wait(20)
     assert found.steps == (0, 201) and "the edge drew all 201 steps alone" in found.notes[0]
-    with pytest.raises(cloud.Failed, match="ConnectError"):
-        cloud.Client(url, TOKEN).half(state(here), 2)
+    with pytest.raises(service.ServiceError, match="ConnectError"):
+        cloud.CloudClient(url, TOKEN).half(state(here), 2)
 
 
 class Liar(BaseHTTPRequestHandler):
@@ -178,7 +178,7 @@ def test_rubbish_and_slowness_are_told_apart(delay, answer, words):
     server.delay, server.answer = delay, answer
     threading.Thread(target=server.handle_request, daemon=True).start()
     here, _ = both()
-    client = cloud.Client(f"http://127.0.0.1:{server.server_port}", seconds=0.5 if delay else 30.0)
+    client = cloud.CloudClient(f"http://127.0.0.1:{server.server_port}", seconds=0.5 if delay else 30.0)
     with pytest.warns(UserWarning, match=words):
         found = edge_of(here, client).draw(PROMPT, steps=[2, 2], guidance=4.0, seed=5)
     server.server_close()
@@ -191,14 +191,12 @@ def test_rubbish_and_slowness_are_told_apart(delay, answer, words):
 class Altering:
     """A cloud in this process that takes the steps and then changes its answer."""
 
-    Failed = service.Failed
-
-    def __init__(self, split, change):
-        self.split, self.change = split, change
+    def __init__(self, pipeline, change):
+        self.pipeline, self.change = pipeline, change
 
     def half(self, state, until, int8=False, zeros=True):
-        said = self.split.conditioning(state.prompt, state.guidance, zeros=zeros)
-        return self.change(advance(state, self.split.unets[0], self.split.scheduler, said, until)), 1
+        cond = self.pipeline.conditioning(state.prompt, state.guidance, zeros=zeros)
+        return self.change(advance(state, self.pipeline.unets[0], self.pipeline.scheduler, cond, until)), 1
 
 
 def memory(**changes):
@@ -246,18 +244,18 @@ def test_what_was_not_asked_is_refused_and_the_edge_draws_alone(here, name):
 
 
 @cache
-def door(split):
+def door(pipeline):
     """The service in this process."""
-    return TestClient(cloud.application(split), base_url="http://127.0.0.1")
+    return TestClient(cloud.application(pipeline), base_url="http://127.0.0.1")
 
 
-def posted(split, body, **query):
+def posted(pipeline, body, **query):
     """What the service says to a body."""
-    return door(split).post(cloud.PATH, content=body, params={"until": "2"} | query)
+    return door(pipeline).post(cloud.PATH, content=body, params={"until": "2"} | query)
 
 
 def test_an_answer_says_to_which_request_it_belongs(here, monkeypatch):
-    client = cloud.Client("http://127.0.0.1:1")
+    client = cloud.CloudClient("http://127.0.0.1:1")
     mine, other = (replace(state(here), prompt=here.text.tokens([text])) for text in ("a", "b"))
     answered = {}
 
@@ -265,20 +263,20 @@ def test_an_answer_says_to_which_request_it_belongs(here, monkeypatch):
         answered.setdefault("first", posted(here, body, **query).content)
         return answered["first"]
 
-    monkeypatch.setattr(service, "asked", ask)
+    monkeypatch.setattr(service, "request", ask)
     made, size = client.half(mine, 2)
     assert made.index == 2 and size == len(answered["first"]) and made.asked == ""
     for question, until, how in (
         (other, 2, {}), (mine, 1, {}), (mine, 2, {"int8": True}), (mine, 2, {"zeros": False}),
         (replace(mine, latent=-mine.latent), 2, {}),
     ):  # fmt: skip
-        with pytest.raises(cloud.Failed, match="it answered another question"):
+        with pytest.raises(service.ServiceError, match="it answered another question"):
             client.half(question, until, **how)
     client.half(mine, 2)
     flipped = bytearray(answered["first"])
     flipped[-100] ^= 1
     answered["first"] = bytes(flipped)
-    with pytest.raises(cloud.Failed, match=r"it answered rubbish: .*their digest is another"):
+    with pytest.raises(service.ServiceError, match=r"it answered rubbish: .*their digest is another"):
         client.half(mine, 2)
 
 

@@ -11,7 +11,7 @@ from lab.core import cost
 from lab.core.training import seeded
 from lab.hybridsd import consistency, references
 from lab.hybridsd import equations as eq
-from lab.hybridsd.consistency import Consistency, consistent
+from lab.hybridsd.consistency import Consistency, distil_consistency
 
 from . import small
 
@@ -47,17 +47,17 @@ def test_times_are_fifty_of_a_thousand():
         consistency.times(50, 10)
 
 
-def test_hearing_the_guidance_costs_81920_parameters_and_leaves_the_rest():
+def test_embedding_the_guidance_costs_81920_parameters_and_leaves_the_rest():
     large = references.unet("sd-1.4")
-    assert cost.parameters(consistency.hearing_guidance(large)) - cost.parameters(large) == 81_920
+    assert cost.parameters(consistency.with_guidance_embedding(large)) - cost.parameters(large) == 81_920
     net = small.unet()
-    made = consistency.hearing_guidance(net, 8)
+    made = consistency.with_guidance_embedding(net, 8)
     assert net.config["time_cond_proj_dim"] is None and made.config["time_cond_proj_dim"] == 8
     x, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 16)
     with torch.no_grad():
         plain, zero = net(x, 3, text).sample, made(x, 3, text, timestep_cond=torch.zeros(1, 8)).sample
-        heard = made(x, 3, text, timestep_cond=torch.ones(1, 8)).sample
-    assert torch.equal(plain, zero) and not torch.allclose(plain, heard)
+        guided = made(x, 3, text, timestep_cond=torch.ones(1, 8)).sample
+    assert torch.equal(plain, zero) and not torch.allclose(plain, guided)
 
 
 class Ideal(nn.Module):
@@ -75,16 +75,16 @@ class Ideal(nn.Module):
         a = ALPHAS[t].view(-1, 1, 1, 1)
         e = (x - a.sqrt() * torch.tanh(a.sqrt() * x / (1 - a))) / (1 - a).sqrt()
         if self.learns:
-            told = torch.stack([x.flatten(), t.float() / 1000], 1)
-            e = e + self.extra(told).view_as(x) * a.sqrt() / (1 - a).sqrt()  # in units of the clean latent
+            inputs = torch.stack([x.flatten(), t.float() / 1000], 1)
+            e = e + self.extra(inputs).view_as(x) * a.sqrt() / (1 - a).sqrt()  # in units of the clean latent
         return SimpleNamespace(sample=e)
 
 
 def few(net, noise):
-    """One jump from pure noise."""
+    """One step from pure noise to the end."""
     with torch.no_grad():
         last = torch.full((len(noise),), 999)
-        return consistency.jump(net, noise, last, noise, torch.ones(len(noise)), ALPHAS)
+        return consistency.consistency_function(net, noise, last, noise, torch.ones(len(noise)), ALPHAS)
 
 
 def learned(folder=None, steps=1500):
@@ -95,15 +95,15 @@ def learned(folder=None, steps=1500):
         how = Consistency(steps=steps, lr=2e-3, guidance=(0.0, 0.0))
         nothing, batches = torch.zeros(1, 1), [(latents, torch.zeros(256, 1))]
         options = {"checkpoint": folder, "progress": False, "target": target}
-        trace = list(consistent(teacher, student, ALPHAS, lambda i: i, nothing, batches, how, **options))
+        trace = list(distil_consistency(teacher, student, ALPHAS, lambda i: i, nothing, batches, how, **options))
     return student, target, trace
 
 
-def test_one_jump_of_the_student_lands_nearer_than_one_of_the_teacher():
+def test_one_step_of_the_student_lands_nearer_than_one_of_the_teacher():
     student, target, _ = learned()
     noise = torch.randn(400, 1, 1, 1, generator=torch.Generator().manual_seed(1))
     before, after, mean = (float((few(net, noise).abs() - 1).abs().mean()) for net in (Ideal(True), student, target))
-    assert before > 0.5  # one step of the undistilled one answers the average of both
+    assert before > 0.5  # one step of the undistilled one gives the average of both
     # measured 0.45 to 0.52 of `before`, by processor; without learning it is 1
     assert after < 2 / 3 * before and mean < 2 / 3 * before, (before, after, mean)
 
@@ -118,19 +118,19 @@ def test_it_resumes_where_it_was(tmp_path):
 def test_a_pruned_unet_learns_too_and_the_teacher_stays():
     net = small.unet()
     with seeded(0):
-        student = consistency.hearing_guidance(net, 8)
+        student = consistency.with_guidance_embedding(net, 8)
         before = [p.clone() for p in net.parameters()]
         data = [(torch.randn(4, 4, 8, 8), torch.randn(4, 5, 16))]
         nothing, how = torch.zeros(1, 5, 16), Consistency(steps=2, lr=1e-3)
-        trace = list(consistent(net, student, ALPHAS, lambda i: i, nothing, data, how, progress=False))
+        trace = list(distil_consistency(net, student, ALPHAS, lambda i: i, nothing, data, how, progress=False))
     assert len(trace) == 2 and all(map(torch.equal, before, net.parameters()))
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
-    assert not torch.equal(student.time_embedding.cond_proj.weight, consistency.hearing_guidance(net, 8)
+    assert not torch.equal(student.time_embedding.cond_proj.weight, consistency.with_guidance_embedding(net, 8)
                            .time_embedding.cond_proj.weight)  # fmt: skip
 
 
 def test_what_does_not_fit_is_told():
-    with pytest.raises(ValueError, match="the student does not hear the guidance: give hearing_guidance"):
-        next(consistent(small.unet(), small.unet(), ALPHAS, None, None, []))
+    with pytest.raises(ValueError, match="the student does not embed the guidance: give with_guidance_embedding"):
+        next(distil_consistency(small.unet(), small.unet(), ALPHAS, None, None, []))
     with pytest.raises(ValueError, match=r"guidance=\(5, 1\) is not allowed"):
         Consistency(guidance=(5, 1))

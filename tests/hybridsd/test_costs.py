@@ -3,30 +3,30 @@
 import pytest
 
 from lab.hybridsd import costs, references
-from lab.hybridsd.costs import Counted, Price, split_cost
+from lab.hybridsd.costs import CostModel, StepCost, split_cost
 
 
 @pytest.fixture(scope="module")
 def sd():
     nets = references.unet("sd-1.4"), references.unet("instance-a")
-    return costs.price(*nets, references.kl_vae(), Counted.paper())
+    return costs.step_cost(*nets, references.kl_vae(), CostModel.paper())
 
 
 def test_the_figures_points_u_nets_only_two_inputs_without_attention_products(sd):
-    bare = Counted.paper("nowhere")
-    found = {k: split_cost(sd, k, 25, bare).total / 1e12 for k in (25, 10, 5, 0)}
+    bare = CostModel.paper("nowhere")
+    totals = {k: split_cost(sd, k, 25, bare).total / 1e12 for k in (25, 10, 5, 0)}
     for k, published in {25: 33.89, 10: 22.64, 5: 18.89, 0: 15.14}.items():
-        assert found[k] == pytest.approx(published, rel=3e-3), k
+        assert totals[k] == pytest.approx(published, rel=3e-3), k
 
 
 def test_the_readings_of_the_saving():
-    found = {name: percent for name, (percent, _) in costs.readings().items()}
-    assert found["sd, k=10, u-net"] == pytest.approx(60.0) and found["sd, k=5, u-net"] == pytest.approx(80.0)
-    assert found["sd, k=10"] == pytest.approx(65.1, abs=0.05)  # the decoder twice
-    assert found["sd, k=10, once"] == pytest.approx(62.7, abs=0.05)
-    assert found["lcm, k=4"] == pytest.approx(65.7, abs=0.05)  # rounds to 66
-    assert found["lcm, k=4, as run"] == pytest.approx(found["lcm, k=4"])
-    assert all(words for _, words in costs.readings().values())
+    savings = {name: percent for name, (percent, _) in costs.published_savings().items()}
+    assert savings["sd, k=10, u-net"] == pytest.approx(60.0) and savings["sd, k=5, u-net"] == pytest.approx(80.0)
+    assert savings["sd, k=10"] == pytest.approx(65.1, abs=0.05)  # the decoder twice
+    assert savings["sd, k=10, once"] == pytest.approx(62.7, abs=0.05)
+    assert savings["lcm, k=4"] == pytest.approx(65.7, abs=0.05)  # rounds to 66
+    assert savings["lcm, k=4, as run"] == pytest.approx(savings["lcm, k=4"])
+    assert all(words for _, words in costs.published_savings().values())
 
 
 def test_the_decoders_of_the_figure_count_twice(sd):
@@ -36,33 +36,28 @@ def test_the_decoders_of_the_figure_count_twice(sd):
 
 
 def test_where_the_decoder_is_and_how_often_it_counts():
-    p = Price(cloud=3.0, edge=1.0, decoder=0.5, cloud_decoder=2.0)
-    edge, cloud = (split_cost(p, 2, 5, Counted(decoder_at=at)) for at in ("edge", "cloud"))
+    p = StepCost(cloud=3.0, edge=1.0, decoder=0.5, cloud_decoder=2.0)
+    edge, cloud = (split_cost(p, 2, 5, CostModel(decoder_at=at)) for at in ("edge", "cloud"))
     assert (edge.cloud, edge.edge, edge.alone) == (6.0, 3.5, 17.0) and (cloud.cloud, cloud.edge) == (8.0, 3.0)
-    assert split_cost(p, 2, 5, Counted(decodings=2)).edge == 4.0
+    assert split_cost(p, 2, 5, CostModel(decodings=2)).edge == 4.0
     assert edge.saving == pytest.approx(100 * (1 - 6 / 17)) and edge.total == 9.5
     with pytest.raises(ValueError, match=r"k=6 is not allowed: give a step in 0\.\.5"):
         split_cost(p, 6, 5)
     with pytest.raises(ValueError, match="inputs=3 is not allowed"):
-        Counted(inputs=3)
+        CostModel(inputs=3)
 
 
 def test_attention_products_change_the_ratio(sd):
     nets = references.unet("sd-1.4"), references.unet("instance-a")
-    whole = costs.price(*nets, references.kl_vae(), Counted())
+    whole = costs.step_cost(*nets, references.kl_vae(), CostModel())
     assert sd.edge / sd.cloud == pytest.approx(0.447, abs=5e-4)
     assert whole.edge / whole.cloud == pytest.approx(0.456, abs=5e-4)
 
 
 def test_bytes_of_the_boundary():
-    sd, xl = costs.payloads(), costs.payloads(side=128, width=2048, pooled=1280)
+    sd, xl = costs.transfer_bytes(), costs.transfer_bytes(side=128, width=2048, pooled=1280)
     assert (sd["latent fp16"], sd["latent fp32"], sd["latent int8"]) == (32_768, 65_536, 16_384)
     assert (sd["embedding fp16"], sd["embedding pair fp16"], sd["token ids"]) == (118_272, 236_544, 154)
     assert (sd["history fp16"], sd["picture rgb"]) == (32_768, 786_432)
     assert (xl["latent fp16"], xl["embedding fp16"], xl["pooled fp16"]) == (131_072, 315_392, 2_560)
     assert xl["picture rgb"] == 3_145_728
-
-
-def test_a_table_of_splits_sends_nothing_at_its_ends(sd):
-    rows = costs.table(sd, 25, (0, 10, 25))
-    assert [rows[k].transfer for k in rows] == [0, 2 * 32_768 + 154, 0] and rows[0].cloud == 0

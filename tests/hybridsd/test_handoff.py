@@ -18,7 +18,7 @@ from safetensors.torch import load
 from lab.core import sealing
 from lab.core.training import seeded
 from lab.hybridsd import equations as eq
-from lab.hybridsd import handoff
+from lab.hybridsd import wire
 from lab.hybridsd.handoff import Handoff, advance, begin, cloud_half, edge_half
 from lab.hybridsd.sampling import Conditioning, fresh, trajectory
 
@@ -42,7 +42,7 @@ def unet(seed=0, **changes):
         ).eval()  # fmt: skip
 
 
-def said(dtype=torch.float32, guidance=4.0, count=2):
+def cond(dtype=torch.float32, guidance=4.0, count=2):
     g = torch.Generator().manual_seed(1)
     text = torch.randn(2, count, 6, 8, generator=g).to(dtype)
     return Conditioning(text[0], text[1], guidance)
@@ -56,7 +56,7 @@ def noise(scheduler, steps, dtype=torch.float32, count=2):
 
 def one_machine(unets, scheduler, steps, dtype=torch.float32):
     latent, generator = noise(scheduler, sum(steps), dtype)
-    *_, last = trajectory(unets, fresh(scheduler, sum(steps)), latent, said(dtype), steps, generator)
+    *_, last = trajectory(unets, fresh(scheduler, sum(steps)), latent, cond(dtype), steps, generator)
     return last
 
 
@@ -66,18 +66,18 @@ def test_two_machines_make_the_latent_of_one_bit_for_bit(name, dtype):
     scheduler, cloud, edge = SCHEDULERS[name], unet(0).to(dtype), unet(1).to(dtype)
     for k in (0, 1, 3, 6):
         latent, generator = noise(scheduler, 6, dtype)
-        sent = cloud_half(cloud, scheduler, latent, said(dtype), k, 6, seed=7, generator=generator).to_bytes()
+        sent = cloud_half(cloud, scheduler, latent, cond(dtype), k, 6, seed=7, generator=generator).to_bytes()
         received = Handoff.from_bytes(sent)
-        found = edge_half(received, edge, type(scheduler).from_config(scheduler.config), said(dtype))
+        found = edge_half(received, edge, type(scheduler).from_config(scheduler.config), cond(dtype))
         assert received.index == k and torch.equal(found, one_machine([cloud, edge], scheduler, [k, 6 - k], dtype))
 
 
 def test_a_fresh_scheduler_at_step_k_is_another_trajectory():
     scheduler, cloud, edge = SCHEDULERS["dpm"], unet(0), unet(1)
     latent, _ = noise(scheduler, 6)
-    sent, anew = cloud_half(cloud, scheduler, latent, said(), 3, 6), fresh(scheduler, 6)
+    sent, anew = cloud_half(cloud, scheduler, latent, cond(), 3, 6), fresh(scheduler, 6)
     anew.set_begin_index(3)
-    *_, found = trajectory([edge], anew, sent.latent, said(), [6], begin=3)
+    *_, found = trajectory([edge], anew, sent.latent, cond(), [6], begin=3)
     error = eq.relative_error(one_machine([cloud, edge], scheduler, [3, 3]), found)
     assert 1e-6 < error < 0.1
 
@@ -89,7 +89,7 @@ def test_three_models_in_any_order():
     latent, _ = noise(scheduler, 6)
     state = begin(scheduler, latent, 6, 4.0)
     for model, until in ((a, 2), (b, 4), (a, 6)):
-        state = Handoff.from_bytes(advance(state, model, scheduler, said(), until).to_bytes())
+        state = Handoff.from_bytes(advance(state, model, scheduler, cond(), until).to_bytes())
     assert torch.equal(state.latent, one) and not torch.equal(one, one_machine([b, a], scheduler, [4, 2]))
 
 
@@ -109,12 +109,12 @@ def test_schedulers_that_differ_are_named():
     latent, _ = noise(SCHEDULERS["dpm"], 6)
     made = begin(SCHEDULERS["dpm"], latent, 6, 4.0)
     with pytest.raises(ValueError, match="class: 'DPMSolverMultistepScheduler' there, 'DDIMScheduler' here"):
-        edge_half(made, unet(), SCHEDULERS["ddim"], said())
+        edge_half(made, unet(), SCHEDULERS["ddim"], cond())
     other = DPMSolverMultistepScheduler(**{**SCHEDULE, "beta_end": 0.02})
     with pytest.raises(ValueError, match=r"beta_end: 0.012 there, 0.02 here"):
-        edge_half(made, unet(), other, said())
+        edge_half(made, unet(), other, cond())
     with pytest.raises(ValueError, match=r"until=7 is not allowed: give a step in 0..6"):
-        advance(made, unet(), SCHEDULERS["dpm"], said(), 7)
+        advance(made, unet(), SCHEDULERS["dpm"], cond(), 7)
 
 
 # -- bytes that are none -----------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def sent():
     scheduler = SCHEDULERS["dpm"]
     latent, _ = noise(scheduler, 6)
     tokens = {"tokens0": torch.full((2, 5), 7)}
-    return cloud_half(unet(), scheduler, latent, said(), 3, 6, prompt=tokens, seed=7)
+    return cloud_half(unet(), scheduler, latent, cond(), 3, 6, prompt=tokens, seed=7)
 
 
 def test_crafted_bytes_are_read_as_the_others(sent):
@@ -174,7 +174,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_shapes_are_demanded_before_a_tensor_is_made(sent, name, monkeypatch):
     bad = crafted(sent.to_bytes(int8=True), tensors=HOSTILE[name])
-    monkeypatch.setattr(handoff, "load", lambda content: pytest.fail("tensors were made"))
+    monkeypatch.setattr(wire, "load", lambda content: pytest.fail("tensors were made"))
     with pytest.raises(ValueError, match=r"the hand-off's (latent|tensor)") as caught:
         Handoff.from_bytes(bad)
     assert "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from lab.hybridsd.components import scaled, token_ids, unscaled
-from lab.hybridsd.pipeline import Split, solver_of
+from lab.hybridsd.pipeline import HybridPipeline, solver_of
 
 from . import small
 
@@ -36,10 +36,10 @@ def twin(family):
 def test_the_ends_are_the_stock_pipelines_bit_for_bit(family):
     cloud, edge = twin(family)
     parts = cloud.components | {"force_zeros": family == "sdxl"}
-    split = Split.of(parts, [edge.unet])
-    assert torch.equal(split.draw(PROMPTS, steps=[4, 0], guidance=4.0).pictures, stock(cloud, 4))
-    assert torch.equal(split.draw(PROMPTS, steps=[0, 4], guidance=4.0).pictures, stock(edge, 4))
-    between = split.draw(PROMPTS, steps=[2, 2], guidance=4.0).pictures
+    pipeline = HybridPipeline.of(parts, [edge.unet])
+    assert torch.equal(pipeline.draw(PROMPTS, steps=[4, 0], guidance=4.0).pictures, stock(cloud, 4))
+    assert torch.equal(pipeline.draw(PROMPTS, steps=[0, 4], guidance=4.0).pictures, stock(edge, 4))
+    between = pipeline.draw(PROMPTS, steps=[2, 2], guidance=4.0).pictures
     assert not torch.equal(between, stock(cloud, 4)) and not torch.equal(between, stock(edge, 4))
 
 
@@ -47,16 +47,16 @@ def test_the_ends_are_the_stock_pipelines_bit_for_bit(family):
 def test_other_solvers_too(kind):
     cloud, edge = twin("sd")
     cloud.scheduler = kind.from_config(cloud.scheduler.config)
-    split = Split.of(cloud.components, [edge.unet])
-    assert torch.equal(split.draw(PROMPTS, steps=[5, 0], guidance=4.0).pictures, stock(cloud, 5))
+    pipeline = HybridPipeline.of(cloud.components, [edge.unet])
+    assert torch.equal(pipeline.draw(PROMPTS, steps=[5, 0], guidance=4.0).pictures, stock(cloud, 5))
 
 
 def test_a_decoder_that_gives_each_channel_its_mean_and_spread_is_the_stock_pipelines():
     cloud, edge = twin("sdxl")
-    split = Split.of(cloud.components | {"force_zeros": True}, [edge.unet])
-    plain = split.draw(PROMPTS, steps=[3, 0], guidance=4.0).pictures
+    pipeline = HybridPipeline.of(cloud.components | {"force_zeros": True}, [edge.unet])
+    plain = pipeline.draw(PROMPTS, steps=[3, 0], guidance=4.0).pictures
     cloud.vae.register_to_config(latents_mean=[1.0, -1.0, 0.5, 0.0], latents_std=[2.0, 3.0, 0.5, 1.0])
-    found = split.draw(PROMPTS, steps=[3, 0], guidance=4.0).pictures
+    found = pipeline.draw(PROMPTS, steps=[3, 0], guidance=4.0).pictures
     assert torch.allclose(found, stock(cloud, 3), atol=1e-6) and not torch.allclose(found, plain, atol=1e-3)
 
 
@@ -69,11 +69,11 @@ def test_what_an_encoder_scales_its_decoder_takes_back(config):
 
 
 def test_a_picture_that_is_not_finite_is_told_and_not_black():
-    split = Split.of(small.sd().components, [small.unet(1)])
+    pipeline = HybridPipeline.of(small.sd().components, [small.unet(1)])
     with torch.no_grad():
-        next(split.vae.decoder.parameters()).fill_(torch.nan)
+        next(pipeline.vae.decoder.parameters()).fill_(torch.nan)
     with pytest.raises(ValueError, match=r"the decoder made numbers that are not finite in float32: take its float32"):
-        split.draw("a dog", steps=[1, 1])
+        pipeline.draw("a dog", steps=[1, 1])
 
 
 @pytest.mark.parametrize(
@@ -83,69 +83,69 @@ def test_a_picture_that_is_not_finite_is_told_and_not_black():
     ids=str,
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_one_line_that_names_it(wrong):
-    split = Split.of(small.sd().components, [small.unet(1)])
+    pipeline = HybridPipeline.of(small.sd().components, [small.unet(1)])
     with pytest.raises(ValueError, match=f"^{next(iter(wrong))}=.* is not allowed: give ") as caught:
-        split.draw(**{"prompts": "a dog", "steps": [1, 1], **wrong})
+        pipeline.draw(**{"prompts": "a dog", "steps": [1, 1], **wrong})
     assert "\n" not in str(caught.value)
 
 
 def test_latents_are_kept_or_their_keeping_refused():
-    split = Split.of(small.sd().components, [small.unet(1)])
-    assert len(split.draw("a dog", steps=[1, 1], keep=True).trail) == 3
+    pipeline = HybridPipeline.of(small.sd().components, [small.unet(1)])
+    assert len(pipeline.draw("a dog", steps=[1, 1], keep=True).trail) == 3
     with pytest.raises(ValueError, match="leave int8 and the cloud out"):
-        split.draw("a dog", steps=[1, 1], keep=True, int8=True)
+        pipeline.draw("a dog", steps=[1, 1], keep=True, int8=True)
 
 
 def test_models_of_two_precisions_are_told():
-    split = Split.of(small.sd().components, [small.unet(1).half()])
+    pipeline = HybridPipeline.of(small.sd().components, [small.unet(1).half()])
     with pytest.raises(ValueError, match="the U-Nets have float16 and float32 weights: give all the same"):
-        split.draw("a dog", steps=[1, 1])
+        pipeline.draw("a dog", steps=[1, 1])
 
 
 def test_no_guidance_runs_one_input_a_picture():
     cloud, edge = twin("sd")
-    split = Split.of(cloud.components, [edge.unet])
-    assert torch.equal(split.draw(PROMPTS, steps=[3, 0], guidance=1.0).pictures, stock(cloud, 3, guidance=1.0))
+    pipeline = HybridPipeline.of(cloud.components, [edge.unet])
+    assert torch.equal(pipeline.draw(PROMPTS, steps=[3, 0], guidance=1.0).pictures, stock(cloud, 3, guidance=1.0))
     calls = []
-    hook = split.unets[0].register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    hook = pipeline.unets[0].register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     for guidance in (1.0, 4.0):
-        split.draw(PROMPTS, steps=[1, 1], guidance=guidance)
+        pipeline.draw(PROMPTS, steps=[1, 1], guidance=guidance)
     hook.remove()
     assert calls == [2, 4]
 
 
 def test_guidance_embedded_is_not_doubled():
-    split = Split.of(small.lcm(0).components, [small.lcm(1).unet])
+    pipeline = HybridPipeline.of(small.lcm(0).components, [small.lcm(1).unet])
     calls = []
-    for unet in split.unets:
+    for unet in pipeline.unets:
         unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    split.draw(PROMPTS, steps=[1, 2])
+    pipeline.draw(PROMPTS, steps=[1, 2])
     assert calls == [2, 2, 2]
 
 
 def test_edge_first_and_three_models():
     a, b = small.unet(0), small.unet(1)
-    split = Split.of(small.sd(0).components | {"unet": b}, [a])
+    pipeline = HybridPipeline.of(small.sd(0).components | {"unet": b}, [a])
     assert torch.equal(
-        split.draw(PROMPTS, steps=[0, 3]).latent,
-        Split.of(small.sd(0).components | {"unet": a}, [b]).draw(PROMPTS, steps=[3, 0]).latent,
+        pipeline.draw(PROMPTS, steps=[0, 3]).latent,
+        HybridPipeline.of(small.sd(0).components | {"unet": a}, [b]).draw(PROMPTS, steps=[3, 0]).latent,
     )
-    three = Split.of(small.sd(0).components, [b, a])
+    three = HybridPipeline.of(small.sd(0).components, [b, a])
     assert torch.isfinite(three.draw("a dog", steps=[1, 1, 1]).latent).all()
 
 
 def test_the_trail_is_kept_and_the_scheduler_is_not_touched():
-    split = Split.of(small.sd().components, [small.unet(1)])
-    before = split.scheduler.timesteps.clone()
-    found = split.draw("a dog", steps=[2, 2], keep=True)
+    pipeline = HybridPipeline.of(small.sd().components, [small.unet(1)])
+    before = pipeline.scheduler.timesteps.clone()
+    found = pipeline.draw("a dog", steps=[2, 2], keep=True)
     assert len(found.trail) == 5 and torch.equal(found.trail[-1], found.latent)
-    assert torch.equal(split.scheduler.timesteps, before) and split.scheduler.step_index is None
+    assert torch.equal(pipeline.scheduler.timesteps, before) and pipeline.scheduler.step_index is None
     assert found.images()[0].size == (16, 16) and found._repr_png_()[:4] == b"\x89PNG"
 
 
 def test_int8_reports_its_error():
-    split = Split.of(small.sd().components, [small.unet(1)])
-    exact, rounded = (split.draw("a dog", steps=[2, 2], int8=flag) for flag in (False, True))
+    pipeline = HybridPipeline.of(small.sd().components, [small.unet(1)])
+    exact, rounded = (pipeline.draw("a dog", steps=[2, 2], int8=flag) for flag in (False, True))
     assert rounded.received > 256 and "relative error" in rounded.notes[0]
     error = float((exact.latent - rounded.latent).norm() / exact.latent.norm())
     assert 0 < error < 0.05
@@ -155,11 +155,11 @@ def test_the_tiny_decoder_is_plugged_in(tmp_path):
     small.sd().save_pretrained(tmp_path / "cloud")
     small.tiny_vae().save_pretrained(tmp_path / "tiny")
     small.unet(1).save_pretrained(tmp_path / "edge")
-    split = Split.from_pretrained(tmp_path / "cloud", tmp_path / "edge", tmp_path / "tiny")
-    assert type(split.vae).__name__ == "AutoencoderTiny"
-    assert split.draw("a dog", steps=[1, 1]).pictures.shape == (1, 3, 16, 16)
-    plain = Split.from_pretrained(tmp_path / "cloud", tmp_path / "edge")
-    assert torch.equal(plain.draw("a dog", steps=[1, 1]).latent, split.draw("a dog", steps=[1, 1]).latent)
+    pipeline = HybridPipeline.from_pretrained(tmp_path / "cloud", tmp_path / "edge", tmp_path / "tiny")
+    assert type(pipeline.vae).__name__ == "AutoencoderTiny"
+    assert pipeline.draw("a dog", steps=[1, 1]).pictures.shape == (1, 3, 16, 16)
+    plain = HybridPipeline.from_pretrained(tmp_path / "cloud", tmp_path / "edge")
+    assert torch.equal(plain.draw("a dog", steps=[1, 1]).latent, pipeline.draw("a dog", steps=[1, 1]).latent)
 
 
 @pytest.mark.parametrize("family", small.FAMILIES)
@@ -167,8 +167,8 @@ def test_a_folder_of_each_family_draws_what_its_parts_draw(tmp_path, family):
     cloud, edge = twin(family)
     cloud.save_pretrained(tmp_path / "cloud")
     edge.unet.save_pretrained(tmp_path / "edge")
-    split = Split.from_pretrained(tmp_path / "cloud", tmp_path / "edge", solver="own")
-    assert torch.equal(split.draw(PROMPTS, steps=[3, 0], guidance=4.0).pictures, stock(cloud, 3))
+    pipeline = HybridPipeline.from_pretrained(tmp_path / "cloud", tmp_path / "edge", solver="own")
+    assert torch.equal(pipeline.draw(PROMPTS, steps=[3, 0], guidance=4.0).pictures, stock(cloud, 3))
 
 
 def test_a_folder_with_missing_parts_names_them(tmp_path):
@@ -176,9 +176,9 @@ def test_a_folder_with_missing_parts_names_them(tmp_path):
     shutil.rmtree(tmp_path / "cloud" / "unet")
     shutil.rmtree(tmp_path / "cloud" / "tokenizer")
     with pytest.raises(ValueError, match=r"lacks unet, tokenizer: give the folder of a whole diffusers pipeline"):
-        Split.from_pretrained(tmp_path / "cloud")
+        HybridPipeline.from_pretrained(tmp_path / "cloud")
     with pytest.raises(ValueError, match=r"holds no U-Net"):
-        Split.from_pretrained(small_folder(tmp_path), tmp_path / "cloud" / "vae" / "..")
+        HybridPipeline.from_pretrained(small_folder(tmp_path), tmp_path / "cloud" / "vae" / "..")
 
 
 def small_folder(tmp_path):
@@ -189,18 +189,18 @@ def small_folder(tmp_path):
 def test_latent_spaces_that_differ_are_named():
     parts = small.sd().components
     with pytest.raises(ValueError, match="share no latent space: cross_attention_dim is 16 and 8"):
-        Split.of(parts, [small.unet(1, cross_attention_dim=8)])
+        HybridPipeline.of(parts, [small.unet(1, cross_attention_dim=8)])
     with pytest.raises(ValueError, match="share no latent space: in_channels is 4 and 8"):
-        Split.of(parts, [small.unet(1, in_channels=8, out_channels=8)])
+        HybridPipeline.of(parts, [small.unet(1, in_channels=8, out_channels=8)])
     with pytest.raises(ValueError, match="the decoder reads 4 latent channels, the U-Nets make 8"):
-        Split.of(parts | {"unet": small.unet(0, in_channels=8, out_channels=8)})
+        HybridPipeline.of(parts | {"unet": small.unet(0, in_channels=8, out_channels=8)})
 
 
 @pytest.mark.parametrize("steps", [[3], [1, 2, 3], [-1, 4], [0, 0], [1.5, 2], [True, 3]])
 def test_steps_out_of_range_are_told(steps):
-    split = Split.of(small.sd().components, [small.unet(1)])
+    pipeline = HybridPipeline.of(small.sd().components, [small.unet(1)])
     with pytest.raises(ValueError, match="is not allowed: give 2 integers >= 0, not all 0"):
-        split.draw("a dog", steps=steps)
+        pipeline.draw("a dog", steps=steps)
 
 
 @pytest.mark.parametrize("told", [10**30, None, 0, 40], ids=str)
@@ -222,10 +222,10 @@ def test_a_prompt_whose_length_nobody_knows_is_told():
 
 
 def test_a_long_prompt_is_cut_with_a_warning():
-    split = Split.of(small.sd().components, [small.unet(1)])
+    pipeline = HybridPipeline.of(small.sd().components, [small.unet(1)])
     with pytest.warns(UserWarning, match="the prompt is cut to 16 tokens, without .*zzz"):
-        long = split.draw("abcdefghijklmnzzz", steps=[1, 1])
-    short = split.draw("abcdefghijklmnzzz"[:13] + "n", steps=[1, 1])
+        long = pipeline.draw("abcdefghijklmnzzz", steps=[1, 1])
+    short = pipeline.draw("abcdefghijklmnzzz"[:13] + "n", steps=[1, 1])
     assert long.latent.shape == short.latent.shape
 
 

@@ -6,8 +6,8 @@ from diffusers import StableDiffusionPipeline
 
 from lab.core import cost, store
 from lab.hybridsd import prompts
-from lab.hybridsd.pipeline import Split
-from lab.hybridsd.prompts import PromptTask, Reader, drawn, embedded, held_out, learned
+from lab.hybridsd.pipeline import HybridPipeline
+from lab.hybridsd.prompts import PromptTask, Reader, embedded, held_out, learned, rendered
 
 
 def test_no_caption_held_out_was_learned_and_every_part_was():
@@ -18,7 +18,7 @@ def test_no_caption_held_out_was_learned_and_every_part_was():
 
 
 def test_the_reader_reads_true_pictures():
-    x, labels = drawn(held_out(288, 77))
+    x, labels = rendered(held_out(288, 77))
     right = Reader.trained().read(x) == labels
     assert right.all(1).double().mean() > 0.99
     assert Reader.trained().features(x[:3]).shape == (3, 64)
@@ -49,7 +49,7 @@ def test_the_edge_has_at_most_27_percent_of_the_cloud():
 )
 def test_what_is_told_is_drawn(steps, least):
     task = prompts.scenes(24, 5)
-    assert isinstance(task.model, Split)
+    assert isinstance(task.model, HybridPipeline)
     shown = task.model.draw(task.prompts, steps=steps, guidance=4.0, seed=1).pictures
     right = task.right(shown)
     assert right.all(1).double().mean() > least  # of 24: two prompts fewer than are measured pass, three do not

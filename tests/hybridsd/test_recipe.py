@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import lab
+from lab.core import store
 from lab.core.training import seeded
-from lab.hybridsd import sweep
-from lab.hybridsd.pipeline import Split
+from lab.hybridsd import costs, sweep
+from lab.hybridsd.pipeline import HybridPipeline, HybridSampler
 from lab.hybridsd.prompts import PromptTask
 
 from . import small
@@ -19,7 +20,7 @@ QUICK = {"N": 4, "k": 2, "ks": (0, 2, 4), "controls": (2,), "batch": 2}
 
 def own_task(count=5):
     """Prompts on a pipeline of one's own: 'right' is a bright or a dark upper half."""
-    split = Split.of(small.sd().components, [small.unet(1)])
+    pipeline = HybridPipeline.of(small.sd().components, [small.unet(1)])
     with seeded(3):
         real = torch.rand(12, 3, 16, 16)
 
@@ -28,7 +29,12 @@ def own_task(count=5):
 
     prompts = tuple("abcdefg"[:count])
     return PromptTask(
-        model=split, prompts=prompts, right=right, features=lambda x: x.mean((2, 3)), real=real, parts=("upper", "all")
+        model=pipeline,
+        prompts=prompts,
+        right=right,
+        features=lambda x: x.mean((2, 3)),
+        real=real,
+        parts=("upper", "all"),
     )
 
 
@@ -39,28 +45,31 @@ def outcome():
 
 def test_every_way_is_what_the_pipeline_draws(outcome):
     task = own_task(2)
-    split = task.model
-    found = sweep.drawn(split, task.prompts, outcome.recipe.ways(), 4, 4.0, 9)
-    cloud, edge = split.unets
-    text = split.components()
-    for (kind, k), latent in found.items():
+    pipeline = task.model
+    sampler = HybridSampler(pipeline, task.prompts, 4.0, 9)
+    latents, sizes = sweep.sampled(sampler, outcome.recipe.variants(), 4)
+    cloud, edge = pipeline.unets
+    text = pipeline.components()
+    for (kind, k), latent in latents.items():
         pair = [edge, cloud] if kind == "edge first" else [cloud, edge]
         steps = {"hybrid": [k, 4 - k], "edge first": [4 - k, k], "fewer steps": [k, 0]}[kind]
-        drawn = Split.of(text | {"unet": pair[0]}, [pair[1]]).draw(
+        samples = HybridPipeline.of(text | {"unet": pair[0]}, [pair[1]]).draw(
             list(task.prompts), steps=steps, guidance=4.0, seed=9
         )
-        assert torch.equal(latent, drawn.latent), (kind, k)
+        assert torch.equal(latent, samples.latent), (kind, k)
+        crosses = kind != "fewer steps" and 0 < k < 4
+        assert (sizes[kind, k] > 4 * 8 * 8 * 4) == crosses, (kind, k)
 
 
 def test_costs_are_counted_apart(outcome):
     by = outcome.at()
     whole, half, alone = by[4], by[2], by[0]
     assert alone.cloud_macs == 0 and whole.cloud_macs == 2 * half.cloud_macs > 0
-    price = sweep.price(own_task().model, 4.0)
-    assert whole.edge_macs == price.decoder and alone.edge_macs == 4 * price.edge + price.decoder
+    cost, _ = costs.measured(own_task().model, 4.0)
+    assert whole.edge_macs == cost.decoder and alone.edge_macs == 4 * cost.edge + cost.decoder
     assert outcome.at("fewer steps")[2].cloud_macs == half.cloud_macs == outcome.at("edge first")[2].cloud_macs
-    single = sweep.price(own_task().model, 1.0)
-    assert price.cloud == 2 * single.cloud  # guidance runs two inputs a picture
+    single, _ = costs.measured(own_task().model, 1.0)
+    assert cost.cloud == 2 * single.cloud  # guidance runs two inputs a picture
     assert half.bytes > 4 * 8 * 8 * 4 and whole.bytes == alone.bytes == 0
 
 
@@ -73,15 +82,15 @@ def test_the_report_is_about_k(outcome):
 
 
 def test_a_kill_loses_one_batch(outcome, tmp_path, monkeypatch):
-    calls, real = [], sweep.drawn
+    calls, real = [], sweep.sampled
 
     def dying(*args):
-        calls.append(len(args[1]))
+        calls.append(args[0].count)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(sweep, "drawn", dying)
+    monkeypatch.setattr(sweep, "sampled", dying)
     with pytest.raises(KeyboardInterrupt):
         lab.HybridSD(**QUICK).run(own_task(), progress=False, checkpoint=tmp_path)
     again = lab.HybridSD(**QUICK).run(own_task(), progress=False, checkpoint=tmp_path)
@@ -107,9 +116,29 @@ def test_what_cannot_be_judged_is_a_note_and_the_pictures_are_kept(outcome):
 
 
 def test_the_bytes_of_int8_are_fewer():
-    task = own_task(1)
-    sizes = [sweep.handoff_bytes(task.model, "a", 2, 4, 4.0, int8) for int8 in (False, True)]
+    sampler = HybridSampler(own_task(1).model, ["a"], 4.0)
+    state = sampler.cloud(sampler.start(4), 2)
+    sizes = [state.picture_bytes(int8) for int8 in (False, True)]
     assert 0 < sizes[0] - sizes[1] < 3 * 1024
+
+
+def test_bytes_are_one_pictures_in_every_batch_and_for_every_seed():
+    pipeline = own_task(1).model
+    sizes = set()
+    for prompts, seed in ((["a"], 0), (["a", "b", "c"], 12_345), (["c", "a"], 0)):
+        sampler = HybridSampler(pipeline, prompts, 4.0, seed)
+        sizes.add(sampler.cloud(sampler.start(4), 2).picture_bytes())
+    sampler = HybridSampler(pipeline, ["a"], 4.0)
+    assert sizes == {len(sampler.cloud(sampler.start(4), 2).to_bytes())}
+
+
+def test_a_batch_that_an_earlier_version_kept_is_drawn_again(outcome, tmp_path):
+    lab.HybridSD(**QUICK).run(own_task(), progress=False, checkpoint=tmp_path)
+    saved = store.load(tmp_path, "batch-2")
+    assert saved.pop("bytes")
+    store.save(tmp_path, "batch-2", saved)
+    again = lab.HybridSD(**QUICK).run(own_task(), progress=False, checkpoint=tmp_path)
+    assert again.report == outcome.report and "bytes" in store.load(tmp_path, "batch-2")
 
 
 def test_one_kind_of_error_for_each_wrong_field():
@@ -130,5 +159,5 @@ def test_folders_by_field(tmp_path):
     small.sd().save_pretrained(tmp_path / "cloud")
     small.unet(1).save_pretrained(tmp_path / "edge")
     recipe = lab.HybridSD(cloud=str(tmp_path / "cloud"), edge=str(tmp_path / "edge"), **QUICK)
-    split = recipe.pipeline()
-    assert torch.equal(split.unets[1].conv_in.weight, small.unet(1).conv_in.weight)
+    pipeline = recipe.pipeline()
+    assert torch.equal(pipeline.unets[1].conv_in.weight, small.unet(1).conv_in.weight)

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from torch import nn
 
 from lab.hybridsd import sampling
-from lab.hybridsd.consistency import Consistency, consistent
+from lab.hybridsd.consistency import Consistency, distil_consistency
 from lab.hybridsd.handoff import Handoff, advance, begin
 from lab.hybridsd.sampling import Conditioning, fresh, rehearsal, trajectory
 
@@ -27,11 +27,11 @@ CARRIED = {
     "UniPCMultistep",
 }  # fmt: skip
 N = 8
-SAID = Conditioning(torch.zeros(1, 2, 2), guidance=1.0)
+COND = Conditioning(torch.zeros(1, 2, 2), guidance=1.0)
 
 
 class Toy(nn.Module):
-    """Says something of what it hears."""
+    """Its output depends on what it is given."""
 
     config = SimpleNamespace(time_cond_proj_dim=None)
 
@@ -49,7 +49,7 @@ def made(name):
     kind = getattr(diffusers, name)
     needed = [p.name for p in inspect.signature(kind.__init__).parameters.values() if p.default is p.empty][1:]
     try:
-        return kind.from_config(SCHEDULE, **{one: 4 for one in needed if one not in ("args", "kwargs")})
+        return kind.from_config(SCHEDULE, **{name: 4 for name in needed if name not in ("args", "kwargs")})
     except (ImportError, ValueError, TypeError) as error:
         pytest.skip(f"cannot be made: {str(error).strip().splitlines()[0]}")
 
@@ -65,10 +65,10 @@ def handed_over(scheduler, units, cuts):
     x, generator = start(scheduler)
     state = begin(scheduler, x, N, 1.0, generator=generator)
     for at in cuts:
-        state = advance(state, units[0], scheduler, SAID, at)
+        state = advance(state, units[0], scheduler, COND, at)
         state = Handoff.from_bytes(state.to_bytes())
         torch.randn(3)  # the global generator stands elsewhere on another machine
-    return advance(state, units[1], scheduler, SAID, N).latent
+    return advance(state, units[1], scheduler, COND, N).latent
 
 
 @pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # constructors of diffusers meet numpy 2
@@ -82,7 +82,7 @@ def test_a_hand_over_is_bit_for_bit_or_refused_before_the_first_step(name):
         return
     for cuts in ([1], [2], [3], [6], [7], [1, 2, 3, 4, 5]):
         x, generator = start(scheduler)
-        *_, whole = trajectory(units, fresh(scheduler, N), x, SAID, [cuts[-1], N - cuts[-1]], generator)
+        *_, whole = trajectory(units, fresh(scheduler, N), x, COND, [cuts[-1], N - cuts[-1]], generator)
         assert torch.equal(handed_over(scheduler, units, cuts), whole), cuts
 
 
@@ -112,7 +112,7 @@ def test_a_memory_that_does_not_travel_is_refused_and_draws_in_one_process(kind)
     x, generator = start(scheduler)
     with pytest.raises(ValueError, match=f"{kind.__name__} cannot be handed over before step"):
         begin(scheduler, x, N, 1.0, generator=generator)
-    *_, whole = trajectory([unit], fresh(scheduler, N), x, SAID, [N], generator)
+    *_, whole = trajectory([unit], fresh(scheduler, N), x, COND, [N], generator)
     assert torch.isfinite(whole).all() and unit.calls == N
 
 
@@ -141,6 +141,16 @@ def test_steps_that_a_scheduler_cannot_take_are_one_line(steps):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler])
+def test_a_trajectory_of_one_step_can_be_handed_over_at_either_end(kind):
+    scheduler, unit = kind(**SCHEDULE), Toy(0.5)
+    assert len(rehearsal(scheduler, 1).memory) == 2 and not rehearsal(scheduler, 1).fault
+    x = torch.randn(1, 4, 6, 6) * fresh(scheduler, 1).init_noise_sigma
+    state = begin(scheduler, x, 1, 1.0, generator=torch.Generator().manual_seed(3))
+    (last,) = trajectory([unit], fresh(scheduler, 1), x, COND, [1], torch.Generator().manual_seed(3))
+    assert torch.equal(advance(state, unit, scheduler, COND, 1).latent, last)
+
+
 # -- numbers that are not finite ---------------------------------------------------------------------------------------
 
 ZERO = {**SCHEDULE, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
@@ -154,7 +164,7 @@ def test_zero_terminal_snr_and_a_prediction_of_noise_are_named_before_the_first_
     assert "\n" not in str(caught.value)
     unit, velocity = Toy(0.5), kind(**ZERO, prediction_type="v_prediction")
     x, generator = start(velocity)
-    *_, last = trajectory([unit], fresh(velocity, N), x, SAID, [N], generator)
+    *_, last = trajectory([unit], fresh(velocity, N), x, COND, [N], generator)
     assert torch.isfinite(last).all()
 
 
@@ -172,20 +182,20 @@ def test_a_step_that_is_not_finite_is_told_at_once():
     unit, scheduler = Broken(1.0), DPMSolverMultistepScheduler(**SCHEDULE)
     x, _ = start(scheduler)
     with pytest.raises(ValueError, match="made numbers that are not finite in step 3: take float32"):
-        list(trajectory([unit], fresh(scheduler, N), x, SAID, [N]))
+        list(trajectory([unit], fresh(scheduler, N), x, COND, [N]))
     assert unit.calls == 3
 
 
 def test_a_consistency_model_is_not_taught_where_noise_tells_nothing():
     student, alphas = small.unet(time_cond_proj_dim=8), torch.linspace(0.99, 0.0, 20)
     with pytest.raises(ValueError, match="alphas reach 0, where a prediction of the noise tells nothing"):
-        next(consistent(small.unet(), student, alphas, None, torch.zeros(1, 2, 16), [], Consistency(levels=2)))
+        next(distil_consistency(small.unet(), student, alphas, None, torch.zeros(1, 2, 16), [], Consistency(levels=2)))
 
 
 def test_the_memory_must_be_that_of_its_step():
     scheduler = DPMSolverMultistepScheduler(**SCHEDULE)
     x, generator = start(scheduler)
-    state = advance(begin(scheduler, x, N, 1.0, generator=generator), Toy(0.5), scheduler, SAID, 3)
+    state = advance(begin(scheduler, x, N, 1.0, generator=generator), Toy(0.5), scheduler, COND, 3)
     for name, value in {
         "_step_index": 0, "lower_order_nums": 1, "sigmas": state.solver["sigmas"].flip(0),
         "model_outputs": [*state.solver["model_outputs"], x],

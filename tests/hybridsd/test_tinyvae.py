@@ -12,7 +12,7 @@ from lab.core import training
 from lab.core.training import seeded
 from lab.hybridsd import equations as eq
 from lab.hybridsd import tinyvae
-from lab.hybridsd.discriminator import Discriminator, Features, changed
+from lab.hybridsd.discriminator import FeatureDiscriminator, FrozenFeatures, augmented
 from lab.hybridsd.tinyvae import TinyVAE, train, turn
 
 from . import small
@@ -27,8 +27,8 @@ def network():
 @pytest.fixture
 def parts():
     with seeded(0):
-        features = Features(network(), ["1", "3"])
-        return small.tiny_vae(), small.vae(), Discriminator(features, (8, 12)), features
+        features = FrozenFeatures(network(), ["1", "3"])
+        return small.tiny_vae(), small.vae(), FeatureDiscriminator(features, (8, 12)), features
 
 
 def pictures(count=8):
@@ -83,13 +83,13 @@ def test_each_step_changes_one_part_only(parts):
 def test_the_tiny_one_comes_nearer_to_the_large_ones_latents_and_pictures(parts):
     tiny, large, judge, features = parts
     x = pictures()
-    lessons = tinyvae._Lessons(tiny, large, judge, features, TinyVAE(degraded=0.0))
+    losses = tinyvae._Losses(tiny, large, judge, features, TinyVAE(degraded=0.0))
 
     def errors():
         with seeded(1), torch.no_grad():
-            z = lessons.latent(x)
-            return float(lessons.encoder(x, 0)["latent"]), float(eq.perceptual_loss(
-                features(lessons.decoded(z)), features(x)))  # fmt: skip
+            z = losses.latent(x)
+            return float(losses.encoder(x, 0)["latent"]), float(eq.perceptual_loss(
+                features(losses.decoded(z)), features(x)))  # fmt: skip
 
     first = errors()
     with seeded(0):
@@ -106,8 +106,8 @@ def test_it_resumes_where_it_was(tmp_path, monkeypatch):
 
     def run(folder, steps):
         with seeded(0):
-            features = Features(network(), ["3"])
-            tiny, judge = small.tiny_vae(), Discriminator(features, (12,))
+            features = FrozenFeatures(network(), ["3"])
+            tiny, judge = small.tiny_vae(), FeatureDiscriminator(features, (12,))
             how = TinyVAE(steps=9, judge_first=1, lr=1e-3)
             found = train(tiny, small.vae(), judge, features, [pictures()], how, checkpoint=folder, progress=False)
             count = len(list(islice(found, steps)))
@@ -121,10 +121,10 @@ def test_it_resumes_where_it_was(tmp_path, monkeypatch):
 
 
 def test_easy_pixels_are_painted_white(parts):
-    lessons = tinyvae._Lessons(*parts, TinyVAE())
+    losses = tinyvae._Losses(*parts, TinyVAE())
     x = pictures() * 0.5
     with seeded(0):
-        painted = lessons.hard_pixels(x)
+        painted = losses.hard_pixels(x)
     white = (painted == 1).all(1)
     assert (white.flatten(1).double().mean(1) - 0.5).abs().max() < 0.1
     assert torch.equal(torch.where(white[:, None], x, painted), x)
@@ -133,7 +133,7 @@ def test_easy_pixels_are_painted_white(parts):
 def test_augmentations_keep_shape_and_are_drawn_for_each_picture():
     x = pictures().requires_grad_()
     with seeded(0):
-        made, mixed = changed(x), tinyvae.recoloured(x.detach(), 0.5)
+        made, mixed = augmented(x), tinyvae.recoloured(x.detach(), 0.5)
     assert made.shape == x.shape and not torch.allclose(made[0] - x[0], made[1] - x[1])
     made.sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
@@ -143,9 +143,9 @@ def test_augmentations_keep_shape_and_are_drawn_for_each_picture():
 
 def test_what_does_not_fit_is_told(parts):
     with pytest.raises(ValueError, match="the network has no 9"):
-        Features(network(), ["9"])
+        FrozenFeatures(network(), ["9"])
     with pytest.raises(ValueError, match="2 feature maps for 1 widths"):
-        Discriminator(parts[3], (8,))(pictures())
+        FeatureDiscriminator(parts[3], (8,))(pictures())
     with pytest.raises(ValueError, match="degraded=2 is not allowed"):
         TinyVAE(degraded=2)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import lab
+from lab.core.service import ServiceError
 from lab.hybridsd import view
-from lab.hybridsd.pipeline import Split
+from lab.hybridsd.pipeline import HybridPipeline
 
 from . import small
 from .test_recipe import QUICK, own_task
@@ -19,8 +20,8 @@ def outcome():
 
 
 @pytest.fixture(scope="module")
-def split():
-    return Split.of(small.sd().components, [small.unet(1)])
+def pipeline():
+    return HybridPipeline.of(small.sd().components, [small.unet(1)])
 
 
 def test_numbers_are_the_reports(outcome):
@@ -36,16 +37,16 @@ def test_the_sweep_is_replayed(outcome):
     assert explorer.set(k=0).frame.svg != explorer.set(k=4).frame.svg
 
 
-def test_the_slider_shows_what_the_pipeline_draws(split):
-    stages = view._stages(split, ("a dog", "two cats"), 3, range(5), 4.0, 4)
+def test_the_slider_shows_what_the_pipeline_draws(pipeline):
+    stages = view._stages(pipeline, ("a dog", "two cats"), 3, range(5), 4.0, 4)
     for k in range(5):
-        drawn = split.draw(["a dog", "two cats"], steps=[k, 4 - k], guidance=4.0, seed=3)
+        drawn = pipeline.draw(["a dog", "two cats"], steps=[k, 4 - k], guidance=4.0, seed=3)
         assert torch.equal(stages[k][:, -1], (255 * drawn.pictures).round().to(torch.uint8))
         assert torch.equal(stages[k][:, 0], stages[0][:, 0])  # the same noise
 
 
-def test_a_slider_step_is_quick_and_a_page_holds_them_all(split, outcome, tmp_path):
-    explorer = view.splitting(split, ["a dog", "two cats"], (0, 1), N=4, outcome=outcome)
+def test_a_slider_step_is_quick_and_a_page_holds_them_all(pipeline, outcome, tmp_path):
+    explorer = view.splitting(pipeline, ["a dog", "two cats"], (0, 1), N=4, outcome=outcome)
     assert explorer.state["k"] == 2
     start = time.perf_counter()
     explorer.set(k=3)
@@ -55,40 +56,37 @@ def test_a_slider_step_is_quick_and_a_page_holds_them_all(split, outcome, tmp_pa
     assert "one picture, two machines" in page and "<script src" not in page
 
 
-def test_any_prompt_can_be_typed(split, tmp_path):
-    explorer = view.splitting(split, ["a dog"], (0,), N=4).set(prompt="  a red house ", k=1)
+def test_any_prompt_can_be_typed(pipeline, tmp_path):
+    explorer = view.splitting(pipeline, ["a dog"], (0,), N=4).set(prompt="  a red house ", k=1)
     assert explorer.state["prompt"] == "a red house" and explorer.frame.svg.count("a red house") > 0
-    drawn = split.draw("a red house", steps=[1, 3], guidance=4.0, seed=0).pictures
-    shown = view._stages(split, ("a red house",), 0, (1,), 4.0, 4)[1][0, -1]
+    drawn = pipeline.draw("a red house", steps=[1, 3], guidance=4.0, seed=0).pictures
+    shown = view._stages(pipeline, ("a red house",), 0, (1,), 4.0, 4)[1][0, -1]
     assert torch.equal(shown, (255 * drawn[0]).round().to(torch.uint8))
     explorer.save(tmp_path / "page.html")  # every k of both prompts
     with pytest.raises(ValueError, match="prompt=' ' is not on this control"):
         explorer.set(prompt=" ")
 
 
-def test_live_asks_the_cloud_and_says_when_it_is_gone(split):
+def test_live_asks_the_cloud_and_says_when_it_is_gone(pipeline):
     class Gone:
-        class Failed(Exception):
-            pass
-
         def half(self, state, k, int8=False, zeros=True):
-            raise self.Failed("nobody listens")
+            raise ServiceError("nobody listens")
 
     class Here(Gone):
         def half(self, state, k, int8=False, zeros=True):
             from lab.hybridsd.handoff import advance
 
-            said = split.conditioning(state.prompt, state.guidance, zeros=True)
-            return advance(state, split.unets[0], split.scheduler, said, k), 1234
+            cond = pipeline.conditioning(state.prompt, state.guidance, zeros=True)
+            return advance(state, pipeline.unets[0], pipeline.scheduler, cond, k), 1234
 
-    edge = [split.unets[1]]
+    edge = [pipeline.unets[1]]
     for cloud, note in ((Here(), "bytes received 1,234"), (Gone(), "the edge drew all 4 steps alone")):
-        live = Split(edge, split.scheduler, split.text, split.vae, cloud)
-        explorer = view.splitting(split, ["a dog"], (0,), N=4, live=live)
+        live = HybridPipeline(edge, pipeline.scheduler, pipeline.text, pipeline.vae, cloud)
+        explorer = view.splitting(pipeline, ["a dog"], (0,), N=4, live=live)
         if isinstance(cloud, Here):
             explorer.press("ask the cloud")
             here = live.draw("a dog", steps=[2, 2], guidance=4.0, seed=0).latent
-            assert torch.equal(here, split.draw("a dog", steps=[2, 2], guidance=4.0, seed=0).latent)
+            assert torch.equal(here, pipeline.draw("a dog", steps=[2, 2], guidance=4.0, seed=0).latent)
         else:
             with pytest.warns(UserWarning, match="nobody listens"):
                 explorer.press("ask the cloud")
@@ -96,4 +94,4 @@ def test_live_asks_the_cloud_and_says_when_it_is_gone(split):
     with pytest.warns(UserWarning, match="the cloud did not answer"):
         alone = live.draw("a dog", steps=[2, 2], guidance=4.0, seed=0)
     assert alone.steps == (0, 4)
-    assert torch.equal(alone.latent, split.draw("a dog", steps=[0, 4], guidance=4.0, seed=0).latent)
+    assert torch.equal(alone.latent, pipeline.draw("a dog", steps=[0, 4], guidance=4.0, seed=0).latent)

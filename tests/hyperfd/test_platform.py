@@ -22,7 +22,7 @@ from safetensors.torch import load
 import lab
 from lab.core import sealing
 from lab.core.data.faces import FaceTask
-from lab.core.service import Failed
+from lab.core.service import ServiceError
 from lab.core.training import seeded
 from lab.hyperfd import bounds, serving
 from lab.hyperfd.client import PATH, DataOwner, Remote
@@ -512,13 +512,13 @@ def test_over_http_is_the_same_as_in_one_process(served):
 def test_what_is_refused_over_http_and_why(served):
     platform, port = served
     url = f"http://127.0.0.1:{port}"
-    with pytest.raises(Failed, match=r"refused \(401\): the bearer token is wrong"):
+    with pytest.raises(ServiceError, match=r"refused \(401\): the bearer token is wrong"):
         Remote(url, "wrong").offer()
-    with pytest.raises(Failed, match=r"refused \(400\): upload: 7 bytes are no message"):
+    with pytest.raises(ServiceError, match=r"refused \(400\): upload: 7 bytes are no message"):
         Remote(url, TOKEN).accept(b"rubbish")
     answer = httpx.post(url + PATH, params={"ask": "pictures"}, headers={"Authorization": f"Bearer {TOKEN}"})
     assert answer.status_code == 400 and "give 'offer' or 'upload'" in answer.json()["error"]
-    with pytest.raises(Failed, match="ConnectError"):
+    with pytest.raises(ServiceError, match="ConnectError"):
         Remote("http://127.0.0.1:9", TOKEN).offer()
     assert platform.version == 0
 

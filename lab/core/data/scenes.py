@@ -27,10 +27,8 @@ CONCEPTS = (*SHAPES, *COLOURS)  # what a pixel can belong to: the channels of th
 _NUMBERS = ("one", "two", "three")
 _RADIUS = (0.080, 0.103)  # of a circle, as a share of the side; the other shapes have its area
 _EDGE = 0.21  # how far from its side a row stands
-_PERIOD, _RELIEF = (
-    0.25,
-    0.08,
-)  # of stripes and dots: as a share of the side, and how much lighter and darker than the grey
+_PERIOD = 0.25  # of stripes and dots, as a share of the side
+_RELIEF = 0.08  # how much lighter and darker than the grey they are
 
 Kind = tuple[int, str, str, str, str]  # count, colour, shape, place, texture: what a caption tells
 
@@ -78,13 +76,13 @@ def random_scenes(count: int, seed: int = 0, among: Iterable[Kind] | None = None
     if not choices:
         raise ValueError("random_scenes: among is empty: give at least one kind of scene")
     random = np.random.default_rng(seed)
-    order = np.concatenate([random.permutation(len(choices)) for _ in range(-(-count // len(choices)))])[
-        :count
-    ].tolist()
+    rounds = -(-count // len(choices))
+    order = np.concatenate([random.permutation(len(choices)) for _ in range(rounds)])[:count].tolist()
     seeds = random.integers(2**62, size=count).tolist()
+    drawn_kinds = (choices[k] for k in order)
     return [
-        Scene(number, colour, shape, place, own, texture)
-        for (number, colour, shape, place, texture), own in zip((choices[k] for k in order), seeds, strict=True)
+        Scene(number, colour, shape, position, scene_seed, texture)
+        for (number, colour, shape, position, texture), scene_seed in zip(drawn_kinds, seeds, strict=True)
     ]
 
 
@@ -97,7 +95,7 @@ def draw(scenes: Iterable[Scene], size: int = 32) -> tuple[torch.Tensor, torch.T
     if not isinstance(size, int) or isinstance(size, bool) or size < 16:
         raise ValueError(f"size={size!r}: give an integer number of pixels, 16 or more")
     scenes = list(scenes)
-    pictures = np.empty((len(scenes), 3, size, size), np.float32)
+    images = np.empty((len(scenes), 3, size, size), np.float32)
     masks = np.zeros((len(scenes), len(CONCEPTS), size, size), bool)
     for i, scene in enumerate(scenes):
         random = np.random.default_rng(scene.seed)
@@ -106,9 +104,9 @@ def draw(scenes: Iterable[Scene], size: int = 32) -> tuple[torch.Tensor, torch.T
         ink = light * np.array(COLOURS[scene.colour])[:, None, None]
         noise = random.normal(0, 0.03, (3, size, size))
         ground = grey + _relief(scene.texture, random, size)
-        pictures[i] = np.clip(ground + cover * (ink - ground) + noise, 0, 1)
+        images[i] = np.clip(ground + cover * (ink - ground) + noise, 0, 1)
         masks[i, [CONCEPTS.index(scene.shape), CONCEPTS.index(scene.colour)]] = cover >= 0.5
-    return torch.from_numpy(pictures), torch.from_numpy(masks)
+    return torch.from_numpy(images), torch.from_numpy(masks)
 
 
 def _relief(texture: str, random: np.random.Generator, size: int) -> np.ndarray | float:
