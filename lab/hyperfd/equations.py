@@ -113,7 +113,7 @@ def transformed(v: Tensor, D: Tensor) -> Tensor:
 
 
 def transformation_error(old: Tensor, new: Tensor, D: Tensor) -> Tensor:
-    """Card (11): mean of 1 − cos(τ(old), new) over subsets that took no part in Eq. (9)."""
+    """Card (11): mean of 1 − cos(τ(old), new) over subsets that took no part in Card (9)."""
     return (1 - F.cosine_similarity(transformed(old, D), new, dim=-1)).mean().clamp_min(0)
 
 
