@@ -35,16 +35,15 @@ from lab.core import store
 from lab.core.machine import machine
 from lab.core.onnx import qdq
 from lab.core.onnx.runtime import Deployed
-from lab.core.quantisation.bn_folding import prepared
-from lab.core.quantisation.grids import FixedQuantiser, between, set_codes
-from lab.core.quantisation.quantisers import levels
+from lab.core.quantisation.bn_folding import fold_batch_norms
+from lab.core.quantisation.qparams import FixedQuantiser, QParams, set_int_repr
+from lab.core.quantisation.quantisers import largest_code
 from lab.core.running import Run, running
 from lab.core.task import Task
 from lab.core.training import seeded
 from lab.dqss import equations as eq
 from lab.dqss import search
-from lab.dqss.outcome import deployed
-from lab.dqss.space import Space, place
+from lab.dqss.space import Assignment, StrategySpace
 
 RECIPE = lab.DQSS(calibration=64, steps=60)
 TRAINED = lab.DQSS(mode="aware", calibration=64, steps=60, weight_bits=3, activation_bits=3)
@@ -53,11 +52,13 @@ ORT = ("MinMax", "Entropy", "Percentile")
 NETWORKS: dict[str, tuple[Callable[[], Task], int, Callable[[], torch.Tensor]]] = {  # task, pictures, held-out data
     "ResNet-20, digits": (lab.tasks.digits, 64, lambda: lab.tasks.digits_data()[2]),
     "MobileNet-v1, digits 32": (
-        lambda: lab.tasks.digits(size=32, channels=3), 64, lambda: lab.tasks.digits_data(32, 3)[2]
+        lambda: lab.tasks.digits(size=32, channels=3),
+        64,
+        lambda: lab.tasks.digits_data(32, 3)[2],
     ),
     "ResNet-8, scenes": (lab.tasks.scenes, 64, lambda: lab.tasks.scenes_data()[2]),
     "EDSR, photographs x2": (lambda: middles(), 16, lambda: torch.cat([low for low, _ in pairs()])),
-}  # fmt: skip
+}
 FIVE = ("max", "p99.99", "mse", "kl", "aciq")
 
 
@@ -98,11 +99,16 @@ def main() -> None:
 def begun(path: Path | None, seeds: list[int]) -> dict:
     """The report of this run as far as it is in the file already; of other settings or another machine nothing is."""
     report: dict = {
-        "figures": {}, "settings": [repr(RECIPE), repr(TRAINED), *(f"{n}: {v[1]}" for n, v in NETWORKS.items())],
-        "seeds": seeds, "machine": machine("onnxruntime"), "rows": [], "trained": [], "steps": [],
-    }  # fmt: skip
-    found = json.loads(path.read_text()) if path is not None and path.exists() else {}
-    return found if all(found.get(key) == report[key] for key in ("settings", "seeds", "machine")) else report
+        "figures": {},
+        "settings": [repr(RECIPE), repr(TRAINED), *(f"{n}: {v[1]}" for n, v in NETWORKS.items())],
+        "seeds": seeds,
+        "machine": machine("onnxruntime"),
+        "rows": [],
+        "trained": [],
+        "steps": [],
+    }
+    saved = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    return saved if all(saved.get(key) == report[key] for key in ("settings", "seeds", "machine")) else report
 
 
 def keep(path: Path | None, report: dict) -> None:
@@ -125,9 +131,9 @@ def cell(network: str, bits: int, seed: int, folder: Path) -> Iterator[dict]:
     recipe = replace(RECIPE, weight_bits=bits, activation_bits=bits, calibration=count)
     about = {"network": network, "bits": bits, "seed": seed, "float": task.measure(task.model), "unit": task.unit}
     with running(recipe, task, seed, None, None, progress=False) as run:
-        teacher, graph = (prepared(task.model, task.example) for _ in range(2))
-        batches = recipe._calibration(run, teacher)
-        space = Space(graph, place(graph, recipe), recipe, torch.cat([x for x, _ in batches]))
+        teacher, graph = (fold_batch_norms(task.model, task.example) for _ in range(2))
+        batches = recipe.calibration_batches(run, teacher)
+        space = StrategySpace(graph, recipe, torch.cat([x for x, _ in batches]))
         with torch.no_grad():
             wanted = teacher(x)
 
@@ -141,30 +147,31 @@ def cell(network: str, bits: int, seed: int, folder: Path) -> Iterator[dict]:
             yield row(name, space.graph)
         for method in ORT:
             journal = folder / f"{network} {seed} {method}".replace(",", "").replace(" ", "_")
-            found = found_ranges(journal, task, batches, method)
-            yield row(f"range of {method}", with_ranges(task, space, found))
+            limits = cached_ranges(journal, task, batches, method)
+            yield row(f"range of {method}", with_ranges(task, space, limits))
             if bits > 3:
                 yield row(f"onnxruntime {method}", Deployed(static(task, bits, batches, method, journal)))
         yield from searched(recipe, run, space, batches, row)
 
 
-def _uniforms(space: Space) -> dict[str, search.Chosen]:
-    return {f"uniform {name}": search.same(space, name, name) for name in space.recipe.names()}
+def _uniforms(space: StrategySpace) -> dict[str, Assignment]:
+    return {f"uniform {name}": search.same(space, name, name) for name in space.names}
 
 
-def searched(recipe: lab.DQSS, run: Run, space: Space, batches: list, row: Callable) -> Iterator[dict]:
+def searched(recipe: lab.DQSS, run: Run, space: StrategySpace, batches: list, row: Callable) -> Iterator[dict]:
     """The rows of 'dqss_safe' and of what its search passes on the way: the best uniform choice, plain arg-max."""
     start = time.perf_counter()
     space.set(None)
-    found, _, _ = recipe.find(run, space, batches)
-    losses, seconds = found.losses, time.perf_counter() - start
+    result = search.Search(recipe, run, space, batches).find()
+    losses, seconds = result.losses, time.perf_counter() - start
     kept = {
-        "uniform": (found.best, losses["uniform"]), "dqss": (found.arg_max, losses["arg-max"]),
-        "dqss_safe": (found.chosen, losses["kept"]),
-    }  # fmt: skip
+        "uniform": (result.uniform, losses["uniform"]),
+        "dqss": (result.arg_max, losses["arg-max"]),
+        "dqss_safe": (result.chosen, losses["kept"]),
+    }
     for name, (chosen, loss) in kept.items():
         space.set(chosen)
-        more = {} if name == "uniform" else {"soft": found.soft_score, "gap": eq.gap(losses["soft"], loss)}
+        more = {} if name == "uniform" else {"soft": result.soft_score, "gap": eq.gap(losses["soft"], loss)}
         yield row(name, space.graph, kept=loss, soft_loss=losses["soft"], seconds=seconds, **more)
 
 
@@ -176,20 +183,28 @@ def trained(seed: int) -> list[dict]:
     for name, fields in ways.items():
         start = time.perf_counter()
         report = replace(TRAINED, **fields).run(task, seed=seed, progress=False).report
-        rows.append({"network": "ResNet-20, digits", "bits": TRAINED.weight_bits, "seed": seed, "method": name,
-                     "score": report["accuracy"].after, "float": report["accuracy"].before,
-                     "seconds": time.perf_counter() - start})  # fmt: skip
+        rows.append(
+            {
+                "network": "ResNet-20, digits",
+                "bits": TRAINED.weight_bits,
+                "seed": seed,
+                "method": name,
+                "score": report["accuracy"].after,
+                "float": report["accuracy"].before,
+                "seconds": time.perf_counter() - start,
+            }
+        )
         print(rows[-1], flush=True)
     return rows
 
 
 def pairs() -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The middles of the four held-out photographs: 96 x 96 small, 192 x 192 large."""
-    found = []
+    cut = []
     for low, high in lab.tasks.photos_held_out(2):
         top, left = (low.shape[2] - 96) // 2, (low.shape[3] - 96) // 2
-        found.append((low[..., top : top + 96, left : left + 96], high[..., 2 * top :, 2 * left :][..., :192, :192]))
-    return found
+        cut.append((low[..., top : top + 96, left : left + 96], high[..., 2 * top :, 2 * left :][..., :192, :192]))
+    return cut
 
 
 def middles() -> Task:
@@ -197,28 +212,28 @@ def middles() -> Task:
     return replace(lab.tasks.photos(2, patch=96, batch_size=4), score=lab.tasks.psnr(pairs(), border=2))
 
 
-_FOUND: dict[str, dict[str, tuple[float, float]]] = {}
+_RANGES: dict[str, dict[str, tuple[float, float]]] = {}
 
 
-def found_ranges(journal: Path, task: Task, batches: list, method: str) -> dict[str, tuple[float, float]]:
+def cached_ranges(journal: Path, task: Task, batches: list, method: str) -> dict[str, tuple[float, float]]:
     """onnxruntime's ranges, which do not depend on the bits: read once a network, seed and method."""
-    if journal.name not in _FOUND:
-        _FOUND[journal.name] = ranges(task, [x for x, _ in batches], method)
-    return _FOUND[journal.name]
+    if journal.name not in _RANGES:
+        _RANGES[journal.name] = ranges(task, [x for x, _ in batches], method)
+    return _RANGES[journal.name]
 
 
 def ranges(task: Task, batches: list[torch.Tensor], method: str) -> dict[str, tuple[float, float]]:
     """The range that onnxruntime's calibrator finds for each tensor of the float graph."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "float.onnx"
-        qdq.write(prepared(task.model, task.example), path)
+        qdq.write(fold_batch_norms(task.model, task.example), path)
         calibrator = create_calibrator(
             str(path), None, str(Path(folder) / "augmented.onnx"), quantization.CalibrationMethod[method]
         )
         calibrator.set_execution_providers(["CPUExecutionProvider"])
         calibrator.collect_data(Pictures(batches))
-        found = calibrator.compute_data()
-    return {name: tuple(float(end.item()) for end in found[name].range_value) for name in found.keys()}
+        limits = calibrator.compute_data()
+    return {name: tuple(float(end.item()) for end in limits[name].range_value) for name in limits.keys()}
 
 
 def static(task: Task, bits: int, batches: list, method: str, journal: Path) -> bytes:
@@ -227,17 +242,22 @@ def static(task: Task, bits: int, batches: list, method: str, journal: Path) -> 
     a, w = (kinds.QUInt8, kinds.QInt8) if bits == 8 else (kinds.QUInt4, kinds.QInt4)
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "float.onnx", Path(folder) / "rounded.onnx"
-        model = qdq.to_model(prepared(task.model, task.example))
+        model = qdq.to_model(fold_batch_norms(task.model, task.example))
         for node in model.graph.node:
             node.name = node.output[0]
         layers = [node.name for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm")]
         onnx.save(model, before)
         quantization.quantize_static(
-            before, after, Pictures([x for x, _ in batches]), quant_format=quantization.QuantFormat.QDQ,
-            activation_type=a, weight_type=w, calibrate_method=quantization.CalibrationMethod[method],
+            before,
+            after,
+            Pictures([x for x, _ in batches]),
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=a,
+            weight_type=w,
+            calibrate_method=quantization.CalibrationMethod[method],
             nodes_to_exclude=[] if bits == 8 else [layers[0], layers[-1]],
             calibration_cache_path=journal.with_suffix(".json"),
-        )  # fmt: skip
+        )
         return after.read_bytes()
 
 
@@ -252,19 +272,19 @@ class Pictures(quantization.CalibrationDataReader):
         return None if x is None else {"input": x.numpy()}
 
 
-def with_ranges(task: Task, space: Space, found: dict[str, tuple[float, float]]) -> nn.Module:
+def with_ranges(task: Task, space: StrategySpace, limits: dict[str, tuple[float, float]]) -> nn.Module:
     """The network with these ranges for its activations, on the grids of all codes, and max-abs for its weights."""
-    model = deployed(space, search.same(space, "max", "max"), prepared(task.model, task.example))  # all replaced below
+    plain, again = (fold_batch_norms(task.model, task.example) for _ in range(2))
+    model = space.deployed(search.same(space, "max", "max"), plain)  # all replaced below
     entry = next(node.name for node in model.graph.nodes if node.op == "placeholder")
-    for group, spot in space.where.groups().items():
-        low, high = found["input" if spot.source == entry else spot.source]
-        bits = space._spot_bits(spot)
-        model.set_submodule(f"quantisers.{group}", FixedQuantiser(between(low, high, bits)))
-    plain = prepared(task.model, task.example)
+    for group, point in space.placement.groups().items():
+        low, high = limits["input" if point.source == entry else point.source]
+        qparams = QParams.from_min_max(low, high, space.activation_bits[group])
+        model.set_submodule(f"quantisers.{group}", FixedQuantiser(qparams))
     for name, bits in space.bits.items():
-        W = plain.get_submodule(name).weight.detach()
-        step = W.abs().max() / levels(bits)
-        set_codes(model.get_submodule(name), (W / step).round(), step)
+        W = again.get_submodule(name).weight.detach()
+        step = W.abs().max() / largest_code(bits)
+        set_int_repr(model.get_submodule(name), (W / step).round(), step)
     return model.eval()
 
 
@@ -272,7 +292,7 @@ def with_ranges(task: Task, space: Space, found: dict[str, tuple[float, float]])
 
 
 class Naive(nn.Module):
-    """A layer as N_a * N_w branches, Eq. (2)."""
+    """A layer as N_a * N_w branches, Card (2)."""
 
     def __init__(self, layer: nn.Module, reads: nn.Module, weight: nn.Module) -> None:
         super().__init__()
@@ -299,7 +319,7 @@ def step_costs(repeats: int) -> list[dict]:
 
 
 def one_cost(net: nn.Module, x: torch.Tensor, repeats: int) -> dict:
-    wanted = prepared(net, x[:1])(x).detach()
+    wanted = fold_batch_norms(net, x[:1])(x).detach()
     graphs = {"plain": spaced(net, x, ("mse",)), "five": spaced(net, x, FIVE), "naive": naive(spaced(net, x, FIVE))}
     times: dict[str, list[float]] = {name: [] for name in graphs}
     for round in range(repeats):
@@ -313,16 +333,15 @@ def one_cost(net: nn.Module, x: torch.Tensor, repeats: int) -> dict:
     return {"five": over["five"], "naive": over["naive"], "plain_ms": 1000 * statistics.median(times["plain"])}
 
 
-def spaced(net: nn.Module, x: torch.Tensor, names: tuple[str, ...]) -> Space:
+def spaced(net: nn.Module, x: torch.Tensor, names: tuple[str, ...]) -> StrategySpace:
     recipe = replace(RECIPE, candidates=names)
-    graph = prepared(net, x[:1])
-    return Space(graph, place(graph, recipe), recipe, x)
+    graph = fold_batch_norms(net, x[:1])
+    return StrategySpace(graph, recipe, x)
 
 
-def naive(space: Space) -> Space:
+def naive(space: StrategySpace) -> StrategySpace:
     """The same space as branches; linear layers stay mixtures."""
-    for group, spot in space.where.groups().items():
-        name = space._readers(spot)[0]
+    for group, (name, *_) in space.readers.items():
         layer = space.graph.get_submodule(name)
         if isinstance(layer, nn.Conv2d):
             space.graph.set_submodule(name, Naive(layer, space.activations[group], space.weights[name]))
@@ -342,12 +361,12 @@ def figures(table: pandas.DataFrame) -> dict[str, float]:
     seen = wide[[name for name in wide if name.startswith("uniform ")]].max(axis=1)
     loss = table.pivot_table(index=["network", "bits", "seed"], columns="method", values="held_out_loss")
     nearer = 10 * (loss["uniform"].clip(lower=1e-12) / loss["dqss_safe"].clip(lower=1e-12)).map(math.log10)
-    found = {f"gain_{bits}": float(part.mean()) for bits, part in gain.groupby("bits")}
+    gains = {f"gain_{bits}": float(part.mean()) for bits, part in gain.groupby("bits")}
     by_cell, apart = gain.groupby(["network", "bits"]).mean(), (wide["dqss_safe"] - seen).groupby("bits").mean()
-    found |= {"worst_gap": float(by_cell.min()), "worst_gap_std": float(gain.groupby(["network", "bits"]).std().max())}
-    found |= {f"nearer_to_float_{bits}": float(part.mean()) for bits, part in nearer.groupby("bits")}
-    found |= {f"gain_over_seen_{bits}": float(value) for bits, value in apart.items()}
-    found |= {
+    gains |= {"worst_gap": float(by_cell.min()), "worst_gap_std": float(gain.groupby(["network", "bits"]).std().max())}
+    gains |= {f"nearer_to_float_{bits}": float(part.mean()) for bits, part in nearer.groupby("bits")}
+    gains |= {f"gain_over_seen_{bits}": float(value) for bits, value in apart.items()}
+    gains |= {
         f"gain_over_arg_max_{bits}": float(value)
         for bits, value in (wide["dqss_safe"] - wide["dqss"]).groupby("bits").mean().items()
     }
@@ -355,10 +374,10 @@ def figures(table: pandas.DataFrame) -> dict[str, float]:
         real = wide.get(f"onnxruntime {name}", wide["dqss_safe"] * math.nan).fillna(wide[f"range of {name}"])
         for label, other in (("", real), ("range_of_", wide[f"range of {name}"])):
             ahead = (wide["dqss_safe"] - other).groupby("bits").mean()
-            found |= {f"gain_over_{label}{name}_{bits}": float(value) for bits, value in ahead.items()}
-    found["soft_hard_gap"] = float(table[table.method == "dqss"]["gap"].mean())
-    found["soft_hard_gap_safe"] = float(table[table.method == "dqss_safe"]["gap"].mean())
-    return found
+            gains |= {f"gain_over_{label}{name}_{bits}": float(value) for bits, value in ahead.items()}
+    gains["soft_hard_gap"] = float(table[table.method == "dqss"]["gap"].mean())
+    gains["soft_hard_gap_safe"] = float(table[table.method == "dqss_safe"]["gap"].mean())
+    return gains
 
 
 def cost_figures(steps: list[dict]) -> dict[str, float]:

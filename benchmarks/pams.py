@@ -1,9 +1,9 @@
-"""PAMS beside its rivals and controls: what bits cost on photographs, and what integers gain in onnxruntime.
+"""PAMS beside its baselines and controls: what bits cost on photographs, and what integers gain in onnxruntime.
 
     python benchmarks/pams.py [--quick] [--json FILE] [--seeds 10,11,12] [--part accuracy|speed]
 
 Accuracy: the lab's small EDSR at x2 on the photographs that scikit-image and scikit-learn ship, held-out pictures.
-Every rival quantises the same tensors and weights (the placement is named in each row), starts from the same network
+Every baseline quantises the same tensors and weights (the placement is named in each row), starts from the same network
 and trains for as many steps on the same batches at the same rates. onnxruntime's own static quantisation stands beside.
 Speed: EDSR-baseline (16 blocks of 64 channels) with random weights, which time does not depend on, one thread,
 interleaved, one run; and the bytes of its files beside the formula.
@@ -32,20 +32,20 @@ from lab.core import cost
 from lab.core.data.batches import enlarged
 from lab.core.machine import machine
 from lab.core.onnx import qdq
-from lab.core.onnx.fusion import fusion, parity, worst
+from lab.core.onnx.ort_report import fusion, parity, worst
 from lab.core.onnx.runtime import Deployed
 from lab.core.quantisation import quantisers
-from lab.core.quantisation.bn_folding import prepared
-from lab.core.quantisation.placement import Spot, attach
+from lab.core.quantisation.bn_folding import fold_batch_norms
+from lab.core.quantisation.placement import QuantPoint, insert_quantisers
 from lab.core.task import Task
 from lab.core.training import Stage, descend, seeded
 from lab.pams import equations as eq
 from lab.pams import packed, sizes
-from lab.pams.placement import place
+from lab.pams.placement import place_quantisers
 
 EIGHT = lab.PAMS(placement="fig1", steps=300, lr=1e-4, alpha_lr=3e-3)
 FOUR = replace(EIGHT, weight_bits=4, activation_bits=4, lr=1e-3)
-RIVALS: dict[str, tuple[Callable, Callable]] = {  # activations, weights
+BASELINES: dict[str, tuple[Callable, Callable]] = {  # activations, weights
     "max-abs": (quantisers.MaxAbs, lambda bits, W: quantisers.MaxAbsWeight(bits)),
     "least squares": (quantisers.LeastSquares, lambda bits, W: quantisers.MaxAbsWeight(bits)),
     "DoReFa": (quantisers.MaxAbs, quantisers.DoReFaWeight),
@@ -100,25 +100,33 @@ def accuracy(seed: int, share: float) -> Iterator[dict]:
     task = lab.tasks.photos(2, patch=96, batch_size=4)
     eight, four = (replace(r, steps=int(r.steps * share)) for r in (EIGHT, FOUR))
     runs = [
-        ("PAMS", eight), ("PAMS", four), ("PAMS, no SKT", replace(four, skt=0.0)),
-        ("PAMS, paper's grid", replace(four, grid="signed")), ("PAMS", replace(eight, placement="full")),
-        ("PAMS", replace(eight, placement="cadyq")), ("PAMS", replace(four, placement="cadyq")),
-    ]  # fmt: skip
+        ("PAMS", eight),
+        ("PAMS", four),
+        ("PAMS, no SKT", replace(four, skt=0.0)),
+        ("PAMS, paper's grid", replace(four, grid="signed")),
+        ("PAMS", replace(eight, placement="full")),
+        ("PAMS", replace(eight, placement="cadyq")),
+        ("PAMS", replace(four, placement="cadyq")),
+    ]
     for name, recipe in runs if share == 1 else runs[:2]:
         outcome = recipe.run(task, seed=seed, progress=False)
         yield row(name, seed, recipe, task, outcome.model, outcome)
-    for name in RIVALS:
+    for name in BASELINES:
         with seeded(seed):
-            yield row(name, seed, four, task, rival(task, four, *RIVALS[name]))
+            yield row(name, seed, four, task, baseline(task, four, *BASELINES[name]))
     yield from static_quantisation(task, seed)
 
 
 def row(name: str, seed: int, recipe: lab.PAMS, task: Task, model: nn.Module, outcome=None) -> dict:
-    found = scored(task, model)
+    scores = scored(task, model)
     kept = {
-        "method": name, "seed": seed, "placement": recipe.placement, "weight_bits": recipe.weight_bits,
-        "activation_bits": recipe.activation_bits, **found,
-    }  # fmt: skip
+        "method": name,
+        "seed": seed,
+        "placement": recipe.placement,
+        "weight_bits": recipe.weight_bits,
+        "activation_bits": recipe.activation_bits,
+        **scores,
+    }
     if outcome is not None and recipe.activation_bits == 8:
         deployed = Deployed(qdq.to_model(outcome.model).SerializeToString())
         apart = worst(parity(outcome.model, task.example))
@@ -129,8 +137,8 @@ def row(name: str, seed: int, recipe: lab.PAMS, task: Task, model: nn.Module, ou
 def unquantised() -> dict:
     """The float network and the bicubic enlargement on the same pictures."""
     task, pairs = lab.tasks.photos(2), lab.tasks.photos_held_out(2)
-    found = {"float": task.model, "bicubic": Bicubic()}
-    return {name: {"psnr": task.measure(m), "ssim": lab.tasks.ssim(pairs, border=2)(m)} for name, m in found.items()}
+    models = {"float": task.model, "bicubic": Bicubic()}
+    return {name: {"psnr": task.measure(m), "ssim": lab.tasks.ssim(pairs, border=2)(m)} for name, m in models.items()}
 
 
 class Bicubic(nn.Module):
@@ -146,16 +154,17 @@ def scored(task: Task, model: nn.Module) -> dict:
     return {"psnr": psnr, "gap": task.measure(task.model) - psnr, "ssim": similarity(model)}
 
 
-def rival(task: Task, recipe: lab.PAMS, activation: Callable, weight: Callable) -> nn.Module:
+def baseline(task: Task, recipe: lab.PAMS, activation: Callable, weight: Callable) -> nn.Module:
     """The task's network with another paper's quantisers at the recipe's placement, trained on L1 alone."""
-    graph = prepared(task.model, task.example)
-    found = place(graph, recipe.placement, recipe.grid == "unsigned")
-    made = attach(graph, found, partial(_activation, recipe, activation), partial(_weight, recipe, weight))
+    graph = fold_batch_norms(task.model, task.example)
+    placement = place_quantisers(graph, recipe.placement, recipe.grid == "unsigned")
+    make = partial(_activation, recipe, activation)
+    made = insert_quantisers(graph, placement, make, partial(_weight, recipe, weight))
     ranges = [p for name, p in graph.named_parameters() if name.endswith((".alpha", ".step")) and p.requires_grad]
     weights = [p for p in graph.parameters() if p.requires_grad and not any(p is r for r in ranges)]
     groups = [{"params": weights, "lr": recipe.lr}] + ([{"params": ranges, "lr": recipe.alpha_lr}] if ranges else [])
     adam = Adam(groups)
-    stage = Stage(None, "rival", "benchmark", graph=graph, adam=adam)
+    stage = Stage(None, "baseline", "benchmark", graph=graph, adam=adam)
 
     def terms(batch):
         return {"l1": eq.pixel_loss(graph(batch[0]), batch[1])}
@@ -173,8 +182,8 @@ def calibrate(made: list[nn.Module], on: bool) -> None:
         quantiser.calibrating = on
 
 
-def _activation(recipe: lab.PAMS, kind: Callable, spot: Spot) -> nn.Module:
-    return kind(recipe.activation_bits, spot.signed)
+def _activation(recipe: lab.PAMS, kind: Callable, point: QuantPoint) -> nn.Module:
+    return kind(recipe.activation_bits, point.signed)
 
 
 def _weight(recipe: lab.PAMS, kind: Callable, conv: nn.Conv2d) -> nn.Conv2d:
@@ -186,11 +195,16 @@ def static_quantisation(task: Task, seed: int) -> Iterator[dict]:
     """onnxruntime's own tool on the same float graph, calibrated on as many batches: every convolution, no training."""
     for method in ("MinMax", "Entropy", "Percentile"):
         with seeded(seed):
-            model = static(prepared(task.model, task.example), [x for x, _ in batches(task, 20)], method)
+            model = static(fold_batch_norms(task.model, task.example), [x for x, _ in batches(task, 20)], method)
         yield {
-            "method": f"onnxruntime static, {method}", "seed": seed, "placement": "its own", "weight_bits": 8,
-            "activation_bits": 8, **scored(task, Deployed(model)), "fused_share": fusion(model).share,
-        }  # fmt: skip
+            "method": f"onnxruntime static, {method}",
+            "seed": seed,
+            "placement": "its own",
+            "weight_bits": 8,
+            "activation_bits": 8,
+            **scored(task, Deployed(model)),
+            "fused_share": fusion(model).share,
+        }
 
 
 def batches(task: Task, count: int) -> list:
@@ -204,10 +218,14 @@ def static(graph, pictures: list[torch.Tensor], method: str) -> bytes:
         before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         qdq.write(graph, before)
         quantization.quantize_static(
-            before, after, Pictures(pictures), quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            before,
+            after,
+            Pictures(pictures),
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod[method],
-        )  # fmt: skip
+        )
         return after.read_bytes()
 
 
@@ -231,7 +249,7 @@ def speed(repeats: int) -> list[dict]:
     for scale in (2, 4):
         with seeded(0):
             net, x = lab.nets.edsr(blocks=16, width=64, scale=scale), torch.rand(1, 3, 48, 48)
-        graphs = {"fp32": prepared(net, x)}
+        graphs = {"fp32": fold_batch_norms(net, x)}
         for placement, grid in (("fig1", "signed"), ("repo", "signed"), ("cadyq", "unsigned"), ("full", "unsigned")):
             graphs[f"{placement}, {grid}"] = calibrated(net, x, lab.PAMS(placement=placement, grid=grid))
         files = {name: qdq.to_model(graph).SerializeToString() for name, graph in graphs.items()}
@@ -239,19 +257,26 @@ def speed(repeats: int) -> list[dict]:
         timed = cost.latencies({name: Deployed(file) for name, file in files.items()}, x, repeats=repeats)
         for name, file in files.items():
             made = fusion(file)
-            rows.append({
-                "scale": scale, "form": name, "ms": timed[name].median, "low": timed[name].low,
-                "high": timed[name].high,
-                "speedup": timed["fp32"].over(timed[name]), "fused_share": made.share, "convolutions": len(made.rows),
-                "operators": made.operators,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "scale": scale,
+                    "form": name,
+                    "ms": timed[name].median,
+                    "low": timed[name].low,
+                    "high": timed[name].high,
+                    "speedup": timed["fp32"].over(timed[name]),
+                    "fused_share": made.share,
+                    "convolutions": len(made.rows),
+                    "operators": made.operators,
+                }
+            )
     return rows
 
 
 def calibrated(net: nn.Module, x: torch.Tensor, recipe: lab.PAMS):
     """The network quantised as the recipe says, calibrated on one picture and not trained."""
-    graph = prepared(net, x)
-    made = recipe.quantise(graph, place(graph, recipe.placement, recipe.grid == "unsigned"))
+    graph = fold_batch_norms(net, x)
+    made = recipe.quantise(graph, place_quantisers(graph, recipe.placement, recipe.grid == "unsigned"))
     graph.train()
     calibrate(made, True)
     with torch.no_grad():
@@ -268,11 +293,17 @@ def file_sizes() -> list[dict]:
     rows = []
     for placement, bits in (("cadyq", 8), ("cadyq", 4), ("cadyq", 2), ("full", 8)):
         graph = calibrated(net, x, lab.PAMS(placement=placement, weight_bits=bits))
-        counts = sizes.count(prepared(net, x), graph, x)
-        rows.append({
-            "placement": placement, "weight_bits": bits, "formula": counts.bytes, "packed": len(packed.to_bytes(graph)),
-            "onnx": len(qdq.to_model(graph).SerializeToString()), "paper": 4 * counts.equivalent,
-        })  # fmt: skip
+        counts = sizes.count(fold_batch_norms(net, x), graph, x)
+        rows.append(
+            {
+                "placement": placement,
+                "weight_bits": bits,
+                "formula": counts.bytes,
+                "packed": len(packed.to_bytes(graph)),
+                "onnx": len(qdq.to_model(graph).SerializeToString()),
+                "paper": 4 * counts.equivalent,
+            }
+        )
     return rows
 
 
@@ -291,14 +322,18 @@ def speed_figures(rows: list[dict]) -> dict[str, float]:
 
 
 def accuracy_figures(table: pandas.DataFrame) -> dict[str, float]:
-    """Means over the seeds of fp32 minus quantised, dB, placement fig1: PAMS at 8 and 4 bits, the best rival at 4."""
+    """Means over the seeds of fp32 minus quantised, dB, placement fig1: PAMS at 8 and 4 bits, best baseline at 4."""
     ours = table[(table.placement == "fig1") & (table.method == "PAMS")].groupby("weight_bits")["gap"]
-    rivals = table[table.method.isin(RIVALS)].groupby("method")["gap"].mean()
+    baselines = table[table.method.isin(BASELINES)].groupby("method")["gap"].mean()
     mean, spread = ours.mean(), ours.agg(lambda gaps: statistics.stdev(gaps) if len(gaps) > 1 else 0.0)
     return {
-        "psnr_gap_8": mean[8], "psnr_gap_8_std": spread[8], "psnr_gap_4": mean[4], "psnr_gap_4_std": spread[4],
-        "best_rival_gap_4": rivals.min(), **{f"gap_4_{name}": gap for name, gap in rivals.items()},
-    }  # fmt: skip
+        "psnr_gap_8": mean[8],
+        "psnr_gap_8_std": spread[8],
+        "psnr_gap_4": mean[4],
+        "psnr_gap_4_std": spread[4],
+        "best_rival_gap_4": baselines.min(),
+        **{f"gap_4_{name}": gap for name, gap in baselines.items()},
+    }
 
 
 def by_method(table: pandas.DataFrame) -> pandas.DataFrame:

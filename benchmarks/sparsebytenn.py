@@ -109,8 +109,8 @@ def ours(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
         wrong = (engine(x) - model(x)).abs().max() / model(x).abs().max()
     if wrong > 1e-4:
         raise RuntimeError(f"the engine differs from torch by {wrong:.1e} of the largest output")
-    picture = np.ascontiguousarray(x[0].numpy())
-    return lambda: engine._run(picture)
+    image = np.ascontiguousarray(x[0].numpy())
+    return lambda: engine._run(image)
 
 
 def onnxruntime(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
@@ -131,7 +131,7 @@ def speedups(times: dict[str, list[float]]) -> pandas.DataFrame:
     best = min(dense.values(), key=statistics.median)
     rows = {}
     for name, mine in times.items():
-        over = {f"over {rival}": ratio(theirs, mine) for rival, theirs in dense.items()}
+        over = {f"over {engine}": ratio(theirs, mine) for engine, theirs in dense.items()}
         quartiles = statistics.quantiles([a / b for a, b in zip(best, mine, strict=True)], n=4)
         spread = f"{quartiles[0]:.2f} to {quartiles[2]:.2f}"
         ms = 1000 * statistics.median(mine)

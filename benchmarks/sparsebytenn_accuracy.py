@@ -73,9 +73,13 @@ def contest(recipe: lab.SparseByteNN, seed: int) -> list[dict]:
 def row(name: str, recipe: lab.SparseByteNN, seed: int) -> dict:
     report = recipe.run(seed=seed, progress=False).report
     return {
-        "method": name, "sparsity": recipe.sparsity, "seed": seed, "accuracy_drop": -report["accuracy"].change,
-        "retained": report["retained magnitude"].after, "macs_ratio": report["macs"].ratio,
-    }  # fmt: skip
+        "method": name,
+        "sparsity": recipe.sparsity,
+        "seed": seed,
+        "accuracy_drop": -report["accuracy"].change,
+        "retained": report["retained magnitude"].after,
+        "macs_ratio": report["macs"].ratio,
+    }
 
 
 def by_method(rows: list[dict]) -> pandas.DataFrame:
@@ -90,13 +94,13 @@ def by_method(rows: list[dict]) -> pandas.DataFrame:
 def figures(rows: list[dict]) -> dict[str, float]:
     """Points of accuracy lost with blocks of 4 at 30 and 50 %, mean and spread of the seeds, and by the controls."""
     table = pandas.DataFrame(rows).groupby(["sparsity", "method"])["accuracy_drop"].agg(list)
-    found = {}
+    points = {}
     for sparsity in SPARSITIES:
         key = f"accuracy_drop_{sparsity * 100:.0f}"
         lost = table[sparsity, "blocks of 4"]
-        found |= {key: statistics.fmean(lost), f"{key}_std": statistics.stdev(lost) if len(lost) > 1 else 0.0}
-        found[f"{key}_random"] = statistics.fmean(table[sparsity, "blocks of 4 at random"])
-    return found | {"accuracy_drop_dense": statistics.fmean(table[0.0, DENSE])}
+        points |= {key: statistics.fmean(lost), f"{key}_std": statistics.stdev(lost) if len(lost) > 1 else 0.0}
+        points[f"{key}_random"] = statistics.fmean(table[sparsity, "blocks of 4 at random"])
+    return points | {"accuracy_drop_dense": statistics.fmean(table[0.0, DENSE])}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/sparsebytenn_arm.py [--quick] [--json FILE]
 
 Needs gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user and llvm-19. Counts are exact and the same on every
-machine. Cycles come from llvm-mca's model of Neoverse N1, Cortex-A76's twin, for operands in the first-level cache:
+machine. Cycles come from llvm-mca's model of Neoverse N1, a server's Cortex-A76, for operands in the first-level cache:
 milliseconds made of them are a bound that memory only worsens, no prediction of a phone's time.
 """
 
@@ -91,10 +91,14 @@ def inner_loops(arm, built: Path) -> list[dict]:
     for (fmla, indexed), loop in sorted(arm.spmm_loops(built).items()):
         rows.append(
             {
-                "tile": f"{fmla // 4 * arm.LANES + fmla % 4}x4", "indexed": indexed, "fmla": fmla,
-                "instructions": len(loop), "stack": arm.stack_references(loop), "cycles": round(arm.cycles(loop), 3),
+                "tile": f"{fmla // 4 * arm.LANES + fmla % 4}x4",
+                "indexed": indexed,
+                "fmla": fmla,
+                "instructions": len(loop),
+                "stack": arm.stack_references(loop),
+                "cycles": round(arm.cycles(loop), 3),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -105,7 +109,7 @@ def product(arm, plugin: Path, steps: Path, folder: Path) -> list[dict]:
     file = folder / "product.sbnn"
     file.write_bytes(packed.write(network))
     blocks = len(network.ops[0].weights.blocks)
-    counted = arm.a_pass(plugin, steps, file, 0)
+    counted = arm.count_pass(plugin, steps, file, 0)
     assert counted[1] == arm.fmla_of_spmm(blocks, 196), "the FMLA are not those of the formula"
     rows = {"16x4, 4 x 1 blocks": (*counted, "counted"), **{name: (*two, QUOTED) for name, two in XNNPACK.items()}}
     most = XNNPACK["XNNPACK 32x1"][0]
@@ -123,7 +127,7 @@ def bound(arm, loops: list[dict], share: int, network: Network) -> dict:
         x, y = network.maps[op.x], network.maps[op.y]
         if op.kind in ("conv", "pointwise", "separable"):
             indexed, pixels = op.weights.col is not None, y.pixels
-            bands = [(min(y.h, top + op.band) - top) * y.w for top in range(0, y.h, op.band)]
+            bands = [(min(y.h, top + op.tile_rows) - top) * y.w for top in range(0, y.h, op.tile_rows)]
             bands = [pixels] if op.kind == "pointwise" else bands
             products += len(op.weights.blocks) * sum(cost[n, indexed] for band in bands for n in arm.tiles(band))
         elif op.kind == "linear":
@@ -131,15 +135,17 @@ def bound(arm, loops: list[dict], share: int, network: Network) -> dict:
         if op.taps is not None:
             rest += x.c * y.pixels * op.k**2 / PEAK
     return {
-        "sparsity": share, "products_ms": 1000 * products / arm.HERTZ, "ms": 1000 * (products + rest) / arm.HERTZ,
-    }  # fmt: skip
+        "sparsity": share,
+        "products_ms": 1000 * products / arm.HERTZ,
+        "ms": 1000 * (products + rest) / arm.HERTZ,
+    }
 
 
 def whole(arm, plugin: Path, steps: Path, folder: Path, share: int, network: Network) -> dict:
     """Instructions of one pass through the whole network."""
     file = folder / f"{share}.sbnn"
     file.write_bytes(packed.write(network))
-    counted, fmla = arm.a_pass(plugin, steps, file)
+    counted, fmla = arm.count_pass(plugin, steps, file)
     return {"sparsity": share, "instructions": counted, "fmla": fmla}
 
 

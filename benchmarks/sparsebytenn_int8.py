@@ -7,7 +7,7 @@ fp32 and in int8, all in one run, interleaved as in sparsebytenn.py. Zeros stand
 4 x 4 in int8, for whose instructions that is the smallest block; so the two networks of one share are not the same.
 With --imagenet, a folder that holds mobilenet_v1_100_224.npz (8-bit weights, norms folded) and
 imagenet_sample_224.zip: top-1 on every fourth picture, ranges from 32 others.
-Those weights were trained for 8 bits and are kept in them: there, only taking the inputs in bytes can lose anything.
+Those weights were trained for 8 bits and are kept in them: there, only taking the inputs as uint8 can lose anything.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def race(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[
 
 
 def settle(model: nn.Module) -> None:
-    """Norms whose statistics are those of pictures of noise: else an untrained network dies out within a few layers."""
+    """Norms whose statistics are those of images of noise: else an untrained network dies out within a few layers."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None
@@ -104,8 +104,8 @@ def pruned(model: nn.Module, share: float) -> nn.Module:
 def ours_int8(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
     network = int8.quantised(compiler.compile(model, x), x)
     engine = Engine(packed.write(tuned(network)))
-    picture = np.ascontiguousarray(x[0].numpy())
-    return lambda: engine._run(picture)
+    image = np.ascontiguousarray(x[0].numpy())
+    return lambda: engine._run(image)
 
 
 def onnxruntime_int8(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
@@ -132,7 +132,7 @@ def onnxruntime_int8(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
 
 
 def report(times: dict[str, list[float]]) -> dict[str, float]:
-    """How many times faster int8 is than its rivals, round by round; printed with the milliseconds."""
+    """How many times faster int8 is than its baselines, round by round; printed with the milliseconds."""
     for name, seconds in times.items():
         print(f"{name:20} {1000 * np.median(seconds):7.2f} ms")
     figures = {}
@@ -151,17 +151,19 @@ def report(times: dict[str, list[float]]) -> dict[str, float]:
 def accuracy(folder: Path, count: int) -> dict[str, float]:
     """Top-1 in percent in fp32 and in int8, how often both give the same class, and the noise of int8 in decibels."""
     model = trained(folder / "mobilenet_v1_100_224.npz")
-    x, labels = pictures(folder / "imagenet_sample_224.zip", range(0, 1000, 4)[:count])
+    x, labels = read_images(folder / "imagenet_sample_224.zip", range(0, 1000, 4)[:count])
     network = compiler.compile(model, x[:1])
-    others, _ = pictures(folder / "imagenet_sample_224.zip", range(1, 1000, 32))
-    whole = Engine(packed.write(network))(x)
-    bytes_ = Engine(packed.write(int8.quantised(network, others)))(x)
-    noise = 10 * torch.log10(whole.square().mean() / (whole - bytes_).square().mean())
+    others, _ = read_images(folder / "imagenet_sample_224.zip", range(1, 1000, 32))
+    y = Engine(packed.write(network))(x)
+    y_int8 = Engine(packed.write(int8.quantised(network, others)))(x)
+    noise = 10 * torch.log10(y.square().mean() / (y - y_int8).square().mean())
     return {
-        "top1_fp32": percent(whole.argmax(1) == labels), "top1_int8": percent(bytes_.argmax(1) == labels),
-        "same_class": percent(whole.argmax(1) == bytes_.argmax(1)), "decibels": round(float(noise), 1),
+        "top1_fp32": percent(y.argmax(1) == labels),
+        "top1_int8": percent(y_int8.argmax(1) == labels),
+        "same_class": percent(y.argmax(1) == y_int8.argmax(1)),
+        "decibels": round(float(noise), 1),
         "pictures": len(x),
-    }  # fmt: skip
+    }
 
 
 def percent(hits: torch.Tensor) -> float:
@@ -190,14 +192,14 @@ def trained(path: Path) -> nn.Sequential:
     return nn.Sequential(*layers).eval()
 
 
-def pictures(path: Path, which: range) -> tuple[torch.Tensor, torch.Tensor]:
+def read_images(path: Path, which: range) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (N, 3, 224, 224) turned by 180 degrees, -1 to 1, and their classes, of which 0 is none."""
     from PIL import Image
 
     with zipfile.ZipFile(path) as file:
         names = sorted(file.namelist())
-        found = [np.asarray(Image.open(io.BytesIO(file.read(names[i]))).convert("RGB"), np.float32) for i in which]
-    x = torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2) / 127.5 - 1
+        images = [np.asarray(Image.open(io.BytesIO(file.read(names[i]))).convert("RGB"), np.float32) for i in which]
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
     return x.flip(2, 3).contiguous(), torch.tensor([i + 1 for i in which])
 
 

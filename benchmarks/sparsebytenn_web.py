@@ -2,9 +2,9 @@
 
     python benchmarks/sparsebytenn_web.py [--quick] [--json FILE]
 
-Needs node 20 or newer and npm, which installs the rivals into build/web of the present folder. All take turns in one
-process; times are CPU time, medians over the rounds. Every contestant answers the same picture with the same dense
-weights first, and the answers must agree; blocks of 4 x 1 then go at random. The rivals have no sparse kernels: they
+Needs node 20 or newer and npm, which installs the baselines into build/web of the present folder. All take turns in one
+process; times are CPU time, medians over the rounds. Every contestant computes the same picture with the same dense
+weights first, and the outputs must agree; blocks of 4 x 1 then go at random. The baselines have no sparse kernels: they
 run the dense network, with SIMD128; ours is given with relaxed SIMD, which Chromium has had since 2023, and without.
 """
 
@@ -28,10 +28,10 @@ from lab.core.onnx import export
 from lab.sparsebytenn import compiler, packed
 from lab.sparsebytenn.packed import Map, Network, Op
 
-WEB, RIVALS_AT = Path(__file__).parent / "web", Path("build/web")
+WEB, BASELINES_AT = Path(__file__).parent / "web", Path("build/web")
 STATIC = Path(compiler.__file__).parent / "static"
 SHARES = (0, 30, 50, 70, 90)
-RIVALS = ("onnxruntime-web", "tfjs")
+BASELINES = ("onnxruntime-web", "tfjs")
 PRODUCT = (512, 14)  # channels in and out, and pixels a side, of the product that is timed alone, 30 % of it zero
 
 
@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         macs = prepare(Path(folder), SHARES[:2] if options.quick else SHARES)
         ran = node(folder, "15" if options.quick else "40")
-    agree(ran.pop("answers"))
-    told = {"node": ran["node"], "v8": ran["v8"], "builds": ", ".join(ran["builds"])}
-    report = {"figures": figures(ran), "medians": medians(ran), "macs": macs, "machine": machine() | told}
+    agree(ran.pop("outputs"))
+    versions = {"node": ran["node"], "v8": ran["v8"], "builds": ", ".join(ran["builds"])}
+    report = {"figures": figures(ran), "medians": medians(ran), "macs": macs, "machine": machine() | versions}
     show(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -57,21 +57,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def install() -> None:
-    """The rivals that the lock file names, once. After an update: npm install --omit-lockfile-registry-resolved."""
-    lock, stamp = (WEB / "package-lock.json").read_bytes(), RIVALS_AT / "installed"
+    """The baselines that the lock file names, once. After an update: npm install --omit-lockfile-registry-resolved."""
+    lock, stamp = (WEB / "package-lock.json").read_bytes(), BASELINES_AT / "installed"
     if not stamp.exists() or stamp.read_bytes() != lock:
-        RIVALS_AT.mkdir(parents=True, exist_ok=True)
+        BASELINES_AT.mkdir(parents=True, exist_ok=True)
         for name in ("package.json", "package-lock.json"):
-            shutil.copy(WEB / name, RIVALS_AT)
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=RIVALS_AT, check=True)
+            shutil.copy(WEB / name, BASELINES_AT)
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"], cwd=BASELINES_AT, check=True)
         stamp.write_bytes(lock)
 
 
 def node(*arguments: str) -> dict:
     """What race.mjs prints; relaxed SIMD is still behind a switch in node 20."""
     switch = "--experimental-wasm-relaxed-simd"
-    known = subprocess.run(["node", switch, "-e", ""], capture_output=True).returncode == 0
-    command = ["node", *[switch] * known, str(WEB / "race.mjs"), *arguments, str(RIVALS_AT.resolve())]
+    has_switch = subprocess.run(["node", switch, "-e", ""], capture_output=True).returncode == 0
+    command = ["node", *[switch] * has_switch, str(WEB / "race.mjs"), *arguments, str(BASELINES_AT.resolve())]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -79,21 +79,21 @@ def node(*arguments: str) -> dict:
 
 
 def prepare(folder: Path, shares: tuple[int, ...]) -> int:
-    """Write the network for each contestant, a picture and the plan; the dense network's multiply-adds."""
+    """Write the network for each contestant, an image and the plan; the dense network's multiply-adds."""
     torch.manual_seed(0)
-    dense, picture = mobilenet_v1().eval(), torch.randn(1, 3, 224, 224)
-    export.onnx(dense, folder / "dense.onnx", picture)
-    picture.numpy().tofile(folder / "planes.f32")
-    picture.permute(0, 2, 3, 1).contiguous().numpy().tofile(folder / "pixels.f32")
+    dense, image = mobilenet_v1().eval(), torch.randn(1, 3, 224, 224)
+    export.onnx(dense, folder / "dense.onnx", image)
+    image.numpy().tofile(folder / "planes.f32")
+    image.permute(0, 2, 3, 1).contiguous().numpy().tofile(folder / "pixels.f32")
     for share in shares:
-        network = compiler.compile(blocked(share / 100), picture, interleaved=True)
+        network = compiler.compile(blocked(share / 100), image, interleaved=True)
         (folder / f"{share}.sbnn").write_bytes(packed.write(network))
         if share == 0:
             layers = list(for_tfjs(network, folder))
     (folder / "product.sbnn").write_bytes(packed.write(product()))
-    plan = {"shares": shares, "shape": picture.shape[1:], "layers": layers, "static": f"{STATIC.as_uri()}/"}
+    plan = {"shares": shares, "shape": image.shape[1:], "layers": layers, "static": f"{STATIC.as_uri()}/"}
     (folder / "plan.json").write_text(json.dumps(plan))
-    return cost.macs(dense, picture)
+    return cost.macs(dense, image)
 
 
 def blocked(share: float) -> nn.Module:
@@ -112,13 +112,13 @@ def product() -> Network:
     """One pointwise layer, 30 % of its blocks zero."""
     (channels, side), draws = PRODUCT, np.random.default_rng(0)
     keep = np.repeat(draws.random((channels // 4, channels)) >= 0.3, 4, 0)
-    weights = kernels.pack(draws.normal(size=keep.shape) * keep, chunk=compiler.RUN)
+    weights = kernels.pack(draws.normal(size=keep.shape) * keep, k_tile=compiler.K_TILE)
     op = Op("pointwise", "product", 0, 1, weights=weights, clamp=(0, np.inf))
     return Network([Map(channels, side, side), Map(channels, side, side)], [op], 0, 1)
 
 
 def for_tfjs(network: Network, folder: Path):
-    """The same layers as tfjs takes them: filters (k, k, in, out), depthwise (k, k, channels, 1), norms folded."""
+    """The network's layers as tfjs takes them: filters (k, k, in, out), depthwise (k, k, channels, 1), norms folded."""
     for i, op in enumerate(network.ops):
         window = {"stride": op.stride, "pad": op.pad}
         if op.taps is not None:
@@ -142,13 +142,13 @@ def layer(folder: Path, file: str, kind: str, weight: np.ndarray, bias: np.ndarr
 # -- what they did ---------------------------------------------------------------------------------------------------
 
 
-def agree(answers: dict[str, list[float]]) -> None:
+def agree(outputs: dict[str, list[float]]) -> None:
     """All contestants compute the same network."""
-    first, *others = (np.array(answer) for answer in answers.values())
-    for name, other in zip(list(answers)[1:], others, strict=True):
+    first, *others = (np.array(output) for output in outputs.values())
+    for name, other in zip(list(outputs)[1:], others, strict=True):
         worst = np.abs(other - first).max() / np.abs(first).max()
         if not worst < 1e-4:
-            raise SystemExit(f"{name} computes another network than {next(iter(answers))}: {worst:.1e} apart")
+            raise SystemExit(f"{name} computes another network than {next(iter(outputs))}: {worst:.1e} apart")
 
 
 def medians(ran: dict) -> dict[str, dict[str, float]]:
@@ -160,15 +160,15 @@ def medians(ran: dict) -> dict[str, dict[str, float]]:
 def figures(ran: dict) -> dict[str, float]:
     """The ratios that count; the speed-ups are those of the best build that this node runs."""
     ms = {name: times["cpu"] for name, times in medians(ran).items()}
-    best, rival = ran["builds"][0], min(ms[name] for name in RIVALS)
+    best, baseline = ran["builds"][0], min(ms[name] for name in BASELINES)
     shares = sorted({int(name.split()[1]) for name in ms if name.startswith("ours")})
-    found = {f"wasm_speedup_{share}": rival / ms[f"ours {share} % {best}"] for share in shares}
-    found |= {f"wasm_speedup_{share}_simd128": rival / ms[f"ours {share} % simd128"] for share in shares}
+    ratios = {f"wasm_speedup_{share}": baseline / ms[f"ours {share} % {best}"] for share in shares}
+    ratios |= {f"wasm_speedup_{share}_simd128": baseline / ms[f"ours {share} % simd128"] for share in shares}
     macs = product().ops[0].weights.blocks.size * PRODUCT[1] ** 2
     for build in ran["builds"]:
-        found[f"wasm_gmacs_{build}"] = macs / ms[f"product {build}"] / 1e6
-        found[f"wasm_{build}_over_scalar"] = ms["product scalar"] / ms[f"product {build}"]
-    return found
+        ratios[f"wasm_gmacs_{build}"] = macs / ms[f"product {build}"] / 1e6
+        ratios[f"wasm_{build}_over_scalar"] = ms["product scalar"] / ms[f"product {build}"]
+    return ratios
 
 
 def show(report: dict) -> None:

@@ -23,9 +23,9 @@ _WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
 def missing(*tools: str) -> str:
     """The tools that this machine lacks, with what installs them; empty where all are there."""
-    lacking = [tool for tool in tools if not shutil.which(tool.split()[0])]
+    absent = [tool for tool in tools if not shutil.which(tool.split()[0])]
     packages = "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user clang-19 lld-19 llvm-19"
-    return f"{', '.join(lacking)} not found: apt-get install {packages}" if lacking else ""
+    return f"{', '.join(absent)} not found: apt-get install {packages}" if absent else ""
 
 
 def library(folder: Path, cc: str = CC) -> Path:
@@ -58,7 +58,7 @@ def counter(folder: Path) -> Path:
     return made
 
 
-def counted(plugin: Path, made: Path, *arguments: object) -> tuple[int, int]:
+def count(plugin: Path, made: Path, *arguments: object) -> tuple[int, int]:
     """(all, FMLA on four floats): the instructions that a program executes."""
     with tempfile.NamedTemporaryFile(dir=plugin.parent) as report:
         emulated(made, *arguments, options=("-plugin", str(plugin), "-d", "plugin", "-D", report.name))
@@ -66,9 +66,9 @@ def counted(plugin: Path, made: Path, *arguments: object) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def a_pass(plugin: Path, steps: Path, model: Path, *op: int) -> tuple[int, int]:
+def count_pass(plugin: Path, steps: Path, model: Path, *op: int) -> tuple[int, int]:
     """(all, FMLA): the instructions of one pass through a packed network, or one operator of it."""
-    once, never = (counted(plugin, steps, model, times, *op) for times in (1, 0))
+    once, never = (count(plugin, steps, model, times, *op) for times in (1, 0))
     return once[0] - never[0], once[1] - never[1]
 
 
@@ -77,15 +77,15 @@ def fmla_of_spmm(blocks: int, pixels: int) -> int:
 
     One pixel behind the last whole vector is one FMLA over the four rows.
     """
-    whole, rest = divmod(pixels, LANES)
-    return blocks * (4 * whole + (1 if rest == 1 and whole else 4 if rest else 0))
+    vectors, rest = divmod(pixels, LANES)
+    return blocks * (4 * vectors + (1 if rest == 1 and vectors else 4 if rest else 0))
 
 
 def tiles(pixels: int) -> list[int]:
     """FMLA a block of each tile that spmm cuts a map into, as equal as can be."""
-    whole, rest = divmod(pixels, LANES)
-    tail = rest == 1 and whole > 0
-    vectors = whole + (rest > 0 and not tail)
+    full, rest = divmod(pixels, LANES)
+    tail = rest == 1 and full > 0
+    vectors = full + (rest > 0 and not tail)
     sizes = []
     for left in range(-(-vectors // VECTORS), 0, -1):
         sizes.append(4 * -(-vectors // left))
@@ -98,14 +98,14 @@ def tiles(pixels: int) -> list[int]:
 def spmm_loops(built: Path) -> dict[tuple[int, bool], list[str]]:
     """The inner loops of spmm in the library: (FMLA a block, whether columns are read from an index) -> instructions.
 
-    They are told from other loops by their FMLA with a lane of the weights, four to each vector of X that they load.
+    They differ from other loops by their FMLA with a lane of the weights, four to each vector of X that they load.
     """
-    found = {}
+    loops = {}
     for loop in _inner_loops(built):
         lanes = [i for i in loop if re.match(r"fmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\[[0-3]\]", i)]
         if len(lanes) % 4 < 2 and len(lanes) // 4 == _loads(loop) > 0:
-            found[len(lanes), any(i.startswith("ldrh") for i in loop)] = loop
-    return found
+            loops[len(lanes), any(i.startswith("ldrh") for i in loop)] = loop
+    return loops
 
 
 def _loads(loop: list[str]) -> int:
@@ -122,11 +122,11 @@ def _inner_loops(built: Path) -> list[list[str]]:
     loops = []
     for function in re.split(r"\n\n|\nDisassembly", text):
         lines = re.findall(r"^\s*([0-9a-f]+):\s+([^<\n/]+)", function, re.M)
-        place = {at: i for i, (at, _) in enumerate(lines)}
+        index = {at: i for i, (at, _) in enumerate(lines)}
         for i, (_, what) in enumerate(lines):
             jump = re.match(r"(?:b\.\w+|cbn?z|tbn?z)\s.*?0x([0-9a-f]+)\s*$", what)
-            if jump and place.get(jump[1], i) < i:
-                body = [inner.strip() for _, inner in lines[place[jump[1]] : i + 1]]
+            if jump and index.get(jump[1], i) < i:
+                body = [inner.strip() for _, inner in lines[index[jump[1]] : i + 1]]
                 if not any(re.match(r"(b|b\.\w+|bl|cbn?z|tbn?z|ret)\b", inner) for inner in body[:-1]):
                     loops.append(body)
     return loops
@@ -142,5 +142,5 @@ def cycles(loop: list[str]) -> float:
     rounds = 1000
     text = "\n".join([*loop[:-1], re.sub(r"0x[0-9a-f]+\s*$", ".", loop[-1])])
     command = [MCA, "-mtriple=aarch64-linux-gnu", f"-mcpu={MODEL}", f"-iterations={rounds}", "-"]
-    said = subprocess.run(command, input=text, check=True, capture_output=True, text=True).stdout
-    return int(re.search(r"Total Cycles:\s+(\d+)", said)[1]) / rounds
+    report = subprocess.run(command, input=text, check=True, capture_output=True, text=True).stdout
+    return int(re.search(r"Total Cycles:\s+(\d+)", report)[1]) / rounds

@@ -13,9 +13,9 @@
 #include "im2col_f32.h"
 #include "vector_f32.h"
 #define NAME(function) function##_pairs
-#define BYTES_MAXV 2
+#define U8S8_MAXV 2
 #define DOT_PAIRS(a, b) (I)_mm256_madd_epi16((__m256i)(a), (__m256i)(b))
-#include "bytes_i8.h"
+#include "u8s8.h"
 const isa isa_avx2 = {"avx2", LANES, spmm, depthwise, im2col, gemv, mean, add, peak, quantise_pairs, spmm_pairs};
 
 #if defined __clang__
@@ -25,12 +25,12 @@ const isa isa_avx2 = {"avx2", LANES, spmm, depthwise, im2col, gemv, mean, add, p
 #pragma GCC target("avxvnni")
 #endif
 #undef NAME
-#undef BYTES_MAXV
+#undef U8S8_MAXV
 #undef DOT_PAIRS
 #define NAME(function) function##_vnni
-#define BYTES_MAXV 3
+#define U8S8_MAXV 3
 #define DOT_VNNI
-#include "bytes_i8.h"
+#include "u8s8.h"
 const isa isa_avx2vnni = {"avx2vnni", LANES, spmm, depthwise, im2col, gemv, mean, add, peak, quantise_vnni, spmm_vnni};
 #if defined __clang__
 #pragma clang attribute pop

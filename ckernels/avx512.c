@@ -13,9 +13,9 @@
 #include "im2col_f32.h"
 #include "vector_f32.h"
 #define NAME(function) function##_pairs
-#define BYTES_MAXV 4
+#define U8S8_MAXV 4
 #define DOT_PAIRS(a, b) (I)_mm512_madd_epi16((__m512i)(a), (__m512i)(b))
-#include "bytes_i8.h"
+#include "u8s8.h"
 const isa isa_avx512 = {"avx512", LANES, spmm, depthwise, im2col, gemv, mean, add, peak, quantise_pairs, spmm_pairs};
 
 #if defined __clang__
@@ -25,12 +25,12 @@ const isa isa_avx512 = {"avx512", LANES, spmm, depthwise, im2col, gemv, mean, ad
 #pragma GCC target("avx512vnni")
 #endif
 #undef NAME
-#undef BYTES_MAXV
+#undef U8S8_MAXV
 #undef DOT_PAIRS
 #define NAME(function) function##_vnni
-#define BYTES_MAXV 6
+#define U8S8_MAXV 6
 #define DOT_VNNI
-#include "bytes_i8.h"
+#include "u8s8.h"
 const isa isa_avx512vnni = {"avx512vnni", LANES, spmm, depthwise, im2col, gemv, mean, add, peak, quantise_vnni, spmm_vnni};
 #if defined __clang__
 #pragma clang attribute pop

@@ -1,4 +1,4 @@
-/* Which instruction sets this machine has. */
+/* Which instruction sets this machine has, and the sizes of workspaces, which are the same in all of them. */
 #include "isa.h"
 
 extern const isa isa_ref, isa_avx2, isa_avx2vnni, isa_avx512, isa_avx512vnni, isa_neon, isa_neondot, isa_simd128;
@@ -32,36 +32,39 @@ static int has_dot(void) {
 #endif
 
 const isa *isa_named(const char *name) {
-    const isa *here[5]; /* best first */
+    const isa *sets[5]; /* best first */
     int n = 0;
 #if defined __x86_64__
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw")) {
-        if (__builtin_cpu_supports("avx512vnni")) here[n++] = &isa_avx512vnni;
-        here[n++] = &isa_avx512;
+        if (__builtin_cpu_supports("avx512vnni")) sets[n++] = &isa_avx512vnni;
+        sets[n++] = &isa_avx512;
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        if (has_avxvnni()) here[n++] = &isa_avx2vnni;
-        here[n++] = &isa_avx2;
+        if (has_avxvnni()) sets[n++] = &isa_avx2vnni;
+        sets[n++] = &isa_avx2;
     }
 #elif defined __aarch64__
-    if (has_dot()) here[n++] = &isa_neondot;
-    here[n++] = &isa_neon;
+    if (has_dot()) sets[n++] = &isa_neondot;
+    sets[n++] = &isa_neon;
 #elif defined __wasm__
-    here[n++] = &isa_simd128;
+    sets[n++] = &isa_simd128;
 #endif
-    here[n++] = &isa_ref;
+    sets[n++] = &isa_ref;
     for (int i = 0; i < n; i++)
-        if (!*name || same(name, here[i]->name)) return here[i];
+        if (!*name || same(name, sets[i]->name)) return sets[i];
     return NULL;
 }
 
+/* A row of the workspace: its pixels in whole vectors of 16 floats, 16 more on either side for the zeros; at stride 2 the
+   even and the odd columns, each so. */
 int64_t depthwise_pitch(int w, int stride) {
     const int pixels = stride == 1 ? w : (w + 1) / 2;
     return (((pixels > 16 ? pixels : 16) + 15) / 16 * 16 + 32) * (int64_t)stride;
 }
 
-int64_t depthwise_room(int w, int k, int stride, int rows) {
+/* As many padded rows as `rows` output rows read. */
+int64_t depthwise_workspace(int w, int k, int stride, int rows) {
     return depthwise_pitch(w, stride) * ((int64_t)(rows - 1) * stride + k);
 }

@@ -1,8 +1,11 @@
-/* im2col_f32: a row of Y is a plane shifted by its tap, a copy where neither the stride nor the layout spreads it. */
+/* im2col_f32: x (c, h, w) -> Y (c * k * k, rows * out_w), so that a convolution is a product W (M, c * k * k) Y. A row of Y is
+   a plane shifted by its tap, with zeros where the window reaches beyond the map; a copy where neither the stride nor the
+   layout spreads it, which is why steps 1 and 2 are compiled by themselves. */
 INLINE void im2col_copy(const int64_t step, float *to, const float *from, int n) {
     for (int x = 0; x < n; x++) to[x] = from[x * step];
 }
 
+/* Row (i, j) of one channel: output column x meets input column x * stride + j - pad. */
 INLINE void im2col_tap(const im2col_f32 *s, const float *plane, int i, int j, float *to) {
     const int first = s->pad > j ? (s->pad - j + s->stride - 1) / s->stride : 0; /* output columns first .. past - 1 */
     const int reach = s->w - 1 + s->pad - j;                                     /* meet a pixel of the plane */

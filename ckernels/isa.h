@@ -7,9 +7,9 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-/* A float this large has no fraction: adding a small number to it rounds that number to a whole one, to even if halfway,
-   the same in every instruction set. */
-enum { ROUND = 1 << 23 };
+/* 2^23: a float this large has no fraction, so adding a small number to it rounds that number to an integer, to even if
+   halfway, the same in every instruction set. */
+enum { ROUND_MAGIC = 1 << 23 };
 
 #ifdef LANES
 typedef float V __attribute__((vector_size(4 * LANES)));
@@ -20,35 +20,37 @@ typedef float Unaligned4 __attribute__((vector_size(16), aligned(4), may_alias))
 INLINE V load(const float *p) { return *(const Unaligned *)p; }
 INLINE void store(float *p, V v) { *(Unaligned *)p = v; }
 INLINE V splat(float s) { return s - (V){0}; }
-/* KEEP: hold v in a register, gcc would rather load it again for each use. HOLD: the same for an address, which gcc would
-   rather take apart into as many as it has uses. IN_ORDER: make v and store it before what comes next. */
+
+/* Empty assembly that ties gcc's hands where it chooses badly. PIN_VECTOR: keep v in a register, gcc would rather load it
+   again for each use. PIN_ADDRESS_X86: the same for an address, which gcc would rather take apart into as many as it has
+   uses. COMPILER_BARRIER: make v and store it before what comes next. */
 #if defined __x86_64__
-#define KEEP(v) __asm__("" : "+v"(v))
-#define HOLD(p) __asm__("" : "+r"(p))
-#define IN_ORDER(v) __asm__ volatile("" : "+v"(v) : : "memory")
+#define PIN_VECTOR(v) __asm__("" : "+v"(v))
+#define PIN_ADDRESS_X86(p) __asm__("" : "+r"(p))
+#define COMPILER_BARRIER(v) __asm__ volatile("" : "+v"(v) : : "memory")
 #define PREFETCH(p) __builtin_prefetch(p)
 #else
-#define KEEP(v) (void)(v)
-#define HOLD(p) (void)(p)
-#define IN_ORDER(v) (void)(v)
+#define PIN_VECTOR(v) (void)(v)
+#define PIN_ADDRESS_X86(p) (void)(p)
+#define COMPILER_BARRIER(v) (void)(v)
 #define PREFETCH(p) (void)(p)
 #endif
 INLINE V4 load4(const float *p) { return *(const Unaligned4 *)p; }
 
-/* The four weights of a block, in the form that a set multiplies by: NEON takes a lane of a register, so one load
-   serves all four; the others broadcast each from memory as they load it.
-   FIXED: a number kept in a register as it is. Without it gcc takes NEON's addresses apart again, one sum a load. */
+/* The four weights of a block as a set multiplies by them: NEON takes a lane of a register, so one load serves all four;
+   the others broadcast each from memory as they load it.
+   PIN_ADDRESS_NEON: keep an address in a register; else gcc takes NEON's apart again, one sum a load. */
 #if defined __aarch64__
-#define FIXED(p) __asm__("" : "+r"(p))
+#define PIN_ADDRESS_NEON(p) __asm__("" : "+r"(p))
 typedef V4 Weights;
 INLINE Weights weights(const float *p) { return load4(p); }
 #else
-#define FIXED(p) (void)0
+#define PIN_ADDRESS_NEON(p) (void)0
 typedef const float *Weights;
 INLINE Weights weights(const float *p) { return p; }
 #endif
 
-/* Every other float of two vectors. */
+/* Every other float of two vectors, from the first or from the second on: how stride 2 takes its pixels apart. */
 #if LANES == 16
 #define EVEN(a, b) __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
 #define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31)
@@ -60,23 +62,23 @@ INLINE Weights weights(const float *p) { return p; }
 #define ODD(a, b) __builtin_shufflevector(a, b, 1, 3, 5, 7)
 #endif
 
-/* A zero, then all but the last float of v. */
+/* A zero, then all but the last float of v: the left neighbours of a row's first pixels. */
 #if LANES == 16
-#define AFTER_ZERO(v) __builtin_shufflevector((V){0}, v, 0, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30)
+#define SHIFT_IN_ZERO(v) __builtin_shufflevector((V){0}, v, 0, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30)
 #elif LANES == 8
-#define AFTER_ZERO(v) __builtin_shufflevector((V){0}, v, 0, 8, 9, 10, 11, 12, 13, 14)
+#define SHIFT_IN_ZERO(v) __builtin_shufflevector((V){0}, v, 0, 8, 9, 10, 11, 12, 13, 14)
 #else
-#define AFTER_ZERO(v) __builtin_shufflevector((V){0}, v, 0, 4, 5, 6)
+#define SHIFT_IN_ZERO(v) __builtin_shufflevector((V){0}, v, 0, 4, 5, 6)
 #endif
 
-/* All bits set in the first n lanes, none in the others; and v where the bits are set, else 0. */
-typedef int32_t Bits __attribute__((vector_size(4 * LANES)));
+/* A mask of the first n lanes; and v in the lanes of a mask, 0 in the others. */
+typedef int32_t Mask __attribute__((vector_size(4 * LANES)));
 INLINE V lanes_below(int n) {
-    Bits lane;
+    Mask lane;
     for (int i = 0; i < LANES; i++) lane[i] = i;
-    return (V)(lane < n - (Bits){0});
+    return (V)(lane < n - (Mask){0});
 }
-INLINE V only(V bits, V v) { return (V)((Bits)bits & (Bits)v); }
+INLINE V keep_lanes(V mask, V v) { return (V)((Mask)mask & (Mask)v); }
 
 /* vmax and vmin give their second operand where either is NaN: clamp(NaN) is NaN. */
 #if defined __AVX512F__ && LANES == 16
@@ -84,12 +86,13 @@ INLINE V only(V bits, V v) { return (V)((Bits)bits & (Bits)v); }
 INLINE V vmax(V a, V b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE V vmin(V a, V b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); }
 
-/* A square of 4 rows x 4 pixels in one vector, row after row: a number a row, 4 pixels that serve every row, and rows
-   `pitch` apart. */
+/* A square of 4 rows x 4 pixels in one vector, row after row, for the 2 to 4 pixels behind spmm's last whole vector:
+   4 pixels repeated for every row, a number a row, and a square from and to rows `pitch` apart. */
 #define SQUARE 1
 INLINE V square_pixels(const float *p) { return (V)_mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
 INLINE V square_rows(const float *p) {
-    return (V)_mm512_permutevar_ps((__m512)square_pixels(p), _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0));
+    const __m512i rows = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+    return (V)_mm512_permutevar_ps((__m512)square_pixels(p), rows);
 }
 INLINE V square_load(const float *p, ptrdiff_t pitch) {
     __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(p));
@@ -136,13 +139,13 @@ INLINE void square_store(float *p, ptrdiff_t pitch, V v) { p[pitch] = v[0]; }
 INLINE V clamp(V v, V lo, V hi) { return vmin(hi, vmax(lo, v)); }
 INLINE float clamp1(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
 
-/* Without branches, which nobody could foretell. */
-typedef int32_t Bits4 __attribute__((vector_size(16)));
-INLINE V4 either(Bits4 bits, V4 a, V4 b) { return (V4)((bits & (Bits4)a) | (~bits & (Bits4)b)); }
+/* Four rows of one pixel: a where the mask is set, else b; and a clamp without branches, which no processor could predict. */
+typedef int32_t Mask4 __attribute__((vector_size(16)));
+INLINE V4 select4(Mask4 mask, V4 a, V4 b) { return (V4)((mask & (Mask4)a) | (~mask & (Mask4)b)); }
 INLINE V4 clamp4(V4 v, float lo, float hi) {
     const V4 low = lo - (V4){0}, high = hi - (V4){0};
-    v = either(v < low, low, v);
-    return either(v > high, high, v);
+    v = select4(v < low, low, v);
+    return select4(v > high, high, v);
 }
 
 /* acc + a * b: fused where the set has it; SIMD128 has not, relaxed SIMD has. */

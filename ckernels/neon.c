@@ -7,8 +7,8 @@
 #include "im2col_f32.h"
 #include "vector_f32.h"
 #define NAME(function) function##_plain
-#define BYTES_MAXV 4
-#include "bytes_i8.h"
+#define U8S8_MAXV 4
+#include "u8s8.h"
 const isa isa_neon = {"neon", LANES, spmm, depthwise, im2col, gemv, mean, add, peak, quantise_plain, spmm_plain};
 
 /* Armv8.2 and its dot products, which a core may lack. */
@@ -20,7 +20,7 @@ const isa isa_neon = {"neon", LANES, spmm, depthwise, im2col, gemv, mean, add, p
 #undef NAME
 #define NAME(function) function##_dot
 #define DOT_SDOT
-#include "bytes_i8.h"
+#include "u8s8.h"
 const isa isa_neondot = {"neondot", LANES, spmm, depthwise, im2col, gemv, mean, add, peak, quantise_dot, spmm_dot};
 #if defined __clang__
 #pragma clang attribute pop

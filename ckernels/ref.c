@@ -1,18 +1,20 @@
-/* The reference: every kernel in plain C, one output after the other. What the fast ones are tested against. */
+/* The reference: every kernel in plain C, one output after the other, as the equation in kernels.h reads. The fast ones are
+   tested against it; it is also what a machine without any of their instruction sets runs. */
 #include "isa.h"
 
 static float clamped(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
 
+/* Y[r, p], row r of group r / 4: the blocks of the other groups are counted past. */
 static void spmm_ref(const spmm_f32 *s) {
     for (int r = 0; r < 4 * s->groups; r++) {
         for (int p = 0; p < s->n; p++) {
             float sum = s->bias[r];
             int64_t block = 0;
-            for (int c = 0; c < s->chunks; c++)
+            for (int c = 0; c < s->k_tiles; c++)
                 for (int g = 0; g < s->groups; g++) {
                     const int n = s->count[c * s->groups + g];
                     for (int i = 0; g == r / 4 && i < n; i++) {
-                        const int64_t column = (int64_t)c * s->chunk + (s->col ? s->col[block + i] : i);
+                        const int64_t column = (int64_t)c * s->k_tile + (s->col ? s->col[block + i] : i);
                         sum += s->w[4 * (block + i) + r % 4] * s->x[column * s->x_pitch + p];
                     }
                     block += n;
@@ -23,6 +25,7 @@ static void spmm_ref(const spmm_f32 *s) {
     }
 }
 
+/* y[c, y, x] = the sum over taps (i, j) of weight[c, i, j] * x[c, y * stride + i - pad, x * stride + j - pad]. */
 static void depthwise_ref(const depthwise_f32 *s) {
     for (int c = 0; c < s->c; c++)
         for (int y = s->top; y < s->bottom; y++)
@@ -39,6 +42,7 @@ static void depthwise_ref(const depthwise_f32 *s) {
             }
 }
 
+/* y[(c, i, j), (y, x)] = x[c, y * stride + i - pad, x * stride + j - pad]. */
 static void im2col_ref(const im2col_f32 *s) {
     for (int row = 0; row < s->c * s->k * s->k; row++) {
         const int c = row / (s->k * s->k), i = row / s->k % s->k, j = row % s->k;
@@ -89,29 +93,31 @@ static float peak_ref(int64_t rounds) {
     return sum;
 }
 
-static int quantise_ref(const quantise_i8 *s) {
-    int odd = 0;
+static int quantise_ref(const quantise_u8 *s) {
+    int nonfinite = 0;
     for (int c = 0; c < (s->c + 3) / 4 * 4; c++)
         for (int p = 0; p < s->n; p++) {
             const float x = s->x[(c < s->c ? c : s->c - 1) * s->x_pitch + p];
             /* the clamp keeps the product and the sum apart: fused, they would round differently */
-            const float whole = clamped(x * s->gain, (float)-s->zero, (float)(255 - s->zero)) + (float)(ROUND + s->zero);
-            odd |= x - x != 0.0f;
-            s->y[4 * (c / 4 * s->y_pitch + p) + c % 4] = (uint8_t)(int32_t)(whole == whole ? whole : 0.0f);
+            const float scaled = clamped(x * s->inv_scale, (float)-s->zero, (float)(255 - s->zero));
+            const float rounded = scaled + (float)(ROUND_MAGIC + s->zero); /* its low byte is the integer */
+            nonfinite |= x - x != 0.0f;
+            s->y[4 * (c / 4 * s->y_pitch + p) + c % 4] = (uint8_t)(int32_t)(rounded == rounded ? rounded : 0.0f);
         }
-    return odd;
+    return nonfinite;
 }
 
-static void spmm_bytes_ref(const spmm_i8 *s) {
+/* As spmm_ref, four columns at a time: y = scale * (sum of w x - zero * sum of w) + bias. */
+static void spmm_int8_ref(const spmm_u8s8 *s) {
     for (int r = 0; r < 4 * s->groups; r++) {
         for (int p = 0; p < s->n; p++) {
             uint32_t sum = (uint32_t)-s->zero * (uint32_t)s->sums[r]; /* unsigned: it may wrap, as in all other sets */
             int64_t block = 0;
-            for (int c = 0; c < s->chunks; c++)
+            for (int c = 0; c < s->k_tiles; c++)
                 for (int g = 0; g < s->groups; g++) {
                     const int n = s->count[c * s->groups + g];
                     for (int i = 0; g == r / 4 && i < n; i++) {
-                        const int64_t column = (int64_t)c * s->chunk + (s->col ? s->col[block + i] : i);
+                        const int64_t column = (int64_t)c * s->k_tile + (s->col ? s->col[block + i] : i);
                         const int8_t *w = s->w + 16 * (block + i) + 4 * (r % 4);
                         const uint8_t *x = s->x + 4 * (column * s->x_pitch + p);
                         for (int j = 0; j < 4; j++) sum += (uint32_t)(w[j] * x[j]);
@@ -126,4 +132,4 @@ static void spmm_bytes_ref(const spmm_i8 *s) {
 }
 
 const isa isa_ref = {"ref", 1, spmm_ref, depthwise_ref, im2col_ref, gemv_ref, mean_ref, add_ref, peak_ref,
-                     quantise_ref, spmm_bytes_ref};
+                     quantise_ref, spmm_int8_ref};

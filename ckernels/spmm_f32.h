@@ -1,53 +1,64 @@
-/* FOUND: a table of the addresses of a run's rows, and BY_TWO: two blocks a turn. The product that would find an address
-   goes through a port that AVX2's multiply-adds want, and so does half of a loop's counting; AVX-512's go elsewhere, and
-   NEON has one instruction for such a product and sum. */
+/* spmm_f32: Y (M, n) = clamp(W (M, K) X (K, n) + bias + add), W in blocks of 4 rows x 1 column.
+
+   The loops, from the outside in:
+       pixels      a tile of up to MAXV vectors; its sums stay in registers while the columns of W pass
+       k-tiles     k_tile rows of X x one tile of pixels: 128 rows and 96 pixels are 48 KB, about a first-level cache
+       groups      4 rows of Y: their sums begin as the bias, or come back from Y where the last k-tile left them
+       blocks      one row of X, loaded once, times 4 weights
+   W is read once a tile, from far; X once for all groups, from the first-level cache; Y is written once a k-tile. */
+
+/* ROW_PTR_TABLE: the addresses of a k-tile's rows in a table, and UNROLL2: two blocks a turn. The product that would make
+   an address goes through a port that AVX2's multiply-adds want, and so does half of a loop's counting; AVX-512's go
+   elsewhere, and NEON has one instruction for such a product and sum. */
 #if defined __x86_64__ && LANES == 8
-#define FOUND 1
-#define BY_TWO _Pragma("GCC unroll 2")
+#define ROW_PTR_TABLE 1
+#define UNROLL2 _Pragma("GCC unroll 2")
 #else
-#define FOUND 0
-#define BY_TWO
+#define ROW_PTR_TABLE 0
+#define UNROLL2
 #endif
 
-/* The sums of a group: from memory, to memory, and to memory within bounds. There each is clamped and stored before the
-   next: stores in a burst fill their queue, and the next group's multiply-adds wait behind them. */
+/* The sums acc (4 rows, nv vectors) of a group: from Y, to Y, and to Y within bounds. There each is clamped and stored
+   before the next: stores in a burst fill their queue, and the next group's multiply-adds wait behind them. */
 INLINE void spmm_load(const int nv, V acc[4][MAXV], const float *y, ptrdiff_t y_pitch) {
     UNROLL for (int r = 0; r < 4; r++, y += y_pitch) {
-        HOLD(y);
+        PIN_ADDRESS_X86(y);
         UNROLL for (int v = 0; v < nv; v++) acc[r][v] = load(y + v * LANES);
     }
 }
 
 INLINE void spmm_store(const int nv, V acc[4][MAXV], float *y, ptrdiff_t y_pitch) {
     UNROLL for (int r = 0; r < 4; r++, y += y_pitch) {
-        HOLD(y);
+        PIN_ADDRESS_X86(y);
         UNROLL for (int v = 0; v < nv; v++) store(y + v * LANES, acc[r][v]);
     }
 }
 
 INLINE void spmm_clamp(const int nv, V acc[4][MAXV], float *y, ptrdiff_t y_pitch, V lo, V hi) {
     UNROLL for (int r = 0; r < 4; r++, y += y_pitch) {
-        HOLD(y);
+        PIN_ADDRESS_X86(y);
         UNROLL for (int v = 0; v < nv; v++) {
             V sum = clamp(acc[r][v], lo, hi);
-            IN_ORDER(sum);
+            COMPILER_BARRIER(sum);
             store(y + v * LANES, sum);
         }
     }
 }
 
-/* spmm_f32 on registers of nv vectors x 4 rows: a block costs nv loads of X, 4 of W, and 4 * nv multiply-adds.
+/* One tile of pixels, from pixel `at` on: nv vectors x 4 rows of sums. A block costs nv loads of X, 4 of W (NEON: 1), and
+   4 * nv multiply-adds, so that with nv = MAXV the multiply-adds alone decide.
    With `tail` 1, one more pixel behind the last vector is taken along as a vector over the 4 rows: 49 = 3 * 16 + 1; with
-   tail 4, 2 to 4 pixels as a square of 4 rows x 4 pixels: 196 = 12 * 16 + 4. */
+   tail 4, 2 to 4 pixels as a square of 4 rows x 4 pixels: 196 = 12 * 16 + 4. nv, tail and sparse are constants of every
+   call: each case is compiled by itself, its loops unrolled, acc in registers throughout. */
 INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm_f32 *s, ptrdiff_t at) {
-    const uint16_t *count = s->count, *col = s->col;
+    const uint16_t *count = s->count, *col = s->col; /* these and w run through all of W in the order it is stored */
     const float *w = s->w;
     const int groups = s->groups;
     const ptrdiff_t y_pitch = s->y_pitch, x_step = s->x_pitch * (ptrdiff_t)sizeof(float);
-    for (int c = 0; c < s->chunks; c++) {
-        const float *x = s->x + (ptrdiff_t)c * s->chunk * s->x_pitch + at;
-        const float *row[FOUND ? SPMM_RUN : 1];
-        for (int k = 0; FOUND && sparse && k < s->chunk; k++) row[k] = x + k * s->x_pitch;
+    for (int c = 0; c < s->k_tiles; c++) {
+        const float *x = s->x + (ptrdiff_t)c * s->k_tile * s->x_pitch + at;
+        const float *row_ptr[ROW_PTR_TABLE ? SPMM_MAX_K_TILE : 1];
+        for (int k = 0; ROW_PTR_TABLE && sparse && k < s->k_tile; k++) row_ptr[k] = x + k * s->x_pitch;
         float *y = s->y + at;
         const float *bias = s->bias;
         for (int g = 0; g < groups; g++, y += 4 * y_pitch, bias += 4) {
@@ -65,17 +76,18 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
             const int n = *count++;
             const char *base = (const char *)x;
             ptrdiff_t step = x_step; /* in bytes: one multiply-add makes an address */
-            FIXED(base);
-            FIXED(step);
-            BY_TWO for (int i = 0; i < n; i++, w += 4) {
-                const float *in = FOUND && sparse ? row[col[i]] : (const float *)(base + (sparse ? col[i] : i) * step);
+            PIN_ADDRESS_NEON(base);
+            PIN_ADDRESS_NEON(step);
+            UNROLL2 for (int i = 0; i < n; i++, w += 4) {
+                const float *in =
+                    ROW_PTR_TABLE && sparse ? row_ptr[col[i]] : (const float *)(base + (sparse ? col[i] : i) * step);
                 if (sparse) {
-                    FIXED(w);
-                    FIXED(in);
+                    PIN_ADDRESS_NEON(w);
+                    PIN_ADDRESS_NEON(in);
                 }
-                V xs[MAXV];
+                V xs[MAXV]; /* loaded before the weights: 4 rows use each */
                 UNROLL for (int v = 0; v < nv; v++) xs[v] = load(in + v * LANES);
-                PREFETCH(w + 1024); /* the stream of weights comes from far: most layers are read once a picture */
+                PREFETCH(w + 1024); /* the stream of weights comes from far: most layers are read once an image */
                 const Weights four = weights(w);
                 UNROLL for (int r = 0; r < 4; r++) {
                     const V weight = splat(four[r]);
@@ -86,7 +98,7 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
             }
             if (sparse) col += n;
 
-            if (c < s->chunks - 1) spmm_store(nv, acc, y, y_pitch);
+            if (c < s->k_tiles - 1) spmm_store(nv, acc, y, y_pitch);
             else {
                 if (s->add) {
                     const float *add = s->add + (ptrdiff_t)4 * g * s->add_pitch + at;
@@ -107,6 +119,7 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
     }
 }
 
+/* A case is 6 * nv + 2 * (which tail) + (whether W has an index). */
 #if SQUARE
 #define SPMM_SQUARE(nv)                                \
     case 6 * nv + 4: spmm_tile(nv, 4, 0, s, at); break; \
@@ -121,10 +134,11 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
     case 6 * nv + 3: spmm_tile(nv, 1, 1, s, at); break; \
     SPMM_SQUARE(nv)
 
-/* The pixels in tiles of up to MAXV vectors, as equal as can be; a square takes as many registers as a vector. */
+/* The pixels in tiles of up to MAXV vectors, as equal as can be: 7 vectors are 4 + 3 and not 6 + 1, since a narrow tile
+   loads as many weights for fewer multiply-adds. The last tile has the tail; a square takes as many registers as a vector. */
 static void spmm(const spmm_f32 *s) {
-    const int over = s->n % LANES, tail = s->n < LANES ? 0 : over == 1 ? 1 : SQUARE && over > 1 && over <= 4 ? 4 : 0;
-    int vectors = s->n / LANES + (over != 0 && !tail);
+    const int rest = s->n % LANES, tail = s->n < LANES ? 0 : rest == 1 ? 1 : SQUARE && rest > 1 && rest <= 4 ? 4 : 0;
+    int vectors = s->n / LANES + (rest != 0 && !tail);
     ptrdiff_t at = 0;
     for (int tiles = (vectors + (tail == 4) + MAXV - 1) / MAXV; tiles > 0; tiles--) {
         const int nv = (vectors + tiles - 1) / tiles, ends = tiles > 1 || !tail ? 0 : tail == 1 ? 2 : 4;

@@ -1,30 +1,35 @@
-/* gemv_f32, mean_f32 and add_f32: what is left behind the last feature map. */
-#define GEMV (16 / LANES) /* vectors of a block of 16 rows */
+/* gemv_f32, mean_f32 and add_f32: the head behind the last feature map, and sums that no product takes in. */
+#define GEMV_VECTORS (16 / LANES) /* vectors of a block of 16 rows */
 
-/* `together` groups of the same length at once: as many streams of weights, which come from far, as many sums under way. */
-INLINE void gemv_groups(const int together, const gemv_f32 *s, int g, const float *w, const uint16_t *col) {
+/* y (16 * batch rows) of `batch` groups with the same n columns at once. A vector x is read from the cache, but each weight
+   comes from memory and is used once: more groups are more streams to prefetch, and more sums under way, so that no
+   multiply-add waits for the one before. */
+INLINE void gemv_groups(const int batch, const gemv_f32 *s, int g, const float *w, const uint16_t *col) {
     const V lo = splat(s->lo), hi = splat(s->hi);
     const int n = s->count[g];
-    V acc[4][GEMV];
-    UNROLL for (int t = 0; t < together; t++)
-        UNROLL for (int v = 0; v < GEMV; v++) acc[t][v] = load(s->bias + 16 * (g + t) + v * LANES);
-    for (int i = 0; i < n; i++) {
+    V acc[4][GEMV_VECTORS];
+    UNROLL for (int t = 0; t < batch; t++)
+        UNROLL for (int v = 0; v < GEMV_VECTORS; v++) acc[t][v] = load(s->bias + 16 * (g + t) + v * LANES);
+    for (int i = 0; i < n; i++) { /* a column of 16 rows: lanes are rows, x is one number for all of them */
         const V x = splat(s->x[col ? col[i] : i]);
-        UNROLL for (int t = 0; t < together; t++)
-            UNROLL for (int v = 0; v < GEMV; v++)
+        UNROLL for (int t = 0; t < batch; t++)
+            UNROLL for (int v = 0; v < GEMV_VECTORS; v++)
                 acc[t][v] = madd(load(w + 16 * ((ptrdiff_t)t * n + i) + v * LANES), x, acc[t][v]);
     }
-    UNROLL for (int t = 0; t < together; t++)
-        UNROLL for (int v = 0; v < GEMV; v++) store(s->y + 16 * (g + t) + v * LANES, clamp(acc[t][v], lo, hi));
+    UNROLL for (int t = 0; t < batch; t++)
+        UNROLL for (int v = 0; v < GEMV_VECTORS; v++) store(s->y + 16 * (g + t) + v * LANES, clamp(acc[t][v], lo, hi));
 }
 
+/* Four vectors of sums at a time where W is dense, all of whose groups have n columns; else group by group. */
 static void gemv(const gemv_f32 *s) {
     const float *w = s->w;
     const uint16_t *col = s->col;
     int g = 0;
     if (!col)
-        for (; g + 4 / GEMV <= s->groups && GEMV < 4; g += 4 / GEMV, w += 16 * (ptrdiff_t)s->n * (4 / GEMV))
-            gemv_groups(4 / GEMV, s, g, w, NULL);
+        for (const int batch = 4 / GEMV_VECTORS; batch > 1 && g + batch <= s->groups; g += batch) {
+            gemv_groups(4 / GEMV_VECTORS, s, g, w, NULL);
+            w += 16 * (ptrdiff_t)s->n * batch;
+        }
     for (; g < s->groups; g++) {
         gemv_groups(1, s, g, w, col);
         w += 16 * (ptrdiff_t)s->count[g];
@@ -32,6 +37,7 @@ static void gemv(const gemv_f32 *s) {
     }
 }
 
+/* Summed in four lanes whatever the vectors' length, as the reference does: results are the same to the bit. */
 static void mean(const mean_f32 *s) {
     for (int c = 0; c < s->c; c++) {
         const float *x = s->x + c * s->x_pitch;
@@ -55,7 +61,8 @@ static void add(const add_f32 *s) {
     for (; i < s->n; i++) s->y[i] = clamp1(s->a[i] + s->b[i], s->lo, s->hi);
 }
 
-/* Chains of multiply-adds, more than the latency of one needs to be hidden; LANES of a chain count as as many. */
+/* Multiply-adds on registers alone, in more chains than the latency of one needs to be hidden: the peak that products are
+   measured against. */
 #define CHAINS (MAXV > 3 ? 16 : 8)
 static float peak(int64_t rounds) {
     V sums[16], total = {0};
@@ -63,7 +70,7 @@ static float peak(int64_t rounds) {
     const V half = splat(0.5f), one = splat(1.0f);
     for (int64_t r = 0; r < rounds * 16 / CHAINS; r++) {
         UNROLL for (int i = 0; i < CHAINS; i++) sums[i] = madd(sums[i], half, one);
-        KEEP(sums[0]);
+        PIN_VECTOR(sums[0]);
     }
     UNROLL for (int i = 0; i < CHAINS; i++) total += sums[i];
     return total[0];

@@ -1,4 +1,4 @@
-/* What a browser calls: the engine with 32-bit arguments, and memory to lay a packed network, its arena and its pictures
+/* What a browser calls: the engine with 32-bit arguments, and memory to lay a packed network, its arena and its images
    into. All memory stays with the instance; a page makes one instance for each network. */
 #if defined __wasm__
 #include "isa.h"
@@ -9,12 +9,12 @@
 extern unsigned char __heap_base; /* of the linker: the first byte that nothing else uses */
 static uint32_t used;
 
-/* Room for that many bytes on a border of 64, or NULL where there is no more memory. */
+/* So many bytes of memory on a border of 64, or NULL where there is no more memory. */
 EXPORT(alloc) void *alloc(uint32_t bytes) {
     const uint64_t from = ((used ? used : (uint32_t)(uintptr_t)&__heap_base) + 63ull) / 64 * 64, to = from + bytes;
-    const uint64_t here = (uint64_t)__builtin_wasm_memory_size(0) * PAGE;
-    if (to > here) {
-        const uint64_t pages = (to - here + PAGE - 1) / PAGE;
+    const uint64_t size = (uint64_t)__builtin_wasm_memory_size(0) * PAGE;
+    if (to > size) {
+        const uint64_t pages = (to - size + PAGE - 1) / PAGE;
         if (pages > 65536 || __builtin_wasm_memory_grow(0, (size_t)pages) == (size_t)-1) return NULL;
     }
     used = (uint32_t)to;
@@ -26,14 +26,14 @@ EXPORT(arena) uint32_t arena(const uint8_t *file) { return (uint32_t)engine_aren
 EXPORT(ops) int ops(const uint8_t *file) { return engine_ops(file); }
 
 /* The best kernels of this build, or the reference. */
-static const isa *kernels(int reference) { return isa_named(reference ? "ref" : ""); }
+static const isa *chosen(int reference) { return isa_named(reference ? "ref" : ""); }
 
 EXPORT(put) void put(const uint8_t *file, float *memory, const float *x) { engine_put(file, memory, x); }
 EXPORT(step) void step(const uint8_t *file, float *memory, int op, int reference) {
-    engine_step(file, memory, kernels(reference), op);
+    engine_step(file, memory, chosen(reference), op);
 }
 EXPORT(run) void run(const uint8_t *file, float *memory, const float *x, float *y, int reference) {
-    engine_run(file, memory, kernels(reference), x, y);
+    engine_run(file, memory, chosen(reference), x, y);
 }
 
 /* There is no C library here; the compiler makes calls of loops that copy or fill. */

@@ -23,14 +23,14 @@ FLAGS = ("--target=wasm32-unknown-unknown", "-O3", "-fno-builtin", "-ffp-contrac
 
 def read_files(names: tuple[str, ...]) -> set[str]:
     """These files and all that they include, one through the other."""
-    found: set[str] = set()
+    files: set[str] = set()
     left = list(names)
     while left:
         name = left.pop()
-        if name not in found:
-            found.add(name)
+        if name not in files:
+            files.add(name)
             left += re.findall(r'^#include "(.+)"', (HERE / name).read_text(encoding="utf-8"), re.MULTILINE)
-    return found
+    return files
 
 
 def sources_now() -> str:

@@ -1,13 +1,13 @@
 // Whole networks and one product under node, one thread, in turns: ours against onnxruntime-web and tfjs.
-//     node race.mjs FOLDER ROUNDS RIVALS        FOLDER as benchmarks/sparsebytenn_web.py fills it, RIVALS where npm
+//     node race.mjs FOLDER ROUNDS BASELINES    FOLDER as benchmarks/sparsebytenn_web.py fills it, BASELINES where npm
 //                                               has installed them; prints JSON
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
-const [folder, rounds, rivals] = process.argv.slice(2);
+const [folder, rounds, baselines] = process.argv.slice(2);
 const plan = JSON.parse(readFileSync(`${folder}/plan.json`));
 const { builds, Network } = await import(new URL("engine.mjs", plan.static));
-const require = createRequire(`${rivals}/package.json`);
+const require = createRequire(`${baselines}/package.json`);
 const bytes = (name) => readFileSync(`${folder}/${name}`);
 const floats = (name) => new Float32Array(Uint8Array.from(bytes(name)).buffer);
 const compiled = (build) => new WebAssembly.Module(readFileSync(new URL(`${build}.wasm`, plan.static)));
@@ -78,10 +78,10 @@ for (const share of plan.shares) {
     networks[`ours ${share} % ${build}`] = ours(build, `${share}.sbnn`);
   }
 }
-const answers = {};
-for (const name of ["onnxruntime-web", "tfjs", `ours 0 % ${fastest}`]) answers[name] = Array.from(await networks[name]());
+const outputs = {};
+for (const name of ["onnxruntime-web", "tfjs", `ours 0 % ${fastest}`]) outputs[name] = Array.from(await networks[name]());
 const products = Object.fromEntries(here.map((build) => [build, product(build, false)]));
 await race(networks, Math.ceil(Number(rounds) / 3)); // engines compile what runs often, once more and in the background
 await race(products, 30);
-const result = { builds: here, answers, networks: await race(networks, Number(rounds)), products: await race(products, 60) };
+const result = { builds: here, outputs, networks: await race(networks, Number(rounds)), products: await race(products, 60) };
 process.stdout.write(JSON.stringify({ ...result, node: process.version, v8: process.versions.v8 }));

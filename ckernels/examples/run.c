@@ -2,7 +2,7 @@
 
        make kernels-arm
        aarch64-linux-gnu-gcc -O2 -static -Ibuild/arm ckernels/examples/run.c build/arm/libsbnn.a -o run
-       qemu-aarch64 ./run model.sbnn picture.f32 >answer.txt
+       qemu-aarch64 ./run model.sbnn picture.f32 >output.txt
 
    picture.f32 holds the picture's floats as they lie in memory: (C, H, W), or (H, W, C) for an interleaved network. */
 #include <stdio.h>
@@ -29,12 +29,12 @@ int main(int argc, char **argv) {
     const int wrong = engine_check(model, size); /* once; what runs later trusts the file */
     if (wrong) return fprintf(stderr, "%s is no packed network that can be run (%d)\n", argv[1], wrong), 1;
 
-    const float *picture = (const float *)slurp(argv[2], &bytes);
+    const float *image = (const float *)slurp(argv[2], &bytes);
     float *arena = aligned_alloc(64, (engine_arena(model) + 16) / 16 * 64); /* one for each thread that runs */
-    float *answer = malloc(engine_out(model) * sizeof(float));
-    if (!picture || !arena || !answer) return fprintf(stderr, "no picture, or no memory\n"), 1;
+    float *output = malloc(engine_out(model) * sizeof(float));
+    if (!image || !arena || !output) return fprintf(stderr, "no picture, or no memory\n"), 1;
     if (bytes != engine_in(model) * sizeof(float)) return fprintf(stderr, "%s has another size\n", argv[2]), 1;
-    engine_run(model, arena, isa_named(""), picture, answer); /* "": the best instruction set that is there */
-    for (uint64_t i = 0; i < engine_out(model); i++) printf("%.9g\n", answer[i]);
+    engine_run(model, arena, isa_named(""), image, output); /* "": the best instruction set that is there */
+    for (uint64_t i = 0; i < engine_out(model); i++) printf("%.9g\n", output[i]);
     return 0;
 }

@@ -1,6 +1,6 @@
 """The C kernels as functions on arrays; numpy does the same work where they are not built, and says so.
 
-`LAB_KERNELS=numpy` chooses the numpy twin, `LAB_KERNELS=c` demands the compiled kernels; left out, the compiled ones
+`LAB_KERNELS=numpy` chooses numpy, `LAB_KERNELS=c` demands the compiled kernels; left out, the compiled ones
 are used where they are there. `LAB_ISA` names the instruction set of the compiled ones, else it is the best that this
 machine has. Every timing names `backend()` and `isa_name()`.
 """
@@ -23,10 +23,12 @@ except ImportError:
     ffi = lib = None
 
 BLOCK = 4  # rows of a block of `spmm`
-LONG_BLOCK = 16  # rows of a block of `gemv`
-CHUNK = 65_535  # the most columns that 16-bit indices reach
-LONGEST = 1024  # the most columns of a run that `spmm` finds by an index: SPMM_RUN of ckernels/kernels.h
+GEMV_BLOCK = 16  # rows of a block of `gemv`
+MAX_K_TILE = 65_535  # the most columns that 16-bit indices reach
 SLACK = 16  # floats that a kernel may read or write behind the last pixel of a plane
+# What ckernels/kernels.h says too, for where it is not compiled; a test holds both to one value.
+SPMM_MAX_K_TILE = 1024  # the most columns of a k-tile that `spmm` finds by an index
+MAX_CHAIN = 8  # operators that may be chained by maps in rolling row buffers: ENGINE_MAX_CHAIN
 ISAS = ("avx512vnni", "avx512", "avx2vnni", "avx2", "neondot", "neon", "ref")
 BACKENDS = ("c", "numpy")
 REBUILD = "python ckernels/build.py"
@@ -38,50 +40,52 @@ _SOURCES = Path(__file__).parents[2] / "ckernels"  # there in a checkout only
 class Sparse:
     """A matrix (rows, columns) kept as blocks of a few rows x 1 column; `pack` makes one.
 
-    The columns are cut into runs of `chunk`; blocks come run by run, group of rows by group. count (runs * groups,)
-    uint16: how many blocks each has; col (blocks,) uint16: each block's column within its run, None where every column
-    is there; blocks (blocks, 4 or 16) float32. Rows beyond a multiple of the block's are zeros in the last group.
+    The columns are cut into k-tiles of `k_tile`; blocks come k-tile by k-tile, group of rows by group. count
+    (k-tiles * groups,) uint16: how many blocks each has; col (blocks,) uint16: each block's column within its k-tile,
+    None where every column is there; blocks (blocks, 4 or 16) float32. Rows beyond a multiple of the block's are zeros
+    in the last group.
     """
 
     rows: int
     columns: int
-    chunk: int
+    k_tile: int
     count: np.ndarray
     col: np.ndarray | None
     blocks: np.ndarray
 
-    KIND: ClassVar[Any] = np.float32
+    DTYPE: ClassVar[Any] = np.float32
 
     def __post_init__(self) -> None:
-        if min(self.rows, self.columns) < 0 or not 1 <= self.chunk <= CHUNK:
-            raise ValueError(f"a matrix of {self.rows} x {self.columns} in runs of {self.chunk}: make it with pack")
-        for name, kind in (("count", np.uint16), ("col", np.uint16), ("blocks", self.KIND)):
+        if min(self.rows, self.columns) < 0 or not 1 <= self.k_tile <= MAX_K_TILE:
+            raise ValueError(f"a matrix of {self.rows} x {self.columns} in k-tiles of {self.k_tile}: make it with pack")
+        for name, dtype in (("count", np.uint16), ("col", np.uint16), ("blocks", self.DTYPE)):
             value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else floats(name, value, kind))
+            object.__setattr__(self, name, None if value is None else real_array(name, value, dtype))
         self.check()
 
     def check(self) -> None:
         """Raise a one-line ValueError unless count, col and blocks go together: the kernels follow them unasked."""
-        if self.blocks.ndim != (3 if self.KIND is np.int8 else 2) or self.blocks.shape[1] < 1:
+        if self.blocks.ndim != (3 if self.DTYPE is np.int8 else 2) or self.blocks.shape[1] < 1:
             raise ValueError(f"blocks has shape {self.blocks.shape}: give (blocks, rows of one); make it with pack")
         n, widths = len(self.blocks), self.widths()
         if self.count.shape != widths.shape:
             raise ValueError(f"count has {self.count.size} entries: {self.rows} x {self.columns} needs {len(widths)}")
         if self.count.sum(dtype=np.int64) != n or (self.col is not None and self.col.shape != (n,)):
             raise ValueError(f"the sparse matrix is broken: count and col do not go with {n} blocks; make it with pack")
-        if self.col is not None and self.chunk > self.longest:
+        if self.col is not None and self.k_tile > self.max_k_tile:
             raise ValueError(
-                f"the sparse matrix is broken: runs of {self.chunk} columns, at most {self.longest}; make it with pack"
+                f"the sparse matrix is broken: k-tiles of {self.k_tile} columns, at most {self.max_k_tile}; "
+                "make it with pack"
             )
         if (self.count != widths).any() if self.col is None else not are_columns(self.col, self.count, widths):
             raise ValueError(
-                "the sparse matrix is broken: a column lies outside its run or stands twice; make it with kernels.pack"
+                "the sparse matrix is broken: a column lies outside its k-tile or stands twice; make it with pack"
             )
 
     @property
-    def longest(self) -> int:
-        """The most columns of a run whose blocks have an index."""
-        return LONGEST if self.block == BLOCK else CHUNK
+    def max_k_tile(self) -> int:
+        """The most columns of a k-tile whose blocks have an index."""
+        return SPMM_MAX_K_TILE if self.block == BLOCK else MAX_K_TILE
 
     @property
     def block(self) -> int:
@@ -94,75 +98,75 @@ class Sparse:
         return -(-self.rows // self.block)
 
     def widths(self) -> np.ndarray:
-        """Columns of the run that each entry of count belongs to."""
-        starts = np.arange(0, self.across, self.chunk)
-        return np.repeat(np.minimum(self.chunk, self.across - starts), self.groups)
+        """Columns of the k-tile that each entry of count belongs to: (k-tiles * groups,)."""
+        starts = np.arange(0, self.blocks_per_row, self.k_tile)
+        return np.repeat(np.minimum(self.k_tile, self.blocks_per_row - starts), self.groups)
 
     @property
-    def across(self) -> int:
-        """Blocks side by side in a group of rows that lacks none."""
+    def blocks_per_row(self) -> int:
+        """Blocks of a group of rows that lacks none."""
         return self.columns
 
     def to_dense(self) -> np.ndarray:
         """The matrix (rows, columns)."""
-        runs = np.repeat(np.arange(len(self.count)) // max(self.groups, 1), self.count)
-        groups = np.repeat(np.arange(len(self.count)) % max(self.groups, 1), self.count)
+        k_tiles = np.repeat(np.arange(len(self.count)) // max(self.groups, 1), self.count)  # (blocks,)
+        groups = np.repeat(np.arange(len(self.count)) % max(self.groups, 1), self.count)  # (blocks,)
         every = np.concatenate([np.arange(n) for n in self.count]) if len(self.count) else np.zeros(0, int)
         within = every if self.col is None else self.col
-        dense = np.zeros((self.groups, self.across, *self.blocks.shape[1:]), self.KIND)
+        dense = np.zeros((self.groups, self.blocks_per_row, *self.blocks.shape[1:]), self.DTYPE)
         if len(self.blocks):
-            dense[groups, runs * self.chunk + within] = self.blocks
+            dense[groups, k_tiles * self.k_tile + within] = self.blocks
         wide = dense if dense.ndim == 4 else dense[..., None]  # (groups, blocks, rows of a block, its columns)
-        rows = wide.transpose(0, 2, 1, 3).reshape(self.groups * self.block, self.across * wide.shape[3])
+        rows = wide.transpose(0, 2, 1, 3).reshape(self.groups * self.block, self.blocks_per_row * wide.shape[3])
         return rows[: self.rows, : self.columns]
 
 
 def are_columns(col: np.ndarray, count: np.ndarray, widths: np.ndarray) -> bool:
-    """Whether the columns of each of these many blocks rise, and lie within their run's width."""
-    first = np.zeros(len(col), bool)  # of a group's blocks: the one whose column may be less than that before it
+    """Whether the columns of each group's blocks rise, and lie within their k-tile's width."""
+    first = np.zeros(len(col), bool)  # of a group: its column may be less than that before it
     first[(np.cumsum(count, dtype=np.int64) - count)[count > 0]] = True
     rises = np.diff(col.astype(np.int64), prepend=-1) > 0
     return bool((first | rises).all() and (col < np.repeat(widths, count)).all())
 
 
-def floats(name: str, value: Any, kind: Any = np.float32) -> np.ndarray:
-    """An array of real numbers of a kind, contiguous; what is none, or would be another, is a one-line ValueError."""
-    given = np.asarray(value)
-    if given.dtype.kind not in "biuf":
-        raise ValueError(f"{name} holds {given.dtype} values: give real numbers")
-    cast = np.asarray(given, kind, order="C")
-    if np.dtype(kind).kind != "f" and (cast != given).any():
-        raise ValueError(f"{name} holds numbers that {np.dtype(kind)} cannot: make it with pack")
+def real_array(name: str, value: Any, dtype: Any = np.float32) -> np.ndarray:
+    """A contiguous array of real numbers in a dtype; ValueError for other numbers, and for integers it cannot hold."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds {array.dtype} values: give real numbers")
+    cast = np.asarray(array, dtype, order="C")
+    if np.dtype(dtype).kind != "f" and (cast != array).any():
+        raise ValueError(f"{name} holds numbers that {np.dtype(dtype)} cannot: make it with pack")
     return cast
 
 
-def pack(w: np.ndarray, *, block: int = BLOCK, chunk: int = CHUNK, dense: bool = False) -> Sparse:
+def pack(w: np.ndarray, *, block: int = BLOCK, k_tile: int = MAX_K_TILE, dense: bool = False) -> Sparse:
     """The nonzero blocks of w (rows, columns) in fp32, `block` rows x 1 column each, or all of them.
 
-    A block is kept if any of its weights is not 0. Columns are cut into runs of `chunk`, at most 65,535, and of 1,024
+    A block is kept if any of its weights is not 0. Columns are cut into k-tiles of `k_tile`, at most 65,535, and 1,024
     where blocks of 4 have an index.
     """
-    w = floats("w", w)
+    w = real_array("w", w)
     if w.ndim != 2:
         raise ValueError(f"w has shape {w.shape}: give a matrix (rows, columns)")
-    if not 1 <= chunk <= CHUNK:
-        raise ValueError(f"chunk={chunk}: give 1 to {CHUNK} columns")
+    if not 1 <= k_tile <= MAX_K_TILE:
+        raise ValueError(f"k_tile={k_tile}: give 1 to {MAX_K_TILE} columns")
     rows, columns = w.shape
     if block == BLOCK and not dense:
-        chunk = min(chunk, LONGEST, max(columns, 1))  # the kernel makes a table as long as a run
+        k_tile = min(k_tile, SPMM_MAX_K_TILE, max(columns, 1))  # the kernel makes a table as long as a k-tile
     padded = np.pad(w, ((0, -rows % block), (0, 0)))
     groups = len(padded) // block
     blocks = padded.reshape(groups, block, columns).transpose(0, 2, 1)  # (groups, columns, block)
     count, col, kept = [], [], []
-    for start in range(0, columns, chunk):
-        run = blocks[:, start : start + chunk]
-        keep = np.ones(run.shape[:2], bool) if dense else (run != 0).any(-1)
+    for start in range(0, columns, k_tile):
+        tile = blocks[:, start : start + k_tile]  # (groups, columns of the k-tile, block)
+        keep = np.ones(tile.shape[:2], bool) if dense else (tile != 0).any(-1)
         count.append(keep.sum(1))
         col.append(np.nonzero(keep)[1])
-        kept.append(run[keep])
+        kept.append(tile[keep])
     none = np.zeros((0, block), np.float32)
     index = None if dense else np.concatenate([*col, []])
-    return Sparse(rows, columns, chunk, np.concatenate([*count, []]), index, np.concatenate([*kept, none]))
+    return Sparse(rows, columns, k_tile, np.concatenate([*count, []]), index, np.concatenate([*kept, none]))
 
 
 def pitch_for(pixels: int) -> int:
@@ -174,6 +178,16 @@ def pitch_for(pixels: int) -> int:
     return SLACK * (lines + 1 - lines % 2)
 
 
+def depthwise_workspace(w: int, k: int, stride: int, rows: int) -> int:
+    """Floats that a depthwise convolution of `rows` output rows works in: (input rows) x (padded row of a plane).
+
+    depthwise_workspace of ckernels/dispatch.c, for where it is not compiled; a test holds both to one value.
+    """
+    pixels = w if stride == 1 else (w + 1) // 2
+    line = stride * (-(-max(pixels, 16) // 16) * 16 + 32)
+    return line * ((rows - 1) * stride + k)
+
+
 def planes(x: np.ndarray, channels: int = 0) -> np.ndarray:
     """x (C, n) as planes with room behind each, at least `channels` of them: float32 (C, pitch), zeros added."""
     wide = aligned((max(len(x), channels), pitch_for(x.shape[1])))
@@ -181,16 +195,16 @@ def planes(x: np.ndarray, channels: int = 0) -> np.ndarray:
     return wide
 
 
-def aligned(shape: tuple[int, ...], kind: Any = np.float32) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
     """Zeros on a page border, in large pages where the system has them: for what kernels walk through."""
-    size = max(1, int(np.prod(shape, dtype=np.int64)) * np.dtype(kind).itemsize)
+    size = max(1, int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
     memory = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)
         except OSError:  # a kernel without them
             pass
-    return np.frombuffer(memory, kind, count=int(np.prod(shape, dtype=np.int64))).reshape(shape)
+    return np.frombuffer(memory, dtype, count=int(np.prod(shape, dtype=np.int64))).reshape(shape)
 
 
 def spmm(w: Sparse, x: np.ndarray, *, bias: Any = 0.0, add: np.ndarray | None = None, clamp: Any = None) -> np.ndarray:
@@ -199,14 +213,14 @@ def spmm(w: Sparse, x: np.ndarray, *, bias: Any = 0.0, add: np.ndarray | None = 
     `bias` (rows,), or one number, and `add`, of y's shape, are added; `clamp` (low, high) bounds the result; a NaN
     stays a NaN. Raises ValueError for shapes that don't match, and for what is no real number.
     """
-    if not isinstance(w, Sparse) or w.KIND is not np.float32 or w.block != BLOCK:
+    if not isinstance(w, Sparse) or w.DTYPE is not np.float32 or w.block != BLOCK:
         raise ValueError(f"w is {_called(w)}: spmm takes a matrix in blocks of {BLOCK} rows, make it with kernels.pack")
     w.check()  # its arrays may have been written to since it was made
-    x = floats("x", x)
+    x = real_array("x", x)
     if x.ndim not in (1, 2) or len(x) != w.columns:
         raise ValueError(f"x has shape {x.shape}: a matrix of {w.columns} columns needs ({w.columns}, n)")
     shape = (w.rows, *x.shape[1:])
-    bias, more = floats("bias", bias), None if add is None else floats("add", add)
+    bias, more = real_array("bias", bias), None if add is None else real_array("add", add)
     if bias.shape not in ((), (w.rows,)):
         raise ValueError(f"bias has shape {bias.shape}: give one number, or ({w.rows},)")
     if more is not None and more.shape != shape:
@@ -234,13 +248,13 @@ def _spmm_c(w: Sparse, x: np.ndarray, bias: np.ndarray, add: np.ndarray | None, 
     source, y = planes(x), planes(np.zeros((0, n), np.float32), rows)
     more = None if add is None else planes(add, rows)
     call = ffi.new("spmm_f32 *")
-    call.groups, call.chunks, call.chunk, call.n = w.groups, -(-w.columns // w.chunk), w.chunk, n
+    call.groups, call.k_tiles, call.k_tile, call.n = w.groups, -(-w.columns // w.k_tile), w.k_tile, n
     call.count, call.w, call.bias = pointer(w.count), pointer(w.blocks), pointer(bias)
     call.col = ffi.NULL if w.col is None else pointer(w.col)
     call.x, call.x_pitch, call.y, call.y_pitch = pointer(source), source.shape[1], pointer(y), y.shape[1]
     call.add, call.add_pitch = (ffi.NULL, 0) if more is None else (pointer(more), more.shape[1])
     call.lo, call.hi = low, high
-    if not w.columns:  # no run at all: the kernel would write nothing
+    if not w.columns:  # no k-tile at all: the kernel would write nothing
         y[:, :n] = bias[:, None] + (0 if more is None else more[:, :n])
         return y[:, :n].clip(low, high)
     isa().spmm(call)
@@ -250,16 +264,15 @@ def _spmm_c(w: Sparse, x: np.ndarray, bias: np.ndarray, add: np.ndarray | None, 
 def _spmm_numpy(
     w: Sparse, x: np.ndarray, bias: np.ndarray, add: np.ndarray | None, low: float, high: float
 ) -> np.ndarray:
-    """The twin of spmm_f32."""
+    """What spmm_f32 computes."""
     y = w.to_dense() @ x + bias[: w.rows, None]
     return (y if add is None else y + add).clip(low, high)
 
 
 def pointer(array: np.ndarray) -> Any:
     """An array as C's functions take it; it lives as long as this does. In a struct's field it must be held besides."""
-    kinds = {np.dtype(np.float32): "float[]", np.dtype(np.uint16): "uint16_t[]", np.dtype(np.uint8): "uint8_t[]"}
-    kinds |= {np.dtype(np.int32): "int32_t[]", np.dtype(np.int8): "int8_t[]"}
-    return ffi.from_buffer(kinds[array.dtype], array, require_writable=False)
+    c_type = "float" if array.dtype == np.float32 else f"{array.dtype}_t"  # uint8_t, int32_t, ...
+    return ffi.from_buffer(f"{c_type}[]", array, require_writable=False)
 
 
 def isa(name: str | None = None) -> Any:
@@ -267,16 +280,16 @@ def isa(name: str | None = None) -> Any:
 
     Raises RuntimeError for one that this machine lacks.
     """
-    wish = os.environ.get("LAB_ISA", "") if name is None else name
-    found = _isa_named(wish)
-    if found == ffi.NULL:
-        raise RuntimeError(f"LAB_ISA={wish!r} is not to be had here: this machine has {', '.join(isas())}")
-    return found
+    name = os.environ.get("LAB_ISA", "") if name is None else name
+    struct = _isa_named(name)
+    if struct == ffi.NULL:
+        raise RuntimeError(f"LAB_ISA={name!r} is not to be had here: this machine has {', '.join(isas())}")
+    return struct
 
 
 @cache
 def _isa_named(name: str) -> Any:
-    """C's answer, asked once: under a hypervisor each look at the processor's abilities costs microseconds."""
+    """C's struct, looked up once: under a hypervisor each look at the processor's abilities costs microseconds."""
     return lib.isa_named(name.encode())
 
 
@@ -308,28 +321,28 @@ def backend() -> str:
     Raises RuntimeError where the compiled kernels come from other sources than those beside them, and where
     `LAB_KERNELS` demands what is not there.
     """
-    wish = os.environ.get("LAB_KERNELS", "")
-    if wish not in ("", *BACKENDS):
-        raise RuntimeError(f"LAB_KERNELS={wish!r} is not allowed: give 'c' or 'numpy', or leave it out")
-    if wish == "numpy":
+    choice = os.environ.get("LAB_KERNELS", "")
+    if choice not in ("", *BACKENDS):
+        raise RuntimeError(f"LAB_KERNELS={choice!r} is not allowed: give 'c' or 'numpy', or leave it out")
+    if choice == "numpy":
         return "numpy"
     if lib is None:
-        if wish == "c":
+        if choice == "c":
             raise RuntimeError(f"LAB_KERNELS='c', but the C kernels are not built: {GET}")
-        _say_numpy()
+        _warn_numpy()
         return "numpy"
-    _refuse_stale()
+    _check_build()
     return "c"
 
 
 @cache
-def _say_numpy() -> None:
+def _warn_numpy() -> None:
     text = f"the C kernels are not built, numpy does their work and is slower: {GET}; LAB_KERNELS=numpy silences this"
     warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 @cache
-def _refuse_stale() -> None:
+def _check_build() -> None:
     built, now = built_from(), sources_now()
     if now and built != now:
         raise RuntimeError(

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +29,14 @@ def reported(title: str, function: Callable[..., "Report"], *args: object) -> "R
     """The report that `function(*args)` gives; an empty one that says why where it fails."""
     report, note = attempt("no report", function, *args)
     return Report(title, (), (str(note),)) if report is None else report
+
+
+def grouped_by_reason(heading: str, reasons: Mapping[str, str]) -> list[str]:
+    """Notes `heading reason: names`, one for each reason; `reasons` gives the reason of each name."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return [f"{heading} {reason}: {', '.join(alike)}" for reason, alike in names.items()]
 
 
 class Attempts:
@@ -137,7 +145,7 @@ class Report:
         head = f'<tr><th></th><th {right}>before</th><th {right}>after</th><th style="text-align:left">unit</th></tr>'
         return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>{notes}"
 
-    def to_frame(self):
+    def to_frame(self) -> Any:
         """The rows as a pandas DataFrame, indexed by name, in full precision."""
         import pandas
 

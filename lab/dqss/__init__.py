@@ -11,30 +11,30 @@
     what runs   (4) is a layer whose weight and input are a layers.Mixture each: (3) in parts that fit the cache, with
                 (5) written out on its way back. (2), (7) and (8) are computed nowhere but say what (4), arg-max and
                 (9) rest on; tests hold the running network to all of them
-    strategies  'post': max, p99.9, p99.99, p99.999, mse, kl, als, aciq, pams
-                (core.quantisation.calibration.RULES) and easyquant
-                'aware': dorefa, pact, lsq, lsq+, dsq, tqt, pams
-                (core.quantisation.quantisers); pact leaves weights to dorefa
+    strategies  'post': max, p99.9, p99.99, p99.999, mse, kl, als, aciq, pams (observers.OBSERVERS) and easyquant
+                'aware': dorefa, pact, lsq, lsq+, dsq, tqt, pams (quantisers, core.quantisation.quantisers); pact leaves
+                weights to dorefa
     algorithms  dqss: train the mixture, keep arg-max (the paper's)   dqss_safe: that first; then near-duplicates are
                 one, logits learn the expected loss of a draw, and coordinate descent ends it, from the best of both
                 arg-maxes and the best uniform strategy
                 uniform: the best pair of strategies used everywhere   greedy: one sweep from there   random: a control
     procedure   recipe.DQSS.run: calibrate, stage `search`, stage `draws` (dqss_safe), keep; 'aware': stage `restart`
-    where       space makes the strategies and finds their roles, search hardens, core.onnx.qdq writes ONNX
+    where       placement finds the tensors, strategies makes what each can be rounded by, space holds all of them in
+                one network, search learns and hardens, core.onnx.qdq writes ONNX
     picture     view.explore, view.costs
 
-    departures  The paper's full text could not be had. Equations (1) to (4) are what its abstract and a review say;
+    departures  The paper's full text could not be had. (1) to (4) are what its abstract and a review say; the numbers,
                 the candidates, all settings, what is searched on, and everything about safety are this lab's.
                 Copies are one strategy from the start. Weights that meet only zeros on the calibration have no say in a
-                range (`space.counting`). First and last layer keep 8 bits (`ends`).
+                range (`strategies.layer_weights`). First and last layer keep 8 bits (`ends`).
                 Grids are symmetric, from 0 behind a ReLU; LSQ+'s are not, nor activations' with `scales` 'uneven',
                 when a rule sees each side of 0 as a tensor of its own.
                 The calibration objective is the distance to the float answers: KL of classes, MSE of pictures.
                 ALS is the inner problem of ADMM without its outer one. DSQ's sharpness is fixed, LSQ+ moves its lower
                 end by whole steps, DoReFa's weight grid holds 0: all deploy on integers.
                 Against under-fitting: `remedies`; the paper's own remedy is not known.
-                Arg-max of a mixture is unsafe: errors of strategies cancel in the sum, Eq. (7), and no single one has
-                that. The soft-to-hard gap, Eq. (11), is always reported.
+                Arg-max of a mixture is unsafe: errors of strategies cancel in the sum, (7), and no single one has
+                that. The soft-to-hard gap, (11), is always reported.
 """
 
 from ..core.rooms import at_first_use

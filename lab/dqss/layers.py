@@ -1,15 +1,17 @@
 """Where DQSS learns: one tensor's strategies with their logits, summed before the layer reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.quantisation.grids import FixedQuantiser
+from ..core.quantisation.qparams import FixedQuantiser
 from . import equations as eq
 
 CHUNK = 2**15  # values taken through all strategies while they are in the processor's cache
+
+FixedGrids = tuple[list[float], int, int]  # the step of each strategy, and the lowest and largest code of all
 
 
 class RoundedWeight(nn.Module):
@@ -19,46 +21,46 @@ class RoundedWeight(nn.Module):
 
     def __init__(self, step: Tensor, n: int) -> None:
         super().__init__()
-        self.low, self.high = -n, n
+        self.qmin, self.qmax = -n, n
         self.register_buffer("step", step)
 
     def forward(self, W: Tensor) -> Tensor:
-        return (W / self.step).round_().clamp_(self.low, self.high).mul_(self.step)
+        return (W / self.step).round_().clamp_(self.qmin, self.qmax).mul_(self.step)
 
     def step_of(self, W: Tensor) -> Tensor:
         """The step as it is."""
         return self.step
 
 
-class _Grids(torch.autograd.Function):
-    """Eq. (3) for fixed grids and Eq. (5) behind it: x, and nothing else of its size, is kept for the way back."""
+class _FixedMixture(torch.autograd.Function):
+    """Card (3) for fixed grids and Card (5) behind it: x, and nothing else of its size, is kept for the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: Tensor, grids: tuple[list[float], int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, p: Tensor, grids: FixedGrids) -> Tensor:
         ctx.save_for_backward(x, p)
         ctx.grids = grids
-        (steps, low, high), shares = grids, p.tolist()
+        (steps, qmin, qmax), shares = grids, p.tolist()
         flat, mixed = x.reshape(-1), torch.zeros_like(x, memory_format=torch.contiguous_format)
         for part, out in zip(flat.split(CHUNK), mixed.view(-1).split(CHUNK), strict=True):
             codes = torch.empty_like(part)
             for share, step in zip(shares, steps, strict=True):
-                torch.mul(part, 1 / step, out=codes).round_().clamp_(low, high)
+                torch.mul(part, 1 / step, out=codes).round_().clamp_(qmin, qmax)
                 out.add_(codes, alpha=share * step)
         return mixed
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
-        (g,), (x, p), (steps, low, high) = grads, ctx.saved_tensors, ctx.grids
+        (g,), (x, p), (steps, qmin, qmax) = grads, ctx.saved_tensors, ctx.grids
         g, shares = g.contiguous(), p.tolist()
         g_x = torch.zeros_like(g) if ctx.needs_input_grad[0] else None
-        products = [0.0] * len(steps)
-        parts = [t.reshape(-1).split(CHUNK) for t in (x, g)]
-        outs = [None] * len(parts[0]) if g_x is None else g_x.view(-1).split(CHUNK)
-        for part, above, out in zip(*parts, outs, strict=True):
+        products = [0.0] * len(steps)  # <G, Q_j>, straight into the gradient of p: softmax has its own way back
+        x_parts, g_parts = (t.reshape(-1).split(CHUNK) for t in (x, g))
+        outs = [None] * len(x_parts) if g_x is None else g_x.view(-1).split(CHUNK)
+        for part, above, out in zip(x_parts, g_parts, outs, strict=True):
             codes, clipped = torch.empty_like(part), torch.empty_like(part)
             for k, (share, step) in enumerate(zip(shares, steps, strict=True)):
                 torch.mul(part, 1 / step, out=codes)
-                torch.clamp(codes, low, high, out=clipped)
+                torch.clamp(codes, qmin, qmax, out=clipped)
                 if out is not None:  # as numbers: a mask of booleans takes eight times as long
                     out.add_(torch.eq(codes, clipped, out=codes), alpha=share)
                 products[k] += float(torch.dot(above, clipped.round_())) * step
@@ -67,8 +69,8 @@ class _Grids(torch.autograd.Function):
         return g_x, torch.tensor(products, dtype=p.dtype, device=p.device), None
 
 
-class _Strategies(torch.autograd.Function):
-    """Eq. (3) for strategies that learn: each one is computed again on the way back, one at a time."""
+class _LearnedMixture(torch.autograd.Function):
+    """Card (3) for strategies that learn: each one is computed again on the way back, one at a time."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: Tensor, strategies: nn.ModuleList, *parameters: Tensor) -> Tensor:
@@ -82,65 +84,68 @@ class _Strategies(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         (g,), (x, p) = grads, ctx.saved_tensors
-        g_x, products, learned = torch.zeros_like(x), torch.zeros_like(p), []  # type: ignore[var-annotated]
+        g_x, products = torch.zeros_like(x), torch.zeros_like(p)
+        parameter_grads: list[Tensor | None] = []
         for k, strategy in enumerate(ctx.strategies):
             with torch.enable_grad():
                 again = x.detach().requires_grad_()
                 y = strategy(again)
-                wanted = [again, *_learned(strategy)]
-                found = torch.autograd.grad(y, wanted, p[k] * g, allow_unused=True)
+                x_grad, *rest = torch.autograd.grad(y, [again, *_trainable(strategy)], p[k] * g, allow_unused=True)
             products[k] = (g * y.detach()).sum()
-            g_x += torch.zeros_like(x) if found[0] is None else found[0]
-            learned += found[1:]
-        return g_x, products, None, *learned
+            g_x += torch.zeros_like(x) if x_grad is None else x_grad
+            parameter_grads += rest
+        return g_x, products, None, *parameter_grads
 
 
-def _learned(strategy: nn.Module) -> list[Tensor]:
+def _trainable(strategy: nn.Module) -> list[Tensor]:
     return [parameter for parameter in strategy.parameters() if parameter.requires_grad]
 
 
 class Mixture(nn.Module):
     """One tensor's strategies by name: their mixture while `chosen` is None, else that one alone. Shapes stay.
 
-    It stands in the network behind a tensor, or computes a layer's weight as a parametrization. `observer`, where it is
-    set, reads the tensor, which then passes as it is.
+    It stands in the network behind a tensor, or computes a layer's weight as a parametrization.
     """
 
     def __init__(self, strategies: dict[str, nn.Module]) -> None:
         super().__init__()
-        self.observer: Any = None
         self.chosen: int | None = None
         self.T = 1.0
-        self.settle(strategies)
+        self.set_strategies(strategies)
 
-    def settle(self, strategies: dict[str, nn.Module]) -> None:
+    def set_strategies(self, strategies: dict[str, nn.Module]) -> None:
         """Take these strategies instead, none preferred."""
         self.names = tuple(strategies)
         self.strategies = nn.ModuleList(strategies.values())
         self.logits = nn.Parameter(torch.zeros(len(strategies)))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.observer is not None:
-            self.observer(x)
-            return x
         if self.chosen is not None or len(self.names) == 1:
-            return self.strategies[self.chosen or 0](x)
+            return self.kept(x)
         p = eq.probabilities(self.logits, self.T)
-        grids = _shared(self.strategies)
+        grids = _fixed_grids(self.strategies)
         if grids is not None:
-            return _Grids.apply(x, p, grids)
-        if not any(isinstance(one, RoundedWeight) for one in self.strategies):
-            return _Strategies.apply(x, p, self.strategies, *(v for one in self.strategies for v in _learned(one)))
-        return eq.mixture([one(x) for one in self.strategies], p)  # weights that no longer change, a step a channel
+            return _FixedMixture.apply(x, p, grids)
+        if not any(isinstance(strategy, RoundedWeight) for strategy in self.strategies):
+            parameters = [parameter for strategy in self.strategies for parameter in _trainable(strategy)]
+            return _LearnedMixture.apply(x, p, self.strategies, *parameters)
+        return eq.mixture([strategy(x) for strategy in self.strategies], p)  # fixed weights with a step a channel
+
+    @property
+    def kept(self) -> Any:
+        """The strategy that is chosen, or the only one."""
+        return self.strategies[self.chosen or 0]
 
     def extra_repr(self) -> str:
         return f"{', '.join(self.names)}" + ("" if self.chosen is None else f"; {self.names[self.chosen]}")
 
 
-def _shared(strategies: Sequence[nn.Module]) -> tuple[list[float], int, int] | None:
+def _fixed_grids(strategies: Iterable[nn.Module]) -> FixedGrids | None:
     """The steps and the ends of grids that are fixed and of as many codes; None if they are not."""
-    kinds = (FixedQuantiser, RoundedWeight)
-    if not all(isinstance(one, kinds) and one.step.numel() == 1 for one in strategies):
-        return None
-    ends = {(one.low, one.high) for one in strategies}
-    return ([float(one.step) for one in strategies], *ends.pop()) if len(ends) == 1 else None
+    steps, ends = [], set()
+    for strategy in strategies:
+        if not isinstance(strategy, (FixedQuantiser, RoundedWeight)) or strategy.step.numel() > 1:
+            return None
+        steps.append(float(strategy.step))
+        ends.add((strategy.qmin, strategy.qmax))
+    return (steps, *ends.pop()) if len(ends) == 1 else None

@@ -1,233 +1,175 @@
 """The space that is searched: a traced network whose layers have strategies for their weights and what they read."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from ..core.graph.tracing import ancestors, descendants, module_of
-from ..core.quantisation import calibration
-from ..core.quantisation import quantisers as q
-from ..core.quantisation.grids import FixedQuantiser, Grid, between
-from ..core.quantisation.placement import Placement, Spot, attach, everywhere, in_order, is_positive
+from ..core.quantisation.placement import insert_quantisers
+from ..core.quantisation.qparams import FixedQuantiser, QParams, set_int_repr
 from . import equations as eq
-from .layers import Mixture, RoundedWeight
+from .layers import Mixture
+from .placement import layer_bits, place_quantisers, readers
+from .strategies import (
+    Activation,
+    Calibration,
+    LayerWeight,
+    Strategies,
+    any_range,
+    ends,
+    fixed_weight,
+    has_range,
+    layer_weights,
+    learned_weight,
+    offered,
+)
 
-LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-POST = (*calibration.RULES, "easyquant")
-_ACTIVATIONS: dict[str, type[q.MaxAbs]] = {
-    "dorefa": q.DoReFa, "pact": q.PACT, "lsq": q.LSQ, "lsq+": q.LSQPlus, "dsq": q.DSQ, "tqt": q.TQT, "pams": q.PAMS,
-}  # fmt: skip
-_WEIGHTS: dict[str, Callable[[int, Tensor], nn.Module]] = {  # PACT's paper gives weights to DoReFa
-    "dorefa": lambda b, W: q.DoReFaWeight(b, W, zero=True), "lsq": q.LSQWeight, "lsq+": q.LSQPlusWeight,
-    "dsq": lambda b, W: q.RangeWeight(q.DSQ, b, W), "tqt": lambda b, W: q.RangeWeight(q.TQT, b, W),
-    "pams": lambda b, W: q.MaxAbsWeight(b),
-}  # fmt: skip
-AWARE = tuple(_ACTIVATIONS)
-SAMPLE = 4096  # values of a tensor that its strategies are compared on
-_FEW, _TRIED = 4, 40  # pictures that EasyQuant compares a layer's answers on, and ranges that it tries
+Assignment = list[int]  # the index of a strategy for each role
 
 
 @dataclass(frozen=True)
 class Role:
-    """One tensor that gets a strategy: `role` is 'weights' or 'activations' of `layer`."""
+    """One tensor that gets a strategy: `role` is 'weights' or 'activations' of `layer`.
+
+    sample: values of the tensor, any shape, on which its strategies are compared. group: the quantiser of activations.
+    """
 
     layer: str
     role: str
     bits: int
     mixture: Mixture
+    sample: Tensor
+    group: str = ""
 
 
-class Space:
+class StrategySpace:
     """The roles of a network in its order, the network that mixes their strategies, and what dropped out and why.
 
+    `graph` is changed in place; `recipe` says what is offered and where; x (N, C, H, W) are the calibration's pictures.
     `aliases` of a role say which strategy stands for a name: its own, or that of the one it was merged into.
     """
 
-    def __init__(self, graph: fx.GraphModule, where: Placement, recipe: Any, x: Tensor) -> None:
-        self.graph, self.where, self.recipe, self.notes = graph, where, recipe, []  # type: ignore[var-annotated]
-        self.bits = layer_bits(graph, where, recipe)
-        self.samples: dict[Mixture, Tensor] = {}
-        self._weights: dict[str, dict[str, Tensor]] = {name: {} for name in where.convs}
-        self._counts = counting(graph, where.convs, x)
-        made = attach(graph, where, lambda _: Mixture({}), lambda layer: layer)
-        self.activations: dict[str, Mixture] = dict(zip(where.groups(), made, strict=True))
-        self._calibrate(x)
-        self.weights = {name: self._weight(name) for name in where.convs}
-        self.roles = list(self._roles())
-        self.aliases = [self._alias(role.mixture) for role in self.roles]
-        if recipe.mode == "post":
+    def __init__(self, graph: fx.GraphModule, recipe: Any, x: Tensor) -> None:
+        self.graph, self.mode, self.names = graph, recipe.mode, offered(recipe)
+        self.notes: list[str] = []
+        # Where: the tensors, the bits of each, the layers that read it.
+        self.placement = place_quantisers(graph, recipe.placement)
+        self.bits = layer_bits(graph, self.placement, recipe)
+        self.readers = readers(graph, self.placement)
+        self.activation_bits = self._activation_bits(recipe)
+        # By what: the float network is run with its weights as they are, before any of them is a mixture.
+        weights = layer_weights(graph, self.bits, recipe.scales, x)
+        calibration = self._calibrate(recipe, weights, x)
+        self.weights = {name: self._weight(weight, calibration) for name, weight in weights.items()}
+        self.roles = list(self._roles(calibration, weights))
+        self.aliases = [self._alias(role) for role in self.roles]
+        if self.mode == "post":
             self.merge(correlation=math.inf, clip=1e-6)  # copies are one for all algorithms
 
-    def _calibrate(self, x: Tensor) -> None:
-        """Run the float network once; every mixture reads its tensor and makes its strategies."""
-        spots = self.where.groups()
-        found: dict[str, dict[str, Any]] = {group: {} for group in spots}
-        for group, mixture in self.activations.items():
-            mixture.observer = lambda x, group=group: self._observe(x, spots[group], found[group])
+    def _activation_bits(self, recipe: Any) -> dict[str, int]:
+        """The bits of each group's tensor: pictures, and what layers of 8 bits read, keep 8."""
+        eight = {
+            group: point.image or any(self.bits[name] == 8 for name in self.readers[group])
+            for group, point in self.placement.groups().items()
+        }
+        return {group: 8 if is_eight else recipe.activation_bits for group, is_eight in eight.items()}
+
+    def _calibrate(self, recipe: Any, weights: dict[str, LayerWeight], x: Tensor) -> Calibration:
+        """Put a mixture behind each group's tensor; one run of the float network gives all of them their strategies."""
+        mixtures = insert_quantisers(self.graph, self.placement, lambda _: Mixture({}))
+        self.activations = dict(zip(self.readers, mixtures, strict=True))
+        tensors = {}
+        for group, point in self.placement.groups().items():
+            reader = weights[self.readers[group][0]] if self.readers[group] else None
+            tensors[group] = Activation(self.activation_bits[group], point.signed, reader)
+        calibration = Calibration(self.graph, recipe, tensors)
         with torch.no_grad():
-            self.graph(x)
+            calibration.run(x)
         for group, mixture in self.activations.items():
-            mixture.observer = None
-            mixture.settle(self._kept(found[group], f"{group}, activations"))
+            mixture.set_strategies(self._usable(calibration.strategies[group], f"{group}, activations"))
+            mixture.to(x.device)
+        return calibration
 
-    def _observe(self, x: Tensor, spot: Spot, found: dict[str, Any]) -> None:
-        """Strategies for one tensor; of tensors that share a grid, the widest."""
-        mixture, bits = self.activations[spot.group], self._spot_bits(spot)
-        self.samples[mixture] = calibration.thinned(x.detach().flatten(), SAMPLE)
-        for name in self.recipe.names():
-            if self.recipe.mode == "aware":
-                made = found.setdefault(name, _ACTIVATIONS[name](bits, spot.signed).to(x.device))
-                made.calibrating = True
-                made.train()(x if x.any() else torch.ones_like(x))  # a tensor that has no range yet gets one of 1
-                made.calibrating = False
-                continue
-            grid = self._grid(name, x, spot, bits)
-            if name in found:
-                grid = _widest(grid, found[name].grid(), bits)
-            found[name] = FixedQuantiser(grid).to(x.device)
-
-    def _grid(self, name: str, x: Tensor, spot: Spot, bits: int) -> Grid:
-        """A rule's grid for one tensor; where scales are 'uneven', each side of 0 of a signed one has its own end."""
-        n = q.levels(bits, spot.signed)
-        if not (self.recipe.scales == "uneven" and spot.signed):
-            return Grid(self._range(name, x, spot, n) / n, -n * spot.signed, n, 128 * spot.signed)
-        sides, codes = [(-x).relu(), x.relu()], q.levels(bits, signed=False)
-        tops = [float(side.max()) for side in sides]
-        if name == "easyquant":
-            share = self._range(name, x, spot, n) / max(*tops, 1e-12)
-            return between(-share * tops[0], share * tops[1], bits)
-        own = [max(1, round(codes * top / max(sum(tops), 1e-12))) for top in tops]
-        ends = [float(calibration.RULES[name](x.flatten(1)[None], k, False)) for x, k in zip(sides, own, strict=True)]
-        return between(-ends[0], ends[1], bits)
-
-    def _range(self, name: str, x: Tensor, spot: Spot, n: int) -> float:
-        samples = x.detach().flatten(1)[None]
-        if name != "easyquant":
-            return float(calibration.RULES[name](samples, n, spot.signed))
-        layer = next((r for r in self._readers(spot)), None)
-        start = calibration.max_abs(samples, n, spot.signed)
-        if layer is None or float(start) <= 0:
-            return float(start)
-        module = self.graph.get_submodule(layer)
-        W, axis = weight_rows(module)
-        n_w = q.levels(self.bits[layer])
-        first = calibration.max_abs(self._counting_rows(layer), n_w, True).clamp(min=1e-12)
-
-        def run(x: Tensor, W: Tensor) -> Tensor:
-            return functional_call(module, {"weight": W.movedim(0, axis)}, (x,))
-
-        w, a = calibration.easyquant(x[:_FEW], W, run, (first, start), (n_w, n), spot.signed, _TRIED)
-        self._weights[layer].setdefault("easyquant", w)
-        return float(a)
-
-    def _readers(self, spot: Spot) -> list[str]:
-        nodes = {node.name: node for node in self.graph.graph.nodes}
-        targets = [str(nodes[name].target) for name in spot.readers if nodes[name].op == "call_module"]
-        return [target for target in targets if target in self.where.convs]
-
-    def _spot_bits(self, spot: Spot) -> int:
-        read = self._readers(spot)
-        return 8 if spot.picture or any(self.bits[one] == 8 for one in read) else self.recipe.activation_bits
-
-    def _weight(self, name: str) -> Mixture:
+    def _weight(self, weight: LayerWeight, calibration: Calibration) -> Mixture:
         """Put the strategies of a layer's weight into the network."""
-        layer = self.graph.get_submodule(name)
-        W, axis = weight_rows(layer)
-        n, found = q.levels(self.bits[name]), {}  # type: ignore[var-annotated]
-        rows, counts = self._counting_rows(name), self._counts[name]
-        for rule in self.recipe.names():
-            if self.recipe.mode == "aware":
-                found |= {rule: _WEIGHTS[rule](self.bits[name], _started(counts))} if rule in _WEIGHTS else {}
-                continue
-            alpha = self._weights[name].get(rule) if rule == "easyquant" else calibration.RULES[rule](rows, n, True)
-            if alpha is not None:
-                alpha = _filled(alpha, rows, n)
-                shape = [1] * W.dim()
-                shape[axis] = len(alpha)
-                found[rule] = RoundedWeight((alpha / n).view(shape if len(alpha) > 1 else []), n)
-        mixture = Mixture(self._kept(found, f"{name}, weights")).to(W.device)
-        parametrize.register_parametrization(layer, "weight", mixture, unsafe=True)
-        self.samples[mixture] = counts
+        if self.mode == "aware":
+            strategies = learned_weight(self.names, weight)
+        else:
+            strategies = fixed_weight(self.names, weight, calibration.weight_ranges.get(weight.name))
+        mixture = Mixture(self._usable(strategies, f"{weight.name}, weights")).to(weight.used.device)
+        parametrize.register_parametrization(weight.layer, "weight", mixture, unsafe=True)
         return mixture
 
-    def _counting_rows(self, name: str) -> Tensor:
-        """The weights that ranges of a layer are read from, (G, 1, V); a channel of which none counts is read whole."""
-        W, axis = weight_rows(self.graph.get_submodule(name))
-        rows, counts = (_grouped(w, self.recipe.scales) for w in (W, self._counts[name].movedim(axis, 0)))
-        return torch.where((counts != 0).any(2, keepdim=True), counts, rows)
-
-    def _kept(self, found: dict[str, Any], where: str) -> dict[str, nn.Module]:
-        """Without the strategies that found no range; where none did, the tensor is all zero and any range will do."""
-        bad = [name for name, one in found.items() if not _has_range(one)]
+    def _usable(self, strategies: Strategies, tensor: str) -> Strategies:
+        """Without the strategies that found no range, which are noted; where none did, any range will do."""
+        bad = [name for name, strategy in strategies.items() if not has_range(strategy)]
         if bad:
-            self.notes.append(f"{where}: no range from {', '.join(bad)}; dropped out")
-        kept = {name: one for name, one in found.items() if name not in bad}
-        if kept:
-            return kept
-        name, one = next(iter(found.items()))
-        one.step = torch.ones_like(one.step)
-        return {name: one}
+            self.notes.append(f"{tensor}: no range from {', '.join(bad)}; dropped out")
+        return {name: strategies[name] for name in strategies if name not in bad} or any_range(strategies)
 
-    def _roles(self) -> Iterator[Role]:
+    def _roles(self, calibration: Calibration, weights: dict[str, LayerWeight]) -> Iterator[Role]:
         """Each tensor in the network's order, and the weights of the layers that read it first."""
-        rest = list(self.where.convs)
-        for group, spot in self.where.groups().items():
-            read = self._readers(spot)
-            yield Role(read[0] if read else group, "activations", self._spot_bits(spot), self.activations[group])
-            for name in [name for name in read if name in rest]:
+        rest = list(weights)
+        for group, names in self.readers.items():
+            layer, bits = names[0] if names else group, self.activation_bits[group]
+            yield Role(layer, "activations", bits, self.activations[group], calibration.samples[group], group)
+            for name in [name for name in names if name in rest]:
                 rest.remove(name)
-                yield Role(name, "weights", self.bits[name], self.weights[name])
+                yield Role(name, "weights", self.bits[name], self.weights[name], weights[name].used)
 
-    def _alias(self, mixture: Mixture) -> dict[str, int]:
+    def _alias(self, role: Role) -> dict[str, int]:
         """The strategy that stands for each name; for one that is not here, DoReFa or the one of least error."""
-        order = {name: k for k, name in enumerate(mixture.names)}
-        spare = order.get("dorefa", int(self.errors(mixture).diagonal().argmin()))
-        return {name: order.get(name, spare) for name in self.recipe.names()}
+        order = {name: k for k, name in enumerate(role.mixture.names)}
+        spare = order.get("dorefa", int(self.errors(role).diagonal().argmin()))
+        return {name: order.get(name, spare) for name in self.names}
 
-    def errors(self, mixture: Mixture) -> Tensor:
-        """Eq. (6) for a tensor's strategies on its sample, as shares of its square: (N, N)."""
-        x = self.samples[mixture]
+    # -- compared and merged -------------------------------------------------------------------------------------------
+
+    def errors(self, role: Role) -> Tensor:
+        """Card (6) for a tensor's strategies on its sample, as shares of its square: (N, N)."""
+        x = role.sample
         with torch.no_grad():
-            C = eq.error_products([one(x) for one in mixture.strategies], x)
+            C = eq.error_products([strategy(x) for strategy in role.mixture.strategies], x)
         return C / x.square().sum().clamp(min=1e-20)
 
-    def merge(self, correlation: float = 0.95, clip: float = 0.01, keep: Sequence[list[int]] = ()) -> list[list[int]]:
+    def merge(self, correlation: float = 0.95, clip: float = 0.01, keep: Sequence[Assignment] = ()) -> list[Assignment]:
         """Leave one of each set of near-duplicates: errors that go together, or ranges within a share `clip`.
 
         What the assignments `keep` name stays; gives them as they are called afterwards.
         """
-        kept: list[list[int]] = [[] for _ in keep]
+        kept: list[Assignment] = [[] for _ in keep]
         for at, role in enumerate(self.roles):
             mixture = role.mixture
-            stands = _stand_ins(self._alike(mixture, correlation, clip), {chosen[at] for chosen in keep})
+            stands = _stand_ins(self._alike(role, correlation, clip), {chosen[at] for chosen in keep})
             left = sorted(set(stands))
             self.aliases[at] = {name: left.index(stands[k]) for name, k in self.aliases[at].items()}
-            mixture.settle({mixture.names[k]: mixture.strategies[k] for k in left})
-            mixture.to(self.samples[mixture].device)
+            mixture.set_strategies({mixture.names[k]: mixture.strategies[k] for k in left})
+            mixture.to(role.sample.device)
             for new, chosen in zip(kept, keep, strict=True):
                 new.append(left.index(chosen[at]))
         return kept
 
-    def _alike(self, mixture: Mixture, correlation: float, clip: float) -> Tensor:
+    def _alike(self, role: Role, correlation: float, clip: float) -> Tensor:
         """Which strategies are near-duplicates: (N, N) bool."""
-        C = self.errors(mixture)
-        size = C.diagonal().clamp(min=1e-20).sqrt()
-        ends = torch.stack([_ends(one, self.samples[mixture]) for one in mixture.strategies])
-        apart = (ends[:, None] - ends).abs().amax(-1) / ends.abs().amax(-1).clamp(min=1e-20)
+        C = self.errors(role)
+        size = C.diagonal().clamp(min=1e-20).sqrt()  # (N,), so that C / size / size are the errors' correlations
+        limits = torch.stack([ends(strategy, role.sample) for strategy in role.mixture.strategies])
+        apart = (limits[:, None] - limits).abs().amax(-1) / limits.abs().amax(-1).clamp(min=1e-20)
         return (C / size[:, None] / size > correlation) | (apart < clip)
 
-    def set(self, chosen: list[int] | None) -> None:
+    # -- soft and hard -------------------------------------------------------------------------------------------------
+
+    def set(self, chosen: Sequence[int | None] | None) -> None:
         """Make the network hard with these strategies, or soft."""
         for k, role in enumerate(self.roles):
             role.mixture.chosen = None if chosen is None else chosen[k]
 
     def logits(self) -> list[nn.Parameter]:
+        """The logits of each role's strategies, (N,) each."""
         return [role.mixture.logits for role in self.roles]
 
     def state_dict(self) -> dict[str, Any]:
@@ -238,132 +180,55 @@ class Space:
         self.graph.load_state_dict(state["graph"])
         self.set([k if k >= 0 else None for k in state["chosen"]])
 
+    # -- kept ----------------------------------------------------------------------------------------------------------
 
-@torch.no_grad()
-def counting(graph: fx.GraphModule, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
-    """Each layer's weight, 0 where all that it multiplies on the pictures x (N, C, H, W) is 0.
+    @torch.no_grad()
+    def deployed(self, chosen: Assignment, plain: fx.GraphModule) -> fx.GraphModule:
+        """`plain`, the float network, on the grids of these strategies; its weights become codes times a step."""
+        self.set(chosen)
+        grids = {group: _qparams(mixture.kept) for group, mixture in self.activations.items()}
+        insert_quantisers(plain, self.placement, lambda point: FixedQuantiser(grids[point.group]))
+        trained = {name: value for name, value in self.graph.state_dict().items() if not _is_of_strategies(name)}
+        plain.load_state_dict(trained, strict=False)  # biases and norms, which 'aware' mode trains too
+        for name, mixture in self.weights.items():
+            W = self._layer(name).parametrizations.weight.original
+            step = mixture.kept.step_of(W)
+            set_int_repr(plain.get_submodule(name), (mixture.kept(W) / step).round(), step)
+        return plain.to(self.roles[0].mixture.logits.device).eval()
 
-    A norm folded into the layer of a channel that its ReLU has shut makes huge weights, which do nothing; a range that
-    held them would leave no codes for the others.
-    """
-    reads: dict[str, Tensor] = {}
+    def choices(self, chosen: Assignment, model: fx.GraphModule) -> dict[str, dict[str, Any]]:
+        """{layer: {weights, activations, weight_scale, scale, zero_point, bits}}: what was kept, by name and number.
 
-    def note(name: str, given: tuple[Tensor, ...]) -> None:
-        x = given[0].detach()
-        some = (x != 0).movedim(-1 if isinstance(graph.get_submodule(name), nn.Linear) else 1, 0).flatten(1).any(1)
-        reads[name] = reads.get(name, torch.zeros_like(some)) | some
+        `model` is the deployed network.
+        """
+        table: dict[str, dict[str, Any]] = {}
+        for role, k in zip(self.roles, chosen, strict=True):
+            row = table.setdefault(role.layer, {})
+            row[role.role] = role.mixture.names[k]
+            if role.role == "weights":
+                step: Any = model.get_submodule(role.layer).step
+                row |= {"weight_bits": role.bits, "weight_scale": step.flatten().tolist()}
+            else:
+                grid = _qparams(model.get_submodule(f"quantisers.{role.group}"))
+                row |= {"activation_bits": role.bits, "scale": grid.scale, "zero_point": grid.zero_point}
+        return table
 
-    hooks = [graph.get_submodule(n).register_forward_pre_hook(lambda _, given, n=n: note(n, given)) for n in names]
-    graph(x)
-    for hook in hooks:
-        hook.remove()
-    return {name: _counting(graph.get_submodule(name), reads[name]) for name in names}
-
-
-def _counting(layer: Any, reads: Tensor) -> Tensor:
-    """A layer's weight, 0 for inputs that are always 0, or whole if all are: `reads` (C,) says which ever are not."""
-    W = layer.weight.detach()
-    if isinstance(layer, nn.ConvTranspose2d):
-        counts = W * reads.view(-1, 1, 1, 1)
-    elif isinstance(layer, nn.Linear):
-        counts = W * reads
-    else:
-        groups = reads.view(layer.groups, 1, -1).expand(-1, layer.out_channels // layer.groups, -1)
-        counts = W * groups.reshape(*W.shape[:2], 1, 1)
-    return counts if counts.any() else W
-
-
-def layer_bits(graph: fx.GraphModule, where: Placement, recipe: Any) -> dict[str, int]:
-    """The bits of each layer: the recipe's, and `ends` for the first and the last."""
-    nodes = [node for node in graph.graph.nodes if str(node.target) in where.convs and node.op == "call_module"]
-    ends = {str(node.target) for node in nodes if _is_end(node, nodes)}
-    return {name: recipe.ends if name in ends else recipe.weight_bits for name in where.convs}
+    def _layer(self, name: str) -> Any:
+        return self.graph.get_submodule(name)
 
 
-def place(graph: fx.GraphModule, recipe: Any) -> Placement:
-    """Where strategies are chosen: what each layer reads ('layers'), or every tensor that integers pass ('full')."""
-    nodes = [node for node in graph.graph.nodes if isinstance(module_of(node), LAYERS)]
-    if not nodes:
-        raise ValueError("the network has no Conv2d, ConvTranspose2d or Linear: there is nothing to quantise")
-    if recipe.placement == "full":
-        groups: dict[str, bool] = {}
-        spots = [replace(spot, signed=spot.signed) for spot in everywhere(graph, nodes)]
-        for spot in spots:
-            groups[spot.group] = groups.get(spot.group, False) or spot.signed
-        spots = [replace(spot, signed=groups[spot.group]) for spot in spots]
-    else:
-        spots = [
-            Spot(node.all_input_nodes[0].name, (node.name,), str(node.target).replace(".", "_"),
-                 not is_positive(node.all_input_nodes[0])) for node in nodes
-        ]  # fmt: skip
-    names = tuple(dict.fromkeys(str(node.target) for node in nodes))
-    rest = [node for node in graph.graph.nodes if node.op == "call_module" and str(node.target) not in names]
-    left = {
-        str(node.target): f"{type(module_of(node)).__name__} is not quantised here"
-        for node in rest
-        if any(True for _ in module_of(node).parameters())
-    }
-    return Placement(names, tuple(in_order(graph, spots)), left)
+def _qparams(quantiser: Any) -> QParams:
+    return quantiser.qparams()
 
 
-def _is_end(node: fx.Node, nodes: list[fx.Node]) -> bool:
-    before, after = ancestors(node) - {node}, descendants(node) - {node}
-    return before.isdisjoint(nodes) or after.isdisjoint(nodes)
-
-
-def weight_rows(layer: Any) -> tuple[Tensor, int]:
-    """A layer's weight with its output channels first, and the axis where they are."""
-    axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-    return layer.weight.detach().movedim(axis, 0), axis
-
-
-def _grouped(W: Tensor, scales: str) -> Tensor:
-    return W.reshape(len(W) if scales == "channel" else 1, 1, -1)
-
-
-def _filled(alpha: Tensor, rows: Tensor, n: int) -> Tensor:
-    """The ranges (G,) of a weight's rows (G, 1, V), with one for each of many channels that shows none.
-
-    Where a rule gives none the largest |w| is taken; a channel of zeros takes the widest of all, as any would do.
-    """
-    if len(alpha) == 1:
-        return alpha
-    alpha = torch.where(_is_range(alpha / n), alpha, calibration.max_abs(rows, n, True))
-    return torch.where(_is_range(alpha / n), alpha, alpha.amax())
-
-
-def _started(W: Tensor) -> Tensor:
-    """What a weight's range is first read from: itself, or if it is all 0 the largest that torch would begin with."""
-    return W if W.any() else torch.full_like(W, W[0].numel() ** -0.5)
-
-
-def _is_range(steps: Tensor) -> Tensor:
-    return torch.isfinite(steps) & (steps > 1e-12)
-
-
-def _has_range(one: Any) -> bool:
-    steps = one.step if hasattr(one, "step") else torch.tensor(one.grid().step if hasattr(one, "grid") else 1.0)
-    return bool(_is_range(steps).all())
-
-
-def _widest(a: Grid, b: Grid, bits: int) -> Grid:
-    """The grid that holds the values of both: tensors that share one."""
-    if a.zero == b.zero:
-        return max(a, b, key=lambda grid: grid.step)
-    return between(min(a.low * a.step, b.low * b.step), max(a.high * a.step, b.high * b.step), bits)
-
-
-def _ends(one: Any, x: Tensor) -> Tensor:
-    """The lowest and the largest value that a strategy leaves, of all its channels."""
-    if hasattr(one, "low"):
-        return torch.cat([one.low * one.step.flatten(), one.high * one.step.flatten()])
-    step = one.step_of(x).flatten() if hasattr(one, "step_of") else torch.tensor([one.grid().step])
-    return torch.cat([-step, step])
+def _is_of_strategies(name: str) -> bool:
+    """Whether an entry of the network's state belongs to a strategy, or is a weight that one computes."""
+    return ".parametrizations." in name or name.startswith("quantisers.")
 
 
 def _stand_ins(alike: Tensor, fixed: set[int]) -> list[int]:
     """For each strategy the one that stays in its place: itself, or an alike one that is fixed or comes before it."""
     stands = {k: k for k in sorted(fixed)}
     for k in range(len(alike)):
-        stands.setdefault(k, next((one for one in set(stands.values()) if alike[k, one]), k))
+        stands.setdefault(k, next((other for other in set(stands.values()) if alike[k, other]), k))
     return [stands[k] for k in range(len(alike))]

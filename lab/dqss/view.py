@@ -26,7 +26,7 @@ def numbers(outcome: DQSSOutcome, tensor: str, snapshot: int) -> dict[str, Any]:
         "noise": _present(names, history["errors"][at].tolist()),
         "kept": dict(zip(history["roles"], history["kept"], strict=True)),
         "losses": {name: 10 * math.log10(max(loss, 1e-30)) for name, loss in losses.items()},
-    }  # fmt: skip
+    }
 
 
 def _present(names: Sequence[str], row: Sequence[float]) -> dict[str, float]:
@@ -40,25 +40,42 @@ def explore(outcome: DQSSOutcome) -> Explorer:
     steps, roles = history["steps"].tolist(), history["roles"]
 
     def draw(tensor: str, step: int) -> Frame:
-        found = numbers(outcome, tensor, steps.index(step))
+        state = numbers(outcome, tensor, steps.index(step))
         over = history["shares"][:, roles.index(tensor)].T.nan_to_num(0).tolist()
-        present = [k for k, name in enumerate(history["names"]) if name in found["noise"]]
-        pictures = [
-            _map(found, history["names"], tensor, f"shares after {step} steps"),
-            svg.heat([over[k] for k in present], [history["names"][k] for k in present], "snapshot",
-                     svg.fit(f"over time: {tensor}", 380), steps.index(step), 420),
-            _ladder({name: -value for name, value in found["noise"].items()}, found["kept"][tensor],
-                    svg.fit(f"signal to noise, {tensor}", 380), "dB"),
-            _ladder({name: found["losses"]["soft"] - v for name, v in found["losses"].items()}, "kept",
-                    "calibration loss: how far below the mixture", "dB"),
-        ]  # fmt: skip
-        leads = max(found["shares"][tensor], key=lambda name: found["shares"][tensor][name])
+        present = [k for k, name in enumerate(history["names"]) if name in state["noise"]]
+        panels = [
+            _map(state, history["names"], tensor, f"shares after {step} steps"),
+            svg.heat(
+                [over[k] for k in present],
+                [history["names"][k] for k in present],
+                "snapshot",
+                svg.fit(f"over time: {tensor}", 380),
+                steps.index(step),
+                420,
+            ),
+            _ladder(
+                {name: -value for name, value in state["noise"].items()},
+                state["kept"][tensor],
+                svg.fit(f"signal to noise, {tensor}", 380),
+                "dB",
+            ),
+            _ladder(
+                {name: state["losses"]["soft"] - v for name, v in state["losses"].items()},
+                "kept",
+                "calibration loss: how far below the mixture",
+                "dB",
+            ),
+        ]
+        shares = state["shares"][tensor]
+        leads = max(shares, key=lambda name: shares[name])
         facts: dict[str, Any] = {
-            "leads": leads, "share": f"{found['shares'][tensor][leads]:.2f}", "kept": found["kept"][tensor],
-            "entropy": f"{eq.entropy(torch.tensor(list(found['shares'][tensor].values()))):.1f} bits",
+            "leads": leads,
+            "share": f"{shares[leads]:.2f}",
+            "kept": state["kept"][tensor],
+            "entropy": f"{eq.entropy(torch.tensor(list(shares.values()))):.1f} bits",
             "soft-to-hard gap": f"{outcome.gap:.1f} dB",
-        }  # fmt: skip
-        return Frame("".join(pictures), facts)
+        }
+        return Frame("".join(panels), facts)
 
     controls = {
         "tensor": Control(roles, label="tensor", start=roles[len(roles) // 2]),
@@ -106,9 +123,9 @@ def contest() -> Any:
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def _map(found: dict[str, Any], names: Sequence[str], tensor: str, title: str, width: int = 640) -> str:
+def _map(state: dict[str, Any], names: Sequence[str], tensor: str, title: str, width: int = 640) -> str:
     """Tensors down, strategies across, a share the darker the larger; a dot on what was kept. A click chooses a row."""
-    roles = list(found["shares"])
+    roles = list(state["shares"])
     left = min(max(map(svg.text_width, roles)), 230) + 8
     tall, wide, top = max(9.0, min(15.0, 520 / len(roles))), (width - left) / len(names), 2 * svg.LINE + 10
     parts = [svg.text(left + (k + 0.5) * wide, top - 6, svg.fit(n, wide), "mid", n) for k, n in enumerate(names)]
@@ -118,10 +135,10 @@ def _map(found: dict[str, Any], names: Sequence[str], tensor: str, title: str, w
         if r % every == 0 or role == tensor:
             parts.append(svg.text(0, y + tall - 3, svg.fit(role, left - 8), "strong" if role == tensor else "", role))
         for k, name in enumerate(names):
-            if name in found["shares"][role]:
-                shade = min(7, round(7 * found["shares"][role][name] ** 0.5))
+            if name in state["shares"][role]:
+                shade = min(7, round(7 * state["shares"][role][name] ** 0.5))
                 parts.append(svg.rect(left + k * wide + 1, y + 1, wide - 2, tall - 2, f"lab-shade c0 s{shade}"))
-            if name == found["kept"][role]:
+            if name == state["kept"][role]:
                 parts.append(svg.rect(left + (k + 0.5) * wide - 3, y + tall / 2 - 2.5, 6, 5, "lab-fill c1"))
         parts.append(svg.target((0, y, width, tall), role, role == tensor, tensor=role))
     floor = top + len(roles) * tall

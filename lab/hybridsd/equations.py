@@ -20,7 +20,7 @@ def guidance_embedding(w: torch.Tensor, dimension: int) -> torch.Tensor:
     """Card (3): (N, dimension) sines and cosines of 1000 w, which tell a consistency model its guidance w = s - 1."""
     half = dimension // 2
     # rates fall from 1 to 1/10,000, as in the embedding of time
-    rates = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    rates = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
     angles = (w * 1000.0)[:, None] * rates[None, :]  # (N, half)
     embedding = torch.cat([torch.sin(angles), torch.cos(angles)], 1)
     return torch.nn.functional.pad(embedding, (0, dimension % 2))  # an odd dimension ends in a zero
@@ -100,7 +100,7 @@ def adaptive_weight(perceptual: torch.Tensor, adversarial: torch.Tensor, last: t
     """Card (16): w = ||grad L_perceptual|| / (||grad L_adversarial|| + 1e-4) at weights `last`, within 0..1e4."""
     # the graph is kept: both losses are differentiated again for the update
     lengths = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (perceptual, adversarial)]
-    return (lengths[0] / (lengths[1] + 1e-4)).clamp(0, 1e4).detach()
+    return (lengths[0] / (lengths[1] + 1e-4)).clamp(max=1e4).detach()
 
 
 def hinge_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:

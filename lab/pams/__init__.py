@@ -14,13 +14,13 @@ arXiv 2011.04212).
                 cadyq: what the block reads, once for convolution and shortcut, then as repo (a later correction)
                 full: everything (ours). All but full leave head, last body convolution, upsampler and tail in float
     procedure   recipe.PAMS.run: one stage `quantise`; its first steps calibrate
-    where       prepared folds what stands between a convolution and its quantiser, placement finds blocks and places
-                quantisers in any traced network, packed stores b-bit weights, qdq writes ONNX, fusion asks onnxruntime
-                what became of it
+    where       core.quantisation.bn_folding folds what stands between a convolution and its quantiser, placement finds
+                blocks and places quantisers in any traced network, packed stores b-bit weights, core.onnx.qdq writes
+                ONNX, core.onnx.ort_report asks onnxruntime what became of it
     picture     view.explore, view.bits
 
     departures  The paper's full text could not be had: equations follow the authors' released code, and their numbers
-                are this card's own. The printed gradient of alpha could not be checked; Eq. (7) is what the released
+                are this card's own. The printed gradient of alpha could not be checked; (7) is what the released
                 code computes, and at 2 bits it has another sign than one that is 0 inside the range.
                 Behind a ReLU the grid starts at 0 and uses all codes; the paper's wastes half (grid='signed'). Ours.
                 alpha is calibrated to a moving average over all batches seen, whose weights sum to 1. The release's

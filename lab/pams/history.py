@@ -11,7 +11,7 @@ from .layers import Quantiser
 BINS = 48
 
 
-class History:
+class AlphaHistory:
     """What each quantiser reads, over time: its alpha, and a histogram over a range that never changes.
 
     `alphas` is (snapshots, Q), `histograms` (snapshots, Q, BINS) shares that sum to 1; the range of quantiser q is
@@ -36,12 +36,12 @@ class History:
 
     @torch.no_grad()
     def _read(self, rounded: bool = True) -> list[Tensor]:
-        """What each quantiser reads of the probe; of a quantiser that stands at several places, all of it."""
+        """What each quantiser reads of the probe; of a quantiser that stands at several points, all of it."""
         read: dict[nn.Module, list[Tensor]] = {q: [] for q in self.quantisers}
 
-        def note(q: nn.Module, args: tuple[Tensor], given: Tensor) -> Tensor:
+        def note(q: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
             read[q].append(args[0].flatten())
-            return given if rounded else args[0]
+            return output if rounded else args[0]
 
         hooks = [q.register_forward_hook(note) for q in read]
         try:
@@ -52,11 +52,18 @@ class History:
                 hook.remove()
         return [torch.cat(read[q]) for q in self.quantisers]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What an outcome keeps: alphas, histograms and reach as above, and steps (snapshots,)."""
+        stacked = {"alphas": torch.stack(self.alphas), "histograms": torch.stack(self.histograms)}
+        return stacked | {"steps": torch.tensor(self.steps), "reach": self.reach}
+
     def state_dict(self) -> dict[str, Any]:
         return {
-            "steps": list(self.steps), "alphas": list(self.alphas), "histograms": list(self.histograms),
+            "steps": list(self.steps),
+            "alphas": list(self.alphas),
+            "histograms": list(self.histograms),
             "reach": self.reach,
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self.alphas, self.histograms = (list(state[k]) for k in ("steps", "alphas", "histograms"))

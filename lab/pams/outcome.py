@@ -9,15 +9,15 @@ from torch import Tensor, fx, nn
 
 from ..core import nets, store
 from ..core.onnx.outcome import IntegerOutcome
-from ..core.quantisation.bn_folding import prepared
+from ..core.quantisation.bn_folding import fold_batch_norms
 from ..core.quantisation.placement import Placement
 from . import packed
-from .placement import place
+from .placement import place_quantisers
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class PAMSOutcome(IntegerOutcome):
-    """A quantised network that answers in float what integers would say, and how it got there.
+    """A quantised network that gives in float what integers would, and how it got there.
 
     history: steps (S,), alphas (S, Q), histograms (S, Q, 48) over [-reach, reach], Q alphas in the placement's order.
     example: one small picture, (1, C, H, W).
@@ -35,12 +35,10 @@ class PAMSOutcome(IntegerOutcome):
     @classmethod
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "PAMSOutcome":
         """Quantise the base again and load the packed weights; `base` is the user's own network, with any weights."""
-        found = saved["found"]
-        model, where = rebuilt(found["base"], base, recipe, found["example"], found["packed"])
-        return cls(
-            recipe=recipe, **cls.records(saved), model=model, placement=where, history=found["history"],
-            example=found["example"], base=found["base"],
-        )  # fmt: skip
+        tree = saved["found"]
+        model, placement = rebuilt(tree["base"], base, recipe, tree["example"], tree["packed"])
+        rest = {name: tree[name] for name in ("history", "example", "base")}
+        return cls(recipe=recipe, **cls.records(saved), model=model, placement=placement, **rest)
 
     def alphas(self) -> dict[str, float]:
         """The largest value of each quantised tensor, by the node that gives it."""
@@ -53,17 +51,19 @@ class PAMSOutcome(IntegerOutcome):
         return Path(path)
 
 
-def rebuilt(config, base, recipe, example: Tensor, state: dict[str, Tensor]) -> tuple[fx.GraphModule, Placement]:
+def rebuilt(
+    config: dict | None, base: nn.Module | None, recipe: Any, example: Tensor, state: dict[str, Tensor]
+) -> tuple[fx.GraphModule, Placement]:
     """The quantised network of a recipe with packed weights, in eval mode, and its placement."""
-    if base is None and config is None:
-        raise ValueError("this was made from a network of your own: give base=net")
     with torch.random.fork_rng(devices=[]):
-        plain = base if base is not None else nets.build(config)
-    model = prepared(plain, example)
-    where = place(model, recipe.placement, recipe.grid == "unsigned")
-    recipe.quantise(model, where)
+        plain = nets.build(config) if base is None and config is not None else base
+    if plain is None:
+        raise ValueError("this was made from a network of your own: give base=net")
+    model = fold_batch_norms(plain, example)
+    placement = place_quantisers(model, recipe.placement, recipe.grid == "unsigned")
+    recipe.quantise(model, placement)
     try:
         packed.set_state(model, state)
     except ValueError as error:
         raise ValueError(f"base={type(plain).__name__} is not the network that was quantised: {error}") from error
-    return model.eval(), where
+    return model.eval(), placement

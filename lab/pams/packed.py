@@ -36,7 +36,7 @@ def state(model: fx.GraphModule) -> dict[str, Tensor]:
     """A quantised network as four tensors: packed codes, the steps of their grids, and all other numbers."""
     codes, steps = [], []
     for _, conv in _rounded(model):
-        code, step = conv.codes()
+        code, step = conv.int_repr()
         codes.append(pack(code.cpu(), conv.bits))
         steps.append(step.flatten().cpu())
     rest = [value.detach().cpu().float().flatten() for value in _others(model).values()]
@@ -51,7 +51,7 @@ def set_state(model: fx.GraphModule, saved: dict[str, Tensor]) -> None:
         size = -(-conv.weight.numel() * conv.bits // 8)
         code = unpack(codes.take(size), conv.bits, conv.weight.shape)
         step = steps.take(len(conv.weight) if conv.per_channel else 1).view(-1, 1, 1, 1)
-        conv.set_codes(code, step)
+        conv.set_int_repr(code, step)
     for value in _others(model).values():
         value.copy_(rest.take(value.numel()).view_as(value))
     for reader in (codes, steps, rest):
@@ -81,9 +81,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def bake(model: fx.GraphModule) -> None:
-    """Leave each rounded weight as the numbers that are stored, so that a loaded network answers alike."""
+    """Leave each rounded weight as the numbers that are stored, so that a loaded network gives the same outputs."""
     for _, conv in _rounded(model):
-        conv.set_codes(*conv.codes())
+        conv.set_int_repr(*conv.int_repr())
 
 
 def _rounded(model: fx.GraphModule) -> Iterator[tuple[str, QuantisedConv2d]]:

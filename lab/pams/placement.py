@@ -4,7 +4,7 @@ The three published placements disagree, so every report names the one it was ma
 traced network: a residual block is a sum whose branch holds convolutions and no other such sum.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
@@ -15,13 +15,13 @@ from ..core.graph.surgery import is_add, residual_branch
 from ..core.graph.tracing import ancestors, descendants, module_of
 from ..core.quantisation.placement import (
     Placement,
-    Spot,
+    QuantPoint,
     computes,
     everywhere,
-    in_order,
+    in_graph_order,
     kind_of,
-    signs_of,
-    spot_behind,
+    point_behind,
+    with_group_signs,
 )
 from .layers import QuantisedConv2d
 
@@ -30,7 +30,7 @@ _UPSAMPLING = (nn.PixelShuffle, nn.Upsample, nn.ConvTranspose2d)
 _UPSAMPLING_FUNCTIONS = {F.pixel_shuffle, F.interpolate, torch.pixel_shuffle}
 
 
-def place(graph: fx.GraphModule, placement: str, unsigned: bool = True) -> Placement:
+def place_quantisers(graph: fx.GraphModule, placement: str, unsigned: bool = True) -> Placement:
     """Find a placement in a traced network; `unsigned` uses the grid from 0 behind ReLUs.
 
     Raises ValueError where nothing could be quantised.
@@ -40,83 +40,93 @@ def place(graph: fx.GraphModule, placement: str, unsigned: bool = True) -> Place
     if not convs:
         raise ValueError("the network has no Conv2d, and only those are quantised: give a convolutional network")
     if placement == "full":
-        scope, spots = convs, everywhere(graph, convs)
+        scope, points = convs, everywhere(graph, convs)
     else:
-        scope, spots = _published(graph, convs, feature, placement)
+        scope, points = _published(graph, convs, feature, placement)
     if not scope:
         raise ValueError(
             f"placement={placement!r} finds no convolution between the first one and the upsampler: take 'full'"
         )
-    signs = signs_of(spots, unsigned)
-    found = tuple(replace(spot, signed=signs[spot.group]) for spot in in_order(graph, spots))
+    points = with_group_signs(in_graph_order(graph, points), unsigned)
     names = tuple(dict.fromkeys(str(node.target) for node in scope))
-    return Placement(names, found, _left(graph, names, placement), feature.name)
+    return Placement(names, tuple(points), _unquantised(graph, names, placement), feature.name)
 
 
 # -- the published placements -----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Block:
+    """A residual block: the sum, its shortcut, the end of its branch, and all nodes of the branch."""
+
+    add: fx.Node
+    shortcut: fx.Node
+    branch: fx.Node
+    inside: set[fx.Node]
+
+
 def _published(
     graph: fx.GraphModule, convs: list[fx.Node], feature: fx.Node, placement: str
-) -> tuple[list[fx.Node], list[Spot]]:
+) -> tuple[list[fx.Node], list[QuantPoint]]:
     """What is quantised within residual blocks and in the fusion of their outputs; without blocks, the body."""
     scope: list[fx.Node] = []
-    spots: list[Spot] = []
-    adds = _blocks(graph)
-    for add, shortcut, branch in adds:
-        inside = ancestors(branch) - ancestors(shortcut)
-        own = [conv for conv in convs if conv in inside]
-        scope += own
-        spots += _block(add, shortcut, branch, inside, own, placement)
-    for conv in _fusion(graph, [add for add, _, _ in adds]):
+    points: list[QuantPoint] = []
+    blocks = _blocks(graph)
+    for block in blocks:
+        block_convs = [conv for conv in convs if conv in block.inside]
+        scope += block_convs
+        points += _block_points(block, block_convs, placement)
+    for conv in _fusion(graph, [block.add for block in blocks]):
         scope.append(conv)
         if is_cat(conv.all_input_nodes[0]) or placement != "repo":  # the release leaves the second one's input alone
-            spots.append(spot_behind(conv.all_input_nodes[0], [conv]))
-    if not adds:
+            points.append(point_behind(conv.all_input_nodes[0], [conv]))
+    if not blocks:
         late = descendants(feature)
         scope = [conv for conv in convs if conv not in late and any(map(_is_conv, ancestors(conv) - {conv}))]
-        spots = [spot_behind(conv.all_input_nodes[0], [conv]) for conv in scope]
-    return scope, _merged(spots)
+        points = [point_behind(conv.all_input_nodes[0], [conv]) for conv in scope]
+    return scope, _merged(points)
 
 
-def _block(add, shortcut, branch, inside, own, placement) -> list[Spot]:
+def _block_points(block: _Block, convs: list[fx.Node], placement: str) -> list[QuantPoint]:
     """The quantisers of one block: its convolutions' inputs, its shortcut and the end of its branch."""
-    first = [conv for conv in own if conv.all_input_nodes[0] is shortcut]
-    spots = [spot_behind(conv.all_input_nodes[0], [conv]) for conv in own if conv not in first]
+    add, shortcut, inside = block.add, block.shortcut, block.inside
+    first = [conv for conv in convs if conv.all_input_nodes[0] is shortcut]
+    points = [point_behind(conv.all_input_nodes[0], [conv]) for conv in convs if conv not in first]
     is_dense = any(map(is_cat, inside))
     if placement == "fig1":
-        return [spot_behind(shortcut, first), *spots]
+        return [point_behind(shortcut, first), *points]
     if placement == "repo" and not is_dense:
-        spots.append(spot_behind(shortcut, [add]))  # the release quantises the shortcut, not what conv1 reads
+        readers = [add]  # the release quantises the shortcut, not what conv1 reads
     else:
-        spots.append(spot_behind(shortcut, [node for node in shortcut.users if node in inside or node is add]))
-    return [*spots, spot_behind(branch, [add])] if placement == "cadyq" or not is_dense else spots
+        readers = [node for node in shortcut.users if node in inside or node is add]
+    points.append(point_behind(shortcut, readers))
+    return [*points, point_behind(block.branch, [add])] if placement == "cadyq" or not is_dense else points
 
 
-def _blocks(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node, fx.Node]]:
-    """(sum, shortcut, end of branch) of each residual block: innermost sums over a branch with a convolution."""
-    found: list[tuple[fx.Node, fx.Node, fx.Node]] = []
+def _blocks(graph: fx.GraphModule) -> list[_Block]:
+    """Innermost sums over a branch with a convolution."""
+    blocks: list[_Block] = []
     for add in filter(is_add, graph.graph.nodes):
         branch = residual_branch(add)
         if branch is None:
             continue
         (shortcut,) = (operand for operand in add.all_input_nodes if operand is not branch)
         inside = ancestors(branch) - ancestors(shortcut)
-        if any(map(_is_conv, ancestors(shortcut))) and not any(other in inside for other, _, _ in found):
-            found.append((add, shortcut, branch))
-    return found
+        if any(map(_is_conv, ancestors(shortcut))) and not any(block.add in inside for block in blocks):
+            blocks.append(_Block(add, shortcut, branch, inside))
+    return blocks
 
 
 def _fusion(graph: fx.GraphModule, adds: list[fx.Node]) -> list[fx.Node]:
     """The convolutions between a concatenation of the blocks' outputs and the global sum (RDN)."""
-    found = []
+    convs: list[fx.Node] = []
     for cat in filter(is_cat, graph.graph.nodes):
         if sum(operand in adds for operand in operands(cat)) > 1:
             node = cat
             while len(node.users) == 1 and len((reader := next(iter(node.users))).all_input_nodes) == 1:
                 node = reader
-                found += [node] if _is_conv(node) else []
-    return found
+                convs += [node] if _is_conv(node) else []
+    return convs
 
 
 # -- what a node is ----------------------------------------------------------------------------------------------------
@@ -134,28 +144,28 @@ def _feature(graph: fx.GraphModule) -> fx.Node:
     return convs[-1].all_input_nodes[0] if convs else next(iter(graph.graph.nodes))
 
 
-def _left(graph: fx.GraphModule, convs: tuple[str, ...], placement: str) -> dict[str, str]:
+def _unquantised(graph: fx.GraphModule, convs: tuple[str, ...], placement: str) -> dict[str, str]:
     """The layers with weights that stay in float, and why; for `full` what else is computed in float."""
-    found = {}
+    reasons = {}
     for node in graph.graph.nodes:
         module = module_of(node)
         if isinstance(module, nn.Conv2d):
             if node.target not in convs:
-                found[str(node.target)] = f"outside the placement {placement!r}"
+                reasons[str(node.target)] = f"outside the placement {placement!r}"
         elif module is not None and any(True for _ in module.parameters()):
-            found[str(node.target)] = f"{type(module).__name__} is not quantised here"
+            reasons[str(node.target)] = f"{type(module).__name__} is not quantised here"
         elif placement == "full" and computes(node):
-            found[node.name] = f"{kind_of(node)} is computed in float"
-    return found
+            reasons[node.name] = f"{kind_of(node)} is computed in float"
+    return reasons
 
 
-def _merged(spots: list[Spot]) -> list[Spot]:
-    """One spot a source: readers of the same tensor share its alpha."""
-    together: dict[str, Spot] = {}
-    for spot in (spot for spot in spots if spot.readers):
-        known = together.get(spot.source)
-        together[spot.source] = spot if known is None else replace(known, readers=known.readers + spot.readers)
-    return list(together.values())
+def _merged(points: list[QuantPoint]) -> list[QuantPoint]:
+    """One point a source: readers of the same tensor share its alpha."""
+    by_source: dict[str, QuantPoint] = {}
+    for point in (point for point in points if point.readers):
+        other = by_source.get(point.source)
+        by_source[point.source] = point if other is None else replace(other, readers=other.readers + point.readers)
+    return list(by_source.values())
 
 
 def _is_conv(node: fx.Node) -> bool:

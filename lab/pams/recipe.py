@@ -13,18 +13,19 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from ..core import tasks
 from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import has_labels
-from ..core.quantisation.bn_folding import prepared
-from ..core.quantisation.placement import Placement, Spot, attach, watched
+from ..core.quantisation.bn_folding import fold_batch_norms
+from ..core.quantisation.placement import Placement, QuantPoint, insert_quantisers, with_feature_output
+from ..core.quantisation.quantisers import LEAST
 from ..core.report import Attempts, Report, Row, reported
 from ..core.running import Run, running
 from ..core.task import Task, inputs
 from ..core.training import Step, descend
 from . import equations as eq
 from . import packed, sizes
-from .history import History
-from .layers import LEAST, QuantisedConv2d, Quantiser
+from .history import AlphaHistory
+from .layers import QuantisedConv2d, Quantiser
 from .outcome import PAMSOutcome, rebuilt
-from .placement import PLACEMENTS, place
+from .placement import PLACEMENTS, place_quantisers
 
 RELEASED = ("last_batch", "halved_rates", "random_student")
 SNAPSHOTS = 24  # how often alphas and histograms are kept
@@ -58,7 +59,7 @@ class PAMS:
     released: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.released, (str, list)):
+        if isinstance(self.released, (str, list)):  # a name alone, or a list from a stored outcome
             object.__setattr__(
                 self, "released", (self.released,) if isinstance(self.released, str) else tuple(self.released)
             )
@@ -87,10 +88,18 @@ class PAMS:
         if name not in published:
             raise ValueError(f"name={name!r}: the released settings are kept for {', '.join(published)}")
         bits = published[name]
+        # Its alphas learn at 1e-2 on pixels that go to 255, and follow the data for one epoch of 1,000 steps.
         return cls(
-            weight_bits=bits, activation_bits=bits, placement="repo", grid="signed", steps=30_000, lr=1e-4,
-            alpha_lr=1e-2 / 255, calibration=1000, released=("last_batch", "halved_rates"),
-        )  # fmt: skip
+            weight_bits=bits,
+            activation_bits=bits,
+            placement="repo",
+            grid="signed",
+            steps=30_000,
+            lr=1e-4,
+            alpha_lr=1e-2 / 255,
+            calibration=1000,
+            released=("last_batch", "halved_rates"),
+        )
 
     def run(
         self,
@@ -105,79 +114,89 @@ class PAMS:
         if task is None:
             task = tasks.photos(2, patch=96, batch_size=4)  # 48 x 48 small, as in the paper
         with running(self, task, seed, device, checkpoint, progress) as run:
-            teacher, student = (prepared(run.model, run.example) for _ in range(2))
-            found = place(student, self.placement, self.grid == "unsigned")
-            quantisers = self.quantise(student, found)
-            trace, history = self._train(run, teacher, student, found, quantisers)
-            packed.bake(student)
-            report = reported(repr(self), self._report, run, teacher, student, found)
+            # The float network teaches its own copy, whose convolutions and tensors are then rounded in place.
+            teacher, student = (fold_batch_norms(run.model, run.example) for _ in range(2))
+            placement = place_quantisers(student, self.placement, self.grid == "unsigned")
+            quantisers = self.quantise(student, placement)
+            trace, history = self._train(run, teacher, student, placement, quantisers)
+            packed.bake(student)  # weights as they are stored: codes (int8) times a step, no longer rounded anew
+            report = reported(repr(self), self._report, run, teacher, student, placement)
         return PAMSOutcome(
             recipe=self,
             report=report,
             trace=tuple(trace),
             model=student,
-            placement=found,
-            history={k: torch.stack(v) for k, v in (("alphas", history.alphas), ("histograms", history.histograms))}
-            | {"steps": torch.tensor(history.steps), "reach": history.reach},
+            placement=placement,
+            history=history.tensors(),
             example=run.example.detach().cpu(),
             base=getattr(task.model, "config", None),
         )
 
-    def quantise(self, graph: fx.GraphModule, found: Placement) -> list[Any]:
-        """Put this recipe's quantisers and rounded convolutions into a prepared network; gives the quantisers."""
+    def quantise(self, graph: fx.GraphModule, placement: Placement) -> list[Quantiser]:
+        """Put this recipe's quantisers and rounded convolutions into a network, in place; gives the quantisers."""
+        # Weights need no quantiser that learns: their step is read from them at every forward pass, (2) and (3).
         rounded = partial(QuantisedConv2d.of, bits=self.weight_bits, per_channel=self.scales == "channel")
-        quantisers = attach(graph, found, self._quantiser, rounded)
-        return [q.to(next(graph.parameters()).device) for q in quantisers]
+        device = next(graph.parameters()).device
+        return insert_quantisers(graph, placement, lambda point: self._quantiser(point).to(device), rounded)
 
-    def _quantiser(self, spot: Spot) -> Quantiser:
-        bits = 8 if spot.picture else self.activation_bits
-        return Quantiser(bits, spot.signed, last="last_batch" in self.released, whole=spot.picture)
+    def _quantiser(self, point: QuantPoint) -> Quantiser:
+        bits = 8 if point.image else self.activation_bits
+        return Quantiser(bits, point.signed, last_batch="last_batch" in self.released, track_max=point.image)
 
-    def _train(self, run: Run, teacher, student, found: Placement, quantisers) -> tuple[list[Step], History]:
-        """One stage in place: while alphas are calibrated they have no gradient, so that Adam meets them fresh."""
-        task, device, labels = run.task, run.device, has_labels(run.task)
+    def _train(
+        self,
+        run: Run,
+        teacher: fx.GraphModule,
+        student: fx.GraphModule,
+        placement: Placement,
+        quantisers: list[Quantiser],
+    ) -> tuple[list[Step], AlphaHistory]:
+        """One stage: while alphas are calibrated they have no gradient, so that Adam meets them without a past."""
+        task, labels = run.task, has_labels(run.task)
         if "random_student" in self.released:
             _reset(student)
         alphas = [q.alpha for q in quantisers]
+        # Parameters are compared by identity: == of tensors would be a tensor.
         weights = [p for p in student.parameters() if not any(p is alpha for alpha in alphas)]
+        # Adam moves a parameter by its rate, whatever its gradient's size: alphas in units of pixels, weights not.
         peak = _peak(task)
         optimiser = Adam([{"params": weights, "lr": self.lr}, {"params": alphas, "lr": peak * self.alpha_lr}])
         schedule = self._schedule(optimiser)
-        history = History(
-            student, quantisers, inputs(task.first_batch())[:PROBE].to(device), -(-self.steps // SNAPSHOTS)
-        )
+        probe = inputs(task.first_batch())[:PROBE].to(run.device)
+        history = AlphaHistory(student, quantisers, probe, every=-(-self.steps // SNAPSHOTS))
         spread = _Spread()
         stage = run.stage(
-            "quantise", student=student, optimiser=optimiser, schedule=schedule, history=history,
-            spread=spread,
-        )  # fmt: skip
-        both, guide = watched(student, found.feature), watched(teacher, found.feature).requires_grad_(False)
+            "quantise", student=student, optimiser=optimiser, schedule=schedule, history=history, spread=spread
+        )
+        # Both networks give their picture (N, C, sH, sW) and what their upsampler reads, F (N, C', H, W).
+        both, guide = (with_feature_output(graph, placement.feature) for graph in (student, teacher))
+        guide.requires_grad_(False)
 
         def terms(batch: Any) -> dict[str, Tensor]:
-            x = inputs(batch).to(device)
+            x = inputs(batch).to(run.device)
             spread.note(x)
-            sr, F_student = both(x)
+            sr, F_student = both(x)  # (N, C, sH, sW) and (N, C', H, W)
             with torch.no_grad():
-                wanted, F_teacher = guide(x)
-            wanted = batch[1].to(device) if labels else wanted
-            if sr.shape != wanted.shape:
+                target, F_teacher = guide(x)
+            hr = batch[1].to(run.device) if labels else target  # without large pictures the teacher's are the target
+            if sr.shape != hr.shape:
                 raise ValueError(
-                    f"the model gives shape {tuple(sr.shape)}, the batches want {tuple(wanted.shape)}: match its scale"
+                    f"the model gives shape {tuple(sr.shape)}, the batches want {tuple(hr.shape)}: match its scale"
                 )
-            losses = {"l1": eq.pixel_loss(sr, wanted, peak)}
+            losses = {"l1": eq.pixel_loss(sr, hr, peak)}
             if self.skt:
                 losses["skt"] = self.skt * eq.knowledge_transfer(F_student, F_teacher)
             return losses
 
-        student.train()
+        student.train()  # quantisers follow the data in training mode only, so that a score never moves an alpha
         guide.eval()
         self._calibrate(quantisers, len(stage.trace))
         for step in descend(
             terms, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
         ):
             done = step.index + 1
-            if done == self.calibration:
-                _validate_signal(found, quantisers, spread)
+            if done == self.calibration:  # here alphas have followed their last batch, and none has learned yet
+                _validate_signal(placement, quantisers, spread)
             self._calibrate(quantisers, done)
             history.note(done, last=done == self.steps)
         student.eval()
@@ -190,10 +209,12 @@ class PAMS:
         return CosineAnnealingLR(optimiser, self.steps)
 
     def _calibrate(self, quantisers: list[Quantiser], done: int) -> None:
+        """Whether alphas follow the data after `done` updates, or learn."""
         for quantiser in quantisers:
             quantiser.calibrating = done < self.calibration
 
-    def _report(self, run: Run, teacher, student, found: Placement) -> Report:
+    def _report(self, run: Run, teacher: fx.GraphModule, student: fx.GraphModule, placement: Placement) -> Report:
+        """What the network costs and gives, before and after; a float layer has 32 bits, so 1024 a multiply-add."""
         task, attempts = run.task, Attempts()
         counts = sizes.count(teacher, student, run.example)
         stored = attempts("bytes", packed.to_bytes, student)
@@ -205,25 +226,23 @@ class PAMS:
             Row("bytes", 4 * counts.parameters, None if stored is None else len(stored), "B"),
             Row(task.metric, run.before, attempts(task.metric, task.measure, student), task.unit, "learned", 2),
         ]
-        return Report(repr(self), tuple(rows), (*self._notes(task, found, student, counts), *attempts.notes))
+        return Report(repr(self), tuple(rows), (*self._notes(task, placement, student, counts), *attempts.notes))
 
-    def _notes(self, task, found: Placement, student, counts) -> list[str]:
+    def _notes(self, task: Task, placement: Placement, student: nn.Module, counts: sizes.Counts) -> list[str]:
         w, a = self.weight_bits, self.activation_bits
         notes = [
-            f"placement {self.placement!r}: {len(found.convs)} convolutions, {len(found.groups())} alphas, W{w}A{a}; "
-            "bytes: the packed file"
+            f"placement {self.placement!r}: {len(placement.layers)} convolutions, {len(placement.groups())} alphas, "
+            f"W{w}A{a}; bytes: the packed file"
         ]
         by_reason: dict[str, list[str]] = {}
-        for name, reason in found.left.items():
+        for name, reason in placement.unquantised.items():
             by_reason.setdefault(reason, []).append(name)
         notes += [f"left in float, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
         if _peak(task) > 1:
             notes.append("pixels go to 255: L1 is taken on them as they are, and alphas learn at 255 times alpha_lr")
-        gone = [
-            name for name, q in student.named_modules() if isinstance(q, Quantiser) and float(q.alpha.detach()) <= LEAST
-        ]
-        if gone:
-            notes.append(f"ranges that fell to 0 in training, lower alpha_lr: {', '.join(gone)}")
+        collapsed = [name for name, q in student.named_modules() if isinstance(q, Quantiser) and _is_zero(q)]
+        if collapsed:
+            notes.append(f"ranges that fell to 0 in training, lower alpha_lr: {', '.join(collapsed)}")
         if counts.half:
             notes.append(f"weights rounded, input in float: {', '.join(counts.half)}")
         if not has_labels(task):
@@ -264,15 +283,19 @@ class _Spread:
         self.varies = state["varies"]
 
 
-def _validate_signal(found: Placement, quantisers: list[Quantiser], spread: _Spread) -> None:
+def _validate_signal(placement: Placement, quantisers: list[Quantiser], spread: _Spread) -> None:
     """Raise a one-line ValueError if the calibration saw nothing that a range could be read from."""
     if not spread.varies:
         raise ValueError("calibration: every picture holds one constant value: give Task.batches of real pictures")
-    for group, quantiser in zip(found.groups(), quantisers, strict=True):
-        if float(quantiser.alpha.detach()) <= LEAST:
+    for group, quantiser in zip(placement.groups(), quantisers, strict=True):
+        if _is_zero(quantiser):
             raise ValueError(
                 f"calibration: the tensor {group} is 0 on all pictures: its layer is dead, check the model"
             )
+
+
+def _is_zero(quantiser: Quantiser) -> bool:
+    return float(quantiser.alpha.detach()) <= LEAST
 
 
 def _reset(model: nn.Module) -> None:

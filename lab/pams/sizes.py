@@ -14,7 +14,7 @@ from .layers import QuantisedConv2d, Quantiser
 
 @dataclass(frozen=True)
 class Counts:
-    """equivalent: the paper's count of 32-bit parameters, Eq. (13), which rounds biases too; bitops: Eq. (14).
+    """equivalent: the paper's count of 32-bit parameters, Card (13), which rounds biases too; bitops: Card (14).
 
     bytes: what a file must hold, b / 8 for each rounded weight and 4 for every other parameter. half: the
     convolutions with rounded weights that read a float tensor.
@@ -39,18 +39,22 @@ def count(plain: fx.GraphModule, quantised: fx.GraphModule, example: Tensor) -> 
     layers = [(macs, rounded[name].bits if name in rounded else 32, read.get(name, 32)) for name, macs in spent.items()]
     half = tuple(name for name in rounded if read.get(name, 32) == 32)
     P_q = sum(sizes.values())
-    whole = sum(module.weight.numel() for module in rounded.values())
-    return Counts(total, P_q, eq.equivalent_parameters(total, P_q, bits), cost.macs(plain, example),
-                  eq.bit_operations(layers), 4 * (total - whole) + round(whole * bits / 8), half)  # fmt: skip
+    weights = sum(module.weight.numel() for module in rounded.values())
+    return Counts(
+        parameters=total,
+        quantised=P_q,
+        equivalent=eq.equivalent_parameters(total, P_q, bits),
+        macs=cost.macs(plain, example),
+        bitops=eq.bit_operations(layers),
+        bytes=4 * (total - weights) + round(weights * bits / 8),
+        half=half,
+    )
 
 
 def input_bits(graph: fx.GraphModule) -> dict[str, int]:
     """The bits of what each layer reads, 32 for float."""
-    found = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_module" and node.all_input_nodes:
-            found[str(node.target)] = _bits(node.all_input_nodes[0])
-    return found
+    layers = [node for node in graph.graph.nodes if node.op == "call_module" and node.all_input_nodes]
+    return {str(node.target): _bits(node.all_input_nodes[0]) for node in layers}
 
 
 def _bits(node: fx.Node) -> int:

@@ -18,9 +18,12 @@ from . import equations as eq
 from .outcome import PAMSOutcome
 
 PARTS = {  # where of a picture, as shares of its sides: left, top, width
-    "whole": (0.0, 0.0, 1.0), "upper left": (0.0, 0.0, 0.5), "upper right": (0.5, 0.0, 0.5),
-    "lower left": (0.0, 0.5, 0.5), "lower right": (0.5, 0.5, 0.5),
-}  # fmt: skip
+    "whole": (0.0, 0.0, 1.0),
+    "upper left": (0.0, 0.0, 0.5),
+    "upper right": (0.5, 0.0, 0.5),
+    "lower left": (0.0, 0.5, 0.5),
+    "lower right": (0.5, 0.5, 0.5),
+}
 FACE = (30, 92, 48)  # a part of the first held-out photograph at half its size: top, left, side
 _WIDE = 256  # px, the side of a shown picture
 
@@ -28,16 +31,19 @@ _WIDE = 256  # px, the side of a shown picture
 def numbers(outcome: PAMSOutcome, tensor: str, snapshot: int) -> dict[str, Any]:
     """One quantised tensor at one snapshot: its alpha and step, its values as (x, share) and the share clipped."""
     q = list(outcome.placement.groups()).index(tensor)
-    spot, history = outcome.placement.groups()[tensor], outcome.history
+    point, history = outcome.placement.groups()[tensor], outcome.history
     alpha, reach = float(history["alphas"][snapshot, q]), float(history["reach"][q])
     shares = history["histograms"][snapshot, q]
-    places = (torch.arange(len(shares)) + 0.5) / len(shares) * 2 * reach - reach
-    bits = 8 if spot.picture else outcome.recipe.activation_bits
-    clipped = float(shares[places.abs() > alpha].sum())
+    centres = (torch.arange(len(shares)) + 0.5) / len(shares) * 2 * reach - reach  # of the bins
+    bits = 8 if point.image else outcome.recipe.activation_bits
     return {
-        "alpha": alpha, "step": alpha / eq.levels(bits, spot.signed), "signed": spot.signed, "reach": reach,
-        "clipped": clipped, "values": list(zip(places.tolist(), shares.tolist(), strict=True)),
-    }  # fmt: skip
+        "alpha": alpha,
+        "step": alpha / eq.levels(bits, point.signed),
+        "signed": point.signed,
+        "reach": reach,
+        "clipped": float(shares[centres.abs() > alpha].sum()),
+        "values": list(zip(centres.tolist(), shares.tolist(), strict=True)),
+    }
 
 
 def percent(share: float) -> str:
@@ -59,17 +65,20 @@ def explore(outcome: PAMSOutcome) -> Explorer:
     steps, over = outcome.history["steps"].tolist(), ranges(outcome)
 
     def draw(tensor: str, step: int) -> Frame:
-        found = numbers(outcome, tensor, steps.index(step))
+        state = numbers(outcome, tensor, steps.index(step))
         curve = svg.Series(tensor, over[tensor])
-        pictures = [
-            _values(found, tensor), svg.lines([curve], "step", "alpha", title="clip range over the run", at=step),
+        panels = [
+            _values(state, tensor),
+            svg.lines([curve], "step", "alpha", title="clip range over the run", at=step),
             *_losses(outcome, step),
-        ]  # fmt: skip
+        ]
         facts: dict[str, Any] = {
-            "alpha": float(f"{found['alpha']:.4g}"), "step of the grid": float(f"{found['step']:.3g}"),
-            "clipped": percent(found["clipped"]), "grid": "signed" if found["signed"] else "from 0",
-        }  # fmt: skip
-        return Frame("".join(pictures), facts)
+            "alpha": float(f"{state['alpha']:.4g}"),
+            "step of the grid": float(f"{state['step']:.3g}"),
+            "clipped": percent(state["clipped"]),
+            "grid": "signed" if state["signed"] else "from 0",
+        }
+        return Frame("".join(panels), facts)
 
     names = list(over)
     controls = {
@@ -81,37 +90,40 @@ def explore(outcome: PAMSOutcome) -> Explorer:
     return Explorer(draw, controls, title=title)
 
 
-def bits(outcomes: Sequence[PAMSOutcome], task: Task, picture: Tensor | None = None, measure: bool = False) -> Explorer:
+def bits(outcomes: Sequence[PAMSOutcome], task: Task, image: Tensor | None = None, measure: bool = False) -> Explorer:
     """A picture under a slider of activation bits, beside what the float network makes of it, with size and operations.
 
-    `picture` is small, (1, C, H, W) in [0, 1]; left out, a face of the held-out photographs. A click on a quarter
+    `image` is small, (1, C, H, W) in [0, 1]; left out, a face of the held-out photographs. A click on a quarter
     enlarges it. `measure` adds each network's ms in onnxruntime, here. Raises ValueError for outcomes of equal bits.
     """
     by_bits = {outcome.recipe.activation_bits: outcome for outcome in sorted(outcomes, key=_bits)}
     if len(by_bits) < len(outcomes) or not by_bits:
         raise ValueError(f"outcomes have {[_bits(o) for o in outcomes]} bits: give one or more, each of other bits")
-    low = face() if picture is None else picture
-    before = _answer(task.model, low)
-    answer = lru_cache(maxsize=None)(lambda b: _answer(by_bits[b].model, low))
+    low = face() if image is None else image
+    before = _enlarged(task.model, low)
+    after = lru_cache(maxsize=None)(lambda b: _enlarged(by_bits[b].model, low))
     times = {b: outcome.race(task.model)["int8"].median for b, outcome in by_bits.items()} if measure else {}
-    scale = raster.Scale(0.0, max(float(_apart(before, answer(b)).max()) for b in by_bits))
+    scale = raster.Scale(0.0, max(float(_apart(before, after(b)).max()) for b in by_bits))
 
     def draw(bits: int, part: str) -> Frame:
         report = by_bits[bits].report
-        one, other = (_cut(x, part) for x in (before, answer(bits)))
+        in_float, quantised = (_cut(x, part) for x in (before, after(bits)))
         invites = "float: click a quarter" if part == "whole" else "float: click to go back"
-        pictures = [
-            _photo(invites, one, _clicks(one, part)),
-            _photo(f"W{by_bits[bits].recipe.weight_bits}A{bits}", other), _difference(one, other, scale),
+        panels = [
+            _photo(invites, in_float, _clicks(in_float, part)),
+            _photo(f"W{by_bits[bits].recipe.weight_bits}A{bits}", quantised),
+            _difference(in_float, quantised, scale),
             *_curves(by_bits, bits),
-        ]  # fmt: skip
+        ]
         score = _score(report)
         facts: dict[str, Any] = {
-            score.name: f"{score.after:.2f} {score.unit}", "float": f"{score.before:.2f} {score.unit}",
-            "mean difference": f"{_apart(one, other).mean():.3f} of 255",
-            "bytes": report["bytes"].shown(report["bytes"].after), "bitops": f"{report['bitops'].ratio:.2f}x fewer",
-        }  # fmt: skip
-        return Frame("".join(pictures), facts | ({"ms": f"{times[bits]:.2f}"} if times else {}))
+            score.name: f"{score.after:.2f} {score.unit}",
+            "float": f"{score.before:.2f} {score.unit}",
+            "mean difference": f"{_apart(in_float, quantised).mean():.3f} of 255",
+            "bytes": report["bytes"].shown(report["bytes"].after),
+            "bitops": f"{report['bitops'].ratio:.2f}x fewer",
+        }
+        return Frame("".join(panels), facts | ({"ms": f"{times[bits]:.2f}"} if times else {}))
 
     controls = {
         "bits": Control(list(by_bits), label="activation bits", start=max(by_bits)),
@@ -131,20 +143,20 @@ def face() -> Tensor:
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def _values(found: dict[str, Any], name: str, width: int = 380) -> str:
+def _values(state: dict[str, Any], name: str, width: int = 380) -> str:
     """A histogram on a root scale, the range as two marks; bars outside the range are clipped."""
     tall, left, top = 170, 6, svg.LINE * 2 + 6
-    values, reach = found["values"], found["reach"]
+    values, reach = state["values"], state["reach"]
     slot = (width - 2 * left) / len(values)
     most = max(share for _, share in values) ** 0.5 or 1.0
     parts = [svg.text(left, top - 8, "share of values, root scale")]
     for k, (x, share) in enumerate(values):
         high = tall * share**0.5 / most
-        kind = "lab-fill c1" if abs(x) > found["alpha"] else "lab-fill c0"
+        kind = "lab-fill c1" if abs(x) > state["alpha"] else "lab-fill c0"
         parts += [svg.rect(left + k * slot, top + tall - high, slot - 1, high, kind)] if share else []
     floor = top + tall
     parts.append(svg.rect(left, floor, width - 2 * left, 1, "lab-track"))
-    ends = (-found["alpha"], found["alpha"]) if found["signed"] else (0.0, found["alpha"])
+    ends = (-state["alpha"], state["alpha"]) if state["signed"] else (0.0, state["alpha"])
     for end in ends:
         at = min(max(left + (end + reach) / (2 * reach) * (width - 2 * left), left), width - left)
         parts.append(svg.rect(at, top, 1.5, tall, "lab-fill c3"))
@@ -162,15 +174,15 @@ def _photo(title: str, x: Tensor, press: dict[str, tuple[float, float, float, fl
     h, w = x.shape[1:]
     scale, top = _WIDE / max(h, w), svg.LINE + 5
     pixels = raster.as_picture(x.numpy(), 0.0, 1.0)
-    drawn = [raster.image(raster.uri(pixels, exact=True), 0, top, w * scale, h * scale, title)]
+    parts = [raster.image(raster.uri(pixels, exact=True), 0, top, w * scale, h * scale, title)]
     for part, (left, down, wide, tall) in (press or {}).items():
         box = (left * scale, top + down * scale, wide * scale, tall * scale)
-        drawn.append(svg.target(box, part, part=part))
-    return svg.whole(max(w * scale, svg.text_width(title) * 1.1), top + h * scale + 4, title, title, drawn)
+        parts.append(svg.target(box, part, part=part))
+    return svg.whole(max(w * scale, svg.text_width(title) * 1.1), top + h * scale + 4, title, title, parts)
 
 
-def _difference(one: Tensor, other: Tensor, scale: raster.Scale | None = None) -> str:
-    apart = _apart(one, other)
+def _difference(a: Tensor, b: Tensor, scale: raster.Scale | None = None) -> str:
+    apart = _apart(a, b)
     return raster.grid(
         apart[None],
         "difference",
@@ -181,9 +193,9 @@ def _difference(one: Tensor, other: Tensor, scale: raster.Scale | None = None) -
     )
 
 
-def _apart(one: Tensor, other: Tensor) -> np.ndarray:
+def _apart(a: Tensor, b: Tensor) -> np.ndarray:
     """How far two pictures are apart, mean of the channels, on the scale 0..255: (H, W)."""
-    return 255 * (one - other).abs().mean(0).numpy()
+    return 255 * (a - b).abs().mean(0).numpy()
 
 
 def _cut(x: Tensor, part: str) -> Tensor:
@@ -230,14 +242,14 @@ def _losses(outcome: PAMSOutcome, at: int) -> list[str]:
     thin = outcome.trace[:: max(1, len(outcome.trace) // 60)]
     units = {"l1": "L1, of 255", "skt": "knowledge transfer, weighted"}
     series = [svg.Series(name, [(step.index, step.terms[name]) for step in thin]) for name in thin[0].terms]
-    return [svg.lines([one], "step", units[one.name], title=one.name, at=at) for one in series]
+    return [svg.lines([curve], "step", units[curve.name], title=curve.name, at=at) for curve in series]
 
 
-def _answer(model: nn.Module, low: Tensor) -> Tensor:
+def _enlarged(model: nn.Module, low: Tensor) -> Tensor:
     """What a network makes of a small picture: (C, H, W) on the processor."""
-    place = next(model.parameters()).device
+    device = next(model.parameters()).device
     with torch.no_grad():
-        return model(low.to(place))[0].clamp(0, 1).cpu()
+        return model(low.to(device))[0].clamp(0, 1).cpu()
 
 
 def _bits(outcome: PAMSOutcome) -> int:
@@ -262,7 +274,7 @@ def speeds() -> Any:
 
 
 def controls() -> go.Figure:
-    """PAMS beside its rivals at 4 bits and one placement: dB lost, mean and range of the seeds."""
+    """PAMS beside its baselines at 4 bits and one placement: dB lost, mean and range of the seeds."""
     table = contest()
     table = table[(table.placement == "fig1") & (table.weight_bits == 4)]
     lost = table.groupby("method", sort=False)["gap"].agg(["mean", "min", "max"])[::-1]

@@ -1,8 +1,8 @@
 """From a trained network to the engine's operators: norms folded, activations and sums fused, rows packed.
 
-Known are convolutions (groups 1 of any square window, depthwise 3 x 3 and 5 x 5), batch norms behind them, ReLU and
-all that clamps, sums of two maps, the mean over the picture and linear layers. Anything else is a one-line error that
-names it.
+The engine has convolutions (groups 1 of any square window, depthwise 3 x 3 and 5 x 5), batch norms behind them, ReLU
+and all that clamps, sums of two maps, the mean over the picture and linear layers. Anything else is a one-line error
+that names it.
 
 A value may be fused into what reads it only if nothing else reads it, and only by how it is read: as an input or as
 what is added.
@@ -22,11 +22,11 @@ from ..core.graph.calls import arguments, bounds, two
 from ..core.graph.channels import is_depthwise
 from ..core.graph.tracing import module_of, shape, trace
 from .packed import Map, Network, Op
-from .scheduling import band, chained, joined
+from .scheduling import chained, joined, tile_rows
 
-RUN = 128  # columns of X that stay in the first-level cache
+K_TILE = 128  # columns of W whose rows of X stay in the first-level cache
 _NOTHING = (nn.Dropout, nn.Dropout2d, nn.Identity)
-_KNOWN = "convolutions, batch norms behind them, ReLU, ReLU6, clamps, sums, the mean over the picture, linear layers"
+_HAS = "convolutions, batch norms behind them, ReLU, ReLU6, clamps, sums, the mean over the picture, linear layers"
 _FLATTENINGS = {"flatten", "view", "reshape", "squeeze", torch.flatten, torch.reshape, torch.squeeze}
 FREE = (-np.inf, np.inf)
 
@@ -58,35 +58,35 @@ class _Builder:
         self.ops: list[Op] = []
         self.values: dict[fx.Node, int] = {}
         self.rows: dict[int, np.ndarray] = {}
-        self.apart: dict[int, int] = {}  # the picture whose channels are interleaved -> the same with planes
+        self.deinterleaved: dict[int, int] = {}  # the image whose channels are interleaved -> its planes
 
     def network(self) -> Network:
-        output = first = -1
+        output = image = -1
         meta: dict[str, Any] = {}
         for node in self.graph.graph.nodes:
             if node.op == "placeholder":
-                if first >= 0:
+                if image >= 0:
                     raise ValueError(f"the network takes a second input, {node.name}: the engine takes one picture")
                 _, c, h, w = shape(node)
-                first = self.values[node] = self._new(Map(c, h, w, self.interleaved))
+                image = self.values[node] = self._new(Map(c, h, w, self.interleaved))
             elif node.op == "output":
-                output, meta = self._answer(node.args[0])
+                output, meta = self._output(node.args[0])
             else:
                 self._operator(node)
         ops = [replace(op, weights=packed_rows(op, self.rows[op.y])) if op.y in self.rows else op for op in self.ops]
-        return Network(self.maps, ops, first, output, meta)
+        return Network(self.maps, ops, image, output, meta)
 
-    def _answer(self, answer: Any) -> tuple[int, dict[str, Any]]:
-        """The map that holds the network's answer, and its shape without the batch axis."""
-        if not isinstance(answer, fx.Node):
-            kind = type(answer).__name__.removeprefix("immutable_")
+    def _output(self, output: Any) -> tuple[int, dict[str, Any]]:
+        """The map that holds the network's output, and its shape without the batch axis."""
+        if not isinstance(output, fx.Node):
+            kind = type(output).__name__.removeprefix("immutable_")
             raise ValueError(f"the network answers with a {kind}: the engine gives one tensor, return that alone")
-        found = self._planes(answer)
-        m = self.maps[found]
-        return found, {"classes": m.w if m.c == 1 else m.c, "answer": list(shape(answer)[1:])}
+        index = self._planes(output)
+        m = self.maps[index]
+        return index, {"classes": m.w if m.c == 1 else m.c, "answer": list(shape(output)[1:])}
 
-    def _new(self, made: Map) -> int:
-        self.maps.append(made)
+    def _new(self, m: Map) -> int:
+        self.maps.append(m)
         return len(self.maps) - 1
 
     def _operator(self, node: fx.Node) -> None:
@@ -111,25 +111,29 @@ class _Builder:
             raise self._lacks(node)
 
     def _lacks(self, node: fx.Node) -> ValueError:
-        return ValueError(f"the engine has no operator for {_called(node, module_of(node))}: it has {_KNOWN}")
+        return ValueError(f"the engine has no operator for {_called(node, module_of(node))}: it has {_HAS}")
 
     def _map(self, node: fx.Node) -> int:
-        """The map that holds what a node gives."""
+        """The number of the map that holds what a node gives."""
         if node not in self.values:
             raise self._lacks(node)
         return self.values[node]
 
     def _planes(self, node: fx.Node) -> int:
-        """The same, channel by channel: only a convolution reads a picture whose channels are interleaved."""
-        found = self._map(node)
-        m = self.maps[found]
+        """The map that holds what a node gives as planes: only a convolution reads an image of interleaved channels.
+
+        For all others a 1 x 1 convolution with the unit matrix takes the channels apart, once.
+        """
+        index = self._map(node)
+        m = self.maps[index]
         if not m.interleaved:
-            return found
-        if found not in self.apart:
-            made = self.apart[found] = self._new(Map(m.c, m.h, m.w))
-            self.rows[made] = np.eye(m.c)
-            self.ops.append(Op("conv", "planes", found, made, band=band(m.h, m.w, m.c), bias=np.zeros(m.c)))
-        return self.apart[found]
+            return index
+        if index not in self.deinterleaved:
+            planes = self.deinterleaved[index] = self._new(Map(m.c, m.h, m.w))
+            self.rows[planes] = np.eye(m.c)
+            rows = tile_rows(m.h, m.w, m.c)
+            self.ops.append(Op("conv", "planes", index, planes, tile_rows=rows, bias=np.zeros(m.c)))
+        return self.deinterleaved[index]
 
     def _emit(self, op: Op, node: fx.Node) -> None:
         self.ops.append(op)
@@ -144,7 +148,7 @@ class _Builder:
         """The operator behind `node`, if nobody else reads what it gives."""
         source = _source(node)
         op = next((op for op in self.ops if op.y == self._map(source)), None)
-        if op is None or op.y in self.apart.values() or not self._is_alone(source):
+        if op is None or op.y in self.deinterleaved.values() or not self._is_alone(source):
             raise ValueError(
                 f"{_called(node, module_of(node))} follows {source.name}, which the engine cannot join it to: it must "
                 "stand right behind a convolution, a linear layer, a mean or a sum, and be the only one that reads it"
@@ -168,7 +172,7 @@ class _Builder:
         weight = module.weight.detach().double().numpy()  # (OC, IC / groups, k, k)
         bias = np.zeros(c) if module.bias is None else module.bias.detach().double().numpy()
         op = Op("conv", str(node.target), x, self._new(Map(c, h, w)), k=k, stride=stride, pad=pad, bias=bias)
-        op.band = band(h, w, module.in_channels // module.groups * k * k if module.groups == 1 else c)
+        op.tile_rows = tile_rows(h, w, module.in_channels // module.groups * k * k if module.groups == 1 else c)
         if self._is_vector(source):
             if module.groups != 1 or (h, w) != (1, 1):
                 raise ValueError(f"{node.target} reads a single pixel: the engine has 1 group there, and gives 1 x 1")
@@ -198,14 +202,14 @@ class _Builder:
                 f"{node.target} (BatchNorm2d) does not stand right behind a convolution: the engine folds it there"
             )
         mean, var = (t.double().numpy() for t in (module.running_mean, module.running_var))
-        gain = 1 / np.sqrt(var + module.eps)
+        scale = 1 / np.sqrt(var + module.eps)
         if module.weight is not None:
-            gain = gain * module.weight.detach().double().numpy()
-        shift = (0 if module.bias is None else module.bias.detach().double().numpy()) - mean * gain
+            scale = scale * module.weight.detach().double().numpy()
+        shift = (0 if module.bias is None else module.bias.detach().double().numpy()) - mean * scale
         if op.taps is not None:
-            op.taps, op.taps_bias = op.taps * gain[:, None], op.taps_bias * gain + shift
+            op.taps, op.taps_bias = op.taps * scale[:, None], op.taps_bias * scale + shift
         else:
-            self.rows[op.y], op.bias = self.rows[op.y] * gain[:, None], op.bias * gain + shift
+            self.rows[op.y], op.bias = self.rows[op.y] * scale[:, None], op.bias * scale + shift
         self.values[node] = op.y
 
     def _activation(self, node: fx.Node, clamp: tuple[float, float]) -> None:
@@ -223,27 +227,26 @@ class _Builder:
         self._emit(Op("mean", node.name, x, self._new(Map(1, 1, self.maps[x].c))), node)
 
     def _sum(self, node: fx.Node) -> None:
-        """Fuse a sum into the convolution that made one of its parts last, else add two maps."""
-        asked = arguments(node)
-        a, b = asked["input"], asked["other"]
-        parts = [part for part in (a, b) if isinstance(part, fx.Node) and shape(part) == shape(node)]
-        read = [self._planes(part) for part in parts]
-        sizes = {(m.c, m.h, m.w) for m in (self.maps[i] for i in read)}
-        if len(parts) != 2 or len(sizes) != 1 or asked.get("alpha", 1) != 1:
+        """Fuse a sum into the convolution that made one of its terms last, else add two maps."""
+        call = arguments(node)
+        terms = [t for t in (call["input"], call["other"]) if isinstance(t, fx.Node) and shape(t) == shape(node)]
+        maps = [self._planes(term) for term in terms]
+        sizes = {(m.c, m.h, m.w) for m in (self.maps[i] for i in maps)}
+        if len(terms) != 2 or len(sizes) != 1 or call.get("alpha", 1) != 1:
             raise ValueError(f"the engine has no operator for {node.name}: it adds two maps of one shape, unscaled")
-        for part, other in ((0, 1), (1, 0)):
-            if self._can_add(parts[part]) and read[other] != read[part]:
-                self.ops[-1].add = read[other]
-                self.values[node] = read[part]
+        for last, other in ((0, 1), (1, 0)):
+            if self._can_add(terms[last]) and maps[other] != maps[last]:
+                self.ops[-1].add = maps[other]
+                self.values[node] = maps[last]
                 return
-        self._emit(Op("add", node.name, read[0], self._new(Map(*sizes.pop())), add=read[1]), node)
+        self._emit(Op("add", node.name, maps[0], self._new(Map(*sizes.pop())), add=maps[1]), node)
 
-    def _can_add(self, part: fx.Node) -> bool:
-        """Whether the last operator is a convolution that made this part of a sum, for nobody else."""
+    def _can_add(self, term: fx.Node) -> bool:
+        """Whether the last operator is a convolution that made this term of a sum, for nobody else."""
         op = self.ops[-1] if self.ops else None
-        if op is None or op.y != self.values[part] or op.kind not in ("conv", "pointwise"):
+        if op is None or op.y != self.values[term] or op.kind not in ("conv", "pointwise"):
             return False
-        return op.add is None and op.clamp == FREE and self._is_alone(part)
+        return op.add is None and op.clamp == FREE and self._is_alone(term)
 
     def _linear(self, node: fx.Node, module: nn.Linear) -> None:
         """A linear layer on a vector; on a flattened map, a convolution whose window is the whole map."""
@@ -267,25 +270,25 @@ class _Builder:
         self._emit(op, node)
 
 
-def packed_rows(op: Op, weight: np.ndarray) -> Any:
-    """The blocks of a matrix (OC, columns), in runs that stay in the cache where a map is multiplied.
+def packed_rows(op: Op, weight: np.ndarray) -> kernels.Sparse:
+    """The blocks of a matrix (OC, columns), in k-tiles where a map is multiplied.
 
     Zero blocks are left out, but where there are none to speak of: an index costs a load each.
     """
-    block, chunk = (kernels.LONG_BLOCK, kernels.CHUNK) if op.kind == "linear" else (kernels.BLOCK, RUN)
-    packed = kernels.pack(weight, block=block, chunk=chunk)
-    whole = packed.groups * packed.columns
-    return packed if len(packed.blocks) < 0.97 * whole else kernels.pack(weight, block=block, chunk=chunk, dense=True)
+    block, k_tile = (kernels.GEMV_BLOCK, kernels.MAX_K_TILE) if op.kind == "linear" else (kernels.BLOCK, K_TILE)
+    sparse = kernels.pack(weight, block=block, k_tile=k_tile)
+    is_sparse = len(sparse.blocks) < 0.97 * sparse.groups * sparse.columns
+    return sparse if is_sparse else kernels.pack(weight, block=block, k_tile=k_tile, dense=True)
 
 
 def densified(network: Network) -> Network:
-    """The same network with its zeros stored and multiplied, but for int8: the dense rival in the same engine."""
-    dense = [op if op.weights is None or op.bytes else replace(op, weights=_dense(op.weights)) for op in network.ops]
+    """The network with its zeros stored and multiplied, but for int8: the dense baseline in the same engine."""
+    dense = [op if op.weights is None or op.int8 else replace(op, weights=_dense(op.weights)) for op in network.ops]
     return replace(network, ops=dense)
 
 
-def _dense(weights: Any) -> Any:
-    return kernels.pack(weights.to_dense(), block=weights.block, chunk=weights.chunk, dense=True)
+def _dense(weights: kernels.Sparse) -> kernels.Sparse:
+    return kernels.pack(weights.to_dense(), block=weights.block, k_tile=weights.k_tile, dense=True)
 
 
 def _window(node: fx.Node, module: nn.Conv2d) -> tuple[int, int, int]:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from ..core import kernels, store
-from . import packed, twin
+from . import packed, reference
 from .packed import Map, Op
 
 
 class Engine:
-    """A packed network that runs: `engine(x)` with x (N, C, H, W), or (N, H, W, C) where pictures are interleaved.
+    """A packed network that runs: `engine(x)` with x (N, C, H, W), or (N, H, W, C) where images are interleaved.
 
     Several Python threads may call at once, each with an arena of its own; the interpreter's lock is free meanwhile.
     Without the C kernels numpy does the work, and says so.
@@ -30,7 +30,7 @@ class Engine:
         if kernels.backend() == "c":
             packed.check(self.data)
             self._file = placed(self.data)
-        self._own = threading.local()
+        self._local = threading.local()
 
     @classmethod
     def load(cls, path: str | Path) -> "Engine":
@@ -43,57 +43,57 @@ class Engine:
         return Path(path)
 
     def __call__(self, x: torch.Tensor | np.ndarray, *, threads: int = 1) -> torch.Tensor:
-        """The network's answer to each picture, in the shape that the network itself gives it: (N, ...).
+        """The network's output for each image, in the shape that the network itself gives it: (N, ...).
 
-        A picture is one thread's work; more `threads` share out the pictures.
+        An image is one thread's work; more `threads` share out the images.
         """
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
             raise ValueError(f"threads={threads!r}: give an integer, 1 or more")
-        pictures = floats("x", x)
-        if pictures.ndim != 4 or pictures.shape[1:] != self.shape:
-            raise ValueError(f"x has shape {pictures.shape}: this engine takes (N, {', '.join(map(str, self.shape))})")
-        run = self._run if kernels.backend() == "c" else lambda one: twin.run(self.network, one)
+        images = floats("x", x)
+        if images.ndim != 4 or images.shape[1:] != self.shape:
+            raise ValueError(f"x has shape {images.shape}: this engine takes (N, {', '.join(map(str, self.shape))})")
+        run = self._run if kernels.backend() == "c" else partial(reference.run, self.network)
         out = self.network.maps[self.network.output]
-        answers = np.empty((len(pictures), out.c, out.h, out.w), np.float32)
-        for y, answer in zip(answers, _shared_out(run, pictures, threads), strict=True):
-            y[:] = answer
-        return torch.from_numpy(answers.reshape(len(answers), *self.answer))
+        outputs = np.empty((len(images), out.c, out.h, out.w), np.float32)
+        for y, output in zip(outputs, _in_threads(run, images, threads), strict=True):
+            y[:] = output
+        return torch.from_numpy(outputs.reshape(len(outputs), *self.output_shape))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape of a picture."""
+        """The shape of an image."""
         m = self.network.maps[self.network.input]
         return (m.h, m.w, m.c) if m.interleaved else (m.c, m.h, m.w)
 
     @property
-    def answer(self) -> tuple[int, ...]:
-        """The shape of the answer to one picture; of a file that does not say it, that of the last map."""
-        out, told = self.network.maps[self.network.output], self.network.meta.get("answer")
-        sides = [side for side in told if isinstance(side, int) and side > 0] if isinstance(told, list) else []
-        if told == sides and math.prod(sides) == out.c * out.pixels:
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one image's output; of a file that does not give it, that of the last map."""
+        out, shape = self.network.maps[self.network.output], self.network.meta.get("answer")
+        sides = [side for side in shape if isinstance(side, int) and side > 0] if isinstance(shape, list) else []
+        if shape == sides and math.prod(sides) == out.c * out.pixels:
             return tuple(sides)
         return (out.c * out.w,) if out.pixels == 1 or (out.c == 1 and out.h == 1) else (out.c, out.h, out.w)
 
-    def _run(self, picture: np.ndarray) -> np.ndarray:
+    def _run(self, image: np.ndarray) -> np.ndarray:
         out = self.network.maps[self.network.output]
         y = np.empty((out.c, out.h, out.w), np.float32)
-        numbers = kernels.pointer(picture), kernels.pointer(y)
-        kernels.lib.engine_run(kernels.pointer(self._file), self._arena(), kernels.isa(), *numbers)
+        image_and_output = kernels.pointer(image), kernels.pointer(y)
+        kernels.lib.engine_run(kernels.pointer(self._file), self._arena(), kernels.isa(), *image_and_output)
         return y
 
     def _arena(self) -> Any:
         """This thread's arena."""
-        if not hasattr(self._own, "arena"):
-            self._own.arena = arena_for(self._file)
-        return kernels.pointer(self._own.arena)
+        if not hasattr(self._local, "arena"):
+            self._local.arena = arena_for(self._file)
+        return kernels.pointer(self._local.arena)
 
     def times(self, repeats: int = 20) -> list[float]:
-        """Each operator's time in ms, the median of `repeats` runs on a picture of noise; one thread."""
+        """Each operator's time in ms, the median of `repeats` runs on an image of noise; one thread."""
         file, arena, isa = self._ready()
         steps = [partial(kernels.lib.engine_step, file, arena, isa, i) for i in range(len(self.network.ops))]
         kernels.lib.engine_put(file, arena, kernels.pointer(self._noise()))
-        taken = [[clocked(step) for step in steps] for _ in range(repeats + 2)][2:]
-        return [1000 * t for t in np.median(taken, axis=0)]
+        seconds = [[clocked(step) for step in steps] for _ in range(repeats + 2)][2:]  # two to warm up
+        return [1000 * t for t in np.median(seconds, axis=0)]
 
     def profile(self, repeats: int = 20) -> Any:
         """A frame with one row an operator: form, blocks kept, multiply-adds, ms and 10^9 multiply-adds a second."""
@@ -112,27 +112,27 @@ class Engine:
     def _ready(self) -> tuple[Any, Any, Any]:
         """What the C engine is called with; an error where there is none."""
         if kernels.backend() != "c":
-            raise RuntimeError(f"the numpy twin is not timed: {kernels.GET}")
+            raise RuntimeError(f"the numpy reference is not timed: {kernels.GET}")
         return kernels.pointer(self._file), self._arena(), kernels.isa()
 
     def __repr__(self) -> str:
         return f"Engine({len(self.network.ops)} operators, {len(self.data):,} bytes, pictures {self.shape})"
 
 
-def _shared_out(run: Callable, pictures: np.ndarray, threads: int) -> Iterator[np.ndarray]:
+def _in_threads(run: Callable, images: np.ndarray, threads: int) -> Iterator[np.ndarray]:
     if threads == 1:
-        yield from map(run, pictures)
+        yield from map(run, images)
         return
     with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(run, pictures)
+        yield from pool.map(run, images)
 
 
-def floats(name: str, pictures: torch.Tensor | np.ndarray) -> np.ndarray:
-    """Pictures as the kernels read them; what is no real number is a one-line ValueError."""
-    if isinstance(pictures, torch.Tensor):
-        pictures = pictures.detach().cpu()
-        pictures = (pictures if pictures.is_complex() else pictures.float()).numpy()
-    return kernels.floats(name, pictures)
+def floats(name: str, images: torch.Tensor | np.ndarray) -> np.ndarray:
+    """Images as the kernels read them, contiguous float32; ValueError in one line for what holds no real numbers."""
+    if isinstance(images, torch.Tensor):
+        images = images.detach().cpu()
+        images = (images if images.is_complex() else images.float()).numpy()
+    return kernels.real_array(name, images)
 
 
 def placed(data: bytes) -> np.ndarray:
@@ -143,7 +143,7 @@ def placed(data: bytes) -> np.ndarray:
 
 
 def arena_for(file: np.ndarray) -> np.ndarray:
-    """Room for all feature maps of a placed file, and for what its operators lay out."""
+    """An arena for a placed file: all feature maps, and the workspace of its operators."""
     floats = kernels.lib.engine_arena(kernels.pointer(file))
     try:
         return kernels.aligned((floats,))
@@ -152,12 +152,10 @@ def arena_for(file: np.ndarray) -> np.ndarray:
 
 
 def race(*engines: Engine, repeats: int = 15) -> list[float]:
-    """The time in ms of one picture in each engine, the median of runs taken in turn, one thread."""
-    pictures = [engine._noise() for engine in engines]
-    taken = []
-    for _ in range(repeats + 2):
-        taken.append([clocked(partial(e._run, p)) for e, p in zip(engines, pictures, strict=True)])
-    return [1000 * t for t in np.median(taken[2:], axis=0)]
+    """The time in ms of one image in each engine, the median of runs taken in turn, one thread."""
+    calls = [partial(engine._run, engine._noise()) for engine in engines]
+    seconds = [[clocked(call) for call in calls] for _ in range(repeats + 2)][2:]  # two to warm up
+    return [1000 * t for t in np.median(seconds, axis=0)]
 
 
 def _facts(op: Op, maps: list[Map]) -> dict[str, Any]:
@@ -166,8 +164,8 @@ def _facts(op: Op, maps: list[Map]) -> dict[str, Any]:
     macs = 0 if w is None else w.blocks.size * (1 if op.kind == "linear" else out.pixels)
     macs += 0 if op.taps is None else op.taps.size * out.pixels
     form = "" if w is None else "dense" if w.col is None else "sparse"
-    form += "" if op.bytes is None else ", int8"
-    kept = np.nan if w is None else len(w.blocks) / max(w.groups * w.across, 1)
+    form += "" if op.int8 is None else ", int8"
+    kept = np.nan if w is None else len(w.blocks) / max(w.groups * w.blocks_per_row, 1)
     return {"layer": op.name, "operator": op.kind, "form": form, "blocks kept": kept, "macs": macs}
 
 

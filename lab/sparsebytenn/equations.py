@@ -15,7 +15,7 @@ CAP = 0.95  # the most that a layer may lose under a global budget
 
 
 def saliency(w: Tensor) -> Tensor:
-    """Eq. (1): S_oi, the sum of |w| over the taps of a kernel, relative to its mean over the layer.
+    """Card (1): S_oi, the sum of |w| over the taps of a kernel, relative to its mean over the layer.
 
     w (OC, IC, ...) -> (OC, IC). Relative, because a batch norm behind a layer undoes the layer's own scale.
     """
@@ -24,18 +24,18 @@ def saliency(w: Tensor) -> Tensor:
 
 
 def block_scores(S: Tensor, G: int) -> Tensor:
-    """Eq. (2): B_gi, the sum of S over the G rows of a block: (OC, IC) -> (ceil(OC / G), IC)."""
+    """Card (2): B_gi, the sum of S over the G rows of a block: (OC, IC) -> (ceil(OC / G), IC)."""
     padded = F.pad(S, (0, 0, 0, -len(S) % G))  # rows of zeros: a smaller block costs as much and holds less
     return padded.view(-1, G, S.shape[1]).sum(1)
 
 
 def mask_layer(B: Tensor, s: float) -> Tensor:
-    """Eq. (3): M = [B among the layer's largest], round(s n) of its n blocks removed, at least one kept."""
+    """Card (3): M = [B among the layer's largest], round(s n) of its n blocks removed, at least one kept."""
     return _largest(B.flatten(), _kept(B.numel(), s)).view_as(B)
 
 
 def mask_global(scores: Sequence[Tensor], s: float) -> list[Tensor]:
-    """Eq. (4): the same with one threshold for all layers, none of which loses more than the share CAP."""
+    """Card (4): M = [B above one threshold of all layers], the share s of all blocks removed, at most CAP of one."""
     ranked = [B.flatten().masked_fill(_largest(B.flatten(), _kept(B.numel(), CAP)), torch.inf) for B in scores]
     stays = _largest(torch.cat(ranked), _kept(sum(map(len, ranked)), s))
     parts = stays.split([len(part) for part in ranked])
@@ -43,55 +43,55 @@ def mask_global(scores: Sequence[Tensor], s: float) -> list[Tensor]:
 
 
 def spread(M: Tensor, G: int, order: Tensor) -> Tensor:
-    """Eq. (5): the rows' mask in their own places: M (groups, IC), order (OC,) -> (OC, IC)."""
+    """Card (5): the mask of each row where it stands: M (groups, IC), order (OC,) -> (OC, IC)."""
     rows = torch.empty(len(order), M.shape[1], dtype=torch.bool)
     rows[order] = M.repeat_interleave(G, 0)[: len(order)]
     return rows
 
 
 def retained(S: Tensor, G: int, s: float) -> float:
-    """Eq. (6): the share of the layer's magnitude that its largest blocks hold, sum(M B) / sum(B)."""
+    """Card (6): the share of the layer's magnitude that its largest blocks hold, sum(M B) / sum(B)."""
     B = block_scores(S, G)
     return _top(B, s) / max(float(B.sum(dtype=torch.float64)), 1e-300)
 
 
 def objective(saliencies: Sequence[Tensor], order: Tensor, G: int, s: Sequence[float]) -> float:
-    """Eq. (7): what a class keeps with its rows in this order, the sum over its producers of their largest blocks."""
+    """Card (7): what a class keeps with its rows in this order, the sum over its producers of their largest blocks."""
     return sum(_top(block_scores(S[order], G), share) for S, share in zip(saliencies, s, strict=True))
 
 
 def sort(saliencies: Sequence[Tensor], G: int, s: Sequence[float]) -> Tensor:
-    """Eq. (8): rows by their whole magnitude, strongest first; as they came where that keeps more."""
+    """Card (8): rows by their whole magnitude, strongest first; as they came where that keeps more."""
     rows = torch.stack([S.sum(1) for S in saliencies]).sum(0)
     order = rows.argsort(descending=True, stable=True)
     return _better(saliencies, [torch.arange(len(rows)), order], G, s)
 
 
 def greedy(saliencies: Sequence[Tensor], G: int, s: Sequence[float]) -> Tensor:
-    """Eq. (9): the strongest free row opens a group, the rows that lift most above the threshold t join it.
+    """Card (9): the strongest free row opens a group, the rows that lift most above the threshold t join it.
 
     A row r joins the j - 1 rows of a group, whose sum is a, with the gain sum_i max(a_i + S_ri - t_i j / G, 0). The
-    order of Eq. (8) stands where it keeps more.
+    order of Card (8) stands where it keeps more.
     """
     start = sort(saliencies, G, s)
     S, t = torch.cat(list(saliencies), 1), _thresholds(saliencies, start, G, s)  # (OC, C), (C,)
-    rest, names, room = S.clone(), torch.arange(len(S)), torch.empty_like(S)
-    found: list[int] = []
+    rest, names, buffer = S.clone(), torch.arange(len(S)), torch.empty_like(S)
+    order: list[int] = []
     for left in range(len(S), 0, -1):  # rest[:left] and names[:left] are the free rows
-        j = len(found) % G + 1
+        j = len(order) % G + 1
         if j == 1:
             group, pick = torch.zeros_like(t), int(rest[:left].sum(1).argmax())
         else:
-            gain = torch.add(rest[:left], group - t * (j / G), out=room[:left]).clamp_(min=0).sum(1)
+            gain = torch.add(rest[:left], group - t * (j / G), out=buffer[:left]).clamp_(min=0).sum(1)
             pick = int(gain.argmax())
-        found.append(int(names[pick]))
+        order.append(int(names[pick]))
         group = group + rest[pick]
         rest[pick], names[pick] = rest[left - 1].clone(), names[left - 1].clone()
-    return _better(saliencies, [start, torch.tensor(found)], G, s)
+    return _better(saliencies, [start, torch.tensor(order)], G, s)
 
 
 def swaps(saliencies: Sequence[Tensor], G: int, s: Sequence[float], rounds: int = 200, seed: int = 0) -> Tensor:
-    """Eq. (10): from the order of Eq. (9), rows of two groups change places where sum max(B - t, 0) rises.
+    """Card (10): from the order of Card (9), rows of two groups change places where sum max(B - t, 0) rises.
 
     A round pairs all groups at random and offers one row of the one to every row of the other: pairs share no group, so
     all that rise are taken at once. The threshold t follows every tenth round, and the best order seen is returned.
@@ -111,12 +111,12 @@ def swaps(saliencies: Sequence[Tensor], G: int, s: Sequence[float], rounds: int 
 
 
 def cubic(s: float, t: int, n: int) -> float:
-    """Eq. (11): s_t = s - s (1 - t / n)^3, from 0 at t = 0 to s at t = n and after."""
+    """Card (11): s_t = s - s (1 - t / n)^3, from 0 at t = 0 to s at t = n and after."""
     return s - s * (1 - min(t / n, 1.0)) ** 3
 
 
 def distillation(z: Tensor, z_dense: Tensor, T: float) -> Tensor:
-    """Eq. (12): T^2 KL(softmax(z_dense / T) || softmax(z / T)) over the classes (axis 1), the mean over the rest."""
+    """Card (12): T^2 KL(softmax(z_dense / T) || softmax(z / T)) over the classes (axis 1), the mean over the rest."""
     log_p, log_q = F.log_softmax(z / T, 1), F.log_softmax(z_dense / T, 1)
     return T**2 * (log_q.exp() * (log_q - log_p)).sum(1).mean()
 
@@ -150,19 +150,19 @@ def _thresholds(saliencies: Sequence[Tensor], order: Tensor, G: int, s: Sequence
     return torch.cat(parts)
 
 
-def _swap_once(S: Tensor, order: Tensor, t: Tensor, G: int, groups: Tensor, place: int) -> None:
-    """One round of swaps, in place: row `place` of each first group against the best row of its second group."""
+def _swap_once(S: Tensor, order: Tensor, t: Tensor, G: int, groups: Tensor, position: int) -> None:
+    """One round of swaps, in place: row `position` of each first group against the best row of its second group."""
     pairs = len(groups) // 2
     first, second = groups[:pairs], groups[pairs : 2 * pairs]
     rows = order[: len(order) // G * G].view(-1, G)  # (groups, G)
-    offered, wanted = S[rows[first, place]], S[rows[second]]  # (P, C), (P, G, C)
+    offered, wanted = S[rows[first, position]], S[rows[second]]  # (P, C), (P, G, C)
     a, b = S[rows[first]].sum(1) - t, wanted.sum(1) - t  # (P, C)
     change = wanted - offered[:, None]  # (P, G, C): what the first group gains and the second loses
     after = (a[:, None] + change).clamp_(min=0).sum(2) + (b[:, None] - change).clamp_(min=0).sum(2)  # (P, G)
     before = a.clamp(min=0).sum(1) + b.clamp(min=0).sum(1)
     value, which = after.max(1)
     rises = value > before * (1 + 1e-6)
-    one, other, which = first[rises], second[rises], which[rises]
-    moved = rows[one, place]  # an index gives a copy
-    rows[one, place] = rows[other, which]
-    rows[other, which] = moved
+    first, second, which = first[rises], second[rises], which[rises]
+    moved = rows[first, position]  # an index gives a copy
+    rows[first, position] = rows[second, which]
+    rows[second, which] = moved

@@ -1,10 +1,10 @@
-"""The same network with its products in int8: with VNNI or SDOT, four multiply-adds in the time of one in fp32.
+"""A packed network with its products in int8: with VNNI or SDOT, four multiply-adds in the time of one in fp32.
 
     weights     int8, one scale a row of W, symmetric: q = round(w / s), s = max |w| / 127
-    inputs      bytes, one gain and zero a product, from the range that its input takes over a few pictures:
-                x' = round(x * gain) + zero, which is 0 to 255; behind a ReLU zero is 0
-    product     y = clamp(scale * sum of q (x' - zero) + bias + add), whole sums, exact on every machine
-    left fp32   the maps themselves, depthwise convolutions, what reads the picture, sums, the mean, linear layers
+    inputs      uint8, one scale and zero point a product, from the range that its input takes over a few images:
+                x' = round(x * inv_scale) + zero, which is 0 to 255; behind a ReLU zero is 0
+    product     y = clamp(scale * sum of q (x' - zero) + bias + add): a u8s8 product, its int32 sums exact everywhere
+    left fp32   the maps themselves, depthwise convolutions, what reads the image, sums, the mean, linear layers
     blocks      4 rows x 4 columns, since these instructions multiply four inputs at once. A block is kept if any of
                 its 16 weights is not 0: patterns of 4 x 1 fill up, only those of 4 x 4 keep all of their zeros
 
@@ -20,127 +20,128 @@ import numpy as np
 import torch
 
 from ..core import kernels
-from . import packed, twin
+from . import packed, reference
 from .engine import arena_for, floats, placed
-from .packed import Bytes, Map, Network, Op, SparseBytes
+from .packed import Int8Params, Map, Network, Op, SparseInt8
+from .proof import PRODUCTS, U8S8_MAX_COLUMNS
 
-RUN = 128  # fours of columns of X that stay in the first-level cache
-WIDEST = 1 << 16  # columns whose products of bytes an int32 can sum
-_KINDS = ("conv", "pointwise", "separable")
+K_TILE = 128  # fours of columns of W whose rows of X stay in the first-level cache
 
 
-def quantised(network: Network, pictures: torch.Tensor | np.ndarray) -> Network:
-    """The network with its products in int8, their ranges taken from pictures as its engine takes them, (N, ...).
+def quantised(network: Network, images: torch.Tensor | np.ndarray) -> Network:
+    """The network with its products in int8, their ranges taken from images as its engine takes them, (N, ...).
 
-    A few dozen pictures that look like those to come are enough. The network is left as it is; compile it and quantise
+    A few dozen images that look like those to come are enough. The network is left as it is; compile it and quantise
     it before `tuning.tuned`, which leaves these products alone.
     """
-    wide = _checked(network, pictures)
-    at = [i for i, op in enumerate(network.ops) if _can_be_bytes(op, network)]
-    if not at:
+    images = _checked(network, images)
+    products = [i for i, op in enumerate(network.ops) if _is_quantisable(op, network)]
+    if not products:
         raise ValueError("the network has no product to do in int8: all of its operators stay in fp32")
-    apart, inputs = _apart(network, at)
-    ranges = _ranges(apart, inputs, wide)
     ops = list(network.ops)
-    for i, (low, high) in zip(at, ranges, strict=True):
-        ops[i] = _in_bytes(ops[i], low, high)
+    for i, (low, high) in zip(products, _ranges(*_unfused(network, products), images), strict=True):
+        ops[i] = _quantised_op(ops[i], low, high)
     return replace(network, ops=ops)
 
 
-def _checked(network: Network, pictures: torch.Tensor | np.ndarray) -> np.ndarray:
-    first = network.maps[network.input]
-    shape = (first.h, first.w, first.c) if first.interleaved else (first.c, first.h, first.w)
-    wide = floats("pictures", pictures)
-    if wide.ndim != 4 or wide.shape[1:] != shape or not len(wide):
-        raise ValueError(f"pictures has shape {wide.shape}: give at least one as (N, {', '.join(map(str, shape))})")
-    if not np.isfinite(wide).all():
-        raise ValueError("pictures holds NaN or infinity: their ranges would be none")
-    return wide
+def _checked(network: Network, images: torch.Tensor | np.ndarray) -> np.ndarray:
+    m = network.maps[network.input]
+    shape = (m.h, m.w, m.c) if m.interleaved else (m.c, m.h, m.w)
+    array = floats("images", images)
+    if array.ndim != 4 or array.shape[1:] != shape or not len(array):
+        raise ValueError(f"images has shape {array.shape}: give at least one as (N, {', '.join(map(str, shape))})")
+    if not np.isfinite(array).all():
+        raise ValueError("images holds NaN or infinity: give finite numbers, for the ranges of the products' inputs")
+    return array
 
 
-def _can_be_bytes(op: Op, network: Network) -> bool:
-    """Whether an operator's product is done in int8; what reads the picture is small and needs its precision."""
-    fits = op.kind in _KINDS and op.weights is not None and op.weights.columns <= WIDEST
-    return fits and op.bytes is None and op.x != network.input
+def _is_quantisable(op: Op, network: Network) -> bool:
+    """Whether an operator's product is done in int8; what reads the image is small and needs its precision."""
+    fits = op.kind in PRODUCTS and op.weights is not None and op.weights.columns <= U8S8_MAX_COLUMNS
+    return fits and op.int8 is None and op.x != network.input
 
 
-def _in_bytes(op: Op, low: float, high: float) -> Op:
+def _quantised_op(op: Op, low: float, high: float) -> Op:
     """The operator in int8 for inputs from low to high, which hold 0."""
     assert op.weights is not None
     w = op.weights.to_dense()
-    row = np.abs(w).max(1, initial=0) / 127
-    row[row == 0] = 1
-    gain = np.float32(255 / max(high - low, 1e-30))
-    zero = int(np.rint(-low * gain).clip(0, 255))
-    weights = pack(np.rint(w / row[:, None]).astype(np.int8), chunk=RUN)
-    return replace(op, weights=weights, bytes=Bytes(float(gain), zero, (row / gain).astype(np.float32)))
+    row_scale = np.abs(w).max(1, initial=0) / 127
+    row_scale[row_scale == 0] = 1
+    inv_scale = np.float32(255 / max(high - low, 1e-30))
+    zero = int(np.rint(-low * inv_scale).clip(0, 255))
+    weights = pack(np.rint(w / row_scale[:, None]).astype(np.int8), k_tile=K_TILE)
+    params = Int8Params(float(inv_scale), zero, (row_scale / inv_scale).astype(np.float32))
+    return replace(op, weights=weights, int8=params)
 
 
-def pack(w: np.ndarray, *, chunk: int = RUN) -> SparseBytes:
+def pack(w: np.ndarray, *, k_tile: int = K_TILE) -> SparseInt8:
     """w (rows, columns) of int8 in its 4 x 4 blocks that are not zero, or in all where there are few others."""
     rows, columns = w.shape
     padded = np.pad(w, ((0, -rows % 4), (0, -columns % 4)))
-    blocks = padded.reshape(len(padded) // 4, 4, padded.shape[1] // 4, 4).swapaxes(1, 2)
+    blocks = padded.reshape(len(padded) // 4, 4, padded.shape[1] // 4, 4).swapaxes(1, 2)  # (groups, fours, 4, 4)
     keep = (blocks != 0).any((2, 3))
     dense = keep.mean() > 0.97 if keep.size else True
     keep |= dense
-    runs = [slice(start, start + chunk) for start in range(0, keep.shape[1], chunk)]
-    count = np.concatenate([keep[:, run].sum(1) for run in runs])
-    col = None if dense else np.concatenate([np.nonzero(keep[:, run])[1] for run in runs])
-    kept = np.concatenate([blocks[:, run][keep[:, run]] for run in runs])
-    return SparseBytes(rows, columns, chunk, count, col, kept)
+    tiles = [slice(start, start + k_tile) for start in range(0, keep.shape[1], k_tile)]
+    count = np.concatenate([keep[:, tile].sum(1) for tile in tiles])
+    col = None if dense else np.concatenate([np.nonzero(keep[:, tile])[1] for tile in tiles])
+    kept = np.concatenate([blocks[:, tile][keep[:, tile]] for tile in tiles])
+    return SparseInt8(rows, columns, k_tile, count, col, kept)
 
 
 # -- what range a product's input takes --------------------------------------------------------------------------------
 
 
-def _apart(network: Network, at: list[int]) -> tuple[Network, list[int]]:
-    """The network with all maps whole and separable pairs cut in two, so that what lies between is seen; where the
-    products then are."""
-    maps = [replace(m, part=0) for m in network.maps]
+def _unfused(network: Network, products: list[int]) -> tuple[Network, list[int]]:
+    """The network with all maps whole and separable pairs cut in two, so that what lies between is seen.
+
+    Returns too which of its operators the products are.
+    """
+    maps = [replace(m, buffer_rows=0) for m in network.maps]
     ops: list[Op] = []
-    inputs = []
+    where = []
     for i, op in enumerate(network.ops):
         if op.kind == "separable":
             out = maps[op.y]
             maps.append(Map(maps[op.x].c, out.h, out.w))
-            first = replace(op, kind="depthwise", y=len(maps) - 1, clamp=op.inner)
-            ops.append(replace(first, add=None, weights=None, bias=None))
+            depthwise = replace(op, kind="depthwise", y=len(maps) - 1, clamp=op.inner)
+            ops.append(replace(depthwise, add=None, weights=None, bias=None))
             op = replace(op, kind="pointwise", x=len(maps) - 1, k=1, stride=1, pad=0, taps=None, taps_bias=None)
-        if i in at:
-            inputs.append(len(ops))
+        if i in products:
+            where.append(len(ops))
         ops.append(op)
-    return replace(network, maps=maps, ops=ops), inputs
+    return replace(network, maps=maps, ops=ops), where
 
 
-def _ranges(network: Network, inputs: list[int], pictures: np.ndarray) -> list[tuple[float, float]]:
-    """The least and the greatest number, and 0, that each of these operators reads."""
-    ranges = np.zeros((len(inputs), 2))
-    run = _run_c if kernels.backend() == "c" else _run_twin
-    for read in run(network, pictures):
-        i, x = read
-        if i in inputs:
-            at = inputs.index(i)
+def _ranges(network: Network, products: list[int], images: np.ndarray) -> list[tuple[float, float]]:
+    """(low, high) of each of these operators: the least and the greatest number, and 0, that it reads."""
+    ranges = np.zeros((len(products), 2))
+    inputs = _inputs_c if kernels.backend() == "c" else _inputs_reference
+    for i, x in inputs(network, images):
+        if i in products:
+            at = products.index(i)
             ranges[at] = min(ranges[at, 0], x.min()), max(ranges[at, 1], x.max())
     return [(low, high) for low, high in ranges]
 
 
-def _run_twin(network: Network, pictures: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each operator's number and what it reads (C, pixels), picture by picture."""
-    for picture in pictures:
-        values = {network.input: picture.transpose(2, 0, 1) if network.maps[network.input].interleaved else picture}
+def _inputs_reference(network: Network, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each operator's number and what it reads (C, pixels), image by image, computed by the reference."""
+    for image in images:
+        values = {network.input: reference.planes(network, image)}
         for i, op in enumerate(network.ops):
             yield i, values[op.x].reshape(len(values[op.x]), -1)
-            values[op.y] = twin.step(op, network.maps[op.y], values[op.x], None if op.add is None else values[op.add])
+            values[op.y] = reference.step(
+                op, network.maps[op.y], values[op.x], None if op.add is None else values[op.add]
+            )
 
 
-def _run_c(network: Network, pictures: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """The same by the engine, whose arena holds each map while it is read."""
+def _inputs_c(network: Network, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each operator's number and what it reads (C, pixels), image by image, as it lies in the engine's arena."""
     file = placed(packed.write(network))
     arena = arena_for(file)
     model, memory = kernels.pointer(file), kernels.pointer(arena)
-    for picture in pictures:
-        kernels.lib.engine_put(model, memory, kernels.pointer(picture))
+    for image in images:
+        kernels.lib.engine_put(model, memory, kernels.pointer(image))
         for i, op in enumerate(network.ops):
             m = network.maps[op.x]
             if not m.interleaved:

@@ -18,7 +18,7 @@ from .tuning import tuned
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class SparseByteNNOutcome(Outcome):
-    """A rearranged network whose pruned blocks are exactly 0, and what was found on the way.
+    """A rearranged network whose pruned blocks are exactly 0, with its masks and orders.
 
     masks: layer -> (groups, IC) bool, a group being `block` rows as they stand in `model`, True what is kept.
     orders: for each class of channels, by the name of its first writer, (C,) where each channel stood before.
@@ -48,14 +48,14 @@ class SparseByteNNOutcome(Outcome):
     @classmethod
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "SparseByteNNOutcome":
         """Trace the base and load the stored weights; `base` is the user's own network, with any weights."""
-        found = saved["found"]
-        if base is None and found["base"] is None:
+        state = saved["found"]
+        if base is None and state["base"] is None:
             raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
         with torch.random.fork_rng(devices=[]):
-            dense = base if base is not None else nets.build(found["base"])
-        model = trace(dense, torch.zeros(found["example"], dtype=next(dense.parameters()).dtype))
+            dense = base if base is not None else nets.build(state["base"])
+        model = trace(dense, torch.zeros(state["example"], dtype=next(dense.parameters()).dtype))
         try:
-            model.load_state_dict(found["weights"])
+            model.load_state_dict(state["weights"])
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:160]
             raise ValueError(f"base={type(dense).__name__} is not the network that was pruned: {reason}") from error
@@ -63,12 +63,12 @@ class SparseByteNNOutcome(Outcome):
             recipe=recipe,
             **cls.records(saved),
             model=model,
-            masks=found["masks"],
-            orders=found["orders"],
-            classes={name: tuple(layers) for name, layers in found["classes"].items()},
-            saliencies=found["saliencies"],
-            base=found["base"],
-            example=tuple(found["example"]),
+            masks=state["masks"],
+            orders=state["orders"],
+            classes={name: tuple(layers) for name, layers in state["classes"].items()},
+            saliencies=state["saliencies"],
+            base=state["base"],
+            example=tuple(state["example"]),
         )
 
     def export(self, path: str | Path) -> Path:
@@ -78,10 +78,10 @@ class SparseByteNNOutcome(Outcome):
     def engine(
         self, *, dense: bool = False, measure: bool = True, interleaved: bool = False, calibrate: Tensor | None = None
     ) -> Engine:
-        """The network in the sparse engine, norms folded; `dense` keeps its zeros, as the rival of the same kernels.
+        """The network in the sparse engine, norms folded; `dense` keeps its zeros, as the baseline of the same kernels.
 
         measure: take each product in the form that is fastest on this machine, which takes some seconds, else in the
-        form that usually is. interleaved: pictures (H, W, C). calibrate: pictures as the engine takes them, (N, ...):
+        form that usually is. interleaved: images (H, W, C). calibrate: images as the engine takes them, (N, ...):
         products run in int8 over the ranges that these have. Raises ValueError naming an operator it does not have.
         """
         network = compiler.compile(self.model, torch.zeros(self.example), interleaved=interleaved)
@@ -92,7 +92,7 @@ class SparseByteNNOutcome(Outcome):
     def export_web(self, folder: str | Path, **options: Any) -> Path:
         """Write a folder with one page that runs the network in a browser, sparse beside dense; its path.
 
-        Options (labels, mean, std, pictures, title) as `lab.sparsebytenn.web.bundle` takes them.
+        Options (labels, mean, std, images, title) as `lab.sparsebytenn.web.bundle` takes them.
         """
         sparse, dense = (self.engine(dense=dense, measure=False) for dense in (False, True))
         return web.export_web(sparse, folder, **({"dense": dense} | options))

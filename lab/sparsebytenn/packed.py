@@ -3,16 +3,16 @@
 Little-endian; every section begins on a multiple of 64 bytes, and all positions are bytes from the start of the file.
 
     header      16 x uint32: 'SBNN', version, size, CRC-32 of all behind these four, maps, operators, where their tables
-                begin, arena (floats), room (float in the arena where scratch begins), floats of it, input map, output
+                begin, arena (floats), workspace (float in the arena where it begins), floats of it, input map, output
                 map, where the JSON text begins, its size, 0
     feature map 8 x uint32: channels, height, width, pitch (floats from plane to plane), place in the arena,
-                1 if its channels are interleaved (a picture as browsers hold it), the rows kept of it at a time
-                (0: all), 0
-    operator    32 x uint32, floats as their bits: the fields of `Op` in order
-    weights     count uint16 (runs of columns, groups of rows), col uint16 (blocks,), blocks float32 (blocks, 4 or 16),
-                bias float32; see `core.kernels.Sparse`. In int8: blocks int8 (blocks, 4, 4), and for each row its
-                scale float32 and the sum of its weights int32; see `SparseBytes`
-    JSON text   {"names": one an operator, "answer": the shape of what the network answers, "classes": how many}
+                1 if its channels are interleaved (an image as browsers hold it), rows of its rolling row buffer
+                (0: all are kept), 0
+    operator    32 x uint32, floats as their bits: the fields of `proof.OpRecord` in order
+    weights     count uint16 (k-tiles of columns, groups of rows), col uint16 (blocks,), blocks float32
+                (blocks, 4 or 16), bias float32; see `core.kernels.Sparse`. In int8: blocks int8 (blocks, 4, 4), and for
+                each row its scale float32 and the sum of its weights int32; see `SparseInt8`
+    JSON text   {"names": one an operator, "answer": the shape of the network's output, "classes": how many}
 
 `proof` and ckernels/engine.c read the same tables, and check them before anything runs.
 """
@@ -28,7 +28,7 @@ import numpy as np
 from ..core import kernels
 from ..core.kernels import Sparse
 from . import proof
-from .proof import IN_BYTES, INDEXED, KINDS, MAGIC, NONE, PRODUCTS, VERSION, WRONG, File, up
+from .proof import INDEXED, KINDS, MAGIC, NONE, PRODUCTS, U8S8, VERSION, WRONG, File, round_up
 
 NAMES = {number: name for name, number in KINDS.items()}
 REFUSED, AGAIN = "this is no packed network that can be run", "make it again with outcome.engine()"
@@ -38,7 +38,8 @@ REFUSED, AGAIN = "this is no packed network that can be run", "make it again wit
 class Map:
     """A feature map of `c` planes of h x w pixels; `at` is its place in the arena, once planned.
 
-    With `part`, no more than that many rows of it are kept at a time: its only reader asks for them as it goes.
+    With `buffer_rows` it is a rolling row buffer, which holds no more than that many of its rows at a time: its only
+    reader asks for them as it goes.
     """
 
     c: int
@@ -46,7 +47,7 @@ class Map:
     w: int
     interleaved: bool = False
     at: int = 0
-    part: int = 0
+    buffer_rows: int = 0
 
     @property
     def pixels(self) -> int:
@@ -55,39 +56,39 @@ class Map:
     @property
     def pitch(self) -> int:
         """Floats from plane to plane."""
-        return kernels.pitch_for((self.part or self.h) * self.w)
+        return kernels.pitch_for((self.buffer_rows or self.h) * self.w)
 
     @property
     def floats(self) -> int:
-        """Its room in the arena."""
+        """Floats of the arena that it takes; planes up to a multiple of 4, since blocks have 4 rows."""
         if self.interleaved:
-            return up(self.pixels * self.c, 16) + 16
-        return up(self.c, 4) * self.pitch
+            return round_up(self.pixels * self.c, 16) + 16
+        return round_up(self.c, 4) * self.pitch
 
 
 @dataclass(frozen=True, eq=False)
-class SparseBytes(Sparse):
-    """A matrix of int8 as blocks of 4 rows x 4 columns: blocks (blocks, 4, 4); chunk, count and col are in fours.
+class SparseInt8(Sparse):
+    """A matrix of int8 as blocks of 4 rows x 4 columns: blocks (blocks, 4, 4); k_tile, count and col are in fours.
 
     Columns beyond a multiple of four are zeros in a row's last block.
     """
 
-    KIND: ClassVar[Any] = np.int8
+    DTYPE: ClassVar[Any] = np.int8
 
     @property
-    def across(self) -> int:
+    def blocks_per_row(self) -> int:
         return -(-self.columns // 4)
 
     @property
-    def longest(self) -> int:
-        return kernels.CHUNK
+    def max_k_tile(self) -> int:
+        return kernels.MAX_K_TILE
 
 
 @dataclass(frozen=True, eq=False)
-class Bytes:
-    """How a product is done in int8: X as bytes x * gain + zero, rounded, 0 to 255; whole sums times scale (rows,)."""
+class Int8Params:
+    """How a product is done in int8: X as uint8 x * inv_scale + zero, rounded; integer sums times scale (rows,)."""
 
-    gain: float
+    inv_scale: float
     zero: int
     scale: np.ndarray
 
@@ -96,9 +97,9 @@ class Bytes:
 class Op:
     """One operator: the maps it reads and writes (by number), its window, its weights, its clamp.
 
-    `band`: rows of the output that are made at a time, over a scratch of `pitch` floats a row of X. `taps` (C, k * k)
-    and `taps_bias` are the depthwise half's of a separable pair, `inner` the clamp between its halves. With `bytes` the
-    product is done in int8 and its weights are `SparseBytes`.
+    `tile_rows`: rows of the output that are made at a time, over a workspace of `pitch` floats a row of X. `taps`
+    (C, k * k) and `taps_bias` are the depthwise half's of a separable pair, `inner` the clamp between its halves. With
+    `int8` the product is done in int8 and its weights are `SparseInt8`.
     """
 
     kind: str
@@ -109,32 +110,32 @@ class Op:
     k: int = 1
     stride: int = 1
     pad: int = 0
-    band: int = 1
+    tile_rows: int = 1
     weights: Sparse | None = None
     bias: np.ndarray | None = None
     clamp: tuple[float, float] = (-np.inf, np.inf)
     taps: np.ndarray | None = None
     taps_bias: np.ndarray | None = None
-    bytes: Bytes | None = None
+    int8: Int8Params | None = None
     inner: tuple[float, float] = (-np.inf, np.inf)
 
     def pitch(self, out: Map) -> int:
-        """Floats of a row of the band's scratch."""
-        return kernels.pitch_for(self.band * out.w)
+        """Floats of a row of the workspace, where a row tile is laid out."""
+        return kernels.pitch_for(self.tile_rows * out.w)
 
-    def room(self, x: Map, out: Map) -> int:
-        """Floats of scratch that the operator needs."""
-        rows = {"conv": x.c * self.k**2, "separable": x.c}.get(self.kind, 0) * self.pitch(out)
-        if isinstance(self.weights, SparseBytes):
-            rows += self.weights.across * (x.pitch if self.kind == "pointwise" else self.pitch(out))
+    def workspace(self, x: Map, out: Map) -> int:
+        """Floats of the workspace that the operator needs: rows laid out, X as uint8, a depthwise half's own."""
+        floats = {"conv": x.c * self.k**2, "separable": x.c}.get(self.kind, 0) * self.pitch(out)
+        if isinstance(self.weights, SparseInt8):
+            floats += self.weights.blocks_per_row * (x.pitch if self.kind == "pointwise" else self.pitch(out))
         if self.taps is None:
-            return rows
-        return rows + proof.depthwise_room(x.w, self.k, self.stride, self.band)
+            return floats
+        return floats + kernels.depthwise_workspace(x.w, self.k, self.stride, self.tile_rows)
 
 
 @dataclass
 class Network:
-    """A whole network, ready to be packed: maps, operators in the order they run, where its picture goes in and out."""
+    """A whole network, ready to be packed: maps, operators in the order they run, which maps are input and output."""
 
     maps: list[Map]
     ops: list[Op]
@@ -143,88 +144,137 @@ class Network:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def plan(self) -> tuple[int, int, int]:
-        """Give every map a place in the arena, maps that never live at once the same one; (arena, room, its floats)."""
+        """Give every map a place in the arena, maps that never live at once the same one.
+
+        Returns the arena's floats, where the workspace begins in it, and the workspace's floats.
+        """
         last = {self.output: len(self.ops)}
         for i, op in enumerate(self.ops):
             end = self._runs_until(i)
             last.update({m: max(end, last.get(m, 0)) for m in (op.x, op.add, op.y) if m is not None})
         live: list[int] = []
         end = 0
-        for i, made in [(-1, self.input), *((i, op.y) for i, op in enumerate(self.ops))]:
+        for i, written in [(-1, self.input), *((i, op.y) for i, op in enumerate(self.ops))]:
             live = sorted((m for m in live if last[m] >= i), key=lambda m: self.maps[m].at)
-            self.maps[made].at = _gap([self.maps[m] for m in live], self.maps[made].floats)
-            live.append(made)
-            end = max(end, self.maps[made].at + up(self.maps[made].floats, 16))
-        room = max((op.room(self.maps[op.x], self.maps[op.y]) for op in self.ops), default=0)
-        return end + up(room, 16), end, room
+            self.maps[written].at = _first_gap([self.maps[m] for m in live], self.maps[written].floats)
+            live.append(written)
+            end = max(end, self.maps[written].at + round_up(self.maps[written].floats, 16))
+        workspace = max((op.workspace(self.maps[op.x], self.maps[op.y]) for op in self.ops), default=0)
+        return end + round_up(workspace, 16), end, workspace
 
     def _runs_until(self, i: int) -> int:
         """The operator in whose turn operator i runs: its own, or that of the first behind it to write a whole map."""
-        while self.maps[self.ops[i].y].part and i + 1 < len(self.ops):
+        while self.maps[self.ops[i].y].buffer_rows and i + 1 < len(self.ops):
             i += 1
         return i
 
 
-def _gap(live: list[Map], floats: int) -> int:
+def _first_gap(live: list[Map], floats: int) -> int:
     """The first place where `floats` fit between live maps, which come in order of place."""
     at = 0
     for other in live:
         if at + floats <= other.at:
             break
-        at = max(at, other.at + up(other.floats, 16))
+        at = max(at, other.at + round_up(other.floats, 16))
     return at
 
 
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
 def write(network: Network) -> bytes:
-    """The packed file."""
-    arena, room, room_floats = network.plan()
-    if arena > proof.MOST_FLOATS:
+    """The packed file; ValueError for a network whose maps do not fit an arena, and for a meta that is no JSON."""
+    arena, workspace, workspace_floats = network.plan()
+    if arena > proof.MAX_FLOATS:
         raise ValueError(
             f"the network's maps need {4 * arena / 2**30:.3g} GiB at once, the engine takes 4: give smaller pictures"
         )
-    sections = _Sections(up(64 + 32 * len(network.maps), 64) + 128 * len(network.ops))
-    ops = b"".join(_op_bytes(op, network.maps[op.y], sections) for op in network.ops)
-    maps = b"".join(proof.MAP.pack(m.c, m.h, m.w, m.pitch, m.at, m.interleaved, m.part, 0) for m in network.maps)
     meta = json.dumps({"names": [op.name for op in network.ops], **network.meta}, sort_keys=True).encode()
     if not proof.DESCRIPTION.fullmatch(meta):
         raise ValueError(f"meta={network.meta!r}: give integers, strings and lists of them, under names a to z")
-    meta_at = sections.add(meta)
-    size, ops_at = sections.size(), up(64 + len(maps), 64)
-    counts = len(network.maps), len(network.ops), 64, ops_at, arena, room, room_floats
-    head = [*counts, network.input, network.output, meta_at, len(meta), 0]
-    tables = maps.ljust(ops_at - 64, b"\0") + ops
-    body = (proof.HEADER.pack(MAGIC, VERSION, size, 0, *head)[16:] + tables).ljust(
-        sections.start - 16, b"\0"
-    ) + sections.bytes()
-    return MAGIC + struct.pack("<3I", VERSION, size, zlib.crc32(body)) + body
+    ops_at = round_up(proof.HEADER.size + proof.MAP.size * len(network.maps), 64)
+    sections = _Sections(ops_at + proof.OP.size * len(network.ops))
+    maps = b"".join(proof.MAP.pack(m.c, m.h, m.w, m.pitch, m.at, m.interleaved, m.buffer_rows, 0) for m in network.maps)
+    ops = b"".join(proof.OP.pack(*_record(op, network.maps[op.y], sections)) for op in network.ops)
+    head = proof.Head(
+        magic=MAGIC,
+        version=VERSION,
+        size=0,
+        crc=0,
+        n_maps=len(network.maps),
+        n_ops=len(network.ops),
+        maps=proof.HEADER.size,
+        ops=ops_at,
+        arena=arena,
+        workspace=workspace,
+        workspace_floats=workspace_floats,
+        input=network.input,
+        output=network.output,
+        meta=sections.add(meta),
+        meta_size=len(meta),
+        zero=0,
+    )
+    tables = (maps.ljust(ops_at - proof.HEADER.size, b"\0") + ops).ljust(sections.start - proof.HEADER.size, b"\0")
+    body = proof.HEADER.pack(*head)[16:] + tables + sections.bytes()
+    return MAGIC + struct.pack("<3I", VERSION, sections.size(), zlib.crc32(body)) + body
 
 
-def _op_bytes(op: Op, out: Map, sections: "_Sections") -> bytes:
-    s = op.weights
-    numbers = [s.count, s.col, s.blocks] if s is not None else [None] * 3
-    count, col, w = (0 if a is None else sections.add(a) for a in numbers)
-    rows = 0 if s is None else s.groups * s.block
-    bias = 0 if s is None else sections.add(_padded(op.bias, rows))
-    taps, taps_bias = (0 if a is None else sections.add(np.asarray(a, np.float32)) for a in (op.taps, op.taps_bias))
-    chunk, blocks = (0, 0) if s is None else (s.chunk, len(s.blocks))
-    form = int(s is not None and s.col is not None)
-    in_bytes: tuple = (0.0, 0, 0, 0)
-    if isinstance(s, SparseBytes) and op.bytes is not None:
-        form |= IN_BYTES
-        scale = sections.add(_padded(op.bytes.scale, rows))
-        sums = sections.add(_padded(s.to_dense().sum(1, dtype=np.int32), rows, np.int32))
-        in_bytes = op.bytes.gain, op.bytes.zero, scale, sums
-    add = NONE if op.add is None else op.add
-    pitch = op.pitch(out) if op.kind in ("conv", "separable") else 0
-    return proof.OP.pack(
-        KINDS[op.kind], op.x, add, op.y, op.k, op.stride, op.pad, op.band, chunk, form, blocks, w, col, count, bias,
-        *op.clamp, taps, taps_bias, *op.inner, pitch, *in_bytes,
-    )  # fmt: skip
+def _record(op: Op, out: Map, sections: "_Sections") -> proof.OpRecord:
+    """The operator as the file has it, its numbers added to the sections."""
+    return proof.OpRecord(
+        kind=KINDS[op.kind],
+        x=op.x,
+        add=NONE if op.add is None else op.add,
+        y=op.y,
+        k=op.k,
+        stride=op.stride,
+        pad=op.pad,
+        tile_rows=op.tile_rows,
+        lo=op.clamp[0],
+        hi=op.clamp[1],
+        inner_lo=op.inner[0],
+        inner_hi=op.inner[1],
+        pitch=op.pitch(out) if op.kind in ("conv", "separable") else 0,
+        **_weights_fields(op, sections),
+        taps=sections.add_fp32(op.taps),
+        taps_bias=sections.add_fp32(op.taps_bias),
+        **_int8_fields(op, sections),
+    )
 
 
-def _padded(numbers: np.ndarray | None, rows: int, kind: Any = np.float32) -> np.ndarray:
-    """A number a row, zeros for rows that are not there."""
-    padded = np.zeros(rows, kind)
+def _weights_fields(op: Op, sections: "_Sections") -> dict[str, int]:
+    """Where the weights of a product lie, and how they are cut."""
+    w = op.weights
+    if w is None:
+        return dict.fromkeys(("k_tile", "flags", "blocks", "w", "col", "count", "bias"), 0)
+    int8, indexed = op.int8 is not None, w.col is not None
+    return {
+        "k_tile": w.k_tile,
+        "flags": INDEXED * indexed | U8S8 * int8,
+        "blocks": len(w.blocks),
+        "count": sections.add(w.count),
+        "col": 0 if w.col is None else sections.add(w.col),
+        "w": sections.add(w.blocks),
+        "bias": sections.add(_padded(op.bias, w)),
+    }
+
+
+def _int8_fields(op: Op, sections: "_Sections") -> dict[str, float]:
+    """How a product in int8 takes X, and where its rows' scales and sums lie."""
+    if op.int8 is None or op.weights is None:
+        return {"inv_scale": 0.0, "zero": 0, "scale": 0, "sums": 0}
+    sums = op.weights.to_dense().sum(1, dtype=np.int32)
+    return {
+        "inv_scale": op.int8.inv_scale,
+        "zero": op.int8.zero,
+        "scale": sections.add(_padded(op.int8.scale, op.weights)),
+        "sums": sections.add(_padded(sums, op.weights, np.int32)),
+    }
+
+
+def _padded(numbers: np.ndarray | None, w: Sparse, dtype: Any = np.float32) -> np.ndarray:
+    """A number a row of w's groups, zeros for rows that are not there: (groups * block,)."""
+    padded = np.zeros(w.groups * w.block, dtype)
     if numbers is not None:
         padded[: len(numbers)] = numbers
     return padded
@@ -234,16 +284,20 @@ class _Sections:
     """Sections behind the tables, each on a multiple of 64 bytes."""
 
     def __init__(self, start: int) -> None:
-        self.start = self.at = up(start, 64)
+        self.start = self.at = round_up(start, 64)
         self.parts: list[bytes] = []
 
     def add(self, part: np.ndarray | bytes) -> int:
         """Append a section; returns where it begins."""
         data = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()
         at = self.at
-        self.parts.append(data.ljust(up(len(data), 64), b"\0"))
+        self.parts.append(data.ljust(round_up(len(data), 64), b"\0"))
         self.at += len(self.parts[-1])
         return at
+
+    def add_fp32(self, numbers: np.ndarray | None) -> int:
+        """Append float32 numbers, if there are any; returns where they begin, or 0."""
+        return 0 if numbers is None else self.add(np.asarray(numbers, np.float32))
 
     def size(self) -> int:
         return self.at
@@ -252,8 +306,11 @@ class _Sections:
         return b"".join(self.parts)
 
 
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
 def check(data: bytes) -> None:
-    """Raise a one-line ValueError unless the C engine finds that it may run `data`."""
+    """Raise a one-line ValueError unless the C engine agrees that it may run `data`."""
     _refuse(data, kernels.lib.engine_check(kernels.ffi.from_buffer("uint8_t[]", data), len(data)))
 
 
@@ -269,33 +326,37 @@ def read(data: bytes) -> Network:
     file = File(data)
     meta = file.description()
     names = meta.pop("names")
-    maps = [Map(m.c, m.h, m.w, bool(m.interleaved), m.at, m.part) for m in file.maps]
+    maps = [Map(m.c, m.h, m.w, bool(m.interleaved), m.at, m.buffer_rows) for m in file.maps]
     ops = [_op(file, record, name, maps) for record, name in zip(file.ops, names, strict=True)]
     return Network(maps, ops, file.head.input, file.head.output, meta)
 
 
-def _op(file: File, o: proof.OpRecord, name: str, maps: list[Map]) -> Op:
-    kind, channels = NAMES[o.kind], maps[o.x].c
-    op = Op(kind, name, o.x, o.y, None if o.add == NONE else o.add, o.k, o.stride, o.pad, o.band, clamp=(o.lo, o.hi),
-            inner=(o.inner_lo, o.inner_hi))  # fmt: skip
-    if kind in PRODUCTS | {"linear"}:
-        rows, columns = (maps[o.y].w, maps[o.x].w) if kind == "linear" else (maps[o.y].c, channels)
-        columns *= o.k**2 if kind == "conv" else 1
-        op.weights = _weights(file, o, rows, columns, kernels.LONG_BLOCK if kind == "linear" else kernels.BLOCK)
-        op.bias = file.array(np.float32, o.bias, rows)
-        if o.form & IN_BYTES:
-            op.bytes = Bytes(o.gain, o.zero, file.array(np.float32, o.scale, rows))
-    if kind in ("depthwise", "separable"):
-        op.taps = file.array(np.float32, o.taps, channels, o.k**2)
-        op.taps_bias = file.array(np.float32, o.taps_bias, channels)
+def _op(file: File, record: proof.OpRecord, name: str, maps: list[Map]) -> Op:
+    shared = {key: getattr(record, key) for key in ("x", "y", "k", "stride", "pad", "tile_rows")}
+    op = Op(NAMES[record.kind], name, **shared, clamp=(record.lo, record.hi), inner=(record.inner_lo, record.inner_hi))
+    op.add = None if record.add == NONE else record.add
+    if op.kind in PRODUCTS | {"linear"}:
+        op.weights = _weights(file, record, maps)
+        op.bias = file.array(np.float32, record.bias, op.weights.rows)
+        if record.flags & U8S8:
+            scale = file.array(np.float32, record.scale, op.weights.rows)
+            op.int8 = Int8Params(record.inv_scale, record.zero, scale)
+    if op.kind in ("depthwise", "separable"):
+        channels = maps[op.x].c
+        op.taps = file.array(np.float32, record.taps, channels, op.k**2)
+        op.taps_bias = file.array(np.float32, record.taps_bias, channels)
     return op
 
 
-def _weights(file: File, o: proof.OpRecord, rows: int, columns: int, block: int) -> Sparse:
-    in_bytes = bool(o.form & IN_BYTES)
-    across = -(-columns // 4) if in_bytes else columns
-    count = file.array(np.uint16, o.count, -(-across // o.chunk) * -(-rows // block))
-    index = file.array(np.uint16, o.col, o.blocks) if o.form & INDEXED else None
-    if in_bytes:
-        return SparseBytes(rows, columns, o.chunk, count, index, file.array(np.int8, o.w, o.blocks, 4, 4))
-    return Sparse(rows, columns, o.chunk, count, index, file.array(np.float32, o.w, o.blocks, block))
+def _weights(file: File, o: proof.OpRecord, maps: list[Map]) -> Sparse:
+    """W (rows, columns) of a product between two maps, or of a linear layer between two vectors."""
+    kind, x, y = NAMES[o.kind], maps[o.x], maps[o.y]
+    rows, columns, block = (y.w, x.w, kernels.GEMV_BLOCK) if kind == "linear" else (y.c, x.c, kernels.BLOCK)
+    columns *= o.k**2 if kind == "conv" else 1
+    int8 = bool(o.flags & U8S8)
+    blocks_per_row = -(-columns // 4) if int8 else columns
+    count = file.array(np.uint16, o.count, -(-blocks_per_row // o.k_tile) * -(-rows // block))
+    col = file.array(np.uint16, o.col, o.blocks) if o.flags & INDEXED else None
+    if int8:
+        return SparseInt8(rows, columns, o.k_tile, count, col, file.array(np.int8, o.w, o.blocks, 4, 4))
+    return Sparse(rows, columns, o.k_tile, count, col, file.array(np.float32, o.w, o.blocks, block))

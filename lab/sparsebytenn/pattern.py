@@ -16,7 +16,7 @@ SEARCHES = {"sort": eq.sort, "greedy": eq.greedy, "swaps": eq.swaps}
 
 
 class Pattern:
-    """Orders and masks of the layers of a network, found from their weights as they are now.
+    """Orders and masks of the layers of a network, searched in their weights as they are now.
 
     orders: class -> (C,) where each row of the new order stands now. masks: layer -> (groups, IC), True is kept.
     With `random` a layer's saliency is drawn once from torch's generator: a control.
@@ -30,19 +30,19 @@ class Pattern:
         shapes = {name: tuple(w.shape[:2]) for name, w in self.weights.items()}  # (OC, IC)
         self.orders = {name: torch.arange(shapes[pruned[0]][0]) for name, pruned in ground.classes.items()}
         self.masks = {
-            n: torch.ones(-(-rows // block), columns, dtype=torch.bool) for n, (rows, columns) in shapes.items()
+            name: torch.ones(-(-rows // block), columns, dtype=torch.bool) for name, (rows, columns) in shapes.items()
         }
-        self.owner = {layer: name for name, pruned in ground.classes.items() for layer in pruned}
-        self.drawn = {name: torch.rand(shape) for name, shape in shapes.items()} if random else {}
+        self.class_of = {layer: name for name, pruned in ground.classes.items() for layer in pruned}
+        self.random = {name: torch.rand(shape) for name, shape in shapes.items()} if random else {}
         self.spread()
 
     def saliency(self, name: str) -> Tensor:
         """(OC, IC) of a layer, on the CPU, rows in their own places."""
-        return self.drawn[name] if self.drawn else eq.saliency(self.weights[name]).cpu()
+        return self.random[name] if self.random else eq.saliency(self.weights[name]).cpu()
 
     def order(self, name: str) -> Tensor:
         """The order of a layer's rows."""
-        return self.orders[self.owner[name]] if name in self.owner else torch.arange(len(self.weights[name]))
+        return self.orders[self.class_of[name]] if name in self.class_of else torch.arange(len(self.weights[name]))
 
     def scores(self, saliencies: dict[str, Tensor]) -> list[Tensor]:
         """Each layer's block scores in its present order; under a global budget for one weight of a block."""

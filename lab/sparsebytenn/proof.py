@@ -16,10 +16,9 @@ import numpy as np
 from ..core import kernels
 
 MAGIC, VERSION, NONE = b"SBNN", 1, 0xFFFFFFFF
-INDEXED, IN_BYTES = 1, 2  # of an operator's form
+INDEXED, U8S8 = 1, 2  # of an operator's flags
 KINDS = {"conv": 1, "pointwise": 2, "depthwise": 3, "separable": 4, "mean": 5, "linear": 6, "add": 7}
 PRODUCTS = {"conv", "pointwise", "separable"}  # W X, which can take a sum in
-CHAIN = 8  # operators that may hang together by maps kept in part
 WRONG = {
     1: "it is cut short",
     2: "it does not begin as a packed network does",
@@ -36,24 +35,25 @@ WRONG = {
     13: "its row sums are not those of its weights",
     14: "its description is malformed",
 }
-LARGEST, MOST_OPS, MOST_FLOATS = 1 << 20, 1 << 12, 1 << 30  # of a side, of a file, of an arena
-_WIDEST = 1 << 16  # columns whose products of bytes an int32 can sum
-_GREATEST = float(np.finfo(np.float32).max)
+MAX_SIDE, MAX_OPS, MAX_FLOATS = 1 << 20, 1 << 12, 1 << 30  # of a map, of a file, of an arena
+U8S8_MAX_COLUMNS = 1 << 16  # 2^16 * 255 * 128 < 2^31: so many products an int32 can sum
+_MAX_FP32 = float(np.finfo(np.float32).max)
 
 HEADER, MAP, OP = struct.Struct("<4s15I"), struct.Struct("<8I"), struct.Struct("<15I2f2I2fIf3I24x")
 Head = namedtuple(
-    "Head", "magic version size crc n_maps n_ops maps ops arena room room_floats input output meta meta_size zero"
+    "Head",
+    "magic version size crc n_maps n_ops maps ops arena workspace workspace_floats input output meta meta_size zero",
 )
-MapRecord = namedtuple("MapRecord", "c h w pitch at interleaved part zero")
+MapRecord = namedtuple("MapRecord", "c h w pitch at interleaved buffer_rows zero")
 OpRecord = namedtuple(
     "OpRecord",
-    "kind x add y k stride pad band chunk form blocks w col count bias lo hi taps taps_bias inner_lo inner_hi pitch "
-    "gain zero scale sums",
+    "kind x add y k stride pad tile_rows k_tile flags blocks w col count bias lo hi taps taps_bias inner_lo inner_hi "
+    "pitch inv_scale zero scale sums",
 )
 
 # The description: one JSON object of integers, strings and lists of them, written as json.dumps does.
-_STRING, _WHOLE = rb'"(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"', rb"-?(?:0|[1-9][0-9]{0,14})"
-_ITEM = rb"(?:%s|%s)" % (_STRING, _WHOLE)
+_STRING, _INTEGER = rb'"(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"', rb"-?(?:0|[1-9][0-9]{0,14})"
+_ITEM = rb"(?:%s|%s)" % (_STRING, _INTEGER)
 _ENTRY = rb'"[a-z]*": (?:%s|\[(?:%s(?:, %s)*)?\])' % (_ITEM, _ITEM, _ITEM)
 DESCRIPTION = re.compile(rb"\{%s(?:, %s)*\}" % (_ENTRY, _ENTRY))
 
@@ -67,21 +67,15 @@ class File:
         self.maps = [MapRecord(*MAP.unpack_from(data, h.maps + MAP.size * i)) for i in range(h.n_maps)]
         self.ops = [OpRecord(*OP.unpack_from(data, h.ops + OP.size * i)) for i in range(h.n_ops)]
 
-    def array(self, kind: Any, at: int, *shape: int) -> np.ndarray:
-        return np.frombuffer(self.data, kind, int(np.prod(shape, dtype=np.int64)), at).reshape(shape)
+    def array(self, dtype: Any, at: int, *shape: int) -> np.ndarray:
+        return np.frombuffer(self.data, dtype, int(np.prod(shape, dtype=np.int64)), at).reshape(shape)
 
     def description(self) -> Any:
         return json.loads(self.data[self.head.meta : self.head.meta + self.head.meta_size])
 
 
-def up(n: int, to: int) -> int:
+def round_up(n: int, to: int) -> int:
     return -(-n // to) * to
-
-
-def depthwise_room(w: int, k: int, stride: int, rows: int) -> int:
-    """Floats that a depthwise convolution works in: depthwise_room of ckernels/dispatch.c."""
-    pixels = w if stride == 1 else (w + 1) // 2
-    return stride * (up(max(pixels, 16), 16) + 32) * ((rows - 1) * stride + k)
 
 
 def check(data: bytes) -> int:
@@ -114,39 +108,44 @@ def _network(f: File) -> int:
     h = f.head
     if h.input >= h.n_maps or h.output >= h.n_maps or f.maps[h.output].interleaved:
         return 5
-    if h.n_ops > MOST_OPS:
+    if h.n_ops > MAX_OPS:
         return 6
-    if h.arena > MOST_FLOATS:
+    if h.arena > MAX_FLOATS:
         return 11
-    if h.room % 16 or h.room + h.room_floats > h.arena:
+    if h.workspace % 16 or h.workspace + h.workspace_floats > h.arena:
         return 10
     wrong = next(filter(None, (_map(h, m) for m in f.maps)), 0)
-    if wrong or f.maps[h.input].part or f.maps[h.output].part:
+    if wrong or f.maps[h.input].buffer_rows or f.maps[h.output].buffer_rows:
         return wrong or 5
     return (
         next(filter(None, (_op(f, o) for o in f.ops)), 0)
-        or next(filter(None, (_parts(f, i) for i in range(h.n_ops))), 0)
-        or (11 if h.arena > up(max(h.room + h.room_floats, *(m.at + extent(m) for m in f.maps)), 16) else 0)
+        or next(filter(None, (_buffers(f, i) for i in range(h.n_ops))), 0)
+        or (11 if h.arena > round_up(_end(f), 16) else 0)
         or (0 if _is_in_order(f) else 12)
         or (0 if _is_described(f) else 14)
     )
 
 
+def _end(f: File) -> int:
+    """The float of the arena behind all that lies in it."""
+    return max(f.head.workspace + f.head.workspace_floats, *(m.at + extent(m) for m in f.maps))
+
+
 def extent(m: MapRecord) -> int:
     """Floats of the arena that a map takes."""
-    return up(m.h * m.w * m.c, 16) + 16 if m.interleaved else up(m.c, 4) * m.pitch
+    return round_up(m.h * m.w * m.c, 16) + 16 if m.interleaved else round_up(m.c, 4) * m.pitch
 
 
 def _map(h: Head, m: MapRecord) -> int:
-    pixels = (m.part or m.h) * m.w
-    if not all(1 <= side <= LARGEST for side in (m.c, m.h, m.w)) or m.interleaved > 1:
+    pixels = (m.buffer_rows or m.h) * m.w
+    if not all(1 <= side <= MAX_SIDE for side in (m.c, m.h, m.w)) or m.interleaved > 1:
         return 5
-    if m.part and (m.part > m.h or m.interleaved):
+    if m.buffer_rows and (m.buffer_rows > m.h or m.interleaved):
         return 5
-    if m.h * m.w > 1 << 28 or m.at % 16 or m.pitch % 16 or (not m.interleaved and m.pitch < up(pixels, 16) + 16):
+    if m.h * m.w > 1 << 28 or m.at % 16 or m.pitch % 16 or (not m.interleaved and m.pitch < round_up(pixels, 16) + 16):
         return 5
     end = m.at + extent(m)
-    return 0 if end <= h.arena and (end <= h.room or m.at >= h.room + h.room_floats) else 10
+    return 0 if end <= h.arena and (end <= h.workspace or m.at >= h.workspace + h.workspace_floats) else 10
 
 
 def _op(f: File, o: OpRecord) -> int:
@@ -164,7 +163,7 @@ def _op(f: File, o: OpRecord) -> int:
         return 6
     if not o.lo <= o.hi or (kind == "separable" and not o.inner_lo <= o.inner_hi):
         return 6
-    return _QUESTIONS[kind](f, o, x, y) if kind else 6
+    return _CHECKS[kind](f, o, x, y) if kind else 6
 
 
 def _conv(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
@@ -194,100 +193,108 @@ def _mean(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
 def _linear(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
     if (x.c, x.h, y.c, y.h) != (1, 1, 1, 1):
         return 7
-    return 6 if o.chunk < x.w else _blocks(f, o, up(y.w, 16) // 16, 16, x.w)  # one run of columns
+    return 6 if o.k_tile < x.w else _blocks(f, o, round_up(y.w, 16) // 16, 16, x.w)  # one k-tile
 
 
 def _add(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
     return 0 if o.add != NONE and (x.c, x.h, x.w, x.pitch) == (y.c, y.h, y.w, y.pitch) else 7
 
 
-_QUESTIONS = {
-    "conv": _conv, "pointwise": _pointwise, "depthwise": _depthwise, "separable": _depthwise, "mean": _mean,
-    "linear": _linear, "add": _add,
-}  # fmt: skip
+_CHECKS = {
+    "conv": _conv,
+    "pointwise": _pointwise,
+    "depthwise": _depthwise,
+    "separable": _depthwise,
+    "mean": _mean,
+    "linear": _linear,
+    "add": _add,
+}
 
 
 def _window(h: Head, o: OpRecord, x: MapRecord, y: MapRecord, rows: int) -> int:
-    """Whether a window leads from x to y's height and width, and a band of it fits the room."""
-    if not (1 <= o.k <= 64 and 1 <= o.stride <= 64 and o.pad < o.k and 1 <= o.band <= y.h):
+    """Whether a window leads from x to y's height and width, and a row tile of it fits the workspace."""
+    if not (1 <= o.k <= 64 and 1 <= o.stride <= 64 and o.pad < o.k and 1 <= o.tile_rows <= y.h):
         return 6
     tall, wide = x.h + 2 * o.pad, x.w + 2 * o.pad
     if tall < o.k or wide < o.k or ((tall - o.k) // o.stride + 1, (wide - o.k) // o.stride + 1) != (y.h, y.w):
         return 7
-    if rows and (o.pitch % 16 or o.pitch < up(o.band * y.w, 16) + 16):
+    if rows and (o.pitch % 16 or o.pitch < round_up(o.tile_rows * y.w, 16) + 16):
         return 6
     is_depthwise = o.kind != KINDS["conv"]
     if is_depthwise and (o.k not in (3, 5) or o.stride > 2):
         return 6
-    room = depthwise_room(x.w, o.k, o.stride, o.band) if is_depthwise else 0
-    return 10 if rows * o.pitch + room > h.room_floats else 0
+    return 10 if rows * o.pitch + _depthwise_floats(o, x) > h.workspace_floats else 0
+
+
+def _depthwise_floats(o: OpRecord, x: MapRecord) -> int:
+    """Floats that a depthwise operator, or the depthwise half of a separable pair, works in."""
+    if o.kind not in (KINDS["depthwise"], KINDS["separable"]):
+        return 0
+    return kernels.depthwise_workspace(x.w, o.k, o.stride, o.tile_rows)
 
 
 def _product(f: File, o: OpRecord, x: MapRecord, y: MapRecord, columns: int) -> int:
-    """The blocks that multiply `columns` of what is laid out of x, and whether x in bytes fits the room."""
-    if o.form & IN_BYTES:
-        is_pointwise, is_pair = o.kind == KINDS["pointwise"], o.kind == KINDS["separable"]
-        before = (0 if is_pointwise else columns * o.pitch) + (
-            depthwise_room(x.w, o.k, o.stride, o.band) if is_pair else 0
-        )
-        if before + -(-columns // 4) * (x.pitch if is_pointwise else o.pitch) > f.head.room_floats:
+    """The blocks that multiply `columns` of what is laid out of x; in int8, whether x as uint8 fits the workspace."""
+    if o.flags & U8S8:
+        rows, pitch = (0, x.pitch) if o.kind == KINDS["pointwise"] else (columns, o.pitch)
+        if rows * o.pitch + _depthwise_floats(o, x) + -(-columns // 4) * pitch > f.head.workspace_floats:
             return 10
-    return _blocks(f, o, up(y.c, 4) // 4, 4, columns)
+    return _blocks(f, o, round_up(y.c, 4) // 4, 4, columns)
 
 
 def _blocks(f: File, o: OpRecord, groups: int, rows: int, columns: int) -> int:
-    h, is_indexed, is_bytes = f.head, bool(o.form & INDEXED), bool(o.form & IN_BYTES)
-    if is_bytes:
-        if rows != 4 or columns > _WIDEST or o.zero > 255 or not 0 < o.gain <= _GREATEST:
+    h, is_indexed, is_int8 = f.head, bool(o.flags & INDEXED), bool(o.flags & U8S8)
+    if is_int8:
+        if rows != 4 or columns > U8S8_MAX_COLUMNS or o.zero > 255 or not 0 < o.inv_scale <= _MAX_FP32:
             return 6
         if not (_is_inside(h, o.scale, 16 * groups) and _is_inside(h, o.sums, 16 * groups)):
             return 8
-        columns = -(-columns // 4)  # a block of 16 bytes is 4 columns wide
-    if not 1 <= o.chunk <= kernels.CHUNK or o.form > (INDEXED | IN_BYTES):
+        columns = -(-columns // 4)  # a block is 4 columns wide
+    if not 1 <= o.k_tile <= kernels.MAX_K_TILE or o.flags > (INDEXED | U8S8):
         return 9
-    if o.form == INDEXED and rows == 4 and o.chunk > kernels.LONGEST:
+    if o.flags == INDEXED and rows == 4 and o.k_tile > kernels.SPMM_MAX_K_TILE:
         return 9
-    chunks = -(-columns // o.chunk)
-    sections = [(o.count, 2 * chunks * groups), (o.bias, 4 * rows * groups), (o.w, 4 * rows * o.blocks)]
+    k_tiles = -(-columns // o.k_tile)
+    sections = [(o.count, 2 * k_tiles * groups), (o.bias, 4 * rows * groups), (o.w, 4 * rows * o.blocks)]
     sections += [(o.col, 2 * o.blocks)] if is_indexed else []
     if not all(_is_inside(h, *section) for section in sections):
         return 8
-    count = f.array(np.uint16, o.count, chunks * groups)
-    widths = np.repeat(np.minimum(o.chunk, columns - np.arange(chunks) * o.chunk), groups)
+    count = f.array(np.uint16, o.count, k_tiles * groups)
+    widths = np.repeat(np.minimum(o.k_tile, columns - np.arange(k_tiles) * o.k_tile), groups)
     if count.sum(dtype=np.int64) != o.blocks or (not is_indexed and (count != widths).any()):
         return 9
     if is_indexed and not kernels.are_columns(f.array(np.uint16, o.col, o.blocks), count, widths):
         return 9
-    if not is_bytes:
+    if not is_int8:
         return 0
-    sums = np.zeros((groups, 4), np.int32)
-    of_blocks = f.array(np.int8, o.w, o.blocks, 4, 4).sum(2, dtype=np.int32)
-    np.add.at(sums, np.repeat(np.arange(len(count)) % groups, count), of_blocks)
+    sums = np.zeros((groups, 4), np.int32)  # of each row's weights
+    block_sums = f.array(np.int8, o.w, o.blocks, 4, 4).sum(2, dtype=np.int32)  # (blocks, 4)
+    np.add.at(sums, np.repeat(np.arange(len(count)) % groups, count), block_sums)
     return 0 if np.array_equal(f.array(np.int32, o.sums, groups, 4), sums) else 13
 
 
-def _parts(f: File, i: int) -> int:
-    """Whether the maps in part that an operator reads and writes go with its neighbours, and hold what it reads."""
+def _buffers(f: File, i: int) -> int:
+    """Whether an operator's rolling row buffers go with its neighbours, and hold what it reads."""
     o = f.ops[i]
     x, y = f.maps[o.x], f.maps[o.y]
-    if o.add != NONE and f.maps[o.add].part:
+    if o.add != NONE and f.maps[o.add].buffer_rows:
         return 7
-    if not x.part and not y.part:
+    if not x.buffer_rows and not y.buffer_rows:
         return 0
-    if o.kind > KINDS["separable"] or not 1 <= o.band <= y.h:
+    if o.kind > KINDS["separable"] or not 1 <= o.tile_rows <= y.h:
         return 6
     if o.kind == KINDS["pointwise"] and (o.k, o.stride, o.pad) != (1, 1, 0):
         return 6
-    if y.part and (y.part < o.band or i + 1 == len(f.ops) or f.ops[i + 1].x != o.y):
+    if y.buffer_rows and (y.buffer_rows < o.tile_rows or i + 1 == len(f.ops) or f.ops[i + 1].x != o.y):
         return 7
-    if not x.part:
+    if not x.buffer_rows:
         return 0
     links = 1
-    while links < CHAIN and links <= i and f.maps[f.ops[i - links].x].part:
+    while links < kernels.MAX_CHAIN and links <= i and f.maps[f.ops[i - links].x].buffer_rows:
         links += 1
-    if i == 0 or links == CHAIN or f.ops[i - 1].y != o.x:
+    if i == 0 or links == kernels.MAX_CHAIN or f.ops[i - 1].y != o.x:
         return 7
-    return 7 if x.part < min(x.h, (o.band - 1) * o.stride + max(o.k, o.stride)) else 0
+    return 7 if x.buffer_rows < min(x.h, (o.tile_rows - 1) * o.stride + max(o.k, o.stride)) else 0
 
 
 def _is_in_order(f: File) -> bool:
@@ -306,7 +313,7 @@ def _is_in_order(f: File) -> bool:
 
     for i, o in enumerate(ops):
         turn = i  # the operator in whose turn this one runs: the first from here on to write a whole map
-        while f.maps[ops[turn].y].part:
+        while f.maps[ops[turn].y].buffer_rows:
             turn += 1
         if not all(is_fresh(read, turn) for read in (o.x, o.add) if read != NONE):
             return False

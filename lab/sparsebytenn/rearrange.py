@@ -37,31 +37,29 @@ class Ground:
 
 def survey(graph: fx.GraphModule, block: int) -> Ground:
     """Sort the layers of a traced network; ValueError in one line if nothing in it can be pruned in blocks."""
-    dense: dict[str, str] = {}
-    layers: list[str] = []
-    for node in graph.graph.nodes:
-        module = module_of(node)
-        if not _is_layer(node):
-            continue
-        if reason := _stays_dense(graph, node, module, block):
-            dense[str(node.target)] = reason
-        else:
-            layers.append(str(node.target))
+    reasons = {str(node.target): _stays_dense(graph, node, block) for node in graph.graph.nodes if _is_layer(node)}
+    layers = tuple(name for name, reason in reasons.items() if not reason)
+    dense = {name: reason for name, reason in reasons.items() if reason}
     if not layers:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:4]) or "it has no such layers"
-        raise ValueError(f"nothing in this network can be pruned in blocks of {block} rows ({reasons})")
+        first = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:4]) or "it has no such layers"
+        raise ValueError(f"nothing in this network can be pruned in blocks of {block} rows ({first})")
+    return Ground(layers, dense, *_classes(graph, layers))
+
+
+def _classes(graph: fx.GraphModule, layers: tuple[str, ...]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """The classes of channels that pruned layers write and that may move, and the layers whose rows cannot, and why."""
     channels, frozen = Channels(graph), _frozen(graph)
     classes: dict[str, tuple[str, ...]] = {}
     fixed: dict[str, str] = {}
     for group, writers in channels.writers.items():
         pruned = tuple(name for name in writers if name in layers)
-        if stuck := channels.pinned.get(group) or frozen.get(group):
-            fixed |= dict.fromkeys(pruned, stuck)
+        if reason := channels.pinned.get(group) or frozen.get(group):
+            fixed |= dict.fromkeys(pruned, reason)
         elif pruned:
             classes[writers[0]] = pruned
     written = {name for writers in channels.writers.values() for name in writers}
     fixed |= dict.fromkeys([name for name in layers if name not in written], "its rows are not followed")
-    return Ground(tuple(layers), dense, classes, fixed)
+    return classes, fixed
 
 
 def permute(model: nn.Module, orders: Mapping[str, Tensor], example: Tensor) -> fx.GraphModule:
@@ -95,8 +93,9 @@ def moves(graph: fx.GraphModule, orders: Mapping[str, Tensor]) -> dict[str, Slic
     return {str(node.target): Slice(channels, node, index) for node in graph.graph.nodes if has_channels(node)}
 
 
-def _stays_dense(graph: fx.GraphModule, node: fx.Node, module: nn.Module, block: int) -> str:
+def _stays_dense(graph: fx.GraphModule, node: fx.Node, block: int) -> str:
     """Why a layer is not pruned, '' if it is."""
+    module = module_of(node)
     if not isinstance(module, LAYERS):
         return f"{type(module).__name__} is not pruned"
     if is_depthwise(module):
@@ -139,11 +138,12 @@ def _attribute(graph: fx.GraphModule, target: str) -> object:
 
 
 def _frozen(graph: fx.GraphModule) -> dict[int, str]:
-    """The classes that a shared weight belongs to: it has no order of its own for each of its uses."""
+    """The classes that a shared weight belongs to, with the reason: it has one order for all of its uses."""
     channels, shared = Channels(graph), _shared(graph)
-    found: dict[int, str] = {}
+    reasons: dict[int, str] = {}
     for node in graph.graph.nodes:
         if node.op == "call_module" and node.target in shared and has_channels(node):
+            reason = f"the weight of {node.target} is used more than once"
             for layout in (channels.layouts[node], channels.layouts[node.all_input_nodes[0]]):
-                found |= {channels.find(s.group): f"the weight of {node.target} is used more than once" for s in layout}
-    return found
+                reasons |= {channels.find(segment.group): reason for segment in layout}
+    return reasons

@@ -13,7 +13,7 @@ from ..core import cost, kernels, tasks
 from ..core.fields import integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
 from ..core.graph.tracing import trace
-from ..core.report import Attempts, Report, Row
+from ..core.report import Attempts, Report, Row, grouped_by_reason
 from ..core.running import Run, running
 from ..core.task import Task, inputs
 from ..core.training import Step, descend
@@ -92,19 +92,20 @@ class SparseByteNN:
             dense, example = run.model, run.example
             model = trace(dense, example)
             ground = survey(model, self.block)
+            # masks: layer -> (OC / block, IC), orders: class -> (C,); rows stay where they are while the network trains
             pattern = Pattern(model, ground, self.block, self.budget, self.search, self.score == "random")
-            permute(model, pattern.orders, example)  # what cannot be moved is told before training, not after it
-            saliencies = {name: eq.saliency(w).cpu() for name, w in pattern.weights.items()}
-            trace_of_run = self._train(run, model, pattern)
-            moved = moves(model, pattern.orders)
+            permute(model, pattern.orders, example)  # a network that cannot be is refused before training, not after
+            saliencies = {name: eq.saliency(w).cpu() for name, w in pattern.weights.items()}  # layer -> (OC, IC)
+            steps = self._train(run, model, pattern)
+            slices = moves(model, pattern.orders)  # columns follow the rows of the layer that they read
             model = permute(model, pattern.orders, example)
             report = self._report(run, model, ground, pattern, saliencies)
         return SparseByteNNOutcome(
             recipe=self,
             report=report,
-            trace=tuple(trace_of_run),
+            trace=tuple(steps),
             model=model,
-            masks={name: M[:, moved[name].columns] for name, M in pattern.masks.items()},
+            masks={name: M[:, slices[name].columns] for name, M in pattern.masks.items()},
             orders=pattern.orders,
             classes=ground.classes,
             saliencies={name: S.half() for name, S in saliencies.items()},
@@ -121,18 +122,18 @@ class SparseByteNN:
             )
         optimiser = SGD(model.parameters(), lr=self.lr, momentum=0.9, weight_decay=1e-4)
         schedule = CosineAnnealingLR(optimiser, self.steps)
-        optimiser.register_step_post_hook(pattern.apply)
+        optimiser.register_step_post_hook(pattern.apply)  # what momentum and weight decay put there goes again
         stage = run.stage("prune", model=model, optimiser=optimiser, schedule=schedule, pattern=pattern)
 
         def terms(batch: Any) -> dict[str, Tensor]:
             x = inputs(batch).to(device)
             z = model(x)
-            found = {"task": task.loss(z, batch[1].to(device))} if labels else {}
+            losses = {"task": task.loss(z, batch[1].to(device))} if labels else {}
             if self.distil:
                 with torch.no_grad():
-                    z_dense = dense(x)
-                found["distil"] = self.distil * self._distance(task, z, z_dense)
-            return found
+                    z_dense = dense(x)  # (B, classes), as z
+                losses["distil"] = self.distil * self._distance(task, z, z_dense)
+            return losses
 
         if not stage.trace:
             self._advance(pattern, 0)
@@ -145,58 +146,63 @@ class SparseByteNN:
         return list(stage.trace)
 
     def _advance(self, pattern: Pattern, t: int) -> None:
-        """After t updates: regroup and prune to s_t where that is due, which it never is again once s is reached."""
+        """After t updates: regroup and prune to s_t where that is due, never again once s is reached.
+
+        Orders are searched for the final share s from the first step on, masks for the share s_t of now.
+        """
         n = round(self.ramp * self.steps)
         if self.sparsity and t <= n and (t == n or t % self.regroup_every == 0):
             pattern.regroup(self.sparsity)
             pattern.prune(eq.cubic(self.sparsity, t, n) if n else self.sparsity)
 
     def _distance(self, task: Task, z: Tensor, z_dense: Tensor) -> Tensor:
-        """How far an answer is from the dense network's: by Eq. (12) for classes, else the mean squared error."""
+        """How far an output is from the dense network's: by Card (12) for classes, else the mean squared error."""
         if not isinstance(z, Tensor):
             raise ValueError(f"the model answers with a {type(z).__name__}: distillation compares tensors; return one")
         if task.metric == "accuracy":
             return eq.distillation(z, z_dense, self.temperature)
         return nn.functional.mse_loss(z, z_dense)
 
-    def _report(self, run: Run, model, ground: Ground, pattern: Pattern, saliencies) -> Report:
-        task, tell, dense, example = run.task, Attempts(), run.model, run.example
-        gone = {name: int(gone.expand_as(pattern.weights[name]).sum()) for name, gone in pattern.gone.items()}
-        parameters, macs = cost.parameters(dense), tell("macs", cost.macs, dense, example)
-        spared = tell("macs", _macs_gone, model, gone, example)
+    def _report(
+        self, run: Run, model: fx.GraphModule, ground: Ground, pattern: Pattern, saliencies: dict[str, Tensor]
+    ) -> Report:
+        task, attempts, dense, example = run.task, Attempts(), run.model, run.example
+        zeros = {name: int(gone.expand_as(pattern.weights[name]).sum()) for name, gone in pattern.gone.items()}
+        parameters, macs = cost.parameters(dense), attempts("macs", cost.macs, dense, example)
+        spared = attempts("macs", _macs_of, model, zeros, example)
         kept, blocks = pattern.blocks()
         orders = {name: pattern.order(name) for name in pattern.weights}
         before, after = (100 * retained(saliencies, order, self.block, self.sparsity) for order in ({}, orders))
         rows = [
-            Row("parameters", parameters, parameters - sum(gone.values())),
+            Row("parameters", parameters, parameters - sum(zeros.values())),
             Row("macs", macs, None if macs is None or spared is None else macs - spared),
             Row("blocks", blocks, kept),
             Row("sparsity", 0.0, 100 * (1 - kept / blocks), "%", "learned", 2),
             Row("retained magnitude", before, after, "%", "learned"),
-            Row(task.metric, run.before, tell(task.metric, task.measure, model), task.unit, "learned"),
+            Row(task.metric, run.before, attempts(task.metric, task.measure, model), task.unit, "learned"),
         ]
-        rows += _engine_rows(tell, model, example)
-        return Report(repr(self), tuple(rows), tuple(self._notes(task, ground) + tell.notes))
+        rows += _engine_rows(attempts, model, example)
+        return Report(repr(self), tuple(rows), tuple(self._notes(task, ground) + attempts.notes))
 
     def _notes(self, task: Task, ground: Ground) -> list[str]:
         notes = [
             "parameters, macs: without what is pruned; retained magnitude: of the dense weights, before rearranging"
         ]
-        notes += [f"left dense, {reason}: {names}" for reason, names in _by_reason(ground.dense)]
+        notes += grouped_by_reason("left dense,", ground.dense)
         if self.search != "none":
-            notes += [f"pruned with rows as they came, {reason}: {names}" for reason, names in _by_reason(ground.fixed)]
+            notes += grouped_by_reason("pruned with rows as they came,", ground.fixed)
         if not has_labels(task):
             notes.append("the batches hold no labels: trained on the dense network's answers alone")
         return notes
 
 
-def _engine_rows(tell: Attempts, model: fx.GraphModule, example: Tensor) -> list[Row]:
+def _engine_rows(attempts: Attempts, model: fx.GraphModule, example: Tensor) -> list[Row]:
     """The packed file and the engine's time, with the zeros and without; or a note that says why there is none."""
-    files = tell("not packed", _files, model, example)
+    files = attempts("not packed", _files, model, example)
     if files is None:
         return []
     rows = [Row("bytes", len(files[0]), len(files[1]), "B")]
-    if kernels.backend() == "c" and (times := tell("latency", _times, *files)) is not None:
+    if kernels.backend() == "c" and (times := attempts("latency", _times, *files)) is not None:
         rows.append(Row("latency", *times, "ms", "timed", 2))
     return rows
 
@@ -208,19 +214,11 @@ def _files(model: fx.GraphModule, example: Tensor) -> tuple[bytes, bytes]:
 
 
 def _times(dense: bytes, sparse: bytes) -> tuple[float, float]:
-    full, thin = race(Engine(dense), Engine(sparse))
-    return full, thin
+    dense_ms, sparse_ms = race(Engine(dense), Engine(sparse))
+    return dense_ms, sparse_ms
 
 
-def _macs_gone(model: fx.GraphModule, gone: dict[str, int], example: Tensor) -> int:
-    """The multiply-adds of the weights that are 0: each weight is used once for every place of its layer's output."""
-    spent = cost.layer_macs(model, example)
-    return sum(spent[n] // model.get_parameter(f"{n}.weight").numel() * zeros for n, zeros in gone.items())
-
-
-def _by_reason(reasons: dict[str, str]) -> list[tuple[str, str]]:
-    """The names that share a reason."""
-    together: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        together.setdefault(reason, []).append(name)
-    return [(reason, ", ".join(names)) for reason, names in together.items()]
+def _macs_of(model: fx.GraphModule, zeros: dict[str, int], example: Tensor) -> int:
+    """The multiply-adds of so many weights of each layer: each is used once for every pixel of its layer's output."""
+    macs = cost.layer_macs(model, example)
+    return sum(macs[name] // model.get_parameter(f"{name}.weight").numel() * n for name, n in zeros.items())

@@ -29,22 +29,22 @@ def pattern(outcome: SparseByteNNOutcome, layer: str, s: float, rearranged: bool
 
 
 def numbers(outcome: SparseByteNNOutcome, s: float) -> dict[str, tuple[float, float]]:
-    """For each layer, the shares of its dense magnitude that the largest blocks hold: rows as they came, as found."""
-    G, found = outcome.recipe.block, {}
+    """For each layer, the shares of its dense magnitude that the largest blocks hold: rows as they came, rearranged."""
+    G, shares = outcome.recipe.block, {}
     for layer, half in outcome.saliencies.items():
-        S = half.float()
-        found[layer] = eq.retained(S, G, s), eq.retained(S[outcome.order(layer)], G, s)
-    return found
+        S = half.float()  # (OC, IC)
+        shares[layer] = eq.retained(S, G, s), eq.retained(S[outcome.order(layer)], G, s)
+    return shares
 
 
 def measured(outcome: SparseByteNNOutcome) -> dict[str, str]:
     """The score that the run measured of its own network, dense and at the sparsity that it reached."""
-    removed, found = outcome.report["sparsity"], {}
+    removed, scores = outcome.report["sparsity"], {}
     for row in outcome.report.rows:
         if row.kind == "learned" and row.name not in ("sparsity", "retained magnitude"):
             dense, pruned = (f"{row.shown(value)} {row.unit}".rstrip() for value in (row.before, row.after))
-            found[row.name] = f"{dense} dense, {pruned} with {removed.shown(removed.after)} % removed"
-    return found
+            scores[row.name] = f"{dense} dense, {pruned} with {removed.shown(removed.after)} % removed"
+    return scores
 
 
 def searched(outcome: SparseByteNNOutcome, layer: str) -> dict[str, list[float]]:
@@ -53,46 +53,44 @@ def searched(outcome: SparseByteNNOutcome, layer: str) -> dict[str, list[float]]
     The layers of a class are searched together, as they must share one order.
     """
     recipe = outcome.recipe
-    together = next((layers for layers in outcome.classes.values() if layer in layers), None)
-    S, found = outcome.saliencies[layer].float(), {}
+    together = next((layers for layers in outcome.classes.values() if layer in layers), ())
+    saliencies = [outcome.saliencies[name].float() for name in together]
+    S, curves = outcome.saliencies[layer].float(), {}
     for name in SEARCHES:
-        order = torch.arange(len(S))
-        if together is not None:
-            order = search([outcome.saliencies[one].float() for one in together], name, recipe.block, recipe.sparsity)
-        found[name] = [eq.retained(S[order], recipe.block, s) for s in SHARES]
-    return found
+        order = search(saliencies, name, recipe.block, recipe.sparsity) if together else torch.arange(len(S))
+        curves[name] = [eq.retained(S[order], recipe.block, s) for s in SHARES]
+    return curves
 
 
 @view.register
 def explore(outcome: SparseByteNNOutcome) -> Explorer:
     """A layer's pattern before and after rearrangement, and what blocks retain: sliders for layer and sparsity."""
-    remembered = lru_cache(maxsize=None)(lambda layer: searched(outcome, layer))
+    curves = lru_cache(maxsize=None)(lambda layer: searched(outcome, layer))
     layers = list(outcome.saliencies)
 
     def draw(layer: str, sparsity: float) -> Frame:
-        shown = numbers(outcome, sparsity)
-        pictures = [
+        shares = numbers(outcome, sparsity)
+        plots = [
             _blocks(pattern(outcome, layer, sparsity, rearranged=False), "blocks kept, rows as they came"),
             _blocks(pattern(outcome, layer, sparsity), "blocks kept, rows rearranged"),
-            _curves(remembered(layer), layer, sparsity),
-            _by_layer(shown, layers.index(layer)),
+            _curves(curves(layer), layer, sparsity),
+            _by_layer(shares, layers.index(layer)),
         ]
-        came, found = shown[layer]
+        unordered, rearranged = shares[layer]
         mask = pattern(outcome, layer, sparsity)
         facts: dict[str, Any] = {
             "blocks kept": f"{int(mask.sum()):,} of {mask.numel():,}",
             "shown": _part(mask),
-            "magnitude retained as it came": f"{100 * came:.1f} %",
-            "rearranged": f"{100 * found:.1f} %",
+            "magnitude retained as it came": f"{100 * unordered:.1f} %",
+            "rearranged": f"{100 * rearranged:.1f} %",
             **measured(outcome),
         }
-        return Frame("".join(pictures), facts)
+        return Frame("".join(plots), facts)
 
-    own = outcome.recipe.sparsity
-    shares = sorted({*SHARES, own})
+    sparsity = outcome.recipe.sparsity
     controls = {
         "layer": Control(layers, label="layer", start=layers[len(layers) // 2]),
-        "sparsity": Control(shares, label="share of blocks removed", start=own),
+        "sparsity": Control(sorted({*SHARES, sparsity}), label="share of blocks removed", start=sparsity),
     }
     title = f"SparseByteNN(block={outcome.recipe.block}, search={outcome.recipe.search!r}): what a row order saves"
     return Explorer(draw, controls, title=title)
@@ -111,19 +109,22 @@ def _part(mask: Tensor) -> str:
     return f"{min(groups, SHOWN[0])} of {groups} groups, {min(inputs, SHOWN[1])} of {inputs} inputs"
 
 
-def _curves(found: dict[str, list[float]], layer: str, sparsity: float) -> str:
+def _curves(retained: dict[str, list[float]], layer: str, sparsity: float) -> str:
     """What each search gains over rows as they came: the retained shares themselves lie too close to be told apart."""
     series = [
-        svg.Series(name, [(s, 100 * (v - none)) for s, v, none in zip(SHARES, found[name], found["none"], strict=True)])
+        svg.Series(
+            name, [(s, 100 * (v - v0)) for s, v, v0 in zip(SHARES, retained[name], retained["none"], strict=True)]
+        )
         for name in SEARCHES[1:]
     ]
     return svg.lines(series, "share of blocks removed", "points gained by the row order", title=layer, at=sparsity)
 
 
-def _by_layer(shown: dict[str, tuple[float, float]], at: int) -> str:
-    names = ("as it came", "rearranged")
-    series = [svg.Series(name, [(i, 100 * pair[k]) for i, pair in enumerate(shown.values())], joined=False)
-              for k, name in enumerate(names)]  # fmt: skip
+def _by_layer(shares: dict[str, tuple[float, float]], at: int) -> str:
+    series = [
+        svg.Series(name, [(i, 100 * share) for i, share in enumerate(column)], joined=False)
+        for name, column in zip(("as it came", "rearranged"), zip(*shares.values(), strict=True), strict=True)
+    ]
     return svg.lines(series, "layer", "magnitude retained (%)", title="all layers", at=at)
 
 
@@ -137,7 +138,7 @@ def layer_times(outcome: SparseByteNNOutcome, repeats: int = 20) -> Any:
 
 
 def layers(outcome: SparseByteNNOutcome, repeats: int = 20) -> go.Figure:
-    """The same as bars: where the time goes, and what the zeros save."""
+    """Each operator's ms, dense and sparse, as bars: where the time goes, and what the zeros save."""
     table = layer_times(outcome, repeats)
     bars = [go.Bar(x=table.layer, y=table[name], name=name) for name in ("dense", "sparse")]
     return figure(*bars, y="ms for one picture, one thread, here")
@@ -146,7 +147,7 @@ def layers(outcome: SparseByteNNOutcome, repeats: int = 20) -> go.Figure:
 def browser(outcome: SparseByteNNOutcome, **options: Any) -> Classifier:
     """A widget that classifies pictures in the reader's own browser and times the network there, sparse beside dense.
 
-    Options (labels, mean, std, pictures, title) as `web.bundle` takes them.
+    Options (labels, mean, std, images, title) as `web.bundle` takes them.
     """
     sparse, dense = (outcome.engine(dense=dense, measure=False) for dense in (False, True))
     return Classifier(**web.widget(sparse, **({"dense": dense} | options)))

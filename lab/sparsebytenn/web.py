@@ -54,27 +54,27 @@ def bundle(
     labels: Sequence[str] = (),
     mean: float | Sequence[float] = 0.0,
     std: float | Sequence[float] = 1.0,
-    pictures: Sequence[Any] = (),
+    images: Sequence[Any] = (),
     title: str = TITLE,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What the browser is told, and the files it needs by name.
+    """The page's setup, and the files it needs by name.
 
-    dense: the same network with nothing removed, timed beside it. labels: the classes' names. mean, std: how the
-    network takes a picture, (v - mean) / std with v in [0, 1], one number or one a channel. pictures: samples, uint8
-    (H, W) or (H, W, 3), or as the network takes them, floats (C, H, W).
+    dense: the network with nothing removed, timed beside it. labels: the classes' names. mean, std: how the network
+    takes an image, (v - mean) / std with v in [0, 1], one number or one a channel. images: samples, uint8 (H, W) or
+    (H, W, 3), or as the network takes them, floats (C, H, W).
     """
     networks = {"sparse": _engine(engine)} | ({} if dense is None else {"dense": _engine(dense)})
     channels = _checked(networks, labels)
     scale = {"mean": _each(mean, channels, "mean"), "std": _each(std, channels, "std")}
     if 0 in scale["std"]:
         raise ValueError("std holds a 0: give what the network's pictures were divided by")
-    shown = networks["sparse"].network.maps[networks["sparse"].network.input]
-    samples = [_address(_bytes(picture, scale), max(shown.h, shown.w)) for picture in pictures]
+    m = networks["sparse"].network.maps[networks["sparse"].network.input]
+    samples = [_data_url(_as_uint8(image, scale), max(m.h, m.w)) for image in images]
     files = {name: FILES[name] for name in networks}
-    told = {"title": title, "labels": list(labels), **scale, "samples": samples, "networks": files}
+    setup = {"title": title, "labels": list(labels), **scale, "samples": samples, "networks": files}
     parts = {f"{build}.wasm": (_STATIC / f"{build}.wasm").read_bytes() for build in BUILDS}
-    parts |= {files[name]: one.data for name, one in networks.items()}
-    return {**told, "facts": _facts(networks)}, parts
+    parts |= {files[name]: network.data for name, network in networks.items()}
+    return {**setup, "facts": _facts(networks)}, parts
 
 
 def widget(engine: Engine | Network, **options: Any) -> dict[str, Any]:
@@ -96,11 +96,11 @@ def style() -> str:
 
 def page(setup: Mapping[str, Any], parts: Mapping[str, bytes]) -> bytes:
     """The page; files that are not among `parts` are fetched from beside it."""
-    held = [
+    embedded = [
         f'<script type="text/plain" id="{name}">{base64.b64encode(part).decode()}</script>\n'
         for name, part in parts.items()
     ]
-    told = json.dumps(setup).replace("<", "\\u003c")
+    setup_json = json.dumps(setup).replace("<", "\\u003c")
     code = script().replace("</", "<\\/")
     title = escape(setup["title"])
     return f"""<!doctype html>
@@ -111,8 +111,8 @@ body{{margin:2.5rem auto;padding:0 1.25rem;max-width:860px;background:Canvas;col
 {style()}</style></head>
 <body><main id="classifier"><h2>{title}</h2>
 <noscript>This page computes in the browser: allow scripts.</noscript></main>
-<script type="application/json" id="setup">{told}</script>
-{"".join(held)}<script type="module">
+<script type="application/json" id="setup">{setup_json}</script>
+{"".join(embedded)}<script type="module">
 {code}
 {_OPEN}</script></body></html>
 """.encode()
@@ -120,11 +120,11 @@ body{{margin:2.5rem auto;padding:0 1.25rem;max-width:860px;background:Canvas;col
 
 _OPEN = """
 async function part(name) {
-  const held = document.getElementById(name);
+  const embedded = document.getElementById(name);
   try {
-    const answer = await fetch(held ? `data:application/octet-stream;base64,${held.textContent}` : name);
-    if (!answer.ok) throw new Error(answer.status);
-    return new Uint8Array(await answer.arrayBuffer());
+    const response = await fetch(embedded ? `data:application/octet-stream;base64,${embedded.textContent}` : name);
+    if (!response.ok) throw new Error(response.status);
+    return new Uint8Array(await response.arrayBuffer());
   } catch (error) {
     throw new Error(
       location.protocol === "file:"
@@ -147,14 +147,13 @@ def _engine(network: Engine | Network) -> Engine:
 
 
 def _checked(networks: Mapping[str, Engine], labels: Sequence[str]) -> int:
-    """The channels of a picture, once the networks are found to classify pictures, and the same ones."""
+    """The channels of an image; ValueError for networks that do not classify, or not alike."""
     shapes = set()
-    for one in networks.values():
-        picture, answer = (one.network.maps[i] for i in (one.network.input, one.network.output))
-        if answer.pixels != 1 and (answer.c, answer.h) != (1, 1):
-            size = f"({answer.c}, {answer.h}, {answer.w})"
-            raise ValueError(f"the network answers with a map {size}: the page shows classes")
-        shapes.add((picture.c, picture.h, picture.w, picture.interleaved, answer.c * answer.w))
+    for engine in networks.values():
+        x, y = (engine.network.maps[i] for i in (engine.network.input, engine.network.output))
+        if y.pixels != 1 and (y.c, y.h) != (1, 1):
+            raise ValueError(f"the network answers with a map ({y.c}, {y.h}, {y.w}): the page shows classes")
+        shapes.add((x.c, x.h, x.w, x.interleaved, y.c * y.w))
     if len(shapes) > 1:
         raise ValueError("dense takes other pictures or has other classes than the sparse network: compile both alike")
     channels, _, _, _, classes = shapes.pop()
@@ -173,9 +172,9 @@ def _each(value: float | Sequence[float], channels: int, name: str) -> list[floa
     return values.tolist()
 
 
-def _bytes(picture: Any, scale: Mapping[str, list[float]]) -> np.ndarray:
+def _as_uint8(image: Any, scale: Mapping[str, list[float]]) -> np.ndarray:
     """A sample as uint8 (H, W) or (H, W, 3)."""
-    array = np.asarray(picture)
+    array = np.asarray(image)
     if array.dtype.kind == "f" and array.ndim == 3 and len(array) == len(scale["mean"]):
         mean, std = (np.reshape(scale[name], (-1, 1, 1)) for name in ("mean", "std"))
         array = (255 * (array * std + mean)).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0).squeeze()
@@ -187,8 +186,8 @@ def _bytes(picture: Any, scale: Mapping[str, list[float]]) -> np.ndarray:
     return array
 
 
-def _address(array: np.ndarray, side: int) -> str:
-    """A picture as a data: address, its shorter side no longer than `side`: the network sees no more."""
+def _data_url(array: np.ndarray, side: int) -> str:
+    """An image as a data: URL, its shorter side no longer than `side`: the network sees no more."""
     from PIL import Image
 
     image, png = Image.fromarray(array), io.BytesIO()
@@ -201,6 +200,6 @@ def _address(array: np.ndarray, side: int) -> str:
 def _facts(networks: Mapping[str, Engine]) -> list[tuple[str, str]]:
     """What the page says below: weights kept and bytes."""
     products = [op.weights for op in networks["sparse"].network.ops if op.weights is not None]
-    kept, whole = (sum(counts) for counts in zip(*((w.blocks.size, w.rows * w.columns) for w in products), strict=True))
-    sizes = ", ".join(f"{name} {len(one.data) / 1e6:.2f} MB" for name, one in networks.items())
-    return [("weights that are kept", f"{min(1, kept / whole):.0%} of {whole:,}"), ("file", sizes)]
+    kept, total = (sum(counts) for counts in zip(*((w.blocks.size, w.rows * w.columns) for w in products), strict=True))
+    sizes = ", ".join(f"{name} {len(engine.data) / 1e6:.2f} MB" for name, engine in networks.items())
+    return [("weights that are kept", f"{min(1, kept / total):.0%} of {total:,}"), ("file", sizes)]

@@ -35,7 +35,7 @@ def packed_network(share):
 
 dense, sparse = packed_network(0), packed_network(0.3)
 labels = [f"a {i}" for i in range(10)]
-options = dict(dense=dense, mean=0.5, pictures=pictures, labels=labels, title="Digits, 30 % sparse")
+options = dict(dense=dense, mean=0.5, images=pictures, labels=labels, title="Digits, 30 % sparse")
 """
 WIDGET = """
 from lab.ui.classifier import Classifier

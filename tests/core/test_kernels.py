@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import shutil
 import subprocess
 import sys
@@ -39,8 +40,8 @@ def backend(request, monkeypatch):
 
 @pytest.fixture
 def fresh():
-    """Forget what was said and checked before, and after."""
-    caches = kernels._say_numpy, kernels._refuse_stale
+    """Forget what was warned of and checked before, and after."""
+    caches = kernels._warn_numpy, kernels._check_build
     for cached in caches:
         cached.cache_clear()
     yield
@@ -82,15 +83,15 @@ def test_pack_keeps_only_blocks_that_are_not_zero():
     w[5, 2] = 7
     packed = kernels.pack(w)
     assert (packed.count.tolist(), packed.col.tolist(), packed.blocks.tolist()) == ([0, 1], [2], [[0, 7, 0, 0]])
-    in_runs = kernels.pack(w, chunk=2)
-    assert (in_runs.count.tolist(), in_runs.col.tolist()) == ([0, 0, 0, 1], [0])
+    tiled = kernels.pack(w, k_tile=2)
+    assert (tiled.count.tolist(), tiled.col.tolist()) == ([0, 0, 0, 1], [0])
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 20), st.integers(0, 20), st.sampled_from([1, 4, 16]), st.integers(1, 25), st.booleans())
-def test_pack_and_to_dense_are_inverse(rows, columns, block, chunk, dense):
+def test_pack_and_to_dense_are_inverse(rows, columns, block, k_tile, dense):
     w, _ = operands(rows, columns, 1, 0.5)
-    assert np.array_equal(kernels.pack(w, block=block, chunk=chunk, dense=dense).to_dense(), w)
+    assert np.array_equal(kernels.pack(w, block=block, k_tile=k_tile, dense=dense).to_dense(), w)
 
 
 @needs_c
@@ -99,18 +100,18 @@ def test_pack_and_to_dense_are_inverse(rows, columns, block, chunk, dense):
     name=st.sampled_from(kernels.isas() or ["ref"]),
     shape=st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 220)),
     density=st.floats(0, 1),
-    chunk=st.sampled_from([1, 7, 16, 65_535]),
+    k_tile=st.sampled_from([1, 7, 16, 65_535]),
     dense=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_every_instruction_set_gives_the_exact_product(name, shape, density, chunk, dense, seed):
-    """Bias, sum, clamp and runs of columns included, against numpy in double precision."""
+def test_every_instruction_set_gives_the_exact_product(name, shape, density, k_tile, dense, seed):
+    """Bias, sum, clamp and k-tiles included, against numpy in double precision."""
     (w, x), g = operands(*shape, density, seed), np.random.default_rng(seed)
     bias, add = g.normal(size=shape[0]), g.normal(size=(shape[0], shape[2]))
     exact = (w.astype(np.float64) @ x + bias[:, None] + add).clip(-1, 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAB_ISA", name)
-        y = kernels.spmm(kernels.pack(w, chunk=chunk, dense=dense), x, bias=bias, add=add, clamp=(-1, 2))
+        y = kernels.spmm(kernels.pack(w, k_tile=k_tile, dense=dense), x, bias=bias, add=add, clamp=(-1, 2))
     np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-4)
 
 
@@ -155,9 +156,9 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_every_array_is_checked_against_the_others(backend, name):
     changes, message = WRONG[name]
-    given_ = {"w": kernels.pack(np.ones((8, 5))), "x": np.ones((5, 9)), **changes}
+    arguments = {"w": kernels.pack(np.ones((8, 5))), "x": np.ones((5, 9)), **changes}
     with pytest.raises(ValueError, match=message) as caught:
-        kernels.spmm(given_.pop("w"), given_.pop("x"), **given_)
+        kernels.spmm(arguments.pop("w"), arguments.pop("x"), **arguments)
     assert "\n" not in str(caught.value)
 
 
@@ -177,13 +178,13 @@ def test_an_array_that_was_written_to_is_checked_again(backend, name, value):
         ({"col": np.array([1, 1])}, "stands twice"),
         ({"blocks": np.zeros(2)}, r"blocks has shape \(2,\)"),
         ({"blocks": np.zeros((2, 4), complex)}, "blocks holds complex128 values"),
-        ({"chunk": 0}, "in runs of 0"),
+        ({"k_tile": 0}, "in k-tiles of 0"),
         ({"rows": -4}, "a matrix of -4 x 2"),
     ],
 )
 def test_a_matrix_of_wrong_arrays_is_none(changes, message):
     arrays = {"count": np.array([2]), "col": np.array([0, 1]), "blocks": np.ones((2, 4))}
-    good = {"rows": 4, "columns": 2, "chunk": 2, **arrays}
+    good = {"rows": 4, "columns": 2, "k_tile": 2, **arrays}
     assert kernels.Sparse(**good).to_dense().all()
     with pytest.raises(ValueError, match=message):
         kernels.Sparse(**{**good, **changes})
@@ -198,37 +199,44 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch):
 
 @needs_c
 @pytest.mark.parametrize("name", kernels.isas() or ["ref"])
-def test_columns_beyond_one_table_of_rows_are_cut_into_runs(name, monkeypatch):
-    """An index reaches SPMM_RUN columns: wider matrices come in several runs, whatever was asked for."""
+def test_columns_beyond_one_table_of_rows_are_cut_into_k_tiles(name, monkeypatch):
+    """An index reaches SPMM_MAX_K_TILE columns: wider matrices come in several k-tiles, whatever was asked for."""
     monkeypatch.setenv("LAB_ISA", name)
     (w, x) = operands(8, 2500, 50, 0.4, 3)
     packed = kernels.pack(w)
-    assert packed.chunk == kernels.LONGEST == kernels.lib.SPMM_RUN and len(packed.count) == 3 * packed.groups
+    assert packed.k_tile == kernels.SPMM_MAX_K_TILE and len(packed.count) == 3 * packed.groups
     np.testing.assert_allclose(kernels.spmm(packed, x), w.astype(np.float64) @ x, rtol=1e-4, atol=1e-3)
 
 
-WHOLE = kernels.pack(np.ones((8, 2)), chunk=1)
+@needs_c
+def test_what_python_says_of_the_kernels_is_what_they_say():
+    assert (kernels.SPMM_MAX_K_TILE, kernels.MAX_CHAIN) == (kernels.lib.SPMM_MAX_K_TILE, kernels.lib.ENGINE_MAX_CHAIN)
+    for window in itertools.product((1, 15, 16, 17, 31, 32, 33, 224), (3, 5), (1, 2), (1, 2, 7)):
+        assert kernels.depthwise_workspace(*window) == kernels.lib.depthwise_workspace(*window)
+
+
+MATRIX = kernels.pack(np.ones((8, 2)), k_tile=1)
 BROKEN = {
     "counts beyond the blocks": {"count": [1, 1, 1, 2]},
     "fewer counts than groups": {"count": [2, 2]},
-    "a column beyond its run": {"col": [0, 1, 0, 0]},
+    "a column beyond its k-tile": {"col": [0, 1, 0, 0]},
     "columns for other blocks": {"col": [0, 0]},
     "dense with a column missing": {"col": None, "count": [0, 2, 1, 1]},
-    "a run longer than the kernel's table": {"chunk": 1025, "columns": 2050},
+    "a k-tile longer than the kernel's table": {"k_tile": 1025, "columns": 2050},
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_indices_are_an_error_and_not_a_crash(name):
     with pytest.raises(ValueError, match=r"broken: .*; make it with|count has 2 entries"):
-        dataclasses.replace(WHOLE, **BROKEN[name])
+        dataclasses.replace(MATRIX, **BROKEN[name])
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: kernels.pack(np.ones(3)), r"w has shape \(3,\)"),
-        (lambda: kernels.pack(np.ones((4, 3)), chunk=0), r"chunk=0: give 1 to 65535"),
+        (lambda: kernels.pack(np.ones((4, 3)), k_tile=0), r"k_tile=0: give 1 to 65535"),
         (lambda: kernels.spmm(kernels.pack(np.ones((4, 3))), np.ones((2, 5))), r"x has shape \(2, 5\).*\(3, n\)"),
     ],
 )
@@ -249,7 +257,7 @@ def test_a_stale_build_is_refused_with_the_command_that_rebuilds_it(fresh, monke
     assert kernels.backend() == "c"
     with open(tmp_path / "ckernels" / "kernels.h", "a") as header:
         header.write("/* newer */\n")
-    kernels._refuse_stale.cache_clear()
+    kernels._check_build.cache_clear()
     with pytest.raises(RuntimeError, match=r"built from other sources .* `python ckernels/build\.py`"):
         kernels.backend()
 
@@ -283,6 +291,6 @@ def test_a_build_without_a_compiler_succeeds(tmp_path):
     done = subprocess.run(build, cwd=copy, env=absent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     code = "from lab.core import kernels; print(kernels.backend())"
-    told = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
-    assert told.stdout == "numpy\n"
-    assert "the C kernels are not built" in told.stderr
+    child = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
+    assert child.stdout == "numpy\n"
+    assert "the C kernels are not built" in child.stderr

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lab.core.report import Attempts, Report, Row, attempt, reported
+from lab.core.report import Attempts, Report, Row, attempt, grouped_by_reason, reported
 
 MACS = Row("macs", 2_000_000, 500_000)
 ACCURACY = Row("accuracy", 97.04, 96.55, "%", "learned")
@@ -128,3 +128,12 @@ def test_attempts_collect_their_notes():
     assert attempts.pair("share", lambda n, d: n // d, 4, 6, 0) == (None, None)
     assert attempts.times(1, 2, 3) == (None, None)
     assert [note.split(":")[0] for note in attempts.notes] == ["share", "share", "latency"]
+
+
+def test_names_of_one_reason_share_a_note():
+    reasons = {"stem": "depthwise", "head": "reads the input", "body": "depthwise"}
+    assert grouped_by_reason("left dense,", reasons) == [
+        "left dense, depthwise: stem, body",
+        "left dense, reads the input: head",
+    ]
+    assert grouped_by_reason("left dense,", {}) == []

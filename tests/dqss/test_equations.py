@@ -1,12 +1,14 @@
 """DQSS's equations beside autograd, the long form, and what the specification found about arg-max."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lab.core.quantisation.grids import FixedQuantiser, Grid
-from lab.core.quantisation.quantisers import LSQ, PACT, PAMS
+from lab.core.quantisation.qparams import FixedQuantiser, QParams
+from lab.core.quantisation.quantisers import LSQ, PACT, RangeQuantiser
 from lab.dqss import equations as eq
 from lab.dqss.layers import Mixture, RoundedWeight
 
@@ -15,7 +17,7 @@ X, W = torch.randn(2, 4, 7, 7, generator=G), torch.randn(4, 4, 3, 3, generator=G
 
 
 def grids(count=5, signed=True):
-    return {str(k): FixedQuantiser(Grid((3 - 0.4 * k) / 7, -7 * signed, 7, 128 * signed)) for k in range(count)}
+    return {str(k): FixedQuantiser(QParams.from_max(3 - 0.4 * k, 7, signed)) for k in range(count)}
 
 
 @pytest.mark.parametrize(
@@ -31,12 +33,25 @@ def grids(count=5, signed=True):
 def test_one_convolution_is_all_branches(x, w, op):
     q, p = (eq.probabilities(torch.randn(5, generator=G)) for _ in range(2))
     parts = (
-        [one(x) for one in grids().values()],
+        [strategy(x) for strategy in grids().values()],
         [RoundedWeight(torch.tensor(s / 7), 7)(w) for s in (1, 1.5, 2, 2.5, 3)],
     )
     long, short = eq.branches(*parts, q, p, op), eq.efficient(*parts, q, p, op)
     torch.testing.assert_close(long, short, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(F.relu(long), eq.mixture([F.relu(op(a, parts[1][0])) for a in parts[0]], q))
+
+
+def test_probabilities_are_the_flatter_the_warmer():
+    assert eq.probabilities(torch.tensor([2 * math.log(3), 0.0]), T=2.0).tolist() == pytest.approx([3 / 4, 1 / 4])
+
+
+def test_every_strategy_needs_its_probability():
+    two, three = torch.ones(2) / 2, torch.ones(3) / 3
+    for q, p in ((two, three), (three, two)):
+        with pytest.raises(ValueError, match="zip"):
+            eq.branches([X, X], [W, W], q, p, F.conv2d)
+    with pytest.raises(ValueError, match="zip"):
+        eq.mixture([X, X], three)
 
 
 def test_the_gradient_of_logits_is_autograds():
@@ -57,23 +72,27 @@ def test_the_lean_mixture_is_the_plain_one(signed, shape):
     (y * above).sum().backward()
     lean = y.detach(), x.grad.clone(), mixture.logits.grad.clone()
     x.grad, mixture.logits.grad = None, None
-    y = eq.mixture([one(x) for one in mixture.strategies], eq.probabilities(mixture.logits))
+    y = eq.mixture([strategy(x) for strategy in mixture.strategies], eq.probabilities(mixture.logits))
     (y * above).sum().backward()
     for mine, plain in zip(lean, (y.detach(), x.grad, mixture.logits.grad), strict=True):
         torch.testing.assert_close(mine, plain, atol=2e-3, rtol=1e-4)
 
 
 def test_strategies_that_learn_get_their_gradients():
-    mixture, x = Mixture({"pact": PACT(4), "lsq": LSQ(4), "pams": PAMS(4)}), X.clone().requires_grad_()
+    mixture, x = Mixture({"pact": PACT(4), "lsq": LSQ(4), "pams": RangeQuantiser(4)}), X.clone().requires_grad_()
     nn.init.normal_(mixture.logits, generator=G)
     wanted = list(mixture.parameters())
     lean = torch.autograd.grad(mixture(x).square().sum(), [x, *wanted])
-    plain = eq.mixture([one(x) for one in mixture.strategies], eq.probabilities(mixture.logits)).square().sum()
+    plain = (
+        eq.mixture([strategy(x) for strategy in mixture.strategies], eq.probabilities(mixture.logits)).square().sum()
+    )
     for mine, other in zip(lean, torch.autograd.grad(plain, [x, *wanted]), strict=True):
         torch.testing.assert_close(mine, other, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [grids, lambda: {"a": PACT(4), "b": LSQ(4), "c": PAMS(4)}], ids=["fixed", "learned"])
+@pytest.mark.parametrize(
+    "make", [grids, lambda: {"a": PACT(4), "b": LSQ(4), "c": RangeQuantiser(4)}], ids=["fixed", "learned"]
+)
 def test_only_one_tensor_of_its_size_is_kept(make):
     def kept(forward):
         sizes = []
@@ -83,7 +102,9 @@ def test_only_one_tensor_of_its_size_is_kept(make):
 
     mixture, x = Mixture(make()), X.clone().requires_grad_()
     assert kept(lambda: mixture(x)) == 1
-    assert kept(lambda: eq.mixture([one(x) for one in mixture.strategies], eq.probabilities(mixture.logits))) > 5
+    assert (
+        kept(lambda: eq.mixture([strategy(x) for strategy in mixture.strategies], eq.probabilities(mixture.logits))) > 5
+    )
 
 
 def test_one_strategy_is_the_plain_quantiser_and_equal_logits_are_the_mean():
@@ -123,6 +144,11 @@ def test_a_pair_of_draws_estimates_the_gradient_of_the_expected_loss():
             weight = (p[i] * p[j]).detach()
             total = total + weight * eq.policy((losses[i], losses[j]), (logs[i], logs[j]))
     torch.testing.assert_close(torch.autograd.grad(total, logits)[0], exact)
+
+
+def test_the_gap_is_ten_decibels_a_power_of_ten_and_finite_without_a_loss():
+    assert eq.gap(0.01, 0.1) == pytest.approx(10) and eq.gap(2.0, 1.0) == pytest.approx(-10 * math.log10(2))
+    assert eq.gap(0.0, 0.0) == 0 and eq.gap(0.0, 1.0) == pytest.approx(300)
 
 
 def test_sizes_and_entropies():

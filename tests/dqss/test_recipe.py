@@ -9,16 +9,16 @@ from torch import nn
 
 import lab
 from lab.core import store
-from lab.core.quantisation.bn_folding import prepared
+from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.core.training import seeded
 from lab.dqss import equations as eq
 from lab.dqss import search
-from lab.dqss.space import Space, place
+from lab.dqss.space import StrategySpace
 
 QUICK = {"steps": 8, "calibration": 8, "candidates": ("max", "p99.9", "mse", "aciq")}
 
 
-class Own(nn.Module):
+class AllLayers(nn.Module):
     """All kinds of layers, for pictures of any size."""
 
     def __init__(self) -> None:
@@ -32,9 +32,9 @@ class Own(nn.Module):
         return self.last(self.up((x + self.point(self.deep(x))).relu()).relu().mean((2, 3)))
 
 
-def own(labels: bool = True) -> lab.Task:
+def small_task(labels: bool = True) -> lab.Task:
     with seeded(0):
-        net, x = Own().eval(), torch.randn(6, 4, 3, 8, 8)
+        net, x = AllLayers().eval(), torch.randn(6, 4, 3, 8, 8)
         for module in net.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.data[0] *= 6  # outliers: strategies then differ
@@ -43,7 +43,7 @@ def own(labels: bool = True) -> lab.Task:
 
 
 def run(task=None, **fields):
-    return lab.DQSS(**{**QUICK, **fields}).run(task or own(), progress=False)
+    return lab.DQSS(**{**QUICK, **fields}).run(task or small_task(), progress=False)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3])
@@ -65,9 +65,9 @@ def test_safe_is_never_worse_than_what_arg_max_keeps(bits):
 
 
 def test_what_a_merge_must_keep_stays():
-    task, recipe = own(), lab.DQSS(steps=1, calibration=8)
-    graph = prepared(task.model, task.example)
-    space = Space(graph, place(graph, recipe), recipe, task.example)
+    task, recipe = small_task(), lab.DQSS(steps=1, calibration=8)
+    graph = fold_batch_norms(task.model, task.example)
+    space = StrategySpace(graph, recipe, task.example)
     for role in space.roles:  # copies were one before
         assert len({float(one.step.mean()) for one in role.mixture.strategies}) == len(role.mixture.names)
     wanted = [[len(role.mixture.names) - 1 for role in space.roles], search.same(space, "max", "mse")]
@@ -92,14 +92,14 @@ def test_every_algorithm_tells_its_gap(algorithm):
 @pytest.mark.parametrize("scales", ["tensor", "channel"])
 def test_weights_that_meet_only_zeros_leave_the_range_to_the_others(scales):
     """A channel that its ReLU has shut, then a huge weight: the thin MobileNet has one, and lost 14 points by it."""
-    task = own()
+    task = small_task()
     task.model.norm.bias.data[3], task.model.norm.weight.data[3] = -1, 0
-    found = []
+    outcomes = []
     for size in (1, 1000):
         task.model.deep.weight.data[3] = size
-        found.append(run(task, weight_bits=8, activation_bits=8, scales=scales))
-    assert found[0].losses == found[1].losses
-    steps = [torch.tensor(outcome.choices["deep"]["weight_scale"]) for outcome in found]
+        outcomes.append(run(task, weight_bits=8, activation_bits=8, scales=scales))
+    assert outcomes[0].losses == outcomes[1].losses
+    steps = [torch.tensor(outcome.choices["deep"]["weight_scale"]) for outcome in outcomes]
     assert torch.equal(*steps) == (scales == "tensor") and torch.equal(steps[0][:3], steps[1][:3])
 
 
@@ -111,11 +111,11 @@ def test_eight_bits_are_enough_for_the_thin_mobilenet():
 
 def test_a_copy_of_a_candidate_changes_nothing():
     """Near-duplicates are one: 'mse' again under another name must not split its votes."""
-    from lab.core.quantisation import calibration
+    from lab.dqss import observers
 
     before = run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(calibration.RULES, "pams", calibration.mse)
+        patch.setitem(observers.OBSERVERS, "pams", observers.mse)
         again = run(candidates=(*QUICK["candidates"], "pams"))
     assert again.losses["kept"] == pytest.approx(before.losses["kept"], rel=1e-6)
     assert not any("pams" in row.values() for row in again.choices.values())
@@ -134,9 +134,9 @@ def test_every_kind_of_layer_has_a_strategy_and_lies_on_its_grid():
 
 
 def test_a_layer_is_called_once_however_many_strategies(monkeypatch):
-    calls, task, recipe = [], own(), lab.DQSS(**QUICK)
-    graph, original = prepared(task.model, task.example), nn.Conv2d.forward
-    space = Space(graph, place(graph, recipe), recipe, task.example)
+    calls, task, recipe = [], small_task(), lab.DQSS(**QUICK)
+    graph, original = fold_batch_norms(task.model, task.example), nn.Conv2d.forward
+    space = StrategySpace(graph, recipe, task.example)
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: calls.append(self) or original(self, x))
     space.graph(task.example)
     assert len(calls) == 3
@@ -145,9 +145,9 @@ def test_a_layer_is_called_once_however_many_strategies(monkeypatch):
 @pytest.mark.parametrize("labels", [True, False])
 def test_trained_with_its_strategies(labels):
     fields = {"mode": "aware", "candidates": (), "steps": 10, "algorithm": "dqss"}
-    outcome = run(own(labels), **fields)
+    outcome = run(small_task(labels), **fields)
     assert [step.stage for step in outcome.trace] == ["search"] * 10 + ["restart"] * 10
-    assert not torch.equal(outcome.model.point.weight, own().model.point.weight)
+    assert not torch.equal(outcome.model.point.weight, small_task().model.point.weight)
     moved = outcome.history["shares"][-1] - outcome.history["shares"][0]
     assert moved.nan_to_num(0).abs().max() > 0
     assert set(next(iter(outcome.trace)).terms) == {"task" if labels else "distance"}
@@ -168,15 +168,15 @@ def test_logits_wait_while_warming_up():
 
 
 def aware_space(**fields):
-    task, recipe = own(), lab.DQSS(**{**QUICK, **AWARE, "steps": 10, **fields})
-    graph = prepared(task.model, task.example)
-    return recipe, Space(graph, place(graph, recipe), recipe, task.example)
+    task, recipe = small_task(), lab.DQSS(**{**QUICK, **AWARE, "steps": 10, **fields})
+    graph = fold_batch_norms(task.model, task.example)
+    return recipe, StrategySpace(graph, recipe, task.example)
 
 
 def test_the_temperature_falls_to_a_tenth():
     recipe, space = aware_space(remedies=("temperature",))
     for done, T in ((0, 1.0), (5, 0.55), (10, 0.1)):
-        recipe._decide(space, done, True)
+        search.remedy(recipe, space, done, True)
         assert [role.mixture.T for role in space.roles] == pytest.approx([T] * len(space.roles))
     mixture = space.roles[0].mixture
     nn.init.normal_(mixture.logits)
@@ -184,7 +184,7 @@ def test_the_temperature_falls_to_a_tenth():
     wanted = eq.mixture([one(x) for one in mixture.strategies], eq.probabilities(mixture.logits, 0.1))
     torch.testing.assert_close(mixture(x), wanted)
     recipe, space = aware_space(remedies=())
-    recipe._decide(space, 10, True)
+    search.remedy(recipe, space, 10, True)
     assert {role.mixture.T for role in space.roles} == {1.0}
 
 
@@ -193,9 +193,9 @@ def test_a_choice_is_frozen_once_it_has_nine_tenths():
         recipe, space = aware_space(remedies=remedies, steps=20)
         first, second = space.roles[0].mixture, space.roles[1].mixture
         first.logits.data[1], second.logits.data[1] = 4, 1  # shares of 0.96 and 0.58
-        recipe._decide(space, 0, True)
+        search.remedy(recipe, space, 0, True)
         assert first.chosen == (1 if frozen and "warm_up" not in remedies else None)
-        recipe._decide(space, 2, True)
+        search.remedy(recipe, space, 2, True)
         assert first.chosen == (1 if frozen else None) and second.chosen is None
 
 
@@ -204,20 +204,20 @@ def single(count: int = 3):
     with seeded(3):
         net, x = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)).eval(), torch.randn(4, 3, 6, 6)
     recipe = lab.DQSS(candidates=("max", "p99.9", "mse", "aciq", "als")[:count], ends=3, activation_bits=3)
-    graph = prepared(net, x)
-    space = Space(graph, place(graph, recipe), recipe, x)
+    graph = fold_batch_norms(net, x)
+    space = StrategySpace(graph, recipe, x)
     for role in space.roles:
         nn.init.normal_(role.mixture.logits)
-    reads, weight = sorted((role.mixture for role in space.roles), key=lambda one: "weights" in one_name(space, one))
+    reads, weight = sorted((role.mixture for role in space.roles), key=lambda one: "weights" in role_of(space, one))
     return space, x, reads, weight, graph.get_submodule("0")
 
 
-def one_name(space: Space, mixture) -> str:
+def role_of(space: StrategySpace, mixture) -> str:
     return next(role.role for role in space.roles if role.mixture is mixture)
 
 
 def test_the_running_network_is_all_branches_with_the_written_gradient():
-    """Eqs. (2), (4) and (5) beside what runs: one layer, mixtures on both sides, autograd through all of it."""
+    """Card (2), (4) and (5) beside what runs: one layer, mixtures on both sides, autograd through all of it."""
     space, x, reads, weight, layer = single(5)
     W = layer.parametrizations.weight.original.detach()
     q, p = (eq.probabilities(one.logits.detach()) for one in (reads, weight))
@@ -239,7 +239,7 @@ def test_the_running_network_is_all_branches_with_the_written_gradient():
 
 
 def test_the_running_mixture_has_the_error_of_the_mean_and_draws_the_expected_one():
-    """Eqs. (7) and (8) beside what runs: the mixture's own squared error, and the mean of one strategy at a time."""
+    """Card (7) and (8) beside what runs: the mixture's own squared error, and the mean of one strategy at a time."""
     _, x, reads, _, _ = single(5)
     p = eq.probabilities(reads.logits.detach())
     with torch.no_grad():
@@ -254,7 +254,7 @@ def test_the_running_mixture_has_the_error_of_the_mean_and_draws_the_expected_on
 
 
 def test_draws_learn_the_expected_logarithm_of_the_loss(monkeypatch):
-    """Eq. (9) as it runs, over all pairs of draws: its mean gradient is that of sum P log L, exactly."""
+    """Card (9) as it runs, over all pairs of draws: its mean gradient is that of sum P log L, exactly."""
     space, x, *_ = single(3)
     with torch.no_grad():
         space.set(None)
@@ -318,9 +318,9 @@ def test_the_exported_network_answers_alike(placement, bits, tmp_path):
         algorithm="uniform",
     )
     x = lab.tasks.scenes_data()[2][:64]
-    answers = Deployed(outcome.export(tmp_path / "net.onnx"))(x)
+    outputs = Deployed(outcome.export(tmp_path / "net.onnx"))(x)
     with torch.no_grad():
-        assert (answers.argmax(1) == outcome.model(x).argmax(1)).float().mean() > 0.95
+        assert (outputs.argmax(1) == outcome.model(x).argmax(1)).float().mean() > 0.95
     assert max(row.steps for row in outcome.parity()) <= 1
     if placement == "full":
         assert outcome.fusion().share >= 0.8, outcome.fusion()
@@ -330,7 +330,7 @@ def test_the_exported_network_answers_alike(placement, bits, tmp_path):
 def test_a_zero_point_of_its_own(bits):
     """Pictures mostly above 0: an asymmetric grid is finer, and onnxruntime and torch say the same."""
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
-    task = own()
+    task = small_task()
     shifted = [(x + 2, y) for x, y in task.batches]
     task = lab.Task(model=task.model, batches=shifted, score=task.score)
     fields = {"weight_bits": 8, "activation_bits": bits, "ends": bits, "algorithm": "uniform", "candidates": ("mse",)}
@@ -350,8 +350,8 @@ def test_a_network_of_ones_own_is_stored(tmp_path):
     outcome.save(tmp_path)
     with pytest.raises(ValueError, match="give base=net"):
         lab.load(tmp_path)
-    loaded = lab.load(tmp_path, base=Own())
-    x = own().example
+    loaded = lab.load(tmp_path, base=AllLayers())
+    x = small_task().example
     assert torch.equal(loaded.model(x), outcome.model(x)) and loaded.choices == outcome.choices
 
 
@@ -359,7 +359,7 @@ def test_a_network_of_ones_own_is_stored(tmp_path):
     "fields", [{}, {"mode": "aware", "candidates": (), "algorithm": "dqss"}], ids=["post", "aware"]
 )
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, fields):
-    whole = run(**fields)
+    uninterrupted = run(**fields)
 
     class Kill(Exception):
         pass
@@ -376,17 +376,21 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, fields):
     monkeypatch.setattr(store, "save", save)
     recipe = lab.DQSS(**{**QUICK, **fields})
     with pytest.raises(Kill):
-        recipe.run(own(), progress=False, checkpoint=tmp_path)
+        recipe.run(small_task(), progress=False, checkpoint=tmp_path)
     monkeypatch.setattr(store, "save", original)
-    resumed = recipe.run(own(), progress=False, checkpoint=tmp_path)
-    assert resumed.trace == whole.trace and resumed.report == whole.report and resumed.choices == whole.choices
+    resumed = recipe.run(small_task(), progress=False, checkpoint=tmp_path)
+    assert (
+        resumed.trace == uninterrupted.trace
+        and resumed.report == uninterrupted.report
+        and resumed.choices == uninterrupted.choices
+    )
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_candidate_that_finds_no_range_drops_out_with_a_note():
-    task = own()
+    task = small_task()
     nn.init.zeros_(task.model.deep.weight)
     nn.init.zeros_(task.model.deep.bias)
     outcome = run(task)
@@ -410,7 +414,7 @@ class ZeroLast(nn.Module):
 
 
 def zero_last() -> lab.Task:
-    task = own()
+    task = small_task()
     with seeded(0):
         net = ZeroLast().eval()
     return lab.Task(model=net, batches=task.batches, score=task.score)
@@ -430,7 +434,7 @@ def test_a_layer_that_begins_at_0_can_be_trained_by_every_strategy(kind):
 @pytest.mark.parametrize("scales", ["tensor", "channel"])
 def test_channels_of_zeros_leave_the_others_as_they_are(scales):
     """Norms that training shut, folded: no strategy has a range for their channels, and all have for the rest."""
-    task = own()
+    task = small_task()
     task.model.norm.weight.data[::3] = 0
     task.model.norm.bias.data.uniform_(0.3, 1.5, generator=torch.Generator().manual_seed(0))
     outcome = run(task, weight_bits=8, activation_bits=8, scales=scales)
@@ -449,7 +453,7 @@ def test_one_element_and_constant_tensors():
 
 
 def test_nan_pictures_and_nothing_to_quantise_are_one_line():
-    task = own()
+    task = small_task()
     late = [*task.batches[:1], (torch.full((4, 3, 8, 8), torch.nan), torch.arange(4))]
     with pytest.raises(ValueError, match=r"^calibration: the pictures hold NaN .*clean Task.batches first$"):
         run(lab.Task(model=task.model, batches=late, score=task.score))
@@ -463,11 +467,11 @@ def test_nan_pictures_and_nothing_to_quantise_are_one_line():
 
 
 def test_descent_asks_only_for_what_is_new():
-    task, recipe = own(), lab.DQSS(**QUICK)
-    graph = prepared(task.model, task.example)
+    task, recipe = small_task(), lab.DQSS(**QUICK)
+    graph = fold_batch_norms(task.model, task.example)
     with torch.no_grad():
-        space = Space(graph, place(graph, recipe), recipe, task.example)
-        wanted = prepared(task.model, task.example)(task.example)
+        space = StrategySpace(graph, recipe, task.example)
+        wanted = fold_batch_norms(task.model, task.example)(task.example)
     objective = search.Objective(space, [(task.example, wanted)])
     best, _ = search.uniform(objective)
     kept = search.descent(objective, best)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from lab.core.quantisation import quantisers as q
+from lab.core.quantisation import quantisers as core
+from lab.dqss import quantisers as q
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-KINDS = [q.DoReFa, q.PACT, q.LSQ, q.LSQPlus, q.DSQ, q.TQT, q.PAMS]
+KINDS = [q.DoReFa, core.PACT, core.LSQ, q.LSQPlus, q.DSQ, q.TQT, core.RangeQuantiser]
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -16,10 +17,10 @@ def test_values_lie_on_the_grid_that_it_names(kind, signed):
     made.calibrating = True
     made(x)
     made.calibrating = False
-    grid, y = made.grid(), made(x).detach()
-    codes = y / grid.step
+    qparams, y = made.qparams(), made(x).detach()
+    codes = y / qparams.scale
     assert torch.allclose(codes, codes.round(), atol=1e-3)
-    assert grid.low <= codes.round().min() and codes.round().max() <= grid.high and grid.bits <= 4
+    assert qparams.qmin <= codes.round().min() and codes.round().max() <= qparams.qmax and qparams.bits <= 4
     assert torch.equal(y == 0, codes.round() == 0)  # 0 is a code
 
 
@@ -28,14 +29,14 @@ def test_a_power_of_two_and_a_range_that_is_fixed():
     for made in (tqt, fixed):
         made.calibrating = True
         made(X)
-    assert float(tqt.largest().detach().log2()) % 1 == 0 and float(fixed.largest()) == 1
+    assert float(tqt.max_value().detach().log2()) % 1 == 0 and float(fixed.max_value()) == 1
     assert not fixed.alpha.requires_grad
 
 
-def test_the_gradient_of_pams_is_its_papers():
+def test_the_gradient_of_a_learned_range_is_that_of_pams():
     from lab.pams import equations as eq
 
-    made, x = q.PAMS(3), X.clone()
+    made, x = core.RangeQuantiser(3), X.clone()
     made(x).sum().backward()
     alpha = torch.ones(1)
     torch.testing.assert_close(made.alpha.grad[0], eq.gradient_alpha(x, alpha, 3).sum(), atol=1e-3, rtol=1e-4)
@@ -51,10 +52,16 @@ def test_a_tanh_staircase_has_a_mean_slope_of_one():
 
 @pytest.mark.parametrize(
     "make",
-    [lambda W: q.DoReFaWeight(4, W, zero=True), lambda W: q.LSQPlusWeight(4, W), lambda W: q.RangeWeight(q.DSQ, 4, W),
-     lambda W: q.RangeWeight(q.TQT, 4, W), lambda W: q.MaxAbsWeight(4), lambda W: q.LSQWeight(4, W)],
-)  # fmt: skip
-def test_a_weight_is_whole_multiples_of_its_step(make):
+    [
+        lambda W: core.DoReFaWeight(4, W, zero=True),
+        lambda W: q.LSQPlusWeight(4, W),
+        lambda W: q.RangeWeight(q.DSQ, 4, W),
+        lambda W: q.RangeWeight(q.TQT, 4, W),
+        lambda W: core.MaxAbsWeight(4),
+        lambda W: core.LSQWeight(4, W),
+    ],
+)
+def test_a_weight_is_integer_multiples_of_its_step(make):
     W = torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(1))
     made = make(W)
     codes = made(W).detach() / made.step_of(W)

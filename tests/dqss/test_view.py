@@ -6,23 +6,23 @@ import pytest
 
 import lab
 from lab.dqss import view
-from tests.dqss.test_recipe import QUICK, own
+from tests.dqss.test_recipe import QUICK, small_task
 
 
 @pytest.fixture(scope="module")
 def outcome():
-    return lab.DQSS(**QUICK).run(own(), progress=False)
+    return lab.DQSS(**QUICK).run(small_task(), progress=False)
 
 
 def test_shares_are_those_of_the_run(outcome):
     tensor = outcome.history["roles"][2]
-    found = view.numbers(outcome, tensor, -1)
-    for shares in found["shares"].values():
+    state = view.numbers(outcome, tensor, -1)
+    for shares in state["shares"].values():
         assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
     layer, role = tensor.split(", ")
-    assert found["kept"][tensor] == outcome.choices[layer][role]
-    assert found["losses"]["kept"] == pytest.approx(10 * math.log10(outcome.losses["kept"]))
-    assert set(found["noise"]) == set(found["shares"][tensor])
+    assert state["kept"][tensor] == outcome.choices[layer][role]
+    assert state["losses"]["kept"] == pytest.approx(10 * math.log10(outcome.losses["kept"]))
+    assert set(state["noise"]) == set(state["shares"][tensor])
 
 
 def test_the_picture_follows_its_controls(outcome):
@@ -33,7 +33,7 @@ def test_the_picture_follows_its_controls(outcome):
 
 
 def test_score_against_cost(outcome):
-    eight = lab.DQSS(**QUICK, weight_bits=8, activation_bits=8).run(own(), progress=False)
+    eight = lab.DQSS(**QUICK, weight_bits=8, activation_bits=8).run(small_task(), progress=False)
     explorer = view.trade([outcome, eight])
     assert explorer.state == {"bits": 8} and "dqss_safe" in explorer.frame.svg
     assert explorer.frame.facts["bytes"] > explorer.set(bits=4).frame.facts["bytes"]

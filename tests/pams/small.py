@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 import lab
-from lab.core.quantisation.bn_folding import prepared
+from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.core.training import seeded
 from lab.pams import packed
-from lab.pams.placement import place
+from lab.pams.placement import place_quantisers
 
 QUICK = {"steps": 12, "calibration": 4}
 
@@ -37,9 +37,9 @@ def task(net: nn.Module | None = None, batches: list | None = None) -> lab.Task:
 def quantised(net: nn.Module, x: torch.Tensor, **fields):
     """A network quantised and calibrated on one batch, not trained; and where."""
     recipe = lab.PAMS(**fields)
-    graph = prepared(net, x)
-    found = place(graph, recipe.placement, recipe.grid == "unsigned")
-    made = recipe.quantise(graph, found)
+    graph = fold_batch_norms(net, x)
+    placement = place_quantisers(graph, recipe.placement, recipe.grid == "unsigned")
+    made = recipe.quantise(graph, placement)
     graph.train()
     for quantiser in made:
         quantiser.calibrating = True
@@ -48,4 +48,4 @@ def quantised(net: nn.Module, x: torch.Tensor, **fields):
     for quantiser in made:
         quantiser.calibrating = False
     packed.bake(graph)
-    return graph.eval(), found
+    return graph.eval(), placement

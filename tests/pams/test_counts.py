@@ -5,17 +5,17 @@ import torch
 
 import lab
 from lab.core import cost
-from lab.core.quantisation.bn_folding import prepared
+from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.pams import sizes
-from lab.pams.placement import place
+from lab.pams.placement import place_quantisers
 
 PIXEL = torch.zeros(1, 3, 1, 1)
 
 
 def counted(net, **fields):
     recipe = lab.PAMS(**fields)
-    plain, graph = prepared(net, PIXEL), prepared(net, PIXEL)
-    recipe.quantise(graph, place(graph, recipe.placement))
+    plain, graph = fold_batch_norms(net, PIXEL), fold_batch_norms(net, PIXEL)
+    recipe.quantise(graph, place_quantisers(graph, recipe.placement))
     return sizes.count(plain, graph, PIXEL)
 
 
@@ -86,8 +86,8 @@ def test_rdn_b_has_the_tables_ratios(scale, eight, four, size_8, size_4):
 def test_the_alphas_of_the_release():
     """48 in EDSR; in RDN 145 that are used, and one a block that is made and never called."""
     edsr, rdn = lab.nets.edsr(blocks=16, width=4), lab.nets.rdn(blocks=16, layers=8, growth=4, width=4)
-    found = place(prepared(edsr, PIXEL), "repo")
-    assert len(found.groups()) == 48 and len(found.convs) == 32
-    found = place(prepared(rdn, PIXEL), "repo")
-    assert len(found.groups()) == 145 and 145 + 16 == 161
-    assert len(found.convs) == 16 * 9 + 2
+    placement = place_quantisers(fold_batch_norms(edsr, PIXEL), "repo")
+    assert len(placement.groups()) == 48 and len(placement.layers) == 32
+    placement = place_quantisers(fold_batch_norms(rdn, PIXEL), "repo")
+    assert len(placement.groups()) == 145 and 145 + 16 == 161
+    assert len(placement.layers) == 16 * 9 + 2

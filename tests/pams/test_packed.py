@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lab
-from lab.core.quantisation.bn_folding import prepared
+from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.pams import equations as eq
 from lab.pams import packed, sizes
 from tests.pams.small import QUICK, edsr, quantised, task
@@ -41,7 +41,7 @@ def test_a_file_answers_as_the_network_did(tmp_path, bits, scales):
 def test_a_file_of_published_size_is_what_the_formula_says(bits):
     net = lab.nets.edsr(blocks=16, width=64, scale=4)
     graph, _ = quantised(net, X[:1, :, :4, :4], weight_bits=bits)
-    counts = sizes.count(prepared(net, X[:1, :, :4, :4]), graph, X[:1, :, :4, :4])
+    counts = sizes.count(fold_batch_norms(net, X[:1, :, :4, :4]), graph, X[:1, :, :4, :4])
     written = len(packed.to_bytes(graph))
     assert written == pytest.approx(counts.bytes, rel=0.02) and written == pytest.approx(
         4 * counts.equivalent, rel=0.02
@@ -85,15 +85,15 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path):
 def test_every_altered_byte_is_refused(tmp_path):
     """Header, recipe, digest and weights: a flipped byte anywhere is told, none answers otherwise."""
     outcome = lab.PAMS(**QUICK).run(task(), progress=False)
-    whole = outcome.pack(tmp_path / "net.safetensors").read_bytes()
-    header = 8 + int.from_bytes(whole[:8], "little")
+    content = outcome.pack(tmp_path / "net.safetensors").read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
     path = tmp_path / "altered.safetensors"
-    for at in [*range(header), *range(header, len(whole), 37), len(whole) - 1]:
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+    for at in [*range(header), *range(header, len(content), 37), len(content) - 1]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
         with pytest.raises(ValueError, match="is not a packed network") as caught:
             packed.read(path)
         assert "\n" not in str(caught.value)
-    for part in (whole + b"\0", whole[:-1], whole[:8], b""):
+    for part in (content + b"\0", content[:-1], content[:8], b""):
         path.write_bytes(part)
         with pytest.raises(ValueError, match="is not a packed network"):
             packed.read(path)
@@ -122,7 +122,7 @@ def test_a_file_of_another_version_is_one_line(tmp_path):
 
 def test_a_stored_outcome_holds_no_floats_for_rounded_weights(tmp_path):
     outcome = lab.PAMS(**QUICK, weight_bits=4).run(task(), progress=False)
-    rounded = sum(outcome.model.get_submodule(name).weight.numel() for name in outcome.placement.convs)
+    rounded = sum(outcome.model.get_submodule(name).weight.numel() for name in outcome.placement.layers)
     state = outcome.found()["packed"]
     assert len(state["codes"]) == rounded // 2 and state["codes"].dtype == torch.uint8
     others = outcome.report["parameters"].after - rounded

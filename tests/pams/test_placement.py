@@ -5,57 +5,60 @@ import torch
 from torch import nn
 
 import lab
-from lab.core.quantisation.bn_folding import prepared
-from lab.core.quantisation.placement import watched
-from lab.pams.placement import PLACEMENTS, place
+from lab.core.quantisation.bn_folding import fold_batch_norms
+from lab.core.quantisation.placement import with_feature_output
+from lab.pams.placement import PLACEMENTS, place_quantisers
 from tests.pams.small import edsr, quantised
 
 X = torch.rand(1, 3, 10, 10, generator=torch.Generator().manual_seed(0))
 
 
-def read_by(found, reader: str) -> set[str]:
-    return {spot.source for spot in found.spots if reader in spot.readers}
+def read_by(placement, reader: str) -> set[str]:
+    return {point.source for point in placement.points if reader in point.readers}
 
 
 def test_the_published_placements_disagree_as_documented():
-    graph = prepared(edsr(), X)
-    found = {name: place(graph, name) for name in PLACEMENTS}
-    assert [len(found[name].groups()) for name in PLACEMENTS] == [4, 6, 6, 12]
-    assert read_by(found["fig1"], "blocks_0_conv1") == {"head"} and read_by(found["fig1"], "add") == set()
-    assert read_by(found["repo"], "blocks_0_conv1") == set() and read_by(found["repo"], "add") == {
+    graph = fold_batch_norms(edsr(), X)
+    placements = {name: place_quantisers(graph, name) for name in PLACEMENTS}
+    assert [len(placements[name].groups()) for name in PLACEMENTS] == [4, 6, 6, 12]
+    assert read_by(placements["fig1"], "blocks_0_conv1") == {"head"} and read_by(placements["fig1"], "add") == set()
+    assert read_by(placements["repo"], "blocks_0_conv1") == set() and read_by(placements["repo"], "add") == {
         "head",
         "blocks_0_conv2",
     }
-    assert read_by(found["cadyq"], "blocks_0_conv1") == {"head"} and read_by(found["cadyq"], "add") == {
+    assert read_by(placements["cadyq"], "blocks_0_conv1") == {"head"} and read_by(placements["cadyq"], "add") == {
         "head",
         "blocks_0_conv2",
     }
     for name in ("fig1", "repo", "cadyq"):
-        assert found[name].convs == ("blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2")
-        assert list(found[name].left) == ["head", "fuse", "upsampler.0", "tail"]
-        assert found[name].feature == "add_2"
+        assert placements[name].layers == ("blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2")
+        assert list(placements[name].unquantised) == ["head", "fuse", "upsampler.0", "tail"]
+        assert placements[name].feature == "add_2"
 
 
 def test_only_what_stands_behind_a_relu_is_unsigned():
-    graph = prepared(edsr(), X)
-    assert {spot.source for spot in place(graph, "full").spots if not spot.signed} == {"blocks_0_relu", "blocks_1_relu"}
-    assert all(spot.signed for spot in place(graph, "full", unsigned=False).spots)
+    graph = fold_batch_norms(edsr(), X)
+    assert {point.source for point in place_quantisers(graph, "full").points if not point.signed} == {
+        "blocks_0_relu",
+        "blocks_1_relu",
+    }
+    assert all(point.signed for point in place_quantisers(graph, "full", unsigned=False).points)
 
 
 def test_a_concatenation_and_its_parts_share_one_alpha():
-    found = place(prepared(lab.nets.rdn(blocks=2), X), "full")
-    spots = {spot.source: spot for spot in found.spots}
-    assert spots["second"].group == spots["blocks_0_relus_0"].group == spots["blocks_0_relus_2"].group
-    assert spots["second"].group != spots["blocks_0_fuse"].group
-    assert spots["add_1"].group == spots["add"].group  # the fusion of all blocks reads both
-    assert {source for source, spot in spots.items() if spot.picture} == {"x", "tail"}
+    placement = place_quantisers(fold_batch_norms(lab.nets.rdn(blocks=2), X), "full")
+    points = {point.source: point for point in placement.points}
+    assert points["second"].group == points["blocks_0_relus_0"].group == points["blocks_0_relus_2"].group
+    assert points["second"].group != points["blocks_0_fuse"].group
+    assert points["add_1"].group == points["add"].group  # the fusion of all blocks reads both
+    assert {source for source, point in points.items() if point.image} == {"x", "tail"}
 
 
 def test_a_dense_block_quantises_each_concatenation_anew():
-    found = place(prepared(lab.nets.rdn(blocks=2), X), "repo")
-    assert read_by(found, "blocks_0_convs_0") == {"second"} and read_by(found, "blocks_0_convs_1") == {"cat"}
-    assert read_by(found, "add") == {"second"}  # the shortcut is, the end of the branch is not
-    assert read_by(found, "fuse_0") == {"cat_6"} and read_by(found, "fuse_1") == set()
+    placement = place_quantisers(fold_batch_norms(lab.nets.rdn(blocks=2), X), "repo")
+    assert read_by(placement, "blocks_0_convs_0") == {"second"} and read_by(placement, "blocks_0_convs_1") == {"cat"}
+    assert read_by(placement, "add") == {"second"}  # the shortcut is, the end of the branch is not
+    assert read_by(placement, "fuse_0") == {"cat_6"} and read_by(placement, "fuse_1") == set()
 
 
 def test_many_bits_change_little_and_few_much():
@@ -70,14 +73,14 @@ def test_many_bits_change_little_and_few_much():
 
 
 def test_the_feature_is_what_the_upsampler_reads():
-    graph = prepared(edsr(), X)
+    graph = fold_batch_norms(edsr(), X)
     read = []
     graph.get_submodule("upsampler.0").register_forward_pre_hook(lambda _, args: read.append(args[0]))
-    answer, feature = watched(graph, place(graph, "fig1").feature)(X)
-    assert torch.equal(feature, read[0]) and torch.equal(answer, graph(X))
+    output, feature = with_feature_output(graph, place_quantisers(graph, "fig1").feature)(X)
+    assert torch.equal(feature, read[0]) and torch.equal(output, graph(X))
 
 
-class Own(nn.Module):
+class Foreign(nn.Module):
     """Norms, a scale, a transposed convolution, a leaky slope: what other people's networks have."""
 
     def __init__(self) -> None:
@@ -95,18 +98,18 @@ class Own(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def own():
-    net = Own()
+def users_net():
+    net = Foreign()
     nn.init.normal_(net.body[1].running_mean)
     return net.eval()
 
 
-def test_norms_and_factors_are_folded_exactly(own):
-    graph = prepared(own, X)
+def test_norms_and_factors_are_folded_exactly(users_net):
+    graph = fold_batch_norms(users_net, X)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in graph.modules())
     assert not any("mul" in node.name for node in graph.graph.nodes)
     with torch.no_grad():
-        torch.testing.assert_close(graph(X), own(X), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(graph(X), users_net(X), atol=1e-5, rtol=1e-4)
 
 
 def test_a_factor_between_two_readers_stays():
@@ -121,30 +124,34 @@ def test_a_factor_between_two_readers_stays():
 
     net = Fork()
     with torch.no_grad():
-        torch.testing.assert_close(prepared(net, X)(X), net(X))
+        torch.testing.assert_close(fold_batch_norms(net, X)(X), net(X))
 
 
-def test_what_cannot_be_quantised_is_named_and_left_in_float(own):
-    found = place(prepared(own, X), "full")
-    assert found.convs == ("head", "body.0", "body.3", "tail")
-    assert found.left["up"] == "ConvTranspose2d is not quantised here"
-    assert found.left["body.2"] == "PReLU is not quantised here"
-    assert found.left["leaky_relu"] == "leaky_relu is computed in float"
-    graph, _ = quantised(own, X, placement="full")
+def test_what_cannot_be_quantised_is_named_and_left_in_float(users_net):
+    placement = place_quantisers(fold_batch_norms(users_net, X), "full")
+    assert placement.layers == ("head", "body.0", "body.3", "tail")
+    assert placement.unquantised["up"] == "ConvTranspose2d is not quantised here"
+    assert placement.unquantised["body.2"] == "PReLU is not quantised here"
+    assert placement.unquantised["leaky_relu"] == "leaky_relu is computed in float"
+    graph, _ = quantised(users_net, X, placement="full")
     assert type(graph.up) is nn.ConvTranspose2d
 
 
 def test_a_chain_without_blocks_quantises_its_body():
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2),
-    )  # fmt: skip
-    found = place(prepared(net, X), "fig1")
-    assert found.convs == ("2",) and [spot.readers for spot in found.spots] == [("_2",)]
+        nn.Conv2d(3, 8, 5, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, padding=1),
+        nn.PixelShuffle(2),
+    )
+    placement = place_quantisers(fold_batch_norms(net, X), "fig1")
+    assert placement.layers == ("2",) and [point.readers for point in placement.points] == [("_2",)]
 
 
 def test_a_network_with_nothing_to_quantise_is_told_in_one_line():
     with pytest.raises(ValueError, match="has no Conv2d, and only those are quantised"):
-        place(prepared(nn.Sequential(nn.ReLU()), X), "full")
+        place_quantisers(fold_batch_norms(nn.Sequential(nn.ReLU()), X), "full")
     with pytest.raises(ValueError, match=r"placement='fig1' finds no convolution .* take 'full'"):
-        place(prepared(nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2)), X), "fig1")
+        place_quantisers(fold_batch_norms(nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2)), X), "fig1")

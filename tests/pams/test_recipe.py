@@ -11,15 +11,15 @@ from lab.pams.layers import QuantisedConv2d, Quantiser
 from tests.pams.small import QUICK, edsr, pictures, task
 
 
-def run(own=None, **fields):
-    return lab.PAMS(**{**QUICK, **fields}).run(own or task(), progress=False)
+def run(on=None, **fields):
+    return lab.PAMS(**{**QUICK, **fields}).run(on or task(), progress=False)
 
 
 def test_the_model_answers_on_its_grids():
     outcome = run(weight_bits=3, activation_bits=4)
     for module in outcome.model.modules():
         if isinstance(module, QuantisedConv2d):
-            codes, step = module.codes()
+            codes, step = module.int_repr()
             assert codes.abs().max() <= 3 and torch.equal(module.weight, codes * step)
         if isinstance(module, Quantiser):
             assert len(module(torch.linspace(-3, 3, 999)).unique()) <= (15 if module.signed else 16)
@@ -133,14 +133,14 @@ def test_a_range_that_training_drove_to_0_can_grow_again():
 
 def test_without_large_pictures_the_teacher_is_the_target():
     small = [x for x, _ in pictures()]
-    own = task()
-    outcome = run(lab.Task(model=own.model, batches=small, score=own.score, metric="psnr", unit="dB"))
+    users_task = task()
+    outcome = run(lab.Task(model=users_task.model, batches=small, score=users_task.score, metric="psnr", unit="dB"))
     assert any("trained on the teacher's alone" in note for note in outcome.report.notes)
 
 
 @pytest.mark.parametrize("after", [2, 7], ids=["while calibrating", "while training"])
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, after):
-    whole = lab.PAMS(**QUICK).run(task(), progress=False, checkpoint=tmp_path / "whole")
+    uninterrupted = lab.PAMS(**QUICK).run(task(), progress=False, checkpoint=tmp_path / "whole")
 
     class Kill(Exception):
         pass
@@ -159,9 +159,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, after):
         lab.PAMS(**QUICK).run(task(), progress=False, checkpoint=tmp_path / "killed")
     monkeypatch.setattr(store, "save", original)
     resumed = lab.PAMS(**QUICK).run(task(), progress=False, checkpoint=tmp_path / "killed")
-    assert resumed.trace == whole.trace and resumed.report == whole.report
-    assert all(torch.equal(resumed.history[k], whole.history[k]) for k in whole.history)
-    for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+    assert resumed.trace == uninterrupted.trace and resumed.report == uninterrupted.report
+    assert all(torch.equal(resumed.history[k], uninterrupted.history[k]) for k in uninterrupted.history)
+    for a, b in zip(resumed.model.parameters(), uninterrupted.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -223,9 +223,9 @@ def test_a_dead_layer_is_named():
 
 
 def test_no_pictures_at_all():
-    own = task()
+    users_task = task()
     with pytest.raises(ValueError, match=r"Task.batches is empty"):
-        lab.Task(model=own.model, batches=[], score=own.score)
+        lab.Task(model=users_task.model, batches=[], score=users_task.score)
 
 
 def test_a_wrong_scale_is_told_in_one_line():
@@ -239,8 +239,8 @@ def test_grey_pictures_and_pictures_with_an_alpha_channel_become_colour(tmp_path
 
     for mode, name in (("L", "grey"), ("RGBA", "alpha"), ("P", "palette")):
         Image.new(mode, (64, 48)).save(tmp_path / f"{name}.png")
-    own = lab.tasks.photos(2, edsr(), folder=tmp_path, held_out=tmp_path, patch=32, batch_size=2)
-    x, y = own.first_batch()
+    users_task = lab.tasks.photos(2, edsr(), folder=tmp_path, held_out=tmp_path, patch=32, batch_size=2)
+    x, y = users_task.first_batch()
     assert x.shape == (2, 3, 16, 16) and y.shape == (2, 3, 32, 32)
     with pytest.raises(ValueError, match="is 48 x 64, below 96 pixels: leave it out or lower patch"):
         lab.tasks.photos(2, edsr(), folder=tmp_path, held_out=tmp_path, patch=96)
@@ -252,8 +252,8 @@ def test_the_real_folder_layouts_are_read():
     set5 = Path("../shared/data/sr/set5")
     if not set5.exists():
         pytest.skip("no Set5 here")
-    own = lab.tasks.photos(2, edsr(), folder=set5, held_out=set5, patch=32, batch_size=2)
-    assert 20 < own.measure(_Bicubic()) == pytest.approx(33.68, abs=0.05)
+    users_task = lab.tasks.photos(2, edsr(), folder=set5, held_out=set5, patch=32, batch_size=2)
+    assert 20 < users_task.measure(_Bicubic()) == pytest.approx(33.68, abs=0.05)
     assert lab.tasks.ssim(lab.tasks.photos_held_out(2, set5), border=2)(_Bicubic()) == pytest.approx(0.930, abs=0.002)
 
 

@@ -11,7 +11,7 @@ from lab.sparsebytenn import scheduling
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent / "c"
-KERNELS = ["spmm", "depthwise", "im2col", "gemv", "mean", "add", "quantise", "spmm_bytes"]  # as c/kernels.c tests them
+KERNELS = ["spmm", "depthwise", "im2col", "gemv", "mean", "add", "quantise", "spmm_int8"]  # as c/kernels.c tests them
 
 _spec = importlib.util.spec_from_file_location("arm", ROOT / "ckernels" / "arm.py")
 arm = importlib.util.module_from_spec(_spec)
@@ -19,7 +19,7 @@ _spec.loader.exec_module(arm)
 
 
 class Every(nn.Module):
-    """Every operator that the engine has, on pictures of 3 x 18 x 18."""
+    """Every operator that the engine has, on images of 3 x 18 x 18."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ def _unit(i, o, k, stride=1, groups=1):
 
 
 def small_networks():
-    """name -> (network, shape of a picture): every operator, together and each where it ends the arena."""
+    """name -> (network, shape of an image): every operator, together and each where it ends the arena."""
     torch.manual_seed(0)
     nets = {
         "every": (Every(), (3, 18, 18)),
@@ -57,8 +57,8 @@ def small_networks():
     return {name: (thinned(net, 0.4), shape) for name, (net, shape) in nets.items()}
 
 
-def in_part(network, floats=2_000):
-    """The network with every map kept in part that can be; a chain keeps about that many floats."""
+def rolled(network, floats=2_000):
+    """The network with every map in a rolling row buffer that can be; a chain holds about that many floats."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduling, "LARGE", 0)
         patch.setattr(scheduling, "CACHED", floats)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lab.core import kernels
-from lab.sparsebytenn import compiler, packed, twin
+from lab.sparsebytenn import compiler, packed, reference
 from lab.sparsebytenn.engine import Engine
 
 from .native import HERE, KERNELS, ROOT, Every, arm, thinned
@@ -38,7 +38,7 @@ def count(folder, built):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no compiler for the plugin that counts: apt-get install gcc")
     steps = arm.program(ROOT / "ckernels" / "tools" / "steps.c", built)
-    return lambda file, *op: arm.a_pass(plugin, steps, file, *op)
+    return lambda file, *op: arm.count_pass(plugin, steps, file, *op)
 
 
 def written(network, file):
@@ -72,7 +72,7 @@ def test_a_whole_network_answers_as_here(built, tmp_path, interleaved):
     (tmp_path / "picture.f32").write_bytes(picture.numpy().tobytes())
     program = arm.program(ROOT / "ckernels" / "examples" / "run.c", built)
     answer = np.array(arm.emulated(program, file, tmp_path / "picture.f32").split(), np.float32)
-    for other in (net(x), Engine(file.read_bytes())(picture), twin.run(network, picture[0].numpy())):
+    for other in (net(x), Engine(file.read_bytes())(picture), reference.run(network, picture[0].numpy())):
         expected = np.asarray(other.detach() if isinstance(other, torch.Tensor) else other).ravel()
         np.testing.assert_allclose(answer, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from lab.core import kernels
-from lab.sparsebytenn import compiler, packed, twin
+from lab.sparsebytenn import compiler, packed, reference
 from lab.sparsebytenn.engine import Engine
 
-from .native import in_part
+from .native import rolled
 
 SIDE = 12
 
@@ -31,14 +31,14 @@ class Net(nn.Module):
 
 
 def compared(model, x, interleaved=False, floats=0):
-    """The largest difference to torch, over its largest number, of the engine and of its numpy twin."""
+    """The largest difference to torch, over its largest number, of the engine and of its numpy reference."""
     network = compiler.compile(model, x[:1], interleaved=interleaved)
-    data = packed.write(in_part(network, floats) if floats else network)
+    data = packed.write(rolled(network, floats) if floats else network)
     given_ = x.permute(0, 2, 3, 1).contiguous() if interleaved else x
     with torch.no_grad():
         exact = model.eval()(x)
     y = Engine(data)(given_)
-    mine = np.stack([twin.run(packed.read(data), picture.numpy()) for picture in given_])
+    mine = np.stack([reference.run(packed.read(data), picture.numpy()) for picture in given_])
     assert y.shape == exact.shape
     size = float(exact.abs().max()) or 1.0
     return max(float((z - exact).abs().max()) / size for z in (y, torch.from_numpy(mine).reshape(exact.shape)))
@@ -66,8 +66,19 @@ def x():
 
 # -- networks drawn at random ------------------------------------------------------------------------------------------
 
-TAKEN = ("pointwise", "pointwise relu", "conv", "conv norm", "depthwise", "depthwise relu", "down", "add", "twice",
-         "dw + pw", "pw + dw")  # fmt: skip
+TAKEN = (
+    "pointwise",
+    "pointwise relu",
+    "conv",
+    "conv norm",
+    "depthwise",
+    "depthwise relu",
+    "down",
+    "add",
+    "twice",
+    "dw + pw",
+    "pw + dw",
+)
 EITHER = ("relu", "clamp", "norm", "cat", "identity")  # taken, or refused in one line, by where they stand
 LAYERS = {
     "pointwise": lambda c: conv(c, 4),
@@ -152,8 +163,9 @@ def test_a_clamp_is_not_written_into_a_map_that_is_read_under_another_name(x):
     """relu(flatten(y)) beside mean(y): flatten is another name of y's map."""
     net = Net(
         lambda n, x: (lambda y: n.fc(torch.relu(y.flatten(1))) + y.mean((2, 3)))(n.a(x)),
-        a=conv(3, 8, 3), fc=nn.Linear(8 * SIDE**2, 8),
-    )  # fmt: skip
+        a=conv(3, 8, 3),
+        fc=nn.Linear(8 * SIDE**2, 8),
+    )
     with pytest.raises(ValueError, match=r"relu \(relu\) follows flatten, .* the only one that reads it"):
         compiler.compile(net, x[:1])
 

@@ -12,11 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from lab.core import kernels, nets
-from lab.sparsebytenn import compiler, packed, twin
+from lab.sparsebytenn import compiler, packed, reference
 from lab.sparsebytenn.engine import Engine, race
 from lab.sparsebytenn.tuning import tuned
 
-from .native import in_part
+from .native import rolled
 
 needs_c = pytest.mark.skipif(kernels.lib is None, reason="the C kernels are not built")
 
@@ -66,9 +66,17 @@ class Residual(nn.Module):
 def plain() -> nn.Module:
     """A chain that ends in a linear layer on a flattened map, as LeNet does."""
     return nn.Sequential(
-        nn.Conv2d(3, 6, 5), nn.ReLU(), nn.Dropout2d(), nn.Conv2d(6, 10, 3, 2), nn.BatchNorm2d(10), nn.ReLU(),
-        nn.Flatten(), nn.Linear(10 * 5 * 5, 20), nn.ReLU(), nn.Linear(20, 7),
-    )  # fmt: skip
+        nn.Conv2d(3, 6, 5),
+        nn.ReLU(),
+        nn.Dropout2d(),
+        nn.Conv2d(6, 10, 3, 2),
+        nn.BatchNorm2d(10),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(10 * 5 * 5, 20),
+        nn.ReLU(),
+        nn.Linear(20, 7),
+    )
 
 
 def mapped() -> nn.Module:
@@ -114,7 +122,7 @@ def test_it_answers_as_torch_does(name, isa, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_numpy_twin_answers_as_torch_does(name, monkeypatch):
+def test_the_numpy_reference_answers_as_torch_does(name, monkeypatch):
     monkeypatch.setenv("LAB_KERNELS", "numpy")
     model, x = built(name)
     engine = Engine(packed.write(compiler.compile(model, x[:1])))
@@ -135,11 +143,11 @@ def test_interleaved_pictures(name):
 def test_maps_kept_in_part_change_nothing(name, floats):
     model, x = built(name)
     network = compiler.compile(model, x[:1])
-    part = in_part(network, floats)
-    kept = [m.part for m in part.maps]
-    assert any(kept) == (name not in ("mapped", "residual")) and not any(m.part for m in network.maps)
-    data = packed.write(part)
-    assert [m.part for m in packed.read(data).maps] == kept
+    buffered = rolled(network, floats)
+    kept = [m.buffer_rows for m in buffered.maps]
+    assert any(kept) == (name not in ("mapped", "residual")) and not any(m.buffer_rows for m in network.maps)
+    data = packed.write(buffered)
+    assert [m.buffer_rows for m in packed.read(data).maps] == kept
     assert torch.equal(Engine(data)(x), Engine(packed.write(network))(x))
     assert (Engine(data).profile(repeats=1).ms > 0).all()
 
@@ -147,20 +155,20 @@ def test_maps_kept_in_part_change_nothing(name, floats):
 def test_maps_as_large_as_the_cache_are_kept_in_part():
     with torch.random.fork_rng():
         network = compiler.compile(nets.mobilenet_v1(), torch.zeros(1, 3, 224, 224))
-    kept = [m for m in network.maps if m.part]
-    assert [(m.c, m.h, m.part) for m in kept] == [(64, 112, 17)]
-    whole = replace(network, maps=[replace(m, part=0) for m in network.maps])
+    kept = [m for m in network.maps if m.buffer_rows]
+    assert [(m.c, m.h, m.buffer_rows) for m in kept] == [(64, 112, 17)]
+    whole = replace(network, maps=[replace(m, buffer_rows=0) for m in network.maps])
     assert network.plan()[0] < 0.75 * whole.plan()[0]
 
 
 @needs_c
 def test_a_map_in_part_that_cannot_be_is_refused():
     model, x = built("mobilenet_v1")
-    network = in_part(compiler.compile(model, x[:1]), 0)
-    at = next(op.x for op in network.ops if network.maps[op.x].part)
-    for part, maps in ((1, at), (99, at), (1, network.input), (1, network.output), (2, network.ops[-1].x)):
+    network = rolled(compiler.compile(model, x[:1]), 0)
+    at = next(op.x for op in network.ops if network.maps[op.x].buffer_rows)
+    for rows, maps in ((1, at), (99, at), (1, network.input), (1, network.output), (2, network.ops[-1].x)):
         wrong = replace(network, maps=[replace(m) for m in network.maps])
-        wrong.maps[maps].part = part
+        wrong.maps[maps].buffer_rows = rows
         with pytest.raises(ValueError, match=r"malformed|do not go together"):
             Engine(packed.write(wrong))
 
@@ -296,9 +304,9 @@ def test_the_profile_counts_what_is_done(file):
     assert all(ms > 0 for ms in race(Engine(file), Engine(file), repeats=3))
 
 
-def test_the_twin_and_the_file_agree_on_names(file):
+def test_the_reference_and_the_file_agree_on_names(file):
     network = packed.read(file)
     head = np.frombuffer(file, np.uint32, 16)
     meta = json.loads(file[head[13] : head[13] + head[14]])
     assert meta["names"] == [op.name for op in network.ops] and meta["classes"] == 10
-    assert twin.run(network, np.zeros((3, 64, 64), np.float32)).shape == (1, 1, 10)
+    assert reference.run(network, np.zeros((3, 64, 64), np.float32)).shape == (1, 1, 10)

@@ -47,9 +47,12 @@ def test_in_int8_it_names_nearly_the_same_classes(outcome, pictures):
 
 def test_a_network_the_engine_cannot_run_is_pruned_all_the_same():
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3), torch.nn.MaxPool2d(2), torch.nn.Conv2d(8, 8, 1), torch.nn.Flatten(),
+        torch.nn.Conv2d(3, 8, 3),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(8, 8, 1),
+        torch.nn.Flatten(),
         torch.nn.Linear(8 * 49, 4),
-    )  # fmt: skip
+    )
     x = torch.randn(8, 3, 16, 16)
     task = lab.Task(model=net, batches=[x], score=lambda net: 0.0)
     outcome = lab.SparseByteNN(steps=2).run(task, progress=False)

@@ -13,27 +13,27 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lab.core import kernels
-from lab.sparsebytenn import compiler, int8, packed, proof, twin
+from lab.sparsebytenn import compiler, int8, packed, proof, reference
 from lab.sparsebytenn.engine import Engine
 from lab.sparsebytenn.packed import Map, Network, Op
 
-from .native import in_part, small_networks
+from .native import rolled, small_networks
 
 needs_c = pytest.mark.skipif(kernels.lib is None, reason="the C kernels are not built")
-ARENA, ROOM = 32, 36  # of the header, in bytes
+ARENA, WORKSPACE = 32, 36  # of the header, in bytes
 PLACE = 16  # of a map: where it begins in the arena
-ADD, FORM, COLUMN, SUMS = 8, 36, 48, 100  # of an operator
+ADD, FLAGS, COLUMN, SUMS = 8, 36, 48, 100  # of an operator
 EDGES = [*range(6), 15, 16, 17, 63, 64, 65, 255, 65_535, *(1 << n for n in (16, 20, 28, 30, 31)), (1 << 32) - 16]
 
 
 @cache
 def files() -> list[bytes]:
-    """Every operator, channels apart and interleaved, maps whole and in part, in fp32 and in bytes."""
+    """Every operator, channels apart and interleaved, maps whole and in rolling row buffers, in fp32 and in int8."""
     made = []
     with torch.random.fork_rng():
         for name, (net, shape) in small_networks().items():
             network = compiler.compile(net, torch.zeros(1, *shape))
-            made += [network, in_part(network), compiler.compile(net, torch.zeros(1, *shape), interleaved=True)]
+            made += [network, rolled(network), compiler.compile(net, torch.zeros(1, *shape), interleaved=True)]
             if name in ("every", "two convolutions"):
                 made.append(int8.quantised(network, torch.randn(2, *shape)))
     return [packed.write(network) for network in made]
@@ -56,13 +56,13 @@ def map_at(data: bytes, i: int) -> int:
     return proof.Head(*proof.HEADER.unpack_from(data)).maps + proof.MAP.size * i
 
 
-def said_by_c(data: bytes) -> int:
+def checked_by_c(data: bytes) -> int:
     return kernels.lib.engine_check(kernels.ffi.from_buffer("uint8_t[]", data), len(data))
 
 
 def refused(data: bytes, words: str) -> None:
     """Both refuse it for the same reason, in one line that holds these words."""
-    assert kernels.lib is None or said_by_c(data) == proof.check(data)
+    assert kernels.lib is None or checked_by_c(data) == proof.check(data)
     with pytest.raises(ValueError, match=words) as caught:
         packed.read(data)
     assert "\n" not in str(caught.value) and "make it again" in str(caught.value)
@@ -100,7 +100,7 @@ def damaged(draw):
 @settings(max_examples=150, deadline=None)
 @given(damaged())
 def test_python_loads_what_c_accepts_and_nothing_else_and_what_loads_runs_as_numpy_says(data):
-    wrong = said_by_c(data)
+    wrong = checked_by_c(data)
     assert proof.check(data) == wrong
     if wrong:
         with pytest.raises(ValueError, match="no packed network that can be run") as caught:
@@ -111,7 +111,7 @@ def test_python_loads_what_c_accepts_and_nothing_else_and_what_loads_runs_as_num
     x = torch.randn(1, *engine.shape, generator=torch.Generator().manual_seed(0))
     y = engine(x).numpy().ravel()
     with np.errstate(all="ignore"):
-        exact = twin.run(packed.read(data), x[0].numpy()).ravel()
+        exact = reference.run(packed.read(data), x[0].numpy()).ravel()
     if np.isfinite(exact).all() and np.abs(exact).max() < 1e6:  # a bit of a weight may have made it huge
         step = 0.02 * np.abs(exact).max()  # of a product in int8, whose input was near a half
         np.testing.assert_allclose(y, exact, atol=step)
@@ -119,7 +119,7 @@ def test_python_loads_what_c_accepts_and_nothing_else_and_what_loads_runs_as_num
 
 @needs_c
 def test_whole_files_pass_in_c_and_in_python():
-    assert [proof.check(data) for data in files()] == [said_by_c(data) for data in files()] == [0] * len(files())
+    assert [proof.check(data) for data in files()] == [checked_by_c(data) for data in files()] == [0] * len(files())
 
 
 # -- one thing wrong at a time -----------------------------------------------------------------------------------------
@@ -153,13 +153,13 @@ def test_a_map_that_was_written_over_is_not_read():
 
 
 def test_scratch_lies_on_no_map():
-    (data,) = [data for data in files() if proof.File(data).head.room_floats][:1]
-    refused(put(data, ROOM, 0), "its arena is too small")
+    (data,) = [data for data in files() if proof.File(data).head.workspace_floats][:1]
+    refused(put(data, WORKSPACE, 0), "its arena is too small")
 
 
 def test_row_sums_are_those_of_the_weights():
-    data = next(d for d in files() if any(o.form & proof.IN_BYTES for o in proof.File(d).ops))
-    i = next(i for i, o in enumerate(proof.File(data).ops) if o.form & proof.IN_BYTES)
+    data = next(d for d in files() if any(o.flags & proof.U8S8 for o in proof.File(d).ops))
+    i = next(i for i, o in enumerate(proof.File(data).ops) if o.flags & proof.U8S8)
     sums = struct.unpack_from("<I", data, op_at(data, i) + SUMS)[0]
     refused(put(data, sums, struct.unpack_from("<I", data, sums)[0] + 1), "its row sums are not those of its weights")
 
@@ -167,8 +167,8 @@ def test_row_sums_are_those_of_the_weights():
 def test_sums_of_many_rows_over_many_runs():
     """More groups than are summed at once, and a sum that differs in the last row alone."""
     w = np.random.default_rng(0).integers(-127, 128, (1100, 20)).astype(np.int8)
-    op = Op("pointwise", "", 0, 1, weights=int8.pack(w, chunk=2), bias=np.zeros(1100))
-    op.bytes = packed.Bytes(1.0, 3, np.ones(1100, np.float32))
+    op = Op("pointwise", "", 0, 1, weights=int8.pack(w, k_tile=2), bias=np.zeros(1100))
+    op.int8 = packed.Int8Params(1.0, 3, np.ones(1100, np.float32))
     data = packed.write(Network([Map(20, 1, 1), Map(1100, 1, 1)], [op], 0, 1))
     packed.read(data)
     last = proof.File(data).ops[0].sums + 4 * 1099
@@ -205,9 +205,9 @@ def test_only_what_adds_takes_a_sum(kind):
 def test_an_operator_without_weights_may_say_what_it_likes_of_them(kind):
     data = next(d for d in files() if any(o.kind == proof.KINDS[kind] for o in proof.File(d).ops))
     i = next(i for i, o in enumerate(proof.File(data).ops) if o.kind == proof.KINDS[kind])
-    odd = put(put(data, op_at(data, i) + FORM - 4, 5), op_at(data, i) + FORM, 3)
+    odd = put(put(data, op_at(data, i) + FLAGS - 4, 5), op_at(data, i) + FLAGS, 3)
     x = np.ones(Engine(data).shape, np.float32)
-    np.testing.assert_array_equal(twin.run(packed.read(odd), x), twin.run(packed.read(data), x))
+    np.testing.assert_array_equal(reference.run(packed.read(odd), x), reference.run(packed.read(data), x))
 
 
 @pytest.mark.parametrize(
@@ -224,11 +224,11 @@ def test_a_description_that_is_none_is_refused(text):
 
 
 def test_a_description_may_hold_numbers_strings_and_lists_of_them():
-    told = {"names": ['é"\\\n'], "classes": 4, "labels": ["a", "b"], "answer": [4, -1], "title": "x", "none": []}
-    data = described(json.dumps(told).encode())
-    assert proof.check(data) == 0 and (kernels.lib is None or said_by_c(data) == 0)
+    description = {"names": ['é"\\\n'], "classes": 4, "labels": ["a", "b"], "answer": [4, -1], "title": "x", "none": []}
+    data = described(json.dumps(description).encode())
+    assert proof.check(data) == 0 and (kernels.lib is None or checked_by_c(data) == 0)
     assert packed.read(data).ops[0].name == 'é"\\\n' and packed.read(data).meta["labels"] == ["a", "b"]
-    assert Engine(data).answer == (4, 6, 7)  # [4, -1] is no shape of so many numbers
+    assert Engine(data).output_shape == (4, 6, 7)  # [4, -1] is no shape of so many numbers
     with pytest.raises(ValueError, match="give integers, strings and lists of them"):
         packed.write(Network([Map(1, 1, 1)], [], 0, 0, {"deep": {"a": 1}}))
 

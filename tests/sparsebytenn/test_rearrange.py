@@ -11,8 +11,16 @@ from lab.sparsebytenn import rearrange
 from tests.core.graph.test_foreign_networks import NETS, Net, X, conv
 from tests.gal.families import FAMILIES, distance, family
 
-WHOLE = ("lenet channels", "vgg16 channels", "resnet20 jointly", "googlenet branches", "densenet40 inputs",
-         "resnet50 blocks", "mobilenet_v1 channels", "mobilenet_v2 jointly")  # fmt: skip
+WHOLE = (
+    "lenet channels",
+    "vgg16 channels",
+    "resnet20 jointly",
+    "googlenet branches",
+    "densenet40 inputs",
+    "resnet50 blocks",
+    "mobilenet_v1 channels",
+    "mobilenet_v2 jointly",
+)
 
 
 class Squeeze(nn.Module):
@@ -39,9 +47,15 @@ def squeezed(linear: bool) -> nn.Module:
         return s.head((x + s.narrow(wide)).mean((2, 3)))
 
     return Net(
-        forward, stem=conv(3, 8), wide=conv(8, 24, 1), deep=conv(24, 24, groups=24), norm=nn.BatchNorm2d(24),
-        gate=Squeeze(24, 6, linear), narrow=conv(24, 8, 1), head=nn.Linear(8, 4),
-    )  # fmt: skip
+        forward,
+        stem=conv(3, 8),
+        wide=conv(8, 24, 1),
+        deep=conv(24, 24, groups=24),
+        norm=nn.BatchNorm2d(24),
+        gate=Squeeze(24, 6, linear),
+        narrow=conv(24, 8, 1),
+        head=nn.Linear(8, 4),
+    )
 
 
 OWN = {
@@ -49,14 +63,25 @@ OWN = {
     "squeeze by convolutions": lambda: squeezed(False),
     "squeeze by linear layers": lambda: squeezed(True),
     "flattened pictures": lambda: nn.Sequential(
-        conv(3, 8), nn.ReLU(), conv(8, 12), nn.BatchNorm2d(12), nn.PReLU(12), nn.Flatten(), nn.Linear(12 * 64, 16),
-        nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4),
+        conv(3, 8),
+        nn.ReLU(),
+        conv(8, 12),
+        nn.BatchNorm2d(12),
+        nn.PReLU(12),
+        nn.Flatten(),
+        nn.Linear(12 * 64, 16),
+        nn.BatchNorm1d(16),
+        nn.ReLU(),
+        nn.Linear(16, 4),
     ),
     "joined branches": lambda: Net(
         lambda s, x: s.line(torch.cat([s.a(s.stem(x)), s.stem(x), s.b(s.stem(x))], 1).mean((2, 3))),
-        stem=conv(3, 8), a=conv(8, 5), b=conv(8, 7), line=nn.Linear(20, 4),
+        stem=conv(3, 8),
+        a=conv(8, 5),
+        b=conv(8, 7),
+        line=nn.Linear(20, 4),
     ),
-}  # fmt: skip
+}
 
 
 def own(name: str) -> nn.Module:
@@ -137,9 +162,12 @@ def test_what_cannot_move_is_pruned_where_it_stands_and_says_why():
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("tied weights", "a: its weight is used more than once"), ("groups and dilation", "2: convolution in groups"),
-     ("rows joined", "b: it reads the network's input")],
-)  # fmt: skip
+    [
+        ("tied weights", "a: its weight is used more than once"),
+        ("groups and dilation", "2: convolution in groups"),
+        ("rows joined", "b: it reads the network's input"),
+    ],
+)
 def test_a_network_with_nothing_to_prune_is_one_line(name, words):
     with pytest.raises(ValueError, match=words) as caught:
         survey(own(name))

@@ -18,7 +18,7 @@ from lab.core import kernels
 from lab.sparsebytenn import compiler, int8, packed
 from lab.sparsebytenn.engine import Engine
 
-from .native import HERE, KERNELS, ROOT, in_part, small_networks, thinned
+from .native import HERE, KERNELS, ROOT, rolled, small_networks, thinned
 
 SOURCES = ("ref", "avx2", "avx512", "neon", "engine", "dispatch")
 SANITIZERS = "-fsanitize=address,undefined"
@@ -55,7 +55,7 @@ def sanitized(tmp_path_factory):
     return compiled
 
 
-def said(command):
+def output_of(command):
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -64,7 +64,7 @@ def said(command):
 @slow
 @pytest.mark.parametrize("isa", kernels.ISAS)
 def test_kernels_stay_in_bounds_agree_and_keep_nan_from_three_threads(sanitized, isa):
-    lines = said([sanitized("kernels"), isa, 0, 150]).splitlines()
+    lines = output_of([sanitized("kernels"), isa, 0, 150]).splitlines()
     if lines == ["absent"]:
         pytest.skip(f"this machine has no {isa}")
     found = [re.fullmatch(rf"{isa} (\w+) compared (\d+) wrong 0 nan (\d+)", line) for line in lines]
@@ -83,18 +83,18 @@ def files(tmp_path_factory):
             made.append(folder / f"{name}{' interleaved' * interleaved}.sbnn")
             made[-1].write_bytes(packed.write(network))
             if not interleaved:
-                made.append(folder / f"{name} in part.sbnn")
-                made[-1].write_bytes(packed.write(in_part(network)))
+                made.append(folder / f"{name} buffered.sbnn")
+                made[-1].write_bytes(packed.write(rolled(network)))
             if name in ("every", "two convolutions"):
                 pictures = torch.randn(2, *Engine(made[-1].read_bytes()).shape)
-                made.append(folder / f"{made[-1].stem} in bytes.sbnn")
+                made.append(folder / f"{made[-1].stem} in int8.sbnn")
                 made[-1].write_bytes(packed.write(int8.quantised(network, pictures)))
     return made
 
 
 def fuzz(program, file, rounds, seed=1):
     """How often the engine ran, and how often each reason to refuse a file was given."""
-    numbers = [int(n) for n in re.findall(r"\d+", said([program, file, seed, rounds]))]
+    numbers = [int(n) for n in re.findall(r"\d+", output_of([program, file, seed, rounds]))]
     assert numbers[0] == rounds == numbers[1] + sum(numbers[4:])
     return numbers[2], np.array(numbers[4:])
 
@@ -126,7 +126,7 @@ def with_long_runs(data):
     ops_at, n_ops = struct.unpack_from("<I", data, 28)[0], struct.unpack_from("<I", data, 20)[0]
     chunks = [ops_at + 128 * i + 32 for i in range(n_ops)]
     at = next(at for at in chunks if struct.unpack_from("<2I", data, at)[1] == packed.INDEXED)
-    return data[:at] + struct.pack("<I", kernels.LONGEST + 1) + data[at + 4 :]
+    return data[:at] + struct.pack("<I", kernels.SPMM_MAX_K_TILE + 1) + data[at + 4 :]
 
 
 @needs_c

@@ -59,8 +59,8 @@ def test_the_explorer_draws_no_numbers_but_its_outcomes_own(outcome, monkeypatch
     drawn = lab.view(outcome).frame.svg
     assert "MobileNet" not in drawn and "digits" not in drawn
     row = outcome.report["accuracy"]
-    told = f"{row.before:.1f} % dense, {row.after:.1f} % with {outcome.report['sparsity'].after:.2f} % removed"
-    assert view.measured(outcome) == {"accuracy": told} and lab.view(outcome).frame.facts["accuracy"] == told
+    scores = f"{row.before:.1f} % dense, {row.after:.1f} % with {outcome.report['sparsity'].after:.2f} % removed"
+    assert view.measured(outcome) == {"accuracy": scores} and lab.view(outcome).frame.facts["accuracy"] == scores
 
 
 def test_a_large_layer_is_shown_in_part():

@@ -69,20 +69,20 @@ def made(name, interleaved):
     return net, packed.write(compiler.compile(net, x, interleaved=interleaved)), x
 
 
-def answered(folder, files, jobs):
-    """What node's engine answers to each job (build, file, picture, reference); files and pictures by name."""
+def run_in_node(folder, files, jobs):
+    """What node's engine gives for each job (build, file, image, reference); files and images by name."""
     for name, content in files.items():
         content = content if isinstance(content, bytes) else np.ascontiguousarray(content, np.float32).tobytes()
         (folder / name).write_bytes(content)
-    named = [dict(zip(("build", "file", "picture", "reference"), job, strict=True)) for job in jobs]
+    named = [dict(zip(("build", "file", "image", "reference"), job, strict=True)) for job in jobs]
     (folder / "jobs.json").write_text(json.dumps({"jobs": named, "wasm": str(STATIC)}))
     switch = [RELAXED] if subprocess.run([node, RELAXED, "-e", ""], capture_output=True).returncode == 0 else []
-    command = [node, *switch, str(HERE / "web_answers.mjs"), str(folder)]
-    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    for i, job in enumerate(told["done"]):
+    command = [node, *switch, str(HERE / "web_outputs.mjs"), str(folder)]
+    result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    for i, job in enumerate(result["done"]):
         if "message" not in job:
             job["y"] = np.fromfile(folder / f"{i}.f32", np.float32)
-    return told
+    return result
 
 
 @needs_node
@@ -92,29 +92,31 @@ def test_all_builds_answer_as_torch_does(tmp_path, name, interleaved):
     net, data, x = made(name, interleaved)
     with torch.no_grad():
         exact = net(x).numpy()[0]
-    picture = x.numpy()[0].transpose(1, 2, 0) if interleaved else x.numpy()
+    image = x.numpy()[0].transpose(1, 2, 0) if interleaved else x.numpy()
     jobs = [(build, "net", "x", reference) for build in web.BUILDS for reference in (False, True)]
-    told = answered(tmp_path, {"net": data, "x": picture}, jobs)
-    if told["builds"] != list(web.BUILDS):
-        pytest.skip(f"this node runs {told['builds']} only")
-    found = {job[0::3]: one["y"] for job, one in zip(jobs, told["done"], strict=True)}
+    result = run_in_node(tmp_path, {"net": data, "x": image}, jobs)
+    if result["builds"] != list(web.BUILDS):
+        pytest.skip(f"this node runs {result['builds']} only")
+    outputs = {job[0::3]: done["y"] for job, done in zip(jobs, result["done"], strict=True)}
     size = np.abs(exact).max()
-    np.testing.assert_allclose(found["simd128", False], exact, rtol=0, atol=1e-4 * size)
+    np.testing.assert_allclose(outputs["simd128", False], exact, rtol=0, atol=1e-4 * size)
     for same in [("scalar", False), ("scalar", True), ("simd128", True)]:
-        assert found[same].tobytes() == found["simd128", False].tobytes(), same
-    np.testing.assert_allclose(found["relaxed", False], found["scalar", True], rtol=0, atol=1e-5 * size)
-    assert told["done"][0]["ms"] > 0 and told["done"][0]["answers"] == len(exact)
+        assert outputs[same].tobytes() == outputs["simd128", False].tobytes(), same
+    np.testing.assert_allclose(outputs["relaxed", False], outputs["scalar", True], rtol=0, atol=1e-5 * size)
+    assert result["done"][0]["ms"] > 0 and result["done"][0]["outputs"] == len(exact)
 
 
 @needs_node
 def test_nan_in_is_nan_out(tmp_path):
     _, data, x = made("wide", False)
     x[0, 1, 7, 7] = float("nan")
-    told = answered(tmp_path, {"net": data, "x": x.numpy()}, [(build, "net", "x", False) for build in told_builds()])
-    assert all(np.isnan(one["y"]).all() for one in told["done"])
+    result = run_in_node(
+        tmp_path, {"net": data, "x": x.numpy()}, [(build, "net", "x", False) for build in common_builds()]
+    )
+    assert all(np.isnan(done["y"]).all() for done in result["done"])
 
 
-def told_builds():
+def common_builds():
     return ("simd128", "scalar")  # what every node has
 
 
@@ -131,17 +133,17 @@ def test_damaged_files_are_refused_for_the_reason_that_the_c_engine_gives(tmp_pa
         broken = bytearray(data)
         broken[16 + draws.integers(1500)] ^= 1 << draws.integers(8)
         files[f"forged {i}"] = resealed(bytes(broken))
-    jobs = [(build, name, "x", False) for name in files for build in told_builds()]
-    told = answered(tmp_path, {**files, "x": x.numpy()}, jobs)
+    jobs = [(build, name, "x", False) for name in files for build in common_builds()]
+    result = run_in_node(tmp_path, {**files, "x": x.numpy()}, jobs)
     refused = 0
-    for (_, name, *_), one in zip(jobs, told["done"], strict=True):
-        held = kernels.ffi.from_buffer("uint8_t[]", files[name] + bytes(64))
-        wrong = kernels.lib.engine_check(held, len(files[name]))
+    for (_, name, *_), done in zip(jobs, result["done"], strict=True):
+        content = kernels.ffi.from_buffer("uint8_t[]", files[name] + bytes(64))
+        wrong = kernels.lib.engine_check(content, len(files[name]))
         if wrong:
             refused += 1
-            assert one["wrong"] == wrong and packed.WRONG[wrong] in one["message"], name
+            assert done["wrong"] == wrong and packed.WRONG[wrong] in done["message"], name
         else:  # harmless: it runs, or it is for other pictures or a larger memory
-            assert re.match("the picture has|the browser has no", one.get("message", "the picture has")), (name, one)
+            assert re.match("the picture has|the browser has no", done.get("message", "the picture has")), (name, done)
     assert refused > len(jobs) / 3
 
 
@@ -153,8 +155,8 @@ def resealed(data):
 @needs_node
 def test_a_picture_of_another_size_is_refused_in_one_line(tmp_path):
     _, data, _ = made("wide", False)
-    told = answered(tmp_path, {"net": data, "x": np.zeros(12)}, [("scalar", "net", "x", False)])
-    assert told["done"][0]["message"] == "the picture has 12 numbers: this network takes 3675"
+    result = run_in_node(tmp_path, {"net": data, "x": np.zeros(12)}, [("scalar", "net", "x", False)])
+    assert result["done"][0]["message"] == "the picture has 12 numbers: this network takes 3675"
 
 
 # -- the builds --------------------------------------------------------------------------------------------------------
@@ -194,15 +196,15 @@ def engines():
     return Engine(packed.write(compiler.compile(blocked(dense), x, interleaved=True))), *pair
 
 
-def told(page):
+def setup_of(page):
     return json.loads(re.search(r'id="setup">(.*?)</script>', page).group(1))
 
 
 def test_a_folder_holds_everything_and_names_nothing_outside(engines, tmp_path):
     sparse, dense = engines
-    pictures = [np.full((20, 20), 99, np.uint8), np.zeros((9, 8, 3), np.uint8), np.zeros((3, 32, 32), np.float32)]
+    images = [np.full((20, 20), 99, np.uint8), np.zeros((9, 8, 3), np.uint8), np.zeros((3, 32, 32), np.float32)]
     labels = [f"<{i}>" for i in range(10)]
-    options = {"labels": labels, "mean": 0.5, "std": (1, 2, 3), "pictures": pictures, "title": "Five & </title>"}
+    options = {"labels": labels, "mean": 0.5, "std": (1, 2, 3), "images": images, "title": "Five & </title>"}
     index = web.export_web(sparse, tmp_path / "new" / "folder", dense=dense, **options)
     names = {path.name for path in index.parent.iterdir()}
     assert names == {"index.html", "model.sbnn", "dense.sbnn", *(f"{build}.wasm" for build in web.BUILDS)}
@@ -210,7 +212,7 @@ def test_a_folder_holds_everything_and_names_nothing_outside(engines, tmp_path):
     page = index.read_text()
     assert not re.search(r"https?:|@import|url\(|import .* from|<script[^>]* src|<img|<link(?! rel=.icon)", page)
     assert page.count("</title>") == 1 and page.count("</script>") == page.count("<script")
-    setup = told(page)
+    setup = setup_of(page)
     assert setup["labels"] == labels and setup["mean"] == [0.5] * 3 and setup["std"] == [1, 2, 3]
     assert [address[:22] for address in setup["samples"]] == ["data:image/png;base64,"] * 3
     assert setup["networks"] == {"sparse": "model.sbnn", "dense": "dense.sbnn"}
@@ -256,7 +258,7 @@ def test_bad_options_are_one_line_and_write_nothing(engines, tmp_path):
         (sparse, {"mean": (1, 2)}, r"mean=\(1, 2\): give one number, or 3"),
         (sparse, {"std": 0}, "std holds a 0"),
         (sparse, {"dense": other}, "dense takes other pictures or has other classes"),
-        (sparse, {"pictures": [np.zeros((2, 2))]}, r"a picture is float64 \(2, 2\): give uint8"),
+        (sparse, {"images": [np.zeros((2, 2))]}, r"a picture is float64 \(2, 2\): give uint8"),
         (five, {}, "the network takes 5 channels"),
         (ends_in_map, {}, r"answers with a map \(4, 30, 30\)"),
     ]:
@@ -272,7 +274,7 @@ def test_floats_as_the_network_takes_them_become_the_same_picture():
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     floats = ((grey / 255 - 0.3) / 0.7).astype(np.float32)[None]
     scale = {"mean": [0.3], "std": [0.7]}
-    np.testing.assert_array_equal(web._bytes(floats, scale), grey)
+    np.testing.assert_array_equal(web._as_uint8(floats, scale), grey)
 
 
 # -- the widget --------------------------------------------------------------------------------------------------------
@@ -280,7 +282,7 @@ def test_floats_as_the_network_takes_them_become_the_same_picture():
 
 def test_the_widget_is_handed_everything_and_tells_what_the_browser_saw(engines):
     sparse, dense = engines
-    shown = Classifier(**web.widget(sparse, dense=dense, title="A <title>", pictures=[np.zeros((8, 8), np.uint8)]))
+    shown = Classifier(**web.widget(sparse, dense=dense, title="A <title>", images=[np.zeros((8, 8), np.uint8)]))
     assert repr(shown) == "Classifier(no browser has shown it yet)"
     assert set(shown.parts) == {"model.sbnn", "dense.sbnn", *(f"{build}.wasm" for build in web.BUILDS)}
     assert "import " not in shown._esm.replace("import.meta", "") and "export default" in shown._esm

@@ -1,6 +1,6 @@
 """ONNX files: written, quantised, looked into and run.
 
-`export` writes a network in float; `qdq` one with quantisers as QuantizeLinear and DequantizeLinear, `operators` their
-nodes. `fusion` reports which kernels onnxruntime runs in integers; `runtime` opens its sessions. `outcome` is what
-the outcomes of all methods that quantise have in common: their size and file.
+`export` writes a network in float; `qdq` one with quantisers as QuantizeLinear and DequantizeLinear, `ops` the nodes
+between them. `ort_report` asks onnxruntime which layers it runs on integers; `runtime` opens its sessions. `outcome` is
+what the outcomes of all methods that quantise can do with such a file.
 """

@@ -21,14 +21,21 @@ def onnx(model: nn.Module, path: str | Path, example: torch.Tensor) -> Path:
         import onnxscript  # noqa: F401  what torch.onnx.export builds the graph with
     except ImportError as error:
         raise ImportError("exporting to ONNX needs onnx and onnxscript: pip install 'lab[export]'") from error
-    place = next(model.parameters(), example).device
+    device = next(model.parameters(), example).device
     with tempfile.TemporaryDirectory() as folder, evaluating(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         draft = Path(folder) / "model.onnx"
         batch = torch.export.Dim("batch")
         torch.onnx.export(
-            model, (torch.cat([example, example]).to(place),), draft, dynamo=True, dynamic_shapes=({0: batch},),
-            input_names=["input"], output_names=["output"], external_data=False, verbose=False,
-        )  # fmt: skip
+            model,
+            (torch.cat([example, example]).to(device),),
+            draft,
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            input_names=["input"],
+            output_names=["output"],
+            external_data=False,
+            verbose=False,
+        )
         store.write(Path(path), loadable(draft.read_bytes()))
     return Path(path)

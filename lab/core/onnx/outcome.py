@@ -6,9 +6,9 @@ from torch import Tensor, fx, nn
 
 from .. import cost
 from ..outcome import Outcome
-from ..quantisation.bn_folding import prepared
+from ..quantisation.bn_folding import fold_batch_norms
 from . import qdq
-from .fusion import Fusion, Parity, fusion, parity
+from .ort_report import Fusion, Parity, fusion, parity
 from .runtime import Deployed
 
 
@@ -37,6 +37,6 @@ class IntegerOutcome(Outcome):
     def race(self, net: nn.Module, x: Tensor | None = None, repeats: int = 30) -> dict[str, cost.Latency]:
         """ms of the float network `net` and of this one in onnxruntime, interleaved on one thread: 'fp32', 'int8'."""
         x = self.example if x is None else x
-        graphs = {"fp32": prepared(net, x), "int8": self.model}
-        made = {name: Deployed(qdq.to_model(graph).SerializeToString()) for name, graph in graphs.items()}
-        return cost.latencies(made, x, repeats=repeats)
+        graphs = {"fp32": fold_batch_norms(net, x), "int8": self.model}
+        deployed = {name: Deployed(qdq.to_model(graph).SerializeToString()) for name, graph in graphs.items()}
+        return cost.latencies(deployed, x, repeats=repeats)

@@ -1,4 +1,4 @@
-"""A quantised network as ONNX: whole-number weights, and a quantiser with its inverse (Q, DQ) wherever a grid begins.
+"""A quantised network as ONNX: integer weights, and a quantiser with its inverse (Q, DQ) wherever a grid begins.
 
 onnxruntime turns what stands between two such pairs into integer kernels. What it asks for is kept here: uint8
 activations, with zero point 128 for signed grids and 0 behind a ReLU; int8 weights; int32 biases on the step
@@ -8,6 +8,7 @@ Fewer than 8 bits are first written on the 8-bit grid of the same largest value,
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from .. import store
 from ..graph.calls import bounds, is_relu, two
 from ..graph.channels import is_cat
 from ..graph.tracing import module_of, shape
-from ..quantisation.grids import Grid, codes, is_quantiser
 from ..quantisation.placement import passes
+from ..quantisation.qparams import QParams, int_repr, is_quantiser
 from ..task import evaluating
-from . import operators
-from .operators import no_form, padded, source
+from . import ops
+from .ops import no_form, padded, source
 from .runtime import loadable
 
 OPSET, IR = 17, 8
@@ -33,11 +34,11 @@ LANES = 16  # fewer output channels than this keep onnxruntime from its fast int
 
 
 @dataclass(frozen=True)
-class Written:
-    """Where a tensor's values lie: (code - zero) * step, by the names of its step and zero point, and the step."""
+class WrittenGrid:
+    """Where a tensor's values lie: scale and zero point as the names of constants, and the scale as a number."""
 
-    step: str
-    zero: str
+    scale: str
+    zero_point: str
     value: float
 
 
@@ -57,19 +58,17 @@ def to_model(model: fx.GraphModule) -> Any:
         from onnx import TensorProto, helper
     except ImportError as error:
         raise ImportError("writing ONNX needs onnx: pip install 'lab[export]'") from error
-    writer, (entry, answer) = _Writer(model), _ends(model)
+    writer, (entry, output) = _Writer(model), _ends(model)
     with torch.no_grad(), evaluating(model):
         for node in model.graph.nodes:
             writer.visit(node)
     ends = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *(f"{axis}{k}" for axis in "CHW"[: rank - 1])])
-        for k, (name, rank) in enumerate((("input", len(shape(entry))), ("output", len(shape(answer)))))
+        for k, (name, rank) in enumerate((("input", len(shape(entry))), ("output", len(shape(output)))))
     ]
     graph = helper.make_graph(writer.nodes, "lab", ends[:1], ends[1:], list(writer.constants.values()))
-    return helper.make_model(
-        graph, producer_name="lab", ir_version=IR,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-    )  # fmt: skip
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, producer_name="lab", ir_version=IR, opset_imports=opsets)
 
 
 def _ends(model: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
@@ -79,13 +78,13 @@ def _ends(model: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
         raise ValueError(
             f"the network takes {len(entries)} inputs ({', '.join(map(str, entries))}): one is written here"
         )
-    (answer,) = next(node for node in model.graph.nodes if node.op == "output").args
-    if not isinstance(answer, fx.Node) or not shape(answer):
-        raise ValueError(f"the network gives {answer}: one tensor is written here, return that alone")
-    for node in (entries[0], answer):
+    (output,) = next(node for node in model.graph.nodes if node.op == "output").args
+    if not isinstance(output, fx.Node) or not shape(output):
+        raise ValueError(f"the network gives {output}: one tensor is written here, return that alone")
+    for node in (entries[0], output):
         if (kind := node.meta["tensor_meta"].dtype) != torch.float32:
             raise ValueError(f"{node.name} is {kind}: real float32 is written here, call float() on network and data")
-    return entries[0], answer
+    return entries[0], output
 
 
 @dataclass
@@ -96,7 +95,7 @@ class _Writer:
     nodes: list[Any] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
     names: dict[fx.Node, str] = field(default_factory=dict)
-    grids: dict[fx.Node, Written] = field(default_factory=dict)
+    grids: dict[fx.Node, WrittenGrid] = field(default_factory=dict)
     padded: dict[fx.Node, int] = field(default_factory=dict)
 
     def visit(self, node: fx.Node) -> None:
@@ -122,10 +121,10 @@ class _Writer:
         elif bounds(node) is not None:
             make = _clamp
         else:
-            make = operators.FORMS.get(node.target)
+            make = ops.FORMS.get(node.target)
         if make is None:
             kind = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
-            raise ValueError(f"{node.name} ({kind}) has no ONNX form here: known are {', '.join(_known())}")
+            raise ValueError(f"{node.name} ({kind}) has no ONNX form here: known are {', '.join(_supported())}")
         return make(self, node)
 
     def emit(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
@@ -146,14 +145,16 @@ class _Writer:
             self.constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
-    def pair(self, source: str, name: str, grid: Written) -> str:
+    def pair(self, source: str, name: str, grid: WrittenGrid) -> str:
         """Round `source` to a grid and give it back as float."""
-        code = self.emit("QuantizeLinear", [source, grid.step, grid.zero], f"{name}.q")
-        return self.emit("DequantizeLinear", [code, grid.step, grid.zero], name)
+        code = self.emit("QuantizeLinear", [source, grid.scale, grid.zero_point], f"{name}.q")
+        return self.emit("DequantizeLinear", [code, grid.scale, grid.zero_point], name)
 
-    def grid(self, name: str, grid: Grid) -> Written:
-        step = self.constant(f"{name}.step", np.float32(grid.step))
-        return Written(step, self.constant(f"zero{grid.zero}", np.uint8(grid.zero)), grid.step)
+    def grid(self, name: str, qparams: QParams) -> WrittenGrid:
+        """Write the constants of a grid."""
+        scale = self.constant(f"{name}.step", np.float32(qparams.scale))
+        zero_point = self.constant(f"zero{qparams.zero_point}", np.uint8(qparams.zero_point))
+        return WrittenGrid(scale, zero_point, qparams.scale)
 
     def keep_grid(self, node: fx.Node) -> None:
         """Behind an operator that moves values: round them to the grid that all of them lie on already."""
@@ -168,20 +169,21 @@ class _Writer:
 
 
 def _quantise(writer: _Writer, node: fx.Node) -> str:
-    q: Any = module_of(node)
+    quantiser: Any = module_of(node)
+    qparams: QParams = quantiser.qparams()
     name, value = str(node.target).removeprefix("quantisers."), source(writer, node)
-    own: Grid = q.grid()
-    if own.bits < 8:  # no saturation of 8-bit codes would clamp: first the 8-bit grid, which a convolution can write
-        wide = writer.grid(f"{name}.wide", own.wide())
-        reach = {"low": own.low * own.step, "high": own.high * own.step}
-        ends = [writer.constant(f"{name}.{end}", np.float32(value)) for end, value in reach.items()]
+    if qparams.bits < 8:  # saturation of 8-bit codes clamps to more: first their grid, which a convolution can write
+        wide = writer.grid(f"{name}.wide", qparams.to_8bit())
+        limits = zip(("low", "high"), qparams.range, strict=True)
+        ends = [writer.constant(f"{name}.{end}", np.float32(limit)) for end, limit in limits]
         value = writer.emit("Clip", [writer.pair(value, f"{node.name}.wide", wide), *ends], f"{node.name}.clip")
-    grid = writer.grids[node] = writer.grid(name, own)
+    grid = writer.grids[node] = writer.grid(name, qparams)
     if (channels := writer.padded.get(node.all_input_nodes[0])) is None:
         return writer.pair(value, node.name, grid)
+    # The zero channels that `_conv` filled up are cut off: starts, ends, axes.
     ends = [writer.constant(f"whole {k}", np.array([k])) for k in (0, channels, 1)]
-    return writer.pair(writer.emit("Slice", [writer.pair(value, f"{node.name}.padded", grid), *ends],
-                                   f"{node.name}.slice"), node.name, grid)  # fmt: skip
+    padded_value = writer.pair(value, f"{node.name}.padded", grid)
+    return writer.pair(writer.emit("Slice", [padded_value, *ends], f"{node.name}.slice"), node.name, grid)
 
 
 def _clamp(writer: _Writer, node: fx.Node) -> str:
@@ -190,36 +192,39 @@ def _clamp(writer: _Writer, node: fx.Node) -> str:
     A convolution fuses with a ReLU only if the lowest code is 0; what is rounded and then cut at 0 stays on its grid.
     """
     reader = next(iter(node.users)) if len(node.users) == 1 else node
-    q: Any = module_of(reader)
-    own = q.grid() if is_quantiser(q) else None
-    if is_relu(node) and own is not None and own.low < 0 and own.bits == 8 and _calls(reader) > 1:
+    quantiser: Any = module_of(reader)
+    qparams = quantiser.qparams() if is_quantiser(quantiser) else None
+    if is_relu(node) and qparams and qparams.qmin < 0 and qparams.bits == 8 and _calls(reader) > 1:
         name = str(reader.target).removeprefix("quantisers.")
-        before = writer.pair(source(writer, node), f"{node.name}.before", writer.grid(name, own))
+        before = writer.pair(source(writer, node), f"{node.name}.before", writer.grid(name, qparams))
         return writer.emit("Relu", [before], node.name)
-    return operators.clamp(writer, node)
+    return ops.clamp(writer, node)
 
 
 def _conv(writer: _Writer, node: fx.Node) -> str:
+    """A convolution; onnxruntime's fast integer kernel asks for LANES output channels, so that few are filled up.
+
+    Only where one quantiser reads it, which then cuts the zeros off; with groups, more channels would be other groups.
+    """
     conv: Any = module_of(node)
     is_transposed = isinstance(conv, nn.ConvTranspose2d)
     grid = writer.grids.get(node.all_input_nodes[0])
-    few = not is_transposed and conv.out_channels < LANES and conv.groups == 1  # filled up, groups would be others
-    whole = codes(conv) is not None
-    if whole and grid is not None and few and _is_quantised(node) and _calls(node) == 1:
+    weight = int_repr(conv)
+    runs_on_integers = weight is not None and grid is not None and not is_transposed and _is_quantised(node)
+    if runs_on_integers and conv.out_channels < LANES and conv.groups == 1 and _calls(node) == 1:
         writer.padded[node] = conv.out_channels
-    parts = _rounded(writer, node, grid) if whole else _plain(writer, node)
+    parts = _plain(writer, node) if weight is None else _rounded(writer, node, grid, weight)
     reads, before, after = source(writer, node), *_padding(conv)
     if conv.padding_mode != "zeros":
-        around = list(
-            conv._reversed_padding_repeated_twice
-        )  # torch's own, which is odd where one number stands for two
+        # torch's own attribute, which counts from the last axis; odd where one number stands for both
+        around = list(conv._reversed_padding_repeated_twice)
         reads, before, after = padded(writer, node, around, conv.padding_mode), (0, 0), (0, 0)
-    common = {"pads": [*before, *after], "kernel_shape": conv.kernel_size}
-    usual = {"strides": (1, 1), "dilations": (1, 1), "group": 1}
-    asked = {"strides": two(conv.stride), "dilations": two(conv.dilation), "group": conv.groups}
-    common |= {key: value for key, value in asked.items() if value != usual[key]}
-    common |= {"output_padding": two(conv.output_padding)} if is_transposed else {}
-    return writer.emit("ConvTranspose" if is_transposed else "Conv", [reads, *parts], node.name, **common)
+    attributes = {"pads": [*before, *after], "kernel_shape": conv.kernel_size}
+    defaults = {"strides": (1, 1), "dilations": (1, 1), "group": 1}  # ONNX's, which are left unwritten
+    settings = {"strides": two(conv.stride), "dilations": two(conv.dilation), "group": conv.groups}
+    attributes |= {key: value for key, value in settings.items() if value != defaults[key]}
+    attributes |= {"output_padding": two(conv.output_padding)} if is_transposed else {}
+    return writer.emit("ConvTranspose" if is_transposed else "Conv", [reads, *parts], node.name, **attributes)
 
 
 def _padding(conv: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -249,74 +254,77 @@ def _plain(writer: _Writer, node: fx.Node) -> list[str]:
     return parts if conv.bias is None else [*parts, writer.constant(f"{name}.bias", conv.bias)]
 
 
-def _rounded(writer: _Writer, node: fx.Node, grid: Written | None) -> list[str]:
+def _rounded(writer: _Writer, node: fx.Node, grid: WrittenGrid | None, weight: tuple[Tensor, Tensor]) -> list[str]:
     """The weight as int8 codes, the bias as int32 where the input lies on a grid."""
-    conv: Any = module_of(node)
-    name, (whole, step) = str(node.target), codes(conv) or ()
-    if grid is not None and conv.bias is not None:
-        whole, step = _roomy(whole, step, conv, grid)
-    many = step.numel() > 1
-    axis = {"axis": int(isinstance(conv, nn.ConvTranspose2d))} if many else {}
-    flat = step.flatten() if many else step.reshape(())
-    if short := -len(whole) % LANES if node in writer.padded else 0:
-        whole = F.pad(whole, (0, 0) * 3 + (0, short))
-        flat = F.pad(flat, (0, short), value=1.0) if many else flat
+    layer: Any = module_of(node)
+    name, (int_weights, step) = str(node.target), weight
+    if grid is not None and layer.bias is not None:
+        int_weights, step = _with_room(int_weights, step, layer, grid)
+    is_per_channel = step.numel() > 1
+    axis = {"axis": int(isinstance(layer, nn.ConvTranspose2d))} if is_per_channel else {}
+    flat = step.flatten() if is_per_channel else step.reshape(())
+    if short := -len(int_weights) % LANES if node in writer.padded else 0:
+        int_weights = F.pad(int_weights, (0, 0) * 3 + (0, short))
+        flat = F.pad(flat, (0, short), value=1.0) if is_per_channel else flat
     again = f"#{node.name}" if f"{name}.w" in writer.constants else ""  # runtimes change codes where they are read
-    weight = [
-        writer.constant(f"{name}.w{again}", whole),
+    weight_inputs = [
+        writer.constant(f"{name}.w{again}", int_weights),
         writer.constant(f"{name}.w.step{again}", flat),
         writer.constant(f"{name}.w.zero{again}", torch.zeros_like(flat, dtype=torch.int8)),
     ]
-    parts = [writer.emit("DequantizeLinear", weight, f"{node.name}.weight", **axis)]
+    parts = [writer.emit("DequantizeLinear", weight_inputs, f"{node.name}.weight", **axis)]
     axis = axis and {"axis": 0}
-    if conv.bias is None:
+    if layer.bias is None:
         return parts
     if grid is None:
-        return [*parts, writer.constant(f"{name}.bias", conv.bias)]
-    unit = (flat.repeat(_repeats(conv)) if many else flat).double() * grid.value
-    bias = (F.pad(conv.bias.detach().double(), (0, short)) / unit).round().to(torch.int32)
+        return [*parts, writer.constant(f"{name}.bias", layer.bias)]
+    unit = (flat.repeat(_repeats(layer)) if is_per_channel else flat).double() * grid.value
+    bias = (F.pad(layer.bias.detach().double(), (0, short)) / unit).round().to(torch.int32)
     pair = [writer.constant(f"{node.name}.b", bias), writer.constant(f"{node.name}.b.step", unit.float())]
     return [*parts, writer.emit("DequantizeLinear", pair, f"{node.name}.bias", **axis)]
 
 
-def _roomy(whole: Tensor, step: Tensor, conv: Any, grid: Written) -> tuple[Tensor, Tensor]:
+def _with_room(int_weights: Tensor, step: Tensor, layer: Any, grid: WrittenGrid) -> tuple[Tensor, Tensor]:
     """Codes and step of a weight on which the bias fits into 32 bits.
 
     Weights of nearly 0 have a step so fine that a plain bias is more than 2^31 of it; what a coarser one loses of them
     is nothing beside that bias.
     """
-    bias = conv.bias.detach().double().abs()
-    most = bias.view(_repeats(conv), -1).amax(0).view_as(step) if step.numel() > 1 else bias.max()
-    wide = torch.maximum(step.double(), most / (ROOM * grid.value)).to(step)
-    return torch.where(wide > step, (whole * (step.double() / wide)).round(), whole).to(torch.int8), wide
+    bias = layer.bias.detach().double().abs()
+    largest = bias.view(_repeats(layer), -1).amax(0).view_as(step) if step.numel() > 1 else bias.max()
+    coarse = torch.maximum(step.double(), largest / (ROOM * grid.value)).to(step)
+    codes = torch.where(coarse > step, (int_weights * (step.double() / coarse)).round(), int_weights)
+    return codes.to(torch.int8), coarse
 
 
-def _repeats(conv: Any) -> int:
+def _repeats(layer: Any) -> int:
     """How often a step a channel of the weight stands for a channel that is written: once for each transposed group."""
-    return conv.groups if isinstance(conv, nn.ConvTranspose2d) else 1
+    return layer.groups if isinstance(layer, nn.ConvTranspose2d) else 1
 
 
-def _attribute(model: nn.Module, name: str) -> Tensor:
-    for part in name.split("."):
-        model = getattr(model, part)
-    return model
+def _attribute(model: nn.Module, name: str) -> Any:
+    return reduce(getattr, name.split("."), model)
 
 
 def _linear(writer: _Writer, node: fx.Node) -> str:
     if len(shape(node)) != 2:
         raise no_form(node, f"a linear layer on an input of {len(shape(node))} axes", "flatten it to (N, C)")
     grid = writer.grids.get(node.all_input_nodes[0])
-    known = codes(module_of(node)) is not None
-    parts = _rounded(writer, node, grid) if known else _plain(writer, node)
+    weight = int_repr(module_of(node))
+    parts = _plain(writer, node) if weight is None else _rounded(writer, node, grid, weight)
     return writer.emit("Gemm", [source(writer, node), *parts], node.name, transB=1)
 
 
 _MODULES: dict[Any, Callable] = {
-    nn.Conv2d: _conv, nn.ConvTranspose2d: _conv, nn.Linear: _linear, nn.ReLU: _clamp, nn.Hardtanh: _clamp,
-    **{kind: make for kind, make in operators.FORMS.items() if isinstance(kind, type)},
-}  # fmt: skip
+    nn.Conv2d: _conv,
+    nn.ConvTranspose2d: _conv,
+    nn.Linear: _linear,
+    nn.ReLU: _clamp,
+    nn.Hardtanh: _clamp,
+    **{kind: make for kind, make in ops.FORMS.items() if isinstance(kind, type)},
+}
 
 
-def _known() -> list[str]:
-    names = {getattr(target, "__name__", target) for target in (*_MODULES, *operators.FORMS)}
+def _supported() -> list[str]:
+    names = {getattr(target, "__name__", target) for target in (*_MODULES, *ops.FORMS)}
     return sorted({name.lower() for name in names} | {"clamp", "relu"})

@@ -30,7 +30,7 @@ def session(model: bytes | str | Path, keep: str | Path | None = None) -> Any:
 
 
 def loadable(content: bytes) -> bytes:
-    """The same file, if onnx and onnxruntime (where it is installed) load it; else a one-line ValueError."""
+    """`content`, the bytes of a file, if onnx and onnxruntime (where it is installed) load it; else ValueError."""
     import onnx
 
     try:
@@ -44,7 +44,7 @@ def loadable(content: bytes) -> bytes:
     return content
 
 
-def pictures(x: Tensor) -> np.ndarray:
+def as_input(x: Tensor) -> np.ndarray:
     """A tensor as onnxruntime reads it; anything but real float32 is a one-line ValueError."""
     if x.dtype != torch.float32:
         raise ValueError(f"x is {x.dtype}: onnxruntime reads real float32 here, call x.float() on real numbers")
@@ -63,5 +63,5 @@ class Deployed(nn.Module):
         self.input = ends[0][0].name
 
     def forward(self, x: Tensor) -> Tensor:
-        (answer,) = self.session.run(None, {self.input: pictures(x)})
-        return torch.from_numpy(answer)
+        (output,) = self.session.run(None, {self.input: as_input(x)})
+        return torch.from_numpy(output)

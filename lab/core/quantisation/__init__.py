@@ -1,5 +1,5 @@
-"""Quantisation that no method owns: grids, ranges, quantisers, and where they belong.
+"""Quantisation that no method owns: grids, quantisers, and where they belong.
 
-`grids` says which numbers a tensor may hold; `calibration` reads a range off data, `quantisers` learn one. `placement`
-finds the tensors of a network that a quantiser belongs to, `bn_folding` readies the network for it.
+`qparams` says which numbers a tensor may hold; `quantisers` read a range off data or learn one. `placement` finds the
+tensors of a network that a quantiser belongs to, `bn_folding` readies the network for it.
 """

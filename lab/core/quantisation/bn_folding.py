@@ -11,7 +11,7 @@ from ..graph.tracing import module_of, propagate, trace
 _PRODUCTS = {operator.mul, torch.mul, "mul"}
 
 
-def prepared(model: nn.Module, example: Tensor) -> fx.GraphModule:
+def fold_batch_norms(model: nn.Module, example: Tensor) -> fx.GraphModule:
     """A traced copy in eval mode that computes the same; the model is left as it is.
 
     A batch norm or a number that multiplies a convolution's output is folded into it: an integer convolution must be
@@ -20,10 +20,12 @@ def prepared(model: nn.Module, example: Tensor) -> fx.GraphModule:
     graph = trace(model, example)
     calls = [node.target for node in graph.graph.nodes if node.op == "call_module"]
     for node in list(graph.graph.nodes):
-        source = node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else None
-        conv = module_of(source) if source is not None else None
-        if not isinstance(conv, nn.Conv2d) or len(source.users) > 1 or calls.count(source.target) > 1:
+        if len(node.all_input_nodes) != 1:
             continue
+        (source,) = node.all_input_nodes
+        conv = module_of(source)
+        if not isinstance(conv, nn.Conv2d) or len(source.users) > 1 or calls.count(source.target) > 1:
+            continue  # what else reads the convolution, or calls it, would get the folded one too
         folded = _folded(node, conv)
         if folded is not None:
             graph.set_submodule(str(source.target), folded)

@@ -2,7 +2,8 @@
 
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -42,18 +43,21 @@ _PRODUCTS = {torch.mul, operator.mul, "mul"}
 _POWERS = {torch.pow, operator.pow, "pow"}
 
 
-@dataclass(frozen=True)
-class Spot:
-    """A quantiser's place: the node it follows, the nodes that then read it, and which spots share its alpha.
+Quantiser = TypeVar("Quantiser", bound=nn.Module)
 
-    signed: whether the tensor may be negative. picture: whether it is the network's input or output, which keep 8 bits.
+
+@dataclass(frozen=True)
+class QuantPoint:
+    """A quantiser's place: the node it follows, the nodes that then read it, and which points share its range.
+
+    signed: whether the tensor may be negative. image: whether it is the network's input or output, which keep 8 bits.
     """
 
     source: str
     readers: tuple[str, ...]
     group: str
     signed: bool
-    picture: bool = False
+    image: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,81 +67,87 @@ class Placement:
     `feature` is the node whose output a student must share with its teacher, where a method asks for one.
     """
 
-    convs: tuple[str, ...]
-    spots: tuple[Spot, ...]
-    left: dict[str, str]
+    layers: tuple[str, ...]
+    points: tuple[QuantPoint, ...]
+    unquantised: dict[str, str]
     feature: str = ""
 
-    def groups(self) -> dict[str, Spot]:
-        """One spot for each alpha."""
-        found: dict[str, Spot] = {}
-        for spot in self.spots:
-            found.setdefault(spot.group, spot)
-        return found
+    def groups(self) -> dict[str, QuantPoint]:
+        """One point for each range."""
+        first: dict[str, QuantPoint] = {}
+        for point in self.points:
+            first.setdefault(point.group, point)
+        return first
 
 
-def attach(
-    graph: fx.GraphModule, found: Placement, quantiser: Callable[[Spot], nn.Module],
-    rounded: Callable[[nn.Conv2d], nn.Module],
-) -> list[nn.Module]:  # fmt: skip
-    """Put the placement's quantisers and rounded convolutions into the network; gives the quantisers, one an alpha."""
-    for name in found.convs:
+def insert_quantisers(
+    graph: fx.GraphModule,
+    placement: Placement,
+    quantiser_for: Callable[[QuantPoint], Quantiser],
+    rounded: Callable[[Any], nn.Module] = lambda layer: layer,
+) -> list[Quantiser]:
+    """Put quantisers and rounded layers into the network, in place; gives the quantisers, one a group."""
+    for name in placement.layers:
         graph.set_submodule(name, rounded(graph.get_submodule(name)))
-    made = {group: quantiser(spot) for group, spot in found.groups().items()}
+    quantisers = {group: quantiser_for(point) for group, point in placement.groups().items()}
     nodes = {node.name: node for node in graph.graph.nodes}
-    for spot in found.spots:
-        graph.add_submodule(f"quantisers.{spot.group}", made[spot.group])
-        source = nodes[spot.source]
+    for point in placement.points:
+        graph.add_submodule(f"quantisers.{point.group}", quantisers[point.group])
+        source = nodes[point.source]
         with graph.graph.inserting_after(source):
-            call = graph.graph.call_module(f"quantisers.{spot.group}", (source,))
+            call = graph.graph.call_module(f"quantisers.{point.group}", (source,))
         call.meta = dict(source.meta)  # it has the same shape
-        for reader in spot.readers:
+        for reader in point.readers:
             nodes[reader].replace_input_with(source, call)
     graph.recompile()
-    return [made[group] for group in dict.fromkeys(spot.group for spot in found.spots)]
+    return list(quantisers.values())
 
 
-def watched(graph: fx.GraphModule, feature: str) -> fx.GraphModule:
-    """The same modules in a network that gives its output and the output of the node `feature`."""
-    copied, copies = fx.Graph(), {}  # type: ignore[var-annotated]
-    answer = copied.graph_copy(graph.graph, copies)
+def with_feature_output(graph: fx.GraphModule, feature: str) -> fx.GraphModule:
+    """A network of the same modules that gives its output and the output of the node `feature`."""
+    copied = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = copied.graph_copy(graph.graph, copies)
     (node,) = (node for node in graph.graph.nodes if node.name == feature)
-    copied.output((answer, copies[node]))
+    copied.output((output, copies[node]))
     return fx.GraphModule(graph, copied)
 
 
 # -- everything --------------------------------------------------------------------------------------------------------
 
 
-def everywhere(graph: fx.GraphModule, layers: list[fx.Node]) -> list[Spot]:
+def everywhere(graph: fx.GraphModule, layers: list[fx.Node]) -> list[QuantPoint]:
     """Behind every layer (and its ReLU) and every sum, and wherever a layer reads what is still float."""
     ends = {node if (relu := only_clamp(node)) is None else relu for node in layers}
     sums = {node for node in graph.graph.nodes if is_add(node) and all(map(varies, node.all_input_nodes))}
-    sources, ties = ends | sums, {}  # type: ignore[var-annotated]
+    sources, ties = ends | sums, dict[fx.Node, fx.Node]()
     for node in [node.all_input_nodes[0] for node in layers] + [x for add in sums for x in add.all_input_nodes]:
         _reach(node, sources, ties)
     heads = {node for node in sources if ancestors(node).isdisjoint(layers)}
-    spots = []
+    points = []
     for node in sources:
         is_last = (descendants(node) - {node}).isdisjoint(layers)
-        spots.append(
-            Spot(node.name, tuple(user.name for user in node.users), _root(node, ties).name, not is_positive(node),
-                 node in heads or is_last)
-        )  # fmt: skip
-    return spots
+        readers = tuple(user.name for user in node.users)
+        group, is_image = _root(node, ties).name, node in heads or is_last
+        points.append(QuantPoint(node.name, readers, group, not is_positive(node), is_image))
+    return points
 
 
 def _reach(node: fx.Node, sources: set[fx.Node], ties: dict[fx.Node, fx.Node]) -> None:
-    """Make sure that what `node` gives lies on a grid; a concatenation's parts share theirs."""
+    """Make sure that what `node` gives lies on a grid; a concatenation's parts share theirs.
+
+    `sources` are the nodes that a quantiser follows; `ties` leads from a node to the one whose grid it shares, as a
+    union-find does.
+    """
     if node in sources:
         return
     if not (is_cat(node) or passes(node)):
         sources.add(node)
         return
     inputs = node.all_input_nodes
-    for one in inputs:
-        _reach(one, sources, ties)
-        a, b = _root(_grid_of(one), ties), _root(_grid_of(inputs[0]), ties)
+    for part in inputs:
+        _reach(part, sources, ties)
+        a, b = _root(_grid_of(part), ties), _root(_grid_of(inputs[0]), ties)
         if a is not b:
             ties[a] = b
 
@@ -158,21 +168,23 @@ def _root(node: fx.Node, ties: dict[fx.Node, fx.Node]) -> fx.Node:
 # -- what a node is ----------------------------------------------------------------------------------------------------
 
 
-def spot_behind(source: fx.Node, readers: Iterable[fx.Node]) -> Spot:
-    return Spot(source.name, tuple(node.name for node in readers), source.name, not is_positive(source))
+def point_behind(source: fx.Node, readers: Iterable[fx.Node]) -> QuantPoint:
+    """A point of a group of its own."""
+    return QuantPoint(source.name, tuple(node.name for node in readers), source.name, not is_positive(source))
 
 
-def in_order(graph: fx.GraphModule, spots: list[Spot]) -> list[Spot]:
+def in_graph_order(graph: fx.GraphModule, points: list[QuantPoint]) -> list[QuantPoint]:
+    """The points as their sources come in the graph."""
     order = {node.name: index for index, node in enumerate(graph.graph.nodes)}
-    return sorted(spots, key=lambda spot: order[spot.source])
+    return sorted(points, key=lambda point: order[point.source])
 
 
-def signs_of(spots: list[Spot], unsigned: bool) -> dict[str, bool]:
-    """Whether each group needs negative values: if any of its tensors does."""
+def with_group_signs(points: list[QuantPoint], unsigned: bool = True) -> list[QuantPoint]:
+    """The points, signed where any tensor of their group may be negative; without `unsigned` all of them."""
     signs: dict[str, bool] = {}
-    for spot in spots:
-        signs[spot.group] = signs.get(spot.group, False) or spot.signed or not unsigned
-    return signs
+    for point in points:
+        signs[point.group] = signs.get(point.group, False) or point.signed or not unsigned
+    return [replace(point, signed=signs[point.group]) for point in points]
 
 
 def computes(node: fx.Node) -> bool:
@@ -224,23 +236,23 @@ def _positive_if(node: fx.Node) -> list[fx.Node] | None:
     if clamp is not None:
         return [] if clamp[0] >= 0 else node.all_input_nodes if clamp[1] >= 0 else None
     if module is not None:
-        keeps = passes(node) or (isinstance(module, _KEEPING) and getattr(module, "mode", "") != "bicubic")
-        return [] if isinstance(module, _POSITIVE) else node.all_input_nodes if keeps else None
+        is_preserved = passes(node) or (isinstance(module, _KEEPING) and getattr(module, "mode", "") != "bicubic")
+        return [] if isinstance(module, _POSITIVE) else node.all_input_nodes if is_preserved else None
     if node.target in _POSITIVE_FUNCTIONS or _is_even_power(node):
         return []
     if not (passes(node) or node.target in _KEEPING_FUNCTIONS):
         return None
-    asked = arguments(node)
-    numbers = [asked.get(name) for name in ("input", "other", "alpha", "value")]
+    given = arguments(node)
+    numbers = [given.get(name) for name in ("input", "other", "alpha", "value")]
     negative = any(isinstance(number, (int, float)) and number < 0 for number in numbers)
-    return None if negative or asked.get("mode") == "bicubic" else node.all_input_nodes
+    return None if negative or given.get("mode") == "bicubic" else node.all_input_nodes
 
 
 def _is_even_power(node: fx.Node) -> bool:
     """x * x, or x to the power of 2, 4 and so on."""
     if node.target in _PRODUCTS:
-        asked = arguments(node)
-        return asked["input"] is asked["other"]
+        given = arguments(node)
+        return given["input"] is given["other"]
     exponent = list(arguments(node).values())[1] if node.target in _POWERS else None
     return isinstance(exponent, (int, float)) and exponent % 2 == 0
 

@@ -1,11 +1,9 @@
-"""Quantisers of other papers, to stand beside a method's own or to be chosen from.
+"""Uniform quantisers that more than one method needs: DQSS chooses among them, PAMS is built on the first of them and
+measured beside the others.
 
-Max-abs, least squares, DoReFa, PACT, LSQ, LSQ+, DSQ, TQT and PAMS; ranges that are read from data and no longer change
-are in `ranges`.
-
-An activation's quantiser is a module with `calibrating`, during which it follows the data and rounds nothing; a
-weight's is a parametrization (`torch.nn.utils.parametrize`). All use the grid -n..n times a step, or 0..2^b - 1 for a
-tensor that holds nothing negative; n = 2^(b-1) - 1. Shapes stay.
+An activation's quantiser is a module with `calibrating`, during which it follows the data; a weight's is a
+parametrization (`torch.nn.utils.parametrize`). All use the grid -n..n times a step, or 0..n for a tensor that holds
+nothing negative. Shapes stay.
 """
 
 import math
@@ -13,11 +11,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .grids import Grid
+from .qparams import QParams
+
+LEAST = 1e-6  # a range is a divisor: it is kept above this
 
 
-def levels(bits: int, signed: bool = True) -> int:
-    """The largest code of a grid."""
+def largest_code(bits: int, signed: bool = True) -> int:
+    """n, the largest code of a grid: 2^(b-1) - 1, or 2^b - 1 where nothing is negative."""
     return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
 
 
@@ -36,77 +36,82 @@ def floored(x: Tensor, least: float) -> Tensor:
     return x - x.detach() + x.detach().clamp(min=least)
 
 
-def soft_rounded(x: Tensor, sharp: float = 3.0) -> Tensor:
-    """The nearest integer; the gradient is that of a tanh between each two, 1 on average."""
-    middle = x.detach().floor() + 0.5
-    soft = middle + torch.tanh(sharp * (x - middle)) / (2 * math.tanh(sharp / 2))
-    return soft + (x.round() - soft).detach()
-
-
-def power_of_two(log: Tensor) -> Tensor:
-    """2 to the next integer above, with the gradient of 2^log."""
-    return torch.exp2(log + (log.ceil() - log).detach())
-
-
 # -- activations -------------------------------------------------------------------------------------------------------
 
 
-class MaxAbs(nn.Module):
-    """A fixed range: the mean over the calibration of each picture's max|x|. The gradient is 1 inside, 0 outside."""
+class RangeQuantiser(nn.Module):
+    """A tensor on the codes -n..n of a range [-alpha, alpha], or 0..n of [0, alpha] where it is not `signed`.
+
+    alpha (1,) is clamp and scale at once. Rounding passes the gradient straight through, so that an alpha that is
+    `learned` has one inside the range too. While `calibrating` and in training mode alpha is the mean of what each
+    batch would have, and nothing is rounded.
+    """
+
+    learned = True
+    seen: Tensor  # (), the batches that alpha has followed
 
     def __init__(self, bits: int, signed: bool = True) -> None:
         super().__init__()
-        self.bits, self.signed, self.n = bits, signed, levels(bits, signed)
-        self.alpha = nn.Parameter(torch.ones(1), requires_grad=False)
-        self.calibrating, self.seen = False, 0
+        self.bits, self.signed, self.n = bits, signed, largest_code(bits, signed)
+        self.alpha = nn.Parameter(torch.ones(1), requires_grad=self.learned)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.calibrating = False
 
     def forward(self, x: Tensor) -> Tensor:
         if self.calibrating and self.training:
-            self._follow(x.detach())
+            self.observe(x.detach())
             return x
-        return self.quantise(x, self.largest())
+        return self.quantise(x, self.max_value())
 
-    def largest(self) -> Tensor:
-        """The largest value, above 0."""
-        return floored(self.alpha, 1e-6)
+    def max_value(self) -> Tensor:
+        """The largest value of the range, above 0: (1,)."""
+        return floored(self.alpha, LEAST)
 
-    def grid(self) -> Grid:
-        """Where the values lie."""
-        return Grid(float(self.largest().detach()) / self.n, -self.n * self.signed, self.n, 128 * self.signed)
+    def qparams(self) -> QParams:
+        """The grid as numbers."""
+        return QParams.from_max(float(self.max_value().detach()), self.n, self.signed)
 
     def quantise(self, x: Tensor, alpha: Tensor) -> Tensor:
-        """x rounded within the range of alpha."""
+        """x rounded within the range of alpha (1,)."""
         return rounded(self.clamped(x, alpha) * (self.n / alpha)) * (alpha / self.n)
 
     def clamped(self, x: Tensor, alpha: Tensor) -> Tensor:
-        """x within the range, from 0 where it is not signed."""
+        """x within the range, from 0 where it is not signed; min and max give alpha its gradient, clamp would not."""
         return torch.minimum(torch.maximum(x, -alpha if self.signed else torch.zeros_like(alpha)), alpha)
 
-    def choice(self, x: Tensor) -> Tensor:
-        """The alpha that one batch would have."""
+    def batch_range(self, x: Tensor) -> Tensor:
+        """The alpha that one batch (N, ...) would have: the mean of each picture's max|x|, ()."""
         return x.abs().flatten(1).amax(1).mean()
 
     @torch.no_grad()
-    def _follow(self, x: Tensor) -> None:
+    def observe(self, x: Tensor) -> None:
+        """Take one more batch into the mean."""
         self.seen += 1
-        self.alpha.add_((self.choice(x) - self.alpha) / self.seen)
+        self.alpha.add_((self.batch_range(x) - self.alpha) / int(self.seen))
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, {'signed' if self.signed else 'unsigned'}"
 
 
-class LeastSquares(MaxAbs):
+class MaxAbs(RangeQuantiser):
+    """A fixed range: the mean over the calibration of each picture's max|x|. The gradient is 1 inside, 0 outside."""
+
+    learned = False
+
+
+class LeastSquares(RangeQuantiser):
     """A fixed range: of forty shares of max|x| the one that leaves the smallest squared error, mean of the batches."""
 
-    def choice(self, x: Tensor) -> Tensor:
+    learned = False
+
+    def batch_range(self, x: Tensor) -> Tensor:
         alphas = x.abs().max().clamp(min=1e-6) * torch.linspace(0.05, 1, 40).to(x)
         errors = torch.stack([(self.quantise(x, alpha) - x).square().mean() for alpha in alphas])
         return alphas[errors.argmin()]
 
 
-class PACT(MaxAbs):
+class PACT(RangeQuantiser):
     """A learned range (Choi et al., 1805.06085): alpha's gradient is the sign of what was clamped, 0 inside."""
-
-    def __init__(self, bits: int, signed: bool = True) -> None:
-        super().__init__(bits, signed)
-        self.alpha.requires_grad_(True)
 
     def quantise(self, x: Tensor, alpha: Tensor) -> Tensor:
         y = self.clamped(x, alpha)
@@ -114,83 +119,14 @@ class PACT(MaxAbs):
         return y + ((y * (self.n / fixed)).round() * (fixed / self.n) - y).detach()
 
 
-class LSQ(MaxAbs):
+class LSQ(RangeQuantiser):
     """A learned step (Esser et al., 1902.08153), its gradient times 1 / sqrt(values * n); first 2 mean|x| / sqrt(n)."""
-
-    def __init__(self, bits: int, signed: bool = True) -> None:
-        super().__init__(bits, signed)
-        self.alpha.requires_grad_(True)  # n times the step
 
     def quantise(self, x: Tensor, alpha: Tensor) -> Tensor:
         return super().quantise(x, scaled_gradient(alpha, (x[0].numel() * self.n) ** -0.5))
 
-    def choice(self, x: Tensor) -> Tensor:
+    def batch_range(self, x: Tensor) -> Tensor:
         return 2 * x.abs().mean() * self.n**0.5
-
-
-class PAMS(MaxAbs):
-    """A learned range (Li et al., 2011.04212): alpha is clamp and scale, so that it has a gradient inside too."""
-
-    def __init__(self, bits: int, signed: bool = True) -> None:
-        super().__init__(bits, signed)
-        self.alpha.requires_grad_(True)
-
-
-class DoReFa(MaxAbs):
-    """The range is 1 (Zhou et al., 1606.06160), whatever the data say."""
-
-    def choice(self, x: Tensor) -> Tensor:
-        return torch.ones_like(self.alpha[0])
-
-
-class DSQ(PAMS):
-    """A learned range whose rounding has the gradient of a staircase of tanh (Gong et al., 1908.05033)."""
-
-    def quantise(self, x: Tensor, alpha: Tensor) -> Tensor:
-        return soft_rounded(self.clamped(x, alpha) * (self.n / alpha)) * (alpha / self.n)
-
-
-class TQT(MaxAbs):
-    """A learned range that is a power of two (Jain et al., 1903.08066): alpha is its logarithm to the base 2."""
-
-    def __init__(self, bits: int, signed: bool = True) -> None:
-        super().__init__(bits, signed)
-        self.alpha.requires_grad_(True)
-
-    def largest(self) -> Tensor:
-        return power_of_two(self.alpha)
-
-    def choice(self, x: Tensor) -> Tensor:
-        return super().choice(x).clamp(min=1e-6).log2()
-
-
-class LSQPlus(MaxAbs):
-    """LSQ with a learned lower end (Bhalgat et al., 2004.09576) in whole steps, so that 0 stays a code (ours)."""
-
-    def __init__(self, bits: int, signed: bool = True) -> None:
-        super().__init__(bits, signed)
-        self.n = levels(bits, signed=False)
-        self.alpha.requires_grad_(True)  # n times the step
-        self.lower = nn.Parameter(torch.zeros(1), requires_grad=signed)
-
-    def quantise(self, x: Tensor, alpha: Tensor) -> Tensor:
-        step = scaled_gradient(alpha, (x[0].numel() * self.n) ** -0.5) / self.n
-        zero = rounded((-self.lower / step).clamp(0, self.n))
-        codes = torch.minimum(torch.maximum(x / step, -zero), self.n - zero)
-        return rounded(codes) * step
-
-    def grid(self) -> Grid:
-        step = float(self.largest().detach()) / self.n
-        zero = round(min(max(-float(self.lower.detach()) / step, 0), self.n))
-        return Grid(step, -zero, self.n - zero, zero)
-
-    @torch.no_grad()
-    def _follow(self, x: Tensor) -> None:
-        self.seen += 1
-        low = x.flatten(1).amin(1).mean().clamp(max=0) if self.signed else x.new_zeros(())
-        high = x.flatten(1).amax(1).mean().clamp(min=0)
-        self.lower.add_((low - self.lower) / self.seen)
-        self.alpha.add_((high - low - self.alpha) / self.seen)
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -201,7 +137,7 @@ class MaxAbsWeight(nn.Module):
 
     def __init__(self, bits: int) -> None:
         super().__init__()
-        self.n = levels(bits)
+        self.n = largest_code(bits)
 
     def forward(self, W: Tensor) -> Tensor:
         step = self.step_of(W)
@@ -221,7 +157,7 @@ class DoReFaWeight(nn.Module):
 
     def __init__(self, bits: int, W: Tensor, zero: bool = False) -> None:
         super().__init__()
-        self.n = 2 * levels(bits) if zero else levels(bits, signed=False)  # steps from end to end
+        self.n = 2 * largest_code(bits) if zero else largest_code(bits, signed=False)  # steps from end to end
         self.scale = float(W.detach().abs().max())
 
     def forward(self, W: Tensor) -> Tensor:
@@ -240,7 +176,7 @@ class LSQWeight(nn.Module):
 
     def __init__(self, bits: int, W: Tensor) -> None:
         super().__init__()
-        self.n = levels(bits)
+        self.n = largest_code(bits)
         self.step = nn.Parameter((2 * W.detach().abs().mean() / self.n**0.5).view(1))
 
     def forward(self, W: Tensor) -> Tensor:
@@ -250,29 +186,3 @@ class LSQWeight(nn.Module):
     def step_of(self, W: Tensor) -> Tensor:
         """The step as it is."""
         return self.step.detach().clamp(min=1e-8)[0]
-
-
-class LSQPlusWeight(LSQWeight):
-    """LSQ's step on a weight, first as LSQ+ sets it: from mean and three standard deviations."""
-
-    def __init__(self, bits: int, W: Tensor) -> None:
-        super().__init__(bits, W)
-        W = W.detach()
-        far = torch.maximum((W.mean() - 3 * W.std(correction=0)).abs(), (W.mean() + 3 * W.std(correction=0)).abs())
-        self.step.data.copy_(far / self.n)
-
-
-class RangeWeight(nn.Module):
-    """A learned range on a weight; the quantiser of activations `kind` does it: DSQ, TQT or PAMS."""
-
-    def __init__(self, kind: type[MaxAbs], bits: int, W: Tensor) -> None:
-        super().__init__()
-        self.inner = kind(bits)
-        self.inner.alpha.data.copy_(self.inner.choice(W.detach().flatten()[None]))
-
-    def forward(self, W: Tensor) -> Tensor:
-        return self.inner(W)
-
-    def step_of(self, W: Tensor) -> Tensor:
-        """The step as it is."""
-        return self.inner.largest().detach()[0] / self.inner.n

@@ -24,15 +24,15 @@ function softmax(z) {
   return e.map((v) => v / sum);
 }
 
-/** The middle of a picture in the network's height and width, drawn on the canvas. */
-function fit(picture, canvas) {
-  const scale = Math.max(canvas.width / picture.width, canvas.height / picture.height);
-  const [w, h] = [picture.width * scale, picture.height * scale];
+/** The middle of an image in the network's height and width, drawn on the canvas. */
+function fit(image, canvas) {
+  const scale = Math.max(canvas.width / image.width, canvas.height / image.height);
+  const [w, h] = [image.width * scale, image.height * scale];
   const pen = canvas.getContext("2d", { willReadFrequently: true });
   pen.fillStyle = "#fff"; // behind what is transparent
   pen.fillRect(0, 0, canvas.width, canvas.height);
   Object.assign(pen, { imageSmoothingEnabled: true, imageSmoothingQuality: "high" });
-  pen.drawImage(picture, (canvas.width - w) / 2, (canvas.height - h) / 2, w, h);
+  pen.drawImage(image, (canvas.width - w) / 2, (canvas.height - h) / 2, w, h);
   return pen.getImageData(0, 0, canvas.width, canvas.height).data;
 }
 
@@ -96,8 +96,8 @@ function chooser(setup, canvas, open) {
   return box;
 }
 
-/** The answer: the likeliest classes as bars. */
-function answers(labels) {
+/** The output: the likeliest classes as bars. */
+function classBars(labels) {
   const box = make("section");
   const list = make("div", "answers");
   list.setAttribute("aria-live", "polite");
@@ -163,28 +163,28 @@ export async function classifier(el, setup, part, report = () => {}, signal = un
   };
   const open = guarded(async (source, name) => {
     if (!x) throw new Error("the network is still being loaded: try again in a moment");
-    const picture = await createImageBitmap(source).catch(() => {
+    const image = await createImageBitmap(source).catch(() => {
       throw new Error(`${name} is no picture that this browser can read: choose a PNG, JPEG or WebP file`);
     });
     message.textContent = "";
-    x = numbers(fit(picture, canvas), networks.sparse, setup);
-    report({ seen: answer.show(networks.sparse.run(x)) });
+    x = numbers(fit(image, canvas), networks.sparse, setup);
+    report({ seen: classes.show(networks.sparse.run(x)) });
   });
   const time = guarded(async () => {
     times.progress(0);
     const calls = names.map((name) => () => networks[name].run(x));
     const taken = await measure(calls, { progress: times.progress, signal });
-    const found = Object.fromEntries(names.map((name, i) => [name, taken[i]]));
-    times.show(found, build);
-    report({ times: found, build });
+    const quartiles = Object.fromEntries(names.map((name, i) => [name, taken[i]]));
+    times.show(quartiles, build);
+    report({ times: quartiles, build });
   });
-  const answer = answers(setup.labels);
+  const classes = classBars(setup.labels);
   const times = clock(names, time);
 
   const columns = make("div", "columns");
   const right = make("div", "right");
   const facts = make("p", "facts", setup.facts.map(([name, text]) => `${name}: ${text}`).join(" · "));
-  right.append(answer.box, times.box);
+  right.append(classes.box, times.box);
   columns.append(chooser(setup, canvas, open), right);
   el.classList.add("lab-classify");
   el.replaceChildren(make("h2", "", setup.title), columns, message, facts);

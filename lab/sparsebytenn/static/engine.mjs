@@ -31,7 +31,7 @@ const WRONG = [
   "its description is malformed",
 ];
 
-/** A packed network in an instance of its own; `run(x)` answers one picture. */
+/** A packed network in an instance of its own; `run(x)` gives its output for one image. */
 export class Network {
   #wasm;
   #file;
@@ -42,22 +42,22 @@ export class Network {
   /** `module`: a compiled build; `file`: the packed network's bytes. Throws a one-line Error for a file that is none. */
   constructor(module, file) {
     this.#wasm = new WebAssembly.Instance(module, {}).exports;
-    this.#file = this.#room(file.length);
+    this.#file = this.#allocate(file.length);
     new Uint8Array(this.#wasm.memory.buffer).set(file, this.#file);
     const wrong = this.#wasm.check(this.#file, file.length);
     if (wrong) throw Object.assign(new Error(`this is no packed network that can be run: ${WRONG[wrong]}`), { wrong });
-    this.#arena = this.#room(4 * this.#wasm.arena(this.#file));
+    this.#arena = this.#allocate(4 * this.#wasm.arena(this.#file));
     const head = new Uint32Array(this.#wasm.memory.buffer, this.#file, 16);
     const map = (i) => new Uint32Array(this.#wasm.memory.buffer, this.#file + head[6] + 32 * i, 6);
     const [c, h, w, , , interleaved] = map(head[11]);
     Object.assign(this, { channels: c, height: h, width: w, interleaved: interleaved === 1 });
-    this.answers = map(head[12]).slice(0, 3).reduce((a, b) => a * b);
+    this.outputs = map(head[12]).slice(0, 3).reduce((a, b) => a * b);
     this.operators = head[5];
-    this.#x = this.#room(4 * c * h * w);
-    this.#y = this.#room(4 * this.answers);
+    this.#x = this.#allocate(4 * c * h * w);
+    this.#y = this.#allocate(4 * this.outputs);
   }
 
-  #room(bytes) {
+  #allocate(bytes) {
     const at = this.#wasm.alloc(bytes) >>> 0;
     if (!at) throw new Error(`the browser has no ${Math.ceil(bytes / 2 ** 20)} MB of memory left for the network`);
     return at;
@@ -67,13 +67,13 @@ export class Network {
     return new Float32Array(this.#wasm.memory.buffer, at, n);
   }
 
-  /** The answers to the picture x, as floats; `reference` runs the plain C kernels. */
+  /** The output for the image x, as floats; `reference` runs the plain C kernels. */
   run(x, reference = false) {
     const n = this.channels * this.height * this.width;
     if (x.length !== n) throw new Error(`the picture has ${x.length} numbers: this network takes ${n}`);
     this.#floats(this.#x, n).set(x);
     this.#wasm.run(this.#file, this.#arena, this.#x, this.#y, Number(reference));
-    return this.#floats(this.#y, this.answers).slice();
+    return this.#floats(this.#y, this.outputs).slice();
   }
 
   /** One operator alone, on what the last run left behind. */
@@ -100,15 +100,15 @@ export async function measure(calls, options = {}) {
   };
   for (const end = performance.now() + warm; performance.now() < end; await breath()) calls.forEach((call) => call());
   const turns = calls.map((call) => {
-    return { call, times: Math.ceil(Math.max(least, 0.001) / Math.max(sample(call, 3), 0.005)), found: [] };
+    return { call, times: Math.ceil(Math.max(least, 0.001) / Math.max(sample(call, 3), 0.005)), samples: [] };
   });
   const start = performance.now();
   for (let done = 0, round = 1; done < 1; round++) {
-    for (const turn of round % 2 ? turns : [...turns].reverse()) turn.found.push(sample(turn.call, turn.times));
+    for (const turn of round % 2 ? turns : [...turns].reverse()) turn.samples.push(sample(turn.call, turn.times));
     done = Math.min(1, round / rounds, (performance.now() - start) / budget);
     progress(done);
     await breath();
     signal?.throwIfAborted();
   }
-  return turns.map(({ found }) => quartile(found));
+  return turns.map(({ samples }) => quartile(samples));
 }

@@ -24,9 +24,9 @@ def test_a_pruned_network_runs_in_onnxruntime(name, tmp_path):
     path = export.onnx(smaller, tmp_path / "net.onnx", x[:1])
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     three = torch.cat([x, x[:1]])
-    (answer,) = session.run(None, {"input": three.numpy()})
+    (output,) = session.run(None, {"input": three.numpy()})
     with torch.no_grad():
-        assert (torch.from_numpy(answer) - smaller(three)).abs().max() < 1e-4
+        assert (torch.from_numpy(output) - smaller(three)).abs().max() < 1e-4
 
 
 def test_a_missing_extra_is_one_line(monkeypatch, tmp_path):

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from lab.core.onnx import fusion, qdq
-from lab.core.quantisation.bn_folding import prepared
-from lab.core.quantisation.grids import FixedQuantiser, between, set_codes
+from lab.core.onnx import ort_report, qdq
+from lab.core.quantisation.bn_folding import fold_batch_norms
+from lab.core.quantisation.qparams import FixedQuantiser, QParams, set_int_repr
 
 pytest.importorskip("onnx", reason="needs the extra `export`")
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")
@@ -21,7 +21,7 @@ STEPS = {
     "relu": F.relu,
     "relu by keyword": lambda x: F.relu(input=x),
     "clamp": lambda x: x.clamp(min=-0.5),
-    "clamp by place": lambda x: torch.clamp(x, -1, 0.5),
+    "clamp by position": lambda x: torch.clamp(x, -1, 0.5),
     "relu6": F.relu6,
     "hardtanh": lambda x: F.hardtanh(x, max_val=0.7),
     "max pool": lambda x: F.max_pool2d(x, 2),
@@ -31,7 +31,7 @@ STEPS = {
     "mean pool by keyword": lambda x: F.avg_pool2d(x, kernel_size=2, padding=(1, 0), count_include_pad=False),
     "zeros": lambda x: F.pad(x, (1, 0, 2, 1)),
     "twos": lambda x: F.pad(x, pad=(1, 1), value=2.0),
-    "twos by place": lambda x: F.pad(x, [0, 1], "constant", 2),
+    "twos by position": lambda x: F.pad(x, [0, 1], "constant", 2),
     "mirror": lambda x: F.pad(x, (1, 1, 1, 1), "reflect"),
     "edge": lambda x: F.pad(x, (2, 0, 0, 1), mode="replicate"),
     "crop": lambda x: F.pad(x, (-1, 0)),
@@ -43,10 +43,10 @@ STEPS = {
     "rows": lambda x: torch.cat(tensors=(x, x.abs()), dim=2),
     "columns": lambda x: torch.concat((x, x), axis=-1)[..., ::2],
     "leaky": lambda x: F.leaky_relu(x, negative_slope=0.2),
-    "leaky by place": lambda x: F.leaky_relu(x, 0.3),
+    "leaky by position": lambda x: F.leaky_relu(x, 0.3),
     "all of it": lambda x: x[:],
     "enlarged": lambda x: F.interpolate(x, scale_factor=2),
-    "enlarged by place": lambda x: F.interpolate(x, None, (1, 2), "bilinear", True),
+    "enlarged by position": lambda x: F.interpolate(x, None, (1, 2), "bilinear", True),
     "shuffled": lambda x: F.pixel_shuffle(input=x, upscale_factor=2)[:, :1] * x.mean((1, 2, 3), keepdim=True),
     "mean of channels": lambda x: x - x.mean(dim=1, keepdim=True),
     "mean by NumPy's names": lambda x: x - torch.mean(x, axis=(2, 3), keepdims=True),
@@ -96,7 +96,7 @@ def test_steps_in_any_order(names):
 
 
 def check(model: nn.Module) -> None:
-    run = deployed(prepared(model, X))
+    run = deployed(fold_batch_norms(model, X))
     for x in (X, torch.randn(1, 4, 13, 11, generator=torch.Generator().manual_seed(1))):
         with torch.no_grad():
             torch.testing.assert_close(run(x), model(x), atol=1e-4, rtol=1e-4)
@@ -104,16 +104,18 @@ def check(model: nn.Module) -> None:
 
 def quantised(model: nn.Module, x: torch.Tensor, zeros: float = 0.0):
     """A network on grids of 8 bits: its input, its answer and both convolutions' weights, as any method leaves it."""
-    graph = prepared(model, x)
+    graph = fold_batch_norms(model, x)
     ends = [node for node in graph.graph.nodes if node.op == "placeholder" or node.target in ("first", "last")]
     with torch.no_grad():
         values = dict(zip(ends, (x, *_answers(graph, x, ("first", "last"))), strict=True))
         for name in ("first", "last"):
             layer = graph.get_submodule(name)
             step = layer.weight.abs().max().clamp(min=1e-30) / 127
-            set_codes(layer, (layer.weight / step).round(), step)
+            set_int_repr(layer, (layer.weight / step).round(), step)
     for node, value in values.items():
-        graph.add_submodule(f"q_{node.name}", FixedQuantiser(between(float(value.min()), float(value.max()), 8)))
+        graph.add_submodule(
+            f"q_{node.name}", FixedQuantiser(QParams.from_min_max(float(value.min()), float(value.max()), 8))
+        )
         with graph.graph.inserting_after(node):
             call = graph.graph.call_module(f"q_{node.name}", (node,))
         call.meta = dict(node.meta)
@@ -123,19 +125,21 @@ def quantised(model: nn.Module, x: torch.Tensor, zeros: float = 0.0):
 
 
 def _answers(graph, x, names):
-    found = {}
-    hooks = [graph.get_submodule(n).register_forward_hook(lambda _, __, y, n=n: found.__setitem__(n, y)) for n in names]
+    outputs = {}
+    hooks = [
+        graph.get_submodule(n).register_forward_hook(lambda _, __, y, n=n: outputs.__setitem__(n, y)) for n in names
+    ]
     graph(x)
     for hook in hooks:
         hook.remove()
-    return [found[name] for name in names]
+    return [outputs[name] for name in names]
 
 
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.sampled_from(sorted(STEPS)), max_size=2))
 def test_integers_are_within_a_step_of_torch(names):
     graph = quantised(net(names), X)
-    assert fusion.worst(fusion.parity(graph, X)).steps <= 1
+    assert ort_report.worst(ort_report.parity(graph, X)).steps <= 1
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-9, 1e-30])
@@ -159,9 +163,9 @@ def test_a_channel_of_zeros_keeps_its_bias_and_its_neighbours():
         weight[1] = 0
         model.last.weight.copy_(weight)
         step = weight.abs().flatten(1).amax(1).clamp(min=1e-12).view(-1, 1, 1, 1) / 127
-        set_codes(graph.get_submodule("last"), (weight / step).round(), step)
+        set_int_repr(graph.get_submodule("last"), (weight / step).round(), step)
         graph.get_submodule("last").bias.copy_(torch.tensor([0.1, 0.7, -0.3]))
-    assert fusion.worst(fusion.parity(graph, X)).steps <= 1
+    assert ort_report.worst(ort_report.parity(graph, X)).steps <= 1
 
 
 class Around(nn.Module):
@@ -185,12 +189,23 @@ def test_padding_of_a_convolution_by_word_and_by_number(mode, padding):
 @pytest.mark.parametrize(
     "module",
     [
-        nn.ConstantPad2d((1, 0, 2, 1), 3.0), nn.ReflectionPad2d(1), nn.ReplicationPad2d((1, 2, 0, 1)), nn.ZeroPad2d(1),
-        nn.MaxPool2d(3, [2], [1]), nn.AvgPool2d([2], 1), nn.Hardtanh(-0.2, 2), nn.ReLU6(), nn.PReLU(4), nn.Softmax(1),
-        nn.ConvTranspose2d(4, 4, 3, [2], 1, output_padding=[1], groups=2), nn.BatchNorm2d(4, affine=False),
-        nn.UpsamplingBilinear2d(scale_factor=2), nn.Dropout2d(0.5), nn.AdaptiveAvgPool2d((1, 1)),
+        nn.ConstantPad2d((1, 0, 2, 1), 3.0),
+        nn.ReflectionPad2d(1),
+        nn.ReplicationPad2d((1, 2, 0, 1)),
+        nn.ZeroPad2d(1),
+        nn.MaxPool2d(3, [2], [1]),
+        nn.AvgPool2d([2], 1),
+        nn.Hardtanh(-0.2, 2),
+        nn.ReLU6(),
+        nn.PReLU(4),
+        nn.Softmax(1),
+        nn.ConvTranspose2d(4, 4, 3, [2], 1, output_padding=[1], groups=2),
+        nn.BatchNorm2d(4, affine=False),
+        nn.UpsamplingBilinear2d(scale_factor=2),
+        nn.Dropout2d(0.5),
+        nn.AdaptiveAvgPool2d((1, 1)),
     ],
-)  # fmt: skip
+)
 def test_modules(module):
     check(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Tanh(), module).eval())
 
@@ -206,7 +221,7 @@ def test_a_vector_and_modules_named_as_the_ends_of_the_file():
 
     model, x = Ends().eval(), torch.randn(3, 6)
     with torch.no_grad():
-        torch.testing.assert_close(deployed(prepared(model, x))(x), model(x))
+        torch.testing.assert_close(deployed(fold_batch_norms(model, x))(x), model(x))
 
 
 def refused(forward, match, x=X, **parts):
@@ -219,7 +234,7 @@ def refused(forward, match, x=X, **parts):
 
     Odd.forward = forward
     with pytest.raises(ValueError, match=match) as caught:
-        qdq.to_model(prepared(Odd().eval(), x))
+        qdq.to_model(fold_batch_norms(Odd().eval(), x))
     assert "\n" not in str(caught.value)
 
 
@@ -234,9 +249,10 @@ def test_what_has_no_form_is_one_line():
     refused(lambda self, x: F.interpolate(self.conv(x), size=(4, 4)), "give nearest, bilinear or bicubic")
     refused(lambda self, x: self.conv(x).flatten(2), "flattening to 3 axes")
     refused(
-        lambda self, x: self.norm(self.conv(x)).relu(), "without running statistics",
+        lambda self, x: self.norm(self.conv(x)).relu(),
+        "without running statistics",
         norm=nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4, track_running_stats=False)),
-    )  # fmt: skip
+    )
 
 
 def test_a_second_output_or_input_and_other_numbers_are_one_line():
@@ -247,7 +263,7 @@ def test_a_second_output_or_input_and_other_numbers_are_one_line():
 
 
 def test_a_file_that_would_not_load_is_not_written(tmp_path, monkeypatch):
-    graph = prepared(net(["relu"]), X)
+    graph = fold_batch_norms(net(["relu"]), X)
     monkeypatch.setitem(qdq._MODULES, nn.Conv2d, lambda writer, node: writer.emit("Conv", ["nothing"], node.name))
     with pytest.raises(ValueError, match="the ONNX file would not load, nothing was written") as caught:
         qdq.write(graph, tmp_path / "net.onnx")
@@ -255,7 +271,7 @@ def test_a_file_that_would_not_load_is_not_written(tmp_path, monkeypatch):
 
 
 def test_onnxruntime_is_given_real_numbers_only():
-    run = deployed(prepared(net(["relu"]), X))
+    run = deployed(fold_batch_norms(net(["relu"]), X))
     for x in (X + 1j, X.double()):
         with pytest.raises(ValueError, match=r"onnxruntime reads real float32 here"):
             run(x)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lab.core.graph.tracing import module_of, trace
-from lab.core.quantisation.bn_folding import prepared
+from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.core.quantisation.placement import everywhere, is_positive
 
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -125,10 +125,10 @@ ALL = {**FROM_ZERO, **KEEPING, **{f"not {name}": behind for name, behind in LOSI
 def test_what_is_said_to_be_positive_is(names):
     steps = [ALL[name] for name in names]
     try:
-        answer = through(steps, X)
+        output = through(steps, X)
     except (RuntimeError, ValueError):
         assume(False)
-    assume(answer.dim() == 4 and answer.numel() > 0)
+    assume(output.dim() == 4 and output.numel() > 0)
     if is_positive(reads(*steps)):
         with torch.no_grad():
             assert float(through(steps, 10 * X).min()) >= 0
@@ -146,8 +146,8 @@ def test_sixty_forks_take_no_longer_than_their_length():
 
 @pytest.mark.parametrize("name", ["module", "six", "clamp", "x.relu", "relu6", "hardtanh"])
 def test_a_layer_and_its_clamp_have_one_quantiser_behind_both(name):
-    graph = prepared(Net([FROM_ZERO[name]]), X)
+    graph = fold_batch_norms(Net([FROM_ZERO[name]]), X)
     layers = [node for node in graph.graph.nodes if isinstance(module_of(node), nn.Conv2d)]
-    spots = {spot.source: spot for spot in everywhere(graph, layers)}
+    points = {point.source: point for point in everywhere(graph, layers)}
     behind = layers[1].all_input_nodes[0]
-    assert set(spots) == {"x", behind.name, layers[1].name} and not spots[behind.name].signed
+    assert set(points) == {"x", behind.name, layers[1].name} and not points[behind.name].signed

@@ -73,9 +73,10 @@ def test_lsq_scales_its_gradient():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda W: q.MaxAbsWeight(4), lambda W: q.DoReFaWeight(4, W), lambda W: q.LSQWeight(4, W)],
+    "make",
+    [lambda W: q.MaxAbsWeight(4), lambda W: q.DoReFaWeight(4, W), lambda W: q.LSQWeight(4, W)],
     ids=["max-abs", "DoReFa", "LSQ"],
-)  # fmt: skip
+)
 def test_a_weight_has_few_values_and_can_be_trained(make):
     conv = nn.Conv2d(3, 8, 3)
     before = conv.weight.detach().clone()

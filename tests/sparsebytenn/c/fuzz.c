@@ -1,5 +1,5 @@
 /* fuzz model.sbnn [seed] [rounds]: damaged copies of a packed network, each with its size and checksum put right, so
-   that the checks behind them are reached. A copy is refused, or it runs. File, arena, picture and answer are cut to
+   that the checks behind them are reached. A copy is refused, or it runs. File, arena, image and output are cut to
    size: an address sanitizer sees whatever reaches outside of them. Prints how many were refused for which reason. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,7 +7,7 @@
 #include "sbnn.h"
 
 enum { HEADER = 64, MAP = 32, OP = 128, LARGEST_ARENA = 1 << 20, REASONS = 16 };
-enum { SIZE = 8, CRC = 12, MAPS = 16, OPS = 20, MAPS_AT = 24, OPS_AT = 28, ARENA = 32, ROOM = 36, FLOATS = 40 };
+enum { SIZE = 8, CRC = 12, MAPS = 16, OPS = 20, MAPS_AT = 24, OPS_AT = 28, ARENA = 32, WORKSPACE = 36, WORKSPACE_FLOATS = 40 };
 enum { C, H = 4, W = 8, PITCH = 12, AT = 16, INTERLEAVED = 20 };
 
 static uint64_t state;
@@ -49,7 +49,7 @@ static uint32_t nasty(uint32_t old, uint32_t size) {
     }
 }
 
-/* The place of a random 32-bit number of the header or of a table. */
+/* Where a random 32-bit number of the header or of a table lies. */
 static uint32_t field(const uint8_t *file) {
     switch (below(4)) {
         case 0: return 4 * (4 + below(HEADER / 4 - 4));
@@ -63,12 +63,12 @@ static void damage_blocks(uint8_t *file, uint32_t size) {
     const uint8_t *op = file + get(file + OPS_AT) + OP * below(get(file + OPS));
     const uint32_t blocks = get(op + 4 * 10), at = get(op + 4 * (12 + below(2)));
     if (!at || !blocks) return;
-    const uint64_t place = at + 2ull * below(blocks);
+    const uint64_t at_byte = at + 2ull * below(blocks);
     uint16_t old;
-    if (place + 2 > size) return;
-    memcpy(&old, file + place, 2);
+    if (at_byte + 2 > size) return;
+    memcpy(&old, file + at_byte, 2);
     old = (uint16_t)nasty(old, size);
-    memcpy(file + place, &old, 2);
+    memcpy(file + at_byte, &old, 2);
 }
 
 static void swap_records(uint8_t *file, uint32_t at, uint32_t bytes, uint32_t n) {
@@ -76,7 +76,7 @@ static void swap_records(uint8_t *file, uint32_t at, uint32_t bytes, uint32_t n)
     memcpy(kept, a, bytes), memmove(a, b, bytes), memcpy(b, kept, bytes);
 }
 
-/* A map, grown or not, or the scratch, moved to where the arena ends, and the arena to where it ends. */
+/* A map, grown or not, or the workspace, moved to where the arena ends, and the arena to where it ends. */
 static void push(uint8_t *file) {
     uint8_t *map = file + get(file + MAPS_AT) + MAP * below(get(file + MAPS));
     if (below(2)) set(map + 4 * below(3), 1 + below(40));
@@ -88,7 +88,7 @@ static void push(uint8_t *file) {
         set(map + AT, get(file + ARENA));
         set(file + ARENA, get(file + ARENA) + floats - !below(4));
     } else
-        set(file + ARENA, get(file + ROOM) + get(file + FLOATS) - !below(4));
+        set(file + ARENA, get(file + WORKSPACE) + get(file + WORKSPACE_FLOATS) - !below(4));
 }
 
 static int holds_tables(const uint8_t *file, uint32_t size) {
@@ -121,7 +121,7 @@ static uint32_t damage(uint8_t *file, uint32_t size) {
     return size;
 }
 
-static void run(const uint8_t *file, const isa *with) {
+static void run(const uint8_t *file, const isa *kernels) {
     void *arena;
     const uint64_t in = engine_in(file), out = engine_out(file);
     if (posix_memalign(&arena, 64, engine_arena(file) * sizeof(float))) exit(2);
@@ -129,7 +129,7 @@ static void run(const uint8_t *file, const isa *with) {
     if (!x || !y) exit(2);
     memset(arena, 0x3c, engine_arena(file) * sizeof(float)); /* small numbers */
     for (uint64_t i = 0; i < in; i++) x[i] = (float)(i % 7) - 3;
-    engine_run(file, arena, with, x, y);
+    engine_run(file, arena, kernels, x, y);
     free(arena), free(x), free(y);
 }
 
@@ -155,10 +155,10 @@ int main(int argc, char **argv) {
         if (!file) return 2;
         memcpy(file, copy, left);
         const int wrong = engine_check(file, left);
-        const isa *with = isa_named(names[i % (long)(sizeof names / sizeof *names)]);
+        const isa *kernels = isa_named(names[i % (long)(sizeof names / sizeof *names)]);
         reasons[wrong & (REASONS - 1)]++;
         if (!wrong && engine_arena(file) > LARGEST_ARENA) large++;
-        else if (!wrong && with) run(file, with), ran++;
+        else if (!wrong && kernels) run(file, kernels), ran++;
         free(file);
     }
     printf("damaged %ld passed %ld ran %ld large %ld refused", rounds, reasons[0], ran, large);

@@ -11,12 +11,12 @@
 #include "sbnn.h"
 
 enum { KINDS = 8 };
-static const char *const NAMES[KINDS] = {"spmm", "depthwise", "im2col", "gemv", "mean", "add", "quantise", "spmm_bytes"};
+static const char *const NAMES[KINDS] = {"spmm", "depthwise", "im2col", "gemv", "mean", "add", "quantise", "spmm_int8"};
 
 typedef struct {
     uint64_t state;
-    const isa *with, *ref;
-    int poison; /* one input number is NaN: the answer must have a NaN wherever the reference has one, and some */
+    const isa *kernels, *ref;
+    int poison; /* one input number is NaN: the output must have a NaN wherever the reference has one, and some */
     long compared[KINDS], nans[KINDS], wrong[KINDS];
 } test;
 
@@ -26,8 +26,8 @@ static uint32_t random32(test *t) {
 }
 static int between(test *t, int low, int high) { return low + (int)(random32(t) % (uint32_t)(high - low + 1)); }
 static float number(test *t) { return (float)between(t, -1000, 1000) / 500.0f; }
-static int64_t up(int64_t n) { return (n + 15) / 16 * 16; }
-static int64_t pitch(test *t, int64_t pixels) { return up(pixels) + 16 + 16 * between(t, 0, 1); }
+static int64_t round_up(int64_t n) { return (n + 15) / 16 * 16; }
+static int64_t pitch(test *t, int64_t pixels) { return round_up(pixels) + 16 + 16 * between(t, 0, 1); }
 
 static float *numbers(test *t, int64_t n) {
     float *made = malloc((size_t)n * sizeof(float) + !n);
@@ -62,15 +62,15 @@ static void compare(test *t, int kind, const float *a, const float *b, int64_t c
 }
 
 /* count and col of a random matrix; returns how many blocks it has. `share` in percent of all, 100 is dense. */
-static int64_t blocks(test *t, int groups, int columns, int chunk, int share, uint16_t **count, uint16_t **col) {
-    const int chunks = (columns + chunk - 1) / chunk;
-    *count = malloc(sizeof(uint16_t) * (size_t)(chunks * groups));
+static int64_t blocks(test *t, int groups, int columns, int k_tile, int share, uint16_t **count, uint16_t **col) {
+    const int k_tiles = (columns + k_tile - 1) / k_tile;
+    *count = malloc(sizeof(uint16_t) * (size_t)(k_tiles * groups));
     uint16_t *every = malloc(sizeof(uint16_t) * (size_t)(groups * columns));
     int64_t n = 0;
-    for (int c = 0; c < chunks; c++)
+    for (int c = 0; c < k_tiles; c++)
         for (int g = 0; g < groups; g++) {
             const int64_t before = n;
-            for (int i = 0; i < chunk && c * chunk + i < columns; i++)
+            for (int i = 0; i < k_tile && c * k_tile + i < columns; i++)
                 if (between(t, 1, 100) <= share) every[n++] = (uint16_t)i;
             (*count)[c * groups + g] = (uint16_t)(n - before);
         }
@@ -81,12 +81,12 @@ static int64_t blocks(test *t, int groups, int columns, int chunk, int share, ui
 }
 
 static void test_spmm(test *t) {
-    const int columns = between(t, 1, 40), chunk = between(t, 1, columns);
+    const int columns = between(t, 1, 40), k_tile = between(t, 1, columns);
     const int share = between(t, 0, 2) ? between(t, 0, 99) : 100;
     const int sizes[] = {between(t, 1, 40), between(t, 1, 300), 16 * between(t, 1, 9) + 1}, n = sizes[between(t, 0, 2)];
-    spmm_f32 s = {.groups = between(t, 1, 6), .chunks = (columns + chunk - 1) / chunk, .chunk = chunk, .n = n};
+    spmm_f32 s = {.groups = between(t, 1, 6), .k_tiles = (columns + k_tile - 1) / k_tile, .k_tile = k_tile, .n = n};
     uint16_t *count, *col;
-    const int64_t made = blocks(t, s.groups, columns, chunk, share, &count, &col), rows = 4 * s.groups;
+    const int64_t made = blocks(t, s.groups, columns, k_tile, share, &count, &col), rows = 4 * s.groups;
     s.x_pitch = pitch(t, n), s.y_pitch = s.add_pitch = pitch(t, n);
     float *w = numbers(t, 4 * made), *bias = numbers(t, rows), *x = planes(t, columns, n, s.x_pitch);
     float *more = planes(t, rows, n, s.y_pitch), *y = planes(t, rows, n, s.y_pitch), *z = planes(t, rows, n, s.y_pitch);
@@ -94,7 +94,7 @@ static void test_spmm(test *t) {
     bounds(t, &s.lo, &s.hi);
     s.count = count, s.col = share == 100 ? NULL : col, s.w = w, s.bias = bias, s.x = x;
     s.add = between(t, 0, 1) ? more : NULL;
-    s.y = y, t->with->spmm(&s);
+    s.y = y, t->kernels->spmm(&s);
     s.y = z, t->ref->spmm(&s);
     compare(t, 0, y, z, rows, n, s.y_pitch);
     free(count), free(col), free(w), free(bias), free(x), free(more), free(y), free(z);
@@ -110,15 +110,15 @@ static void test_depthwise(test *t) {
     const int64_t n = (int64_t)s.h * s.w, made = (int64_t)(s.bottom - s.top) * s.out_w;
     s.x_pitch = pitch(t, n), s.y_pitch = made + 16;
     float *x = planes(t, s.c, n, s.x_pitch), *weight = numbers(t, s.c * k * k), *bias = numbers(t, s.c);
-    float *room = planes(t, 1, 0, depthwise_room(s.w, k, s.stride, s.bottom - s.top));
+    float *workspace = planes(t, 1, 0, depthwise_workspace(s.w, k, s.stride, s.bottom - s.top));
     float *y = planes(t, s.c, 0, s.y_pitch), *z = planes(t, s.c, 0, s.y_pitch);
     if (t->poison) x[between(t, 0, s.c - 1) * s.x_pitch + between(t, 0, (int)n - 1)] = NAN;
     bounds(t, &s.lo, &s.hi);
-    s.x = x, s.weight = weight, s.bias = bias, s.room = room;
-    s.y = y, t->with->depthwise(&s);
+    s.x = x, s.weight = weight, s.bias = bias, s.workspace = workspace;
+    s.y = y, t->kernels->depthwise(&s);
     s.y = z, t->ref->depthwise(&s);
     compare(t, 1, y, z, s.c, made, s.y_pitch);
-    free(x), free(weight), free(bias), free(room), free(y), free(z);
+    free(x), free(weight), free(bias), free(workspace), free(y), free(z);
 }
 
 static void test_im2col(test *t) {
@@ -131,11 +131,11 @@ static void test_im2col(test *t) {
     const int64_t n = (int64_t)s.h * s.w, made = (int64_t)(s.bottom - s.top) * s.out_w;
     const int64_t plane = pitch(t, n), rows = (int64_t)s.c * k * k;
     s.x_channel = interleaved ? 1 : plane, s.x_pixel = interleaved ? s.c : 1, s.y_pitch = pitch(t, made);
-    float *x = interleaved ? planes(t, 1, n * s.c, up(n * s.c) + 16) : planes(t, s.c, n, plane);
+    float *x = interleaved ? planes(t, 1, n * s.c, round_up(n * s.c) + 16) : planes(t, s.c, n, plane);
     float *y = planes(t, rows, 0, s.y_pitch), *z = planes(t, rows, 0, s.y_pitch);
     if (t->poison) x[between(t, 0, (int)n - 1)] = NAN;
     s.x = x;
-    s.y = y, t->with->im2col(&s);
+    s.y = y, t->kernels->im2col(&s);
     s.y = z, t->ref->im2col(&s);
     compare(t, 2, y, z, rows, made, s.y_pitch);
     free(x), free(y), free(z);
@@ -151,7 +151,7 @@ static void test_gemv(test *t) {
     if (t->poison) x[between(t, 0, s.n - 1)] = NAN;
     bounds(t, &s.lo, &s.hi);
     s.count = count, s.col = share == 100 ? NULL : col, s.w = w, s.bias = bias, s.x = x;
-    s.y = y, t->with->gemv(&s);
+    s.y = y, t->kernels->gemv(&s);
     s.y = z, t->ref->gemv(&s);
     compare(t, 3, y, z, 1, rows, rows);
     free(count), free(col), free(w), free(bias), free(x), free(y), free(z);
@@ -163,7 +163,7 @@ static void test_mean(test *t) {
     float *x = planes(t, s.c, s.n, s.x_pitch), *y = numbers(t, s.c), *z = numbers(t, s.c);
     if (t->poison) x[between(t, 0, s.n - 1)] = NAN;
     s.x = x;
-    s.y = y, t->with->mean(&s);
+    s.y = y, t->kernels->mean(&s);
     s.y = z, t->ref->mean(&s);
     compare(t, 4, y, z, 1, s.c, s.c);
     free(x), free(y), free(z);
@@ -175,52 +175,52 @@ static void test_add(test *t) {
     if (t->poison) (between(t, 0, 1) ? a : b)[between(t, 0, (int)s.n - 1)] = NAN;
     bounds(t, &s.lo, &s.hi);
     s.a = a, s.b = b;
-    s.y = y, t->with->add(&s);
+    s.y = y, t->kernels->add(&s);
     s.y = z, t->ref->add(&s);
     compare(t, 5, y, z, 1, s.n, s.n);
     free(a), free(b), free(y), free(z);
 }
 
-/* What a set makes of numbers, some of them on the border between two bytes: of itself, for no other set reads it. */
-static void test_bytes(test *t) {
+/* An int8 product of numbers, some of them halfway between two bytes. Each set reads its own bytes: no other does. */
+static void test_int8(test *t) {
     const int columns = between(t, 1, 70), n = between(t, 0, 1) ? between(t, 1, 40) : between(t, 1, 300);
-    const int fours = (columns + 3) / 4, chunk = between(t, 1, fours);
+    const int quads = (columns + 3) / 4, k_tile = between(t, 1, quads);
     const int share = between(t, 0, 2) ? between(t, 0, 99) : 100;
-    spmm_i8 s = {.groups = between(t, 1, 6), .chunks = (fours + chunk - 1) / chunk, .chunk = chunk, .n = n};
-    quantise_i8 q = {.c = columns, .n = n, .gain = (float)between(t, 1, 250) / 2.0f};
+    spmm_u8s8 s = {.groups = between(t, 1, 6), .k_tiles = (quads + k_tile - 1) / k_tile, .k_tile = k_tile, .n = n};
+    quantise_u8 q = {.c = columns, .n = n, .inv_scale = (float)between(t, 1, 250) / 2.0f};
     s.zero = q.zero = between(t, 0, 1) ? 0 : between(t, 1, 255);
     uint16_t *count, *col;
-    const int64_t made = blocks(t, s.groups, fours, chunk, share, &count, &col), rows = 4 * s.groups;
+    const int64_t made = blocks(t, s.groups, quads, k_tile, share, &count, &col), rows = 4 * s.groups;
     q.x_pitch = pitch(t, n), q.y_pitch = s.x_pitch = pitch(t, n), s.y_pitch = s.add_pitch = pitch(t, n);
     int8_t *w = malloc((size_t)(16 * made) + !made);
     for (int64_t i = 0; i < 16 * made; i++) w[i] = (int8_t)between(t, -128, 127);
     int32_t *sums = calloc((size_t)rows, sizeof(int32_t));
-    for (int64_t i = 0, block = 0; i < s.chunks * s.groups; block += count[i++])
+    for (int64_t i = 0, block = 0; i < s.k_tiles * s.groups; block += count[i++])
         for (int64_t j = 16 * block; j < 16 * (block + count[i]); j++) sums[4 * (i % s.groups) + j / 4 % 4] += w[j];
     float *bias = numbers(t, rows), *scale = numbers(t, rows), *x = planes(t, columns, n, q.x_pitch);
     float *more = planes(t, rows, n, s.y_pitch), *y = planes(t, rows, n, s.y_pitch), *z = planes(t, rows, n, s.y_pitch);
-    uint8_t *room = malloc((size_t)(4 * fours * q.y_pitch)), *other = malloc((size_t)(4 * fours * q.y_pitch));
+    uint8_t *quantised = malloc((size_t)(4 * quads * q.y_pitch)), *expected = malloc((size_t)(4 * quads * q.y_pitch));
     for (int64_t i = 0; i < rows; i++) scale[i] /= 1 << 12;
     if (t->poison) x[between(t, 0, columns - 1) * q.x_pitch + between(t, 0, n - 1)] = between(t, 0, 1) ? NAN : INFINITY;
     bounds(t, &s.lo, &s.hi);
     q.x = x;
     s.count = count, s.col = share == 100 ? NULL : col, s.w = w, s.sums = sums, s.scale = scale, s.bias = bias;
     s.add = between(t, 0, 1) ? more : NULL;
-    q.y = room;
-    const int odd = t->with->quantise(&q);
-    s.x = room, s.y = y, t->with->spmm_bytes(&s);
-    q.y = other;
-    const int is_odd = t->ref->quantise(&q);
-    s.x = other, s.y = z, t->ref->spmm_bytes(&s);
-    t->wrong[6] += odd != t->poison || is_odd != t->poison;
+    q.y = quantised;
+    const int nonfinite = t->kernels->quantise(&q);
+    s.x = quantised, s.y = y, t->kernels->spmm_int8(&s);
+    q.y = expected;
+    const int is_nonfinite = t->ref->quantise(&q);
+    s.x = expected, s.y = z, t->ref->spmm_int8(&s);
+    t->wrong[6] += nonfinite != t->poison || is_nonfinite != t->poison;
     t->compared[6]++;
-    t->nans[6] += is_odd;
+    t->nans[6] += is_nonfinite;
     compare(t, 7, y, z, rows, t->poison ? 0 : n, s.y_pitch);
     free(count), free(col), free(w), free(sums), free(bias), free(scale), free(x), free(more), free(y), free(z);
-    free(room), free(other);
+    free(quantised), free(expected);
 }
 
-static void (*const TESTS[])(test *) = {test_spmm, test_depthwise, test_im2col, test_gemv, test_mean, test_add, test_bytes};
+static void (*const TESTS[])(test *) = {test_spmm, test_depthwise, test_im2col, test_gemv, test_mean, test_add, test_int8};
 
 static long rounds;
 
@@ -242,8 +242,8 @@ int main(int argc, char **argv) {
     rounds = argc > 3 ? atol(argv[3]) : 100;
     for (int i = 0; i < THREADS; i++) {
         tests[i].state = 7919u * (uint64_t)(argc > 2 ? atol(argv[2]) : 0) + (uint64_t)i;
-        tests[i].with = isa_named(argc > 1 ? argv[1] : ""), tests[i].ref = isa_named("ref");
-        if (!tests[i].with) return puts("absent"), 0;
+        tests[i].kernels = isa_named(argc > 1 ? argv[1] : ""), tests[i].ref = isa_named("ref");
+        if (!tests[i].kernels) return puts("absent"), 0;
         if (pthread_create(&threads[i], NULL, run, &tests[i])) return puts("no threads"), 2;
     }
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
@@ -252,7 +252,7 @@ int main(int argc, char **argv) {
         for (int i = 0; i < THREADS; i++) {
             sums[0] += tests[i].compared[kind], sums[1] += tests[i].wrong[kind], sums[2] += tests[i].nans[kind];
         }
-        printf("%s %s compared %ld wrong %ld nan %ld\n", tests[0].with->name, NAMES[kind], sums[0], sums[1], sums[2]);
+        printf("%s %s compared %ld wrong %ld nan %ld\n", tests[0].kernels->name, NAMES[kind], sums[0], sums[1], sums[2]);
         wrong |= sums[1] > 0;
     }
     return wrong;

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lab.core.quantisation import calibration
-from lab.core.quantisation.quantisers import levels
+from lab.core.quantisation.quantisers import largest_code
+from lab.dqss import observers
 
 NORMAL = torch.randn(1, 16, 4000, generator=torch.Generator().manual_seed(0))
 LAPLACE = torch.distributions.Laplace(0.0, 1.0).icdf(
@@ -20,23 +20,23 @@ LAPLACE = torch.distributions.Laplace(0.0, 1.0).icdf(
     [(4, 2.83, 1.71), (8, 3.89, 2.15), (16, 5.03, 2.55), (256, 9.89, 3.92)],
 )
 def test_analytic_clips_are_those_of_the_literature(levels, laplace, gauss):
-    assert calibration.laplace_clip(levels) == pytest.approx(laplace, abs=0.01)
-    assert calibration.gauss_clip(levels) == pytest.approx(gauss, abs=0.011)
+    assert observers.laplace_clip(levels) == pytest.approx(laplace, abs=0.01)
+    assert observers.gauss_clip(levels) == pytest.approx(gauss, abs=0.011)
 
 
 def test_aciq_tells_a_laplace_from_a_gauss():
-    assert float(calibration.aciq(NORMAL, 7, True)) == pytest.approx(
-        calibration.gauss_clip(15) * float(NORMAL.std()), rel=0.03
+    assert float(observers.aciq(NORMAL, 7, True)) == pytest.approx(
+        observers.gauss_clip(15) * float(NORMAL.std()), rel=0.03
     )
     spread = float(LAPLACE.abs().mean())
-    assert float(calibration.aciq(LAPLACE, 7, True)) == pytest.approx(calibration.laplace_clip(15) * spread, rel=0.05)
+    assert float(observers.aciq(LAPLACE, 7, True)) == pytest.approx(observers.laplace_clip(15) * spread, rel=0.05)
 
 
 @pytest.mark.parametrize("share", [99.9, 99.99, 50.0])
 def test_a_percentile_is_numpys(share):
-    found = float(calibration.percentile(share)(NORMAL, 7, True))
+    value = float(observers.percentile(share)(NORMAL, 7, True))
     wanted = np.percentile(NORMAL.abs().flatten().numpy(), share, method="inverted_cdf")
-    assert found == pytest.approx(wanted, rel=1e-6)
+    assert value == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize(("n", "signed"), [(7, True), (15, False), (3, True)])
@@ -49,12 +49,12 @@ def test_the_squared_error_is_least_beside_a_fine_search(n, signed):
         return np.mean((np.clip(np.round(flat / step), -n if signed else 0, n) * step - flat) ** 2)
 
     best = min(error(a) for a in np.linspace(0.5, 5, 800))
-    assert error(float(calibration.mse(x, n, signed))) < 1.02 * best
-    assert error(float(calibration.least_squares(x, n, signed))) < error(float(calibration.max_abs(x, n, signed)))
+    assert error(float(observers.mse(x, n, signed))) < 1.02 * best
+    assert error(float(observers.least_squares(x, n, signed))) < error(float(observers.max_abs(x, n, signed)))
 
 
 def test_least_squares_is_a_fixed_point():
-    alpha = float(calibration.least_squares(NORMAL[:, :1], 7, True, rounds=300))
+    alpha = float(observers.least_squares(NORMAL[:, :1], 7, True, rounds=300))
     flat = NORMAL[:, :1].flatten()
     k = (flat / (alpha / 7)).round().clamp(-7, 7)
     assert float((flat * k).sum() / (k * k).sum()) == pytest.approx(alpha / 7, rel=1e-3)
@@ -62,9 +62,9 @@ def test_least_squares_is_a_fixed_point():
 
 def test_kl_cuts_a_far_outlier_and_keeps_a_uniform_tensor():
     far = torch.cat([NORMAL.flatten(), torch.tensor([60.0])])[None, None]
-    assert float(calibration.kl(far, 127, True)) < 15 < float(calibration.max_abs(far, 127, True))
+    assert float(observers.kl(far, 127, True)) < 15 < float(observers.max_abs(far, 127, True))
     flat = torch.linspace(-1, 1, 20_000)[None, None]
-    assert float(calibration.kl(flat, 127, True)) > 0.95
+    assert float(observers.kl(flat, 127, True)) > 0.95
 
 
 def test_kl_is_near_onnxruntimes_entropy_calibration():
@@ -73,17 +73,17 @@ def test_kl_is_near_onnxruntimes_entropy_calibration():
     collector = calibrate.HistogramCollector("entropy", True, 2048, 128, 99.99, "same")
     collector.collect({"x": [x]})
     low, high = (float(v) for v in collector.compute_collection_result()["x"][:2])
-    assert float(calibration.kl(NORMAL, 127, True)) == pytest.approx(max(-low, high), rel=0.3)
+    assert float(observers.kl(NORMAL, 127, True)) == pytest.approx(max(-low, high), rel=0.3)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3])
-@pytest.mark.parametrize("rule", [calibration.aciq, calibration.mse, calibration.least_squares])
+@pytest.mark.parametrize("rule", [observers.aciq, observers.mse, observers.least_squares])
 @pytest.mark.parametrize("x", [NORMAL, LAPLACE], ids=["gauss", "laplace"])
 def test_behind_a_relu_a_range_is_nearly_as_good_as_the_best(x, rule, bits):
     """Half of the values are 0, which every grid holds: they must not draw the range to themselves."""
-    x, n = x.relu(), levels(bits, signed=False)
+    x, n = x.relu(), largest_code(bits, signed=False)
     best = min(error(x, a, n) for a in torch.linspace(0.05, 1, 200) * x.max())
-    allowed = 2 if rule is calibration.least_squares else 0.5  # that one ends in a minimum near its start
+    allowed = 2 if rule is observers.least_squares else 0.5  # that one ends in a minimum near its start
     assert 10 * math.log10(error(x, rule(x, n, False), n) / best) < allowed
     sparse = x * (torch.rand(x.shape, generator=torch.Generator().manual_seed(4)) < 0.2)
     assert 10 * math.log10(error(sparse, rule(sparse, n, False), n) / error(x, rule(x, n, False), n)) < 3
@@ -96,52 +96,52 @@ def test_kl_does_not_see_zeros(x, n):
     some = x[x > 0][None, None]
     holed = torch.cat([some, torch.zeros(1, 1, 3 * some.numel())], 2)
     assert (
-        float(calibration.kl(x.relu(), n, False))
-        == float(calibration.kl(holed, n, False))
-        == float(calibration.kl(some, n, False))
+        float(observers.kl(x.relu(), n, False))
+        == float(observers.kl(holed, n, False))
+        == float(observers.kl(some, n, False))
     )
 
 
 def error(x, alpha, n):
     flat = x.flatten(1)
-    return float((calibration.nearest(flat, torch.as_tensor(alpha).view(1), n, False) - flat).square().mean())
+    return float((observers.nearest(flat, torch.as_tensor(alpha).view(1), n, False) - flat).square().mean())
 
 
 def test_kl_is_scipys_entropy_of_the_same_histogram():
     """The divergence beside NVIDIA's published recipe written out bin by bin, and its least threshold."""
     stats = pytest.importorskip("scipy.stats")
-    counts, _ = np.histogram(LAPLACE.abs().flatten().numpy(), calibration.BINS, (0, float(LAPLACE.abs().max())))
-    found = {
-        stop: calibration._divergence(torch.from_numpy(counts).double(), stop, 16) for stop in range(128, 2049, 64)
+    counts, _ = np.histogram(LAPLACE.abs().flatten().numpy(), observers.BINS, (0, float(LAPLACE.abs().max())))
+    divergences = {
+        stop: observers._divergence(torch.from_numpy(counts).double(), stop, 16) for stop in range(128, 2049, 64)
     }
     wanted = {}
-    for stop in found:
+    for stop in divergences:
         p, q = counts[:stop].astype(float), np.zeros(stop)
         p[-1] += counts[stop:].sum()
         for level in range(16):
             part = [k for k in range(stop) if k * 16 // stop == level and counts[k] > 0]
             q[part] = counts[part].mean() if part else 0
         wanted[stop] = stats.entropy(np.where(p > 0, p, 1e-9), np.where(q > 0, q, 1e-9))
-    assert abs(min(found, key=found.get) - min(wanted, key=wanted.get)) <= 128
-    top = min(found, key=found.get) / calibration.BINS * float(LAPLACE.abs().max())
-    assert float(calibration.kl(LAPLACE, 15, True)) == pytest.approx(top, rel=0.15)
+    assert abs(min(divergences, key=divergences.get) - min(wanted, key=wanted.get)) <= 128
+    top = min(divergences, key=divergences.get) / observers.BINS * float(LAPLACE.abs().max())
+    assert float(observers.kl(LAPLACE, 15, True)) == pytest.approx(top, rel=0.15)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 3])
 @pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("rule", calibration.RULES)
+@pytest.mark.parametrize("rule", observers.OBSERVERS)
 def test_tensors_of_one_value(rule, signed, bits):
     """Constant or one element: the range is that value; all zero: there is none."""
-    n = levels(bits, signed)
+    n = largest_code(bits, signed)
     for x in (torch.full((1, 4, 25), 0.3), torch.full((1, 1, 1), 0.3)):
-        assert float(calibration.RULES[rule](x, n, signed)) == pytest.approx(0.3, rel=1e-4)
+        assert float(observers.OBSERVERS[rule](x, n, signed)) == pytest.approx(0.3, rel=1e-4)
     if signed:
-        assert float(calibration.RULES[rule](torch.full((1, 4, 25), -0.3), n, True)) == pytest.approx(0.3, rel=1e-4)
-    assert float(calibration.RULES[rule](torch.zeros(1, 4, 25), n, signed)) / n < 1e-12
+        assert float(observers.OBSERVERS[rule](torch.full((1, 4, 25), -0.3), n, True)) == pytest.approx(0.3, rel=1e-4)
+    assert float(observers.OBSERVERS[rule](torch.zeros(1, 4, 25), n, signed)) / n < 1e-12
 
 
 def test_the_mean_of_samples_is_pams_first_alpha():
-    assert float(calibration.sample_mean(NORMAL, 7, True)) == pytest.approx(float(NORMAL[0].abs().amax(1).mean()))
+    assert float(observers.sample_mean(NORMAL, 7, True)) == pytest.approx(float(NORMAL[0].abs().amax(1).mean()))
 
 
 def test_easyquant_answers_more_alike_than_the_maximum_does():
@@ -154,23 +154,23 @@ def test_easyquant_answers_more_alike_than_the_maximum_does():
 
     def likeness(w, a):
         rounded = layer(
-            calibration.nearest(x.reshape(1, -1), a, 7, True).view_as(x),
-            calibration.nearest(W.reshape(1, -1), w, 7, True).view_as(W),
+            observers.nearest(x.reshape(1, -1), a, 7, True).view_as(x),
+            observers.nearest(W.reshape(1, -1), w, 7, True).view_as(W),
         )
         return float(torch.cosine_similarity(rounded.flatten(), layer(x, W).flatten(), 0))
 
-    found = calibration.easyquant(x, W, layer, first, (7, 7), True, tried=40)
-    assert likeness(*found) > likeness(*first)
+    alphas = observers.easyquant(x, W, layer, first, (7, 7), True, tried=40)
+    assert likeness(*alphas) > likeness(*first)
 
 
 def test_a_group_a_channel_is_each_channel_alone():
     W = torch.randn(5, 1, 300, generator=torch.Generator().manual_seed(3)) * torch.arange(1, 6).view(5, 1, 1)
     for rule in (
-        calibration.max_abs,
-        calibration.mse,
-        calibration.least_squares,
-        calibration.aciq,
-        calibration.percentile(99.0),
+        observers.max_abs,
+        observers.mse,
+        observers.least_squares,
+        observers.aciq,
+        observers.percentile(99.0),
     ):
         together = rule(W, 7, True)
         torch.testing.assert_close(together, torch.cat([rule(row[None], 7, True) for row in W]))

@@ -1,5 +1,5 @@
 """What onnxruntime makes of an exported network: which convolutions run on integers, why others do not, and how near
-each layer's answer is to torch's.
+each layer's output is to torch's.
 """
 
 import tempfile
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, fx
 
 from ..graph.tracing import module_of
-from ..quantisation.grids import is_quantiser
+from ..quantisation.qparams import is_quantiser
 from ..task import evaluating
 from .qdq import to_model
-from .runtime import pictures, session
+from .runtime import as_input, session
 
 _INTEGER = {"QLinearConv", "ConvInteger", "QGemm"}
 _LAYERS = {"Conv": "convolution", "ConvTranspose": "transposed convolution", "Gemm": "linear layer"}
@@ -43,8 +43,8 @@ class Fusion:
         return sum(row.integer for row in self.rows) / len(self.rows) if self.rows else 0.0
 
     def __repr__(self) -> str:
-        whole = sum(row.integer for row in self.rows)
-        lines = [f"{whole} of {len(self.rows)} convolutions run on integers"]
+        count = sum(row.integer for row in self.rows)
+        lines = [f"{count} of {len(self.rows)} convolutions run on integers"]
         return "\n".join(lines + [f"  {row.layer}: float, {row.reason}" for row in self.rows if not row.integer])
 
     def to_frame(self) -> Any:
@@ -59,9 +59,9 @@ def fusion(model: fx.GraphModule | bytes | str | Path) -> Fusion:
     onnx = _onnx()
     source = to_model(model) if isinstance(model, fx.GraphModule) else _loaded(onnx, model)
     with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder) / "optimised.onnx"
-        session(source.SerializeToString(), keep=kept)
-        optimised = onnx.load(kept).graph
+        path = Path(folder) / "optimised.onnx"
+        session(source.SerializeToString(), keep=path)
+        optimised = onnx.load(path).graph
     running = {weight for node in optimised.node if node.op_type in _INTEGER for weight in node.input}
     graph = _Graph(source.graph)
     rows = []
@@ -140,11 +140,11 @@ def parity(model: fx.GraphModule, x: Tensor) -> tuple[Parity, ...]:
     """Run a picture through onnxruntime and each of the network's layers through torch on what onnxruntime fed it."""
     onnx = _onnx()
     exported = to_model(model)
-    spots = [node for node in model.graph.nodes if is_quantiser(module_of(node))]
-    codes = [f"{node.name}.q" for node in spots]
+    names = [node.name for node in model.graph.nodes if is_quantiser(module_of(node))]
+    codes = [f"{name}.q" for name in names]  # the outputs of the QuantizeLinear nodes
     exported.graph.output.extend(onnx.helper.make_tensor_value_info(c, onnx.TensorProto.UINT8, None) for c in codes)
-    found = session(exported.SerializeToString()).run(codes, {"input": pictures(x)})
-    comparison = _Comparison(model, dict(zip((node.name for node in spots), found, strict=True)))
+    values = session(exported.SerializeToString()).run(codes, {"input": as_input(x)})
+    comparison = _Comparison(model, dict(zip(names, values, strict=True)))
     with torch.no_grad(), evaluating(model):
         comparison.run(x)
     return tuple(comparison.rows)
@@ -155,18 +155,19 @@ class _Comparison(fx.Interpreter):
 
     def __init__(self, model: fx.GraphModule, codes: dict[str, np.ndarray]) -> None:
         super().__init__(model)
-        self.codes, self.rows = codes, []  # type: ignore[var-annotated]
+        self.codes = codes
+        self.rows: list[Parity] = []
 
     def run_node(self, n: fx.Node) -> Any:
-        given = super().run_node(n)
+        output = super().run_node(n)
         if n.name not in self.codes:
-            return given
+            return output
         quantiser: Any = module_of(n)
-        grid = quantiser.grid()
-        theirs = torch.from_numpy(self.codes[n.name].astype(np.float32)) - grid.zero
-        apart = ((given.cpu() / grid.step).round() - theirs).abs()
+        qparams = quantiser.qparams()
+        theirs = torch.from_numpy(self.codes[n.name].astype(np.float32)) - qparams.zero_point
+        apart = ((output.cpu() / qparams.scale).round() - theirs).abs()
         self.rows.append(Parity(n.name, int(apart.max()), float((apart > 0).float().mean())))
-        return (theirs * grid.step).to(given)
+        return (theirs * qparams.scale).to(output)
 
 
 def worst(rows: Iterable[Parity]) -> Parity:

@@ -1,4 +1,4 @@
-"""Ranges read from data, each by another published rule: the largest value that a tensor's grid shall hold.
+"""Observers: ranges read from data, each by another published rule: the largest value that a tensor's grid shall hold.
 
 Every rule takes x (groups, samples, values) and the grid's largest code n, and gives one alpha a group: one group for a
 whole tensor, one a channel for weights. A grid is -n..n times alpha / n, or 0..n where nothing is negative (`signed`).
@@ -28,21 +28,21 @@ def _flat(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-def thinned(flat: Tensor, most: int) -> Tensor:
-    """At most `most` values of each row, the same places every time; equal steps would always meet the same column."""
+def subsample(flat: Tensor, most: int) -> Tensor:
+    """At most `most` values of each row, the same positions every time; equal steps would all meet one column."""
     if flat.shape[-1] <= most:
         return flat
     at = torch.randint(flat.shape[-1], (most,), generator=torch.Generator().manual_seed(0))
     return flat[..., at.to(flat.device)]
 
 
-def _few(x: Tensor) -> Tensor:
+def _subsampled(x: Tensor) -> Tensor:
     """At most MOST values a group, and the largest of all where some are left out: (G, S, V) -> (G, v)."""
     flat = _flat(x)
     if flat.shape[1] <= MOST:
         return flat
-    most = flat.gather(1, flat.abs().argmax(1, keepdim=True))
-    return torch.cat([thinned(flat, MOST), most], 1)
+    largest = flat.gather(1, flat.abs().argmax(1, keepdim=True))
+    return torch.cat([subsample(flat, MOST), largest], 1)
 
 
 def max_abs(x: Tensor, n: int, signed: bool) -> Tensor:
@@ -62,21 +62,21 @@ def percentile(share: float) -> Callable[[Tensor, int, bool], Tensor]:
 
 def mse(x: Tensor, n: int, signed: bool) -> Tensor:
     """Of TRIED shares of max|x| the one of least squared error (OMSE; Choukroun et al., 1902.06822)."""
-    few = _few(x)
-    shares = torch.linspace(1 / TRIED, 1, TRIED).to(few)
-    alphas = few.abs().amax(1).clamp(min=1e-12)[:, None] * shares  # (G, T)
-    errors = torch.stack([(nearest(few, a, n, signed) - few).square().mean(1) for a in alphas.T], 1)
+    values = _subsampled(x)
+    shares = torch.linspace(1 / TRIED, 1, TRIED).to(values)
+    alphas = values.abs().amax(1).clamp(min=1e-12)[:, None] * shares  # (G, T)
+    errors = torch.stack([(nearest(values, a, n, signed) - values).square().mean(1) for a in alphas.T], 1)
     return alphas.gather(1, errors.argmin(1, keepdim=True))[:, 0]
 
 
 def least_squares(x: Tensor, n: int, signed: bool, rounds: int = 30) -> Tensor:
     """Codes and step by turns: k = round(x / s), then s = <x, k> / <k, k> (ADMM's inner problem; 1707.09870)."""
-    few = _few(x)
-    low, step = -n if signed else 0, few.abs().amax(1, keepdim=True).clamp(min=1e-12) / n
+    values = _subsampled(x)
+    low, step = -n if signed else 0, values.abs().amax(1, keepdim=True).clamp(min=1e-12) / n
     for _ in range(rounds):
-        k = (few / step).round_().clamp_(low, n)
+        k = (values / step).round_().clamp_(low, n)
         square = k.square().sum(1, keepdim=True)
-        step = torch.where(square > 0, (few * k).sum(1, keepdim=True) / square.clamp(min=1), step)
+        step = torch.where(square > 0, (values * k).sum(1, keepdim=True) / square.clamp(min=1), step)
     return step[:, 0] * n
 
 
@@ -109,11 +109,11 @@ def _divergence(counts: Tensor, stop: int, levels: int) -> float:
         return math.inf
     p = cut.clone()
     p[-1] += counts[stop:].sum()
-    place = torch.arange(stop) * levels // stop  # the level of each bin
+    level = torch.arange(stop) * levels // stop  # the level of each bin
     some = (cut > 0).double()
-    total = torch.zeros(levels, dtype=p.dtype).index_add_(0, place, cut)
-    filled = torch.zeros(levels, dtype=p.dtype).index_add_(0, place, some)
-    q = (total / filled.clamp(min=1))[place] * some
+    total = torch.zeros(levels, dtype=p.dtype).index_add_(0, level, cut)
+    filled = torch.zeros(levels, dtype=p.dtype).index_add_(0, level, some)
+    q = (total / filled.clamp(min=1))[level] * some
     p, q = _smoothed(p / p.sum()), _smoothed(q / q.sum())
     return float((p * (p / q).log()).sum())
 
@@ -131,16 +131,16 @@ def aciq(x: Tensor, n: int, signed: bool) -> Tensor:
     What stands behind a ReLU is taken as one side of a distribution about 0: its zeros, which were the other side, do
     not count in the moments.
     """
-    few = _few(x)
-    some = few != 0
+    values = _subsampled(x)
+    some = values != 0
     count = some.sum(1, keepdim=True).clamp(min=1)
-    mean = few.sum(1, keepdim=True) / count if signed else torch.zeros_like(few[:, :1])
-    apart = torch.where(some, few - mean, 0)
+    mean = values.sum(1, keepdim=True) / count if signed else torch.zeros_like(values[:, :1])
+    apart = torch.where(some, values - mean, 0)
     b, sigma = apart.abs().sum(1) / count[:, 0], (apart.square().sum(1) / count[:, 0]).sqrt()
     ratio = b / sigma.clamp(min=1e-12)
     is_laplace = (ratio - 0.5**0.5).abs() < (ratio - (2 / math.pi) ** 0.5).abs()
     clip = torch.where(is_laplace, laplace_clip(2 * n + 1) * b, gauss_clip(2 * n + 1) * sigma)
-    return torch.minimum(clip + mean[:, 0].abs(), few.abs().amax(1))
+    return torch.minimum(clip + mean[:, 0].abs(), values.abs().amax(1))
 
 
 @lru_cache
@@ -154,7 +154,7 @@ def laplace_clip(levels: int) -> float:
 
 @lru_cache
 def gauss_clip(levels: int) -> float:
-    """The same of a Gauss distribution in units of sigma, by search: 1.71, 2.55, 3.92 at 4, 16 and 256 levels."""
+    """The clip of least error of a Gauss distribution in units of sigma, by search: 1.71, 2.55, 3.92 at 4, 16, 256."""
 
     def error(a: float) -> float:
         outside = (1 + a * a) * math.erfc(a / 2**0.5) - (2 / math.pi) ** 0.5 * a * math.exp(-a * a / 2)
@@ -169,23 +169,30 @@ def sample_mean(x: Tensor, n: int, signed: bool) -> Tensor:
 
 
 def easyquant(
-    x: Tensor, W: Tensor, layer: Callable[[Tensor, Tensor], Tensor], alphas: tuple[Tensor, Tensor],
-    n: tuple[int, int], signed: bool, tried: int = TRIED, rounds: int = 1,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Ranges of weight and input by turns, those whose layer's answer has the largest cosine to the float one.
+    x: Tensor,
+    W: Tensor,
+    layer: Callable[[Tensor, Tensor], Tensor],
+    alphas: tuple[Tensor, Tensor],
+    n: tuple[int, int],
+    signed: bool,
+    tried: int = TRIED,
+    rounds: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Ranges of weight and input by turns, those whose layer's output has the largest cosine to the float one.
 
     EasyQuant (Wu et al., 2006.16669): `tried` factors in [0.5, 2] of the first alphas. x is the layer's input, W its
     weight with as many rows as alphas[0] has entries, n the codes of both; gives both alphas.
     """
-    wanted = layer(x, W).flatten()
+    float_output = layer(x, W).flatten()
     factors = torch.linspace(0.5, 2, tried).to(x)
     w, a = alphas
 
-    def rounded(value: Tensor, alpha: Tensor, most: int, is_signed: bool) -> Tensor:
-        return nearest(value.reshape(len(alpha), -1), alpha, most, is_signed).view_as(value)
+    def rounded(value: Tensor, alpha: Tensor, n: int, signed: bool) -> Tensor:
+        return nearest(value.reshape(len(alpha), -1), alpha, n, signed).view_as(value)
 
-    def best(answers: list[Tensor]) -> Tensor:
-        return factors[max(range(tried), key=lambda k: float(F.cosine_similarity(answers[k].flatten(), wanted, 0)))]
+    def best(outputs: list[Tensor]) -> Tensor:
+        cosines = [float(F.cosine_similarity(output.flatten(), float_output, 0)) for output in outputs]
+        return factors[max(range(tried), key=lambda k: cosines[k])]
 
     for _ in range(rounds):
         x_q = rounded(x, a, n[1], signed)
@@ -195,7 +202,14 @@ def easyquant(
     return w, a
 
 
-RULES: dict[str, Callable[[Tensor, int, bool], Tensor]] = {
-    "max": max_abs, "p99.9": percentile(99.9), "p99.99": percentile(99.99), "p99.999": percentile(99.999), "mse": mse,
-    "kl": kl, "als": least_squares, "aciq": aciq, "pams": sample_mean,
-}  # fmt: skip
+OBSERVERS: dict[str, Callable[[Tensor, int, bool], Tensor]] = {
+    "max": max_abs,
+    "p99.9": percentile(99.9),
+    "p99.99": percentile(99.99),
+    "p99.999": percentile(99.999),
+    "mse": mse,
+    "kl": kl,
+    "als": least_squares,
+    "aciq": aciq,
+    "pams": sample_mean,
+}

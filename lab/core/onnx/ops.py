@@ -1,7 +1,7 @@
 """ONNX forms of what stands between layers, in float: arithmetic, pools, means, slices, padding, norms that stayed.
 
 Each function writes one operator into the writer of `qdq` and gives the name of its output. What an operator is asked
-for is read by name, so that modules, functions and methods, keywords and positions are one.
+for is read by name, so that modules, functions and methods, keywords and positions come out alike.
 """
 
 import math
@@ -48,11 +48,11 @@ def _arithmetic(kind: str) -> Callable:
     """An operator of two tensors, or of a tensor and a number, in their order."""
 
     def make(writer: Any, node: fx.Node) -> str:
-        found = arguments(node)
-        if found.get("rounding_mode"):
-            raise no_form(node, f"division with rounding_mode={found['rounding_mode']!r}", "divide plainly")
-        a, b = (_operand(writer, node, found[name]) for name in ("input", "other"))
-        if (alpha := found.get("alpha", 1)) != 1:
+        args = arguments(node)
+        if args.get("rounding_mode"):
+            raise no_form(node, f"division with rounding_mode={args['rounding_mode']!r}", "divide plainly")
+        a, b = (_operand(writer, node, args[name]) for name in ("input", "other"))
+        if (alpha := args.get("alpha", 1)) != 1:
             b = writer.emit("Mul", [b, _number(writer, alpha)], f"{node.name}.alpha")
         return writer.emit(kind, [a, b], node.name)
 
@@ -63,8 +63,9 @@ def _simple(kind: str, **attributes: str) -> Callable:
     """An operator of one tensor; its ONNX attributes by what torch calls them."""
 
     def make(writer: Any, node: fx.Node) -> str:
-        found = {name: asked(node)[torchs] for name, torchs in attributes.items()}
-        return writer.emit(kind, [source(writer, node)], node.name, **found)
+        settings = asked(node)
+        values = {name: settings[torch_name] for name, torch_name in attributes.items()}
+        return writer.emit(kind, [source(writer, node)], node.name, **values)
 
     return make
 
@@ -91,21 +92,25 @@ def _softmax(writer: Any, node: fx.Node) -> str:
 
 
 def _concat(writer: Any, node: fx.Node) -> str:
-    found = arguments(node)
-    return writer.emit("Concat", [writer.names[one] for one in found["tensors"]], node.name, axis=found["dim"])
+    args = arguments(node)
+    return writer.emit("Concat", [writer.names[part] for part in args["tensors"]], node.name, axis=args["dim"])
 
 
 def _pool(writer: Any, node: fx.Node) -> str:
-    found, mean = asked(node), isinstance(module_of(node), nn.AvgPool2d) or node.target is F.avg_pool2d
-    kernel, pad = two(found["kernel_size"]), two(found["padding"])
-    if found.get("divisor_override") or found.get("return_indices"):
+    settings, is_mean = asked(node), isinstance(module_of(node), nn.AvgPool2d) or node.target is F.avg_pool2d
+    kernel, pad = two(settings["kernel_size"]), two(settings["padding"])
+    if settings.get("divisor_override") or settings.get("return_indices"):
         raise no_form(node, "pooling with divisor_override or return_indices", "leave them out")
-    kind = {"kernel_shape": kernel, "strides": two(found["stride"] or kernel), "pads": [*pad, *pad],
-            "ceil_mode": int(found["ceil_mode"])}  # fmt: skip
-    if mean:
-        whole = int(found["count_include_pad"])
-        return writer.emit("AveragePool", [source(writer, node)], node.name, **kind, count_include_pad=whole)
-    return writer.emit("MaxPool", [source(writer, node)], node.name, **kind, dilations=two(found["dilation"]))
+    window = {
+        "kernel_shape": kernel,
+        "strides": two(settings["stride"] or kernel),
+        "pads": [*pad, *pad],
+        "ceil_mode": int(settings["ceil_mode"]),
+    }
+    if is_mean:
+        counts_padding = int(settings["count_include_pad"])
+        return writer.emit("AveragePool", [source(writer, node)], node.name, **window, count_include_pad=counts_padding)
+    return writer.emit("MaxPool", [source(writer, node)], node.name, **window, dilations=two(settings["dilation"]))
 
 
 def _adaptive(writer: Any, node: fx.Node) -> str:
@@ -115,13 +120,13 @@ def _adaptive(writer: Any, node: fx.Node) -> str:
 
 
 def _mean(writer: Any, node: fx.Node) -> str:
-    found = arguments(node)
-    axes, rank = found.get("dim"), len(shape(node.all_input_nodes[0]))
-    if found["dtype"] not in (None, torch.float32):
-        raise no_form(node, f"a mean in {found['dtype']}", "take float32")
-    chosen = [axes] if isinstance(axes, int) else list(axes or range(rank))
-    keep = int(bool(found.get("keepdim")))
-    return writer.emit("ReduceMean", [source(writer, node)], node.name, axes=chosen, keepdims=keep)
+    args = arguments(node)
+    dim, rank = args.get("dim"), len(shape(node.all_input_nodes[0]))
+    if args["dtype"] not in (None, torch.float32):
+        raise no_form(node, f"a mean in {args['dtype']}", "take float32")
+    axes = [dim] if isinstance(dim, int) else list(dim or range(rank))
+    keepdims = int(bool(args.get("keepdim")))
+    return writer.emit("ReduceMean", [source(writer, node)], node.name, axes=axes, keepdims=keepdims)
 
 
 def _flatten(writer: Any, node: fx.Node) -> str:
@@ -135,15 +140,15 @@ def _slice(writer: Any, node: fx.Node) -> str:
     index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
     rank = len(shape(node.all_input_nodes[0]))
     at = next((k for k, part in enumerate(index) if part is Ellipsis), len(index))
-    whole = (slice(None),) * (rank - len(index) + (at < len(index)))
-    index = (*index[:at], *whole, *index[at + 1 :])
-    ends = [end for part in index if isinstance(part, slice) for end in (part.start, part.stop, part.step)]
-    if not all(isinstance(part, slice) for part in index) or not all(
-        isinstance(end, (int, type(None))) for end in ends
-    ):
+    full_axes = (slice(None),) * (rank - len(index) + (at < len(index)))
+    index = (*index[:at], *full_axes, *index[at + 1 :])
+    if not all(isinstance(part, slice) and _is_by_numbers(part) for part in index):
         raise no_form(node, f"indexing with {index}", "take slices by numbers")
-    rows = [(part.start or 0, 2**31 if part.stop is None else part.stop, axis, part.step or 1)
-            for axis, part in enumerate(index) if part != slice(None)]  # fmt: skip
+    rows = [
+        (part.start or 0, 2**31 if part.stop is None else part.stop, axis, part.step or 1)
+        for axis, part in enumerate(index)
+        if part != slice(None)
+    ]
     if not rows:
         return source(writer, node)
     parts = [
@@ -153,12 +158,16 @@ def _slice(writer: Any, node: fx.Node) -> str:
     return writer.emit("Slice", [source(writer, node), *parts], node.name)
 
 
+def _is_by_numbers(part: slice) -> bool:
+    return all(isinstance(end, (int, type(None))) for end in (part.start, part.stop, part.step))
+
+
 def _pad(writer: Any, node: fx.Node) -> str:
-    found, module = asked(node), module_of(node)
-    modes = {nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}
-    mode = found["mode"] if module is None else modes.get(type(module), "constant")
-    pads = found["pad"] if module is None else found["padding"]
-    return padded(writer, node, list(pads), mode, found.get("value") or 0.0)
+    settings, module = asked(node), module_of(node)
+    modes: dict[type, str] = {nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}
+    mode = settings["mode"] if module is None else modes.get(type(module), "constant")
+    pads = settings["pad"] if module is None else settings["padding"]
+    return padded(writer, node, list(pads), mode, settings.get("value") or 0.0)
 
 
 def padded(writer: Any, node: fx.Node, pads: list[int], mode: str, value: float = 0.0) -> str:
@@ -188,17 +197,19 @@ def _shuffle(writer: Any, node: fx.Node) -> str:
 
 
 def _enlarge(writer: Any, node: fx.Node) -> str:
-    how = asked(node)
-    mode, factor = how["mode"], how["scale_factor"]
-    odd = how.get("antialias") or (how.get("recompute_scale_factor") and any(k % 1 for k in two(factor)))
-    if factor is None or mode not in ("nearest", "bilinear", "bicubic") or odd:
-        raise no_form(node, f"interpolation {mode!r} with scale_factor={factor}",
-                      "give nearest, bilinear or bicubic, and a scale_factor")  # fmt: skip
-    places = "align_corners" if how.get("align_corners") else "half_pixel"
+    settings = asked(node)
+    mode, factor = settings["mode"], settings["scale_factor"]
+    rounds_size = settings.get("recompute_scale_factor") and any(k % 1 for k in two(factor))
+    if factor is None or mode not in ("nearest", "bilinear", "bicubic") or settings.get("antialias") or rounds_size:
+        what = f"interpolation {mode!r} with scale_factor={factor}"
+        raise no_form(node, what, "give nearest, bilinear or bicubic, and a scale_factor")
+    coordinates = "align_corners" if settings.get("align_corners") else "half_pixel"
     sizes = writer.constant(f"{node.name}.factors", np.array([1, 1, *two(factor)], np.float32))
     kind = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}[mode]
-    extra = {"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"} if mode == "nearest" else {
-        "coordinate_transformation_mode": places, "cubic_coeff_a": -0.75}  # fmt: skip
+    if mode == "nearest":
+        extra: dict[str, Any] = {"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+    else:
+        extra = {"coordinate_transformation_mode": coordinates, "cubic_coeff_a": -0.75}
     return writer.emit("Resize", [source(writer, node), "", sizes], node.name, mode=kind, **extra)
 
 

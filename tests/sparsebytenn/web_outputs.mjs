@@ -1,5 +1,5 @@
-// Answers pictures with packed networks under node: node web_answers.mjs FOLDER
-// FOLDER/jobs.json: [{build, file, picture, reference}] -> FOLDER/<i>.f32, and JSON: what was wrong with each file.
+// Runs packed networks under node: node web_outputs.mjs FOLDER
+// FOLDER/jobs.json: [{build, file, image, reference}] -> FOLDER/<i>.f32, and JSON: what was wrong with each file.
 import { readFileSync, writeFileSync } from "node:fs";
 import { builds, measure, Network } from "../../lab/sparsebytenn/static/engine.mjs";
 
@@ -7,14 +7,14 @@ const [folder] = process.argv.slice(2);
 const { jobs, wasm } = JSON.parse(readFileSync(`${folder}/jobs.json`));
 const read = (path) => Uint8Array.from(readFileSync(path));
 const done = [];
-for (const [i, { build, file, picture, reference }] of jobs.entries()) {
+for (const [i, { build, file, image, reference }] of jobs.entries()) {
   try {
     const network = new Network(new WebAssembly.Module(read(`${wasm}/${build}.wasm`)), read(`${folder}/${file}`));
-    const x = new Float32Array(read(`${folder}/${picture}`).buffer);
+    const x = new Float32Array(read(`${folder}/${image}`).buffer);
     const y = network.run(x, reference);
     writeFileSync(`${folder}/${i}.f32`, y);
     const [ms] = await measure([() => network.run(x)], { rounds: 1, budget: 0.01, warm: 0, least: 0 });
-    done.push({ wrong: 0, ms, answers: network.answers, operators: network.operators });
+    done.push({ wrong: 0, ms, outputs: network.outputs, operators: network.operators });
   } catch (error) {
     done.push({ wrong: error.wrong, message: error.message });
   }

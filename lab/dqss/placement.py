@@ -1,0 +1,68 @@
+"""Which tensors get a strategy, how many bits each has, and which layers read it."""
+
+from typing import Any
+
+from torch import fx, nn
+
+from ..core.graph.tracing import ancestors, descendants, module_of
+from ..core.quantisation.placement import (
+    Placement,
+    QuantPoint,
+    everywhere,
+    in_graph_order,
+    is_positive,
+    with_group_signs,
+)
+
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+def place_quantisers(graph: fx.GraphModule, placement: str) -> Placement:
+    """Where strategies are chosen: what each layer reads ('layers'), or every tensor that integers pass ('full').
+
+    Raises ValueError for a network without a layer that is quantised here.
+    """
+    nodes = [node for node in graph.graph.nodes if isinstance(module_of(node), LAYERS)]
+    if not nodes:
+        raise ValueError("the network has no Conv2d, ConvTranspose2d or Linear: there is nothing to quantise")
+    points = with_group_signs(everywhere(graph, nodes)) if placement == "full" else [_input_of(node) for node in nodes]
+    names = tuple(dict.fromkeys(str(node.target) for node in nodes))
+    return Placement(names, tuple(in_graph_order(graph, points)), _unquantised(graph, names))
+
+
+def _input_of(layer: fx.Node) -> QuantPoint:
+    """The point before a layer, of a group of its own: layers that read one tensor may round it differently."""
+    source = layer.all_input_nodes[0]
+    return QuantPoint(source.name, (layer.name,), str(layer.target).replace(".", "_"), not is_positive(source))
+
+
+def _unquantised(graph: fx.GraphModule, names: tuple[str, ...]) -> dict[str, str]:
+    """The other layers that have weights, and why they stay in float."""
+    reasons = {}
+    for node in graph.graph.nodes:
+        module = module_of(node)
+        if module is not None and str(node.target) not in names and any(True for _ in module.parameters()):
+            reasons[str(node.target)] = f"{type(module).__name__} is not quantised here"
+    return reasons
+
+
+def layer_bits(graph: fx.GraphModule, placement: Placement, recipe: Any) -> dict[str, int]:
+    """The bits of each layer's weight: the recipe's, and `ends` for the first and the last."""
+    nodes = [node for node in graph.graph.nodes if str(node.target) in placement.layers and node.op == "call_module"]
+    ends = {str(node.target) for node in nodes if _is_end(node, nodes)}
+    return {name: recipe.ends if name in ends else recipe.weight_bits for name in placement.layers}
+
+
+def _is_end(node: fx.Node, nodes: list[fx.Node]) -> bool:
+    before, after = ancestors(node) - {node}, descendants(node) - {node}
+    return before.isdisjoint(nodes) or after.isdisjoint(nodes)
+
+
+def readers(graph: fx.GraphModule, placement: Placement) -> dict[str, list[str]]:
+    """The quantised layers that read each group's first tensor, by name."""
+    nodes = {node.name: node for node in graph.graph.nodes}
+    targets = {
+        group: [str(nodes[name].target) for name in point.readers if nodes[name].op == "call_module"]
+        for group, point in placement.groups().items()
+    }
+    return {group: [name for name in names if name in placement.layers] for group, names in targets.items()}
