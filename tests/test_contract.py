@@ -503,10 +503,10 @@ def on_card(text: str) -> set[tuple[str, str]]:
 
 
 def in_code(module) -> set[tuple[str, str]]:
-    """(number, function) pairs by the 'Eq. (n):' that a function's docstring begins with."""
+    """(number, function) pairs by the 'Eq. (n):', or 'Card (n):', that a function's docstring begins with."""
     found = set()
     for name, function in inspect.getmembers(module, inspect.isfunction):
-        head = re.match(r"Eqs?\. (\([^:]*\)):", inspect.getdoc(function) or "")
+        head = re.match(r"(?:Eqs?\.|Card) (\([^:]*\)):", inspect.getdoc(function) or "")
         if function.__module__ == module.__name__ and head:
             found |= {(number, name) for number in re.findall(r"\((\w+)\)", head[1])}
     return found
@@ -550,11 +550,14 @@ def test_a_card_that_disagrees_is_found():
     def other():
         """As in Eq. (9): not its own."""
 
+    def ours():
+        """Card (4): a number of the card's own."""
+
     module = type(inspect)("paper")
-    for function in (first, both, other):
+    for function in (first, both, other, ours):
         function.__module__ = "paper"
         setattr(module, function.__name__, function)
-    assert in_code(module) == {("1", "first"), ("2", "both"), ("3a", "both")}
+    assert in_code(module) == {("1", "first"), ("2", "both"), ("3a", "both"), ("4", "ours")}
 
 
 # -- published schedules -----------------------------------------------------------------------------------------------

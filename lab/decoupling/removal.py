@@ -34,7 +34,7 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
         if used.all() or any(node.target in channels.shared for node in way):
             continue
         group = channels.find(channels.layouts[nodes[name]][0].group)
-        alone = group not in channels.pinned and len(channels.writers[group]) == 1
+        alone = group not in channels.frozen and len(channels.producers[group]) == 1
         exact = alone and not_zero_after(spot) is None
         least = 2 if any(_is_depthwise_of(node, group, channels) for node in graph.graph.nodes) else 1
         stays = np.argsort(~used, kind="stable")[: max(least, used.sum())]

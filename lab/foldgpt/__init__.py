@@ -21,7 +21,7 @@ arXiv 2407.00928).
                 tables: all formulas and every default here are a reconstruction of this project, and no number of the
                 paper is quoted.
                 The gates learn from KL to the ungated model. With the budget as a penalty all gates fell together and
-                their ranking missed what removal costs; here they are kept within the budget exactly, Eq. (3a). What a
+                their ranking missed what removal costs; here they are kept within the budget exactly, Card (3a). What a
                 gate is learned from, b, takes the gradient of the gate itself, so that a shut gate still learns. For
                 most of the run eps is large and all gates are nearly alike: so the order repeats from seed to seed.
                 At the end eps falls and they polarise; learning on meanwhile lost the order.

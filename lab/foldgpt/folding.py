@@ -65,7 +65,7 @@ class Sizes:
         return cls(total(model), len(blocks(model)), p, p - shared, shapes, _cache(model))
 
     def folded(self, fold: Fold) -> int:
-        """Parameters after a fold, by Eqs. (5) and (6)."""
+        """Parameters after a fold, by Card (5) and (6)."""
         members = sum(map(len, fold.groups))
         extras = members * eq.adapters(fold.rank, self.shapes) if fold.rank else 0
         return eq.parameters(self.P0, self.p, self.n, self.N - len(fold.kept), tuple(map(len, fold.groups)), extras)
@@ -196,7 +196,7 @@ def adapt_alone(model: nn.Module, rank: int) -> None:
 
 @contextmanager
 def gates(model: nn.Module, g: Tensor | list[Tensor]) -> Iterator[nn.Module]:
-    """The model with its blocks behind gates g (N,), Eq. (2), for a `with` block."""
+    """The model with its blocks behind gates g (N,), Card (2), for a `with` block."""
     handles = [
         block.register_forward_hook(_gate_hook(g, number), with_kwargs=True)
         for number, block in enumerate(blocks(model))

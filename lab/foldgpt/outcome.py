@@ -27,7 +27,7 @@ class FoldGPTOutcome(Outcome):
     """A folded model that generates as any other of `transformers`, and how it came about.
 
     ranking: blocks from the first to go. fold: what was removed and shared. gates (steps, N): g over the training, no
-    rows for a rival's ranking. similarity (N + 1, N + 1): cosines of the original's states, Eq. (8).
+    rows for a rival's ranking. similarity (N + 1, N + 1): cosines of the original's states, Card (8).
     """
 
     model: nn.Module

@@ -16,7 +16,7 @@ REPRESENTATIVES = ("first", "mean", "least-loss")
 def pairs(kept: Sequence[int], alike: Tensor, count: int) -> tuple[tuple[int, int], ...]:
     """The `count` disjoint pairs of neighbours among the kept whose states behind them are most alike in sum.
 
-    alike is the similarity (N + 1, N + 1) of Eq. (8). ValueError where the kept blocks are too few.
+    alike is the similarity (N + 1, N + 1) of Card (8). ValueError where the kept blocks are too few.
     """
     if 2 * count > len(kept):
         raise ValueError(

@@ -75,7 +75,7 @@ def test_methods_that_place_gates_masks_and_blocks_return(join):
     assert [site.conv for site in placement.attach(network, X).sites] == ["conv"]
     for units in (("channel",), ("channel", "block", "branch", "input")):
         try:
-            structures.attach(network, units, X)
+            structures.insert_masks(network, units, X)
         except ValueError as error:
             assert "can be masked" in str(error)
     assert surgery.magnitude(network, X) is not None
