@@ -142,7 +142,7 @@ def graph(parts: Sequence[tuple[Sequence[str], Sequence[Sequence[int]]]], title:
         drawn, tall = _dag(operators, edges, top, width)
         pictures += drawn
         top += tall
-    return svg.whole(width, top, title, title, pictures)
+    return svg.document(width, top, title, title, pictures)
 
 
 def _dag(operators, edges, top: float, width: int) -> tuple[list[str], float]:

@@ -151,7 +151,7 @@ def flow(forks: Sequence[Fork], layer: str, pressable: set[str], two: bool) -> s
         drawn.append(
             svg.text(0, top + row * (TALL + svg.LINE + 8) + TALL + 16, svg.fit(f"{first} to {last}", max(width, 320)))
         )
-    return svg.whole(max(width, 320), top + rows * (TALL + svg.LINE + 8), "paths through the layers", "paths", drawn)
+    return svg.document(max(width, 320), top + rows * (TALL + svg.LINE + 8), "paths through the layers", "paths", drawn)
 
 
 def filter_grid(fork: Fork, chosen: int, two: bool, pressable: Container[int]) -> str:
@@ -175,7 +175,7 @@ def filter_grid(fork: Fork, chosen: int, two: bool, pressable: Container[int]) -
             text = svg.text(x + 24, y + 14, f"{start}…", "mid")
             cells.append(svg.target((x, y, 48, 19), f"filters from {start}", start == first, text, filter=start))
         height += -(-len(pages) // 8) * 22 + 4
-    return svg.whole(416, height, f"filters of {fork.layer}", "filters", cells)
+    return svg.document(416, height, f"filters of {fork.layer}", "filters", cells)
 
 
 def table(values: np.ndarray, names: Sequence[str], title: str) -> str:
@@ -191,7 +191,7 @@ def table(values: np.ndarray, names: Sequence[str], title: str) -> str:
         drawn.append(svg.text(left + (k + 0.5) * side, top - 6, names[k], "mid"))
     below = top + side * len(names) + 10
     drawn.append(raster.legend(scale, left, below, "cosine"))
-    return svg.whole(max(left + side * len(names), 320), below + 32, title, title, drawn)
+    return svg.document(max(left + side * len(names), 320), below + 32, title, title, drawn)
 
 
 def _bands(fork: Fork) -> list[tuple[float, float]]:
@@ -258,7 +258,7 @@ class _Seen:
             drawn.append(raster.image(raster.uri(pixels), 130 * i, top, w * scale, h * scale))
             drawn.append(svg.text(130 * i, top + h * scale + 15, f"{'AB'[i]}: {_class(self.outcome, k)}"))
             drawn.append(svg.text(130 * i, top + h * scale + 15 + svg.LINE, f"called {said}"))
-        return svg.whole(130 * len(pair), top + h * scale + 2 * svg.LINE + 6, "pictures", "pictures", drawn)
+        return svg.document(130 * len(pair), top + h * scale + 2 * svg.LINE + 6, "pictures", "pictures", drawn)
 
     def maps(self, pair: list[int], layer: str, k: int) -> str:
         """The filter's map for each picture before its gate, on one scale."""
@@ -305,7 +305,7 @@ class _Seen:
             drawn.append(svg.text(x + across / 2, y + down + 13, svg.short(float(f"{means[picture]:.2g}")), "mid num"))
         title = f"strongest of {len(means)} pictures (mean before the gate)"
         height = top + -(-min(STRONGEST, len(means)) // 4) * (side + svg.LINE) + 4
-        return svg.whole(max(4 * (side + 10), svg.text_width(title) * 1.1), height, title, title, drawn)
+        return svg.document(max(4 * (side + 10), svg.text_width(title) * 1.1), height, title, title, drawn)
 
 
 def _class(outcome: DecouplingOutcome, k: int) -> str:

@@ -94,7 +94,7 @@ def stack(outcome: FoldGPTOutcome, width: int = 300) -> str:
     for group in outcome.fold.groups:
         first, last = (top + (count - 1 - block) * high + high / 2 for block in (group[0], group[-1]))
         parts.append(svg.rect(left + 94, last, 3, first - last, "lab-fill c1"))
-    return svg.whole(width, top + count * high + 4, "the stack", "which blocks stay and which share", parts)
+    return svg.document(width, top + count * high + 4, "the stack", "which blocks stay and which share", parts)
 
 
 def matrix(outcome: FoldGPTOutcome) -> str:

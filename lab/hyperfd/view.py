@@ -158,7 +158,7 @@ def boxed(picture: Tensor, truth: Tensor, found: Tensor, title: str, width: int 
         for left, right_top, right, bottom in (boxes * scale).tolist():
             parts.append(f'<rect x="{left:.1f}" y="{top + right_top:.1f}" width="{right - left:.1f}" '
                          f'height="{bottom - right_top:.1f}" fill="none" stroke-width="2" {style}/>')  # fmt: skip
-    return svg.whole(width, top + tall + 2, title, title, parts)
+    return svg.document(width, top + tall + 2, title, title, parts)
 
 
 def _timeline(outcome: HyperFDOutcome, place: int, behind: Mapping[str, Sequence]) -> list[str]:

@@ -39,7 +39,7 @@ def _image(picture: str) -> str:
     return f'<img alt="{label.group(1) if label else "picture"}" src="data:image/svg+xml,{source}">'
 
 
-def _framed(found: re.Match) -> str:
-    width, height = (float(size) + 2 * _EDGE for size in found.groups())
+def _framed(match: re.Match) -> str:
+    width, height = (float(size) + 2 * _EDGE for size in match.groups())
     size = f'width="{width:g}" height="{height:g}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-{_EDGE} -{_EDGE} {width:g} {height:g}" {size}'
