@@ -35,7 +35,7 @@ from lab.core.tasks import digits_data
 from lab.core.training import seeded
 from lab.decoupling import attacks, detection, intervention, paths
 from lab.decoupling.layers import gates
-from lab.decoupling.placement import attach
+from lab.decoupling.placement import insert_gates
 from lab.decoupling.skipping import skipping
 
 FILTERS = 150  # knocked out: a quarter of ResNet-20's gated filters; chosen with seed 0
@@ -137,7 +137,7 @@ def trained_on(task: lab.Task, recipe: lab.Decoupling, seed: int) -> float:
 
 def on_rate(outcome, held_out: paths.Paths) -> float:
     """The mean on-rate of pictures among all the filters that there were, those taken out included."""
-    whole = attach(lab.tasks.digits().model, lab.tasks.digits().example).sites
+    whole = insert_gates(lab.tasks.digits().model, lab.tasks.digits().example).sites
     rates = [bits.mean() * bits.shape[1] / site.filters for bits, site in zip(held_out.split(), whole, strict=True)]
     return float(np.mean(rates))
 
@@ -258,7 +258,7 @@ def latencies(quick: bool) -> Iterator[dict]:
         shapes.append(("vgg16 224 x 224", lab.nets.vgg16(), (1, 3, 224, 224), 0.5))
     for name, net, shape, keep in shapes:
         example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        decoupled = attach(net.eval(), example)
+        decoupled = insert_gates(net.eval(), example)
         with seeded(0):
             draw_encodings(decoupled.model, keep)
         decoupled.model.eval()

@@ -11,8 +11,8 @@ arXiv 2407.00928).
                 (7) cache_bytes   (8) similarity   (9) influence   (10) taylor   (11) low_rank   (12) tail
                 (13) logit_distillation
     procedure   recipe.FoldGPT.run: a stage `gates`, then the fold, then a stage `cure`
-    where       layers holds the gates, ranking the rivals (ShortGPT, SLEB, Taylor), sharing the pairs and whose weights
-                they take, folding the smaller model, configuration what is said of each of its layers,
+    where       layers holds the gates, ranking the baselines (ShortGPT, SLEB, Taylor), sharing the pairs and whose
+                weights they take, folding the smaller model, configuration what is said of each of its layers,
                 core.modeling_folded what `transformers` needs to load it again, measures what it does and how fast,
                 evaluation lm-eval's tasks
     picture     view.explore, view.folding

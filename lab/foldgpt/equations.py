@@ -21,7 +21,7 @@ def budget(g: Tensor, removal: float) -> Tensor:
 
 
 def within_budget(b: Tensor, eps: float, removal: float) -> Tensor:
-    """Card (3a): the gates g(u - c), c such that Card (3) is 0; u is b about its median in units of its spread: (N,)."""
+    """Card (3a): the gates g(u - c), c such that Card (3) is 0; u is b about its median, over its spread: (N,)."""
     away = b - b.median()
     u = away / away.abs().median().clamp(min=1e-30)
     low, high = u.min() - 1e4, u.max()
@@ -53,7 +53,7 @@ def cache_bytes(layers: int, heads: int, head_size: int, bytes_each: int = 2) ->
 
 
 def similarity(states: Tensor) -> Tensor:
-    """Card (8): cosine of the hidden states behind every two blocks, mean over tokens: (N + 1, tokens, d) -> (N+1, N+1).
+    """Card (8): cosine of the hidden states behind every two blocks, mean of the tokens: (N + 1, tokens, d) -> (N+1, N+1).
 
     Row 0 is what the first block reads.
     """

@@ -137,8 +137,6 @@ class Units:
         both = torch.zeros(self.maps.shape[1], masks.shape[1], dtype=torch.double)
         areas = torch.zeros(self.maps.shape[1], dtype=torch.double)  # (F,)
         of_masks = masks.sum((0, 2, 3)).double()  # (K,)
-            masks.sum((0, 2, 3)).double(),
-        )  # (F,), (K,)
         for start in tqdm(range(0, len(masks), 32), desc="overlap", disable=not progress, leave=False):
             part = slice(start, start + 32)
             strong = self.strong(part=part).transpose(0, 1).flatten(1).float()

@@ -249,19 +249,19 @@ def test_a_page_holds_the_states_that_were_chosen(outcome, tmp_path):
 
 
 def test_the_maps_shown_are_those_before_the_gate(outcome):
-    seen = view._Seen(outcome)
+    responses = view._Responses(outcome)
     site = outcome.decoupled.sites[0]
     kept = []
     hook = outcome.model.get_submodule(site.gate).register_forward_pre_hook(lambda _, given: kept.append(given[0]))
     with torch.no_grad():
         outcome.model(outcome.sample[2:3])
     hook.remove()
-    assert np.allclose(seen._map(2, site.conv), kept[0][0].numpy())
-    assert np.allclose(seen.means[0][2], kept[0][0].mean((1, 2)), atol=1e-5)
+    assert np.allclose(responses._map(2, site.conv), kept[0][0].numpy())
+    assert np.allclose(responses.means[0][2], kept[0][0].mean((1, 2)), atol=1e-5)
 
 
 def test_shares_of_classes_are_counts_of_pictures(outcome):
-    shown = view._Seen(outcome).classes("7", 2)
+    shown = view._Responses(outcome).classes("7", 2)
     bits, labels = outcome.seen.layer("7")[:, 2], outcome.seen.labels
     assert re.findall(r">(\d+) / (\d+)<", shown) == [
         (str(bits[labels == k].sum()), str((labels == k).sum())) for k in range(4)
