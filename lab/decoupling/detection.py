@@ -16,18 +16,18 @@ from .placement import Decoupled
 CLASSIFIERS = ("random forest", "adaboost", "gradient boosting")
 
 
-def features(paths: Paths, known: Paths) -> np.ndarray:
+def features(paths: Paths, reference: Paths) -> np.ndarray:
     """What a detector sees of each picture: its bits, and how far those of each layer are from its class's path.
 
-    A picture's class is the predicted one; the class paths are those of `known`, pictures that were not altered.
+    A picture's class is the predicted one; the class paths are those of `reference`, pictures that were not altered.
     (N, filters + layers) float32; the distance is the mean of |z - class path| over the layer's filters. ValueError for
     a prediction that has no class path.
     """
-    classes, typical = known.classes(), class_paths(known)
+    classes, typical = reference.classes(), class_paths(reference)
     bits = paths.bits.astype(np.float32)
     if strange := sorted(set(np.asarray(paths.predicted).tolist()) - set(classes.tolist())):
         raise ValueError(
-            f"the answer {strange[0]} has no class path, `known` has pictures of {classes.tolist()}: "
+            f"the answer {strange[0]} has no class path, `reference` has pictures of {classes.tolist()}: "
             "give it pictures of every class"
         )
     away = np.abs(bits - typical[np.searchsorted(classes, paths.predicted)])
@@ -40,17 +40,17 @@ class PathDetector:
     """A classifier that scores pictures by their paths: higher is more likely altered."""
 
     decoupled: Decoupled
-    known: Paths
+    reference: Paths
     classifier: Any
 
     def score(self, x: Tensor) -> np.ndarray:
         """The probability that each picture (N, C, H, W) was altered: (N,)."""
-        return self.classifier.predict_proba(features(record(self.decoupled, [x]), self.known))[:, 1]
+        return self.classifier.predict_proba(features(record(self.decoupled, [x]), self.reference))[:, 1]
 
 
 def detector(
     decoupled: Decoupled,
-    known: Paths,
+    reference: Paths,
     clean: Tensor,
     altered: Tensor,
     *,
@@ -73,9 +73,9 @@ def detector(
     for name, x in (("clean", clean), ("altered", altered)):
         if not len(x):
             raise ValueError(f"detector: there is no {name} picture: give at least one, some dozens are better")
-    seen = [features(record(decoupled, [x]), known) for x in (clean, altered)]
+    seen = [features(record(decoupled, [x]), reference) for x in (clean, altered)]
     is_altered = np.repeat([0, 1], [len(clean), len(altered)])
-    return PathDetector(decoupled, known, kinds[classifier].fit(np.concatenate(seen), is_altered))
+    return PathDetector(decoupled, reference, kinds[classifier].fit(np.concatenate(seen), is_altered))
 
 
 def max_softmax(model: nn.Module, x: Tensor) -> np.ndarray:

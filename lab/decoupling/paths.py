@@ -139,8 +139,9 @@ def _chunks(batches: Iterable, limit: int | None) -> Iterator[tuple[Tensor, Tens
 def labels_of(batch: Any, count: int) -> Tensor:
     """The class numbers of a batch (N,), UNKNOWN where it has none."""
     y = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-    is_labelled = isinstance(y, Tensor) and y.dim() == 1
-    return y[:count].cpu().long() if is_labelled else torch.full((count,), UNKNOWN)
+    if isinstance(y, Tensor) and y.dim() == 1:
+        return y[:count].cpu().long()
+    return torch.full((count,), UNKNOWN)
 
 
 # -- what paths tell -------------------------------------------------------------------------------------------------

@@ -111,14 +111,14 @@ class Decoupling:
             validate_labels(task)
             validate_batches(task)
             baseline, example = run.model, run.example
-            classes = _classes(baseline, example)
+            classes = _classes(baseline, example)  # the rows of every head
             decoupled = insert_gates(baseline, example, bias=self.bias, mix=self.mix)
             pictures = _pictures(task)
             started = record(decoupled, [pictures]).on_rate()
             trace = self._train(run, decoupled, classes)
             plan = never_on(decoupled, record(decoupled, [pictures]), example)
             smaller = removed(decoupled, plan, example)
-            seen = record(smaller, [pictures])
+            seen = record(smaller, [pictures])  # the same paths, without the filters that no path uses
             sampled = _sample(seen, pictures[0])
             report = reported(repr(self), self._report, run, decoupled, smaller, seen, started)
         return DecouplingOutcome(
@@ -149,13 +149,13 @@ class Decoupling:
 
         def learn(batch: Any) -> dict[str, Tensor]:
             """The task's loss, and the three losses of every gate."""
-            x = inputs(batch).to(device)
-            y = batch[1].to(device) if labelled else _predicted(baseline, x)
-            t = y if self.target == "label" else _predicted(baseline, x)
+            x = inputs(batch).to(device)  # (N, C, H, W)
+            y = batch[1].to(device) if labelled else _predicted(baseline, x)  # (N,)
+            t = y if self.target == "label" else _predicted(baseline, x)  # (N,), what encodings tell about
             with recording(G) as records:
                 output = G(x)
-            pairs = zip(records, heads, strict=True)
-            losses = [self._gate_losses(record.pop(), head.weight, t) for record, head in pairs]
+            pairs = zip(records, heads, strict=True)  # a gate each, in the order in which they run
+            losses = [self._gate_losses(record.pop(), head.get_parameter("weight"), t) for record, head in pairs]
             mi, kl, sparse = (torch.stack(terms).sum() for terms in zip(*losses, strict=True))
             fit = (task.loss if labelled else F.cross_entropy)(output, y)
             return {"task": fit, "mutual information": mi, "agreement": kl, "sparsity": sparse}
@@ -250,5 +250,6 @@ def _classes(baseline: nn.Module, example: Tensor) -> int:
 
 
 def _are_shares(values: Any) -> bool:
+    """Whether the milestones are floats that rise between 0 and 1."""
     rising = isinstance(values, tuple) and all(isinstance(v, float) and 0 < v < 1 for v in values)
     return rising and list(values) == sorted(set(values))

@@ -53,9 +53,9 @@ def cache_bytes(layers: int, heads: int, head_size: int, bytes_each: int = 2) ->
 
 
 def similarity(states: Tensor) -> Tensor:
-    """Card (8): cosine of the hidden states behind every two blocks, mean of the tokens: (N + 1, tokens, d) -> (N+1, N+1).
+    """Card (8): cosine of the hidden states behind every two blocks, (N + 1, tokens, d) -> (N + 1, N + 1).
 
-    Row 0 is what the first block reads.
+    The mean over tokens. Row 0 is what the first block reads.
     """
     unit = F.normalize(states.float(), dim=-1)
     return torch.einsum("itd,jtd->ij", unit, unit) / states.shape[1]

@@ -101,7 +101,7 @@ class FoldGPT:
             teacher = run.model.requires_grad_(False)
             sizes, removals = self._counts(teacher)
             calibration = tuple(inputs(x).to(run.device) for x in islice(iter(task.batches), CALIBRATION))
-            alike = eq.similarity(hidden_states(teacher, calibration))
+            alike = eq.similarity(hidden_states(teacher, calibration))  # (N + 1, N + 1)
             ranking, history, trace = self._rank(run, removals, calibration)
             fold = self._fold(sizes, ranking, removals, alike.cpu())
             torch.manual_seed(seed)  # equal folds are cured on equal batches, whatever their ranking has drawn

@@ -134,7 +134,7 @@ class GAL:
             masked = insert_masks(run.model, self.units, run.example)
             trace, history = self._prune(run, masked)
             removal, empty = plan(masked)
-            model = surgery.remove(fold(masked), removal, run.example)
+            model = surgery.remove(fold(masked), removal, run.example)  # folded masks are weights, zeros are cut out
             attempts = Attempts()
             untuned = attempts(f"{task.metric} before fine-tuning", task.measure, model)
             if self.finetune_steps and has_labels(task):
@@ -157,7 +157,7 @@ class GAL:
         G, masks = self._training(masked.model), masked.masks()
         self._start(masks)
         adversary = self._adversary(run)
-        weights = [p for p in G.parameters() if not any(p is m for m in masks)]
+        weights = [p for p in G.parameters() if not any(p is m for m in masks)]  # SGD moves these, FISTA the masks
         optimiser, schedule = sgd(weights, self.lr, self.steps)
         optimiser.register_step_pre_hook(lambda *_: self._clip(weights, masks))
         fista = Fista(masks, look_ahead="grad_at_current" not in self.released)
@@ -183,6 +183,8 @@ class GAL:
                 validate_classes(run.task, output, batch[1])  # now, not after the whole stage
             return self._round(output.flatten(1), G(x).flatten(1), masks, adversary)
 
+        # FISTA takes its gradient at y, Card (10): masks look ahead before the step in which they are due, Card (11) is
+        # taken behind it, and the masks stand still until the next.
         if self._mask_due(len(stage.trace)):
             fista.look_ahead()
         for step in descend(
@@ -201,11 +203,11 @@ class GAL:
 
     def _round(self, f_b: Tensor, f_g: Tensor, masks: list[nn.Parameter], adversary: Adversary) -> dict[str, Tensor]:
         """One round on output vectors (N, classes): D learns to tell them apart, then G's losses against that D."""
-        sigma = 1 if "raw_outputs" in self.released else eq.output_scale(f_b)
+        sigma = 1 if "raw_outputs" in self.released else eq.output_scale(f_b)  # a scalar: one mu fits all networks
         f_b, f_g = f_b / sigma, f_g / sigma
         terms = {"data": self.mu * eq.data_loss(f_b, f_g)}
         if self.adversary != "off":
-            adversary.learn(f_b, f_g.detach())
+            adversary.learn(f_b, f_g.detach())  # D's update must not reach G
             terms["adversary"] = adversary.generator_loss(f_g)
         if "l1_in_gradient" in self.released:
             terms["sparsity"] = eq.sparsity(torch.cat([*masks]), self.lam)
@@ -246,7 +248,7 @@ class GAL:
                 nn.init.uniform_(m)
 
     def _mask_rate(self, schedule: StepLR) -> float:
-        """FISTA's rate, which falls with that of the weights."""
+        """FISTA's rate, which falls with that of the weights: tenfold each 30 % of the stage."""
         return self.mask_lr * float(schedule.get_last_lr()[0]) / self.lr
 
     def _clip(self, *players: list[nn.Parameter]) -> None:
@@ -256,9 +258,11 @@ class GAL:
                 clip_grad_norm_(parameters, self.clip)
 
     def _mask_due(self, index: int) -> bool:
+        """Whether the masks are updated behind the step of this index: each `mask_every`-th."""
         return (index + 1) % self.mask_every == 0
 
     def _validate_survivors(self, fista: Fista, step: Step) -> None:
+        """Raise a one-line ValueError where every entry of every mask is closed."""
         zeros, entries = fista.zeros()
         if zeros == entries:
             raise ValueError(

@@ -79,12 +79,12 @@ def switched_off(
 def class_accuracy(model: nn.Module, data: Iterable) -> tuple[float, dict[int, float]]:
     """The accuracy over all samples and over those of each class, in percent."""
     right: list[np.ndarray] = []
-    wanted: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
         for x, y in data:
             right.append((call(model, as_taken(model, x)).argmax(1).cpu() == y.cpu()).numpy())
-            wanted.append(y.cpu().numpy())
-    hit, label = np.concatenate(right), np.concatenate(wanted)
+            labels.append(y.cpu().numpy())
+    hit, label = np.concatenate(right), np.concatenate(labels)
     return 100 * float(hit.mean()), {int(c): 100 * float(hit[label == c].mean()) for c in np.unique(label)}
 
 

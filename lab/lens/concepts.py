@@ -203,8 +203,8 @@ def concept_data(
     data = [(pictures(x, "a batch"), masks) for x, masks in labelled(batches, what="masks")]
     for x, masks in data:
         if masks.ndim != 4 or len(masks) != len(x) or masks.shape[1] != len(names):
-            wanted = f"({len(x)}, {len(names)}, H, W)"
-            raise ValueError(f"masks are {tuple(masks.shape)}: give {wanted}, a bool for each picture, name and pixel")
+            expected = f"({len(x)}, {len(names)}, H, W)"
+            raise ValueError(f"masks are {tuple(masks.shape)}: give {expected}, a bool a picture, name and pixel")
     if sum(len(x) for x, _ in data) < 2:
         raise ValueError("there is one picture only: give two or more, half of which to measure on")
     return [x for x, _ in data], torch.cat([masks.bool().cpu() for _, masks in data])

@@ -164,11 +164,11 @@ def blocks(
     sky = 28 if skips else 2  # px above the blocks, where arcs run
     tall = sky + _HIGH + (2 * LINE + 6 if wide else 10)
     top = _top(title)
-    places = [((i % per_row) * pitch + 1, top + (i // per_row) * tall + sky) for i in range(len(parts))]
-    drawn = [_block(part, x, y, pitch, most, wide) for part, (x, y) in zip(parts, places, strict=True)]
+    corners = [((i % per_row) * pitch + 1, top + (i // per_row) * tall + sky) for i in range(len(parts))]
+    drawn = [_block(part, x, y, pitch, most, wide) for part, (x, y) in zip(parts, corners, strict=True)]
     heights = [_HIGH * math.sqrt(total / most) for _, _, total in parts]
     middle = _body(pitch, wide) / 2
-    roofs = [(x + middle, y, y + _HIGH - h - 2) for (x, y), h in zip(places, heights, strict=True)]
+    roofs = [(x + middle, y, y + _HIGH - h - 2) for (x, y), h in zip(corners, heights, strict=True)]
     arcs = [_skip(roofs[i], roofs[j], per_row * pitch) for i, j in skips]
     return document(width, top + rows * tall, title, "blocks of the network", [*arcs, *drawn])
 
@@ -200,8 +200,8 @@ def heat(
         for i, name in enumerate(names[::down])
         if i % every == 0
     ]
-    place = f"translate({_n(left)} {_n(top)}) scale({w / len(table[0]):.4f} {tall:.4f})"
-    cells = f'<g transform="{place}">{_runs(table)}</g>'
+    placed = f"translate({_n(left)} {_n(top)}) scale({w / len(table[0]):.4f} {tall:.4f})"
+    cells = f'<g transform="{placed}">{_runs(table)}</g>'
     frame = rect(left, top, w, h, "lab-track")
     thinned = f" (1 row in {down}, 1 {x} in {across} shown)" if max(down, across) > 1 else ""
     ends = [text(left, top + h + UNDER, f"{x} 0{thinned}"), text(left + w, top + h + UNDER, str(steps - 1), "end")]

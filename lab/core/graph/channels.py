@@ -286,7 +286,7 @@ def _flattens(node: fx.Node) -> bool:
         return _argument(node, 1, "start_dim", 0) == 1 and len(shape(node)) == 2
     if node.op == "call_method" and node.target in ("view", "reshape"):
         is_flat = len(shape(node)) == 2 and shape(node)[0] == shape(node.all_input_nodes[0])[0]
-        return is_flat and node.args[-1] == -1 and len(node.args) == 3
+        return is_flat and node.args[2:] == (-1,)
     return False
 
 

@@ -71,7 +71,7 @@ def _outputs_match(graph: fx.GraphModule, watch: "_Watch") -> bool:
         again = _Watch(graph, watch.training).observe(watch.example)
     except Exception:  # a graph that does not run
         return False
-    return all(map(_is_alike, tree_leaves(watch.output), tree_leaves(again.output)))
+    return all(map(_is_alike, tree_leaves(watch.result), tree_leaves(again.result)))
 
 
 def operator_name(target: Any) -> str:
@@ -153,7 +153,7 @@ class _Watch(Shapes):
             for module in self.module.modules():
                 if isinstance(module, self.training):
                     module.train()
-            self.output = self.run(example.clone())
+            self.result = self.run(example.clone())
         self.env.clear()
         return self
 
