@@ -1,12 +1,13 @@
 # make lab    opens JupyterLab on the tour            (LAB_PORT=8899, LAB_NO_BROWSER=1)
 # make test   proves that everything works
-# make check  its fast part, for daily work
+# make check  its fast part, for daily work; M=gal only that room (a method, or a folder of core such as core/graph)
+# make fix    formats the code and mends what the linter can
 # make mutants  breaks each line of the equations and names what no test notices  (M=gal, FILE=recipe)
 # make tour   runs the tour without a browser and writes tour.html
 # make kernels-arm  compiles SparseByteNN's engine for 64-bit ARM: a static library and its headers in build/arm
 # make kernels-wasm  compiles it for browsers, into the package: needs clang-19 and lld-19
 # make clean  removes what the others made
-.PHONY: lab test check mutants tour setup clean kernels-arm kernels-wasm
+.PHONY: lab test check fix mutants tour setup clean kernels-arm kernels-wasm
 
 export OMP_NUM_THREADS ?= 1
 export JUPYTER_PREFER_ENV_PATH = 1
@@ -27,7 +28,11 @@ check: setup
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m pytest -n 2 --dist loadscope -m "not slow" tests
+	$(PY) -m pytest -n 2 --dist loadscope -m "not slow" tests/$(M) $(if $(M),tests/test_floors.py)
+
+fix: setup
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
 
 mutants: setup
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt mutmut==3.8.1

@@ -47,7 +47,7 @@ _RECIPES = {
     "AceNAS": ("acenas", "AceNAS"),
     "HyperFD": ("hyperfd", "HyperFD"),
 }
-_PLACES = {
+_HOMES = {
     **_RECIPES,
     **{package: package for package, _ in _RECIPES.values()},  # the methods' rooms: help(lab.gal) is a card
     "Task": ("core.task", "Task"),
@@ -110,12 +110,12 @@ __all__ = [
 def __getattr__(name):
     if name == "RECIPES":
         return tuple(__getattr__(recipe) for recipe in _RECIPES)
-    if name not in _PLACES:
+    if name not in _HOMES:
         raise AttributeError(f"lab has no {name!r}; it has {', '.join(__all__)}")
-    place = _PLACES[name]
-    if isinstance(place, str):
-        return import_module(f".{place}", __name__)
-    return getattr(import_module(f".{place[0]}", __name__), place[1])
+    home = _HOMES[name]
+    if isinstance(home, str):
+        return import_module(f".{home}", __name__)
+    return getattr(import_module(f".{home[0]}", __name__), home[1])
 
 
 def __dir__():

@@ -19,7 +19,7 @@ FIRST = "00_tour.ipynb"
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-class Refused(Exception):
+class CommandError(Exception):
     """What the user asked for cannot be done; the message is one line."""
 
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         return options.do(options) or 0
-    except Refused as error:
+    except CommandError as error:
         return _say(error, 2)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         return _say(error, 1)
@@ -130,7 +130,7 @@ def jupyter(folder: Path) -> list[str]:
     """The command that serves a folder on loopback, behind a token, and opens the tour where it is there."""
     port = os.environ.get("LAB_PORT", "")
     if port and not (port.isdigit() and 0 < int(port) < 65536):
-        raise Refused(f"LAB_PORT={port!r} is not a port: give a number from 1 to 65535")
+        raise CommandError(f"LAB_PORT={port!r} is not a port: give a number from 1 to 65535")
     return [
         *(sys.executable, "-m", "jupyterlab"),
         "--ServerApp.ip=127.0.0.1",
@@ -173,7 +173,7 @@ def run_command(options: argparse.Namespace) -> int:
 def folder(text: str) -> Path:
     """The folder of this name, which must not be empty: that would be the working folder."""
     if not text:
-        raise Refused("'' is no folder: give its name")
+        raise CommandError("'' is no folder: give its name")
     return Path(text)
 
 
@@ -184,7 +184,7 @@ def validate_room(folder: Path) -> None:
     try:
         store.validate_replaceable(folder)
     except OSError as error:
-        raise Refused(f"--out {folder}: {error}") from error
+        raise CommandError(f"--out {folder}: {error}") from error
 
 
 def saved(outcome: typing.Any, folder: Path) -> Path:
@@ -204,13 +204,15 @@ def parse_field(recipe: type, text: str) -> tuple[str, object]:
     hints = typing.get_type_hints(recipe)
     names = [field.name for field in dataclasses.fields(recipe)]
     if not equals:
-        raise Refused(f"--set {text}: write FIELD=VALUE")
+        raise CommandError(f"--set {text}: write FIELD=VALUE")
     if name not in names:
-        raise Refused(f"{recipe.__name__} has no field {name!r}{_meant(name, names)}; it has {', '.join(names)}")
+        raise CommandError(f"{recipe.__name__} has no field {name!r}{_meant(name, names)}; it has {', '.join(names)}")
     try:
         return name, parse_value(hints[name], value)
     except ValueError:
-        raise Refused(f"{recipe.__name__}: {name}={value!r} is not allowed: give {describe(hints[name])}") from None
+        raise CommandError(
+            f"{recipe.__name__}: {name}={value!r} is not allowed: give {describe(hints[name])}"
+        ) from None
 
 
 def parse_value(kind: typing.Any, text: str) -> typing.Any:
@@ -246,15 +248,15 @@ def describe(kind: typing.Any) -> str:
 def bench_command(options: argparse.Namespace) -> int:
     """Run benchmarks/<method>.py, one or all of them."""
     folder = _brought("benchmarks")
-    known = sorted(path.stem for path in folder.glob("[a-z]*.py"))
-    if options.method and options.method.lower() not in known:
-        have = f"there are {', '.join(known)}" if known else "there are none yet"
-        raise Refused(f"no benchmark {options.method!r}{_meant(options.method, known)}; {have}")
-    chosen = [options.method.lower()] if options.method else known
+    names = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+    if options.method and options.method.lower() not in names:
+        have = f"there are {', '.join(names)}" if names else "there are none yet"
+        raise CommandError(f"no benchmark {options.method!r}{_meant(options.method, names)}; {have}")
+    chosen = [options.method.lower()] if options.method else names
     if not chosen:
-        raise Refused(f"no benchmark in {folder} yet")
+        raise CommandError(f"no benchmark in {folder} yet")
     if options.json and len(chosen) > 1:
-        raise Refused(f"--json writes one benchmark's figures: name one of {', '.join(known)}")
+        raise CommandError(f"--json writes one benchmark's figures: name one of {', '.join(names)}")
     extra = [*(["--quick"] if options.quick else []), *(["--json", str(options.json)] if options.json else [])]
     return max(subprocess.call([sys.executable, str(folder / f"{name}.py"), *extra]) for name in chosen)
 
@@ -263,16 +265,16 @@ def _recipe(name: str) -> type:
     recipes = {recipe.__name__.lower(): recipe for recipe in lab.RECIPES}
     if name.lower() not in recipes:
         names = [recipe.__name__ for recipe in lab.RECIPES]
-        raise Refused(f"no method {name!r}{_meant(name, names)}; there are {', '.join(names)}")
+        raise CommandError(f"no method {name!r}{_meant(name, names)}; there are {', '.join(names)}")
     return recipes[name.lower()]
 
 
 def _brought(folder: str) -> Path:
     """A folder that travels with the lab: inside the installed package, or beside it in a checkout."""
-    for place in (PACKAGE / folder, PACKAGE.parent / folder):
-        if place.is_dir():
-            return place
-    raise Refused(f"the lab's {folder} are missing: install the package again")
+    for path in (PACKAGE / folder, PACKAGE.parent / folder):
+        if path.is_dir():
+            return path
+    raise CommandError(f"the lab's {folder} are missing: install the package again")
 
 
 def _meant(name: str, names: typing.Iterable[str]) -> str:

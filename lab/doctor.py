@@ -60,10 +60,10 @@ def devices() -> Finding:
     """What torch can compute on."""
     import torch
 
-    found = [f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"]
-    found += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
-    found += ["mps"] if torch.backends.mps.is_available() else []
-    return Finding("devices", ", ".join(found))
+    devices = [f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"]
+    devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    return Finding("devices", ", ".join(devices))
 
 
 def threads() -> Finding:
@@ -93,9 +93,9 @@ def kernels() -> Finding:
 
 def compiler() -> Finding:
     """A C compiler, which only building the kernels needs."""
-    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    path = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     remedy = "apt-get install gcc (Debian, Ubuntu), xcode-select --install (macOS)"
-    return Finding("compiler", found, "") if found else Finding("compiler", "missing (optional)", remedy)
+    return Finding("compiler", path, "") if path else Finding("compiler", "missing (optional)", remedy)
 
 
 def jupyter() -> Finding:
@@ -124,6 +124,6 @@ def _extension(name: str) -> bool:
 def chromium() -> Finding:
     """A browser for the browser tests."""
     names = (os.environ.get("LAB_CHROMIUM", ""), *CHROMIUM)
-    found = next(filter(None, (shutil.which(name) for name in names if name)), None)
+    path = next(filter(None, (shutil.which(name) for name in names if name)), None)
     remedy = "apt-get install chromium (Debian), or name one in LAB_CHROMIUM"
-    return Finding("chromium", found) if found else Finding("chromium", "missing (browser tests only)", remedy)
+    return Finding("chromium", path) if path else Finding("chromium", "missing (browser tests only)", remedy)

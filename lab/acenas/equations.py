@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 def normalised(A: Tensor) -> Tensor:
     """Eq. (1): Â[u, v] = (A + I)[u, v] / √(outdeg(u) · indeg(v)), degrees with the self-loops; (..., G, G)."""
-    A = A + torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    A = A + torch.eye(A.shape[-1]).to(A)
     outdeg, indeg = A.sum(-1, keepdim=True), A.sum(-2, keepdim=True)
     return A / (outdeg * indeg).sqrt()
 
@@ -27,7 +27,7 @@ def sort_pool(H: Tensor, nodes: Tensor, k: int = 10) -> Tensor:
     """
     H = H.sort(dim=-1).values
     largest = H[..., -1].masked_fill(~nodes, -torch.inf)
-    order = largest.argsort(dim=-1, descending=True, stable=True)[..., :k]
+    order = largest.argsort(descending=True, stable=True)[..., :k]
     kept = torch.gather(H, 1, order[..., None].expand(-1, -1, H.shape[-1])) * torch.gather(nodes, 1, order)[..., None]
     return F.pad(kept, (0, 0, 0, k - kept.shape[1])).flatten(1)
 
@@ -58,13 +58,13 @@ def dcg(r: Tensor, k: int | None = None) -> Tensor:
     NDCG@k, which judges, is that over the DCG@k of the ideal order: `core.ranking_metrics.ndcg`, which averages ties.
     """
     r = r[:k]
-    return (gain(r) * discount(torch.arange(1, len(r) + 1, dtype=r.dtype, device=r.device))).sum()
+    return (gain(r) * discount(torch.arange(1, len(r) + 1).to(r))).sum()
 
 
 def ranks(s: Tensor) -> Tensor:
     """Eq. (9): the rank p_i of each score, 1 for the largest; ties in the order they stand in."""
     p = torch.empty_like(s)
-    p[s.argsort(descending=True, stable=True)] = torch.arange(1, len(s) + 1, dtype=s.dtype, device=s.device)
+    p[s.argsort(descending=True, stable=True)] = torch.arange(1, len(s) + 1).to(s)
     return p
 
 
@@ -72,7 +72,8 @@ def ndcg_change(r: Tensor, p: Tensor) -> Tensor:
     """Eq. (10): |ΔNDCG_ij| = |(g_i − g_j)(d(p_i) − d(p_j))| / Z, Z the ideal DCG; (M, M), 0 where Z is."""
     g, d = gain(r), discount(p)
     Z = dcg(r.sort(descending=True).values)
-    return ((g[:, None] - g) * (d[:, None] - d)).abs() / Z if Z > 0 else torch.zeros_like(g[:, None] - g)
+    swapped = ((g[:, None] - g) * (d[:, None] - d)).abs()
+    return swapped / Z if Z > 0 else swapped  # without gains there is nothing to lose
 
 
 def lambda_gradient(s: Tensor, r: Tensor, p: Tensor, sigma: float = 1.0) -> Tensor:

@@ -34,11 +34,11 @@ def parameters(model: nn.Module, convention: Literal["all", "paper"] = "all") ->
     """
     if convention not in ("all", "paper"):
         raise ValueError(f"convention={convention!r}: choose 'all' or 'paper' (without normalisation layers)")
-    found = set(_checked(model).parameters())
+    counted = set(_checked(model).parameters())
     if convention == "paper":
         norms = (module for module in model.modules() if isinstance(module, _NORMS))
-        found -= {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
-    return sum(parameter.numel() for parameter in found)
+        counted -= {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
+    return sum(parameter.numel() for parameter in counted)
 
 
 def bytes_stored(model: nn.Module) -> int:
@@ -55,7 +55,7 @@ def macs(model: nn.Module, example: Example) -> int:
     Raises ValueError if the model does not take the example.
     """
     with _counting() as counter:
-        _answer(_checked(model), example)
+        _output(_checked(model), example)
     return counter.get_total_flops() // 2  # a multiply-add is two operations
 
 
@@ -65,7 +65,7 @@ def layer_macs(model: nn.Module, example: Example) -> dict[str, int]:
     Modules that do none are left out; what a module does outside its children stands under its own name.
     Raises ValueError if the model does not take the example.
     """
-    own: dict[str, int] = {}
+    flops_of: dict[str, int] = {}
     with _counting() as counter, ExitStack() as hooks:
         running: list[list[int]] = []  # of each module now in its forward: [count at entry, count inside its children]
 
@@ -74,16 +74,16 @@ def layer_macs(model: nn.Module, example: Example) -> dict[str, int]:
 
         def leave(name: str) -> None:
             start, inside = running.pop()
-            whole = counter.get_total_flops() - start
-            own[name] = own.get(name, 0) + whole - inside
+            total = counter.get_total_flops() - start
+            flops_of[name] = flops_of.get(name, 0) + total - inside
             if running:
-                running[-1][1] += whole
+                running[-1][1] += total
 
         for name, module in _checked(model).named_modules():
             hooks.callback(module.register_forward_pre_hook(enter).remove)
             hooks.callback(module.register_forward_hook(lambda *_, name=name: leave(name)).remove)
-        _answer(model, example)
-    return {name: flops // 2 for name, flops in own.items() if flops}
+        _output(model, example)
+    return {name: flops // 2 for name, flops in flops_of.items() if flops}
 
 
 # Measured -------------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def _prepared(name: str, model: nn.Module, example: Example) -> Callable[[], Non
     if device.type == "meta":
         raise ValueError(f"{name} is on the meta device, which computes nothing: build it on the cpu to time it")
     moved = _moved(example, device)
-    _answer(model, moved)  # a wrong example fails here, in one line, before anything is timed
+    _output(model, moved)  # a wrong example fails here, in one line, before anything is timed
 
     def call() -> None:
         with torch.no_grad():
@@ -204,8 +204,8 @@ def _counting() -> Iterator[FlopCounterMode]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _answer(model: nn.Module, example: Example) -> Any:
-    """The model's answer in eval mode, or a one-line error that says why there is none."""
+def _output(model: nn.Module, example: Example) -> Any:
+    """The model's output in eval mode, or a one-line error that says why there is none."""
     moved = _moved(example, _device(model, example))
     try:
         with torch.no_grad(), evaluating(model):

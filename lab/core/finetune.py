@@ -107,31 +107,32 @@ def validate_labels(task: Task) -> None:
     x, y = task.first_batch()[:2]
     device = next(task.model.parameters(), x).device
     with torch.no_grad(), unmoved(), evaluating(task.model):
-        answer = task.model(x.to(device))
-        validate_classes(task, answer, y)
+        output = task.model(x.to(device))
+        validate_classes(task, output, y)
         try:
-            loss = task.loss(answer, y.to(device))
+            loss = task.loss(output, y.to(device))
             holds = loss.numel() == 1 and not loss.isnan()
             reason = "it is not one number" if loss.numel() != 1 else "it is NaN"
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
             holds, reason = False, first_line(error)
     if not holds:
-        gives = f"answers of {tuple(answer.shape)}" if isinstance(answer, Tensor) else f"a {type(answer).__name__}"
+        gives = f"outputs of {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ValueError(
             f"Task.loss does not take the labels, {str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}, for "
             f"{gives} ({reason}): for cross_entropy give integers (N,) as int64, or another Task.loss"
         )
 
 
-def validate_classes(task: Task, answer: Any, y: Any) -> None:
+def validate_classes(task: Task, output: Any, y: Any) -> None:
     """Raise a one-line ValueError if cross entropy would meet a label that is not one of the model's classes."""
-    if task.loss is not F.cross_entropy or not isinstance(answer, Tensor) or answer.dim() < 2 or y.is_floating_point():
+    if task.loss is not F.cross_entropy or not isinstance(output, Tensor) or output.dim() < 2 or y.is_floating_point():
         return
-    classes, known = answer.shape[1], y[y != -100]  # -100 is what cross entropy leaves out
-    if y.shape != answer.shape and len(known) and not 0 <= int(known.min()) <= int(known.max()) < classes:
+    classes, labels = output.shape[1], y[y != -100]  # -100 is what cross entropy leaves out
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+    if y.shape != output.shape and not 0 <= low <= high < classes:
         raise ValueError(
-            f"the labels of Task.batches reach from {int(known.min())} to {int(known.max())}, the model has {classes} "
-            f"classes: give labels in 0..{classes - 1}, or a model of more classes"
+            f"the labels of Task.batches reach from {low} to {high}, the model has {classes} classes: give labels in "
+            f"0..{classes - 1}, or a model of more classes"
         )
 
 

@@ -73,8 +73,8 @@ def map(
 
 def _plan(n_jobs: int | None, backend: str | None) -> tuple[str | None, int | None]:
     """The backend's name (None: find out by timing) and the number of workers, checked."""
-    whole = isinstance(n_jobs, int) and not isinstance(n_jobs, bool)
-    if n_jobs is not None and not (whole and (n_jobs >= 1 or n_jobs == -1)):
+    integer = isinstance(n_jobs, int) and not isinstance(n_jobs, bool)
+    if n_jobs is not None and not (integer and (n_jobs >= 1 or n_jobs == -1)):
         raise ValueError(f"lab.map: n_jobs={n_jobs!r}: give an integer, 1 or more, or -1 for all cores")
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"lab.map: backend={backend!r}: give one of {', '.join(BACKENDS)}")

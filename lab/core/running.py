@@ -113,15 +113,15 @@ def data(batches: Iterable) -> Any:
 
 def _first(batches: Iterable) -> Any:
     """The first batch from a fixed state of all generators, which are then given back as they were."""
-    own = generators(batches)
-    states = [generator.get_state() for generator in own]
+    given = generators(batches)
+    states = [generator.get_state() for generator in given]
     try:
-        for generator in own:
+        for generator in given:
             generator.manual_seed(0)
         with seeded(0):
             return next(iter(batches))
     finally:
-        for generator, state in zip(own, states, strict=True):
+        for generator, state in zip(given, states, strict=True):
             generator.set_state(state)
 
 
@@ -135,27 +135,27 @@ def _shapes(tree: Any) -> Any:
 
 def digest(tree: Any) -> str:
     """Twelve hex digits of a tree of tensors, arrays, numbers, strings, lists and dicts; of other things, the type."""
-    told = hashlib.sha256()
-    _tell(tree, told)
-    return told.hexdigest()[:12]
+    hasher = hashlib.sha256()
+    _feed(tree, hasher)
+    return hasher.hexdigest()[:12]
 
 
-def _tell(tree: Any, told: Any) -> None:
+def _feed(tree: Any, hasher: Any) -> None:
     if isinstance(tree, np.ndarray) and tree.dtype != object:
-        told.update(f"{tree.dtype} {tree.shape}".encode())
-        told.update(np.ascontiguousarray(tree))
+        hasher.update(f"{tree.dtype} {tree.shape}".encode())
+        hasher.update(np.ascontiguousarray(tree))
     elif isinstance(tree, Tensor):
-        told.update(f"{tree.dtype} {tuple(tree.shape)}".encode())
+        hasher.update(f"{tree.dtype} {tuple(tree.shape)}".encode())
         if tree.layout == torch.strided and not tree.is_quantized and not tree.is_meta:
-            told.update(tree.detach().resolve_conj().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            hasher.update(tree.detach().resolve_conj().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
-            told.update(f"{key}:".encode())
-            _tell(value, told)
+            hasher.update(f"{key}:".encode())
+            _feed(value, hasher)
     elif isinstance(tree, (list, tuple)):
-        told.update(f"{len(tree)}[".encode())
+        hasher.update(f"{len(tree)}[".encode())
         for value in tree:
-            _tell(value, told)
+            _feed(value, hasher)
     else:
-        known = tree is None or isinstance(tree, (bool, int, float, str))
-        told.update((repr(tree) if known else type(tree).__qualname__).encode() + b";")
+        is_plain = tree is None or isinstance(tree, (bool, int, float, str))
+        hasher.update((repr(tree) if is_plain else type(tree).__qualname__).encode() + b";")

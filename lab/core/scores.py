@@ -21,16 +21,16 @@ def accuracy(batches: Iterable) -> Callable[[nn.Module], float]:
     def score(model: nn.Module) -> float:
         right = total = 0
         with torch.no_grad(), evaluating(model):
-            for answer, y in _answers(model, batches, "accuracy"):
-                right, total = right + int(_right(answer, y).sum()), total + y.numel()
+            for output, y in _outputs(model, batches, "accuracy"):
+                right, total = right + int(_right(output, y).sum()), total + y.numel()
         return 100 * right / total
 
     return score
 
 
-def _right(answer: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _right(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Whether the largest output is the label: (N, classes, ...) and (N, ...) -> (N, ...)."""
-    named = answer.argmax(1)
+    named = output.argmax(1)
     if named.shape != y.shape:
         raise ValueError(
             f"accuracy: the model names classes of shape {tuple(named.shape)}, the labels have {tuple(y.shape)}: "
@@ -42,7 +42,7 @@ def _right(answer: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def psnr(batches: Iterable, border: int = 0) -> Callable[[nn.Module], float]:
     """A score: the peak signal-to-noise ratio in dB, the mean over all pictures of `batches`.
 
-    A batch is (x, y), y (N, C, H, W) with pixels in [0, 1]; the model takes x to y's shape. The answer is clipped to
+    A batch is (x, y), y (N, C, H, W) with pixels in [0, 1]; the model takes x to y's shape. The output is clipped to
     [0, 1] and rounded to 8 bits, as a saved picture would be; colour is compared on luma alone (Y of BT.601, as
     super-resolution papers do), `border` pixels at each edge are left out. Raises ValueError when there is no data,
     when shapes differ or when the border leaves nothing.
@@ -67,21 +67,21 @@ def _of_pictures(batches: Iterable, border: int, name: str, compare: Callable) -
 
     def score(model: nn.Module) -> float:
         with torch.no_grad(), evaluating(model):
-            values = [compare(*_inner(answer, y, border, name)) for answer, y in _answers(model, batches, name)]
+            values = [compare(*_inner(output, y, border, name)) for output, y in _outputs(model, batches, name)]
         return float(torch.cat(values).mean())
 
     return score
 
 
-def _inner(answer: torch.Tensor, y: torch.Tensor, border: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _inner(output: torch.Tensor, y: torch.Tensor, border: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Brightness of what was given, as a saved picture has it, and of what was wanted: (N, H, W) float64 twice."""
-    if answer.shape != y.shape:
-        raise ValueError(f"{name}: the model gives shape {tuple(answer.shape)}, the data have {tuple(y.shape)}")
+    if output.shape != y.shape:
+        raise ValueError(f"{name}: the model gives shape {tuple(output.shape)}, the data have {tuple(y.shape)}")
     if min(y.shape[-2:]) <= 2 * border:
         raise ValueError(
             f"{name}: border={border} leaves nothing of pictures of {y.shape[-2]} x {y.shape[-1]}: lower it"
         )
-    rounded = (answer.double().clamp(0, 1) * 255).round() / 255
+    rounded = (output.double().clamp(0, 1) * 255).round() / 255
     rows, columns = (slice(border, side - border) for side in y.shape[-2:])
     return luma(rounded)[:, rows, columns], luma(y.double())[:, rows, columns]
 
@@ -115,14 +115,14 @@ def luma(x: torch.Tensor) -> torch.Tensor:
     return 16 + torch.einsum("nchw,c->nhw", x, torch.tensor(LUMA, dtype=x.dtype, device=x.device))
 
 
-def _answers(model: nn.Module, batches: Iterable, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The model's answer to each batch and what was wanted, both on the model's device."""
+def _outputs(model: nn.Module, batches: Iterable, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The model's output for each batch and what was wanted, both on the model's device."""
     empty = True
     for x, y in batches:
         if len(x):
             empty = False
-            place = next(model.parameters(), x).device
-            yield model(x.to(place)), y.to(place)
+            device = next(model.parameters(), x).device
+            yield model(x.to(device)), y.to(device)
     if empty:
         raise ValueError(f"{name}: the held-out data are empty: give at least one batch (x, y)")
 

@@ -129,7 +129,7 @@ def _aside(folder: Path) -> Path:
 def validate_replaceable(folder: str | Path) -> None:
     """Raise a one-line OSError where `replace_folder` could not fill the folder: a file, a mount point, no right."""
     folder = Path(folder).resolve()
-    above = next((place for place in folder.parents if place.exists()), folder)
+    above = next((parent for parent in folder.parents if parent.exists()), folder)
     kinds = {
         "a file": folder.exists() and not folder.is_dir(),
         "below a file": not above.is_dir(),
@@ -145,15 +145,15 @@ def validate_replaceable(folder: str | Path) -> None:
 
 def _take_along(old: Path, new: Path) -> None:
     """Link what others have put into a saved folder into the new one; what the old save wrote itself stays behind."""
-    known = {path.name for path in new.iterdir()}
-    known |= {path.name for name in known for path in _own(old / name)}
+    written = {path.name for path in new.iterdir()}
+    written |= {path.name for name in written for path in _written_with(old / name)}
     shutil.copytree(
         old, new, symlinks=True, copy_function=_link, dirs_exist_ok=True,
-        ignore=lambda place, _: known if Path(place) == old else set(),
+        ignore=lambda path, _: written if Path(path) == old else set(),
     )  # fmt: skip
 
 
-def _own(path: Path) -> Iterator[Path]:
+def _written_with(path: Path) -> Iterator[Path]:
     """The files that belong to the save of this JSON file, and what a kill left of them."""
     document = _document(path)
     if "tensors" in document:
@@ -182,40 +182,40 @@ def held(folder: str | Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
-    place = _folder(folder)
+    path = _folder(folder)
     in_use = f"checkpoint={str(folder)!r} is in use by another run ({{}}): wait for it, end it, or give another folder"
-    if place in _HELD:  # the file must not even be opened: closing it would give this process's lock away
+    if path in _HELD:  # the file must not even be opened: closing it would give this process's lock away
         raise ValueError(in_use.format("in this process"))
-    with _lock_file(place) as file:
+    with _lock_file(path) as file:
         if not _lock(file.fileno()):
             file.seek(0)
             raise ValueError(in_use.format(f"process {file.read(20).decode(errors='replace') or 'unknown'}"))
-        _HELD.add(place)
+        _HELD.add(path)
         try:
             file.truncate(0)
             file.write(str(os.getpid()).encode())
             file.flush()
             yield
         finally:
-            _HELD.remove(place)
+            _HELD.remove(path)
 
 
 def _folder(folder: str | Path) -> Path:
     """The checkpoint folder's full path; a one-line error for what cannot be one."""
     if not isinstance(folder, (str, Path)) or not str(folder):
         raise ValueError(f"checkpoint={folder!r}: give the name of a folder, or None to keep nothing")
-    place = Path(folder).resolve()
-    if place.exists() and not place.is_dir():
+    path = Path(folder).resolve()
+    if path.exists() and not path.is_dir():
         raise ValueError(f"checkpoint={str(folder)!r} is a file: give the name of a folder")
-    return place
+    return path
 
 
-def _lock_file(place: Path) -> Any:
+def _lock_file(path: Path) -> Any:
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        return open(place / ".lock", "a+b")
+        path.mkdir(parents=True, exist_ok=True)
+        return open(path / ".lock", "a+b")
     except OSError as error:
-        raise OSError(f"cannot write to checkpoint={str(place)!r} ({error.strerror or error}): give another") from error
+        raise OSError(f"cannot write to checkpoint={str(path)!r} ({error.strerror or error}): give another") from error
 
 
 def _lock(descriptor: int) -> bool:
@@ -280,21 +280,21 @@ def load(folder: str | Path, name: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no {name}.json: name a folder that was saved by the lab")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        found = document["format"]
-        if found in (1, FORMAT):
+        version = document["format"]
+        if version in (1, FORMAT):
             return _unpack(document["tree"], _tensors(path, document))
     except _DAMAGE as error:
         raise ValueError(f"{path} is damaged ({_first_line(error)}): delete the folder and save it again") from error
     raise ValueError(
-        f"{path} has format {found!r}, this version of the lab reads 1 to {FORMAT}: load it with the one that wrote it"
+        f"{path} has format {version!r}, this version of the lab reads 1 to {FORMAT}: "
+        "load it with the one that wrote it"
     )
 
 
 def _tensors(path: Path, document: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors of a document, after all its digests were compared."""
     if document["format"] > 1 or "digest" in document:
-        told = document.pop("digest")
-        if told != _digest_of(document):
+        if document.pop("digest") != _digest_of(document):
             raise ValueError(f"{path.name} does not match its SHA-256")
     for name, digest in document.get("beside", {}).items():
         if _digest(path.with_name(name)) != digest:

@@ -61,10 +61,10 @@ class Task:
         x = inputs(self.first_batch())
         if x.is_floating_point() and not torch.isfinite(x).all():
             raise ValueError("Task.batches holds NaN or infinite values in its first batch: clean the data first")
-        place = next(self.model.parameters(), x).device
+        device = next(self.model.parameters(), x).device
         try:
             with torch.no_grad(), evaluating(self.model):
-                y = self.model(x.to(place))
+                y = self.model(x.to(device))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             reason = first_line(error)
             raise ValueError(
@@ -85,11 +85,11 @@ class Task:
         What the score draws at random moves no generator: a run learns alike, however often it is measured.
         """
         with torch.no_grad(), evaluating(model), unmoved():
-            found = self.score(model)
+            score = self.score(model)
         try:
-            value = float(found)
+            value = float(score)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"Task.score gave a {type(found).__name__}: give one number") from error
+            raise TypeError(f"Task.score gave a {type(score).__name__}: give one number") from error
         if math.isnan(value):
             raise ValueError(f"Task.score gave NaN for {self.metric}: check the score function and its data")
         return value

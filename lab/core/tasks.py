@@ -126,14 +126,14 @@ def scenes_data(label: str = "shape", size: int = 32) -> tuple[torch.Tensor, tor
     values = list(LABELS[label])
     parts = []
     for made in (_scenes_train(), _scenes_held_out()):
-        parts += [draw(made, size)[0] - 0.5, torch.tensor([values.index(getattr(one, label)) for one in made])]
+        parts += [draw(made, size)[0] - 0.5, torch.tensor([values.index(getattr(scene, label)) for scene in made])]
     return parts[0], parts[1], parts[2], parts[3]
 
 
 def scenes_concepts(size: int = 32) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
     """The held-out x (480, 3, size, size), their masks (480, 8, size, size) bool, and the masks' concepts by name."""
-    pictures, masks = draw(_scenes_held_out(), size)
-    return pictures - 0.5, masks, CONCEPTS
+    images, masks = draw(_scenes_held_out(), size)
+    return images - 0.5, masks, CONCEPTS
 
 
 def _scenes_train() -> list[Scene]:
@@ -237,10 +237,10 @@ def _photographs(folder: str | Path | None, names: Sequence[str]) -> dict[str, t
     return {name: photograph(name) for name in names}
 
 
-def _pairs(pictures: dict[str, torch.Tensor], scale: int, least: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _pairs(images: dict[str, torch.Tensor], scale: int, least: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Low and high resolution of each picture, cropped to a multiple of scale."""
     pairs = []
-    for name, high in pictures.items():
+    for name, high in images.items():
         h, w = (side - side % scale for side in high.shape[1:])
         if min(h, w) < least:
             raise ValueError(f"photos: {name} is {h} x {w}, below {least} pixels: leave it out or lower patch")

@@ -125,8 +125,8 @@ class Stage:
             present = self._begin(batches)
 
     def _begin(self, batches: Iterable) -> Iterator[Any]:
-        own = [generator.get_state() for generator in generators(batches)]
-        self.epoch, self.batches_consumed, self.pass_state = self.epoch + 1, 0, {**_random_state(), "own": own}
+        states = [generator.get_state() for generator in generators(batches)]
+        self.epoch, self.batches_consumed, self.pass_state = self.epoch + 1, 0, {**_random_state(), "own": states}
         return iter(batches)
 
     def _replay(self, batches: Iterable) -> Iterator[Any]:
@@ -136,10 +136,10 @@ class Stage:
         for generator, state in zip(generators(batches), self.pass_state["own"], strict=False):
             generator.set_state(state)
         present = iter(batches)
-        found = sum(1 for _ in islice(present, self.batches_consumed))
-        if found < self.batches_consumed:
+        replayed = sum(1 for _ in islice(present, self.batches_consumed))
+        if replayed < self.batches_consumed:
             raise self._misfit(
-                f"was made with {self.batches_consumed} or more batches a pass, Task.batches holds {found}"
+                f"was made with {self.batches_consumed} or more batches a pass, Task.batches holds {replayed}"
             )
         _set_random_state(now)
         return present
@@ -192,12 +192,12 @@ def _terms(loss_terms: Callable, batch: Any, stage: Stage, index: int) -> Mappin
     try:
         return loss_terms(batch)
     except (ValueError, IndexError) as error:
-        told = str(error)
-        if "more than 1 value per channel" in told:
+        words = str(error)
+        if "more than 1 value per channel" in words:
             cause = SINGLE
-        elif isinstance(error, IndexError) and "out of bounds" in told:
+        elif isinstance(error, IndexError) and "out of bounds" in words:
             cause = (
-                f"a label is not one of the model's classes ({told.rstrip('. ')}): correct the labels of Task.batches"
+                f"a label is not one of the model's classes ({words.rstrip('. ')}): correct the labels of Task.batches"
             )
         else:
             raise
@@ -224,8 +224,8 @@ def _is_finite(tensors: Iterable[torch.Tensor]) -> bool:
 
 def generators(batches: Iterable) -> list[torch.Generator]:
     """The random generators that a DataLoader was given, which are not the global ones."""
-    found = (getattr(owner, "generator", None) for owner in (batches, getattr(batches, "sampler", None)))
-    return [generator for generator in found if isinstance(generator, torch.Generator)]
+    given = (getattr(part, "generator", None) for part in (batches, getattr(batches, "sampler", None)))
+    return [generator for generator in given if isinstance(generator, torch.Generator)]
 
 
 def _random_state() -> dict[str, Any]:

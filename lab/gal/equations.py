@@ -16,7 +16,7 @@ def masked(x: Tensor, m: Tensor) -> Tensor:
 
     x (N, C, ...); m (C,) scales the channels, m (1,) the whole of a block's or a branch's output.
     """
-    return x * m.view(1, -1, *[1] * (x.dim() - 2))
+    return x * m.view(-1, *[1] * (x.dim() - 2))
 
 
 def adversarial_value(d_b: Tensor, d_g: Tensor) -> Tensor:

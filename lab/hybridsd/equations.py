@@ -16,7 +16,7 @@ def guided(unconditional: torch.Tensor, conditional: torch.Tensor, s: float) -> 
 def guidance_embedding(w: torch.Tensor, dimension: int) -> torch.Tensor:
     """Eq. (3): (N, dimension) sines and cosines of 1000 w, which tell a consistency model its guidance w = s - 1."""
     half = dimension // 2
-    rates = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    rates = torch.exp(torch.arange(half) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
     angles = (w * 1000.0)[:, None] * rates[None, :]
     found = torch.cat([torch.sin(angles), torch.cos(angles)], 1)
     return torch.nn.functional.pad(found, (0, dimension % 2))
@@ -93,7 +93,7 @@ def perceptual_loss(fake: list[torch.Tensor], real: list[torch.Tensor]) -> torch
 def adaptive_weight(perceptual: torch.Tensor, adversarial: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
     """Eq. (16): w = ||grad L_perceptual|| / (||grad L_adversarial|| + 1e-4) at weights `last`, within 0..1e4."""
     lengths = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (perceptual, adversarial)]
-    return (lengths[0] / (lengths[1] + 1e-4)).clamp(0, 1e4).detach()
+    return (lengths[0] / (lengths[1] + 1e-4)).clamp(max=1e4).detach()
 
 
 def hinge_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:

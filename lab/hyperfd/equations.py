@@ -29,7 +29,7 @@ def counted(x: Tensor) -> Tensor:
     brightness, contrast, log2 of the mean Laplacian, colourfulness; each about a usual value, by a usual spread.
     """
     m, grey = (x[:, 3] + 1) / 2, x[:, :3].mean(1)
-    rim = sum((m.diff(dim=dim).abs().sum((1, 2)) for dim in (1, 2)), torch.zeros(len(x)))
+    rim = m.diff(dim=1).abs().sum((1, 2)) + m.diff(dim=2).abs().sum((1, 2))
     side = (4 * m.sum((1, 2)) / rim.clamp_min(1)).clamp_min(1)
     inner = grey[:, 1:-1, 1:-1]
     bend = 4 * inner - grey[:, :-2, 1:-1] - grey[:, 2:, 1:-1] - grey[:, 1:-1, :-2] - grey[:, 1:-1, 2:]
@@ -61,7 +61,7 @@ def ranking_loss(s: Tensor, r: Tensor) -> Tensor:
     swaps' worth |ΔNDCG_ij| = |2^{r_i} − 2^{r_j}| |1/log2(1+p_i) − 1/log2(1+p_j)| / Z held fixed at the present ranks p.
     """
     with torch.no_grad():
-        p = 1 + s.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1).to(s.dtype)
+        p = 1 + s.argsort(descending=True, stable=True).argsort().to(s.dtype)
         d = 1 / torch.log2(1 + p)
         gain = 2**r - 1
         Z = (gain.sort(descending=True).values * d.sort(descending=True).values).sum(-1).clamp_min(1e-9)
@@ -73,7 +73,7 @@ def ranking_loss(s: Tensor, r: Tensor) -> Tensor:
 def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float = 0.3) -> Tensor:
     """Eq. (5): mean over negatives of max(0, ‖a − p‖ − ‖a − n‖ + margin): two subsets of a data set (d,) are nearer to
     each other than to another data set's vectors (k, d)."""
-    near, far = (anchor - positive).norm(), (anchor - negative).norm(dim=-1)
+    near, far = (anchor - positive).norm(), (anchor - negative).norm(dim=1)
     return F.relu(near - far + margin).mean()
 
 

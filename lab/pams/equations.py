@@ -40,9 +40,9 @@ def quantise_unclamped(x: Tensor, alpha: Tensor, n: int) -> Tensor:
 
 def gradient_x(x: Tensor, alpha: Tensor, signed: bool = True) -> Tensor:
     """Eq. (6): dQ_a / dx: 1 inside the range, 0 outside, and one half where x is exactly at its end."""
-    above = (x < alpha).to(x.dtype) + 0.5 * (x == alpha)
+    above = ((x < alpha).to(x.dtype) + (x <= alpha)) / 2
     floor = -alpha if signed else torch.zeros_like(alpha)
-    return above * ((x > floor).to(x.dtype) + 0.5 * (x == floor))
+    return above * ((x > floor).to(x.dtype) + (x >= floor)) / 2
 
 
 def gradient_alpha(x: Tensor, alpha: Tensor, n: int, signed: bool = True) -> Tensor:
@@ -69,7 +69,7 @@ def moving_average(alpha: Tensor, M: Tensor, seen: int, decay: float = 0.9997) -
 
 def spatial_map(F: Tensor) -> Tensor:
     """Eq. (10): S(F), each place's squared features, mean over channels, at unit length: (N, C, H, W) -> (N, HW)."""
-    return torch.nn.functional.normalize(F.square().mean(1).flatten(1), dim=1, eps=1e-12)
+    return torch.nn.functional.normalize(F.square().mean(1).flatten(1))
 
 
 def knowledge_transfer(F_student: Tensor, F_teacher: Tensor) -> Tensor:

@@ -85,6 +85,13 @@ def test_ranks_are_from_the_largest():
     assert eq.ranks(torch.tensor([0.1, 0.9, 0.5])).tolist() == [3, 1, 2]
 
 
+def test_ties_stand_in_the_order_they_came_in():
+    s = torch.arange(40.0) % 2
+    assert eq.ranks(s).tolist() == [rank for pair in zip(range(21, 41), range(1, 21), strict=True) for rank in pair]
+    H = torch.stack([torch.arange(40.0) / 40, torch.ones(40)], 1)[None]
+    assert torch.equal(eq.sort_pool(H, torch.ones(1, 40, dtype=torch.bool), k=40), H.flatten(1))
+
+
 def test_losses_of_the_twins_by_hand():
     s, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     assert float(eq.mse(s, y)) == 1.0
@@ -174,8 +181,9 @@ def test_each_graph_of_a_batch_is_normalised_alone():
     A = torch.triu(torch.ones(2, 3, 3, dtype=torch.float64), 1)
     A[1, 0, 2] = 0
     once = [eq.normalised(graph) for graph in A]
-    assert eq.normalised(A).dtype == torch.float64
+    assert eq.normalised(A).dtype == torch.float64 and eq.normalised(A.bfloat16()).dtype == torch.bfloat16
     assert torch.equal(eq.normalised(A), torch.stack(once)) and not torch.equal(once[0], once[1])
+    assert torch.equal(eq.normalised(A[:, None])[:, 0], eq.normalised(A))  # and with a second batch axis
 
 
 def test_a_bias_is_added_before_the_relu():
@@ -198,6 +206,12 @@ def test_gain_discount_and_their_sum_by_hand():
     assert eq.gain(torch.tensor([0.0, 1.0, 3.0])).tolist() == [0, 1, 7]
     assert eq.discount(torch.tensor([1.0, 3.0])).tolist() == [1, 0.5]
     assert float(eq.dcg(torch.tensor([3.0, 0.0, 1.0]))) == 7.5 and float(eq.dcg(torch.tensor([3.0, 0, 1]), 2)) == 7
+
+
+def test_a_sum_of_discounted_gains_is_as_precise_as_its_relevances():
+    r = torch.tensor([3.0, 2.0, 1.5, 1.0], dtype=torch.float64)
+    by_hand = sum((2**x - 1) / math.log2(1 + p) for p, x in enumerate(r.tolist(), 1))
+    assert float(eq.dcg(r)) == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_the_change_of_a_swap_by_hand():

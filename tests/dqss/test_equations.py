@@ -1,5 +1,7 @@
 """DQSS's equations beside autograd, the long form, and what the specification found about arg-max."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -37,6 +39,19 @@ def test_one_convolution_is_all_branches(x, w, op):
     long, short = eq.branches(*parts, q, p, op), eq.efficient(*parts, q, p, op)
     torch.testing.assert_close(long, short, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(F.relu(long), eq.mixture([F.relu(op(a, parts[1][0])) for a in parts[0]], q))
+
+
+def test_probabilities_are_the_flatter_the_warmer():
+    assert eq.probabilities(torch.tensor([2 * math.log(3), 0.0]), T=2.0).tolist() == pytest.approx([3 / 4, 1 / 4])
+
+
+def test_every_strategy_needs_its_probability():
+    two, three = torch.ones(2) / 2, torch.ones(3) / 3
+    for q, p in ((two, three), (three, two)):
+        with pytest.raises(ValueError, match="zip"):
+            eq.branches([X, X], [W, W], q, p, F.conv2d)
+    with pytest.raises(ValueError, match="zip"):
+        eq.mixture([X, X], three)
 
 
 def test_the_gradient_of_logits_is_autograds():
@@ -123,6 +138,11 @@ def test_a_pair_of_draws_estimates_the_gradient_of_the_expected_loss():
             weight = (p[i] * p[j]).detach()
             total = total + weight * eq.policy((losses[i], losses[j]), (logs[i], logs[j]))
     torch.testing.assert_close(torch.autograd.grad(total, logits)[0], exact)
+
+
+def test_the_gap_is_ten_decibels_a_power_of_ten_and_finite_without_a_loss():
+    assert eq.gap(0.01, 0.1) == pytest.approx(10) and eq.gap(2.0, 1.0) == pytest.approx(-10 * math.log10(2))
+    assert eq.gap(0.0, 0.0) == 0 and eq.gap(0.0, 1.0) == pytest.approx(300)
 
 
 def test_sizes_and_entropies():

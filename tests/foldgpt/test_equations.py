@@ -171,7 +171,8 @@ def test_the_budget_is_solved_in_units_of_the_signals_own_spread():
 
 def test_a_gate_takes_the_precision_of_what_it_scales():
     h, out = torch.zeros(1, 1, 2, dtype=torch.bfloat16), torch.ones(1, 1, 2, dtype=torch.bfloat16)
-    assert eq.gated(h, out, torch.tensor(0.25)).dtype == torch.bfloat16
+    for g in (torch.tensor(0.25), torch.full((1, 1, 1), 0.25)):  # one gate, or one for each of a batch
+        assert eq.gated(h, out, g).dtype == torch.bfloat16
 
 
 def test_weights_without_their_gradients_are_refused():

@@ -87,8 +87,8 @@ def test_features_without_their_twins_are_refused():
 
 
 def test_significance_adds_what_means_and_deviations_moved():
-    before = torch.tensor([[1.0, 2.0], [3.0, 2.0]]).view(2, 1, 1, 2)
-    after = torch.tensor([[4.0, 2.0], [6.0, 10.0]]).view(2, 1, 1, 2)  # means move by (3, 4), deviations by (0, √32)
+    before = torch.tensor([[1.0, 6.0], [3.0, 6.0]]).view(2, 1, 1, 2)
+    after = torch.tensor([[4.0, 6.0], [6.0, 14.0]]).view(2, 1, 1, 2)  # means move by (3, 4), deviations by (0, √32)
     assert eq.significance(before, after) == pytest.approx(5 + 32**0.5)
 
 
@@ -105,14 +105,15 @@ def test_a_step_of_ddim_and_its_losses_by_hand():
     assert float(eq.ddim_step(torch.tensor(2.0), torch.tensor(5.0), a)) == pytest.approx(0.8 * 2 + 0.6 * 5)
     x, y = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 0.0])
     assert float(eq.pseudo_huber(x, y, 4.0)) == pytest.approx(0.5)
+    assert float(eq.pseudo_huber(x + 1, y + 1, 4.0)) == pytest.approx(0.5)  # of the difference alone
     assert float(eq.pseudo_huber(x, y)) == pytest.approx((3 - 0.001 + 0) / 2, rel=1e-5)
     assert float(eq.latent_loss(torch.ones(2, 1, 2, 2), torch.full((2, 1, 2, 2), 3.0))) == 8
     assert float(eq.hinge_loss(torch.tensor([0.0, 3.0]), torch.tensor([-2.0, 1.0]))) == pytest.approx((0.5 + 1) / 2)
 
 
 def test_perception_compares_directions_at_each_place():
-    fake = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 2, 3)
-    real = torch.tensor([10.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 2, 3)
+    fake = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1).expand(1, 2, 4, 3)
+    real = torch.tensor([10.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 4, 3)
     place = (0.6 - 1) ** 2 + 0.8**2
     assert float(eq.perceptual_loss([fake, real], [real, real])) == pytest.approx(place)
     assert float(eq.perceptual_loss([fake, fake], [real, real])) == pytest.approx(2 * place)
@@ -124,5 +125,6 @@ def test_the_adversary_weighs_as_much_as_perception_at_the_last_weights():
     perceptual, adversarial = (last * torch.tensor([3.0, 4.0])).sum(), 2 * last[0]
     w = eq.adaptive_weight(perceptual, adversarial, last)
     assert float(w) == pytest.approx(5 / 2.0001) and not w.requires_grad
+    assert float(eq.adaptive_weight(adversarial, perceptual, last)) == pytest.approx(2 / 5.0001)  # also below 1
     assert float(eq.adaptive_weight(perceptual, 0 * last.sum(), last)) == 1e4  # 5e4, but for the limit
     assert float(eq.adaptive_weight(perceptual, adversarial, last)) == pytest.approx(5 / 2.0001)  # the graph is kept

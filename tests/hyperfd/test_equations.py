@@ -126,12 +126,13 @@ def test_a_meta_vector_of_one_picture_has_no_spread_and_the_means_are_of_length_
     assert torch.equal(eq.meta_vector(batched, spread=False)[1, 2], eq.meta_vector(batched[1, 2], spread=False))
 
 
-def test_what_is_counted_of_two_pictures_is_what_numpy_counts():
+def test_what_is_counted_of_pictures_is_what_numpy_counts():
     rng = np.random.default_rng(0)
-    x = rng.uniform(-1, 1, size=(2, 4, 16, 16)).astype(np.float32)
+    x = rng.uniform(-1, 1, size=(3, 4, 16, 16)).astype(np.float32)
     x[:, 3] = -1
     x[0, 3, 2:6, 3:9] = 1  # a box of 4 x 6: side 4 * 24 / 20 = 4.8
     x[0, 3, 10:14, 1:4] = 0.5  # a second, half sure
+    x[2, 3, :4, :4] = -0.8  # a faint one in a corner: its rim of 0.8 counts as 1
     rows = []
     for picture in x.astype(np.float64):
         box, grey = (picture[3] + 1) / 2, picture[:3].mean(0)
@@ -143,6 +144,7 @@ def test_what_is_counted_of_two_pictures_is_what_numpy_counts():
                      np.log2(np.abs(bend).mean() + 0.01), colour])  # fmt: skip
     expected = (np.array(rows) - eq.USUAL) / eq.SPREAD
     assert np.allclose(eq.counted(torch.from_numpy(x)).numpy(), expected, atol=1e-4)
+    assert np.allclose(eq.counted(torch.from_numpy(x[:1])).numpy(), expected[:1], atol=1e-4)  # one alone too
     assert expected[1, 0] == pytest.approx((-4 + 2.5) / 0.7)  # no face: a side of one pixel
 
 
@@ -155,7 +157,14 @@ def test_lists_are_ranked_each_for_itself():
     losses = eq.ranking_loss(s, r)
     slow = [slow_ranking_loss(one.tolist(), other.tolist()) for one, other in zip(s, r, strict=True)]
     assert losses.tolist() == pytest.approx(slow, rel=1e-4)
-    assert torch.allclose(eq.ranking_loss(s.double()[None], r.double()[None])[0], losses.double(), rtol=1e-4)
+    s, r = s.double(), r.double()
+    slow = [slow_ranking_loss(one.tolist(), other.tolist()) for one, other in zip(s, r, strict=True)]
+    assert eq.ranking_loss(s[None], r[None])[0].tolist() == pytest.approx(slow, rel=1e-12)  # as precise as the scores
+
+
+def test_equal_scores_are_ranked_in_the_order_they_stand_in():
+    s, r = torch.arange(40.0) % 2, torch.arange(40.0) % 7 % 6
+    assert float(eq.ranking_loss(s, r)) == pytest.approx(slow_ranking_loss(s.tolist(), r.tolist()), rel=1e-4)
 
 
 def test_a_triplet_has_a_margin_of_three_tenths():
@@ -175,7 +184,7 @@ def test_the_penalty_has_a_strength_of_a_tenth_and_wants_all_weights():
 def test_a_ridge_of_a_hundredth_a_subset_holds_the_map_back():
     """One number a vector: D = Σ old (new - old) / (Σ old² + ridge k)."""
     old, new = torch.tensor([[1.0], [2.0]], dtype=torch.float64), torch.tensor([[2.0], [4.0]], dtype=torch.float64)
-    assert float(eq.transformation(old, new)) == pytest.approx(5 / 5.02)
+    assert float(eq.transformation(old, new)) == pytest.approx(5 / 5.02, rel=1e-12)
     assert float(eq.transformation(old, new, ridge=1.0)) == pytest.approx(5 / 7)
 
 
@@ -184,6 +193,8 @@ def test_stored_vectors_of_several_tasks_are_moved_each_for_itself():
     moved = eq.transformed(v, D)
     by_hand = v[2, 1] + v[2, 1] @ D
     assert torch.allclose(moved[2, 1], by_hand / by_hand.norm(), atol=1e-6)
+    errors = [eq.transformation_error(old, one, D) for old, one in zip(v, 2 * v, strict=True)]
+    assert float(eq.transformation_error(v, 2 * v, D)) == pytest.approx(float(sum(errors)) / 3, rel=1e-4)
     new = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     turned = torch.tensor([[0.6, 0.8], [0.0, 1.0]])
     assert float(eq.transformation_error(turned, new, torch.zeros(2, 2))) == pytest.approx(0.4 / 2)

@@ -74,6 +74,24 @@ def test_a_value_at_the_end_of_the_range_has_half_a_gradient():
     assert eq.gradient_x(ends, ALPHA).tolist() == [0.5, 0.5, 1.0, 0.0]
 
 
+def test_alpha_has_the_whole_gradient_of_a_value_at_the_end_of_the_range():
+    ends = torch.tensor([-1.3, 0.0, 1.3], dtype=X.dtype)
+    assert eq.gradient_alpha(ends, ALPHA, 127).tolist() == [-1, 0, 1]
+    assert eq.gradient_alpha(ends, ALPHA, 255, signed=False).tolist() == [0, 0, 1]
+
+
+def test_a_small_alpha_clamps_small_values_to_their_own_side():
+    x = torch.tensor([-0.7, 0.7])
+    assert eq.gradient_alpha(x, torch.tensor([0.5]), 127).tolist() == [-1, 1]
+
+
+@each_grid
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gradients_are_as_precise_as_the_values(dtype, signed):
+    x, alpha = X.to(dtype), ALPHA.to(dtype)
+    assert eq.gradient_x(x, alpha, signed).dtype == eq.gradient_alpha(x, alpha, 15, signed).dtype == dtype
+
+
 @pytest.mark.parametrize("b", [8, 6, 4, 3, 2])
 @each_grid
 def test_a_grid_is_narrow_idempotent_and_no_finer_than_its_bits(b, signed):
@@ -107,6 +125,14 @@ def test_a_weight_reaches_both_ends_and_passes_its_gradient():
     assert torch.equal(grad, torch.ones_like(W))
 
 
+def test_a_weight_on_its_grid_by_hand():
+    W = torch.tensor([[1.0, -0.3], [0.2, 0.5]], dtype=torch.float64)
+    assert eq.weight_scale(W, 2).tolist() == [[pytest.approx((1 + 1e-8) / 2, rel=1e-12)]]  # one step for all channels
+    assert eq.quantise_weight(W, 2).flatten().tolist() == pytest.approx([1, -0.5, 0, 0.5])
+    assert eq.quantise_weight(W, 2, per_channel=True).flatten().tolist() == pytest.approx([1, -0.5, 0.25, 0.5])
+    assert eq.quantise_weight(torch.zeros(1, 1), 7).tolist() == [[0]]  # a weight of zeros has a step too
+
+
 def test_the_statistic_is_a_mean_over_pictures():
     x = torch.tensor([[1.0, -3.0], [2.0, 0.0]]).view(2, 1, 1, 2)
     assert float(eq.statistic(x)) == 2.5
@@ -137,9 +163,19 @@ def test_knowledge_transfer_is_nought_for_equals_and_two_over_hw_for_strangers()
 def test_the_spatial_map_does_not_see_scale_or_sign():
     F = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(eq.spatial_map(F), eq.spatial_map(-7 * F))
+    torch.testing.assert_close(eq.spatial_map(F), eq.spatial_map(1e-3 * F))
     torch.testing.assert_close(eq.spatial_map(F).norm(dim=1), torch.ones(2))
 
 
 def test_pixels_are_compared_on_the_scale_of_255():
     assert float(eq.pixel_loss(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.2))) == pytest.approx(51)
     assert float(eq.pixel_loss(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 51.0), 255)) == pytest.approx(51)
+    assert float(eq.pixel_loss(torch.full((1, 3, 2, 2), 0.5), torch.full((1, 3, 2, 2), 0.3))) == pytest.approx(51)
+
+
+def test_a_quantised_parameter_is_b_thirty_seconds_of_one():
+    assert eq.equivalent_parameters(100, 80, 8) == 20 + 80 / 4
+
+
+def test_bit_operations_are_multiply_adds_by_both_widths():
+    assert eq.bit_operations([(10, 8, 4), (3, 2, 5)]) == 10 * 8 * 4 + 3 * 2 * 5

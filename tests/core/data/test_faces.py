@@ -217,7 +217,7 @@ def test_street_scenes(tmp_path):
     task = lab.tasks.faces(folder=tmp_path / "s.zip", limit=3)
     assert len(task.learn) == 3 and task.learn.boxes[0].tolist() == [[1, 2, 9, 9]]
     street(tmp_path / "t.zip", {"0.jpg": {}})
-    with pytest.raises(ValueError, match=r"no face_boxes.json with boxes"):
+    with pytest.raises(ValueError, match=r"no annotations.json with boxes"):
         lab.tasks.faces(folder=tmp_path / "t.zip")
 
 
