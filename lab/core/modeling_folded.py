@@ -53,21 +53,21 @@ def linears(block: nn.Module) -> dict[str, nn.Module]:
 def stack(model: nn.Module) -> tuple[nn.Module, str]:
     """The module that holds the list of decoder blocks, and the list's name in it."""
     lists = [
-        (len(child), owner, name)
-        for owner in model.modules()
-        for name, child in owner.named_children()
+        (len(child), holder, name)
+        for holder in model.modules()
+        for name, child in holder.named_children()
         if isinstance(child, nn.ModuleList) and len(child) and not is_linear(child[0])
     ]
     if not lists:
         raise ValueError(f"{type(model).__name__} holds no list of blocks: give a decoder of repeated blocks")
-    _, owner, name = max(lists, key=lambda entry: entry[0])
-    return owner, name
+    _, holder, name = max(lists, key=lambda entry: entry[0])
+    return holder, name
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks, one a logical layer."""
-    owner, name = stack(model)
-    return getattr(owner, name)
+    holder, name = stack(model)
+    return getattr(holder, name)
 
 
 def adapt(block: nn.Module, rank: int) -> None:

@@ -79,9 +79,9 @@ class Gate(nn.Module):
         if self.mix == "sample":
             return torch.rand(n, 1, device=y.device) < 0.5
         length, axis = (c, 1) if self.mix == "channel" else (n, 0)
-        drawn = torch.randint(min(c, length), (max(1, c // 2),), device=y.device)
+        sampled = torch.randint(min(c, length), (max(1, c // 2),), device=y.device)
         hard = torch.zeros(length, dtype=torch.bool, device=y.device)
-        hard[drawn] = True
+        hard[sampled] = True
         return hard.unsqueeze(1 - axis)
 
 

@@ -113,13 +113,13 @@ class Decoupling:
             baseline, example = run.model, run.example
             classes = _classes(baseline, example)  # the rows of every head
             decoupled = insert_gates(baseline, example, bias=self.bias, mix=self.mix)
-            pictures = _pictures(task)
-            started = record(decoupled, [pictures]).on_rate()
+            images = _images(task)
+            started = record(decoupled, [images]).on_rate()
             trace = self._train(run, decoupled, classes)
-            plan = never_on(decoupled, record(decoupled, [pictures]), example)
+            plan = never_on(decoupled, record(decoupled, [images]), example)
             smaller = removed(decoupled, plan, example)
-            seen = record(smaller, [pictures])  # the same paths, without the filters that no path uses
-            sampled = _sample(seen, pictures[0])
+            seen = record(smaller, [images])  # the same paths, without the filters that no path uses
+            sampled = _sample(seen, images[0])
             report = reported(repr(self), self._report, run, decoupled, smaller, seen, started)
         return DecouplingOutcome(
             recipe=self,
@@ -129,7 +129,7 @@ class Decoupling:
             decoupled=smaller,
             plan=plan,
             seen=seen,
-            sample=pictures[0][sampled],
+            sample=images[0][sampled],
             sampled=sampled,
             base=getattr(task.model, "config", None),
             example=tuple(example.shape),
@@ -207,7 +207,7 @@ class Decoupling:
         return notes
 
 
-def _pictures(task: Task) -> tuple[Tensor, Tensor]:
+def _images(task: Task) -> tuple[Tensor, Tensor]:
     """Up to PICTURES pictures of the task's batches (N, C, H, W) with their labels (N,)."""
     x: list[Tensor] = []
     y: list[Tensor] = []

@@ -54,17 +54,17 @@ def numbers(paths: Paths, a: int, b: int | None) -> list[Fork]:
 def explore(
     outcome: DecouplingOutcome,
     *,
-    pictures: Sequence[int] | None = None,
+    images: Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
     filters: Sequence[int] | None = None,
 ) -> Explorer:
     """The paths of pictures A and B as a flow through the layers; a click on a layer shows its filters, one on a filter
     its maps, its classes and its strongest pictures.
 
-    `pictures` (of the outcome's sample), `layers` and `filters` narrow the choice, which `explorer.save` needs: a page
+    `images` (of the outcome's sample), `layers` and `filters` narrow the choice, which `explorer.save` needs: a page
     holds some hundred states.
     """
-    page = _Page(outcome, pictures, layers, filters)
+    page = _Page(outcome, images, layers, filters)
     return Explorer(page.draw, page.controls(), title=f"Decoupling(r={outcome.recipe.r:g}): the paths of two pictures")
 
 
@@ -74,12 +74,12 @@ class _Page:
     def __init__(
         self,
         outcome: DecouplingOutcome,
-        pictures: Sequence[int] | None,
+        images: Sequence[int] | None,
         layers: Sequence[str] | None,
         filters: Sequence[int] | None,
     ) -> None:
         self.outcome = outcome
-        self.names = {f"{k}: {_class(outcome, k)}": k for k in _valid_pictures(outcome, pictures)}
+        self.names = {f"{k}: {_class(outcome, k)}": k for k in _valid_images(outcome, images)}
         self.layers = _valid_layers(outcome.seen, layers)
         self.responses = _Responses(outcome)
         self.sizes = dict(zip(outcome.seen.layers, outcome.seen.sizes, strict=True))
@@ -104,23 +104,23 @@ class _Page:
         forks = numbers(self.outcome.seen, paths[0], paths[1] if len(pair) > 1 else None)
         fork = next(fork for fork in forks if fork.layer == layer)
         k = min(filter, self.sizes[layer] - 1)
-        images = [
+        parts = [
             flow(forks, layer, set(self.layers), len(pair) > 1),
             filter_grid(fork, k, len(pair) > 1, set(self.filters)),
-            self.responses.pictures(pair),
+            self.responses.images(pair),
             self.responses.maps(pair, layer, k),
             self.responses.classes(layer, k),
             self.responses.strongest(layer, k),
         ]
         facts = _shares(forks, fork, len(pair)) | {"filter": f"{k} is {_state(fork, k, len(pair))}"}
-        return Frame("".join(images), facts)
+        return Frame("".join(parts), facts)
 
 
-def _shares(forks: Sequence[Fork], fork: Fork, pictures: int) -> dict[str, str | int | float]:
+def _shares(forks: Sequence[Fork], fork: Fork, count: int) -> dict[str, str | int | float]:
     """How many filters of a layer are on for A, and how many of those that are on A and B share."""
     both, only_a, only_b, _ = fork.counts()
     facts: dict[str, str | int | float] = {"filters on": f"{both + only_a} of {len(fork.state)} in {fork.layer}"}
-    if pictures > 1:
+    if count > 1:
         shared, all_a, all_b = (sum(fork.counts()[i] for fork in forks) for i in range(3))
         facts["shared here"] = f"{both} of {both + only_a + only_b}"
         facts["shared by the whole paths"] = f"{shared} of {shared + all_a + all_b}"
@@ -156,14 +156,14 @@ def flow(forks: Sequence[Fork], layer: str, pressable: set[str], two: bool) -> s
     """The layers from left to right, each a column of what A and B share, what only one of them uses, and what neither
     does, with ribbons between; a click on a column chooses the layer."""
     top = 2 * svg.LINE + 10
-    drawn = [_legend(two)]
+    shapes = [_legend(two)]
     corners = [(2 + (i % ROW) * WIDE, top + (i // ROW) * DOWN) for i in range(len(forks))]
     for i, (fork, (x, y)) in enumerate(zip(forks, corners, strict=True)):
         bands = _bands(fork)
         if i + 1 < len(forks) and corners[i + 1][1] == y:
             following = _bands(forks[i + 1])
-            drawn += [_ribbon(x + COLUMN, y, x + WIDE, bands[k], following[k], COLOURS[k]) for k in range(3)]
-        drawn += [
+            shapes += [_ribbon(x + COLUMN, y, x + WIDE, bands[k], following[k], COLOURS[k]) for k in range(3)]
+        shapes += [
             svg.rect(x, y + start, COLUMN, end - start, _look(colour))
             for (start, end), colour in zip(bands, COLOURS, strict=True)
             if end > start
@@ -171,13 +171,13 @@ def flow(forks: Sequence[Fork], layer: str, pressable: set[str], two: bool) -> s
         both, a, b, off = fork.counts()
         hint = f"{fork.layer}: {both} shared, {a} only A, {b} only B, {off} off"
         if fork.layer in pressable:
-            drawn.append(svg.target((x - 2, y - 2, COLUMN + 4, TALL + 4), hint, fork.layer == layer, layer=fork.layer))
+            shapes.append(svg.target((x - 2, y - 2, COLUMN + 4, TALL + 4), hint, fork.layer == layer, layer=fork.layer))
     rows = -(-len(forks) // ROW)
     width = max(min(len(forks), ROW) * WIDE + 2, LEAST)
     for row in range(rows):
         first, last = forks[row * ROW].layer, forks[min(len(forks), (row + 1) * ROW) - 1].layer
-        drawn.append(svg.text(0, top + row * DOWN + TALL + 16, svg.fit(f"{first} to {last}", width)))
-    return svg.document(width, top + rows * DOWN, "paths through the layers", "paths", drawn)
+        shapes.append(svg.text(0, top + row * DOWN + TALL + 16, svg.fit(f"{first} to {last}", width)))
+    return svg.document(width, top + rows * DOWN, "paths through the layers", "paths", shapes)
 
 
 def filter_grid(fork: Fork, chosen: int, two: bool, pressable: Container[int]) -> str:
@@ -211,13 +211,13 @@ def table(values: np.ndarray, names: Sequence[str], title: str) -> str:
     top, every = svg.LINE + 24, -(-14 // side)
     scale = raster.Scale(-1.0, 1.0)
     image = raster.png(scale.shades(values), scale.table())
-    drawn = [raster.image(image, left, top, side * len(names), side * len(names), title)]
+    shapes = [raster.image(image, left, top, side * len(names), side * len(names), title)]
     for k in range(0, len(names), every):
-        drawn.append(svg.text(left - 6, top + (k + 0.5) * side + 4, names[k], "end"))
-        drawn.append(svg.text(left + (k + 0.5) * side, top - 6, names[k], "mid"))
+        shapes.append(svg.text(left - 6, top + (k + 0.5) * side + 4, names[k], "end"))
+        shapes.append(svg.text(left + (k + 0.5) * side, top - 6, names[k], "mid"))
     below = top + side * len(names) + 10
-    drawn.append(raster.legend(scale, left, below, "cosine"))
-    return svg.document(max(left + side * len(names), LEAST), below + 32, title, title, drawn)
+    shapes.append(raster.legend(scale, left, below, "cosine"))
+    return svg.document(max(left + side * len(names), LEAST), below + 32, title, title, shapes)
 
 
 def _bands(fork: Fork) -> list[tuple[float, float]]:
@@ -280,32 +280,32 @@ class _Responses:
         """The index of a gated layer."""
         return self.outcome.seen.layers.index(layer)
 
-    def pictures(self, pair: list[int]) -> str:
+    def images(self, pair: list[int]) -> str:
         """The inputs themselves, each with what it is called."""
         h, w = self.size
-        scale, drawn = LONGEST / max(h, w), []
+        scale, shapes = LONGEST / max(h, w), []
         bottom = svg.HEAD + h * scale
         for i, k in enumerate(pair):
             pred = int(self.outcome.seen.predicted[self.outcome.sampled[k]])
             pixels = raster.as_picture(self.inputs[k], self.low, self.high)
-            drawn.append(raster.image(raster.uri(pixels), BESIDE * i, svg.HEAD, w * scale, h * scale))
-            drawn.append(svg.text(BESIDE * i, bottom + svg.UNDER, f"{'AB'[i]}: {_class(self.outcome, k)}"))
-            drawn.append(svg.text(BESIDE * i, bottom + svg.UNDER + svg.LINE, f"called {pred}"))
-        return svg.document(BESIDE * len(pair), bottom + 2 * svg.LINE + 6, "pictures", "pictures", drawn)
+            shapes.append(raster.image(raster.uri(pixels), BESIDE * i, svg.HEAD, w * scale, h * scale))
+            shapes.append(svg.text(BESIDE * i, bottom + svg.UNDER, f"{'AB'[i]}: {_class(self.outcome, k)}"))
+            shapes.append(svg.text(BESIDE * i, bottom + svg.UNDER + svg.LINE, f"called {pred}"))
+        return svg.document(BESIDE * len(pair), bottom + 2 * svg.LINE + 6, "pictures", "pictures", shapes)
 
     def maps(self, pair: list[int], layer: str, k: int) -> str:
         """The filter's map for each picture before its gate, on one scale."""
-        maps = np.stack([self._map(picture, layer)[k] for picture in pair])
+        maps = np.stack([self._map(image, layer)[k] for image in pair])
         title = f"filter {k} on {' and '.join('AB'[: len(pair)])}"
         return raster.grid(maps, title, "before the gate", longest=LONGEST, scale=raster.Scale.of(maps))
 
-    def _map(self, picture: int, layer: str) -> np.ndarray:
+    def _map(self, image: int, layer: str) -> np.ndarray:
         """What reaches the gate of a layer for one picture: (C_l, H, W)."""
-        if (picture, layer) not in self.maps_of:
-            x = self.outcome.sample[picture : picture + 1].to(self.device)
+        if (image, layer) not in self.maps_of:
+            x = self.outcome.sample[image : image + 1].to(self.device)
             out = input_of(self.outcome.model, self.outcome.decoupled.sites[self.site(layer)].gate, x)
-            self.maps_of[picture, layer] = _plane(out[0].cpu().numpy())
-        return self.maps_of[picture, layer]
+            self.maps_of[image, layer] = _plane(out[0].cpu().numpy())
+        return self.maps_of[image, layer]
 
     def classes(self, layer: str, k: int) -> str:
         """For how many pictures of each class the filter is on."""
@@ -321,15 +321,15 @@ class _Responses:
         top, side = svg.HEAD, 48
         h, w = self.size
         across, down = side * w / max(h, w), side * h / max(h, w)
-        drawn = []
-        for i, picture in enumerate(means.argsort(descending=True)[:STRONGEST].tolist()):
+        shapes = []
+        for i, image in enumerate(means.argsort(descending=True)[:STRONGEST].tolist()):
             x, y = i % 4 * (side + 10), top + i // 4 * (side + svg.LINE)
-            pixels = raster.as_picture(self.inputs[picture], self.low, self.high)
-            drawn.append(raster.image(raster.uri(pixels), x, y, across, down))
-            drawn.append(svg.text(x + across / 2, y + down + 13, svg.short(float(f"{means[picture]:.2g}")), "mid num"))
+            pixels = raster.as_picture(self.inputs[image], self.low, self.high)
+            shapes.append(raster.image(raster.uri(pixels), x, y, across, down))
+            shapes.append(svg.text(x + across / 2, y + down + 13, svg.short(float(f"{means[image]:.2g}")), "mid num"))
         title = f"strongest of {len(means)} pictures (mean before the gate)"
         height = top + -(-min(STRONGEST, len(means)) // 4) * (side + svg.LINE) + 4
-        return svg.document(max(4 * (side + 10), svg.title_width(title)), height, title, title, drawn)
+        return svg.document(max(4 * (side + 10), svg.title_width(title)), height, title, title, shapes)
 
 
 def _class(outcome: DecouplingOutcome, k: int) -> str:
@@ -337,17 +337,17 @@ def _class(outcome: DecouplingOutcome, k: int) -> str:
     return f"class {label}" if label >= 0 else "no label"
 
 
-def _state(fork: Fork, k: int, pictures: int) -> str:
+def _state(fork: Fork, k: int, count: int) -> str:
     words = {0: "on for both", 1: "on for A only", 2: "on for B only", 3: "off for both"}
-    return words[int(fork.state[k])] if pictures > 1 else ("on" if fork.state[k] == 0 else "off")
+    return words[int(fork.state[k])] if count > 1 else ("on" if fork.state[k] == 0 else "off")
 
 
-def _valid_pictures(outcome: DecouplingOutcome, pictures: Sequence[int] | None) -> list[int]:
+def _valid_images(outcome: DecouplingOutcome, images: Sequence[int] | None) -> list[int]:
     count = len(outcome.sample)
-    for k in pictures or ():
+    for k in images or ():
         if not 0 <= k < count:
-            raise ValueError(f"pictures: there is no picture {k}: give numbers in 0..{count - 1}, the outcome's sample")
-    return list(range(count) if pictures is None else pictures)
+            raise ValueError(f"images: there is no picture {k}: give numbers in 0..{count - 1}, the outcome's sample")
+    return list(range(count) if images is None else images)
 
 
 def _valid_filters(most: int, filters: Sequence[int] | None) -> list[int]:

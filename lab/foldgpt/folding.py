@@ -109,9 +109,9 @@ def removed(model: Any, kept: tuple[int, ...]) -> Any:
     configuration has no list in which that can be said.
     """
     copy = deepcopy(model)
-    owner, name = stack(copy)
-    setattr(owner, name, nn.ModuleList([getattr(owner, name)[block] for block in kept]))
-    for layer, block in enumerate(getattr(owner, name)):
+    holder, name = stack(copy)
+    setattr(holder, name, nn.ModuleList([getattr(holder, name)[block] for block in kept]))
+    for layer, block in enumerate(getattr(holder, name)):
         for module in block.modules():
             for number in LAYER_NUMBERS & vars(module).keys():
                 setattr(module, number, layer)

@@ -40,13 +40,13 @@ def explore(outcome: FoldGPTOutcome) -> Explorer:
 
     def draw(step: int) -> Frame:
         gates: list[float] = numbers(outcome, step)["gate"]
-        pictures, facts = [stack(outcome), matrix(outcome)], dict[str, Any]()
+        parts, facts = [stack(outcome), matrix(outcome)], dict[str, Any]()
         if gates:
             names = [f"block {block}" for block in range(len(gates))]
-            pictures.append(svg.heat(outcome.gates.T.tolist(), names, title="gates over the training", at=step))
+            parts.append(svg.heat(outcome.gates.T.tolist(), names, title="gates over the training", at=step))
             facts["mean gate"] = round(sum(gates) / len(gates), 3)
             facts["between 0.1 and 0.9"] = sum(0.1 < g < 0.9 for g in gates)
-        return Frame("".join(pictures), facts | _facts(outcome))
+        return Frame("".join(parts), facts | _facts(outcome))
 
     gone = len(outcome.ranking) - len(outcome.fold.kept)
     title = f"FoldGPT: {gone} of {len(outcome.ranking)} blocks removed, pairs that share: {len(outcome.fold.groups)}"

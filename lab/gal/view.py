@@ -42,11 +42,11 @@ def explore(outcome: GALOutcome) -> Explorer:
     def draw(step: int) -> Frame:
         snapshot = shown_at.index(step)
         by_unit = numbers(outcome, snapshot)
-        pictures = [_blocks(unit, parts) for unit, parts in by_unit.items()]
-        pictures.append(svg.heat(rows, names, x="snapshot", title="share of open entries over the run", at=snapshot))
-        pictures.append(svg.lines(losses, "step", "loss", at=step))
+        parts = [_blocks(unit, entries) for unit, entries in by_unit.items()]
+        parts.append(svg.heat(rows, names, x="snapshot", title="share of open entries over the run", at=snapshot))
+        parts.append(svg.lines(losses, "step", "loss", at=step))
         facts: dict[str, Any] = {f"{unit} entries open": sum(k for _, k, _ in part) for unit, part in by_unit.items()}
-        return Frame("".join(pictures), facts)
+        return Frame("".join(parts), facts)
 
     control = Control(shown_at, label="step of the pruning stage", start=shown_at[-1])
     return Explorer(draw, {"step": control}, title=f"GAL(lam={outcome.recipe.lam:g}): masks closing")

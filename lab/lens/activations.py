@@ -176,7 +176,7 @@ def labelled(batches: Iterable, progress: str = "", what: str = "y") -> Iterator
         raise ValueError(f"the batches are empty: give at least one (x, {what})")
 
 
-def pictures(x: Any, name: str = "x") -> torch.Tensor:
+def as_images(x: Any, name: str = "x") -> torch.Tensor:
     """x as a batch of pictures (N, C, H, W); ValueError in one line for anything else, and for NaN."""
     if not isinstance(x, torch.Tensor) or x.ndim != 4 or not len(x):
         shape = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__

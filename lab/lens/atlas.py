@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..ui import Control, Explorer, Frame, raster, svg
-from .activations import maps, pictures
+from .activations import as_images, maps
 
 PAGE = 64  # maps a page: drawn in some 20 ms, under 100 kB
 EACH, ONE = "each map its own", "one for the layer"
@@ -19,15 +19,15 @@ def atlas(model: nn.Module, x: torch.Tensor, layers: Sequence[str] | str | None 
     x is (N, C, H, W), a few pictures as the model takes them; `layers` are names, left out all that give feature maps.
     What they give is kept as it is computed once: N pictures of all layers. ValueError for a model without maps.
     """
-    x = pictures(x)
+    x = as_images(x)
     by_layer = {name: output.float().cpu().numpy() for name, output in maps(model, x, layers).items()}
     images = x.float().cpu().numpy()  # (N, C, H, W)
     low, high = span(images)
     filters = {name: output.shape[1] for name, output in by_layer.items()}
     pages = max(-(-count // PAGE) for count in filters.values())
 
-    def draw(layer: str, page: int, picture: int = 0, scale: str = ONE) -> Frame:
-        maps = by_layer[layer][picture]  # (C, h, w)
+    def draw(layer: str, page: int, image: int = 0, scale: str = ONE) -> Frame:
+        maps = by_layer[layer][image]  # (C, h, w)
         parts = -(-len(maps) // PAGE)
         at = min(page, parts) - 1
         shown = range(at * PAGE, min((at + 1) * PAGE, len(maps)))
@@ -41,12 +41,12 @@ def atlas(model: nn.Module, x: torch.Tensor, layers: Sequence[str] | str | None 
             "page": f"{at + 1} of {parts}",
             "never above 0 here": int((maps.max((1, 2)) <= 0).sum()),
         }
-        photo = raster.photo(images[picture], f"picture {picture}", low, high)
+        photo = raster.photo(images[image], f"picture {image}", low, high)
         return Frame(strip(filters, layer) + photo + grid, facts)
 
     controls: dict[str, Control] = {"layer": Control(list(filters)), "page": Control(range(1, pages + 1))}
     if len(x) > 1:
-        controls["picture"] = Control(range(len(x)))
+        controls["image"] = Control(range(len(x)), label="picture")
     controls["scale"] = Control([ONE, EACH], label="colours")
     return Explorer(draw, controls, title=f"{type(model).__name__}: feature maps")
 
@@ -66,12 +66,12 @@ def strip(counts: dict[str, int], chosen: str) -> str:
         return ""
     pitch = max(6.0, min(26.0, 860 / len(counts)))
     most, high, top = max(counts.values()), 34.0, svg.HEAD
-    drawn = []
+    shapes = []
     for k, (name, count) in enumerate(counts.items()):
         tall = max(3.0, high * (count / most) ** 0.5)
         shade = "" if name == chosen else " s4"
         bar = svg.rect(k * pitch + 1, top + high - tall, pitch - 2, tall, f"lab-shade c0{shade}")
         box = (k * pitch + 1, top, pitch - 2, high)
-        drawn.append(svg.target(box, f"{name}: {count} filters", name == chosen, bar, layer=name))
+        shapes.append(svg.target(box, f"{name}: {count} filters", name == chosen, bar, layer=name))
     title = f"{len(counts)} layers, in the order in which they run"
-    return svg.document(max(len(counts) * pitch, 320), top + high + 4, title, title, drawn, alone=True)
+    return svg.document(max(len(counts) * pitch, 320), top + high + 4, title, title, shapes, alone=True)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..core.graph.tracing import trace
 from ..core.training import seeded
 from ..ui import Control, Explorer, Frame, raster
-from .activations import as_taken, hooked, maps, named, pictures, run
+from .activations import as_images, as_taken, hooked, maps, named, run
 from .atlas import span
 from .concepts import with_fresh_weights
 
@@ -42,7 +42,7 @@ def attribution(
     rectifiers are out of place. ValueError in one line for what does not fit.
     """
     captum = _captum()
-    x = as_taken(model, pictures(x))
+    x = as_taken(model, as_images(x))
     if method not in METHODS:
         raise ValueError(f"method={method!r}: give one of {', '.join(map(repr, METHODS))}")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
@@ -88,16 +88,16 @@ def explain(
     """
     if strange := [method for method in methods if method not in METHODS]:
         raise ValueError(f"methods holds {strange[0]!r}: give some of {', '.join(map(repr, METHODS))}")
-    x = pictures(x)
+    x = as_images(x)
     labels = _classes(model, as_taken(model, x), target)
     fresh = with_fresh_weights(model, seed)
     images = x.float().cpu().numpy()
     low, high = span(images)
 
-    def draw(method: str, picture: int = 0) -> Frame:
-        image, label = x[picture : picture + 1], labels[picture : picture + 1]
-        marks = [attribution(net, image, label, method).sum(1).float().cpu().numpy() for net in (model, fresh)]
-        parts = [raster.photo(images[picture], f"picture {picture}", low, high, longest=200)]
+    def draw(method: str, image: int = 0) -> Frame:
+        x_one, label = x[image : image + 1], labels[image : image + 1]
+        marks = [attribution(net, x_one, label, method).sum(1).float().cpu().numpy() for net in (model, fresh)]
+        parts = [raster.photo(images[image], f"picture {image}", low, high, longest=200)]
         for title, mark in zip(("this network", "control: fresh weights"), marks, strict=True):
             parts.append(raster.grid(mark, title, "attribution", longest=200, scale=raster.Scale.of(mark)))
         name = classes[int(label)] if int(label) < len(classes) else f"class {int(label)}"
@@ -106,7 +106,7 @@ def explain(
 
     controls = {"method": Control(tuple(methods))}
     if len(x) > 1:
-        controls["picture"] = Control(range(len(x)))
+        controls["image"] = Control(range(len(x)), label="picture")
     return Explorer(draw, controls, title=f"{type(model).__name__}: what the answer hangs on")
 
 

@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from ..ui import Control, Explorer, Frame, raster
-from .activations import activations, maps, named, pictures
+from .activations import activations, as_images, maps, named
 from .atlas import span, strip
 
 _PAGE = 32
@@ -29,14 +29,14 @@ def compare_maps(
     whose maps correlate most with its maps (an assignment). Filters that went have no map after. ValueError where no
     layer gives maps in both, or where their maps have different sizes.
     """
-    x = pictures(x)
+    x = as_images(x)
     pairs = _pairs(before, after, x, layers, kept or {})
     names, images = list(pairs), x.float().cpu().numpy()
     low, high = span(images)
     pages = max(-(-old.shape[1] // _PAGE) for old, _ in pairs.values())
 
-    def draw(layer: str, page: int = 1, picture: int = 0) -> Frame:
-        old, new = (maps[picture] for maps in pairs[layer])  # (C, h, w) each
+    def draw(layer: str, page: int = 1, image: int = 0) -> Frame:
+        old, new = (maps[image] for maps in pairs[layer])  # (C, h, w) each
         at = min(page, -(-len(old) // _PAGE)) - 1
         part = slice(at * _PAGE, (at + 1) * _PAGE)
         there = np.isfinite(new).all((1, 2))
@@ -53,7 +53,7 @@ def compare_maps(
                 (change, "after minus before", "change of the activation", raster.Scale(-reach, reach)),
             )
         ]
-        parts.append(raster.photo(images[picture], f"picture {picture}", low, high, longest=120))
+        parts.append(raster.photo(images[image], f"picture {image}", low, high, longest=120))
         norm = float(np.linalg.norm(old[there])) or 1.0
         facts: dict[str, str | int | float] = {"filters before": len(old), "filters after": int(there.sum())}
         facts |= {"relative change": f"{np.linalg.norm(change[there]) / norm:.1%} of those that stayed"}
@@ -63,7 +63,7 @@ def compare_maps(
     if pages > 1:
         controls["page"] = Control(range(1, pages + 1))
     if len(x) > 1:
-        controls["picture"] = Control(range(len(x)))
+        controls["image"] = Control(range(len(x)), label="picture")
     return Explorer(draw, controls, title=f"{type(before).__name__}: before and after")
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..core.training import seeded
-from .activations import labelled, named, pictures, reading
+from .activations import as_images, labelled, named, reading
 
 _POOL = 24  # filters that a set may be built from: those nearest to the concept by themselves
 
@@ -200,7 +200,7 @@ def concept_data(
         raise ValueError(f"top={top!r}: give the share of the answers that count as strong, between 0 and 1")
     if not isinstance(most, int) or isinstance(most, bool) or most < 1:
         raise ValueError(f"most={most!r}: give an integer number of filters, 1 or more")
-    data = [(pictures(x, "a batch"), masks) for x, masks in labelled(batches, what="masks")]
+    data = [(as_images(x, "a batch"), masks) for x, masks in labelled(batches, what="masks")]
     for x, masks in data:
         if masks.ndim != 4 or len(masks) != len(x) or masks.shape[1] != len(names):
             expected = f"({len(x)}, {len(names)}, H, W)"

@@ -48,10 +48,10 @@ def dissect(
         views = [
             (held_out[i], raster.area(area), raster.outline(truth[i, k])) for i, area in zip(some, strong, strict=True)
         ]
-        pictures = gallery(views, f"pictures of {concept}, held out", low, high)
+        grid = gallery(views, f"pictures of {concept}, held out", low, high)
         facts: dict[str, str | int | float] = {"filters": ", ".join(map(str, used)), "IoU": round(ious[k], 3)}
         facts |= {"fresh weights": round(random_ious[k], 3), "measured on": f"{len(truth)} pictures"}
-        return Frame(chart(bars, concept, f"IoU of {filters}") + pictures, facts)
+        return Frame(chart(bars, concept, f"IoU of {filters}") + grid, facts)
 
     controls = {"concept": Control(tuple(names)), "filters": Control([SET, ONE])}
     return Explorer(draw, controls, title=f"{layer}: where filters are strong (pink) and what is there (outlined)")
@@ -62,7 +62,7 @@ def chart(rows: Sequence[tuple[str, float, float]], chosen: str, title: str) -> 
     most = max((max(iou, random_iou) for _, iou, random_iou in rows), default=0) or 1
     left = max(svg.text_width(name) for name, _, _ in rows) + 8
     tall, room = 24, 150  # px, of a row and of its longest bar
-    drawn = []
+    shapes = []
     for k, (name, iou, random_iou) in enumerate(rows):
         y = svg.HEAD + k * tall
         bars = svg.rect(left, y + 3, iou / most * room, 8, "lab-shade c0")
@@ -70,22 +70,22 @@ def chart(rows: Sequence[tuple[str, float, float]], chosen: str, title: str) -> 
         end = left + max(iou, random_iou) / most * room + 6
         words = svg.text(4, y + 15, name) + svg.text(end, y + 15, f"{iou:.2f}", "num")
         hint = f"{name}: {iou:.3f}, with fresh weights {random_iou:.3f}"
-        drawn.append(svg.target((1, y, left + room + 40, tall - 2), hint, name == chosen, bars + words, concept=name))
+        shapes.append(svg.target((1, y, left + room + 40, tall - 2), hint, name == chosen, bars + words, concept=name))
     bottom = svg.HEAD + len(rows) * tall
-    drawn.append(svg.text(4, bottom + svg.BASE, "hollow: the same with fresh weights"))
-    return svg.document(max(left + room + 46, 250), bottom + svg.LINE, title, title, drawn)
+    shapes.append(svg.text(4, bottom + svg.BASE, "hollow: the same with fresh weights"))
+    return svg.document(max(left + room + 46, 250), bottom + svg.LINE, title, title, shapes)
 
 
 def gallery(views: Sequence[tuple[np.ndarray, str, str]], title: str, low: float, high: float) -> str:
     """Pictures (C, H, W) in rows of four, each with the path of what is strong and the path of what is there."""
     step = _SIDE + 6
-    drawn = []
+    shapes = []
     for k, (x, strong, there) in enumerate(views):
         h, w = x.shape[1:]
         left, top, scale = k % 4 * step, svg.HEAD + k // 4 * step, _SIDE / max(h, w)
         source = raster.uri(raster.shrunk(raster.as_picture(x, low, high), _SIDE))
-        drawn.append(raster.image(source, left, top, w * scale, h * scale))
+        shapes.append(raster.image(source, left, top, w * scale, h * scale))
         over = f'<path class="lab-strong" d="{strong}"/><path class="lab-frame" d="{there}"/>'
-        drawn.append(f'<g transform="translate({left} {top}) scale({scale:.4f})">{over}</g>')
+        shapes.append(f'<g transform="translate({left} {top}) scale({scale:.4f})">{over}</g>')
     width = max(min(4, len(views)) * step, svg.title_width(title))
-    return svg.document(width, svg.HEAD + -(-len(views) // 4) * step, title, title, drawn)
+    return svg.document(width, svg.HEAD + -(-len(views) // 4) * step, title, title, shapes)

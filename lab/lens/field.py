@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from .activations import activations, features, first, named, pictures
+from .activations import activations, as_images, features, first, named
 
 PROBES = 32  # a side is cut into at most so many bands
 
@@ -35,7 +35,7 @@ def receptive_fields(
     pixels, else to the whole band outwards. Whatever mixes the whole picture (attention, squeeze and excitation, group
     norms) sees all of it; so does, by assumption, a unit that no NaN reaches. Boxes: what lies inside may have gaps.
     """
-    layers, x = named(model, layers), pictures(x)[:1].float()
+    layers, x = named(model, layers), as_images(x)[:1].float()
     clean = _outputs(model, layers, x)
     if any(torch.isnan(output).any() for output in clean.values()):
         raise ValueError("the model answers NaN on finite data: its weights are broken, load them again")

@@ -10,13 +10,13 @@ from torch import nn
 from ..core.task import inputs
 from ..ui import Control, Explorer, Frame, raster, svg
 from .ablation import switched_off
-from .activations import maps, named, over, pictures
+from .activations import as_images, maps, named, over
 from .atlas import PAGE, span, strip
 from .strongest import Strongest, strongest_of
 
 _SIDE = 56  # px, the longer side of a strongest picture
 _LONGEST = 132  # px, of the picture and the map that are looked at
-_TURN = (120, 22)  # px, width and height of a button that turns the page
+_TURN = (120, 22)  # px, width and height of a button that buttons the page
 _PIXELS = 64  # the most that a side of a small picture is drawn from
 
 
@@ -39,13 +39,13 @@ def filters(
     if not isinstance(shown, int) or isinstance(shown, bool) or shown < 1:
         raise ValueError(f"shown={shown!r}: give an integer number of pictures, 1 or more")
     first = _first(batches)
-    x = pictures(inputs(first), "a batch")[:shown]
+    x = as_images(inputs(first), "a batch")[:shown]
     maps_of = {name: out.float().cpu().numpy() for name, out in maps(model, x, names).items() if name in names}
     tops = strongest_of(model, names, batches, k, progress=progress)
     page = _Filters(model, batches, maps_of, tops, x.float().cpu().numpy())
     controls: dict[str, Control] = {"layer": Control(names)} if len(names) > 1 else {}
     controls["filter"] = Control(range(max(page.counts.values())))
-    controls["picture"] = Control(range(len(x)))
+    controls["image"] = Control(range(len(x)), label="picture")
     is_labelled = isinstance(first, (tuple, list)) and len(first) > 1 and isinstance(first[1], torch.Tensor)
     return Explorer(
         page.draw,
@@ -72,18 +72,18 @@ class _Filters:
         self.model, self.batches, self.maps_of, self.tops, self.images = model, batches, maps_of, tops, images
         self.counts = {name: maps.shape[1] for name, maps in maps_of.items()}
         self.measured: dict[tuple[str, int], dict[str, str]] = {}
-        self.range = span(*images, *(image.float().numpy() for top in tops.values() for image in top.pictures.values()))
+        self.range = span(*images, *(image.float().numpy() for top in tops.values() for image in top.kept.values()))
 
-    def draw(self, filter: int, picture: int, layer: str = "") -> Frame:
+    def draw(self, filter: int, image: int, layer: str = "") -> Frame:
         """The page of a filter: the grid that it stands in, its map on the picture, its strongest pictures."""
         layer = layer or next(iter(self.counts))
-        maps, top = self.maps_of[layer][picture], self.tops[layer]  # (C, h, w)
+        maps, top = self.maps_of[layer][image], self.tops[layer]  # (C, h, w)
         k = min(filter, len(maps) - 1)
         scale = raster.Scale.of(maps[k])
         parts = [
             strip(self.counts, layer),
-            _grid(maps, k, layer, picture),
-            raster.photo(self.images[picture], f"picture {picture}", *self.range, longest=_LONGEST),
+            _grid(maps, k, layer, image),
+            raster.photo(self.images[image], f"picture {image}", *self.range, longest=_LONGEST),
             raster.grid(maps[k : k + 1], f"filter {k}", "activation", longest=_LONGEST, scale=scale),
             row(top, k, *self.range),
         ]
@@ -113,13 +113,13 @@ def _first(batches: Iterable) -> Any:
     raise ValueError("the batches are empty: give at least one")
 
 
-def _grid(maps: np.ndarray, filter: int, layer: str, picture: int) -> str:
+def _grid(maps: np.ndarray, filter: int, layer: str, image: int) -> str:
     """The page of maps that holds a filter, to be clicked, and the ways to the pages beside it."""
     start = filter // PAGE * PAGE
     page = maps[start : start + PAGE]
-    title = f"{layer} on picture {picture}: filters {start} to {start + len(page) - 1} of {len(maps)}"
-    turns = _turn(0, "← earlier filters", start - PAGE) if start else ""
-    turns += _turn(128, "later filters →", start + PAGE) if start + PAGE < len(maps) else ""
+    title = f"{layer} on picture {image}: filters {start} to {start + len(page) - 1} of {len(maps)}"
+    buttons = _turn(0, "← earlier filters", start - PAGE) if start else ""
+    buttons += _turn(128, "later filters →", start + PAGE) if start + PAGE < len(maps) else ""
     return raster.grid(
         page,
         title,
@@ -128,7 +128,7 @@ def _grid(maps: np.ndarray, filter: int, layer: str, picture: int) -> str:
         names=[f"filter {start + i}" for i in range(len(page))],
         pressed=filter - start,
         press=lambda i: {"filter": start + i},
-        beside=turns,
+        beside=buttons,
     )
 
 
@@ -142,19 +142,19 @@ def _turn(x: float, text: str, to: int) -> str:
 def row(top: Strongest, filter: int, low: float, high: float) -> str:
     """The strongest pictures of a filter with a frame about what the unit sees, that part enlarged, the answers."""
     images, step = top.images(filter), _SIDE + 4
-    drawn = []
+    shapes = []
     for rank, (image, crop) in enumerate(zip(images, top.crops(filter), strict=True)):
         x, scale = rank * step, _SIDE / max(image.shape[1:])
-        drawn.append(_photo(image, x, svg.HEAD, low, high, f"picture {int(top.number[filter, rank])} of the stream"))
+        shapes.append(_photo(image, x, svg.HEAD, low, high, f"picture {int(top.number[filter, rank])} of the stream"))
         t, left, b, right = top.box(filter, rank)
         box = (x + left * scale, svg.HEAD + t * scale, (right - left) * scale, (b - t) * scale)
-        drawn.append(svg.rect(*box, "lab-frame"))
-        drawn.append(_photo(crop, x, svg.HEAD + step, low, high, "what it sees"))
+        shapes.append(svg.rect(*box, "lab-frame"))
+        shapes.append(_photo(crop, x, svg.HEAD + step, low, high, "what it sees"))
         value = svg.short(float(f"{float(top.values[filter, rank]):.3g}"))
-        drawn.append(svg.text(x + _SIDE / 2, svg.HEAD + 2 * step + svg.BASE, value, "mid num"))
+        shapes.append(svg.text(x + _SIDE / 2, svg.HEAD + 2 * step + svg.BASE, value, "mid num"))
     title = f"strongest of {top.seen:,} pictures, and what the unit sees"
     width = max(len(images) * step, svg.title_width(title))
-    return svg.document(width, svg.HEAD + 2 * step + svg.LINE, title, title, drawn)
+    return svg.document(width, svg.HEAD + 2 * step + svg.LINE, title, title, shapes)
 
 
 def _photo(image: torch.Tensor, x: float, y: float, low: float, high: float, label: str) -> str:

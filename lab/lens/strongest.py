@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..core.task import inputs
-from .activations import activations, features, first, named, over, pictures
+from .activations import activations, as_images, features, first, named, over
 from .field import Field, receptive_fields
 
 Top = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # values (F, k), numbers of the pictures (F, k), units (F, k, 2)
@@ -18,7 +18,7 @@ class Strongest:
     """The k strongest pictures of each filter of a layer, strongest first; one unit, the highest, speaks for a picture.
 
     `values` (filters, k) are activations, `number` (filters, k) the picture's index in the stream, `unit`
-    (filters, k, 2) row and column in the map; `pictures` holds each of them once, (C, H, W), by its index.
+    (filters, k, 2) row and column in the map; `kept` holds each of them once, (C, H, W), by its index.
     Where the stream had fewer than k pictures, k is their number.
     """
 
@@ -27,7 +27,7 @@ class Strongest:
     number: torch.Tensor
     unit: torch.Tensor
     seen: int  # pictures in the stream
-    pictures: dict[int, torch.Tensor] = field(repr=False)
+    kept: dict[int, torch.Tensor] = field(repr=False)
     field: Field = field(repr=False)
 
     def box(self, filter: int, rank: int = 0) -> tuple[int, int, int, int]:
@@ -37,7 +37,7 @@ class Strongest:
 
     def images(self, filter: int) -> list[torch.Tensor]:
         """The k pictures (C, H, W) of a filter."""
-        return [self.pictures[number] for number in self.number[filter].tolist()]
+        return [self.kept[number] for number in self.number[filter].tolist()]
 
     def crops(self, filter: int) -> list[torch.Tensor]:
         """The part of each of the k pictures that the unit sees, (C, h, w); smaller at the picture's edge."""
@@ -69,7 +69,7 @@ def strongest_of(
     kept: dict[int, torch.Tensor] = {}
     count, shape = 0, None
     for batch in over(batches, "strongest" if progress else ""):
-        x = pictures(inputs(batch), "a batch")
+        x = as_images(inputs(batch), "a batch")
         shape = x.shape[1:] if shape is None else shape
         if x.shape[1:] != shape:
             raise ValueError(f"a batch holds pictures of {tuple(x.shape[1:])}, the first {tuple(shape)}: use one size")

@@ -27,15 +27,15 @@ def weights(model: nn.Module, layers: Sequence[str] | str | None = None) -> Expl
         scale = raster.Scale(-float(abs(kernel).max() or 1), float(abs(kernel).max() or 1))
         facts = {"shape": " x ".join(map(str, kernel.shape)), "zeros": f"{(kernel == 0).mean():.1%}"}
         if _is_colour(kernel):
-            picture = _colour(kernel, layer, scale)
+            image = _colour(kernel, layer, scale)
         elif _is_grid(kernel):
-            picture = _kernels(kernel, layer, scale, down - 1, across - 1)
+            image = _kernels(kernel, layer, scale, down - 1, across - 1)
         else:
             matrix = kernel.reshape(1, *kernel.shape[:2])
             side = int(min(480, max(60, 6 * max(matrix.shape[1:]))))
             title = f"{layer}: {matrix.shape[1]} outputs (down) by {matrix.shape[2]} inputs (across)"
-            picture = raster.grid(matrix, title, "weight", longest=side, scale=scale)
-        return Frame(picture, facts)
+            image = raster.grid(matrix, title, "weight", longest=side, scale=scale)
+        return Frame(image, facts)
 
     controls = {"layer": Control(list(by_layer))}
     if down > 1:
@@ -76,18 +76,18 @@ def _is_colour(kernel: np.ndarray) -> bool:
 def _colour(kernel: np.ndarray, layer: str, scale: raster.Scale) -> str:
     """Kernels (filters, 3, k, k) as colour pictures: grey is zero, full red the largest weight on red."""
     columns, side, gap = 16, 40, 4
-    drawn = []
+    shapes = []
     for k, weight in enumerate(kernel):
         pixels = raster.as_picture(weight, scale.low, scale.high)
         x, y = k % columns * (side + gap), svg.HEAD + k // columns * (side + gap)
-        drawn.append(raster.image(raster.uri(pixels), x, y, side, side, f"filter {k}"))
+        shapes.append(raster.image(raster.uri(pixels), x, y, side, side, f"filter {k}"))
     rows = -(-len(kernel) // columns)
     note = f"on red, green and blue; grey is 0, full colour {scale.high:.3g}, none {scale.low:.3g}"
     bottom = svg.HEAD + rows * (side + gap)
-    drawn.append(svg.text(0, bottom + svg.BASE, note))
+    shapes.append(svg.text(0, bottom + svg.BASE, note))
     width = max(min(len(kernel), columns) * (side + gap), svg.text_width(note))
     title = f"{layer}: {len(kernel)} kernels of {kernel.shape[2]} x {kernel.shape[3]}"
-    return svg.document(width, bottom + svg.LINE, title, title, drawn)
+    return svg.document(width, bottom + svg.LINE, title, title, shapes)
 
 
 def _kernels(kernel: np.ndarray, layer: str, scale: raster.Scale, down: int, across: int) -> str:

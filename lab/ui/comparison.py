@@ -122,8 +122,8 @@ class Comparison:
             for i, line in enumerate(self._table())
         ]
         rows = "".join(f"<tr>{line}</tr>" for line in body)
-        picture = f"<!--lab picture-->{still.images(self.picture())}<!--end-->"
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{picture}"
+        image = f"<!--lab picture-->{still.images(self.picture())}<!--end-->"
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{image}"
 
     def _table(self) -> list[list[str]]:
         """The cells as shown: a star for the front, the settings, then the report; a dash where there is nothing."""

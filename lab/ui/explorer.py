@@ -241,8 +241,8 @@ class Explorer(anywidget.AnyWidget):
         if size > STATES:
             raise ValueError(f"the controls span {size:,} states, a page holds {STATES:,}: give them fewer values")
         keys = itertools.product(*(range(len(values)) for values in grid))
-        drawn = zip(keys, itertools.product(*grid), strict=True)
-        return {",".join(map(str, key)): _sent(self._draw(*values)) for key, values in drawn}
+        states = zip(keys, itertools.product(*grid), strict=True)
+        return {",".join(map(str, key)): _sent(self._draw(*values)) for key, values in states}
 
 
 def _spec(title: str, controls: Mapping[str, Control], actions: Iterable[str]) -> dict[str, Any]:

@@ -113,13 +113,13 @@ def pruning_rate(
         value = by_rate.measured[rate] if is_measured else by_rate.estimate(rate)
         between = [(r, by_rate.estimate(r)) for r in rates if r not in by_rate.measured]
         points = svg.Series(task.metric, sorted(by_rate.measured.items()), between)
-        picture = svg.bars(state.layers, title="channels kept") + svg.lines([points], "pruning rate", unit, at=rate)
+        images = svg.bars(state.layers, title="channels kept") + svg.lines([points], "pruning rate", unit, at=rate)
         facts: dict[str, str | int | float] = {
             "parameters": state.parameters,
             "macs": state.macs,
             task.metric: f"{value:.1f} {task.unit} {'measured' if is_measured else 'estimate'}, not fine-tuned",
         }
-        return Frame(picture, facts if not state.dropped else {**facts, "dropped": len(state.dropped)})
+        return Frame(images, facts if not state.dropped else {**facts, "dropped": len(state.dropped)})
 
     def prune(explorer: Explorer) -> str:
         explorer.model = by_rate.measure(explorer.rate)

@@ -180,16 +180,16 @@ def grid(
     columns = max(1, min(columns, len(maps)))
     rows = -(-len(maps) // columns)
     w, h, top = columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP, svg.HEAD
-    drawn = [image(mosaic(maps, columns, width, height, scale), 0, top, w, h)] if len(maps) else []
+    shapes = [image(mosaic(maps, columns, width, height, scale), 0, top, w, h)] if len(maps) else []
     for k, box in enumerate(cells(len(maps), columns, width, height, top)):
         if press is not None:
-            drawn.append(svg.target(box, names[k] if names else str(k), k == pressed, **press(k)))
+            shapes.append(svg.target(box, names[k] if names else str(k), k == pressed, **press(k)))
     signed = scale.low < 0 if scale is not None else bool(maps.size and maps.min() < 0)
-    drawn.append(legend(scale, 0, top + h + 8, unit, signed))
+    shapes.append(legend(scale, 0, top + h + 8, unit, signed))
     if beside:
-        drawn.append(f'<g transform="translate({max(w - 250, 300)} {top + h + 6})">{beside}</g>')
+        shapes.append(f'<g transform="translate({max(w - 250, 300)} {top + h + 6})">{beside}</g>')
     broad = max(w, 176 + svg.text_width(unit), svg.title_width(title), 550 if beside else 0)
-    return svg.document(broad, top + h + 8 + 30, title, title, drawn)
+    return svg.document(broad, top + h + 8 + 30, title, title, shapes)
 
 
 def as_picture(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -203,8 +203,8 @@ def photo(x: np.ndarray, title: str, low: float, high: float, longest: int = 160
     """An input (C, H, W) as a picture with a title, its longer side `longest` px."""
     h, w = x.shape[1:]
     scale, top = longest / max(h, w), svg.HEAD
-    drawn = image(uri(shrunk(as_picture(x, low, high), longest)), 0, top, w * scale, h * scale, title)
-    return svg.document(max(w * scale, svg.title_width(title)), top + h * scale + 4, title, title, [drawn])
+    drawing = image(uri(shrunk(as_picture(x, low, high), longest)), 0, top, w * scale, h * scale, title)
+    return svg.document(max(w * scale, svg.title_width(title)), top + h * scale + 4, title, title, [drawing])
 
 
 def area(mask: np.ndarray) -> str:

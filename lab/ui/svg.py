@@ -165,12 +165,12 @@ def blocks(
     tall = sky + _HIGH + (2 * LINE + 6 if wide else 10)
     top = _top(title)
     corners = [((i % per_row) * pitch + 1, top + (i // per_row) * tall + sky) for i in range(len(parts))]
-    drawn = [_block(part, x, y, pitch, most, wide) for part, (x, y) in zip(parts, corners, strict=True)]
+    shapes = [_block(part, x, y, pitch, most, wide) for part, (x, y) in zip(parts, corners, strict=True)]
     heights = [_HIGH * math.sqrt(total / most) for _, _, total in parts]
     middle = _body(pitch, wide) / 2
     roofs = [(x + middle, y, y + _HIGH - h - 2) for (x, y), h in zip(corners, heights, strict=True)]
     arcs = [_skip(roofs[i], roofs[j], per_row * pitch) for i, j in skips]
-    return document(width, top + rows * tall, title, "blocks of the network", [*arcs, *drawn])
+    return document(width, top + rows * tall, title, "blocks of the network", [*arcs, *shapes])
 
 
 def heat(
@@ -209,8 +209,8 @@ def heat(
     marker = "" if at is None else _path(f"M{_n(now)} {_n(top - 3)}v{_n(h + 6)}", "lab-now")
     key = [rect(left + 10 + 8 * k, top - 16, 8, 10, f"lab-shade c0 s{k}") for k in range(8)]
     scale = [text(left, top - 7, "0"), *key, text(left + 78, top - 7, "1")]
-    drawn = [*scale, cells, frame, marker, *labels, *ends]
-    return document(width, top + h + LINE + 4, title, "values over steps", drawn)
+    shapes = [*scale, cells, frame, marker, *labels, *ends]
+    return document(width, top + h + LINE + 4, title, "values over steps", shapes)
 
 
 def target(
