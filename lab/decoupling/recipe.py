@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from ..core import cost, tasks
 from ..core.fields import Allowed, integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
-from ..core.report import Attempts, Report, Row, reported
+from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task, inputs
 from ..core.training import Step, descend
@@ -197,10 +197,7 @@ class Decoupling:
         return Report(repr(self), tuple(rows), (*self._notes(task, before, paths), *attempts.notes))
 
     def _notes(self, task: Task, before: Decoupled, paths: Paths) -> list[str]:
-        by_reason: dict[str, list[str]] = {}
-        for name, reason in before.ungated.items():
-            by_reason.setdefault(reason, []).append(name)
-        notes = [f"not gated, since {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+        notes = grouped_by_reason("not gated, since", before.ungated)
         if not has_labels(task):
             notes.append("the batches hold no labels: trained on the network's own predictions")
         notes.append(f"on-rate, macs and conditional filters of {len(paths):,} pictures of the task's batches")

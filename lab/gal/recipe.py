@@ -14,7 +14,7 @@ from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import finetune_stage, has_labels, sgd, validate_batches, validate_classes, validate_labels
 from ..core.graph import surgery
 from ..core.graph.channels import NORMS
-from ..core.report import Attempts, Report, Row, reported
+from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task, inputs
 from ..core.training import Step, descend
@@ -293,13 +293,8 @@ class GAL:
         return Report(repr(self), tuple(rows), (*self._notes(task, masked, model, empty), *attempts.notes))
 
     def _notes(self, task: Task, masked: Masked, model: nn.Module, empty: tuple[str, ...]) -> list[str]:
-        notes = []
+        notes = grouped_by_reason("left dense, since", masked.dense)
         alive = {name for name, _ in model.named_modules()}
-        if masked.dense:
-            by_reason: dict[str, list[str]] = {}
-            for name, reason in masked.dense.items():
-                by_reason.setdefault(reason, []).append(name)
-            notes += [f"left dense, since {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
         if dead := [name for name in empty if name in alive]:
             notes.append(f"wholly masked, kept with one dead channel: {', '.join(dead)}")
         if not has_labels(task):
