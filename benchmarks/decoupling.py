@@ -35,7 +35,7 @@ from lab.core.tasks import digits_data
 from lab.core.training import seeded
 from lab.decoupling import attacks, detection, intervention, paths
 from lab.decoupling.layers import gates
-from lab.decoupling.placement import attach
+from lab.decoupling.placement import insert_gates
 from lab.decoupling.skipping import skipping
 
 FILTERS = 150  # knocked out: a quarter of ResNet-20's gated filters; chosen with seed 0
@@ -93,12 +93,12 @@ def judged(recipe: lab.Decoupling, seed: int, quick: bool) -> tuple[dict, list[d
     task = lab.tasks.digits()
     x, y, x_held_out, y_held_out = digits_data()
     outcome = recipe.run(task, seed=seed, progress=False)
-    known, held_out = outcome.paths([(x, y)]), outcome.paths([(x_held_out, y_held_out)])
-    told = paths.probe(known, held_out, seed=seed)
-    behind = told[[not name.startswith("layer1") for name in told.index]]
+    train, held_out = outcome.paths([(x, y)]), outcome.paths([(x_held_out, y_held_out)])
+    bits = paths.probe(train, held_out, seed=seed)
+    behind = bits[[not name.startswith("layer1") for name in bits.index]]
     apart = paths.separation(held_out, seed=seed)
-    lost = knocked_out(outcome, known, held_out_batches(), seed, draws=2 if quick else 5)
-    scores = list(detection_rows(outcome, known, seed, quick))
+    lost = knocked_out(outcome, train, held_out_batches(), seed, draws=2 if quick else 5)
+    scores = list(detection_rows(outcome, train, seed, quick))
     best = pandas.DataFrame(scores)
     main_one = best[(best.detector == "random forest") & (best.per_class == PER_CLASS[-1])].iloc[0]
     click = clicked(outcome)
@@ -137,8 +137,8 @@ def trained_on(task: lab.Task, recipe: lab.Decoupling, seed: int) -> float:
 
 def on_rate(outcome, held_out: paths.Paths) -> float:
     """The mean on-rate of pictures among all the filters that there were, those taken out included."""
-    whole = attach(lab.tasks.digits().model, lab.tasks.digits().example).sites
-    rates = [bits.mean() * bits.shape[1] / site.filters for bits, site in zip(held_out.split(), whole, strict=True)]
+    sites = insert_gates(lab.tasks.digits().model, lab.tasks.digits().example).sites
+    rates = [bits.mean() * bits.shape[1] / site.filters for bits, site in zip(held_out.split(), sites, strict=True)]
     return float(np.mean(rates))
 
 
@@ -157,9 +157,9 @@ def outcome_accuracy(outcome) -> float:
     return lab.tasks.digits().measure(outcome.model)
 
 
-def knocked_out(outcome, known: paths.Paths, batches: list, seed: int, draws: int) -> dict[str, float]:
+def knocked_out(outcome, train: paths.Paths, batches: list, seed: int, draws: int) -> dict[str, float]:
     """Points of accuracy that a class loses without its most specific filters, and without random ones."""
-    table = intervention.knock_out(outcome.decoupled, known, batches, count=FILTERS, draws=draws, seed=seed).mean()
+    table = intervention.knock_out(outcome.decoupled, train, batches, count=FILTERS, draws=draws, seed=seed).mean()
     specific, random, used = (table.own - table[name] for name in ("specific", "random", "random used"))
     return {
         "lost_specific": specific, "lost_random": random, "lost_random_used": used,
@@ -170,21 +170,21 @@ def knocked_out(outcome, known: paths.Paths, batches: list, seed: int, draws: in
 # -- altered pictures ------------------------------------------------------------------------------------------------
 
 
-def detection_rows(outcome, known: paths.Paths, seed: int, quick: bool) -> Iterator[dict]:
+def detection_rows(outcome, train: paths.Paths, seed: int, quick: bool) -> Iterator[dict]:
     """AUC of each detector against each attack on held-out pictures."""
     x, y, x_test, y_test = digits_data()
-    altered = altered_pictures(outcome, known, x_test, y_test, seed)
-    success = {f"{name} misread": float(one.misread.float().mean()) for name, one in altered.items()}
+    altered = altered_pictures(outcome, train, x_test, y_test, seed)
+    success = {f"{name} misread": float(attack.misread.float().mean()) for name, attack in altered.items()}
     with seeded(seed):
         learn = few_of_each(y, PER_CLASS[-1])
-        taught = attacks.bim(outcome.model, x[learn], y[learn], other_class(y[learn]), **ALTER, **STEPS)
+        shown = attacks.bim(outcome.model, x[learn], y[learn], other_class(y[learn]), **ALTER, **STEPS)
     for kind in ("random forest",) if quick else detection.CLASSIFIERS:
         for n in PER_CLASS[-1:] if quick else PER_CLASS:
             few = few_of_each(y[learn], n)
-            found = detection.detector(
-                outcome.decoupled, known, x[learn][few], taught.x[few][taught.misread[few]], classifier=kind, seed=seed
+            detector = detection.detector(
+                outcome.decoupled, train, x[learn][few], shown.x[few][shown.misread[few]], classifier=kind, seed=seed
             )
-            yield {"detector": kind, "per_class": n, **aucs(found.score, x_test, altered), **success}
+            yield {"detector": kind, "per_class": n, **aucs(detector.score, x_test, altered), **success}
     baseline = detection.mahalanobis(outcome.model, x, y)
     yield {
         "detector": "max softmax", "per_class": 0,
@@ -196,32 +196,32 @@ def detection_rows(outcome, known: paths.Paths, seed: int, quick: bool) -> Itera
     }  # fmt: skip
 
 
-def altered_pictures(outcome, known: paths.Paths, x: torch.Tensor, y: torch.Tensor, seed: int) -> dict:
+def altered_pictures(outcome, train: paths.Paths, x: torch.Tensor, y: torch.Tensor, seed: int) -> dict:
     """Each attack on the same pictures; the adaptive one with each weight of the path."""
-    typical = torch.from_numpy(paths.class_paths(known)).float()
+    typical = torch.from_numpy(paths.class_paths(train)).float()
     with seeded(seed):
         target = other_class(y)
-        found = {
+        altered = {
             "bim": attacks.bim(outcome.model, x, y, target, **ALTER, **STEPS),
             "fgsm": attacks.fgsm(outcome.model, x, y, **ALTER),
             "pgd": attacks.pgd(outcome.model, x, y, **ALTER, **STEPS),
         }
         for weight in WEIGHTS:
-            found[f"adaptive {weight:g}"] = attacks.adaptive(
+            altered[f"adaptive {weight:g}"] = attacks.adaptive(
                 outcome.decoupled, x, y, target, typical, weight=weight, **ALTER, **STEPS
             )
-    return found
+    return altered
 
 
 def aucs(score, clean: torch.Tensor, altered: dict) -> dict[str, float]:
     """The AUC against each attack; `adaptive` is the lowest over the weights that the attacker may choose."""
     plain = score(clean)
-    found = {name: detection.auc(plain, score(one.x[one.misread])) for name, one in altered.items()}
-    return {**found, "adaptive": min(value for name, value in found.items() if name.startswith("adaptive"))}
+    by_attack = {name: detection.auc(plain, score(attack.x[attack.misread])) for name, attack in altered.items()}
+    return {**by_attack, "adaptive": min(value for name, value in by_attack.items() if name.startswith("adaptive"))}
 
 
 def few_of_each(y: torch.Tensor, count: int) -> torch.Tensor:
-    """The places of the first `count` pictures of each class."""
+    """The indices of the first `count` pictures of each class."""
     return torch.cat([(y == label).nonzero().flatten()[:count] for label in y.unique()])
 
 
@@ -240,12 +240,12 @@ def ablations(seed: int) -> Iterator[dict]:
         ("whole", lab.Decoupling()), ("lam_m=0", lab.Decoupling(lam_m=0)), ("lam_k=0", lab.Decoupling(lam_k=0)),
     ):  # fmt: skip
         outcome = recipe.run(seed=seed, progress=False)
-        known, held_out = outcome.paths([(x, y)]), outcome.paths([(x_test, y_test)])
-        told, apart = paths.probe(known, held_out, seed=seed), paths.separation(held_out, permutations=99, seed=seed)
+        train, held_out = outcome.paths([(x, y)]), outcome.paths([(x_test, y_test)])
+        bits, apart = paths.probe(train, held_out, seed=seed), paths.separation(held_out, permutations=99, seed=seed)
         yield {
             "control": name, "seed": seed, "accuracy": outcome.report["accuracy"].after,
             "on_rate": outcome.report["on-rate"].after, "conditional": outcome.report["conditional filters"].after,
-            "bits told": told.bits.mean(), "shuffled": told.shuffled.mean(), "within": apart.within,
+            "bits told": bits.bits.mean(), "shuffled": bits.shuffled.mean(), "within": apart.within,
             "between": apart.between,
         }  # fmt: skip
 
@@ -258,7 +258,7 @@ def latencies(quick: bool) -> Iterator[dict]:
         shapes.append(("vgg16 224 x 224", lab.nets.vgg16(), (1, 3, 224, 224), 0.5))
     for name, net, shape, keep in shapes:
         example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        decoupled = attach(net.eval(), example)
+        decoupled = insert_gates(net.eval(), example)
         with seeded(0):
             draw_encodings(decoupled.model, keep)
         decoupled.model.eval()

@@ -1,4 +1,4 @@
-"""FoldGPT beside its rivals: perplexity after the cure at 36 % fewer parameters, ranking, speed and bytes.
+"""FoldGPT beside its baselines: perplexity after the cure at 36 % fewer parameters, ranking, speed and bytes.
 
     python benchmarks/foldgpt.py [--quick] [--json FILE] [--seeds 10,11,12]
     python benchmarks/foldgpt.py --choose FILE
@@ -77,9 +77,9 @@ def main() -> None:
     }
     task = lab.tasks.prose(batch_size=BATCH)
     report["rows"] = [] if options.quick else done(options.json, report)
-    known = {(one["method"], one["seed"]) for one in report["rows"]}
+    have = {(old["method"], old["seed"]) for old in report["rows"]}
     for seed, (name, recipe) in runs(seeds, options.quick):
-        if (name, seed) in known:
+        if (name, seed) in have:
             continue
         report["rows"].append(row(name, seed, recipe.run(task, seed=seed, progress=False)))
         print(report["rows"][-1], flush=True)
@@ -104,9 +104,9 @@ def runs(seeds: list[int], quick: bool):
     chosen = (
         {name: replace(recipe, gate_steps=3, cure_steps=3) for name, recipe in METHODS.items()} if quick else METHODS
     )
-    yield from ((seed, one) for one in chosen.items() for seed in seeds)
+    yield from ((seed, method) for method in chosen.items() for seed in seeds)
     if not quick:
-        yield from ((seeds[0], one) for one in ABLATIONS.items())
+        yield from ((seeds[0], method) for method in ABLATIONS.items())
 
 
 def choose(path: Path) -> None:
@@ -117,26 +117,26 @@ def choose(path: Path) -> None:
     """
     task, settings = apart(), {"settings": repr(OURS), "machine": machine("transformers")}
     before = json.loads(path.read_text()) if path.exists() else {}
-    found = before["rows"] if all(before.get(name) == value for name, value in settings.items()) else []
+    rows = before["rows"] if all(before.get(name) == value for name, value in settings.items()) else []
     for hold, seed in itertools.product((0.0, 0.3, 0.6, 0.8, 0.95), (0, 1)):
-        tried(found, "gates alone", hold, replace(OURS, hold=hold, cure_steps=0), task, seed)
-    gates = pandas.DataFrame([one for one in found if one["method"] == "gates alone"]).groupby("hold")
+        tried(rows, "gates alone", hold, replace(OURS, hold=hold, cure_steps=0), task, seed)
+    gates = pandas.DataFrame([old for old in rows if old["method"] == "gates alone"]).groupby("hold")
     scores = pandas.DataFrame({"not cured": gates["not_cured"].mean(), "agreement": gates["ranking"].agg(agreement)})
     print(scores.to_string(), flush=True)
     near = scores[scores["not cured"] <= 1.01 * scores["not cured"].min()]
     best = float(near["agreement"].idxmax())
     for gone, seed in itertools.product((5, 4, 3, 2), (0, 1)):  # of 12; the fewer go, the more share: 37 to 40 % less
         recipe = replace(OURS, hold=best, removal=gone / 12, sharing=(5 - gone) / 12)
-        tried(found, f"{gone} removed, {5 - gone} shared", best, recipe, task, seed)
-        path.write_text(json.dumps(settings | {"rows": found}, indent=1) + "\n")
+        tried(rows, f"{gone} removed, {5 - gone} shared", best, recipe, task, seed)
+        path.write_text(json.dumps(settings | {"rows": rows}, indent=1) + "\n")
 
 
-def tried(found: list[dict], method: str, hold: float, recipe: lab.FoldGPT, task, seed: int) -> None:
+def tried(rows: list[dict], method: str, hold: float, recipe: lab.FoldGPT, task, seed: int) -> None:
     """Run the recipe and note it, unless it is there."""
-    if any((one["method"], one["hold"], one["seed"]) == (method, hold, seed) for one in found):
+    if any((old["method"], old["hold"], old["seed"]) == (method, hold, seed) for old in rows):
         return
-    found.append({"hold": hold} | row(method, seed, recipe.run(task, seed=seed, progress=False)))
-    print({name: found[-1][name] for name in ("method", "hold", "seed", "not_cured", "ratio", "removed")}, flush=True)
+    rows.append({"hold": hold} | row(method, seed, recipe.run(task, seed=seed, progress=False)))
+    print({name: rows[-1][name] for name in ("method", "hold", "seed", "not_cured", "ratio", "removed")}, flush=True)
 
 
 def apart():
@@ -180,9 +180,9 @@ def speed(task, repeats: int) -> dict:
     removed = shared(task.model, Fold(half), "first", "zero", ())
     sharing = shared(task.model, Fold(tuple(range(count)), pairs), "first", "zero", ())
     models = {"full": task.model, "folded": outcome.model, "half removed": removed, "all in pairs": sharing}
-    found = measures.speeds(models, torch.ones(1, 8, dtype=torch.int64), repeats=repeats)
-    result: dict = {"tokens_per_second": {name: statistics.median(times) for name, times in found.items()}}
-    result["speedup"] = {name: measures.speedup(found, name, "full") for name in models}
+    rates = measures.speeds(models, torch.ones(1, 8, dtype=torch.int64), repeats=repeats)
+    result: dict = {"tokens_per_second": {name: statistics.median(times) for name, times in rates.items()}}
+    result["speedup"] = {name: measures.speedup(rates, name, "full") for name in models}
     with tempfile.TemporaryDirectory() as folder:
         outcome.save(folder)
         task.model.save_pretrained(f"{folder}/full")
@@ -222,7 +222,7 @@ def ranking_cost(steps: int) -> dict:
 
 
 def figures(table: pandas.DataFrame, report: dict) -> dict:
-    """Means over the seeds; rivals as published, which only remove."""
+    """Means over the seeds; baselines as published, which only remove."""
     by = table.groupby("method")["ratio"].agg(["mean", "min", "max"])
     return {
         "perplexity_ratio": by["mean"]["FoldGPT"], "perplexity_ratio_min": by["min"]["FoldGPT"],
@@ -237,13 +237,13 @@ def figures(table: pandas.DataFrame, report: dict) -> dict:
 
 def agreement(rankings) -> float | None:
     """The mean rank correlation of every two rankings; None of a single one."""
-    pairs = itertools.combinations([place(one) for one in rankings], 2)
-    found = [float(spearmanr(a, b).statistic) for a, b in pairs]
-    return statistics.mean(found) if found else None
+    pairs = itertools.combinations([ranks(ranking) for ranking in rankings], 2)
+    correlations = [float(spearmanr(a, b).statistic) for a, b in pairs]
+    return statistics.mean(correlations) if correlations else None
 
 
-def place(ranking: list[int]) -> list[int]:
-    """Each block's place in a ranking."""
+def ranks(ranking: list[int]) -> list[int]:
+    """Each block's rank in a ranking."""
     return [list(ranking).index(block) for block in range(len(ranking))]
 
 

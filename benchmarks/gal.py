@@ -1,11 +1,11 @@
-"""GAL beside its controls and rivals on the digits: equal multiply-adds, equal fine-tuning, the same seeds.
+"""GAL beside its controls and baselines on the digits: equal multiply-adds, equal fine-tuning, the same seeds.
 
     python benchmarks/gal.py [--quick] [--json FILE] [--seeds 10,11,12] [--lam 0.25]
     python benchmarks/gal.py --cifar [FOLDER] [--json FILE]
 
-Every rival cuts the same trained ResNet-20 to at most the multiply-adds that GAL left with that seed, and is then
-fine-tuned for as many steps at the same rate. The sparse-training rivals see labels for as many steps as GAL's pruning
-stage runs without them.
+Every baseline cuts the same trained ResNet-20 to at most the multiply-adds that GAL left with that seed, and is then
+fine-tuned for as many steps at the same rate. The sparse-training baselines see labels for as many steps as GAL's
+pruning stage runs without them.
 
 `--cifar` runs GAL on real data where it is at hand (`mnist/mnist.npz`, and `cifar10/` with its weights): LeNet on
 MNIST, ResNet-20 and ResNet-56 on CIFAR-10, each beside two controls of as many multiply-adds. The schedules are short
@@ -67,12 +67,12 @@ def main() -> None:
 
 
 def contest(recipe: lab.GAL, task: Task, seed: int) -> list[dict]:
-    """GAL and all its rivals with one seed: a row each."""
+    """GAL and all its baselines with one seed: a row each."""
     outcome = recipe.run(task, seed=seed, progress=False)
     budget = outcome.report["macs"].after
     before = outcome.report["accuracy"].before
     rows = [row("GAL", seed, task, outcome.model, before, outcome.report["accuracy before fine-tuning"].after)]
-    for name, make in RIVALS.items():
+    for name, make in BASELINES.items():
         with seeded(seed):
             model, is_trained = make(recipe, task, seed, budget, outcome)
             untuned = task.measure(model)
@@ -93,7 +93,7 @@ def row(name: str, seed: int, task: Task, model: nn.Module, before: float, untun
     }  # fmt: skip
 
 
-# -- the rivals: each gives a network of at most `budget` multiply-adds, and whether it is trained already -----------
+# -- the baselines: each gives a network of at most `budget` multiply-adds, and whether it is trained already -------
 
 
 def no_adversary(recipe, task, seed, budget, outcome):
@@ -140,7 +140,7 @@ def same_shape(recipe, task, seed, budget, outcome):
     return model, True
 
 
-RIVALS: dict[str, Callable] = {
+BASELINES: dict[str, Callable] = {
     "no adversary": no_adversary,
     "GAL's masks, baseline's weights": masks_alone,
     "null signal": null_signal,
@@ -196,9 +196,9 @@ def real(options: argparse.Namespace) -> None:
     for make in (lenet, resnet20, resnet56):
         task, recipe = make(options.cifar)
         outcome = recipe.run(task, seed=10)
-        found = {"task": task.name, **outcome.report.to_dict(), "controls": real_controls(recipe, task, outcome)}
-        print(task.name, outcome, json.dumps(found["controls"], indent=1), "", sep="\n", flush=True)
-        kept.append(found)
+        figures = {"task": task.name, **outcome.report.to_dict(), "controls": real_controls(recipe, task, outcome)}
+        print(task.name, outcome, json.dumps(figures["controls"], indent=1), "", sep="\n", flush=True)
+        kept.append(figures)
         if options.json:  # after each: the last one takes most of the time
             options.json.write_text(json.dumps({"reports": kept, "seed": 10, "machine": machine()}, indent=1) + "\n")
 
@@ -287,16 +287,16 @@ def by_method(table: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def summary(table: pandas.DataFrame) -> dict[str, float]:
-    """The figures: GAL's means, and the best true rival's accuracy minus GAL's, in points, at equal multiply-adds."""
+    """The figures: GAL's means, and the best true baseline's accuracy minus GAL's, in points, at equal MACs."""
     mean = table.groupby("method")[["macs_ratio", "accuracy_drop", "latency_ratio"]].mean()
     gal = mean.loc["GAL"]
-    rivals = mean.drop(index=["GAL", *CONTROLS])["accuracy_drop"]
+    baselines = mean.drop(index=["GAL", *CONTROLS])["accuracy_drop"]
     drops = table[table.method == "GAL"].accuracy_drop
     return {
         "macs_ratio": gal.macs_ratio,
         "accuracy_drop": gal.accuracy_drop,
         "accuracy_drop_std": statistics.stdev(drops) if len(drops) > 1 else 0.0,
-        "rival_gap": gal.accuracy_drop - rivals.min(),
+        "rival_gap": gal.accuracy_drop - baselines.min(),
         "latency_ratio": gal.latency_ratio,
     }
 

@@ -11,6 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "lab"
+TESTS = REPOSITORY / "tests"
 ROOMS = {"core", "ui", "lens"}  # every other folder is a method
 DRAWING = {"plotly", "ipywidgets", "anywidget", "traitlets", "IPython", "matplotlib"}
 NOT_A_NAME = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc"}
@@ -139,6 +140,15 @@ def test_a_file_says_what_it_is_and_can_be_scrolled(name):
     assert path.stem not in NOT_A_NAME
     assert len(path.read_text(encoding="utf-8").splitlines()) < LONGEST
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_every_source_has_its_tests():
+    """lab/<path>/<name>.py is tested in tests/<path>/test_<name>.py, or where tests/where.txt says."""
+    sources = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    mirrored = {path for path in sources if (TESTS / path.parent / f"test_{path.name}").is_file()}
+    lines = [line.split() for line in (TESTS / "where.txt").read_text().splitlines() if not line.startswith("#")]
+    assert sorted(Path(source) for source, _ in lines) == sorted(sources - mirrored)
+    assert [test for _, test in lines if not (TESTS / test).is_file()] == []
 
 
 # -- the rules catch what they are there for ---------------------------------------------------------------------------

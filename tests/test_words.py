@@ -35,8 +35,13 @@ NOT_IN_C = {
 
 
 def names(source: str) -> Iterator[tuple[int, str]]:
-    """Line and name of everything that a file binds: variables, parameters, attributes of self, private functions."""
-    for node in ast.walk(ast.parse(source)):
+    """Line and name of what a file binds, but for public functions and fields: these are promises to users."""
+    tree = ast.parse(source)
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    fields = {id(part.target) for node in classes for part in node.body if isinstance(part, ast.AnnAssign)}
+    for node in ast.walk(tree):
+        if id(node) in fields:
+            continue
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.id
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):

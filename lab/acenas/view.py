@@ -126,7 +126,7 @@ def graph(parts: Sequence[tuple[Sequence[str], Sequence[Sequence[int]]]], title:
         dag, tall = _dag(operators, edges, top, width)
         elements += dag
         top += tall
-    return svg.whole(width, top, title, title, elements)
+    return svg.document(width, top, title, title, elements)
 
 
 def _dag(operators: Sequence[str], edges: Sequence[Sequence[int]], top: float, width: int) -> tuple[list[str], float]:

@@ -6,6 +6,7 @@ folder that holds such a model, whose `model_type` is no family's own: without t
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,10 @@ class LowRank(nn.Module):
     def __init__(self, base: nn.Module, rank: int) -> None:
         super().__init__()
         rows, columns = out_in(base)
+        weight = base.get_parameter("weight")  # its device and dtype
         self.base = base
-        self.A = nn.Parameter(torch.randn(rank, columns).to(base.weight) / columns**0.5)
-        self.B = nn.Parameter(torch.zeros(rows, rank).to(base.weight))
+        self.A = nn.Parameter(torch.randn(rank, columns).to(weight) / columns**0.5)
+        self.B = nn.Parameter(torch.zeros(rows, rank).to(weight))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.base(x) + (x @ self.A.T) @ self.B.T
@@ -33,7 +35,7 @@ class LowRank(nn.Module):
 
 def out_in(linear: nn.Module) -> tuple[int, int]:
     """Outputs and inputs of a linear layer; GPT-2 keeps its matrices the other way round."""
-    rows, columns = linear.weight.shape
+    rows, columns = linear.get_parameter("weight").shape
     return (rows, columns) if isinstance(linear, nn.Linear) else (columns, rows)
 
 
@@ -50,22 +52,22 @@ def linears(block: nn.Module) -> dict[str, nn.Module]:
 
 def stack(model: nn.Module) -> tuple[nn.Module, str]:
     """The module that holds the list of decoder blocks, and the list's name in it."""
-    found = [
-        (len(child), owner, name)
-        for owner in model.modules()
-        for name, child in owner.named_children()
+    lists = [
+        (len(child), holder, name)
+        for holder in model.modules()
+        for name, child in holder.named_children()
         if isinstance(child, nn.ModuleList) and len(child) and not is_linear(child[0])
     ]
-    if not found:
+    if not lists:
         raise ValueError(f"{type(model).__name__} holds no list of blocks: give a decoder of repeated blocks")
-    _, owner, name = max(found, key=lambda one: one[0])
-    return owner, name
+    _, holder, name = max(lists, key=lambda entry: entry[0])
+    return holder, name
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks, one a logical layer."""
-    owner, name = stack(model)
-    return getattr(owner, name)
+    holder, name = stack(model)
+    return getattr(holder, name)
 
 
 def adapt(block: nn.Module, rank: int) -> None:
@@ -77,14 +79,14 @@ def adapt(block: nn.Module, rank: int) -> None:
 
 def share(source: nn.Module, target: nn.Module) -> None:
     """Make the matrices and biases of `target` those of `source`, tensor for tensor; its norms and adapters stay."""
-    for name, own in target.named_modules():
-        if is_linear(own):
+    for name, linear in target.named_modules():
+        if is_linear(linear):
             for part in ("weight", "bias"):
-                if getattr(own, part, None) is not None:
-                    setattr(own, part, getattr(source.get_submodule(name), part))
+                if getattr(linear, part, None) is not None:
+                    setattr(linear, part, getattr(source.get_submodule(name), part))
 
 
-def apply_fold(model: nn.Module, fold: dict) -> nn.Module:
+def apply_fold(model: Any, fold: dict) -> Any:
     """Share and adapt in place as a plan says: `groups` of logical layers, the `rank` of their adapters."""
     layers = blocks(model)
     for group in fold["groups"]:
@@ -109,7 +111,7 @@ def unique_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def stored_state(model: nn.Module) -> dict[str, Tensor]:
+def stored_state(model: Any) -> dict[str, Tensor]:
     """What a file holds: every tensor once and, where layers share, an empty one that keeps the family's class out.
 
     The family's own class looks for a matrix under the empty one's name, and would fill it at random if it were
@@ -125,26 +127,26 @@ def stored_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], source: object) -> None:
-    """Put tensors into a model in place of its own, shared ones once; ValueError unless they are all and fit."""
-    own = model.state_dict(keep_vars=True)
-    told = {id(own[name]) for name in state if name in own}
-    missing = [name for name, tensor in own.items() if id(tensor) not in told]
-    strange = [name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape]
+    """Put tensors in place of a model's, shared ones once; ValueError unless they are all there and fit."""
+    present = model.state_dict(keep_vars=True)
+    filled = {id(present[name]) for name in state if name in present}
+    missing = [name for name, tensor in present.items() if id(tensor) not in filled]
+    strange = [name for name, tensor in state.items() if name not in present or present[name].shape != tensor.shape]
     if missing or strange:
         raise ValueError(f"{source} does not hold this model: {(missing + strange)[0]} is amiss; save it again")
     for name, tensor in state.items():
-        own[name].data = tensor
+        present[name].data = tensor
 
 
 class FoldedConfig:
     """What `AutoConfig.from_pretrained` calls if it trusts remote code; gives the family's own configuration."""
 
     @classmethod
-    def register_for_auto_class(cls, auto_class="AutoConfig") -> None:
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Nothing to register: the folder names this file."""
 
     @classmethod
-    def from_pretrained(cls, folder, **options):
+    def from_pretrained(cls, folder: Any, **options: Any) -> Any:
         """The family's configuration of a folder, with its `fold`; `options` as transformers takes them."""
         from transformers import CONFIG_MAPPING, PreTrainedConfig
 
@@ -157,13 +159,21 @@ class FoldedForCausalLM:
     """What `AutoModelForCausalLM.from_pretrained` calls if it trusts remote code; gives the family's own class."""
 
     @classmethod
-    def register_for_auto_class(cls, auto_class="AutoModelForCausalLM") -> None:
+    def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
         """Nothing to register: the folder names this file."""
 
     @classmethod
     def from_pretrained(
-        cls, folder, *, config=None, dtype=None, torch_dtype=None, device_map=None, attn_implementation=None, **options
-    ):
+        cls,
+        folder: Any,
+        *,
+        config: Any = None,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        **options: Any,
+    ) -> Any:
         """The folded model of a folder, in eval mode and, unless `dtype` is given, as precise as it was saved.
 
         `device_map` names one device. ValueError for a folder that holds another model, TypeError for other keywords.
@@ -178,7 +188,7 @@ class FoldedForCausalLM:
         config = config or FoldedConfig.from_pretrained(folder, **where)
         if hasattr(config, "auto_map"):
             del config.auto_map
-        file = cached_file(str(folder), "model.safetensors", **where)
+        file = str(cached_file(str(folder), "model.safetensors", **where))
         state = {name: tensor for name, tensor in load_file(file, str(device)).items() if tensor.numel()}
         if dtype is not None:
             state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
@@ -204,7 +214,7 @@ def _validate_known(options: Iterable[str]) -> None:
         )
 
 
-def _device(device_map: object) -> torch.device:
+def _device(device_map: Any) -> torch.device:
     """The one device that a `device_map` names; 'auto' is the accelerator where there is one."""
     name = device_map[""] if isinstance(device_map, dict) and set(device_map) == {""} else device_map
     if name == "auto":
@@ -217,11 +227,11 @@ def _device(device_map: object) -> torch.device:
         ) from error
 
 
-def _dtype(dtype: object) -> torch.dtype | None:
+def _dtype(dtype: Any) -> torch.dtype | None:
     """The type that the numbers are turned into; None for 'auto' and None, which leave them as they were saved."""
-    found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
-    if found in (None, "auto"):
+    kind = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if kind in (None, "auto"):
         return None
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ValueError(f"dtype={dtype!r}: give a type of torch such as 'float32' or torch.bfloat16, or 'auto'")
-    return found
+    return kind

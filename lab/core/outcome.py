@@ -81,3 +81,15 @@ def restored(kind: type[Outcome], recipe: type, saved: dict[str, Any], folder: P
     except (KeyError, IndexError, AttributeError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{folder} is damaged ({reason}): save the outcome again") from error
+
+
+def load_weights(model: nn.Module, weights: dict[str, Any], base: nn.Module, done: str) -> None:
+    """Load the weights of what was made from a base; ValueError in one line where they do not fit.
+
+    `done` is what was done to the base, such as 'pruned'.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"base={type(base).__name__} is not the network that was {done}: {reason}") from error

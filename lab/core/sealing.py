@@ -43,7 +43,7 @@ def header(content: bytes, most: int) -> dict[str, Any]:
 
 
 def _in_order(content: bytes) -> bytes:
-    """The same file with its facts in the order of their names; safetensors writes them in one by chance."""
+    """The file with its facts in the order of their names; safetensors writes them in one by chance."""
     end = 8 + int.from_bytes(content[:8], "little")
     read = json.loads(content[8:end])
     read["__metadata__"] = dict(sorted(read["__metadata__"].items()))

@@ -11,9 +11,9 @@ Network Decoupling; ECCV 2020, arXiv 1906.01166).
     equations   (1) squeeze   (2) control   (3) saturating_sigmoid   (4) binarised   (5) semhash   (6) encoding
                 (7) gated   (8) mutual_information_loss   (9) kl_out_z   (10) kl_z_out   (11) sparsity
                 (12) sparsity_at   (13) path_macs
-    procedure   recipe.Decoupling.run: gates are placed (placement.attach), everything is trained together, what is
-                never on is taken out (removal), the rest is skipped input by input (skipping)
-    where       placement._find puts a gate behind batch norm and activation of each convolution but the first; its
+    procedure   recipe.Decoupling.run: gates are inserted (placement.insert_gates), everything is trained together, what
+                is never on is taken out (removal), the rest is skipped input by input (skipping)
+    where       insert_gates puts a gate behind batch norm and activation of each convolution but the first; its
                 controller reads the convolution's input, so that the bits are known before the convolution runs
     paths       paths.record, then states, class_paths, class_similarity, separation, probe; intervention.knock_out and
                 intervention.force ask whether paths matter; attacks and detection find altered pictures by them

@@ -1,6 +1,6 @@
 """Pictures altered to be misread: FGSM, PGD, the targeted basic iterative method, and one that also hides its path.
 
-Captum (Kokhlikyan et al., 2020) takes the steps; what is attacked, and with which loss, is said here.
+Captum (Kokhlikyan et al., 2020) takes the steps; what is attacked, and with which loss, stands here.
 """
 
 import warnings
@@ -31,8 +31,8 @@ class Attack:
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, low: float, high: float) -> Attack:
     """One step of size eps up the loss (Goodfellow et al., 2015); pixels stay in [low, high]."""
     with _attackable(model):
-        altered = _fgsm(model, _misfit, low, high).perturb(x, eps, y)
-    return _judged(model, altered, y, y)
+        altered = _fgsm(model, _cross_entropies, low, high).perturb(x, eps, y)
+    return _attack(model, altered, y, y)
 
 
 def pgd(
@@ -43,26 +43,44 @@ def pgd(
     The start is drawn from torch's generator.
     """
     with _attackable(model):
-        attack = _pgd(model, _misfit, low, high)
+        attack = _pgd(model, _cross_entropies, low, high)
         altered = attack.perturb(x, eps, step, steps, y, random_start=True)
-    return _judged(model, altered, y, y)
+    return _attack(model, altered, y, y)
 
 
 def bim(
-    model: nn.Module, x: Tensor, y: Tensor, target: Tensor,
-    *, eps: float, step: float, steps: int, low: float, high: float,
-) -> Attack:  # fmt: skip
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    target: Tensor,
+    *,
+    eps: float,
+    step: float,
+    steps: int,
+    low: float,
+    high: float,
+) -> Attack:
     """Steps towards being called `target` (N,), within eps (Kurakin et al., 2017)."""
     with _attackable(model):
-        attack = _pgd(model, _misfit, low, high)
+        attack = _pgd(model, _cross_entropies, low, high)
         altered = attack.perturb(x, eps, step, steps, target, targeted=True)
-    return _judged(model, altered, y, target)
+    return _attack(model, altered, y, target)
 
 
 def adaptive(
-    decoupled: Decoupled, x: Tensor, y: Tensor, target: Tensor, paths: Tensor,
-    *, weight: float, eps: float, step: float, steps: int, low: float, high: float,
-) -> Attack:  # fmt: skip
+    decoupled: Decoupled,
+    x: Tensor,
+    y: Tensor,
+    target: Tensor,
+    paths: Tensor,
+    *,
+    weight: float,
+    eps: float,
+    step: float,
+    steps: int,
+    low: float,
+    high: float,
+) -> Attack:
     """As `bim`, by someone who knows the detector: the altered picture is also to take the path of `target`.
 
     `paths` (classes, filters) are the class paths of all classes by number. To the loss comes `weight` times the mean
@@ -74,68 +92,68 @@ def adaptive(
         )
     model, filters = decoupled.model, paths.shape[1]
 
-    def answer(pictures: Tensor) -> Tensor:
+    def scores_and_bits(images: Tensor) -> Tensor:
         """Class scores and soft encodings side by side: (N, classes + filters)."""
         logits = []
         hooks = [
             gate.controller.register_forward_hook(lambda _, __, y: logits.append(y)) for gate in gates(model).values()
         ]
         try:
-            scores = model(pictures)
+            scores = model(images)
         finally:
             for hook in hooks:
                 hook.remove()
         return torch.cat([scores, eq.saturating_sigmoid(torch.cat(logits, 1))], 1)
 
-    def loss(given: Tensor, wanted: Tensor) -> Tensor:
-        scores, soft = given[:, :-filters], given[:, -filters:]
-        return _misfit(scores, wanted) + weight * (soft - paths.to(soft)[wanted]).square().mean(1)
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        scores, soft = output[:, :-filters], output[:, -filters:]
+        return _cross_entropies(scores, target) + weight * (soft - paths.to(soft)[target]).square().mean(1)
 
     with _attackable(model):
-        attack = _pgd(answer, loss, low, high)
+        attack = _pgd(scores_and_bits, loss, low, high)
         altered = attack.perturb(x, eps, step, steps, target, targeted=True)
-    return _judged(model, altered, y, target)
+    return _attack(model, altered, y, target)
 
 
-def _misfit(scores: Tensor, wanted: Tensor) -> Tensor:
+def _cross_entropies(scores: Tensor, target: Tensor) -> Tensor:
     """The cross-entropy of each picture: (N, classes), (N,) -> (N,)."""
-    return F.cross_entropy(scores, wanted, reduction="none")
+    return F.cross_entropy(scores, target, reduction="none")
 
 
 @contextmanager
 def _attackable(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, its weights without gradients, both given back."""
-    wanted = [(p, p.requires_grad) for p in model.parameters()]
+    before = [(p, p.requires_grad) for p in model.parameters()]
     try:
-        for p, _ in wanted:
+        for p, _ in before:
             p.requires_grad_(False)
         with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Input Tensor", UserWarning)  # Captum says that it sets requires_grad
             yield
     finally:
-        for p, before in wanted:
-            p.requires_grad_(before)
+        for p, required in before:
+            p.requires_grad_(required)
 
 
-def _judged(model: nn.Module, altered: Tensor, y: Tensor, target: Tensor) -> Attack:
-    """Which pictures are misread: called what they were to be called, or, without a target of its own, not called y."""
+def _attack(model: nn.Module, altered: Tensor, y: Tensor, target: Tensor) -> Attack:
+    """The altered pictures, and which are misread: called what they were to be called, or, without a target, not y."""
     altered = altered.detach()
     with torch.no_grad(), evaluating(model):
-        named = model(altered).argmax(1)
-    return Attack(altered, target, (named != y) & ((named == target) | (target is y)))
+        pred = model(altered).argmax(1)
+    return Attack(altered, target, (pred != y) & ((pred == target) | (target is y)))
 
 
-def _fgsm(answer: Any, loss: Any, low: float, high: float) -> Any:
-    """Captum's fast method, without its habit of leaving pixels alone whose gradient is under 1e-6: a sure answer has
-    hardly any larger ones, and would pass for one that cannot be attacked."""
-    attack = _captum().FGSM(answer, loss, low, high)
+def _fgsm(net: Any, loss: Any, low: float, high: float) -> Any:
+    """Captum's fast method, without its habit of leaving pixels alone whose gradient is under 1e-6: a confident
+    prediction has hardly any larger ones, and would pass for one that cannot be attacked."""
+    attack = _captum().FGSM(net, loss, low, high)
     attack.zero_thresh = 0.0
     return attack
 
 
-def _pgd(answer: Any, loss: Any, low: float, high: float) -> Any:
+def _pgd(net: Any, loss: Any, low: float, high: float) -> Any:
     """Captum's projected steps, each of them as in `_fgsm`."""
-    attack = _captum().PGD(answer, loss, low, high)
+    attack = _captum().PGD(net, loss, low, high)
     attack.fgsm.zero_thresh = 0.0
     return attack
 

@@ -1,4 +1,4 @@
-"""Whether a picture was altered to be misread, told by its path; beside detectors that do not look at paths."""
+"""Whether a picture was altered to be misread, seen by its path; beside detectors that do not look at paths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,45 +9,54 @@ import torch
 from torch import Tensor, nn
 
 from ..core.task import evaluating
+from .layers import input_of
 from .paths import Paths, class_paths, record
 from .placement import Decoupled
 
 CLASSIFIERS = ("random forest", "adaboost", "gradient boosting")
 
 
-def features(paths: Paths, known: Paths) -> np.ndarray:
-    """What a detector sees of each picture: its bits, and per layer how far they are from the class path of its answer.
+def features(paths: Paths, reference: Paths) -> np.ndarray:
+    """What a detector sees of each picture: its bits, and how far those of each layer are from its class's path.
 
-    The class paths are those of `known`, pictures that were not altered. (N, filters + layers) float32; the distance is
-    the mean of |z - class path| over the layer's filters. ValueError for an answer that has no class path.
+    A picture's class is the predicted one; the class paths are those of `reference`, pictures that were not altered.
+    (N, filters + layers) float32; the distance is the mean of |z - class path| over the layer's filters. ValueError for
+    a prediction that has no class path.
     """
-    classes, typical = known.classes(), class_paths(known)
+    classes, typical = reference.classes(), class_paths(reference)
     bits = paths.bits.astype(np.float32)
     if strange := sorted(set(np.asarray(paths.predicted).tolist()) - set(classes.tolist())):
-        raise ValueError(f"the answer {strange[0]} has no class path, `known` has pictures of {classes.tolist()}: "
-                         "give it pictures of every class")  # fmt: skip
+        raise ValueError(
+            f"the answer {strange[0]} has no class path, `reference` has pictures of {classes.tolist()}: "
+            "give it pictures of every class"
+        )
     away = np.abs(bits - typical[np.searchsorted(classes, paths.predicted)])
     distances = np.stack([away[:, paths.span(name)].mean(1) for name in paths.layers], 1)
     return np.concatenate([bits, distances], 1).astype(np.float32)
 
 
 @dataclass(frozen=True)
-class Detector:
+class PathDetector:
     """A classifier that scores pictures by their paths: higher is more likely altered."""
 
     decoupled: Decoupled
-    known: Paths
+    reference: Paths
     classifier: Any
 
     def score(self, x: Tensor) -> np.ndarray:
         """The probability that each picture (N, C, H, W) was altered: (N,)."""
-        return self.classifier.predict_proba(features(record(self.decoupled, [x]), self.known))[:, 1]
+        return self.classifier.predict_proba(features(record(self.decoupled, [x]), self.reference))[:, 1]
 
 
 def detector(
-    decoupled: Decoupled, known: Paths, clean: Tensor, altered: Tensor,
-    *, classifier: str = "random forest", seed: int = 0,
-) -> Detector:  # fmt: skip
+    decoupled: Decoupled,
+    reference: Paths,
+    clean: Tensor,
+    altered: Tensor,
+    *,
+    classifier: str = "random forest",
+    seed: int = 0,
+) -> PathDetector:
     """Learn to tell altered pictures from clean ones (N, C, H, W) by their paths; one forward pass a picture.
 
     classifier: 'random forest' (50 trees), 'adaboost' or 'gradient boosting', of scikit-learn.
@@ -64,9 +73,9 @@ def detector(
     for name, x in (("clean", clean), ("altered", altered)):
         if not len(x):
             raise ValueError(f"detector: there is no {name} picture: give at least one, some dozens are better")
-    seen = [features(record(decoupled, [x]), known) for x in (clean, altered)]
-    answer = np.repeat([0, 1], [len(clean), len(altered)])
-    return Detector(decoupled, known, kinds[classifier].fit(np.concatenate(seen), answer))
+    seen = [features(record(decoupled, [x]), reference) for x in (clean, altered)]
+    is_altered = np.repeat([0, 1], [len(clean), len(altered)])
+    return PathDetector(decoupled, reference, kinds[classifier].fit(np.concatenate(seen), is_altered))
 
 
 def max_softmax(model: nn.Module, x: Tensor) -> np.ndarray:
@@ -100,14 +109,7 @@ def mahalanobis(model: nn.Module, x: Tensor, y: Tensor) -> Mahalanobis:
 
 def last_features(model: nn.Module, x: Tensor) -> np.ndarray:
     """What the last linear layer reads: (N, features)."""
-    kept: list[Tensor] = []
-    hook = model.get_submodule(_last_linear(model)).register_forward_pre_hook(lambda _, given: kept.append(given[0]))
-    try:
-        with torch.no_grad(), evaluating(model):
-            model(x)
-    finally:
-        hook.remove()
-    return kept[0].flatten(1).cpu().numpy()
+    return input_of(model, _last_linear(model), x).flatten(1).cpu().numpy()
 
 
 def _last_linear(model: nn.Module) -> str:

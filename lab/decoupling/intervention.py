@@ -1,6 +1,7 @@
 """Does a path mean anything? Force a class's path, or knock out the bits of a class, and see which pictures suffer."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ def specific_bits(paths: Paths, label: int, count: int) -> np.ndarray:
     on more often within is never taken.
     """
     frequency, classes = class_paths(paths), paths.classes()
-    own = int(_place(classes, label))
+    row = int(_class_index(classes, label))
     if len(classes) < 2:
         raise ValueError(f"all paths are of class {label}: specific filters need pictures of other classes too")
-    more = frequency[own] - np.delete(frequency, own, axis=0).mean(0)
+    more = frequency[row] - np.delete(frequency, row, axis=0).mean(0)
     ranked = np.argsort(-more, kind="stable")[:count]
     return ranked[more[ranked] > 0]
 
@@ -35,9 +36,9 @@ def random_bits(paths: Paths, bits: np.ndarray, pool: np.ndarray, rng: np.random
     chosen = []
     for name in paths.layers:
         span = paths.span(name)
-        wanted = int(((bits >= span.start) & (bits < span.stop)).sum())
-        here = span.start + np.flatnonzero(pool[span])
-        chosen.append(rng.choice(here, min(wanted, len(here)), replace=False))
+        count = int(((bits >= span.start) & (bits < span.stop)).sum())
+        candidates = span.start + np.flatnonzero(pool[span])
+        chosen.append(rng.choice(candidates, min(count, len(candidates)), replace=False))
     return np.concatenate(chosen).astype(int)
 
 
@@ -50,7 +51,7 @@ def knock_out(
     draws: int = 5,
     seed: int = 0,
     progress: bool = True,
-):
+) -> Any:
     """What it costs each class to lose its `count` most specific filters, beside random ones: a DataFrame.
 
     Filters are chosen on `paths`, accuracies in percent are those of `batches`, which should hold other pictures. A row
@@ -68,22 +69,21 @@ def knock_out(
     rows = []
     classes = tqdm(paths.classes(), desc="knocking out", leave=False, disable=not progress)
     for label, used in zip(classes, frequency, strict=True):
-        bits, own = specific_bits(paths, label, count), before.labels == label
+        bits, members = specific_bits(paths, label, count), before.labels == label
         after = _without(decoupled, paths, bits, batches)
-        row = {"class": int(label), "filters": len(bits), "own": _right(before, own), "specific": _right(after, own)}
+        row: dict[str, float] = {"class": int(label), "filters": len(bits)}
+        row |= {"own": _accuracy(before, members), "specific": _accuracy(after, members)}
         for name, pool in (("random", paths.conditional()), ("random used", used >= 0.5)):
-            drawn = (random_bits(paths, bits, pool, rng) for _ in range(draws))
-            row[name] = float(np.mean([_right(_without(decoupled, paths, one, batches), own) for one in drawn]))
-        rows.append({**row, "others": _right(before, ~own), "others specific": _right(after, ~own)})
+            draws_of = (random_bits(paths, bits, pool, rng) for _ in range(draws))
+            row[name] = float(np.mean([_accuracy(_without(decoupled, paths, b, batches), members) for b in draws_of]))
+        rows.append({**row, "others": _accuracy(before, ~members), "others specific": _accuracy(after, ~members)})
     return pandas.DataFrame(rows).set_index("class")
 
 
-def force(
-    decoupled: Decoupled, paths: Paths, label: int, batches: Iterable, *, draws: int = 20, seed: int = 0
-):  # fmt: skip
+def force(decoupled: Decoupled, paths: Paths, label: int, batches: Iterable, *, draws: int = 20, seed: int = 0) -> Any:
     """Every picture on the majority path of one class: how often it is then called that class, beside random paths.
 
-    Rows are the pictures' own classes; columns, in percent: `own` and `named` (called its class, or called `label`) as
+    A row for each class of pictures; columns, in percent: `own` and `named` (called its class, or called `label`) as
     it was, `forced` and `forced own` on the class's path, `random` and `random spread` on paths with as many filters of
     each layer on, drawn at random: the mean of `draws` such paths and their standard deviation.
     """
@@ -91,16 +91,17 @@ def force(
 
     rng = np.random.default_rng(seed)
     batches = list(batches)
-    path = class_paths(paths)[_place(paths.classes(), label)] >= 0.5
+    path = class_paths(paths)[_class_index(paths.classes(), label)] >= 0.5
     before, on_path = record(decoupled, batches), _forced(decoupled, paths, path, batches)
     controls = [_forced(decoupled, paths, _permuted(paths, path, rng), batches) for _ in range(draws)]
     rows = []
-    for own in before.classes():
-        mine = before.labels == own
-        named, forced = (100 * float((run.predicted[mine] == label).mean()) for run in (before, on_path))
-        drawn = [100 * float((run.predicted[mine] == label).mean()) for run in controls]
-        means = _right(before, mine), named, forced, _right(on_path, mine)
-        rows.append((int(own), *means, float(np.mean(drawn)), float(np.std(drawn))))
+    for true_label in before.classes():
+        members = before.labels == true_label
+        named, forced, *random = (
+            100 * float((run.predicted[members] == label).mean()) for run in (before, on_path, *controls)
+        )
+        means = _accuracy(before, members), named, forced, _accuracy(on_path, members)
+        rows.append((int(true_label), *means, float(np.mean(random)), float(np.std(random))))
     columns = ["class", "own", "named", "forced", "forced own", "random", "random spread"]
     return pandas.DataFrame(rows, columns=columns).set_index("class")
 
@@ -118,26 +119,27 @@ def _forced(decoupled: Decoupled, paths: Paths, path: np.ndarray, batches: Seque
 
 def _without(decoupled: Decoupled, paths: Paths, bits: np.ndarray, batches: Sequence[Any]) -> Paths:
     """What the network does with some filters switched off."""
-    stays = np.ones(sum(paths.sizes), dtype=bool)
-    stays[bits] = False
-    with _changed(decoupled, paths, lambda kept: lambda z: z * kept.to(z), stays):
+    kept = np.ones(sum(paths.sizes), dtype=bool)
+    kept[bits] = False
+    with _changed(decoupled, paths, lambda mask: lambda z: z * mask.to(z), kept):
         return record(decoupled, batches)
 
 
 def _changed(
     decoupled: Decoupled, paths: Paths, change: Callable[[Tensor], Callable[[Tensor], Tensor]], bits: np.ndarray
-):
+) -> AbstractContextManager[Any]:
     """All gates changed by their part of `bits`, for a block."""
     parts = {site.gate: torch.from_numpy(bits[paths.span(site.conv)].copy()) for site in decoupled.sites}
     return changing(decoupled.model, {gate: change(part) for gate, part in parts.items()})
 
 
-def _right(paths: Paths, chosen: np.ndarray) -> float:
+def _accuracy(paths: Paths, chosen: np.ndarray) -> float:
+    """Percent of the chosen pictures that are called their class; NaN where there are none."""
     right = (paths.predicted == paths.labels)[chosen]
     return 100 * float(right.mean()) if len(right) else float("nan")
 
 
-def _place(classes: np.ndarray, label: int) -> np.ndarray:
+def _class_index(classes: np.ndarray, label: int) -> np.ndarray:
     if label not in classes:
         raise ValueError(f"label={label!r}: the paths know the classes {', '.join(map(str, classes))}")
     return np.flatnonzero(classes == label)[0]

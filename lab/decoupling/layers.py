@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.task import evaluating
 from . import equations as eq
 
 MIXES = ("sample", "element", "channel", "index")
@@ -34,7 +35,7 @@ class Controller(nn.Module):
 
 
 @dataclass(frozen=True)
-class Seen:
+class GateRecord:
     """What one gate did in a forward pass: the encoding z (N, C), and the mean of each map before the gate (N, C)."""
 
     z: Tensor
@@ -52,7 +53,7 @@ class Gate(nn.Module):
     def __init__(self, controller: Controller, mix: str = "sample") -> None:
         super().__init__()
         self.controller, self.mix = controller, mix
-        self.record: list[Seen] | None = None
+        self.record: list[GateRecord] | None = None
         self.change: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, out: Tensor, a: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class Gate(nn.Module):
         if self.change is not None:
             z = self.change(z)
         if self.record is not None:
-            self.record.append(Seen(z, eq.squeeze(out)))
+            self.record.append(GateRecord(z, eq.squeeze(out)))
         return eq.gated(out, z)
 
     def architecture(self, y: Tensor) -> Tensor:
@@ -78,9 +79,9 @@ class Gate(nn.Module):
         if self.mix == "sample":
             return torch.rand(n, 1, device=y.device) < 0.5
         length, axis = (c, 1) if self.mix == "channel" else (n, 0)
-        drawn = torch.randint(min(c, length), (max(1, c // 2),), device=y.device)
+        sampled = torch.randint(min(c, length), (max(1, c // 2),), device=y.device)
         hard = torch.zeros(length, dtype=torch.bool, device=y.device)
-        hard[drawn] = True
+        hard[sampled] = True
         return hard.unsqueeze(1 - axis)
 
 
@@ -90,27 +91,39 @@ def gates(model: nn.Module) -> dict[str, Gate]:
 
 
 @contextmanager
-def recording(model: nn.Module) -> Iterator[list[list[Seen]]]:
+def recording(model: nn.Module) -> Iterator[list[list[GateRecord]]]:
     """For each gate the list of what it does within the block; nothing is kept afterwards."""
-    found = list(gates(model).values())
-    records: list[list[Seen]] = [[] for _ in found]
+    recorded = list(gates(model).values())
+    records: list[list[GateRecord]] = [[] for _ in recorded]
     try:
-        for gate, record in zip(found, records, strict=True):
+        for gate, record in zip(recorded, records, strict=True):
             gate.record = record
         yield records
     finally:
-        for gate in found:
+        for gate in recorded:
             gate.record = None
 
 
 @contextmanager
 def changing(model: nn.Module, changes: dict[str, Callable[[Tensor], Tensor]]) -> Iterator[Any]:
     """Let each named gate use change(z) in place of z within the block."""
-    found = gates(model)
+    by_name = gates(model)
     try:
         for name, change in changes.items():
-            found[name].change = change
+            by_name[name].change = change
         yield model
     finally:
         for name in changes:
-            found[name].change = None
+            by_name[name].change = None
+
+
+def input_of(model: nn.Module, layer: str, x: Tensor) -> Tensor:
+    """What a layer reads when the model is called on x, in eval mode and without gradients."""
+    read: list[Tensor] = []
+    hook = model.get_submodule(layer).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(x)
+    finally:
+        hook.remove()
+    return read[0]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..core import nets
 from ..core.graph.surgery import Plan
 from ..core.onnx import export
-from ..core.outcome import Outcome
+from ..core.outcome import Outcome, load_weights
 from .paths import Paths, paths_of, record
-from .placement import Decoupled, attach
+from .placement import Decoupled, insert_gates
 from .removal import removed
 from .skipping import Skipping, skipping
 
@@ -40,7 +40,7 @@ class DecouplingOutcome(Outcome):
         return record(self.decoupled, batches, limit)
 
     def skipping(self) -> Skipping:
-        """The network as it saves time: one picture at a time, only what is on is computed. Same answers."""
+        """The network as it saves time: one picture at a time, only what is on is computed. Same outputs."""
         return skipping(self.decoupled, self.sample[:1].to(next(self.model.parameters()).device))
 
     def export(self, path: str | Path) -> Path:
@@ -63,28 +63,24 @@ class DecouplingOutcome(Outcome):
     @classmethod
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "DecouplingOutcome":
         """Put gates into the base, cut it by the plan and load the stored weights; `base` is the user's own network."""
-        found = saved["found"]
-        if base is None and found["base"] is None:
+        stored = saved["found"]
+        if base is None and stored["base"] is None:
             raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
-        dense = base if base is not None else nets.build(found["base"])
-        example = torch.zeros(found["example"], dtype=next(dense.parameters(), torch.zeros(0)).dtype)
-        plan = Plan.from_dict(found["plan"])
+        dense = base if base is not None else nets.build(stored["base"])
+        example = torch.zeros(stored["example"], dtype=next(dense.parameters(), torch.zeros(0)).dtype)
+        plan = Plan.from_dict(stored["plan"])
         with torch.random.fork_rng(devices=[]):
-            decoupled = removed(attach(dense, example, mix=recipe.mix), plan, example)
-        try:
-            decoupled.model.load_state_dict(found["weights"])
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ValueError(f"base={type(dense).__name__} is not the network that was decoupled: {reason}") from error
+            decoupled = removed(insert_gates(dense, example, mix=recipe.mix), plan, example)
+        load_weights(decoupled.model, stored["weights"], dense, "decoupled")
         return cls(
             recipe=recipe,
             **cls.records(saved),
             model=decoupled.model,
             decoupled=decoupled,
             plan=plan,
-            seen=paths_of(decoupled, *(found[name].numpy() for name in ("packed", "labels", "predicted"))),
-            sample=found["sample"],
-            sampled=found["sampled"],
-            base=found["base"],
-            example=tuple(found["example"]),
+            seen=paths_of(decoupled, *(stored[name].numpy() for name in ("packed", "labels", "predicted"))),
+            sample=stored["sample"],
+            sampled=stored["sampled"],
+            base=stored["base"],
+            example=tuple(stored["example"]),
         )

@@ -69,7 +69,7 @@ class Paths:
         """The share of filters that is on, the mean over layers and pictures."""
         return float(np.mean([layer.mean() for layer in self.split()]))
 
-    def states(self):
+    def states(self) -> Any:
         """How many filters of each layer are always on, never on, and on for some pictures only: a DataFrame."""
         import pandas
 
@@ -96,16 +96,16 @@ def record(decoupled: Decoupled, batches: Iterable, limit: int | None = None) ->
     A batch is (x, y) or x alone. The same pictures have the same paths however they are batched.
     """
     model = decoupled.model
-    place = next(model.parameters()).device
+    device = next(model.parameters()).device
     packed, labels, predicted = [], [], []
     with torch.no_grad(), evaluating(model):
         for x, y in _chunks(batches, limit):
-            whole = torch.cat([x, x[-1:].expand(CHUNK - len(x), *x.shape[1:])])
+            padded = torch.cat([x, x[-1:].expand(CHUNK - len(x), *x.shape[1:])])
             with recording(model) as records:
-                answer = model(whole.to(place))
-            bits = torch.cat([seen.pop().z for seen in records], 1)[: len(x)] > 0
+                output = model(padded.to(device))
+            bits = torch.cat([record.pop().z for record in records], 1)[: len(x)] > 0  # (N, filters)
             packed.append(np.packbits(bits.cpu().numpy(), axis=1))
-            predicted.append(answer.argmax(1)[: len(x)].cpu().numpy())
+            predicted.append(output.argmax(1)[: len(x)].cpu().numpy())
             labels.append(y.numpy())
     if not packed:
         raise ValueError("the batches hold no picture: give at least one")
@@ -138,8 +138,10 @@ def _chunks(batches: Iterable, limit: int | None) -> Iterator[tuple[Tensor, Tens
 
 def labels_of(batch: Any, count: int) -> Tensor:
     """The class numbers of a batch (N,), UNKNOWN where it has none."""
-    known = isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor) and batch[1].dim() == 1
-    return batch[1][:count].cpu().long() if known else torch.full((count,), UNKNOWN)
+    y = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if isinstance(y, Tensor) and y.dim() == 1:
+        return y[:count].cpu().long()
+    return torch.full((count,), UNKNOWN)
 
 
 # -- what paths tell -------------------------------------------------------------------------------------------------
@@ -158,10 +160,10 @@ def class_similarity(paths: Paths, layer: str) -> np.ndarray:
     conditional filters gives zeros beside the diagonal.
     """
     span = paths.span(layer)
-    told = class_paths(paths)[:, span][:, paths.conditional()[span]]
-    told = told - told.mean(0)
-    norm = np.linalg.norm(told, axis=1, keepdims=True)
-    unit = np.divide(told, norm, out=np.zeros_like(told), where=norm > 1e-12)
+    frequency = class_paths(paths)[:, span][:, paths.conditional()[span]]  # (K, conditional filters)
+    centred = frequency - frequency.mean(0)
+    norm = np.linalg.norm(centred, axis=1, keepdims=True)
+    unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 1e-12)
     cosine = unit @ unit.T
     np.fill_diagonal(cosine, 1.0)
     return cosine
@@ -215,21 +217,22 @@ def _jaccard(bits: np.ndarray) -> np.ndarray:
 
 
 def _within_between(alike: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """The mean of alike (N, N) over pairs of one class, and over pairs of two; no picture is paired with itself."""
     member = (labels[:, None] == np.unique(labels)).astype(np.float32)  # (N, K)
     sums = np.einsum("nk,nm,mk->k", member, alike, member, optimize=True)
-    own = np.trace(alike)
+    diagonal = np.trace(alike)
     pairs = float((member.sum(0) ** 2).sum()) - len(labels)
     rest = float(len(labels)) ** 2 - len(labels) - pairs
-    inside = float(sums.sum()) - own
-    return float(inside / max(pairs, 1)), float((alike.sum() - own - inside) / max(rest, 1))
+    inside = float(sums.sum()) - diagonal
+    return float(inside / max(pairs, 1)), float((alike.sum() - diagonal - inside) / max(rest, 1))
 
 
-def probe(learn: Paths, held_out: Paths, *, seed: int = 0, progress: bool = True):
+def probe(learn: Paths, held_out: Paths, *, seed: int = 0, progress: bool = True) -> Any:
     """How many bits each layer's encoding tells about the class, beside the same with shuffled labels: a DataFrame.
 
     A logistic regression learns the class from z_l on one set; H(t) minus its cross-entropy on the other set is a lower
     bound of I(z_l; t), in bits. A layer that tells nothing is near or below 0, as the control is. Raises ValueError in
-    one line for held-out classes that the first set does not have: what was never shown cannot be told.
+    one line for held-out classes that the first set does not have: what was never shown cannot be predicted.
     """
     import pandas
     from tqdm.auto import tqdm
@@ -243,8 +246,8 @@ def probe(learn: Paths, held_out: Paths, *, seed: int = 0, progress: bool = True
     rows = []
     layers = zip(learn.layers, learn.split(), held_out.split(), strict=True)
     for name, z, z_held_out in tqdm(list(layers), desc="probes", leave=False, disable=not progress):
-        told = [_information(z, labels, z_held_out, held_out.labels) for labels in (learn.labels, shuffled)]
-        rows.append((name, *told))
+        bits = [_information(z, labels, z_held_out, held_out.labels) for labels in (learn.labels, shuffled)]
+        rows.append((name, *bits))
     return pandas.DataFrame(rows, columns=["layer", "bits", "shuffled"]).set_index("layer")
 
 

@@ -57,12 +57,12 @@ class Decoupled:
         """Multiply-adds of each picture's path with the controllers': encodings (N, C_l) of every site -> (N,)."""
         on = [bits.double().mean(1) for bits in z]  # (N,) each
         read = [_share_read(site.sources, z) for site in self.sites]
-        one = torch.ones_like(on[0])
+        all_on = torch.ones_like(on[0])
         terms = [(site.macs, read[i], on[i]) for i, site in enumerate(self.sites)]
-        terms += [(site.tail, one, on[i]) for i, site in enumerate(self.sites)]
-        terms += [(self.rest + self.control, one, one)]
+        terms += [(site.tail, all_on, on[i]) for i, site in enumerate(self.sites)]
+        terms += [(self.rest + self.control, all_on, all_on)]
         macs, on_in, on_out = zip(*terms, strict=True)
-        return eq.path_macs(one.new_tensor(macs), torch.stack(on_in, 1), torch.stack(on_out, 1))
+        return eq.path_macs(all_on.new_tensor(macs), torch.stack(on_in, 1), torch.stack(on_out, 1))
 
 
 def _share_read(sources: Sources, z: list[Tensor]) -> Tensor:
@@ -74,14 +74,14 @@ def _share_read(sources: Sources, z: list[Tensor]) -> Tensor:
     return torch.stack(parts).sum(0) / sum(n for _, n in sources)
 
 
-def attach(model: nn.Module, example: Tensor, *, bias: float = 2.0, mix: str = "sample") -> Decoupled:
+def insert_gates(model: nn.Module, example: Tensor, *, bias: float = 2.0, mix: str = "sample") -> Decoupled:
     """A copy of the network with a gate behind each convolution but the first; the network itself is never changed.
 
     A gate stands behind the batch norm and the activation, its controller reads what the convolution reads.
     """
     graph = trace(model, example)
-    found, ungated = _find(graph)
-    if not found:
+    gated, ungated = _gated_convs(graph)
+    if not gated:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(ungated.items())[:3])
         raise ValueError(
             f"{type(model).__name__} has no convolution that can be gated ({reasons or 'it has none at all'}): "
@@ -89,14 +89,14 @@ def attach(model: nn.Module, example: Tensor, *, bias: float = 2.0, mix: str = "
         )
     macs = cost.layer_macs(graph, example)
     sites: list[Site] = []
-    for index, (conv, spot, tail) in enumerate(found):
+    for index, (conv, end, tail) in enumerate(gated):
         name, a = f"gate_{index}", conv.all_input_nodes[0]
         controller = Controller(width(a), width(conv), bias)
         graph.add_submodule(name, Gate(controller, mix).to(graph.get_parameter(f"{conv.target}.weight").dtype))
-        _insert(graph, spot, a, name)
+        _insert(graph, end, a, name)
         control = controller.fc1.weight.numel() + controller.fc2.weight.numel()
-        own, behind = macs.pop(str(conv.target), 0), sum(macs.pop(layer, 0) for layer in tail)
-        sites.append(Site(str(conv.target), name, width(conv), (), own, behind, control))
+        conv_macs, tail_macs = macs.pop(str(conv.target), 0), sum(macs.pop(layer, 0) for layer in tail)
+        sites.append(Site(str(conv.target), name, width(conv), (), conv_macs, tail_macs, control))
     graph.recompile()
     sources = _sources(graph, {site.gate: index for index, site in enumerate(sites)})
     sites = [Site(**{**vars(site), "sources": sources[site.conv]}) for site in sites]
@@ -114,10 +114,10 @@ def strip(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def _find(graph: fx.GraphModule) -> tuple[list[tuple[fx.Node, fx.Node, list[str]]], dict[str, str]]:
-    """(convolution, where its gate goes, the depthwise layers on the way), and what stays ungated with the reason."""
+def _gated_convs(graph: fx.GraphModule) -> tuple[list[tuple[fx.Node, fx.Node, list[str]]], dict[str, str]]:
+    """(convolution, where its gate goes, the depthwise layers in between), and what stays ungated with the reason."""
     channels = Channels(graph)
-    found, ungated = [], {}
+    gated, ungated = [], {}
     for node in graph.graph.nodes:
         module = module_of(node)
         if not isinstance(module, CONVS) or is_depthwise(module):
@@ -126,9 +126,9 @@ def _find(graph: fx.GraphModule) -> tuple[list[tuple[fx.Node, fx.Node, list[str]
         if reason:
             ungated[str(node.target)] = reason
             continue
-        last, spot = last_affine(node)
-        found.append((node, spot, [str(n.target) for n in between(node, last) if is_depthwise(module_of(n))]))
-    return found, ungated
+        last, end = last_affine(node)
+        gated.append((node, end, [str(n.target) for n in between(node, last) if is_depthwise(module_of(n))]))
+    return gated, ungated
 
 
 def _reason(node: fx.Node, module: Any, channels: Channels) -> str:
@@ -145,7 +145,7 @@ def _reason(node: fx.Node, module: Any, channels: Channels) -> str:
 
 
 def _is_output(node: fx.Node) -> bool:
-    """Whether a layer's channels reach the network's answer without another layer that reads them."""
+    """Whether a layer's channels reach the network's output without another layer that reads them."""
     behind = reached(node, lambda present: present.users if present is node or not _mixes(present) else ())
     return any(present.op == "output" for present in behind)
 
@@ -156,12 +156,13 @@ def _mixes(node: fx.Node) -> bool:
     return isinstance(module, (nn.Linear, *CONVS)) and not is_depthwise(module)
 
 
-def _insert(graph: fx.GraphModule, spot: fx.Node, a: fx.Node, name: str) -> None:
-    with graph.graph.inserting_after(spot):
-        gate = graph.graph.call_module(name, (spot, a))
-    gate.meta = dict(spot.meta)
-    for user in [user for user in spot.users if user is not gate]:
-        user.replace_input_with(spot, gate)
+def _insert(graph: fx.GraphModule, end: fx.Node, a: fx.Node, name: str) -> None:
+    """Call the gate on the output of `end`, for all who read it; its controller reads `a`."""
+    with graph.graph.inserting_after(end):
+        gate = graph.graph.call_module(name, (end, a))
+    gate.meta = dict(end.meta)
+    for user in [user for user in end.users if user is not gate]:
+        user.replace_input_with(end, gate)
 
 
 def _sources(graph: fx.GraphModule, index: dict[str, int]) -> dict[str, Sources]:

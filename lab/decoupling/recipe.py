@@ -16,15 +16,15 @@ from torch.optim.lr_scheduler import MultiStepLR
 from ..core import cost, tasks
 from ..core.fields import Allowed, integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
-from ..core.report import Attempts, Report, Row, reported
+from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task, inputs
 from ..core.training import Step, descend
 from . import equations as eq
-from .layers import MIXES, Seen, recording
+from .layers import MIXES, GateRecord, recording
 from .outcome import DecouplingOutcome
 from .paths import Paths, labels_of, record
-from .placement import Decoupled, attach
+from .placement import Decoupled, insert_gates
 from .removal import never_on, removed
 from .skipping import skipping
 
@@ -94,9 +94,7 @@ class Decoupling:
         if name not in published:
             raise ValueError(f"name={name!r}: the released settings are kept for {', '.join(published)}")
         lam_m, lam_s, r, lr, milestones, steps, kl = published[name]
-        return cls(
-            lam_m=lam_m, lam_k=1.0, lam_s=lam_s, r=r, kl=kl, lr=lr, milestones=milestones, steps=steps, bias=1.0
-        )  # fmt: skip
+        return cls(lam_m=lam_m, lam_k=1.0, lam_s=lam_s, r=r, kl=kl, lr=lr, milestones=milestones, steps=steps, bias=1.0)
 
     def run(
         self,
@@ -113,15 +111,15 @@ class Decoupling:
             validate_labels(task)
             validate_batches(task)
             baseline, example = run.model, run.example
-            classes = _classes(baseline, example)
-            decoupled = attach(baseline, example, bias=self.bias, mix=self.mix)
-            pictures = _pictures(task)
-            started = record(decoupled, [pictures]).on_rate()
+            classes = _classes(baseline, example)  # the rows of every head
+            decoupled = insert_gates(baseline, example, bias=self.bias, mix=self.mix)
+            images = _images(task)
+            started = record(decoupled, [images]).on_rate()
             trace = self._train(run, decoupled, classes)
-            plan = never_on(decoupled, record(decoupled, [pictures]), example)
+            plan = never_on(decoupled, record(decoupled, [images]), example)
             smaller = removed(decoupled, plan, example)
-            seen = record(smaller, [pictures])
-            sampled = _sample(seen, pictures[0])
+            seen = record(smaller, [images])  # the same paths, without the filters that no path uses
+            sampled = _sample(seen, images[0])
             report = reported(repr(self), self._report, run, decoupled, smaller, seen, started)
         return DecouplingOutcome(
             recipe=self,
@@ -131,7 +129,7 @@ class Decoupling:
             decoupled=smaller,
             plan=plan,
             seen=seen,
-            sample=pictures[0][sampled],
+            sample=images[0][sampled],
             sampled=sampled,
             base=getattr(task.model, "config", None),
             example=tuple(example.shape),
@@ -141,7 +139,7 @@ class Decoupling:
         """All weights together: the network's, the controllers', and the heads that are there in training only."""
         task, baseline, device, G = run.task, run.model, run.device, decoupled.model
         heads = nn.ModuleList(nn.Linear(site.filters, classes, bias=False) for site in decoupled.sites)
-        heads.to(next(baseline.parameters()))  # its place and its kind of numbers
+        heads.to(next(baseline.parameters()))  # its device and dtype
         weights = [*G.parameters(), *heads.parameters()]
         optimiser = SGD(weights, lr=self.lr, momentum=0.9, weight_decay=1e-4)
         schedule = MultiStepLR(optimiser, [round(share * self.steps) for share in self.milestones], 0.1)
@@ -151,66 +149,62 @@ class Decoupling:
 
         def learn(batch: Any) -> dict[str, Tensor]:
             """The task's loss, and the three losses of every gate."""
-            x = inputs(batch).to(device)
-            y = batch[1].to(device) if labelled else _predicted(baseline, x)
-            t = y if self.target == "label" else _predicted(baseline, x)
+            x = inputs(batch).to(device)  # (N, C, H, W)
+            y = batch[1].to(device) if labelled else _predicted(baseline, x)  # (N,)
+            t = y if self.target == "label" else _predicted(baseline, x)  # (N,), what encodings tell about
             with recording(G) as records:
-                answer = G(x)
-            seen = [record.pop() for record in records]
-            losses = [self._gate_losses(one, head, t) for one, head in zip(seen, heads, strict=True)]
+                output = G(x)
+            pairs = zip(records, heads, strict=True)  # a gate each, in the order in which they run
+            losses = [self._gate_losses(record.pop(), head.get_parameter("weight"), t) for record, head in pairs]
             mi, kl, sparse = (torch.stack(terms).sum() for terms in zip(*losses, strict=True))
-            fit = (task.loss if labelled else F.cross_entropy)(answer, y)
+            fit = (task.loss if labelled else F.cross_entropy)(output, y)
             return {"task": fit, "mutual information": mi, "agreement": kl, "sparsity": sparse}
 
-        steps = descend(
+        for _ in descend(
             learn, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
-        )  # fmt: skip
-        for _ in steps:
+        ):
             pass
         G.eval()
         return list(stage.trace)
 
-    def _gate_losses(self, seen: Seen, head: Any, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """lam_m L_mi, lam_k L_kl and lam_s L_s of one gate."""
-        z, out = seen.z, seen.out
+    def _gate_losses(self, gate: GateRecord, W: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """lam_m L_mi, lam_k L_kl and lam_s L_s of one gate; W (classes, C_l) is its head, t (N,) the classes."""
+        z, out = gate.z, gate.out  # (N, C_l) each
+        fixed_z, fixed_out = z.detach() if self.detach == "z" else z, out.detach() if self.detach == "out" else out
         return (
-            self.lam_m * eq.mutual_information_loss(z, head.weight, t),
-            self.lam_k
-            * KL[self.kl](out.detach() if self.detach == "out" else out, z.detach() if self.detach == "z" else z),
+            self.lam_m * eq.mutual_information_loss(z, W, t),
+            self.lam_k * KL[self.kl](fixed_out, fixed_z),
             self.lam_s * (eq.sparsity_at(z, self.r) if self.r else eq.sparsity(z)),
         )
 
-    def _report(self, run: Run, whole: Decoupled, after: Decoupled, paths: Paths, started: float) -> Report:
+    def _report(self, run: Run, before: Decoupled, after: Decoupled, paths: Paths, started: float) -> Report:
         task, baseline, example, attempts = run.task, run.model, run.example, Attempts()
         deployed = attempts("skipping", skipping, after, example)
         timed = (None, None) if deployed is None else attempts.times(baseline, deployed, example)
         states = paths.states().sum()
         on = [torch.from_numpy(bits) for bits in paths.split()]
-        filters = [sum(site.filters for site in sites) for sites in (whole.sites, after.sites)]
+        filters = [sum(site.filters for site in sites) for sites in (before.sites, after.sites)]
         rows = [
             Row("gated filters", filters[0], filters[1]),
             Row("conditional filters", None, int(states["conditional"]), kind="learned", digits=0),
-            Row("on-rate", started, _on_rate(paths, whole), "of filters", "learned", 3),
+            Row("on-rate", started, _on_rate(paths, before), "of filters", "learned", 3),
             Row("parameters", cost.parameters(baseline), cost.parameters(after.model)),
-            Row("macs", whole.dense, float(after.macs(on).mean()), "a picture, mean", "learned", 0),
+            Row("macs", before.dense, float(after.macs(on).mean()), "a picture, mean", "learned", 0),
             Row("bytes", cost.bytes_stored(baseline), cost.bytes_stored(after.model), "B"),
             Row("latency", *timed, "ms", "timed", 2),
             Row(task.metric, run.before, attempts(task.metric, task.measure, after.model), task.unit, "learned"),
         ]
-        return Report(repr(self), tuple(rows), (*self._notes(task, whole, paths), *attempts.notes))
+        return Report(repr(self), tuple(rows), (*self._notes(task, before, paths), *attempts.notes))
 
-    def _notes(self, task: Task, whole: Decoupled, paths: Paths) -> list[str]:
-        by_reason: dict[str, list[str]] = {}
-        for name, reason in whole.ungated.items():
-            by_reason.setdefault(reason, []).append(name)
-        notes = [f"not gated, since {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+    def _notes(self, task: Task, before: Decoupled, paths: Paths) -> list[str]:
+        notes = grouped_by_reason("not gated, since", before.ungated)
         if not has_labels(task):
             notes.append("the batches hold no labels: trained on the network's own predictions")
         notes.append(f"on-rate, macs and conditional filters of {len(paths):,} pictures of the task's batches")
         return notes
 
 
-def _pictures(task: Task) -> tuple[Tensor, Tensor]:
+def _images(task: Task) -> tuple[Tensor, Tensor]:
     """Up to PICTURES pictures of the task's batches (N, C, H, W) with their labels (N,)."""
     x: list[Tensor] = []
     y: list[Tensor] = []
@@ -226,13 +220,13 @@ def _sample(paths: Paths, x: Tensor) -> Tensor:
     """Which pictures are kept to be looked at: the first of every class, the second ..., as many as may be kept."""
     most = max(2, min(SAMPLE, VALUES // x[0].numel()))
     by_class = [np.flatnonzero(paths.labels == label).tolist() for label in paths.classes()]
-    turns = [index for turn in zip_longest(*by_class) for index in turn if index is not None]
-    return torch.tensor(turns[:most])
+    in_turn = [index for turn in zip_longest(*by_class) for index in turn if index is not None]
+    return torch.tensor(in_turn[:most])
 
 
-def _on_rate(paths: Paths, whole: Decoupled) -> float:
+def _on_rate(paths: Paths, before: Decoupled) -> float:
     """The share of the filters that there were which is on, the mean over layers and pictures."""
-    rates = [bits.sum(1).mean() / site.filters for bits, site in zip(paths.split(), whole.sites, strict=True)]
+    rates = [bits.sum(1).mean() / site.filters for bits, site in zip(paths.split(), before.sites, strict=True)]
     return float(np.mean(rates))
 
 
@@ -245,13 +239,14 @@ def _predicted(baseline: nn.Module, x: Tensor) -> Tensor:
 def _classes(baseline: nn.Module, example: Tensor) -> int:
     """How many classes the network tells apart."""
     with torch.no_grad():
-        answer = baseline(example)
-    if not isinstance(answer, Tensor) or answer.dim() != 2:
-        given = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise ValueError(f"the model answers with {given}: decoupling needs class scores of shape (N, classes)")
-    return answer.shape[1]
+        output = baseline(example)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"the model answers with {kind}: decoupling needs class scores of shape (N, classes)")
+    return output.shape[1]
 
 
 def _are_shares(values: Any) -> bool:
+    """Whether the milestones are floats that rise between 0 and 1."""
     rising = isinstance(values, tuple) and all(isinstance(v, float) and 0 < v < 1 for v in values)
     return rising and list(values) == sorted(set(values))

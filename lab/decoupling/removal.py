@@ -1,4 +1,4 @@
-"""What is never on is taken out for good: exactly the same answers on every input whose path is among those seen."""
+"""What is never on is taken out for good: exactly the same outputs for every input whose path is among those seen."""
 
 from copy import deepcopy
 
@@ -13,7 +13,7 @@ from ..core.graph.surgery import Plan
 from ..core.graph.tracing import module_of, trace
 from .layers import Controller, gates
 from .paths import Paths
-from .placement import Decoupled, attach, strip
+from .placement import Decoupled, insert_gates, strip
 
 
 def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
@@ -28,30 +28,26 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
     nodes = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
     plan = Plan()
     for name, bits in zip(paths.layers, paths.split(), strict=True):
-        used = bits.any(0)
-        last, spot = last_affine(nodes[name])
-        way = between(nodes[name], last)
-        if used.all() or any(node.target in channels.shared for node in way):
+        used = bits.any(0)  # (C_l,)
+        last, end = last_affine(nodes[name])
+        chain = between(nodes[name], last)
+        if used.all() or any(node.target in channels.shared for node in chain):
             continue
         group = channels.find(channels.layouts[nodes[name]][0].group)
-        alone = group not in channels.pinned and len(channels.writers[group]) == 1
-        exact = alone and not_zero_after(spot) is None
+        is_alone = group not in channels.frozen and len(channels.producers[group]) == 1
+        is_exact = is_alone and not_zero_after(end) is None
         least = 2 if any(_is_depthwise_of(node, group, channels) for node in graph.graph.nodes) else 1
-        stays = np.argsort(~used, kind="stable")[: max(least, used.sum())]
-        index = tuple(sorted(stays.tolist()))
-        (plan.channels if exact else plan.outputs)[name] = index
+        kept = np.argsort(~used, kind="stable")[: max(least, used.sum())]
+        (plan.channels if is_exact else plan.outputs)[name] = tuple(sorted(kept.tolist()))
     return plan
 
 
 def removed(decoupled: Decoupled, plan: Plan, example: Tensor) -> Decoupled:
     """The network without what the plan drops, its gates and controllers cut to match; the one given stays as it is."""
     graph = _backbone(decoupled, example)
-    smaller = attach(surgery.remove(graph, plan, example), example)  # says in one line if the plan does not fit
+    smaller = insert_gates(surgery.remove(graph, plan, example), example)  # says in one line if the plan does not fit
     channels = Channels(graph)
-    kept = {
-        channels.find(channels.group_of(name)): _mask(index, channels.sizes[channels.group_of(name)])
-        for name, index in plan.channels.items()
-    }
+    kept = surgery.kept_channels(channels, plan)
     sources = {str(node.target): node.all_input_nodes[0] for node in graph.graph.nodes if node.op == "call_module"}
     old, new = gates(decoupled.model), gates(smaller.model)
     filters = {**plan.channels, **plan.outputs}
@@ -65,7 +61,7 @@ def removed(decoupled: Decoupled, plan: Plan, example: Tensor) -> Decoupled:
 
 
 def _is_depthwise_of(node: fx.Node, group: int, channels: Channels) -> bool:
-    """Whether a node calls a depthwise layer of this class of channels."""
+    """Whether a node calls a depthwise layer of this channel group."""
     return is_depthwise(module_of(node)) and any(channels.find(part.group) == group for part in channels.layouts[node])
 
 
@@ -75,19 +71,13 @@ def _backbone(decoupled: Decoupled, example: Tensor) -> fx.GraphModule:
     return trace(graph, example)
 
 
-def _mask(index: tuple[int, ...], size: int) -> Tensor:
-    mask = torch.zeros(size, dtype=torch.bool)
-    mask[list(index)] = True
-    return mask
-
-
 @torch.no_grad()
 def _cut(old: Controller, new: Controller, columns: Tensor, rows: Tensor) -> None:
     """Copy a controller without the inputs and filters that are gone; inside it stays as wide as it was."""
     hidden = old.fc1.out_features
     new.fc1, new.fc2 = nn.Linear(len(columns), hidden), nn.Linear(hidden, len(rows))
-    place = old.fc1.weight.device
-    columns, rows = columns.to(place), rows.to(place)
+    device = old.fc1.weight.device
+    columns, rows = columns.to(device), rows.to(device)
     new.fc1.weight = nn.Parameter(old.fc1.weight[:, columns].clone())
     new.fc1.bias = nn.Parameter(old.fc1.bias.clone())
     new.fc2.weight = nn.Parameter(old.fc2.weight[rows].clone())

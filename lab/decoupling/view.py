@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..core import store
 from ..core.task import evaluating
 from ..ui import Control, Explorer, Frame, raster, svg, view
-from .layers import recording
+from .layers import input_of, recording
 from .outcome import DecouplingOutcome
 from .paths import Paths, class_paths, class_similarity
 
@@ -21,9 +20,13 @@ NOBODY = "none"
 STATES = ("both", "only A", "only B", "neither")
 COLOURS = ("c2", "c0", "c1", "")  # of STATES
 WIDE, TALL = 26, 150  # px: a layer's column with the room to the next, and its height
+COLUMN = 12  # px, the width of a layer's column
+DOWN = TALL + svg.LINE + 8  # px from one row of the flow to the next
+LEAST = 320  # px, the least width of a picture with a line of text
 ROW = 24  # layers in a row of the flow
 PAGE = 128  # filters on a page
 STRONGEST = 8  # pictures shown for a filter
+LONGEST, BESIDE = 96, 130  # px: the longer side of a picture, and from the left of one to the left of the next
 
 
 @dataclass(frozen=True)
@@ -51,58 +54,83 @@ def numbers(paths: Paths, a: int, b: int | None) -> list[Fork]:
 def explore(
     outcome: DecouplingOutcome,
     *,
-    pictures: Sequence[int] | None = None,
+    images: Sequence[int] | None = None,
     layers: Sequence[str] | None = None,
     filters: Sequence[int] | None = None,
 ) -> Explorer:
     """The paths of pictures A and B as a flow through the layers; a click on a layer shows its filters, one on a filter
     its maps, its classes and its strongest pictures.
 
-    `pictures` (of the outcome's sample), `layers` and `filters` narrow the choice, which `explorer.save` needs: a page
+    `images` (of the outcome's sample), `layers` and `filters` narrow the choice, which `explorer.save` needs: a page
     holds some hundred states.
     """
-    chosen = _known_pictures(outcome, pictures)
-    names = {f"{k}: {_class(outcome, k)}": k for k in chosen}
-    shown = _known_layers(outcome.seen, layers)
-    seen = _Seen(outcome)
-    sizes = dict(zip(outcome.seen.layers, outcome.seen.sizes, strict=True))
-    numbered = _known_filters(max(sizes[name] for name in shown), filters)
+    page = _Page(outcome, images, layers, filters)
+    return Explorer(page.draw, page.controls(), title=f"Decoupling(r={outcome.recipe.r:g}): the paths of two pictures")
 
-    def draw(a: str, b: str, layer: str, filter: int) -> Frame:
-        pair = [names[a]] + ([names[b]] if b != NOBODY else [])
-        at = [int(outcome.sampled[k]) for k in pair]
-        forks = numbers(outcome.seen, at[0], at[1] if len(at) > 1 else None)
-        here = next(fork for fork in forks if fork.layer == layer)
-        k = min(filter, sizes[layer] - 1)
-        picture = [
-            flow(forks, layer, set(shown), len(pair) > 1),
-            filter_grid(here, k, len(pair) > 1, set(numbered)),
-            seen.pictures(pair),
+
+class _Page:
+    """What an explorer of paths may show, and the frame of a state."""
+
+    def __init__(
+        self,
+        outcome: DecouplingOutcome,
+        images: Sequence[int] | None,
+        layers: Sequence[str] | None,
+        filters: Sequence[int] | None,
+    ) -> None:
+        self.outcome = outcome
+        self.names = {f"{k}: {_class(outcome, k)}": k for k in _valid_images(outcome, images)}
+        self.layers = _valid_layers(outcome.seen, layers)
+        self.responses = _Responses(outcome)
+        self.sizes = dict(zip(outcome.seen.layers, outcome.seen.sizes, strict=True))
+        self.filters = _valid_filters(max(self.sizes[name] for name in self.layers), filters)
+
+    def controls(self) -> dict[str, Control]:
+        """Picture A is the first, B the first of another class."""
+        labels = list(self.names)
+        classes = {name: _class(self.outcome, k) for name, k in self.names.items()}
+        other = next((name for name in labels if classes[name] != classes[labels[0]]), NOBODY)
+        return {
+            "a": Control(labels, label="picture A"),
+            "b": Control([NOBODY, *labels], label="picture B", start=other),
+            "layer": Control(self.layers, start=self.layers[-1]),
+            "filter": Control(self.filters),
+        }
+
+    def draw(self, a: str, b: str, layer: str, filter: int) -> Frame:
+        """The paths of the pictures a and b, and what one filter of a layer does for them."""
+        pair = [self.names[name] for name in (a, b) if name != NOBODY]
+        paths = [int(self.outcome.sampled[k]) for k in pair]
+        forks = numbers(self.outcome.seen, paths[0], paths[1] if len(pair) > 1 else None)
+        fork = next(fork for fork in forks if fork.layer == layer)
+        k = min(filter, self.sizes[layer] - 1)
+        parts = [
+            flow(forks, layer, set(self.layers), len(pair) > 1),
+            filter_grid(fork, k, len(pair) > 1, set(self.filters)),
+            self.responses.images(pair),
+            self.responses.maps(pair, layer, k),
+            self.responses.classes(layer, k),
+            self.responses.strongest(layer, k),
         ]
-        picture += [seen.maps(pair, layer, k), seen.classes(layer, k), seen.strongest(layer, k)]
-        both, only_a, only_b, _ = here.counts()
-        facts: dict[str, str | int | float] = {"filters on": f"{both + only_a} of {sizes[layer]} in {layer}"}
-        if len(pair) > 1:
-            shared, all_a, all_b = (sum(fork.counts()[i] for fork in forks) for i in range(3))
-            facts["shared here"] = f"{both} of {both + only_a + only_b}"
-            facts["shared by the whole paths"] = f"{shared} of {shared + all_a + all_b}"
-        return Frame("".join(picture), {**facts, "filter": f"{k} is {_state(here, k, len(pair))}"})
+        facts = _shares(forks, fork, len(pair)) | {"filter": f"{k} is {_state(fork, k, len(pair))}"}
+        return Frame("".join(parts), facts)
 
-    labels = list(names)
-    other = next((name for name in labels if _class(outcome, names[name]) != _class(outcome, names[labels[0]])), NOBODY)
-    controls = {
-        "a": Control(labels, label="picture A"),
-        "b": Control([NOBODY, *labels], label="picture B", start=other),
-        "layer": Control(shown, start=shown[-1]),
-        "filter": Control(numbered),
-    }
-    return Explorer(draw, controls, title=f"Decoupling(r={outcome.recipe.r:g}): the paths of two pictures")
+
+def _shares(forks: Sequence[Fork], fork: Fork, count: int) -> dict[str, str | int | float]:
+    """How many filters of a layer are on for A, and how many of those that are on A and B share."""
+    both, only_a, only_b, _ = fork.counts()
+    facts: dict[str, str | int | float] = {"filters on": f"{both + only_a} of {len(fork.state)} in {fork.layer}"}
+    if count > 1:
+        shared, all_a, all_b = (sum(fork.counts()[i] for fork in forks) for i in range(3))
+        facts["shared here"] = f"{both} of {both + only_a + only_b}"
+        facts["shared by the whole paths"] = f"{shared} of {shared + all_a + all_b}"
+    return facts
 
 
 def similarity(outcome: DecouplingOutcome, paths: Paths | None = None) -> Explorer:
     """How alike the classes' paths are, layer by layer: a slider through the layers, class by class.
 
-    Of the outcome's own paths, or of others. The cosine is that of `paths.class_similarity`.
+    Of the outcome's paths, or of others. The cosine is that of `paths.class_similarity`.
     """
     seen = paths if paths is not None else outcome.seen
     classes = [str(label) for label in seen.classes()]
@@ -128,45 +156,43 @@ def flow(forks: Sequence[Fork], layer: str, pressable: set[str], two: bool) -> s
     """The layers from left to right, each a column of what A and B share, what only one of them uses, and what neither
     does, with ribbons between; a click on a column chooses the layer."""
     top = 2 * svg.LINE + 10
-    drawn = [_legend(two)]
-    places = [(2 + (i % ROW) * WIDE, top + (i // ROW) * (TALL + svg.LINE + 8)) for i in range(len(forks))]
-    for i, (fork, (x, y)) in enumerate(zip(forks, places, strict=True)):
+    shapes = [_legend(two)]
+    corners = [(2 + (i % ROW) * WIDE, top + (i // ROW) * DOWN) for i in range(len(forks))]
+    for i, (fork, (x, y)) in enumerate(zip(forks, corners, strict=True)):
         bands = _bands(fork)
-        if i + 1 < len(forks) and places[i + 1][1] == y:
+        if i + 1 < len(forks) and corners[i + 1][1] == y:
             following = _bands(forks[i + 1])
-            drawn += [_ribbon(x + 12, y, x + WIDE, bands[k], following[k], COLOURS[k]) for k in range(3)]
-        for k in range(4):
-            start, end = bands[k]
-            kind = f"lab-fill {COLOURS[k]}" if COLOURS[k] else "lab-track"
-            if end > start:
-                drawn.append(svg.rect(x, y + start, 12, end - start, kind))
+            shapes += [_ribbon(x + COLUMN, y, x + WIDE, bands[k], following[k], COLOURS[k]) for k in range(3)]
+        shapes += [
+            svg.rect(x, y + start, COLUMN, end - start, _look(colour))
+            for (start, end), colour in zip(bands, COLOURS, strict=True)
+            if end > start
+        ]
         both, a, b, off = fork.counts()
         hint = f"{fork.layer}: {both} shared, {a} only A, {b} only B, {off} off"
         if fork.layer in pressable:
-            drawn.append(svg.target((x - 2, y - 2, 16, TALL + 4), hint, fork.layer == layer, layer=fork.layer))
+            shapes.append(svg.target((x - 2, y - 2, COLUMN + 4, TALL + 4), hint, fork.layer == layer, layer=fork.layer))
     rows = -(-len(forks) // ROW)
-    width = min(len(forks), ROW) * WIDE + 2
+    width = max(min(len(forks), ROW) * WIDE + 2, LEAST)
     for row in range(rows):
         first, last = forks[row * ROW].layer, forks[min(len(forks), (row + 1) * ROW) - 1].layer
-        drawn.append(
-            svg.text(0, top + row * (TALL + svg.LINE + 8) + TALL + 16, svg.fit(f"{first} to {last}", max(width, 320)))
-        )
-    return svg.whole(max(width, 320), top + rows * (TALL + svg.LINE + 8), "paths through the layers", "paths", drawn)
+        shapes.append(svg.text(0, top + row * DOWN + TALL + 16, svg.fit(f"{first} to {last}", width)))
+    return svg.document(width, top + rows * DOWN, "paths through the layers", "paths", shapes)
 
 
 def filter_grid(fork: Fork, chosen: int, two: bool, pressable: Container[int]) -> str:
     """The filters of a layer, PAGE at a time, coloured by who uses them; a click chooses one of `pressable`."""
     first = chosen // PAGE * PAGE
     last = min(first + PAGE, len(fork.state))
-    cells, top = [], svg.LINE + 5
+    cells, top = [], svg.HEAD
     for k in range(first, last):
         x, y = (k - first) % 16 * 26, top + (k - first) // 16 * 20
         colour = COLOURS[fork.state[k]]
-        box = svg.rect(x, y, 24, 18, f"lab-fill {colour}" if colour else "lab-track")
+        box = svg.rect(x, y, 24, 18, _look(colour))
         hint = f"filter {k}: {_state(fork, k, 1 + two)}"
         text = svg.text(x + 12, y + 13, str(k), "mid on" if colour else "mid")
-        known = k in pressable
-        cells.append(svg.target((x, y, 24, 18), hint, k == chosen, box + text, filter=k) if known else box + text)
+        target = svg.target((x, y, 24, 18), hint, k == chosen, box + text, filter=k)
+        cells.append(target if k in pressable else box + text)
     height = top + -(-(last - first) // 16) * 20 + 4
     if len(fork.state) > PAGE:
         pages = [start for start in range(0, len(fork.state), PAGE) if start in pressable]
@@ -175,7 +201,7 @@ def filter_grid(fork: Fork, chosen: int, two: bool, pressable: Container[int]) -
             text = svg.text(x + 24, y + 14, f"{start}…", "mid")
             cells.append(svg.target((x, y, 48, 19), f"filters from {start}", start == first, text, filter=start))
         height += -(-len(pages) // 8) * 22 + 4
-    return svg.whole(416, height, f"filters of {fork.layer}", "filters", cells)
+    return svg.document(416, height, f"filters of {fork.layer}", "filters", cells)
 
 
 def table(values: np.ndarray, names: Sequence[str], title: str) -> str:
@@ -185,13 +211,13 @@ def table(values: np.ndarray, names: Sequence[str], title: str) -> str:
     top, every = svg.LINE + 24, -(-14 // side)
     scale = raster.Scale(-1.0, 1.0)
     image = raster.png(scale.shades(values), scale.table())
-    drawn = [raster.image(image, left, top, side * len(names), side * len(names), title)]
+    shapes = [raster.image(image, left, top, side * len(names), side * len(names), title)]
     for k in range(0, len(names), every):
-        drawn.append(svg.text(left - 6, top + (k + 0.5) * side + 4, names[k], "end"))
-        drawn.append(svg.text(left + (k + 0.5) * side, top - 6, names[k], "mid"))
+        shapes.append(svg.text(left - 6, top + (k + 0.5) * side + 4, names[k], "end"))
+        shapes.append(svg.text(left + (k + 0.5) * side, top - 6, names[k], "mid"))
     below = top + side * len(names) + 10
-    drawn.append(raster.legend(scale, left, below, "cosine"))
-    return svg.whole(max(left + side * len(names), 320), below + 32, title, title, drawn)
+    shapes.append(raster.legend(scale, left, below, "cosine"))
+    return svg.document(max(left + side * len(names), LEAST), below + 32, title, title, shapes)
 
 
 def _bands(fork: Fork) -> list[tuple[float, float]]:
@@ -214,22 +240,27 @@ def _ribbon(x: float, y: float, to: float, here: tuple[float, float], there: tup
     )
 
 
+def _look(colour: str) -> str:
+    """The class of a shape of one of COLOURS."""
+    return f"lab-fill {colour}" if colour else "lab-track"
+
+
 def _legend(two: bool) -> str:
     names = STATES if two else ("on", "", "", "off")
     parts, x = [], 0.0
     for name, colour in zip(names, COLOURS, strict=True):
         if name:
-            parts.append(svg.rect(x, svg.LINE + 6, 11, 11, f"lab-fill {colour}" if colour else "lab-track"))
+            parts.append(svg.rect(x, svg.LINE + 6, 11, 11, _look(colour)))
             parts.append(svg.text(x + 16, svg.LINE + 16, name))
             x += svg.text_width(name) + 32
     return "".join(parts)
 
 
-# -- what the network sees -------------------------------------------------------------------------------------------
+# -- what the filters answer -------------------------------------------------------------------------------------------
 
 
-class _Seen:
-    """What the filters of a network see in the sample: their maps for a picture, their means for all of them."""
+class _Responses:
+    """What the filters of a network answer to the sample: their maps for a picture, their means for all of them."""
 
     def __init__(self, outcome: DecouplingOutcome) -> None:
         self.outcome = outcome
@@ -238,50 +269,43 @@ class _Seen:
         self.inputs = [_plane(x.numpy()) for x in outcome.sample]
         self.size = self.inputs[0].shape[1:]
         model = outcome.model
-        place = next(model.parameters()).device
+        self.device = next(model.parameters()).device
         with torch.no_grad(), evaluating(model), recording(model) as records:
             for x in outcome.sample.split(8):
-                model(x.to(place))
-        self.means = [torch.cat([seen.out for seen in record]).cpu() for record in records]
+                model(x.to(self.device))
+        self.means = [torch.cat([gate.out for gate in record]).cpu() for record in records]  # (n, C_l) each
         self.frequency = class_paths(outcome.seen)
 
     def site(self, layer: str) -> int:
+        """The index of a gated layer."""
         return self.outcome.seen.layers.index(layer)
 
-    def pictures(self, pair: list[int]) -> str:
+    def images(self, pair: list[int]) -> str:
         """The inputs themselves, each with what it is called."""
         h, w = self.size
-        top, scale, drawn = svg.LINE + 5, 96 / max(h, w), []
+        scale, shapes = LONGEST / max(h, w), []
+        bottom = svg.HEAD + h * scale
         for i, k in enumerate(pair):
-            said = int(self.outcome.seen.predicted[self.outcome.sampled[k]])
+            pred = int(self.outcome.seen.predicted[self.outcome.sampled[k]])
             pixels = raster.as_picture(self.inputs[k], self.low, self.high)
-            drawn.append(raster.image(raster.uri(pixels), 130 * i, top, w * scale, h * scale))
-            drawn.append(svg.text(130 * i, top + h * scale + 15, f"{'AB'[i]}: {_class(self.outcome, k)}"))
-            drawn.append(svg.text(130 * i, top + h * scale + 15 + svg.LINE, f"called {said}"))
-        return svg.whole(130 * len(pair), top + h * scale + 2 * svg.LINE + 6, "pictures", "pictures", drawn)
+            shapes.append(raster.image(raster.uri(pixels), BESIDE * i, svg.HEAD, w * scale, h * scale))
+            shapes.append(svg.text(BESIDE * i, bottom + svg.UNDER, f"{'AB'[i]}: {_class(self.outcome, k)}"))
+            shapes.append(svg.text(BESIDE * i, bottom + svg.UNDER + svg.LINE, f"called {pred}"))
+        return svg.document(BESIDE * len(pair), bottom + 2 * svg.LINE + 6, "pictures", "pictures", shapes)
 
     def maps(self, pair: list[int], layer: str, k: int) -> str:
         """The filter's map for each picture before its gate, on one scale."""
-        maps = np.stack([self._map(picture, layer)[k] for picture in pair])
-        scale = raster.Scale.of(maps)
-        return raster.grid(
-            maps, f"filter {k} on {' and '.join('AB'[: len(pair)])}", "before the gate", longest=96, scale=scale
-        )
+        maps = np.stack([self._map(image, layer)[k] for image in pair])
+        title = f"filter {k} on {' and '.join('AB'[: len(pair)])}"
+        return raster.grid(maps, title, "before the gate", longest=LONGEST, scale=raster.Scale.of(maps))
 
-    def _map(self, picture: int, layer: str) -> np.ndarray:
+    def _map(self, image: int, layer: str) -> np.ndarray:
         """What reaches the gate of a layer for one picture: (C_l, H, W)."""
-        if (picture, layer) not in self.maps_of:
-            gate = self.outcome.model.get_submodule(self.outcome.decoupled.sites[self.site(layer)].gate)
-            kept: list[Tensor] = []
-            hook = gate.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
-            place = next(self.outcome.model.parameters()).device
-            try:
-                with torch.no_grad(), evaluating(self.outcome.model):
-                    self.outcome.model(self.outcome.sample[picture : picture + 1].to(place))
-            finally:
-                hook.remove()
-            self.maps_of[picture, layer] = _plane(kept[0][0].cpu().numpy())
-        return self.maps_of[picture, layer]
+        if (image, layer) not in self.maps_of:
+            x = self.outcome.sample[image : image + 1].to(self.device)
+            out = input_of(self.outcome.model, self.outcome.decoupled.sites[self.site(layer)].gate, x)
+            self.maps_of[image, layer] = _plane(out[0].cpu().numpy())
+        return self.maps_of[image, layer]
 
     def classes(self, layer: str, k: int) -> str:
         """For how many pictures of each class the filter is on."""
@@ -294,18 +318,18 @@ class _Seen:
     def strongest(self, layer: str, k: int) -> str:
         """The pictures of the sample on which the filter's map has the largest mean, strongest first."""
         means = self.means[self.site(layer)][:, k]
-        top, side = svg.LINE + 5, 48
+        top, side = svg.HEAD, 48
         h, w = self.size
         across, down = side * w / max(h, w), side * h / max(h, w)
-        drawn = []
-        for i, picture in enumerate(means.argsort(descending=True)[:STRONGEST].tolist()):
+        shapes = []
+        for i, image in enumerate(means.argsort(descending=True)[:STRONGEST].tolist()):
             x, y = i % 4 * (side + 10), top + i // 4 * (side + svg.LINE)
-            pixels = raster.as_picture(self.inputs[picture], self.low, self.high)
-            drawn.append(raster.image(raster.uri(pixels), x, y, across, down))
-            drawn.append(svg.text(x + across / 2, y + down + 13, svg.short(float(f"{means[picture]:.2g}")), "mid num"))
+            pixels = raster.as_picture(self.inputs[image], self.low, self.high)
+            shapes.append(raster.image(raster.uri(pixels), x, y, across, down))
+            shapes.append(svg.text(x + across / 2, y + down + 13, svg.short(float(f"{means[image]:.2g}")), "mid num"))
         title = f"strongest of {len(means)} pictures (mean before the gate)"
         height = top + -(-min(STRONGEST, len(means)) // 4) * (side + svg.LINE) + 4
-        return svg.whole(max(4 * (side + 10), svg.text_width(title) * 1.1), height, title, title, drawn)
+        return svg.document(max(4 * (side + 10), svg.title_width(title)), height, title, title, shapes)
 
 
 def _class(outcome: DecouplingOutcome, k: int) -> str:
@@ -313,20 +337,20 @@ def _class(outcome: DecouplingOutcome, k: int) -> str:
     return f"class {label}" if label >= 0 else "no label"
 
 
-def _state(fork: Fork, k: int, pictures: int) -> str:
+def _state(fork: Fork, k: int, count: int) -> str:
     words = {0: "on for both", 1: "on for A only", 2: "on for B only", 3: "off for both"}
-    return words[int(fork.state[k])] if pictures > 1 else ("on" if fork.state[k] == 0 else "off")
+    return words[int(fork.state[k])] if count > 1 else ("on" if fork.state[k] == 0 else "off")
 
 
-def _known_pictures(outcome: DecouplingOutcome, pictures: Sequence[int] | None) -> list[int]:
+def _valid_images(outcome: DecouplingOutcome, images: Sequence[int] | None) -> list[int]:
     count = len(outcome.sample)
-    for k in pictures or ():
+    for k in images or ():
         if not 0 <= k < count:
-            raise ValueError(f"pictures: there is no picture {k}: give numbers in 0..{count - 1}, the outcome's sample")
-    return list(range(count) if pictures is None else pictures)
+            raise ValueError(f"images: there is no picture {k}: give numbers in 0..{count - 1}, the outcome's sample")
+    return list(range(count) if images is None else images)
 
 
-def _known_filters(most: int, filters: Sequence[int] | None) -> list[int]:
+def _valid_filters(most: int, filters: Sequence[int] | None) -> list[int]:
     wrong = [k for k in filters or () if not 0 <= k < most]
     if wrong:
         raise ValueError(f"filters: there is no filter {wrong[0]}: give numbers in 0..{most - 1}")
@@ -340,7 +364,7 @@ def _plane(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1, x.shape[-1]) if x.ndim > 1 else x[:, None, None]
 
 
-def _known_layers(paths: Paths, layers: Sequence[str] | None) -> list[str]:
+def _valid_layers(paths: Paths, layers: Sequence[str] | None) -> list[str]:
     for name in layers or ():
         paths.layer(name)  # a one-line error that names the layers there are
     return list(layers or paths.layers)

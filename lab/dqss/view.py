@@ -144,7 +144,7 @@ def _map(state: dict[str, Any], names: Sequence[str], tensor: str, title: str, w
     floor = top + len(roles) * tall
     parts.append(svg.rect(left, floor + 6, 6, 5, "lab-fill c1"))
     parts.append(svg.text(left + 12, floor + 13, "kept; empty: merged into another, or dropped out"))
-    return svg.whole(width, floor + 20, title, title, parts, alone=True)
+    return svg.document(width, floor + 20, title, title, parts, alone=True)
 
 
 def _ladder(rows: dict[str, float], marked: str, title: str, unit: str, width: int = 420) -> str:
@@ -158,4 +158,4 @@ def _ladder(rows: dict[str, float], marked: str, title: str, unit: str, width: i
         parts.append(svg.text(0, y + 12, svg.fit(name, left - 8), "strong" if name == marked else "", name))
         parts.append(svg.rect(start, y + 3, abs(value) * room, svg.LINE - 6, f"lab-fill c{int(name == marked)}"))
         parts.append(svg.text(zero + max(value, 0) * room + 6, y + 12, f"{value:.1f} {unit}", "num"))
-    return svg.whole(width, top + len(rows) * svg.LINE + 4, title, title, parts)
+    return svg.document(width, top + len(rows) * svg.LINE + 4, title, title, parts)

@@ -11,8 +11,8 @@ arXiv 2407.00928).
                 (7) cache_bytes   (8) similarity   (9) influence   (10) taylor   (11) low_rank   (12) tail
                 (13) logit_distillation
     procedure   recipe.FoldGPT.run: a stage `gates`, then the fold, then a stage `cure`
-    where       layers holds the gates, ranking the rivals (ShortGPT, SLEB, Taylor), sharing the pairs and whose weights
-                they take, folding the smaller model, configuration what is said of each of its layers,
+    where       layers holds the gates, ranking the baselines (ShortGPT, SLEB, Taylor), sharing the pairs and whose
+                weights they take, folding the smaller model, configuration what is said of each of its layers,
                 core.modeling_folded what `transformers` needs to load it again, measures what it does and how fast,
                 evaluation lm-eval's tasks
     picture     view.explore, view.folding
@@ -21,7 +21,7 @@ arXiv 2407.00928).
                 tables: all formulas and every default here are a reconstruction of this project, and no number of the
                 paper is quoted.
                 The gates learn from KL to the ungated model. With the budget as a penalty all gates fell together and
-                their ranking missed what removal costs; here they are kept within the budget exactly, Eq. (3a). What a
+                their ranking missed what removal costs; here they are kept within the budget exactly, Card (3a). What a
                 gate is learned from, b, takes the gradient of the gate itself, so that a shut gate still learns. For
                 most of the run eps is large and all gates are nearly alike: so the order repeats from seed to seed.
                 At the end eps falls and they polarise; learning on meanwhile lost the order.

@@ -1,4 +1,4 @@
-"""What a model's configuration says of its layers one by one, and the same for the blocks that stay."""
+"""What a model's configuration says of its layers one by one, and how it says so of the blocks that stay."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core.modeling_folded import blocks
 
-LAYER_NUMBERS = {"layer_idx", "layer_id"}  # where a block's modules keep its place, for the cache
+LAYER_NUMBERS = {"layer_idx", "layer_id"}  # where a block's modules keep its index, for the cache
 FIRST_LAYERS = {"max_window_layers", "first_k_dense_replace"}  # how many of the first layers are of a kind
 PLAIN = (bool, int, float, str, NoneType)
 
@@ -35,15 +35,15 @@ def keep_layers(config: Any, kept: tuple[int, ...]) -> None:
 
 def _numbers_layers(name: str, value: Sequence[Any], count: int) -> bool:
     """Whether a list names some layers by number, as `mlp_only_layers` does, and is not a mask of all of them."""
-    whole = all(type(one) is int and 0 <= one < count for one in value) and len(set(value)) == len(value)
-    return whole and name.endswith(("layers", "idxs", "indices")) and (len(value) < count or count > 2)
+    are_layers = all(type(k) is int and 0 <= k < count for k in value) and len(set(value)) == len(value)
+    return are_layers and name.endswith(("layers", "idxs", "indices")) and (len(value) < count or count > 2)
 
 
-def validate_same_blocks(model: nn.Module, copy: nn.Module, kept: tuple[int, ...]) -> None:
+def validate_same_blocks(model: Any, copy: Any, kept: tuple[int, ...]) -> None:
     """Raise unless a model that is built from the copy's configuration, as a file keeps it, has the blocks `kept`."""
     name = type(model).__name__
     try:
-        whole, part = (_built(net.config) for net in (model, copy))
+        full, smaller = (_built(net.config) for net in (model, copy))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
@@ -51,7 +51,7 @@ def validate_same_blocks(model: nn.Module, copy: nn.Module, kept: tuple[int, ...
             "of every layer what it is"
         ) from error
     for layer, block in enumerate(kept):
-        before, after = _traits(whole[block]), _traits(part[layer])
+        before, after = _traits(full[block]), _traits(smaller[layer])
         apart = sorted(trait for trait in before.keys() | after.keys() if before.get(trait) != after.get(trait))
         if apart:
             raise ValueError(
@@ -70,11 +70,11 @@ def _built(config: Any) -> nn.ModuleList:
 
 
 def _traits(block: nn.Module) -> dict[str, Any]:
-    """What a block's modules are besides the values of their weights and their place."""
+    """What a block's modules are besides the values of their weights and their index."""
     traits: dict[str, Any] = {name: tuple(tensor.shape) for name, tensor in block.named_parameters()}
     for path, module in block.named_modules():
         for name, value in vars(module).items():
             parts = value if isinstance(value, (list, tuple)) else (value,)
-            if name not in LAYER_NUMBERS and all(isinstance(one, PLAIN) for one in parts):
+            if name not in LAYER_NUMBERS and all(isinstance(part, PLAIN) for part in parts):
                 traits[f"{path}.{name}".strip(".")] = value
     return traits

@@ -6,22 +6,22 @@ from torch.nn import functional as F
 
 
 def gate(a: Tensor, eps: float) -> Tensor:
-    """Eq. (1): g = a^2 / (a^2 + eps); 0 at a = 0, below 1, the steeper between the smaller eps."""
+    """Card (1): g = a^2 / (a^2 + eps); 0 at a = 0, below 1, the steeper between the smaller eps."""
     return a.square() / (a.square() + eps)
 
 
 def gated(h: Tensor, out: Tensor, g: Tensor) -> Tensor:
-    """Eq. (2): h + g (Block(h) - h), (N, T, d); h itself at g = 0 and Block(h) at g = 1, bit for bit."""
+    """Card (2): h + g (Block(h) - h), (N, T, d); h itself at g = 0 and Block(h) at g = 1, bit for bit."""
     return torch.lerp(h, out, g.to(h.dtype))
 
 
 def budget(g: Tensor, removal: float) -> Tensor:
-    """Eq. (3): mean g - (1 - removal), by how much the open blocks' share of operations is over what may stay."""
+    """Card (3): mean g - (1 - removal), by how much the open blocks' share of operations is over what may stay."""
     return g.mean() - (1 - removal)
 
 
 def within_budget(b: Tensor, eps: float, removal: float) -> Tensor:
-    """Eq. (3a): the gates g(u - c), c such that Eq. (3) is 0; u is b about its median in units of its spread: (N,)."""
+    """Card (3a): the gates g(u - c), c such that Card (3) is 0; u is b about its median, over its spread: (N,)."""
     away = b - b.median()
     u = away / away.abs().median().clamp(min=1e-30)
     low, high = u.min() - 1e4, u.max()
@@ -33,57 +33,57 @@ def within_budget(b: Tensor, eps: float, removal: float) -> Tensor:
 
 
 def annealed(t: float, start: float = 1e3, end: float = 1e-4, hold: float = 0.8) -> float:
-    """Eq. (4): eps, `start` until the part `hold` of the run is done, then to `end` at equal ratios; t in [0, 1]."""
+    """Card (4): eps, `start` until the part `hold` of the run is done, then to `end` at equal ratios; t in [0, 1]."""
     return start * (end / start) ** (max(0.0, t - hold) / (1 - hold))
 
 
 def parameters(P0: int, p: int, n: int, R: int, groups: tuple[int, ...] = (), extras: int = 0) -> int:
-    """Eq. (5): P0 - R p - sum (|G| - 1)(p - n) + extras; `groups` are the sizes |G|, n a block's norm parameters."""
+    """Card (5): P0 - R p - sum (|G| - 1)(p - n) + extras; `groups` are the sizes |G|, n a block's norm parameters."""
     return P0 - R * p - sum(size - 1 for size in groups) * (p - n) + extras
 
 
 def adapters(r: int, shapes: tuple[tuple[int, int], ...]) -> int:
-    """Eq. (6): r (out + in) summed over a block's matrices: the parameters of its adapters."""
+    """Card (6): r (out + in) summed over a block's matrices: the parameters of its adapters."""
     return r * sum(rows + columns for rows, columns in shapes)
 
 
 def cache_bytes(layers: int, heads: int, head_size: int, bytes_each: int = 2) -> int:
-    """Eq. (7): 2 L H D bytes of keys and values a token, H the key-value heads."""
+    """Card (7): 2 L H D bytes of keys and values a token, H the key-value heads."""
     return 2 * layers * heads * head_size * bytes_each
 
 
 def similarity(states: Tensor) -> Tensor:
-    """Eq. (8): cosine of the hidden states behind every two blocks, mean over tokens: (N + 1, tokens, d) -> (N+1, N+1).
+    """Card (8): cosine of the hidden states behind every two blocks, (N + 1, tokens, d) -> (N + 1, N + 1).
 
-    Row 0 is what the first block reads.
+    The mean over tokens. Row 0 is what the first block reads.
     """
     unit = F.normalize(states.float(), dim=-1)
     return torch.einsum("itd,jtd->ij", unit, unit) / states.shape[1]
 
 
 def influence(states: Tensor) -> Tensor:
-    """Eq. (9): ShortGPT's block influence, 1 - cosine of what goes in and comes out: (N + 1, tokens, d) -> (N,)."""
+    """Card (9): ShortGPT's block influence, 1 - cosine of what goes in and comes out: (N + 1, tokens, d) -> (N,)."""
     return 1 - F.cosine_similarity(states[:-1].float(), states[1:].float(), dim=-1).mean(1)
 
 
 def taylor(weights: list[Tensor], gradients: list[Tensor]) -> Tensor:
-    """Eq. (10): |w . dL/dw| summed over a block's tensors: the first-order change of the loss without it."""
+    """Card (10): |w . dL/dw| summed over a block's tensors: the first-order change of the loss without it."""
     return torch.stack([(w * g).sum().abs() for w, g in zip(weights, gradients, strict=True)]).sum()
 
 
 def low_rank(W: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """Eq. (11): the best B A of rank r for W (out, in), by its singular values: B (out, r), A (r, in)."""
+    """Card (11): the best B A of rank r for W (out, in), by its singular values: B (out, r), A (r, in)."""
     U, S, V = torch.linalg.svd(W.float(), full_matrices=False)
     root = S[:r].sqrt()
     return U[:, :r] * root, root[:, None] * V[:r]
 
 
 def tail(student: Tensor, teacher: Tensor) -> Tensor:
-    """Eq. (12): squared distance of the last hidden states (N, T, d), as a share of the teacher's square."""
+    """Card (12): squared distance of the last hidden states (N, T, d), as a share of the teacher's square."""
     return (student - teacher).float().square().mean() / teacher.float().square().mean()
 
 
 def logit_distillation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Eq. (13): KL(teacher || student) of the next token, mean over (N, T); logits (N, T, V)."""
+    """Card (13): KL(teacher || student) of the next token, mean over (N, T); logits (N, T, V)."""
     log_p, log_q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()

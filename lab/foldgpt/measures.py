@@ -32,38 +32,39 @@ def questions(texts: Sequence[str], count: int = 120, seed: int = 0) -> list[Que
     """Questions made by rule: in every paragraph a word of five letters or more, and three as long from elsewhere."""
     draw = np.random.default_rng(seed)
     long = sorted({word for text in texts for word in re.findall(r"\b[a-z]{5,}\b", text)})
-    found: list[Question] = []
+    made: list[Question] = []
     for text in texts:
         words = text.split()
-        places = [k for k in range(8, len(words)) if re.fullmatch(r"[a-z]{5,}", words[k])]
-        if places and len(found) < count:
-            k = places[int(draw.integers(len(places)))]
+        gaps = [k for k in range(8, len(words)) if re.fullmatch(r"[a-z]{5,}", words[k])]
+        if gaps and len(made) < count:
+            k = gaps[int(draw.integers(len(gaps)))]
             near = [w for w in long if w != words[k] and abs(len(w) - len(words[k])) <= 1 and w not in words]
             if len(near) >= 3:
                 wrong = draw.choice(near, 3, replace=False).tolist()
-                found.append(Question(" ".join(words[max(0, k - WORDS) : k]), (words[k], *wrong)))
-    return found
+                made.append(Question(" ".join(words[max(0, k - WORDS) : k]), (words[k], *wrong)))
+    return made
 
 
-def accuracy(model: nn.Module, tokenizer: Any, asked: Sequence[Question]) -> float:
+def accuracy(model: nn.Module, tokenizer: Any, questions: Sequence[Question]) -> float:
     """Percent of questions whose right word is the likeliest of the four in its context; 25 is chance."""
-    if not asked:
+    if not questions:
         return float("nan")
     with torch.no_grad(), evaluating(model):
-        return 100 * sum(_chosen(model, tokenizer, one) == 0 for one in asked) / len(asked)
+        return 100 * sum(_chosen(model, tokenizer, question) == 0 for question in questions) / len(questions)
 
 
-def _chosen(model: nn.Module, tokenizer: Any, asked: Question) -> int:
-    start = len(tokenizer(asked.context, add_special_tokens=False)["input_ids"])
-    rows = [tokenizer(f"{asked.context} {word}", add_special_tokens=False)["input_ids"] for word in asked.choices]
-    longest = max(map(len, rows))  # padding stands behind, where a causal model does not look
-    x = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
+def _chosen(model: nn.Module, tokenizer: Any, question: Question) -> int:
+    """The number of the choice that the model holds for the likeliest."""
+    texts = (question.context, *(f"{question.context} {word}" for word in question.choices))
+    context, *rows = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+    start, longest = len(context), max(map(len, rows))  # padding stands behind, where a causal model does not look
+    x = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])  # (4, T)
     x = x.to(next(model.parameters()).device)
-    found = logits(model(x)).float().log_softmax(-1)[:, :-1].gather(-1, x[:, 1:, None])[..., 0]
-    return int(np.argmax([float(found[k, start - 1 : len(row) - 1].sum()) for k, row in enumerate(rows)]))
+    log_p = logits(model(x)).float().log_softmax(-1)[:, :-1].gather(-1, x[:, 1:, None])[..., 0]  # (4, T - 1)
+    return int(np.argmax([float(log_p[k, start - 1 : len(row) - 1].sum()) for k, row in enumerate(rows)]))
 
 
-def generated(model: nn.Module, x: Tensor, count: int, cache: bool = True) -> Tensor:
+def generated(model: Any, x: Tensor, count: int, cache: bool = True) -> Tensor:
     """`count` more tokens, each the likeliest: (N, T) -> (N, T + count). ValueError where the context is too short."""
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit and x.shape[1] + count > limit:
@@ -72,9 +73,14 @@ def generated(model: nn.Module, x: Tensor, count: int, cache: bool = True) -> Te
         )
     with torch.no_grad(), evaluating(model):
         return model.generate(
-            x, attention_mask=torch.ones_like(x), max_new_tokens=count, min_new_tokens=count, do_sample=False,
-            use_cache=cache, pad_token_id=0,
-        )  # fmt: skip
+            x,
+            attention_mask=torch.ones_like(x),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            use_cache=cache,
+            pad_token_id=0,
+        )
 
 
 def text(model: nn.Module, tokenizer: Any, prompt: str, count: int = 30) -> str:
@@ -89,7 +95,7 @@ def speeds(models: Mapping[str, nn.Module], x: Tensor, count: int = 32, repeats:
     """Tokens a second of each model, one number a round; models take turns, so that noise disturbs all alike."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for k in range(repeats + 1):
-        for name in list(models) if k % 2 else reversed(models):
+        for name in list(models)[:: 1 if k % 2 else -1]:
             begun = time.perf_counter()
             generated(models[name], x, count)
             if x.device.type != "cpu":
@@ -99,9 +105,9 @@ def speeds(models: Mapping[str, nn.Module], x: Tensor, count: int = 32, repeats:
     return times
 
 
-def speedup(found: Mapping[str, Sequence[float]], fast: str, slow: str) -> float:
-    """How many times faster: the median of the ratios, round by round."""
-    return statistics.median(a / b for a, b in zip(found[fast], found[slow], strict=True))
+def speedup(rates: Mapping[str, Sequence[float]], fast: str, slow: str) -> float:
+    """How many times faster: the median of the ratios of `speeds`, round by round."""
+    return statistics.median(a / b for a, b in zip(rates[fast], rates[slow], strict=True))
 
 
 _PEAK = """
@@ -126,7 +132,7 @@ def peak_memory(folder: str | Path, count: int = 32) -> int:
     """
     command = [sys.executable, "-c", _PEAK, str(folder), str(count)]
     process = subprocess.run(command, capture_output=True, text=True)
-    found = re.search(r"^peak (\d+)", process.stdout, re.MULTILINE)
-    if not found:
+    match = re.search(r"^peak (\d+)", process.stdout, re.MULTILINE)
+    if not match:
         raise RuntimeError(f"{folder} could not be measured: {process.stderr.strip().splitlines()[-1:]}")
-    return int(found[1])
+    return int(match[1])

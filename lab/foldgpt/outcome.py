@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,10 @@ class FoldGPTOutcome(Outcome):
     """A folded model that generates as any other of `transformers`, and how it came about.
 
     ranking: blocks from the first to go. fold: what was removed and shared. gates (steps, N): g over the training, no
-    rows for a rival's ranking. similarity (N + 1, N + 1): cosines of the original's states, Eq. (8).
+    rows for a baseline's ranking. similarity (N + 1, N + 1): cosines of the original's states, Card (8).
     """
 
-    model: nn.Module
+    model: Any
     ranking: tuple[int, ...]
     fold: Fold
     gates: Tensor
@@ -39,30 +38,32 @@ class FoldGPTOutcome(Outcome):
 
     def found(self) -> dict[str, Any]:
         return {
-            "ranking": list(self.ranking), "fold": self.fold.to_dict(), "gates": self.gates,
+            "ranking": list(self.ranking),
+            "fold": self.fold.to_dict(),
+            "gates": self.gates,
             "similarity": self.similarity,
-        }  # fmt: skip
+        }
 
     def fill(self, folder: Path) -> None:
         """Write the model as `transformers` reads it, shared weights once, and the outcome beside it.
 
         Where layers share, `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` runs the folder's
         `modeling_folded.py`; `lab.load(folder)` and `lab.tasks.prose(folder)` need no code of the folder. ValueError
-        if what was written does not answer as the model does.
+        if what was written does not give what the model does.
         """
         store.write(folder / "model.safetensors", to_bytes(stored_state(self.model), {"format": "pt"}))
         for name, content in self._files().items():
             store.write(folder / name, content)
-        _validate_same_answers(self.model, FoldedForCausalLM.from_pretrained(folder))
+        _validate_same_output(self.model, FoldedForCausalLM.from_pretrained(folder))
         super().fill(folder)
 
     def _files(self) -> dict[str, bytes]:
         """Configuration, tokenizer and the modelling file, by name."""
-        with tempfile.TemporaryDirectory() as made:
+        with tempfile.TemporaryDirectory() as folder:
             for part in (self.model.config, self.model.generation_config, self.tokenizer):
                 if part is not None:
-                    part.save_pretrained(made)
-            files = {path.name: path.read_bytes() for path in Path(made).iterdir() if path.name in ASIDE}
+                    part.save_pretrained(folder)
+            files = {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name in ASIDE}
         if "tokenizer_config.json" in files:  # where a tokenizer was read from is not what it is
             facts = json.loads(files["tokenizer_config.json"])
             kept = {name: value for name, value in facts.items() if name not in ("is_local", "local_files_only")}
@@ -72,21 +73,23 @@ class FoldGPTOutcome(Outcome):
             return files | {"config.json": _json(config)}
         config |= {"model_type": KIND, BASE: config["model_type"], "auto_map": AUTO_MAP}
         config["architectures"] = [FoldedForCausalLM.__name__]
-        return files | {
-            "config.json": _json(config), "modeling_folded.py": Path(modeling_folded.__file__).read_bytes()
-        }  # fmt: skip
+        source = Path(modeling_folded.__file__).read_bytes()
+        return files | {"config.json": _json(config), "modeling_folded.py": source}
 
     @classmethod
     def restore(cls, saved: dict[str, Any], recipe: Any, base: Any = None) -> "FoldGPTOutcome":
         """The outcome that `save` stored, its model from the same folder; `base` is not needed."""
-        found = saved["found"]
-        folder = Path(saved["folder"])
+        stored, folder = saved["found"], Path(saved["folder"])
         return cls(
-            recipe=recipe, **cls.records(saved), model=FoldedForCausalLM.from_pretrained(folder),
-            ranking=tuple(found["ranking"]), fold=Fold.from_dict(found["fold"]), gates=found["gates"],
-            similarity=found["similarity"],
+            recipe=recipe,
+            **cls.records(saved),
+            model=FoldedForCausalLM.from_pretrained(folder),
+            ranking=tuple(stored["ranking"]),
+            fold=Fold.from_dict(stored["fold"]),
+            gates=stored["gates"],
+            similarity=stored["similarity"],
             tokenizer=pretrained.tokenizer(folder) if (folder / "tokenizer.json").exists() else None,
-        )  # fmt: skip
+        )
 
     def unroll(self) -> nn.Module:
         """A copy with weights for every layer: plain `transformers`, no code of the lab; larger, as fast."""
@@ -98,7 +101,7 @@ class FoldGPTOutcome(Outcome):
             raise ValueError("this task came without a tokenizer: give lab.tasks.prose(model, tokenizer=...)")
         return measures.text(self.model, self.tokenizer, prompt, count)
 
-    def race(self, net: nn.Module, count: int = 32, repeats: int = 5) -> dict[str, Sequence[float]]:
+    def race(self, net: nn.Module, count: int = 32, repeats: int = 5) -> dict[str, list[float]]:
         """Tokens a second of the model `net` and of this one, in turns: 'full', 'folded'."""
         x = torch.ones(1, 8, dtype=torch.int64, device=next(self.model.parameters()).device)
         return measures.speeds({"full": net, "folded": self.model}, x, count, repeats)
@@ -108,8 +111,8 @@ def _json(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _validate_same_answers(model: nn.Module, read: nn.Module) -> None:
-    """Raise unless a model that was read from a folder answers as the one that was written."""
+def _validate_same_output(model: nn.Module, read: nn.Module) -> None:
+    """Raise unless a model that was read from a folder gives what the one that was written does."""
     x = probe(model)
     with torch.no_grad(), evaluating(model):
         if not alike(logits(read.to(x.device)(x)), logits(model(x))):

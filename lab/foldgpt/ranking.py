@@ -1,4 +1,4 @@
-"""Which blocks to do without: rankings of published rivals, each from the block to remove first to the last."""
+"""Which blocks to do without: published rankings as baselines, each from the block to remove first to the last."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,12 +13,12 @@ from .folding import blocks, gates, recorded
 
 def hidden_states(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
     """What the first block reads and every block gives, over all tokens: (N + 1, tokens, d)."""
-    found = []
+    by_batch = []
     with torch.no_grad(), evaluating(model), recorded(model) as states:
         for x in batches:
             model(x)
-            found.append(torch.stack([h.flatten(0, 1) for h in states]))
-    return torch.cat(found, 1)
+            by_batch.append(torch.stack([h.flatten(0, 1) for h in states]))
+    return torch.cat(by_batch, 1)
 
 
 def loss(model: nn.Module, batches: Sequence[Tensor]) -> float:
@@ -46,8 +46,7 @@ def by_leave_one_out(model: nn.Module, batches: Sequence[Tensor], removals: int 
 
 
 def _without(model: nn.Module, batches: Sequence[Tensor], gone: list[int]) -> float:
-    place = next(model.parameters())
-    g = torch.ones(len(blocks(model)), device=place.device)
+    g = torch.ones(len(blocks(model)), device=next(model.parameters()).device)
     g[gone] = 0
     with gates(model, g):  # a shut gate is a removed block, bit for bit
         return loss(model, batches)
@@ -72,7 +71,7 @@ def _ascending(scores: Sequence[float]) -> tuple[int, ...]:
     return tuple(sorted(range(len(scores)), key=lambda block: scores[block]))
 
 
-RIVALS: dict[str, Callable[..., tuple[int, ...]]] = {
+BASELINES: dict[str, Callable[..., tuple[int, ...]]] = {
     "influence": by_influence,
     "leave-one-out": by_leave_one_out,
     "taylor": by_taylor,

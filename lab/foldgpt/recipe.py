@@ -21,10 +21,10 @@ from . import measures
 from .folding import Fold, Sizes, adapt_alone, alone, gates, merge, recorded, removed, uniform
 from .layers import Gates
 from .outcome import FoldGPTOutcome
-from .ranking import RIVALS, hidden_states
+from .ranking import BASELINES, hidden_states
 from .sharing import REPRESENTATIVES, pairs, shared
 
-CALIBRATION = 4  # batches that rivals and similarities are measured on
+CALIBRATION = 4  # batches that baselines and similarities are measured on
 LONE_RANK = 16  # of the adapters that blocks with weights of their own are cured with, and that are merged afterwards
 
 
@@ -33,7 +33,7 @@ class FoldGPT:
     """A language model folded in depth (Liu et al., 2024, arXiv 2407.00928); every default is this project's own.
 
     removal: share of the blocks that go. sharing: share of the blocks that live on a neighbour's weights, one a pair.
-    rank: of the adapters that a sharing block keeps, 0 for none. ranking: 'gates' learned jointly, or a rival's:
+    rank: of the adapters that a sharing block keeps, 0 for none. ranking: 'gates' learned jointly, or a baseline's:
     'influence' (ShortGPT), 'leave-one-out' (SLEB), 'taylor'. representative: whose weights a pair takes, 'first',
     'mean' or 'least-loss'. start: of the adapters, 'zero' or 'svd' (Relaxed Recursive Transformers). recovery: the cure
     learns from the text and the teacher's 'tail' or 'logits', or from the text alone, 'plain'. gate_steps, cure_steps:
@@ -60,7 +60,7 @@ class FoldGPT:
             removal=real(0, 1),
             sharing=real(0, 0.5),
             rank=integer(0),
-            ranking=one_of("gates", *RIVALS),
+            ranking=one_of("gates", *BASELINES),
             representative=one_of(*REPRESENTATIVES),
             start=one_of("zero", "svd"),
             recovery=one_of("tail", "logits", "plain"),
@@ -78,10 +78,10 @@ class FoldGPT:
         The paper's own rates and hyper-parameters could not be had: blocks removed and shared are ours, for 36, 31
         and 32 % fewer parameters before adapters.
         """
-        known = {"llama-2-7b": (6 / 32, 6 / 32), "gemma-2b": (3 / 18, 4 / 18), "tinyllama": (4 / 22, 4 / 22)}
-        if name not in known:
-            raise ValueError(f"name={name!r}: settings are kept for {', '.join(known)}")
-        removal, sharing = known[name]
+        rates = {"llama-2-7b": (6 / 32, 6 / 32), "gemma-2b": (3 / 18, 4 / 18), "tinyllama": (4 / 22, 4 / 22)}
+        if name not in rates:
+            raise ValueError(f"name={name!r}: settings are kept for {', '.join(rates)}")
+        removal, sharing = rates[name]
         return cls(
             removal=removal, sharing=sharing, rank=8, gate_steps=300, cure_steps=3000, lr=2e-4, representative="first"
         )
@@ -100,22 +100,30 @@ class FoldGPT:
         with running(self, task, seed, device, checkpoint, progress) as run:
             teacher = run.model.requires_grad_(False)
             sizes, removals = self._counts(teacher)
-            some = tuple(inputs(x).to(run.device) for x in islice(iter(task.batches), CALIBRATION))
-            alike = eq.similarity(hidden_states(teacher, some))
-            ranking, history, trace = self._rank(run, removals, some)
+            calibration = tuple(inputs(x).to(run.device) for x in islice(iter(task.batches), CALIBRATION))
+            alike = eq.similarity(hidden_states(teacher, calibration))  # (N + 1, N + 1)
+            ranking, history, trace = self._rank(run, removals, calibration)
             fold = self._fold(sizes, ranking, removals, alike.cpu())
             torch.manual_seed(seed)  # equal folds are cured on equal batches, whatever their ranking has drawn
-            student = shared(teacher, fold, self.representative, self.start, some)
+            student = shared(teacher, fold, self.representative, self.start, calibration)
             attempts = Attempts()
             raw = attempts(f"{task.metric}, not cured", task.measure, student)
             trace += self._cure(run, student)
             report = reported(repr(self), self._report, run, student, sizes, fold, raw, attempts)
         return FoldGPTOutcome(
-            recipe=self, report=report, trace=tuple(trace), model=student, ranking=ranking, fold=fold,
-            gates=history, similarity=alike.cpu(), tokenizer=getattr(task, "tokenizer", None),
-        )  # fmt: skip
+            recipe=self,
+            report=report,
+            trace=tuple(trace),
+            model=student,
+            ranking=ranking,
+            fold=fold,
+            gates=history,
+            similarity=alike.cpu(),
+            tokenizer=getattr(task, "tokenizer", None),
+        )
 
     def _counts(self, model: nn.Module) -> tuple[Sizes, int]:
+        """The model's sizes and how many blocks go; ValueError where its blocks differ, or cannot be removed."""
         uniform(model)
         sizes = Sizes.of(model)
         removals = round(self.removal * sizes.N)
@@ -128,15 +136,18 @@ class FoldGPT:
         return sizes, removals
 
     def _fold(self, sizes: Sizes, ranking: tuple[int, ...], removals: int, alike: Tensor) -> Fold:
+        """The last of the ranking are kept; of these the neighbours most alike (N + 1, N + 1) share in pairs."""
         kept = tuple(sorted(ranking[removals:]))
         groups = pairs(kept, alike, round(self.sharing * sizes.N))
         return Fold(kept, groups, self.rank if groups else 0)
 
-    def _rank(self, run: Run, removals: int, some: tuple[Tensor, ...]):
+    def _rank(
+        self, run: Run, removals: int, calibration: tuple[Tensor, ...]
+    ) -> tuple[tuple[int, ...], Tensor, list[Step]]:
         """Blocks from the first to go, gates over the training (steps, N), and the stage's steps."""
         teacher = run.model
         if self.ranking != "gates":
-            return RIVALS[self.ranking](teacher, some, removals), torch.zeros(0, len(blocks(teacher))), []
+            return BASELINES[self.ranking](teacher, calibration, removals), torch.zeros(0, len(blocks(teacher))), []
         learned = Gates(len(blocks(teacher)), removals, self.gate_steps, self.hold).to(run.device)
         sgd = torch.optim.SGD(learned.parameters(), 1.0)  # the gates' unit is their own spread: only the fall counts
         fall = torch.optim.lr_scheduler.LambdaLR(
@@ -145,11 +156,11 @@ class FoldGPT:
         stage = run.stage("gates", gates=learned, sgd=sgd, fall=fall)
 
         def terms(batch: Any) -> dict[str, Tensor]:
-            x = inputs(batch).to(run.device)
+            x = inputs(batch).to(run.device)  # (N, T)
             with torch.no_grad():
-                wanted = text.logits(teacher(x))
+                ungated = text.logits(teacher(x))  # (N, T, V)
             with gates(teacher, learned(len(stage.trace) / self.gate_steps)):  # all blocks at once, weights frozen
-                return {"kl": eq.logit_distillation(text.logits(teacher(x)), wanted)}
+                return {"kl": eq.logit_distillation(text.logits(teacher(x)), ungated)}
 
         for step in descend(
             terms, run.task.batches, sgd, stage, steps=self.gate_steps, schedule=fall, progress=run.progress
@@ -168,19 +179,19 @@ class FoldGPT:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.cure_steps)
         stage = run.stage("cure", student=student, adam=adam, schedule=schedule)
         student.train()
-        with recorded(student) as own, recorded(teacher) as wanted:
+        with recorded(student) as student_states, recorded(teacher) as teacher_states:
 
             def terms(batch: Any) -> dict[str, Tensor]:
-                x = inputs(batch).to(run.device)
-                answer = student(x)
-                losses = {"text": text.next_token_loss(answer, x)}
+                x = inputs(batch).to(run.device)  # (N, T)
+                output = student(x)
+                losses = {"text": text.next_token_loss(output, x)}
                 if self.beta and self.recovery != "plain":
                     with torch.no_grad():
-                        guide = teacher(x)
+                        target = teacher(x)
                     losses[self.recovery] = self.beta * (
-                        eq.tail(own[-1], wanted[-1])
+                        eq.tail(student_states[-1], teacher_states[-1])  # (N, T, d), behind the last block of each
                         if self.recovery == "tail"
-                        else eq.logit_distillation(text.logits(answer), text.logits(guide))
+                        else eq.logit_distillation(text.logits(output), text.logits(target))
                     )
                 return losses
 
@@ -193,7 +204,9 @@ class FoldGPT:
         student.eval().requires_grad_(True)
         return list(stage.trace)
 
-    def _report(self, run: Run, student, sizes: Sizes, fold: Fold, raw, attempts: Attempts) -> Report:
+    def _report(
+        self, run: Run, student: nn.Module, sizes: Sizes, fold: Fold, raw: float | None, attempts: Attempts
+    ) -> Report:
         task, teacher, cache = run.task, run.model, sizes.cache // sizes.N
         rows = [
             Row("parameters", sizes.P0, sum(p.numel() for p in student.parameters())),
@@ -204,10 +217,10 @@ class FoldGPT:
             Row(task.metric, run.before, attempts(task.metric, task.measure, student), task.unit, "learned", 2),
             Row(f"{task.metric}, not cured", None, raw, task.unit, "learned", 2),
         ]
-        asked = measures.questions(getattr(task, "text", ()))
-        if asked:
+        questions = measures.questions(getattr(task, "text", ()))
+        if questions:
             tokenizer = getattr(task, "tokenizer", None)
-            right = attempts.pair("next word of four", measures.accuracy, teacher, student, tokenizer, asked)
+            right = attempts.pair("next word of four", measures.accuracy, teacher, student, tokenizer, questions)
             rows.append(Row("next word of four", *right, "%", "learned", 1))
         gone = sorted(set(range(sizes.N)) - set(fold.kept))
         notes = [f"blocks removed: {gone}; sharing: {[list(group) for group in fold.groups]}; numbered from 0"]
@@ -224,4 +237,6 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
                 learned += [module.A, module.B]
             elif not is_linear(module):
                 learned += list(module.parameters(recurse=False))
-    return [p.requires_grad_(True) for p in learned]
+    for p in learned:
+        p.requires_grad_(True)
+    return learned

@@ -14,12 +14,12 @@ KINDS = ("removed", "shares", "own weights")
 
 
 def numbers(outcome: FoldGPTOutcome, step: int | None = None) -> dict[str, Any]:
-    """Per block: its state in the fold, its place in the ranking (1 goes first) and its gate after `step` steps."""
-    order = {block: place + 1 for place, block in enumerate(outcome.ranking)}
+    """Per block: its state in the fold, its rank (1 goes first) and its gate after `step` steps."""
+    rank = {block: k + 1 for k, block in enumerate(outcome.ranking)}
     gates = outcome.gates[-1 if step is None else step].tolist() if len(outcome.gates) else []
     return {
         "state": [state(outcome, block) for block in range(len(outcome.ranking))],
-        "place": [order[block] for block in range(len(outcome.ranking))],
+        "place": [rank[block] for block in range(len(outcome.ranking))],
         "gate": gates,
         "neighbours": [float(value) for value in outcome.similarity.diagonal(1)],
     }
@@ -39,16 +39,14 @@ def explore(outcome: FoldGPTOutcome) -> Explorer:
     steps = sorted({*steps, max(0, len(outcome.gates) - 1)})
 
     def draw(step: int) -> Frame:
-        found = numbers(outcome, step)
-        pictures = [stack(outcome), matrix(outcome)]
-        if found["gate"]:
-            names = [f"block {block}" for block in range(len(found["gate"]))]
-            pictures.append(svg.heat(outcome.gates.T.tolist(), names, title="gates over the training", at=step))
-        facts: dict[str, Any] = {}
-        if found["gate"]:
-            facts["mean gate"] = round(sum(found["gate"]) / len(found["gate"]), 3)
-            facts["between 0.1 and 0.9"] = sum(0.1 < g < 0.9 for g in found["gate"])
-        return Frame("".join(pictures), facts | _facts(outcome))
+        gates: list[float] = numbers(outcome, step)["gate"]
+        parts, facts = [stack(outcome), matrix(outcome)], dict[str, Any]()
+        if gates:
+            names = [f"block {block}" for block in range(len(gates))]
+            parts.append(svg.heat(outcome.gates.T.tolist(), names, title="gates over the training", at=step))
+            facts["mean gate"] = round(sum(gates) / len(gates), 3)
+            facts["between 0.1 and 0.9"] = sum(0.1 < g < 0.9 for g in gates)
+        return Frame("".join(parts), facts | _facts(outcome))
 
     gone = len(outcome.ranking) - len(outcome.fold.kept)
     title = f"FoldGPT: {gone} of {len(outcome.ranking)} blocks removed, pairs that share: {len(outcome.fold.groups)}"
@@ -64,13 +62,13 @@ def folding(outcomes: Sequence[FoldGPTOutcome], prompt: str = "") -> Explorer:
     removals, sharings = (sorted({rate[k] for rate in by_rate}) for k in (0, 1))
     if not by_rate or len(by_rate) != len(removals) * len(sharings):
         raise ValueError(f"outcomes hold {len(by_rate)} pairs of rates: give one for every removal with every sharing")
-    said = {rate: o.text(prompt) for rate, o in by_rate.items()} if prompt else {}
+    texts = {rate: o.text(prompt) for rate, o in by_rate.items()} if prompt else {}
     shown = {"removal": [round(100 * r) for r in removals], "sharing": [round(100 * s) for s in sharings]}
 
     def draw(removal: int, sharing: int) -> Frame:
         rate = removals[shown["removal"].index(removal)], sharings[shown["sharing"].index(sharing)]
         outcome = by_rate[rate]
-        facts = _facts(outcome) | ({"text": said[rate]} if said else {})
+        facts = _facts(outcome) | ({"text": texts[rate]} if texts else {})
         return Frame(stack(outcome) + _plane(by_rate, rate), facts)
 
     controls = {name: Control(values, label=name, unit="% of blocks") for name, values in shown.items()}
@@ -94,7 +92,7 @@ def stack(outcome: FoldGPTOutcome, width: int = 300) -> str:
     for group in outcome.fold.groups:
         first, last = (top + (count - 1 - block) * high + high / 2 for block in (group[0], group[-1]))
         parts.append(svg.rect(left + 94, last, 3, first - last, "lab-fill c1"))
-    return svg.whole(width, top + count * high + 4, "the stack", "which blocks stay and which share", parts)
+    return svg.document(width, top + count * high + 4, "the stack", "which blocks stay and which share", parts)
 
 
 def matrix(outcome: FoldGPTOutcome) -> str:
@@ -118,9 +116,10 @@ def _facts(outcome: FoldGPTOutcome) -> dict[str, Any]:
     score = next(row for row in report if row.kind == "learned")
     return {
         "parameters": f"{report['parameters'].after:,} of {report['parameters'].before:,}",
-        "macs": f"{report['macs'].ratio:.2f}x fewer", "bytes": f"{report['bytes'].ratio:.2f}x smaller",
+        "macs": f"{report['macs'].ratio:.2f}x fewer",
+        "bytes": f"{report['bytes'].ratio:.2f}x smaller",
         score.name: f"{score.shown(score.after)} ({score.shown(score.before)} before)",
-    }  # fmt: skip
+    }
 
 
 # -- the benchmark as it was last run ----------------------------------------------------------------------------------
@@ -134,7 +133,7 @@ def contest() -> Any:
 
 
 def controls() -> go.Figure:
-    """FoldGPT beside its rivals after the cure: perplexity over the full model's, mean and range of the seeds."""
+    """FoldGPT beside its baselines after the cure: perplexity over the full model's, mean and range of the seeds."""
     ratio = contest().groupby("method", sort=False)["ratio"].agg(["mean", "min", "max"])[::-1]
     whiskers = {"type": "data", "array": ratio["max"] - ratio["mean"], "arrayminus": ratio["mean"] - ratio["min"]}
     bars = go.Bar(x=ratio["mean"], y=list(ratio.index), orientation="h", error_x=whiskers)

@@ -12,7 +12,8 @@ arXiv 1903.09291).
                 (6) regulariser_l2   (7) regulariser_adversarial   (8) generator_loss   (9) momentum
                 (10) extrapolate   (11) shrink   (12) output_scale
     procedure   recipe.GAL.run: stage `prune` (recipe.GAL._prune), removal (core.graph.surgery.remove), stage `finetune`
-    where       structures.find places masks, structures.fold multiplies them into the weights exactly
+    where       structures.find says where masks sit, insert_masks puts them there, fold multiplies them into
+                the weights exactly; layers holds what is learned, players the discriminator's side
     picture     view.explore
 
     departures  The paper's full text could not be had: the equations' numbers are this card's own, and where sources

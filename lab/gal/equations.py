@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 
 def masked(x: Tensor, m: Tensor) -> Tensor:
-    """Eq. (1): each structure's output times its soft mask.
+    """Card (1): each structure's output times its soft mask.
 
     x (N, C, ...); m (C,) scales the channels, m (1,) the whole of a block's or a branch's output.
     """
@@ -20,57 +20,57 @@ def masked(x: Tensor, m: Tensor) -> Tensor:
 
 
 def adversarial_value(d_b: Tensor, d_g: Tensor) -> Tensor:
-    """Eq. (2): L_adv = E[log D(f_b)] + E[log(1 - D(f_g))], which D raises and G lowers."""
+    """Card (2): L_adv = E[log D(f_b)] + E[log(1 - D(f_g))], which D raises and G lowers."""
     return F.logsigmoid(d_b).mean() + F.logsigmoid(-d_g).mean()
 
 
 def data_loss(f_b: Tensor, f_g: Tensor) -> Tensor:
-    """Eq. (3): L_data, the mean squared distance of the two output vectors over batch and classes."""
+    """Card (3): L_data, the mean squared distance of the two output vectors over batch and classes."""
     return F.mse_loss(f_g, f_b)
 
 
 def sparsity(m: Tensor, lam: float) -> Tensor:
-    """Eq. (4): the mask's share of L_reg, lam * ||m||_1."""
+    """Card (4): the mask's share of L_reg, lam * ||m||_1."""
     return lam * m.abs().sum()
 
 
 def regulariser_l1(weights: Sequence[Tensor]) -> Tensor:
-    """Eq. (5): R(W_D) = ||W_D||_1."""
+    """Card (5): R(W_D) = ||W_D||_1."""
     return torch.stack([w.abs().sum() for w in weights]).sum()
 
 
 def regulariser_l2(weights: Sequence[Tensor]) -> Tensor:
-    """Eq. (6): R(W_D) = ||W_D||_2^2."""
+    """Card (6): R(W_D) = ||W_D||_2^2."""
     return torch.stack([w.square().sum() for w in weights]).sum()
 
 
 def regulariser_adversarial(d_g: Tensor) -> Tensor:
-    """Eq. (7): AR, R(W_D) = -E[log D(f_g)]: with Eq. (2) it caps D at 'undecided' on G's outputs."""
+    """Card (7): AR, R(W_D) = -E[log D(f_g)]: with Card (2) it caps D at 'undecided' on G's outputs."""
     return -F.logsigmoid(d_g).mean()
 
 
 def generator_loss(d_g: Tensor) -> Tensor:
-    """Eq. (8): what G minimises against D, -E[log D(f_g)] (non-saturating, unit weight)."""
+    """Card (8): what G minimises against D, -E[log D(f_g)] (non-saturating, unit weight)."""
     return -F.logsigmoid(d_g).mean()
 
 
 def momentum(alpha: float) -> float:
-    """Eq. (9): alpha_{k+1} = (1 + sqrt(1 + 4 alpha_k^2)) / 2."""
+    """Card (9): alpha_{k+1} = (1 + sqrt(1 + 4 alpha_k^2)) / 2."""
     return (1 + (1 + 4 * alpha**2) ** 0.5) / 2
 
 
 def extrapolate(m: Tensor, m_previous: Tensor, alpha: float) -> Tensor:
-    """Eq. (10): y_{k+1} = m_k + (alpha_k - 1) / alpha_{k+1} * (m_k - m_{k-1})."""
+    """Card (10): y_{k+1} = m_k + (alpha_k - 1) / alpha_{k+1} * (m_k - m_{k-1})."""
     return m + (alpha - 1) / momentum(alpha) * (m - m_previous)
 
 
 def shrink(u: Tensor, threshold: float) -> Tensor:
-    """Eq. (11): the proximal step, max(0, sign(u) max(|u| - threshold, 0)): small and negative entries become 0."""
+    """Card (11): the proximal step, max(0, sign(u) max(|u| - threshold, 0)): small and negative entries become 0."""
     return (u - threshold).clamp(min=0)
 
 
 def output_scale(f_b: Tensor) -> Tensor:
-    """Eq. (12): sigma, the standard deviation of f_b over batch and outputs (ours); 1 where all of them are equal.
+    """Card (12): sigma, the standard deviation of f_b over batch and outputs (ours); 1 where all of them are equal.
 
     Both players see f_b / sigma and f_g / sigma, so that L_data is the share of f_b's variance that G misses.
     """

@@ -10,7 +10,7 @@ from . import equations as eq
 
 
 class Mask(nn.Module):
-    """A soft mask m >= 0 on the output of a structure: one entry a channel, or one for the whole."""
+    """A soft mask m >= 0 on the output of a structure: one entry a channel, or one for all of it."""
 
     def __init__(self, entries: int) -> None:
         super().__init__()
@@ -52,20 +52,20 @@ class Fista:
     def __init__(self, masks: Iterable[nn.Parameter], look_ahead: bool = True) -> None:
         self.masks = list(masks)
         self.looks_ahead = look_ahead
-        self.alpha = 1.0
+        self.alpha = 1.0  # alpha_1: the first extrapolation is none
         self.now = [m.detach().clone() for m in self.masks]
         self.previous = [m.detach().clone() for m in self.masks]
 
     @torch.no_grad()
     def look_ahead(self) -> None:
-        """Put the masks at y, where the next gradient is to be taken (Eq. 10)."""
+        """Put the masks at y, where the next gradient is to be taken: Card (10)."""
         if self.looks_ahead:
             for m, now, previous in zip(self.masks, self.now, self.previous, strict=True):
                 m.copy_(eq.extrapolate(now, previous, self.alpha))
 
     @torch.no_grad()
     def step(self, lr: float, lam: float) -> None:
-        """From the gradients that the masks hold: u = y - lr * grad, m = shrink(u, lr * lam) (Eqs. 9 to 11).
+        """From the gradients that the masks hold: u = y - lr * grad, m = shrink(u, lr * lam), Card (9) to (11).
 
         ValueError in one line where a mask holds none.
         """
@@ -73,11 +73,16 @@ class Fista:
         if unread := len(self.masks) - len(gradients):
             raise ValueError(f"{unread} of {len(self.masks)} masks have no gradient: nothing in the network reads them")
         for index, (m, gradient) in enumerate(zip(self.masks, gradients, strict=True)):
-            y = eq.extrapolate(self.now[index], self.previous[index], self.alpha)
+            y = eq.extrapolate(self.now[index], self.previous[index], self.alpha)  # (C,) or (1,), where the gradient is
             after = eq.shrink(y - lr * gradient, lr * lam)
             self.previous[index], self.now[index] = self.now[index], after
             m.copy_(after)
         self.alpha = eq.momentum(self.alpha)
+
+    def settle(self) -> None:
+        """Put the masks at their last state, from wherever the last extrapolation has left them."""
+        for m, now in zip(self.masks, self.now, strict=True):
+            m.data.copy_(now.clamp(min=0))
 
     def zeros(self) -> tuple[int, int]:
         """How many mask entries are exactly 0, and how many there are."""
@@ -92,7 +97,7 @@ class Fista:
         self.previous = [value.to(m) for value, m in zip(state["previous"], self.masks, strict=True)]
 
 
-class History:
+class MaskHistory:
     """Mask entries over time: the first state, one each `every` steps, and the last."""
 
     def __init__(self, masks: list[nn.Parameter], every: int) -> None:
@@ -106,7 +111,7 @@ class History:
             self.kept.append(self.last)
 
     def states(self) -> Tensor:
-        """(snapshots, entries), the final masks last."""
+        """All states, (snapshots, entries), the final masks last."""
         return torch.stack(self.kept if self.last is self.kept[-1] else [*self.kept, self.last])
 
     def state_dict(self) -> dict:

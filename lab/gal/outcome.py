@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..core import nets
 from ..core.graph import surgery
 from ..core.onnx import export
-from ..core.outcome import Outcome
+from ..core.outcome import Outcome, load_weights
 from .structures import Structure
 
 
@@ -41,26 +41,22 @@ class GALOutcome(Outcome):
     @classmethod
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "GALOutcome":
         """Cut the base down by the plan and load the stored weights; `base` is the user's own network, any weights."""
-        found = saved["found"]
-        if base is None and found["base"] is None:
+        stored = saved["found"]
+        if base is None and stored["base"] is None:
             raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
-        dense = base if base is not None else nets.build(found["base"])
-        removal = surgery.Plan.from_dict(found["plan"])
-        model = surgery.remove(dense, removal, torch.zeros(found["example"]))
-        try:
-            model.load_state_dict(found["weights"])
-        except RuntimeError as error:
-            kind = type(dense).__name__
-            raise ValueError(f"base={kind} is not the network that was pruned: {_short(error)}") from error
+        dense = base if base is not None else nets.build(stored["base"])
+        plan = surgery.Plan.from_dict(stored["plan"])
+        model = surgery.remove(dense, plan, torch.zeros(stored["example"]))
+        load_weights(model, stored["weights"], dense, "pruned")
         return cls(
             recipe=recipe,
             **cls.records(saved),
             model=model,
-            plan=removal,
-            structures=tuple(Structure(*values) for values in found["structures"]),
-            history=found["history"],
-            base=found["base"],
-            example=tuple(found["example"]),
+            plan=plan,
+            structures=tuple(Structure(*values) for values in stored["structures"]),
+            history=stored["history"],
+            base=stored["base"],
+            example=tuple(stored["example"]),
         )
 
     def export(self, path: str | Path) -> Path:
@@ -75,15 +71,11 @@ class GALOutcome(Outcome):
     def scores(self) -> surgery.Scores:
         """Each entry's mean mask over the run, which ranks entries by how early they closed: `lab.ui.pruning_rate`."""
         parts = self.history.mean(0).split([s.entries for s in self.structures])
-        together: dict[tuple[str, str], list[tuple[str, Tensor]]] = {}
+        ranked: dict[tuple[str, str], list[tuple[str, Tensor]]] = {}  # all blocks together, and a join's branches
         for structure, part in zip(self.structures, parts, strict=True):
             joint = {"block": "", "branch": structure.reader}.get(structure.unit, structure.name)
-            together.setdefault((structure.unit, joint), []).append((structure.name, part))
+            ranked.setdefault((structure.unit, joint), []).append((structure.name, part))
         return {
-            (unit, tuple(name for name, _ in found)): torch.cat([part for _, part in found])
-            for (unit, _), found in together.items()
+            (unit, tuple(name for name, _ in members)): torch.cat([part for _, part in members])
+            for (unit, _), members in ranked.items()
         }
-
-
-def _short(error: Exception) -> str:
-    return str(error).replace("\t", " ").replace("\n", " ")[:160]

@@ -1,6 +1,5 @@
 """GAL's procedure: two players train the masks without labels, zeros are removed, labels fine-tune what is left."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,25 @@ from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import finetune_stage, has_labels, sgd, validate_batches, validate_classes, validate_labels
 from ..core.graph import surgery
 from ..core.graph.channels import NORMS
-from ..core.report import Attempts, Report, Row, reported
+from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task, inputs
 from ..core.training import Step, descend
 from . import equations as eq
-from .layers import Discriminator, Fista, History
+from .layers import Discriminator, Fista, MaskHistory
 from .outcome import GALOutcome
-from .structures import UNITS, Masked, attach, fold, plan
+from .players import ADVERSARIES, Adversary
+from .structures import UNITS, Masked, fold, insert_masks, plan
 
-ADVERSARIES = ("AR", "L1", "L2", "none", "off")
 RELEASED = (
-    "l1_in_gradient", "grad_at_current", "normal_masks", "uniform_masks", "affine_discriminator", "batch_statistics",
+    "l1_in_gradient",
+    "grad_at_current",
+    "normal_masks",
+    "uniform_masks",
+    "affine_discriminator",
+    "batch_statistics",
     "raw_outputs",
-)  # fmt: skip
+)
 SNAPSHOTS = 120  # the most mask states that an outcome keeps
 
 
@@ -99,9 +103,18 @@ class GAL:
         lam, mu, unit, batch, start = published[name]
         steps = 100 * -(-50_000 // batch)
         return cls(
-            lam=lam, mu=mu, units=(unit,), steps=steps, lr=0.01, mask_lr=0.01, mask_every=200, clip=None,
-            finetune_steps=steps, finetune_lr=1e-4, released=("raw_outputs", start),
-        )  # fmt: skip
+            lam=lam,
+            mu=mu,
+            units=(unit,),
+            steps=steps,
+            lr=0.01,
+            mask_lr=0.01,
+            mask_every=200,
+            clip=None,
+            finetune_steps=steps,
+            finetune_lr=1e-4,
+            released=("raw_outputs", start),
+        )
 
     def run(
         self,
@@ -118,10 +131,10 @@ class GAL:
             if self.finetune_steps:
                 validate_labels(task)
                 validate_batches(task)
-            masked = attach(run.model, self.units, run.example)
+            masked = insert_masks(run.model, self.units, run.example)
             trace, history = self._prune(run, masked)
             removal, empty = plan(masked)
-            model = surgery.remove(fold(masked), removal, run.example)
+            model = surgery.remove(fold(masked), removal, run.example)  # folded masks are weights, zeros are cut out
             attempts = Attempts()
             untuned = attempts(f"{task.metric} before fine-tuning", task.measure, model)
             if self.finetune_steps and has_labels(task):
@@ -141,68 +154,78 @@ class GAL:
 
     def _prune(self, run: Run, masked: Masked) -> tuple[list[Step], Tensor]:
         """Stage 1, without labels: D and G play, FISTA closes the masks. The mask entries over time are the history."""
-        task, baseline, device = run.task, run.model, run.device
-        G = self._training(masked.model)
-        masks = masked.masks()
+        G, masks = self._training(masked.model), masked.masks()
         self._start(masks)
-        with torch.no_grad():
-            answer = baseline(run.example)
-        if not isinstance(answer, Tensor):
-            raise ValueError(
-                f"the model answers with a {type(answer).__name__}: GAL compares tensors; return one tensor"
-            )
-        D = Discriminator(answer[0].numel(), affine="affine_discriminator" in self.released).to(device, answer.dtype)
-        weights = [p for p in G.parameters() if not any(p is m for m in masks)]
-        optimiser_G, schedule = sgd(weights, self.lr, self.steps)
-        optimiser_D, schedule_D = sgd(D.parameters(), self.lr, self.steps)
-        optimiser_G.register_step_pre_hook(lambda *_: self._clip(weights, masks))
+        adversary = self._adversary(run)
+        weights = [p for p in G.parameters() if not any(p is m for m in masks)]  # SGD moves these, FISTA the masks
+        optimiser, schedule = sgd(weights, self.lr, self.steps)
+        optimiser.register_step_pre_hook(lambda *_: self._clip(weights, masks))
         fista = Fista(masks, look_ahead="grad_at_current" not in self.released)
-        history = History(masks, every=max(1, self.steps // SNAPSHOTS))
-        labelled = self.finetune_steps > 0 and has_labels(task)
+        history = MaskHistory(masks, every=max(1, self.steps // SNAPSHOTS))
+        is_labelled = self.finetune_steps > 0 and has_labels(run.task)
         stage = run.stage(
-            "prune", G=G, D=D, optimiser_G=optimiser_G, optimiser_D=optimiser_D, schedule=schedule,
-            schedule_D=schedule_D, fista=fista, history=history,
-        )  # fmt: skip
+            "prune",
+            G=G,
+            D=adversary.D,
+            optimiser_G=optimiser,
+            optimiser_D=adversary.optimiser,
+            schedule=schedule,
+            schedule_D=adversary.schedule,
+            fista=fista,
+            history=history,
+        )
 
         def play(batch: Any) -> dict[str, Tensor]:
-            """One round: D learns to tell f_b from f_g, then G's losses against the D that it now meets."""
-            x = inputs(batch).to(device)
+            x = inputs(batch).to(run.device)  # (N, C, H, W)
             with torch.no_grad():
-                answer = baseline(x)
-            if labelled:
-                validate_classes(task, answer, batch[1])  # now, not after the whole stage
-            f_b = answer.flatten(1)
-            sigma = 1 if "raw_outputs" in self.released else eq.output_scale(f_b)
-            f_b, f_g = f_b / sigma, G(x).flatten(1) / sigma
-            terms = {"data": self.mu * eq.data_loss(f_b, f_g)}
-            if self.adversary != "off":
-                optimiser_D.zero_grad(set_to_none=True)
-                self._discriminator_loss(D, f_b, f_g.detach()).backward()
-                optimiser_D.step()
-                terms["adversary"] = eq.generator_loss(D(f_g))
-            if "l1_in_gradient" in self.released:
-                terms["sparsity"] = eq.sparsity(torch.cat([*masks]), self.lam)
-            for m in masks:
-                m.grad = None
-            return terms
+                output = run.model(x)
+            if is_labelled:
+                validate_classes(run.task, output, batch[1])  # now, not after the whole stage
+            return self._round(output.flatten(1), G(x).flatten(1), masks, adversary)
 
-        due = self._mask_due
-        if due(len(stage.trace)):
+        # FISTA takes its gradient at y, Card (10): masks look ahead before the step in which they are due, Card (11) is
+        # taken behind it, and the masks stand still until the next.
+        if self._mask_due(len(stage.trace)):
             fista.look_ahead()
         for step in descend(
-            play, task.batches, optimiser_G, stage, steps=self.steps, schedule=schedule, progress=run.progress
+            play, run.task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
         ):
-            if due(step.index):
+            if self._mask_due(step.index):
                 fista.step(self._mask_rate(schedule), self.lam)
                 self._validate_survivors(fista, step)
-            if due(step.index + 1):
+            if self._mask_due(step.index + 1):
                 fista.look_ahead()
             if self.adversary != "off":
-                schedule_D.step()
+                adversary.schedule.step()
             history.note(step.index, fista.now)
-        for m, now in zip(masks, fista.now, strict=True):
-            m.data.copy_(now.clamp(min=0))
+        fista.settle()
         return list(stage.trace), history.states()
+
+    def _round(self, f_b: Tensor, f_g: Tensor, masks: list[nn.Parameter], adversary: Adversary) -> dict[str, Tensor]:
+        """One round on output vectors (N, classes): D learns to tell them apart, then G's losses against that D."""
+        sigma = 1 if "raw_outputs" in self.released else eq.output_scale(f_b)  # a scalar: one mu fits all networks
+        f_b, f_g = f_b / sigma, f_g / sigma
+        terms = {"data": self.mu * eq.data_loss(f_b, f_g)}
+        if self.adversary != "off":
+            adversary.learn(f_b, f_g.detach())  # D's update must not reach G
+            terms["adversary"] = adversary.generator_loss(f_g)
+        if "l1_in_gradient" in self.released:
+            terms["sparsity"] = eq.sparsity(torch.cat([*masks]), self.lam)
+        for m in masks:  # G's optimiser does not hold them: FISTA takes the gradient of the round that comes
+            m.grad = None
+        return terms
+
+    def _adversary(self, run: Run) -> Adversary:
+        """A fresh D for outputs of the network's size; ValueError for a network that does not give one tensor."""
+        with torch.no_grad():
+            output = run.model(run.example)
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"the model answers with a {type(output).__name__}: GAL compares tensors; return one tensor"
+            )
+        D = Discriminator(output[0].numel(), affine="affine_discriminator" in self.released)
+        D.to(run.device, output.dtype)
+        return Adversary(D, *sgd(D.parameters(), self.lr, self.steps), self.adversary)
 
     def _training(self, G: fx.GraphModule) -> fx.GraphModule:
         """G in training mode, but with its batch norms on the baseline's statistics.
@@ -225,7 +248,7 @@ class GAL:
                 nn.init.uniform_(m)
 
     def _mask_rate(self, schedule: StepLR) -> float:
-        """FISTA's rate, which falls with that of the weights."""
+        """FISTA's rate, which falls with that of the weights: tenfold each 30 % of the stage."""
         return self.mask_lr * float(schedule.get_last_lr()[0]) / self.lr
 
     def _clip(self, *players: list[nn.Parameter]) -> None:
@@ -235,21 +258,11 @@ class GAL:
                 clip_grad_norm_(parameters, self.clip)
 
     def _mask_due(self, index: int) -> bool:
+        """Whether the masks are updated behind the step of this index: each `mask_every`-th."""
         return (index + 1) % self.mask_every == 0
 
-    def _discriminator_loss(self, D: Discriminator, f_b: Tensor, f_g: Tensor) -> Tensor:
-        """What D minimises: -L_adv + R(W_D)."""
-        d_b, d_g = D(f_b), D(f_g)
-        loss = -eq.adversarial_value(d_b, d_g)
-        weights = [p for p in D.parameters() if p.dim() > 1]
-        penalties: dict[str, Callable[[], Tensor]] = {
-            "AR": lambda: eq.regulariser_adversarial(d_g),
-            "L1": lambda: 1e-4 * eq.regulariser_l1(weights),
-            "L2": lambda: 1e-4 * eq.regulariser_l2(weights),
-        }
-        return loss + penalties[self.adversary]() if self.adversary in penalties else loss
-
     def _validate_survivors(self, fista: Fista, step: Step) -> None:
+        """Raise a one-line ValueError where every entry of every mask is closed."""
         zeros, entries = fista.zeros()
         if zeros == entries:
             raise ValueError(
@@ -257,7 +270,15 @@ class GAL:
                 f"(data loss {step.terms['data']:.3g}); lower lam (a tenth, say), mask_lr or lr"
             )
 
-    def _report(self, run: Run, masked: Masked, model, untuned, empty, attempts: Attempts) -> Report:
+    def _report(
+        self,
+        run: Run,
+        masked: Masked,
+        model: fx.GraphModule,
+        untuned: float | None,
+        empty: tuple[str, ...],
+        attempts: Attempts,
+    ) -> Report:
         task, baseline, example = run.task, run.model, run.example
         before, tuned = run.before, attempts(task.metric, task.measure, model)
         rows = [
@@ -272,13 +293,8 @@ class GAL:
         return Report(repr(self), tuple(rows), (*self._notes(task, masked, model, empty), *attempts.notes))
 
     def _notes(self, task: Task, masked: Masked, model: nn.Module, empty: tuple[str, ...]) -> list[str]:
-        notes = []
+        notes = grouped_by_reason("left dense, since", masked.dense)
         alive = {name for name, _ in model.named_modules()}
-        if masked.dense:
-            by_reason: dict[str, list[str]] = {}
-            for name, reason in masked.dense.items():
-                by_reason.setdefault(reason, []).append(name)
-            notes += [f"left dense, since {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
         if dead := [name for name in empty if name in alive]:
             notes.append(f"wholly masked, kept with one dead channel: {', '.join(dead)}")
         if not has_labels(task):

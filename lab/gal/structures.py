@@ -35,7 +35,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class Masked:
-    """A generator: the traced network with its masks in place, the structures they stand for, and what stays dense."""
+    """A generator: the traced network with its masks in place, their structures, and by name why others stay dense."""
 
     model: fx.GraphModule
     structures: tuple[Structure, ...]
@@ -43,30 +43,30 @@ class Masked:
 
     def masks(self) -> list[nn.Parameter]:
         """The mask of each structure, in order; entries >= 0."""
-        return [self.model.get_submodule(_mask_name(i)).m for i in range(len(self.structures))]
+        return [self.model.get_parameter(f"{_mask_name(i)}.m") for i in range(len(self.structures))]
 
 
-def attach(model: nn.Module, units: tuple[str, ...], example: torch.Tensor) -> Masked:
+def insert_masks(model: nn.Module, units: tuple[str, ...], example: torch.Tensor) -> Masked:
     """A masked copy of the network, equal to it while every mask is 1; the network itself is never changed."""
     graph = trace(model, example)
-    found, dense = find(graph, units)
-    if not found:
+    structures, dense = find(graph, units)
+    if not structures:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:3]) or "none of that kind"
         raise ValueError(f"units={units}: nothing in {type(model).__name__} can be masked ({reasons}); try other units")
     nodes = {node.name: node for node in graph.graph.nodes}
-    for index, structure in sorted(enumerate(found), key=lambda pair: not pair[1].reader):  # before others take readers
+    one_reader_first = sorted(enumerate(structures), key=lambda pair: not pair[1].reader)  # before others take readers
+    for index, structure in one_reader_first:
         mask = Mask(structure.entries).to(graph.get_parameter(f"{structure.folds}.weight").dtype)
         graph.add_submodule(_mask_name(index), mask)
         _insert(graph, nodes[structure.after], nodes.get(structure.reader), _mask_name(index))
     graph.recompile()
-    place = next(model.parameters()).device
-    return Masked(graph.to(place), tuple(found), dense)
+    return Masked(graph.to(next(model.parameters()).device), tuple(structures), dense)
 
 
 def find(graph: fx.GraphModule, units: tuple[str, ...]) -> tuple[list[Structure], dict[str, str]]:
     """The structures of these units in a traced network, and what must stay dense with the reason."""
     channels = Channels(graph)
-    found: list[Structure] = []
+    structures: list[Structure] = []
     dense: dict[str, str] = {}
     finders = {
         "channel": lambda: _channel_units(graph, channels, units),
@@ -75,12 +75,13 @@ def find(graph: fx.GraphModule, units: tuple[str, ...]) -> tuple[list[Structure]
         "input": lambda: _input_units(graph, channels),
     }
     for unit in units:
-        for structure in finders[unit]():
-            if isinstance(structure, Structure):
-                found.append(structure)
+        for candidate in finders[unit]():
+            if isinstance(candidate, Structure):
+                structures.append(candidate)
             else:
-                dense[structure[0]] = structure[1]
-    return found, dense
+                name, reason = candidate
+                dense[name] = reason
+    return structures, dense
 
 
 def fold(masked: Masked) -> fx.GraphModule:
@@ -100,18 +101,14 @@ def fold(masked: Masked) -> fx.GraphModule:
 def plan(masked: Masked) -> tuple[Plan, tuple[str, ...]]:
     """What the exact zeros of the masks let us remove, and the layers whose mask is all zero (they keep channel 0)."""
     _validate_branches(masked)
-    kept: dict[str, dict[str, tuple[int, ...]]] = {"channel": {}, "input": {}}
-    gone: dict[str, list[str]] = {"block": [], "branch": []}
-    empty = []
+    kept, empty = [], []
     for structure, mask in zip(masked.structures, masked.masks(), strict=True):
-        stays = mask.detach() > 0
-        if structure.unit in gone:
-            gone[structure.unit] += [] if stays.any() else [structure.name]
-        elif not stays.all():
-            empty += [] if stays.any() else [structure.name]
-            kept[structure.unit][structure.name] = tuple(stays.nonzero().flatten().tolist()) or (0,)
-    found = Plan(kept["channel"], kept["input"], blocks=tuple(gone["block"]), branches=tuple(gone["branch"]))
-    return found, tuple(empty)
+        is_open = mask.detach() > 0
+        if structure.unit in ("channel", "input") and not is_open.any():
+            empty.append(structure.name)
+            is_open[0] = True
+        kept.append((structure.unit, (structure.name,), is_open))
+    return Plan.of(kept), tuple(empty)
 
 
 def _validate_branches(masked: Masked) -> None:
@@ -127,40 +124,40 @@ def _validate_branches(masked: Masked) -> None:
 
 # -- finding ---------------------------------------------------------------------------------------------------------
 
-Found = Iterator[Structure | tuple[str, str]]
+Candidates = Iterator[Structure | tuple[str, str]]  # a structure, or a name and why it stays dense
 
 
-def _channel_units(graph: fx.GraphModule, channels: Channels, units: tuple[str, ...]) -> Found:
+def _channel_units(graph: fx.GraphModule, channels: Channels, units: tuple[str, ...]) -> Candidates:
     """Channels that one module writes: masked behind its batch norm and activation, where zero is exactly removable.
 
     Channels whose readers have input masks of their own are not masked twice.
     """
     nodes = {node.target: node for node in graph.graph.nodes if node.op == "call_module"}
     masked_inputs = _names(_input_units(graph, channels)) if "input" in units else set()
-    for group, writers in channels.writers.items():
-        if not writers:
+    for group, producers in channels.producers.items():
+        if not producers:
             continue
-        if group in channels.pinned:
-            if channels.pinned[group] != OUTPUT:
-                yield from ((name, channels.pinned[group]) for name in writers)
-        elif len(writers) > 1:
-            yield from ((name, "its channels are shared with " + writers[0]) for name in writers[1:])
-            yield writers[0], "its channels are a residual stream"
+        if group in channels.frozen:
+            if channels.frozen[group] != OUTPUT:
+                yield from ((name, channels.frozen[group]) for name in producers)
+        elif len(producers) > 1:
+            yield from ((name, "its channels are shared with " + producers[0]) for name in producers[1:])
+            yield producers[0], "its channels are a residual stream"
         else:
-            last, spot = last_affine(nodes[writers[0]])
+            last, end = last_affine(nodes[producers[0]])
             if not _foldable(last):
-                yield writers[0], f"{last.target} has no weights to fold a mask into"
-            elif blocker := not_zero_after(spot):
-                yield writers[0], f"{blocker.name} would turn a zero channel into a constant"
-            elif not masked_inputs & readers(spot):
-                yield Structure("channel", writers[0], width(last), str(last.target), spot.name)
+                yield producers[0], f"{last.target} has no weights to fold a mask into"
+            elif blocker := not_zero_after(end):
+                yield producers[0], f"{blocker.name} would turn a zero channel into a constant"
+            elif not masked_inputs & readers(end):
+                yield Structure("channel", producers[0], width(last), str(last.target), end.name)
 
 
-def _names(found: Found) -> set[str]:
-    return {structure.name for structure in found if isinstance(structure, Structure)}
+def _names(candidates: Candidates) -> set[str]:
+    return {candidate.name for candidate in candidates if isinstance(candidate, Structure)}
 
 
-def _block_units(graph: fx.GraphModule, channels: Channels) -> Found:
+def _block_units(graph: fx.GraphModule, channels: Channels) -> Candidates:
     """Residual branches: one entry each, just before the sum."""
     for node in graph.graph.nodes:
         if not is_add(node):
@@ -176,7 +173,7 @@ def _block_units(graph: fx.GraphModule, channels: Channels) -> Found:
             yield Structure("block", str(source.target), 1, str(source.target), branch.name, node.name)
 
 
-def _branch_units(graph: fx.GraphModule, channels: Channels) -> Found:
+def _branch_units(graph: fx.GraphModule, channels: Channels) -> Candidates:
     """Operands of a concatenation that do not feed one another (Inception): one entry each."""
     for node in graph.graph.nodes:
         joined = operands(node) if is_cat(node) else []
@@ -190,13 +187,13 @@ def _branch_units(graph: fx.GraphModule, channels: Channels) -> Found:
                 yield operand.name, "the branch does not end in a layer that a mask folds into"
             elif source.target in channels.shared:
                 yield str(source.target), "it is used more than once"
-            elif any(group in channels.pinned or len(channels.writers[group]) > 1 for group in groups):
+            elif any(group in channels.frozen or len(channels.producers[group]) > 1 for group in groups):
                 yield str(source.target), "its width is fixed by what reads it"
             else:
                 yield Structure("branch", str(source.target), 1, str(source.target), operand.name, node.name)
 
 
-def _input_units(graph: fx.GraphModule, channels: Channels) -> Found:
+def _input_units(graph: fx.GraphModule, channels: Channels) -> Candidates:
     """What one convolution reads of a shared tensor (DenseNet, a bottleneck's first layer): one entry a channel."""
     shortcuts = _shortcut_nodes(graph)
     for node in graph.graph.nodes:
@@ -208,8 +205,8 @@ def _input_units(graph: fx.GraphModule, channels: Channels) -> Found:
             continue
         source = [node, *private_chain(node)][-1].all_input_nodes[0]
         if source.op != "placeholder" and (len(source.users) > 1 or len(channels.layouts[source]) > 1):
-            name, spot = str(node.target), node.all_input_nodes[0].name
-            yield Structure("input", name, module.in_channels, name, spot, node.name)
+            name = str(node.target)
+            yield Structure("input", name, module.in_channels, name, node.all_input_nodes[0].name, node.name)
 
 
 def _homogeneous_source(node: fx.Node) -> fx.Node | None:
@@ -258,9 +255,8 @@ def _insert(graph: fx.GraphModule, after: fx.Node, reader: fx.Node | None, name:
 @torch.no_grad()
 def _scale(module: nn.Module, m: torch.Tensor, columns: bool) -> None:
     """Multiply a mask into the rows that a module writes, or into the columns that it reads; tied weights part."""
-    if columns:
-        module.weight = nn.Parameter(module.weight * m.view(1, -1, *[1] * (module.weight.dim() - 2)))
-        return
-    module.weight = nn.Parameter(module.weight * m.view(-1, *[1] * (module.weight.dim() - 1)))
-    if module.bias is not None:
-        module.bias = nn.Parameter(module.bias * m)
+    weight = module.get_parameter("weight")  # (out, in, ...), or (C,) of a norm
+    shape = (1, -1, *[1] * (weight.dim() - 2)) if columns else (-1, *[1] * (weight.dim() - 1))
+    module.weight = nn.Parameter(weight * m.view(shape))
+    if not columns and module.bias is not None:
+        module.bias = nn.Parameter(module.get_parameter("bias") * m)

@@ -15,10 +15,10 @@ from .structures import UNITS
 
 def numbers(outcome: GALOutcome, snapshot: int) -> dict[str, list[tuple[str, int, int]]]:
     """For each unit, (name, entries open, entries) of its structures at one snapshot of the history."""
-    shown: dict[str, list[tuple[str, int, int]]] = {}
+    by_unit: dict[str, list[tuple[str, int, int]]] = {}
     for structure, part in zip(outcome.structures, _parts(outcome, snapshot), strict=True):
-        shown.setdefault(structure.unit, []).append((structure.name, int((part > 0).sum()), structure.entries))
-    return {unit: shown[unit] for unit in UNITS if unit in shown}
+        by_unit.setdefault(structure.unit, []).append((structure.name, int((part > 0).sum()), structure.entries))
+    return {unit: by_unit[unit] for unit in UNITS if unit in by_unit}
 
 
 def closing(outcome: GALOutcome) -> list[list[float]]:
@@ -36,19 +36,19 @@ def steps(outcome: GALOutcome) -> list[int]:
 @view.register
 def explore(outcome: GALOutcome) -> Explorer:
     """The run replayed: a slider over the pruning stage, the open entries by structure, and the losses."""
-    at, rows, names = steps(outcome), closing(outcome), [s.name for s in outcome.structures]
+    shown_at, rows, names = steps(outcome), closing(outcome), [s.name for s in outcome.structures]
     losses = _losses(outcome)
 
     def draw(step: int) -> Frame:
-        snapshot = at.index(step)
-        shown = numbers(outcome, snapshot)
-        pictures = [_blocks(unit, parts) for unit, parts in shown.items()]
-        pictures.append(svg.heat(rows, names, x="snapshot", title="share of open entries over the run", at=snapshot))
-        pictures.append(svg.lines(losses, "step", "loss", at=step))
-        facts: dict[str, Any] = {f"{unit} entries open": sum(k for _, k, _ in part) for unit, part in shown.items()}
-        return Frame("".join(pictures), facts)
+        snapshot = shown_at.index(step)
+        by_unit = numbers(outcome, snapshot)
+        parts = [_blocks(unit, entries) for unit, entries in by_unit.items()]
+        parts.append(svg.heat(rows, names, x="snapshot", title="share of open entries over the run", at=snapshot))
+        parts.append(svg.lines(losses, "step", "loss", at=step))
+        facts: dict[str, Any] = {f"{unit} entries open": sum(k for _, k, _ in part) for unit, part in by_unit.items()}
+        return Frame("".join(parts), facts)
 
-    control = Control(at, label="step of the pruning stage", start=at[-1])
+    control = Control(shown_at, label="step of the pruning stage", start=shown_at[-1])
     return Explorer(draw, {"step": control}, title=f"GAL(lam={outcome.recipe.lam:g}): masks closing")
 
 
@@ -70,8 +70,8 @@ def _shared_start(names: list[str]) -> str:
 def _losses(outcome: GALOutcome) -> list[svg.Series]:
     """The terms of the pruning stage, each thinned to about 50 points."""
     pruning = [step for step in outcome.trace if step.stage == "prune"]
-    thin = pruning[:: max(1, len(pruning) // 50)]
-    return [svg.Series(name, [(step.index, step.terms[name]) for step in thin]) for name in thin[0].terms]
+    thinned = pruning[:: max(1, len(pruning) // 50)]
+    return [svg.Series(name, [(step.index, step.terms[name]) for step in thinned]) for name in thinned[0].terms]
 
 
 def _parts(outcome: GALOutcome, snapshot: int) -> tuple[Tensor, ...]:
@@ -86,7 +86,7 @@ def contest() -> Any:
 
 
 def controls() -> go.Figure:
-    """GAL beside its rivals and controls at equal multiply-adds: points of accuracy lost, mean and range of seeds."""
+    """GAL beside its baselines and controls at equal multiply-adds: points of accuracy lost, mean and range."""
     lost = contest().groupby("method", sort=False)["accuracy_drop"].agg(["mean", "min", "max"])[::-1]
     whiskers = {"type": "data", "array": lost["max"] - lost["mean"], "arrayminus": lost["mean"] - lost["min"]}
     bars = go.Bar(x=lost["mean"], y=list(lost.index), orientation="h", error_x=whiskers)

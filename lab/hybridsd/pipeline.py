@@ -179,7 +179,7 @@ class HybridPipeline(nn.Module):
     def with_solver(self, solver: Any) -> "HybridPipeline":
         """These models with another scheduler: one of SOLVERS, 'own' for the present one, or one of diffusers."""
         scheduler = solver_of(self.scheduler, solver) if isinstance(solver, str) else solver
-        modes = {module: module.training for module in self.modules()}
+        modes = {module: module.training for module in self.modules()}  # a new pipeline puts all in eval mode
         other = HybridPipeline(list(self.unets), scheduler, self.text, self.vae, self.cloud)
         for module, mode in modes.items():
             module.training = mode
@@ -217,6 +217,7 @@ class HybridPipeline(nn.Module):
         prompts = [prompts] if isinstance(prompts, str) else list(prompts) if isinstance(prompts, Iterable) else []
         _validate_drawable(prompts, guidance, seed, negative)
         steps = self._validated(steps)
+        # a scheduler whose memory cannot be handed over still draws in one process
         in_one_process = not int8 and self.denoisers[0].is_here
         if keep and not in_one_process:
             raise ValueError("keep=True keeps the latents of one process in full: leave int8 and the cloud out")
@@ -234,6 +235,7 @@ class HybridPipeline(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         unet: Any = self.unets[0]
         shape = (count, unet.config.in_channels, *_sides(unet))
+        # drawn on the CPU, so that every machine begins from the same numbers
         normal = torch.randn(shape, generator=generator, dtype=unet.dtype).to(self.device)
         return normal * fresh(self.scheduler, N, self.device).init_noise_sigma, generator
 

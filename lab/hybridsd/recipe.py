@@ -112,6 +112,7 @@ class HybridSD:
         else:
             local = replace(self, cloud="").pipeline()
         client = cloud_service.CloudClient(self.cloud)
+        # the cloud refuses hand-offs of other latents or words than its own
         client.mark = cloud_service.fingerprint(local)
         return HybridPipeline([local.unets[-1]], local.scheduler, local.text, local.vae, client)
 
@@ -132,6 +133,7 @@ class HybridSD:
             task = prompting.scenes(self.prompts, 1, self.pipeline()) if task is None else task
             variants, pipeline = self.variants(), self._prepared(task.model, device)
             run_id = self._run_id(task, pipeline, seed, checkpoint)
+            # before the first picture: a network that cannot be counted, a cloud that is gone, then costs nothing
             per_step, parameters = costs.measured(pipeline, self.guidance)
             batches = sweep.batches(
                 task,
@@ -146,7 +148,7 @@ class HybridSD:
                 checkpoint=checkpoint,
                 run_id=run_id,
             )
-            images, sizes = _joined(list(batches), variants)
+            images, sizes = _joined(list(batches), variants)  # by variant: (n, 3, H, W), bytes
             worth, notes = _judged(task, images)
             points = tuple(sweep.point(v, worth[v], per_step, self.N, sizes[v]) for v in variants)
             report = self._report(task, points, parameters, 3 * math.prod(pipeline.size), notes)
@@ -162,6 +164,7 @@ class HybridSD:
 
     def variants(self) -> list[Variant]:
         """(kind, k) of everything that is drawn."""
+        # whatever is swept, the report needs both ends and its own split
         ks = sorted({0, self.k, self.N, *self.ks})
         controls = [(kind, k) for kind in sweep.KINDS[1:] for k in self.controls]
         return [("hybrid", k) for k in ks] + controls
@@ -172,9 +175,10 @@ class HybridSD:
             raise ValueError(
                 "run() splits steps between two models: give a HybridPipeline of two U-Nets, or one with a cloud"
             )
-        most = pipeline.denoisers[0].max_images
+        most = pipeline.denoisers[0].max_images  # None where all models are here
         if most is not None and self.batch > most:
             raise ValueError(f"HybridSD: batch={self.batch} is not allowed: the cloud takes at most {most} pictures")
+        # another scheduler leaves the task's models as they are, another device would move them
         if device is not None and device != pipeline.device:
             pipeline = deepcopy(pipeline).to(device)
         return pipeline.with_solver(self.solver)

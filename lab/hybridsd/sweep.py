@@ -58,6 +58,7 @@ def sampled(sampler: HybridSampler, variants: Sequence[Variant], N: int, int8: b
     latents: dict[Variant, torch.Tensor] = {}
     sizes = dict.fromkeys(variants, 0)
     for kind in ("hybrid", "edge first"):
+        # the first model's trajectory is walked once: at each switch the second one goes on from a copy
         state, models = sampler.start(N), (sampler.cloud, sampler.edge)
         first, second = models if kind == "hybrid" else models[::-1]
         # (after so many of the first model's steps, k), in the order in which one trajectory comes by
@@ -95,6 +96,7 @@ def batches(
             continue
         with evaluating(pipeline):
             prompts = task.prompts[start : start + batch]
+            # noise of its own for each batch, so that one is drawn without those before it
             latents, sizes = sampled(
                 HybridSampler(pipeline, prompts, guidance, seed * 10_007 + start), variants, N, int8
             )

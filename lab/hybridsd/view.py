@@ -162,7 +162,7 @@ def _photo(title: str, x: Tensor) -> str:
     scale, top = _SIDE / max(h, w), svg.LINE + 5
     image = raster.image(raster.uri(x.permute(1, 2, 0).numpy()), 0, top, w * scale, h * scale, title)
     width = max(w * scale, min(svg.text_width(title) * 1.1, 340))
-    return svg.whole(width, top + h * scale + 4, svg.fit(title, width / 1.1), title, [image])
+    return svg.document(width, top + h * scale + 4, svg.fit(title, width / 1.1), title, [image])
 
 
 def _strip(stages: Tensor, k: int, N: int) -> str:
@@ -176,7 +176,7 @@ def _strip(stages: Tensor, k: int, N: int) -> str:
     parts = [svg.rect(0, top - 12, split, 6, "lab-fill c0"), svg.rect(split, top - 12, width - split, 6, "lab-fill c1")]
     parts += [svg.text(0, top - 17, f"cloud: {k} steps"), svg.text(width - 4, top - 17, f"edge: {N - k}", "end")]
     parts.append(raster.image(raster.uri(row), 0, top, width, h * width / (len(stages) * _STAGE_SIDE), "stages"))
-    return svg.whole(width, top + h + 12, "from noise to picture", "latents decoded on the way", parts)
+    return svg.document(width, top + h + 12, "from noise to picture", "latents decoded on the way", parts)
 
 
 def _costs(split: dict[str, Any], outcome: HybridSDOutcome) -> str:

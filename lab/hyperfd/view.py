@@ -161,7 +161,7 @@ def boxed(image: Tensor, truth: Tensor, detected: Tensor, title: str, width: int
                 f'<rect x="{left:.1f}" y="{top + upper:.1f}" width="{right - left:.1f}" '
                 f'height="{bottom - upper:.1f}" fill="none" stroke-width="2" {style}/>'
             )
-    return svg.whole(width, top + tall + 2, title, title, parts)
+    return svg.document(width, top + tall + 2, title, title, parts)
 
 
 def _timeline(outcome: HyperFDOutcome, position: int, behind: Mapping[str, Sequence]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a filter does, told by switching it off, beside filters drawn at random."""
+"""What a filter does, seen by switching it off, beside filters drawn at random."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,21 +25,27 @@ def without(model: nn.Module, layer: str, filters: Filters) -> Iterator[nn.Modul
     (layer,) = named(model, layer)
     off = _numbers(filters)
 
-    def silence(answer: Any) -> Any:
-        silent = features(answer, layer).clone()
+    def silence(output: Any) -> Any:
+        silent = features(output, layer).clone()  # (N, filters) or (N, filters, H, W)
         if off and max(off) >= silent.shape[1]:
             raise ValueError(f"filter {max(off)} is not in {layer!r}: it has 0 to {silent.shape[1] - 1}")
         silent[:, off] = 0
-        return _with_first(answer, silent)
+        return _with_first(output, silent)
 
     with hooked(model, {layer: silence}):
         yield model
 
 
 def switched_off(
-    model: nn.Module, layer: str, batches: Iterable, filters: Sequence[Filters] | None = None, *,
-    controls: int = 5, seed: int = 0, progress: bool = True,
-) -> Any:  # fmt: skip
+    model: nn.Module,
+    layer: str,
+    batches: Iterable,
+    filters: Sequence[Filters] | None = None,
+    *,
+    controls: int = 5,
+    seed: int = 0,
+    progress: bool = True,
+) -> Any:
     """Points of accuracy that change when filters of a layer are switched off: a pandas frame, one row a choice.
 
     `batches` give (x, y), to be passed over again and again. `filters` are numbers, or groups that go together; left
@@ -53,56 +59,56 @@ def switched_off(
     if any(y.ndim != 1 for _, y in data):
         raise ValueError("the labels are not one class number a picture: give (x, y) with y (N,)")
     count = reading(model, layer, data[0][0][:1]).shape[1]
-    groups = [_numbers(one) for one in (range(count) if filters is None else filters)]
+    groups = [_numbers(choice) for choice in (range(count) if filters is None else filters)]
     for group in groups:
         if not group or min(group) < 0 or max(group) >= count:
             raise ValueError(f"filters {group} are not all in {layer!r}: it has 0 to {count - 1}")
     rows = [(group, "chosen") for group in groups]
     if filters is not None:
         rows += [(group, "random") for group in _random(groups, count, controls, seed)]
-    whole, classes = class_accuracy(model, data)
+    before, by_class = class_accuracy(model, data)
     table = []
     for group, kind in tqdm(rows, desc="switched off", disable=not progress, leave=False):
         with without(model, layer, group):
             accuracy, each = class_accuracy(model, data)
-        row = {"filters": ", ".join(map(str, group)), "kind": kind, "accuracy": accuracy, "change": accuracy - whole}
-        table.append({**row, **{f"class {c}": each[c] - classes[c] for c in sorted(classes)}})
+        row = {"filters": ", ".join(map(str, group)), "kind": kind, "accuracy": accuracy, "change": accuracy - before}
+        table.append({**row, **{f"class {c}": each[c] - by_class[c] for c in sorted(by_class)}})
     return pandas.DataFrame(table)
 
 
 def class_accuracy(model: nn.Module, data: Iterable) -> tuple[float, dict[int, float]]:
     """The accuracy over all samples and over those of each class, in percent."""
     right: list[np.ndarray] = []
-    wanted: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=[]):
         for x, y in data:
             right.append((call(model, as_taken(model, x)).argmax(1).cpu() == y.cpu()).numpy())
-            wanted.append(y.cpu().numpy())
-    hit, label = np.concatenate(right), np.concatenate(wanted)
+            labels.append(y.cpu().numpy())
+    hit, label = np.concatenate(right), np.concatenate(labels)
     return 100 * float(hit.mean()), {int(c): 100 * float(hit[label == c].mean()) for c in np.unique(label)}
 
 
 def _random(groups: list[list[int]], count: int, controls: int, seed: int) -> list[list[int]]:
     """For each size among the groups, random groups of filters that are in none of them, where there are enough."""
     random = np.random.default_rng(seed)
-    chosen = {one for group in groups for one in group}
-    others = [one for one in range(count) if one not in chosen]
+    chosen = {number for group in groups for number in group}
+    others = [number for number in range(count) if number not in chosen]
     sizes = sorted({len(group) for group in groups if len(group) <= len(others)})
     return [sorted(random.choice(others, size, replace=False).tolist()) for size in sizes for _ in range(controls)]
 
 
 def _numbers(filters: Filters) -> list[int]:
     """Filter numbers as a list; ValueError for anything else."""
-    found = list(filters) if isinstance(filters, Iterable) else [filters]
-    if any(isinstance(one, bool) or not isinstance(one, (int, np.integer)) or one < 0 for one in found):
+    numbers = list(filters) if isinstance(filters, Iterable) else [filters]
+    if any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 0 for k in numbers):
         raise ValueError(f"filters={filters!r}: give integers, 0 or more")
-    return [int(one) for one in found]
+    return [int(k) for k in numbers]
 
 
-def _with_first(answer: Any, tensor: torch.Tensor) -> Any:
-    """The answer with its first tensor replaced."""
-    if isinstance(answer, torch.Tensor):
+def _with_first(output: Any, tensor: torch.Tensor) -> Any:
+    """The output with its first tensor replaced."""
+    if isinstance(output, torch.Tensor):
         return tensor
-    if isinstance(answer, tuple):
-        return (tensor, *answer[1:])
-    raise ValueError(f"a layer that gives a {type(answer).__name__} cannot be switched off: name one inside it")
+    if isinstance(output, tuple):
+        return (tensor, *output[1:])
+    raise ValueError(f"a layer that gives a {type(output).__name__} cannot be switched off: name one inside it")

@@ -27,43 +27,43 @@ def activations(model: nn.Module, x: Input, layers: Sequence[str] | str | None =
     not run, and for an input that the model does not take.
     """
     names = leaves(model) if layers is None else named(model, layers)
-    found: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
     calls: Counter[str] = Counter()
 
-    def note(name: str, answer: Any) -> None:
+    def note(name: str, output: Any) -> None:
         calls[name] += 1
         key = name if calls[name] == 1 else f"{name}#{calls[name]}"
-        found.update((key + place, tensor.detach().clone()) for place, tensor in _tensors(answer))
+        outputs.update((key + suffix, tensor.detach().clone()) for suffix, tensor in _tensors(output))
 
     with hooked(model, {name: partial(note, name) for name in names}):
         run(model, x)
     silent = [name for name in names if not calls[name]]
     if silent and layers is not None:
         raise ValueError(f"{silent[0]!r} did not run on this input: {type(model).__name__}'s forward does not call it")
-    return found
+    return outputs
 
 
 def maps(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, torch.Tensor]:
-    """The answers that are feature maps, (N, C, H, W) of more than one pixel, by layer.
+    """The outputs that are feature maps, (N, C, H, W) of more than one pixel, by layer.
 
     ValueError where a named layer, or the whole model, gives none.
     """
     names = [] if layers is None else named(model, layers)
-    seen = activations(model, x, layers)
-    found = {name: answer for name, answer in seen.items() if _is_map(answer)}
+    outputs = activations(model, x, layers)
+    by_layer = {name: output for name, output in outputs.items() if _is_map(output)}
     for name in names:
-        if name not in found:
-            shape = _shapes(seen, name)
+        if name not in by_layer:
+            shape = _shapes(outputs, name)
             raise ValueError(f"{name!r} gives {shape}, no feature maps (N, C, H, W): {_hint(model, x)}")
-    if not found:
+    if not by_layer:
         kind = type(model).__name__
         raise ValueError(f"no layer of {kind} gives feature maps (N, C, H, W): this needs a network of convolutions")
-    return found
+    return by_layer
 
 
-def features(answer: Any, name: str) -> torch.Tensor:
-    """The first tensor of a layer's answer, (N, filters) or (N, filters, H, W); ValueError for another shape."""
-    tensor = next((tensor for _, tensor in _tensors(answer)), None)
+def features(output: Any, name: str) -> torch.Tensor:
+    """The first tensor of a layer's output, (N, filters) or (N, filters, H, W); ValueError for another shape."""
+    tensor = next((tensor for _, tensor in _tensors(output)), None)
     if tensor is None or tensor.ndim not in (2, 4):
         shape = None if tensor is None else tuple(tensor.shape)
         raise ValueError(f"{name!r} gives {shape}, where filters are axis 1 of (N, filters) or (N, filters, H, W)")
@@ -75,9 +75,9 @@ def reading(model: nn.Module, layer: str, x: Input) -> torch.Tensor:
     return features(next(iter(activations(model, x, [layer]).values())), layer)
 
 
-def first(seen: Mapping[str, torch.Tensor], layer: str) -> torch.Tensor:
+def first(outputs: Mapping[str, torch.Tensor], layer: str) -> torch.Tensor:
     """The first tensor that a layer gave at its first call."""
-    return next(answer for name, answer in seen.items() if name == layer or name.startswith(f"{layer}["))
+    return next(output for name, output in outputs.items() if name == layer or name.startswith(f"{layer}["))
 
 
 def leaves(model: nn.Module) -> list[str]:
@@ -87,11 +87,11 @@ def leaves(model: nn.Module) -> list[str]:
 
 def named(model: nn.Module, layers: Iterable[str] | str) -> list[str]:
     """The names, each once, or a one-line ValueError that offers the nearest ones."""
-    known = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(model.named_modules(remove_duplicate=False))
     names = [layers] if isinstance(layers, str) else list(layers)
     for name in names:
-        if name not in known or name == "":
-            near = get_close_matches(str(name), known, n=3, cutoff=0.5) or [name for name in known if name][:5]
+        if name not in modules or name == "":
+            near = get_close_matches(str(name), modules, n=3, cutoff=0.5) or [name for name in modules if name][:5]
             hint = ", ".join(map(repr, near)) or "none, for it has no layers inside"
             raise ValueError(f"no layer {name!r} in {type(model).__name__}: the nearest are {hint}")
     return list(dict.fromkeys(names))
@@ -99,17 +99,17 @@ def named(model: nn.Module, layers: Iterable[str] | str) -> list[str]:
 
 @contextmanager
 def hooked(model: nn.Module, notes: Mapping[str, Callable[[Any], Any]]) -> Iterator[None]:
-    """For a `with` block, hand each named layer's answer to a function; what it returns, if not None, replaces it."""
-    known = dict(model.named_modules(remove_duplicate=False))
+    """For a `with` block, hand each named layer's output to a function; what it returns, if not None, replaces it."""
+    modules = dict(model.named_modules(remove_duplicate=False))
     with ExitStack() as hooks:
         for name, note in notes.items():
-            handle = known[name].register_forward_hook(lambda _, __, answer, note=note: note(answer))
+            handle = modules[name].register_forward_hook(lambda _, __, output, note=note: note(output))
             hooks.callback(handle.remove)
         yield
 
 
 def run(model: nn.Module, x: Input) -> Any:
-    """The model's answer in eval mode without gradients; the model's modes and torch's generator are left as they were.
+    """The model's output in eval mode without gradients; the model's modes and torch's generator are left as they were.
 
     ValueError in one line where the model does not take x.
     """
@@ -149,17 +149,17 @@ def over(batches: Iterable, progress: str = "") -> Iterator[Any]:
     if isinstance(batches, Iterator):
         kind = type(batches).__name__
         raise TypeError(f"the batches are a {kind}, which ends after one pass: give a DataLoader or a list")
-    own = torch.get_rng_state()
+    state = torch.get_rng_state()
     with torch.random.fork_rng(devices=[]):  # a DataLoader draws as soon as tqdm has it
         rest = iter(tqdm(batches, desc=progress, disable=not progress, leave=False))
     while True:
         with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(own)
+            torch.set_rng_state(state)
             try:
                 batch = next(rest)
             except StopIteration:
                 return
-            own = torch.get_rng_state()
+            state = torch.get_rng_state()
         yield batch
 
 
@@ -176,7 +176,7 @@ def labelled(batches: Iterable, progress: str = "", what: str = "y") -> Iterator
         raise ValueError(f"the batches are empty: give at least one (x, {what})")
 
 
-def pictures(x: Any, name: str = "x") -> torch.Tensor:
+def as_images(x: Any, name: str = "x") -> torch.Tensor:
     """x as a batch of pictures (N, C, H, W); ValueError in one line for anything else, and for NaN."""
     if not isinstance(x, torch.Tensor) or x.ndim != 4 or not len(x):
         shape = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
@@ -186,30 +186,30 @@ def pictures(x: Any, name: str = "x") -> torch.Tensor:
     return x.detach()
 
 
-def _is_map(answer: torch.Tensor) -> bool:
-    return answer.ndim == 4 and answer.shape[2] * answer.shape[3] > 1
+def _is_map(output: torch.Tensor) -> bool:
+    return output.ndim == 4 and output.shape[2] * output.shape[3] > 1
 
 
-def _tensors(answer: Any, place: str = "") -> list[tuple[str, torch.Tensor]]:
-    """The tensors of an answer with their places in it: '' for a tensor alone, '[0]', '[1][0]', '[key]'."""
-    if isinstance(answer, torch.Tensor):
-        return [(place, answer)]
-    if isinstance(answer, Mapping):
-        parts: Iterable = answer.items()
-    elif isinstance(answer, (tuple, list)):
-        parts = enumerate(answer)
+def _tensors(output: Any, suffix: str = "") -> list[tuple[str, torch.Tensor]]:
+    """The tensors of an output with their index in it: '' for a tensor alone, '[0]', '[1][0]', '[key]'."""
+    if isinstance(output, torch.Tensor):
+        return [(suffix, output)]
+    if isinstance(output, Mapping):
+        parts: Iterable = output.items()
+    elif isinstance(output, (tuple, list)):
+        parts = enumerate(output)
     else:
         return []
-    return [found for key, value in parts for found in _tensors(value, f"{place}[{key}]")]
+    return [tensor for key, value in parts for tensor in _tensors(value, f"{suffix}[{key}]")]
 
 
-def _shapes(seen: Mapping[str, torch.Tensor], name: str) -> str:
-    shapes = [str(tuple(answer.shape)) for key, answer in seen.items() if key == name or key.startswith(f"{name}[")]
+def _shapes(outputs: Mapping[str, torch.Tensor], name: str) -> str:
+    shapes = [str(tuple(out.shape)) for key, out in outputs.items() if key == name or key.startswith(f"{name}[")]
     return ", ".join(shapes) or "nothing"
 
 
 def _hint(model: nn.Module, x: Input) -> str:
-    found = [name for name, answer in activations(model, x).items() if _is_map(answer)]
-    if not found:
+    names = [name for name, output in activations(model, x).items() if _is_map(output)]
+    if not names:
         return f"no layer of {type(model).__name__} does"
-    return f"choose among {', '.join(map(repr, found[:4]))}{' ...' if len(found) > 4 else ''}"
+    return f"choose among {', '.join(map(repr, names[:4]))}{' ...' if len(names) > 4 else ''}"

@@ -14,15 +14,21 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..core.training import seeded
-from .activations import labelled, named, pictures, reading
+from .activations import as_images, labelled, named, reading
 
 _POOL = 24  # filters that a set may be built from: those nearest to the concept by themselves
 
 
 def unit_concepts(
-    model: nn.Module, layer: str, batches: Iterable, names: Sequence[str], *,
-    top: float = 0.005, seed: int = 0, progress: bool = True,
-) -> Any:  # fmt: skip
+    model: nn.Module,
+    layer: str,
+    batches: Iterable,
+    names: Sequence[str],
+    *,
+    top: float = 0.005,
+    seed: int = 0,
+    progress: bool = True,
+) -> Any:
     """The concept that each filter of a layer overlaps most: a pandas frame, one row a filter.
 
     `batches` give (x, masks), masks (N, len(names), H, W) bool. A filter's strong pixels are those of its map, brought
@@ -47,9 +53,16 @@ def unit_concepts(
 
 
 def concept_sets(
-    model: nn.Module, layer: str, batches: Iterable, names: Sequence[str], *,
-    most: int = 4, top: float = 0.005, seed: int = 0, progress: bool = True,
-) -> Any:  # fmt: skip
+    model: nn.Module,
+    layer: str,
+    batches: Iterable,
+    names: Sequence[str],
+    *,
+    most: int = 4,
+    top: float = 0.005,
+    seed: int = 0,
+    progress: bool = True,
+) -> Any:
     """The few filters of a layer that together overlap each concept most: a pandas frame, one row a concept.
 
     Pixels strong in any filter of a set are the set's. Sets grow one filter at a time, each the one that raises the
@@ -61,16 +74,23 @@ def concept_sets(
     import pandas
 
     x, masks = concept_data(batches, names, top, most)
-    found = []
+    sets = []
     for net in (model, with_fresh_weights(model, seed)):
         maps = all_maps(net, layer, x, progress)
         chosen, measured = halves(maps, masks, top)
-        found.append([best_set(chosen, measured, masks, k, most) for k in range(len(names))])
+        sets.append([best_set(chosen, measured, masks, k, most) for k in range(len(names))])
     rows = [
-        {"concept": name, "filter": one[0][0], "iou": one[1], "filters": one[0], "set_iou": one[2],
-         "random_iou": other[1], "random_set_iou": other[2]}
-        for name, one, other in zip(names, *found, strict=True)
-    ]  # fmt: skip
+        {
+            "concept": name,
+            "filter": filters[0],
+            "iou": iou,
+            "filters": filters,
+            "set_iou": set_iou,
+            "random_iou": random_iou,
+            "random_set_iou": random_set_iou,
+        }
+        for name, (filters, iou, set_iou), (_, random_iou, random_set_iou) in zip(names, *sets, strict=True)
+    ]
     return pandas.DataFrame(rows).set_index("concept")
 
 
@@ -91,9 +111,9 @@ def with_fresh_weights(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def thresholds(maps: torch.Tensor, top: float) -> torch.Tensor:
-    """The answer of each filter that a share `top` of its answers reach: (N, F, h, w) -> (F,)."""
-    answers = maps.transpose(0, 1).flatten(1)  # (F, N h w)
-    return answers.topk(max(1, int(answers.shape[1] * top)), 1).values[:, -1]
+    """The value of each filter that a share `top` of its values reach: (N, F, h, w) -> (F,)."""
+    values = maps.transpose(0, 1).flatten(1)  # (F, N h w)
+    return values.topk(max(1, int(values.shape[1] * top)), 1).values[:, -1]
 
 
 class Units:
@@ -109,20 +129,22 @@ class Units:
         A rectified filter that answers more rarely than `top` has the threshold 0, which all its pixels reach.
         """
         large = F.interpolate(self.maps[part][:, filters], size=self.size, mode="bilinear", align_corners=False)
-        threshold, lowest = (one[filters].view(1, -1, 1, 1) for one in (self.threshold, self.lowest))
+        threshold, lowest = (value[filters].view(1, -1, 1, 1) for value in (self.threshold, self.lowest))
         return (large >= threshold) & (large > lowest)
 
     def iou(self, masks: torch.Tensor, progress: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """IoU of each filter and concept, and the most that their areas allow: (F, K) twice."""
         both = torch.zeros(self.maps.shape[1], masks.shape[1], dtype=torch.double)
-        mine, theirs = torch.zeros(self.maps.shape[1], dtype=torch.double), masks.sum((0, 2, 3)).double()
+        areas = torch.zeros(self.maps.shape[1], dtype=torch.double)  # (F,)
+        of_masks = masks.sum((0, 2, 3)).double()  # (K,)
         for start in tqdm(range(0, len(masks), 32), desc="overlap", disable=not progress, leave=False):
             part = slice(start, start + 32)
             strong = self.strong(part=part).transpose(0, 1).flatten(1).float()
             both += strong @ masks[part].transpose(0, 1).flatten(1).float().T
-            mine += strong.sum(1)
-        union = mine[:, None] + theirs[None, :] - both
-        least, largest = torch.minimum(mine[:, None], theirs[None]), torch.maximum(mine[:, None], theirs[None])
+            areas += strong.sum(1)
+        union = areas[:, None] + of_masks[None, :] - both
+        least = torch.minimum(areas[:, None], of_masks[None])
+        largest = torch.maximum(areas[:, None], of_masks[None])
         return (both / union.clamp(min=1)).numpy(), (least / largest.clamp(min=1)).numpy()
 
 
@@ -136,23 +158,23 @@ def best_set(
     units: Units, held_out: Units, masks: torch.Tensor, concept: int, most: int
 ) -> tuple[list[int], float, float]:
     """The greedy set of filters for a concept, and the IoU of its first filter and of all on the held-out half."""
-    wanted = masks[::2, concept]
+    mask = masks[::2, concept]
     alone = units.iou(masks[::2, concept : concept + 1])[0][:, 0]
     pool = torch.from_numpy(np.argsort(-alone, kind="stable")[:_POOL].copy())
     strong = units.strong(pool)  # (n, pool, H, W)
-    have, picked, score = torch.zeros_like(wanted), [], -1.0
+    area, picked, score = torch.zeros_like(mask), [], -1.0
     for _ in range(most):
-        scores = [_iou(have | strong[:, k], wanted) for k in range(len(pool))]
+        scores = [_iou(area | strong[:, k], mask) for k in range(len(pool))]
         best = int(np.argmax(scores))
         if scores[best] <= score:
             break
         score = scores[best]
         picked.append(best)
-        have = have | strong[:, best]
+        area = area | strong[:, best]
     filters = pool[picked]
-    other = held_out.strong(filters)
+    measured = held_out.strong(filters)
     truth = masks[1::2, concept]
-    return filters.tolist(), _iou(other[:, 0], truth), _iou(other.any(1), truth)
+    return filters.tolist(), _iou(measured[:, 0], truth), _iou(measured.any(1), truth)
 
 
 def _iou(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -164,10 +186,10 @@ def all_maps(model: nn.Module, layer: str, x: list[torch.Tensor], progress: bool
     """The maps of a layer on all pictures, (N, F, h, w)."""
     (layer,) = named(model, layer)
     parts = tqdm(x, desc="maps", disable=not progress, leave=False)
-    found = [reading(model, layer, part).float().cpu() for part in parts]
-    if found[0].ndim != 4:
-        raise ValueError(f"{layer!r} gives {tuple(found[0].shape)}, no feature maps (N, C, H, W): name a convolution")
-    return torch.cat(found)
+    maps = [reading(model, layer, part).float().cpu() for part in parts]
+    if maps[0].ndim != 4:
+        raise ValueError(f"{layer!r} gives {tuple(maps[0].shape)}, no feature maps (N, C, H, W): name a convolution")
+    return torch.cat(maps)
 
 
 def concept_data(
@@ -178,11 +200,11 @@ def concept_data(
         raise ValueError(f"top={top!r}: give the share of the answers that count as strong, between 0 and 1")
     if not isinstance(most, int) or isinstance(most, bool) or most < 1:
         raise ValueError(f"most={most!r}: give an integer number of filters, 1 or more")
-    data = [(pictures(x, "a batch"), masks) for x, masks in labelled(batches, what="masks")]
+    data = [(as_images(x, "a batch"), masks) for x, masks in labelled(batches, what="masks")]
     for x, masks in data:
         if masks.ndim != 4 or len(masks) != len(x) or masks.shape[1] != len(names):
-            wanted = f"({len(x)}, {len(names)}, H, W)"
-            raise ValueError(f"masks are {tuple(masks.shape)}: give {wanted}, a bool for each picture, name and pixel")
+            expected = f"({len(x)}, {len(names)}, H, W)"
+            raise ValueError(f"masks are {tuple(masks.shape)}: give {expected}, a bool a picture, name and pixel")
     if sum(len(x) for x, _ in data) < 2:
         raise ValueError("there is one picture only: give two or more, half of which to measure on")
     return [x for x, _ in data], torch.cat([masks.bool().cpu() for _, masks in data])

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from .activations import activations, features, first, named, pictures
+from .activations import activations, as_images, features, first, named
 
 PROBES = 32  # a side is cut into at most so many bands
 
@@ -35,35 +35,35 @@ def receptive_fields(
     pixels, else to the whole band outwards. Whatever mixes the whole picture (attention, squeeze and excitation, group
     norms) sees all of it; so does, by assumption, a unit that no NaN reaches. Boxes: what lies inside may have gaps.
     """
-    layers, x = named(model, layers), pictures(x)[:1].float()
-    clean = _answers(model, layers, x)
-    if any(torch.isnan(answer).any() for answer in clean.values()):
+    layers, x = named(model, layers), as_images(x)[:1].float()
+    clean = _outputs(model, layers, x)
+    if any(torch.isnan(output).any() for output in clean.values()):
         raise ValueError("the model answers NaN on finite data: its weights are broken, load them again")
-    found: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}
+    by_axis: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}  # rows, columns
     for axis in (2, 3):
         side = x.shape[axis]
         edges = torch.linspace(0, side, min(side, bands) + 1).round().int().tolist()
-        seen: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}
+        touched: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}
         for start, stop in pairwise(edges):
             probe = x.clone()
             probe.narrow(axis, start, stop - start).fill_(float("nan"))
-            for layer, answer in _answers(model, layers, probe).items():
-                seen[layer].append(_touched(answer, axis))
+            for layer, output in _outputs(model, layers, probe).items():
+                touched[layer].append(_touched(output, axis))
         for layer in layers:
-            found[layer].append(_ends(torch.stack(seen[layer]), edges))
-    return {layer: Field(rows, columns) for layer, (rows, columns) in found.items()}
+            by_axis[layer].append(_ends(torch.stack(touched[layer]), edges))
+    return {layer: Field(rows, columns) for layer, (rows, columns) in by_axis.items()}
 
 
-def _answers(model: nn.Module, layers: list[str], x: torch.Tensor) -> dict[str, torch.Tensor]:
+def _outputs(model: nn.Module, layers: list[str], x: torch.Tensor) -> dict[str, torch.Tensor]:
     with torch.backends.cudnn.flags(enabled=False):  # its fast algorithms may smear a NaN over their tiles
-        seen = activations(model, x, layers)
-    return {layer: features(first(seen, layer), layer) for layer in layers}
+        outputs = activations(model, x, layers)
+    return {layer: features(first(outputs, layer), layer) for layer in layers}
 
 
-def _touched(answer: torch.Tensor, axis: int) -> torch.Tensor:
-    """Which places along an axis of a map are NaN in any filter; a layer without maps has one place."""
-    broken = torch.isnan(answer)
-    return broken.transpose(axis, -1).flatten(0, 2).any(0).cpu() if answer.ndim == 4 else broken.any().view(1).cpu()
+def _touched(output: torch.Tensor, axis: int) -> torch.Tensor:
+    """Which units along an axis of a map are NaN in any filter: (units,) bool; a layer without maps has one."""
+    broken = torch.isnan(output)
+    return broken.transpose(axis, -1).flatten(0, 2).any(0).cpu() if output.ndim == 4 else broken.any().view(1).cpu()
 
 
 def _ends(touched: torch.Tensor, edges: list[int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How much a filter prefers one class, beside the same with the labels shuffled."""
+"""How much a filter prefers one class, beside how much it does with the labels shuffled."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,12 +24,12 @@ def selectivity(
     import pandas
 
     (layer,) = named(model, layer)
-    answers, labels = [], []
+    outputs, labels = [], []
     for x, y in labelled(batches, "selectivity" if progress else ""):
-        answer = reading(model, layer, x).double()
-        answers.append((answer.mean((2, 3)) if answer.ndim == 4 else answer).cpu())
+        output = reading(model, layer, x).double()
+        outputs.append((output.mean((2, 3)) if output.ndim == 4 else output).cpu())
         labels.append(y.cpu())
-    means, label = torch.cat(answers).numpy(), torch.cat(labels).numpy()  # (N, F), (N,)
+    means, label = torch.cat(outputs).numpy(), torch.cat(labels).numpy()  # (N, F), (N,)
     if means.min() < 0:
         raise ValueError(f"{layer!r} gives negative values, for which the index is not defined: name its rectifier")
     if len(np.unique(label)) < 2:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..core.task import inputs
-from .activations import activations, features, first, named, over, pictures
+from .activations import activations, as_images, features, first, named, over
 from .field import Field, receptive_fields
 
 Top = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # values (F, k), numbers of the pictures (F, k), units (F, k, 2)
@@ -17,8 +17,8 @@ Top = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # values (F, k), numbers 
 class Strongest:
     """The k strongest pictures of each filter of a layer, strongest first; one unit, the highest, speaks for a picture.
 
-    `values` (filters, k) are activations, `number` (filters, k) the picture's place in the stream, `unit`
-    (filters, k, 2) row and column in the map; `pictures` holds each of them once, (C, H, W), by its place.
+    `values` (filters, k) are activations, `number` (filters, k) the picture's index in the stream, `unit`
+    (filters, k, 2) row and column in the map; `kept` holds each of them once, (C, H, W), by its index.
     Where the stream had fewer than k pictures, k is their number.
     """
 
@@ -27,7 +27,7 @@ class Strongest:
     number: torch.Tensor
     unit: torch.Tensor
     seen: int  # pictures in the stream
-    pictures: dict[int, torch.Tensor] = field(repr=False)
+    kept: dict[int, torch.Tensor] = field(repr=False)
     field: Field = field(repr=False)
 
     def box(self, filter: int, rank: int = 0) -> tuple[int, int, int, int]:
@@ -37,15 +37,15 @@ class Strongest:
 
     def images(self, filter: int) -> list[torch.Tensor]:
         """The k pictures (C, H, W) of a filter."""
-        return [self.pictures[number] for number in self.number[filter].tolist()]
+        return [self.kept[number] for number in self.number[filter].tolist()]
 
     def crops(self, filter: int) -> list[torch.Tensor]:
         """The part of each of the k pictures that the unit sees, (C, h, w); smaller at the picture's edge."""
-        found = []
-        for rank, picture in enumerate(self.images(filter)):
+        parts = []
+        for rank, image in enumerate(self.images(filter)):
             top, left, bottom, right = self.box(filter, rank)
-            found.append(picture[:, top:bottom, left:right])
-        return found
+            parts.append(image[:, top:bottom, left:right])
+        return parts
 
 
 def strongest(model: nn.Module, layer: str, batches: Iterable, k: int = 9, *, progress: bool = True) -> Strongest:
@@ -61,7 +61,7 @@ def strongest(model: nn.Module, layer: str, batches: Iterable, k: int = 9, *, pr
 def strongest_of(
     model: nn.Module, layers: list[str], batches: Iterable, k: int = 9, *, progress: bool = True
 ) -> dict[str, Strongest]:
-    """The same for several layers in one pass."""
+    """`strongest` of several layers in one pass, by layer."""
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"k={k!r}: give an integer number of pictures, 1 or more")
     layers = named(model, layers)
@@ -69,15 +69,15 @@ def strongest_of(
     kept: dict[int, torch.Tensor] = {}
     count, shape = 0, None
     for batch in over(batches, "strongest" if progress else ""):
-        x = pictures(inputs(batch), "a batch")
+        x = as_images(inputs(batch), "a batch")
         shape = x.shape[1:] if shape is None else shape
         if x.shape[1:] != shape:
             raise ValueError(f"a batch holds pictures of {tuple(x.shape[1:])}, the first {tuple(shape)}: use one size")
-        seen = activations(model, x, layers)
+        outputs = activations(model, x, layers)
         for layer in layers:
-            tops[layer] = _merged(tops.get(layer), _peaks(features(first(seen, layer), layer), count), k)
+            tops[layer] = _merged(tops.get(layer), _peaks(features(first(outputs, layer), layer), count), k)
         needed = {number for _, numbers, _ in tops.values() for number in numbers.flatten().tolist()}
-        kept = {number: picture for number, picture in kept.items() if number in needed}
+        kept = {number: image for number, image in kept.items() if number in needed}
         kept |= {count + i: x[i].cpu().clone() for i in range(len(x)) if count + i in needed}
         count += len(x)
     if shape is None:
@@ -89,13 +89,13 @@ def strongest_of(
     }
 
 
-def _peaks(answer: torch.Tensor, start: int) -> Top:
-    """Each filter's highest unit in each picture: values (F, N), the picture's number (F, N), its place (F, N, 2)."""
-    n, f = answer.shape[:2]
-    width = answer.shape[3] if answer.ndim == 4 else 1
-    values, place = answer.reshape(n, f, -1).max(2)
+def _peaks(output: torch.Tensor, start: int) -> Top:
+    """Each filter's highest unit in each picture: values (F, N), the picture's number (F, N), row, column (F, N, 2)."""
+    n, f = output.shape[:2]
+    width = output.shape[3] if output.ndim == 4 else 1
+    values, unit = output.reshape(n, f, -1).max(2)
     number = torch.arange(start, start + n).expand(f, n)
-    return values.T.float().cpu(), number, torch.stack((place // width, place % width), 2).transpose(0, 1).cpu()
+    return values.T.float().cpu(), number, torch.stack((unit // width, unit % width), 2).transpose(0, 1).cpu()
 
 
 def _merged(old: Top | None, new: Top, k: int) -> Top:

@@ -16,7 +16,7 @@ from ..core.finetune import has_labels
 from ..core.quantisation.bn_folding import fold_batch_norms
 from ..core.quantisation.placement import Placement, QuantPoint, insert_quantisers, with_feature_output
 from ..core.quantisation.quantisers import LEAST
-from ..core.report import Attempts, Report, Row, reported
+from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task, inputs
 from ..core.training import Step, descend
@@ -234,10 +234,7 @@ class PAMS:
             f"placement {self.placement!r}: {len(placement.layers)} convolutions, {len(placement.groups())} alphas, "
             f"W{w}A{a}; bytes: the packed file"
         ]
-        by_reason: dict[str, list[str]] = {}
-        for name, reason in placement.unquantised.items():
-            by_reason.setdefault(reason, []).append(name)
-        notes += [f"left in float, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+        notes += grouped_by_reason("left in float,", placement.unquantised)
         if _peak(task) > 1:
             notes.append("pixels go to 255: L1 is taken on them as they are, and alphas learn at 255 times alpha_lr")
         collapsed = [name for name, q in student.named_modules() if isinstance(q, Quantiser) and _is_zero(q)]

@@ -161,7 +161,7 @@ def _values(state: dict[str, Any], name: str, width: int = 380) -> str:
         at = min(max(left + (end + reach) / (2 * reach) * (width - 2 * left), left), width - left)
         parts.append(svg.rect(at, top, 1.5, tall, "lab-fill c3"))
         parts.append(svg.text(min(max(at, 24), width - 24), floor + 16, f"{end:.3g}", "mid num"))
-    return svg.whole(width, floor + 22, _fitted(f"values of {name}", width), f"values of {name}", parts)
+    return svg.document(width, floor + 22, _fitted(f"values of {name}", width), f"values of {name}", parts)
 
 
 def _fitted(text: str, width: float) -> str:
@@ -178,7 +178,7 @@ def _photo(title: str, x: Tensor, press: dict[str, tuple[float, float, float, fl
     for part, (left, down, wide, tall) in (press or {}).items():
         box = (left * scale, top + down * scale, wide * scale, tall * scale)
         parts.append(svg.target(box, part, part=part))
-    return svg.whole(max(w * scale, svg.text_width(title) * 1.1), top + h * scale + 4, title, title, parts)
+    return svg.document(max(w * scale, svg.text_width(title) * 1.1), top + h * scale + 4, title, title, parts)
 
 
 def _difference(a: Tensor, b: Tensor, scale: raster.Scale | None = None) -> str:

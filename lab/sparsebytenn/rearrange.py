@@ -51,13 +51,13 @@ def _classes(graph: fx.GraphModule, layers: tuple[str, ...]) -> tuple[dict[str, 
     channels, frozen = Channels(graph), _frozen(graph)
     classes: dict[str, tuple[str, ...]] = {}
     fixed: dict[str, str] = {}
-    for group, writers in channels.writers.items():
+    for group, writers in channels.producers.items():
         pruned = tuple(name for name in writers if name in layers)
-        if reason := channels.pinned.get(group) or frozen.get(group):
+        if reason := channels.frozen.get(group) or frozen.get(group):
             fixed |= dict.fromkeys(pruned, reason)
         elif pruned:
             classes[writers[0]] = pruned
-    written = {name for writers in channels.writers.values() for name in writers}
+    written = {name for writers in channels.producers.values() for name in writers}
     fixed |= dict.fromkeys([name for name in layers if name not in written], "its rows are not followed")
     return classes, fixed
 
@@ -85,7 +85,7 @@ def moves(graph: fx.GraphModule, orders: Mapping[str, Tensor]) -> dict[str, Slic
             group = channels.group_of(name)
         except KeyError:
             raise ValueError(f"orders names {name!r}, which writes no channels of this network") from None
-        if reason := channels.pinned.get(group) or frozen.get(group):
+        if reason := channels.frozen.get(group) or frozen.get(group):
             raise ValueError(f"the channels of {name} cannot move: {reason}; leave it out of orders")
         if not torch.equal(order.sort().values, torch.arange(channels.sizes[group])):
             raise ValueError(f"orders[{name!r}] is no order of {channels.sizes[group]} channels: give each of 0.. once")

@@ -11,7 +11,7 @@ import traitlets
 class Classifier(anywidget.AnyWidget):
     """Runs an ES module on files that it is handed; the kernel computes nothing.
 
-    setup: what the module is told (title, labels, samples, networks, facts); parts: files by name. The browser reports
+    setup: what the module is given (title, labels, samples, networks, facts); parts: files by name. The browser reports
     what it saw in `seen` ('label', 'probability'), each network's milliseconds in `times` and the `build` it chose.
     """
 
@@ -29,21 +29,21 @@ class Classifier(anywidget.AnyWidget):
 
     def readable(self) -> list[str]:
         """What the browser has reported, as texts."""
-        found = [f"{self.seen['label']} {self.seen['probability']:.1%}"] if self.seen else []
-        found += [f"{name} {ms:.2f} ms" for name, ms in self.times.items()]
+        texts = [f"{self.seen['label']} {self.seen['probability']:.1%}"] if self.seen else []
+        texts += [f"{name} {ms:.2f} ms" for name, ms in self.times.items()]
         if "dense" in self.times:
-            found.append(f"{self.times['dense'] / self.times['sparse']:.2f}x as fast as dense")
-        return found + ([f"WebAssembly {self.build}"] if self.build else [])
+            texts.append(f"{self.times['dense'] / self.times['sparse']:.2f}x as fast as dense")
+        return texts + ([f"WebAssembly {self.build}"] if self.build else [])
 
     def static(self) -> str:
-        """What is known as HTML without scripts or styles, on one line."""
+        """What the browser has reported, as HTML without scripts or styles, on one line."""
         samples = "".join(
             f'<img alt="sample picture {i + 1}" src="{escape(source)}" height="48"> '
             for i, source in enumerate(self.setup["samples"])
         )
         facts = " · ".join(f"{escape(name)} <b>{escape(text)}</b>" for name, text in self.setup["facts"])
-        found = " · ".join(map(escape, self.readable())) or "Run this cell: the network then runs in your browser."
-        lines = [f"<b>{escape(self.setup['title'])}</b>", samples, found, facts]
+        reported = " · ".join(map(escape, self.readable())) or "Run this cell: the network then runs in your browser."
+        lines = [f"<b>{escape(self.setup['title'])}</b>", samples, reported, facts]
         return "".join(f"<div>{line}</div>" for line in lines if line).replace("\n", " ")
 
     def __repr__(self) -> str:

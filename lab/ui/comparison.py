@@ -27,10 +27,10 @@ def compare(
     outcomes = tuple(outcomes) if isinstance(outcomes, Iterable) else (outcomes,)
     if not outcomes:
         raise ValueError("there is nothing to compare: give at least one outcome")
-    for one in outcomes:
-        if not isinstance(getattr(one, "report", None), Report):
+    for outcome in outcomes:
+        if not isinstance(getattr(outcome, "report", None), Report):
             raise TypeError(
-                f"compare() takes outcomes of runs, not a {type(one).__name__}: give [lab.GAL().run(), ...]"
+                f"compare() takes outcomes of runs, not a {type(outcome).__name__}: give [lab.GAL().run(), ...]"
             )
     shared = [row.name for row in outcomes[0].report if all(row.name in _rows(other) for other in outcomes)]
     y = _score(outcomes[0], shared) if y is None else y
@@ -53,8 +53,8 @@ def front(points: list[tuple[float, float]], higher_is_better: bool = True) -> l
     """The indices of the points that no other beats in both (small x, good y), by growing x."""
     sign = 1 if higher_is_better else -1
     best, kept = float("-inf"), []
-    known = [i for i, point in enumerate(points) if all(map(math.isfinite, point))]
-    for i in sorted(known, key=lambda i: (points[i][0], -sign * points[i][1])):
+    finite = [i for i, point in enumerate(points) if all(map(math.isfinite, point))]
+    for i in sorted(finite, key=lambda i: (points[i][0], -sign * points[i][1])):
         if sign * points[i][1] > best:
             best = sign * points[i][1]
             kept.append(i)
@@ -71,7 +71,7 @@ class Comparison:
     higher_is_better: bool = True
 
     def best(self) -> list[int]:
-        """The places in `outcomes` of those that no other beats in both `x` and `y`."""
+        """The indices in `outcomes` of those that no other beats in both `x` and `y`."""
         return front(self._points(), self.higher_is_better)
 
     def names(self) -> list[str]:
@@ -80,7 +80,7 @@ class Comparison:
         texts = [", ".join(f"{k}={v}" if k != "recipe" else v for k, v in row.items()) for row in chosen]
         return [text or f"run {i + 1}" for i, text in enumerate(texts)]
 
-    def to_frame(self):
+    def to_frame(self) -> Any:
         """A pandas DataFrame, one row per outcome: the settings that differ, and every report row after the run."""
         import pandas
 
@@ -102,7 +102,7 @@ class Comparison:
         return figure(*traces, x=self._axis(self.x), y=self._axis(self.y))
 
     def picture(self) -> str:
-        """The same picture as SVG."""
+        """The Pareto picture as SVG, with the front joined and the model before."""
         points, best = self._points(), self.best()
         rest = [point for i, point in enumerate(points) if i not in best]
         series = [svg.Series("Pareto front", [points[i] for i in best]), svg.Series("others", rest, joined=False)]
@@ -122,8 +122,8 @@ class Comparison:
             for i, line in enumerate(self._table())
         ]
         rows = "".join(f"<tr>{line}</tr>" for line in body)
-        picture = f"<!--lab picture-->{still.images(self.picture())}<!--end-->"
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{picture}"
+        image = f"<!--lab picture-->{still.images(self.picture())}<!--end-->"
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{image}"
 
     def _table(self) -> list[list[str]]:
         """The cells as shown: a star for the front, the settings, then the report; a dash where there is nothing."""
@@ -132,10 +132,10 @@ class Comparison:
         rows = list({row.name: row for outcome in self.outcomes for row in outcome.report}.values())
         head = ["", *fields, *(f"{row.name} ({row.unit})" if row.unit else row.name for row in rows)]
         best, table = set(self.best()), [head]
-        for i, (outcome, own) in enumerate(zip(self.outcomes, chosen, strict=True)):
+        for i, (outcome, fields_of) in enumerate(zip(self.outcomes, chosen, strict=True)):
             has = _rows(outcome)
             values = [has[row.name].shown(has[row.name].after) if row.name in has else "-" for row in rows]
-            table.append(["*" if i in best else "", *(str(own.get(name, "-")) for name in fields), *values])
+            table.append(["*" if i in best else "", *(str(fields_of.get(name, "-")) for name in fields), *values])
         return table
 
     def _points(self) -> list[tuple[float, float]]:
@@ -157,8 +157,8 @@ def _rows(outcome: Any) -> dict[str, Row]:
 
 
 def _score(outcome: Any, shared: list[str]) -> str:
-    known = [name for name in SCORES if name in shared]
+    scores = [name for name in SCORES if name in shared]
     learned = [name for name in shared if outcome.report[name].kind == "learned"]
-    if not known and not learned:
+    if not scores and not learned:
         raise ValueError(f"no row says how well the outcomes do: name y, one of {', '.join(shared) or 'none'}")
-    return (known or learned)[0]
+    return (scores or learned)[0]

@@ -77,21 +77,21 @@ class Control:
     def pick(self, name: str, value: Value) -> Value:
         """The listed value that equals `value`, or an error that says what is near."""
         slider = self.slider
-        for known in self.values:
-            if known == value or (slider and _close(known, value)):
-                return known
+        for listed in self.values:
+            if listed == value or (slider and _is_close(listed, value)):
+                return listed
         if self.free and isinstance(value, str) and value.strip():
             return value.strip()
         if slider and isinstance(value, int | float):
-            numbers = [known for known in self.values if isinstance(known, int | float)]
-            near = sorted(sorted(numbers, key=lambda known: abs(known - value))[:2])
+            numbers = [listed for listed in self.values if isinstance(listed, int | float)]
+            near = sorted(sorted(numbers, key=lambda listed: abs(listed - value))[:2])
             hint = "the nearest steps are " + " and ".join(map(str, near))
         else:
             hint = "choose one of " + ", ".join(map(repr, self.values[:20]))
         raise ValueError(f"{name}={value!r} is not on this control: {hint}")
 
     def listed(self, value: Value) -> "Control":
-        """The same without a box: a text that was typed joins the list."""
+        """This control without a box, starting at `value`: a text that was typed joins the list."""
         values = self.values if value in self.values else (*self.values, value)
         return replace(self, values=values, start=value, free=False)
 
@@ -241,8 +241,8 @@ class Explorer(anywidget.AnyWidget):
         if size > STATES:
             raise ValueError(f"the controls span {size:,} states, a page holds {STATES:,}: give them fewer values")
         keys = itertools.product(*(range(len(values)) for values in grid))
-        drawn = zip(keys, itertools.product(*grid), strict=True)
-        return {",".join(map(str, key)): _sent(self._draw(*values)) for key, values in drawn}
+        states = zip(keys, itertools.product(*grid), strict=True)
+        return {",".join(map(str, key)): _sent(self._draw(*values)) for key, values in states}
 
 
 def _spec(title: str, controls: Mapping[str, Control], actions: Iterable[str]) -> dict[str, Any]:
@@ -280,8 +280,8 @@ def _checked(frame: Any) -> Frame:
     return frame
 
 
-def _close(known: Any, value: Any) -> bool:
-    return isinstance(value, int | float) and math.isclose(known, value, rel_tol=1e-9, abs_tol=1e-12)
+def _is_close(listed: Any, value: Any) -> bool:
+    return isinstance(value, int | float) and math.isclose(listed, value, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def _listed(pairs: Sequence[tuple[str, str]]) -> str:

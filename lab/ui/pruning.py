@@ -1,5 +1,6 @@
 """A pruning-rate slider for any network: what each rate keeps, what it costs, and what it does to the score."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ MEASURED = (0.0, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
-class State:
+class Pruned:
     """What one rate leaves: channels kept and had by layer, blocks and branches dropped, parameters, multiply-adds."""
 
     layers: tuple[tuple[str, int, int], ...]
@@ -28,12 +29,12 @@ class State:
 
 
 @dataclass
-class Curve:
+class RateCurve:
     """The states of a network over the pruning rate, and the scores measured so far; between them is an estimate."""
 
     task: Task
     scores: surgery.Scores
-    states: dict[float, State] = field(default_factory=dict)
+    states: dict[float, Pruned] = field(default_factory=dict)
     measured: dict[float, float] = field(default_factory=dict)
 
     def prune(self, rate: float) -> nn.Module:
@@ -44,14 +45,14 @@ class Curve:
         """Count what a rate leaves."""
         plan = surgery.plan_at(self.scores, rate)
         model = surgery.remove(self.task.model, plan, self.task.example)
-        self.states[rate] = State(
+        self.states[rate] = Pruned(
             layers=tuple(self._layers(plan, {name for name, _ in model.named_modules()})),
             dropped=(*plan.blocks, *plan.branches),
             parameters=cost.parameters(model),
             macs=cost.macs(model, self.task.example),
         )
 
-    def _layers(self, plan: surgery.Plan, alive: set[str]):
+    def _layers(self, plan: surgery.Plan, alive: set[str]) -> Iterator[tuple[str, int, int]]:
         for (unit, names), score in self.scores.items():
             if unit in ("channel", "input"):
                 kept = {**plan.channels, **plan.inputs}.get(names[0], range(len(score)))
@@ -65,25 +66,37 @@ class Curve:
 
     def estimate(self, rate: float) -> float:
         """The score between the measured rates, by straight lines."""
-        known = sorted(self.measured)
-        return float(np.interp(rate, known, [self.measured[k] for k in known]))
+        rates = sorted(self.measured)
+        return float(np.interp(rate, rates, [self.measured[k] for k in rates]))
 
 
-def curve(task: Task, outcome: Any = None, *, rates=RATES, measured=MEASURED, progress: bool = True) -> Curve:
+def curve(
+    task: Task,
+    outcome: Any = None,
+    *,
+    rates: Sequence[float] = RATES,
+    measured: Sequence[float] = MEASURED,
+    progress: bool = True,
+) -> RateCurve:
     """Count the network at every rate and measure its score at a few; an outcome's masks rank in place of magnitude."""
     scores = surgery.magnitude(task.model, task.example) if outcome is None else outcome.scores()
-    drawn = Curve(task, scores)
+    by_rate = RateCurve(task, scores)
     for rate in tqdm(rates, desc="pruning", disable=not progress, leave=False):
-        drawn.note(rate)
+        by_rate.note(rate)
         if rate in measured:
-            drawn.measure(rate)
-    return drawn
+            by_rate.measure(rate)
+    return by_rate
 
 
 def pruning_rate(
-    task: Task, outcome: Any = None, *, rates: tuple[float, ...] = RATES, measured: tuple[float, ...] = MEASURED,
-    start: float = 0.5, progress: bool = True,
-) -> Explorer:  # fmt: skip
+    task: Task,
+    outcome: Any = None,
+    *,
+    rates: tuple[float, ...] = RATES,
+    measured: tuple[float, ...] = MEASURED,
+    start: float = 0.5,
+    progress: bool = True,
+) -> Explorer:
     """An explorer with a slider `rate`: kept channels by layer, parameters, multiply-adds and the score of a network.
 
     Channels go by weight magnitude, or in the order in which an outcome's masks closed. Scores are measured at a few
@@ -91,25 +104,25 @@ def pruning_rate(
     measures, and leaves the smaller network in `explorer.model`.
     """
     rates = tuple(sorted({*rates, *measured}))
-    drawn = curve(task, outcome, rates=rates, measured=measured, progress=progress)
+    by_rate = curve(task, outcome, rates=rates, measured=measured, progress=progress)
     unit = f"{task.metric} ({task.unit})"
 
     def draw(rate: float) -> Frame:
-        state = drawn.states[rate]
-        known = rate in drawn.measured
-        value = drawn.measured[rate] if known else drawn.estimate(rate)
-        between = [(r, drawn.estimate(r)) for r in rates if r not in drawn.measured]
-        points = svg.Series(task.metric, sorted(drawn.measured.items()), between)
-        picture = svg.bars(state.layers, title="channels kept") + svg.lines([points], "pruning rate", unit, at=rate)
+        state = by_rate.states[rate]
+        is_measured = rate in by_rate.measured
+        value = by_rate.measured[rate] if is_measured else by_rate.estimate(rate)
+        between = [(r, by_rate.estimate(r)) for r in rates if r not in by_rate.measured]
+        points = svg.Series(task.metric, sorted(by_rate.measured.items()), between)
+        images = svg.bars(state.layers, title="channels kept") + svg.lines([points], "pruning rate", unit, at=rate)
         facts: dict[str, str | int | float] = {
             "parameters": state.parameters,
             "macs": state.macs,
-            task.metric: f"{value:.1f} {task.unit} {'measured' if known else 'estimate'}, not fine-tuned",
+            task.metric: f"{value:.1f} {task.unit} {'measured' if is_measured else 'estimate'}, not fine-tuned",
         }
-        return Frame(picture, facts if not state.dropped else {**facts, "dropped": len(state.dropped)})
+        return Frame(images, facts if not state.dropped else {**facts, "dropped": len(state.dropped)})
 
     def prune(explorer: Explorer) -> str:
-        explorer.model = drawn.measure(explorer.rate)
+        explorer.model = by_rate.measure(explorer.rate)
         return f"explorer.model is a network of {cost.parameters(explorer.model):,} parameters"
 
     ranking = "magnitude" if outcome is None else type(outcome.recipe).__name__

@@ -44,8 +44,8 @@ class Scale:
         top = _LEVELS - 1 if self.low == 0 else _LEVELS - 2  # an even number of steps has a middle
         with np.errstate(invalid="ignore"):
             share = (values - self.low) / (self.high - self.low)
-        found = np.nan_to_num(np.rint(np.clip(share, 0, 1) * top)).astype(np.uint8)
-        return np.where(np.isfinite(values), found, np.uint8(_LEVELS))
+        shades = np.nan_to_num(np.rint(np.clip(share, 0, 1) * top)).astype(np.uint8)
+        return np.where(np.isfinite(values), shades, np.uint8(_LEVELS))
 
     def table(self) -> list[tuple[int, int, int]]:
         """The colours of the shades."""
@@ -64,10 +64,10 @@ def _rgb(text: str) -> tuple[int, int, int]:
 
 def png(shades: np.ndarray, table: Sequence[tuple[int, int, int]]) -> str:
     """A data URI of shades, uint8 (H, W), in the colours of a table; a shade past its end is clear."""
-    picture = Image.frombytes("P", shades.shape[::-1], np.ascontiguousarray(shades).tobytes())
-    picture.putpalette([part for colour in (*table, (0, 0, 0)) for part in colour])
-    picture.info["transparency"] = len(table)
-    return _packed(picture, "PNG")
+    image = Image.frombytes("P", shades.shape[::-1], np.ascontiguousarray(shades).tobytes())
+    image.putpalette([part for colour in (*table, (0, 0, 0)) for part in colour])
+    image.info["transparency"] = len(table)
+    return _packed(image, "PNG")
 
 
 def uri(pixels: np.ndarray, exact: bool = False) -> str:
@@ -75,25 +75,25 @@ def uri(pixels: np.ndarray, exact: bool = False) -> str:
 
     `exact` keeps every pixel, where the pixels themselves are looked at; it takes several times the room.
     """
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    image = Image.fromarray(np.ascontiguousarray(pixels))
     if exact:
-        return _packed(picture, "PNG")
-    if max(picture.size) <= 64:
-        return _packed(picture.quantize(64, Image.Quantize.FASTOCTREE), "PNG")  # seven times as fast as by median
-    return _packed(picture, "JPEG", quality=88)
+        return _packed(image, "PNG")
+    if max(image.size) <= 64:
+        return _packed(image.quantize(64, Image.Quantize.FASTOCTREE), "PNG")  # seven times as fast as by median
+    return _packed(image, "JPEG", quality=88)
 
 
-def _packed(picture: Image.Image, kind: str, **options: int) -> str:
+def _packed(image: Image.Image, kind: str, **options: int) -> str:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def image(source: str, x: float, y: float, width: float, height: float, label: str = "") -> str:
     """A picture by its data URI in an SVG, its pixels as squares."""
     title = f"<title>{escape(label)}</title>" if label else ""
-    place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
-    return f'<image class="lab-pixels" {place} preserveAspectRatio="none" href="{source}">{title}</image>'
+    box = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
+    return f'<image class="lab-pixels" {box} preserveAspectRatio="none" href="{source}">{title}</image>'
 
 
 def fitted(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -115,7 +115,7 @@ def _strongest(pixels: np.ndarray, down: int, across: int) -> np.ndarray:
     return np.where(blocks.max((2, 4)) >= -blocks.min((2, 4)), blocks.max((2, 4)), blocks.min((2, 4)))
 
 
-def places(count: int, columns: int, width: float, height: float, top: float = 0) -> list[Box]:
+def cells(count: int, columns: int, width: float, height: float, top: float = 0) -> list[Box]:
     """The boxes (x, y, width, height) of `count` cells in rows of `columns`, with a gap between them."""
     return [
         ((k % columns) * (width + _GAP), top + (k // columns) * (height + _GAP), width, height) for k in range(count)
@@ -126,16 +126,15 @@ def mosaic(maps: np.ndarray, columns: int, width: int, height: int, scale: Scale
     """One PNG of maps (n, h, w) in cells of width x height px, `columns` a row; each its own scale if none is given."""
     rows = -(-len(maps) // columns)
     sheet = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP), _LEVELS, np.uint8)
-    whole = scale or Scale.of(maps)
-    cells = fitted(maps, height, width)
+    shared = scale or Scale.of(maps)
+    values = fitted(maps, height, width)
     if scale is None:
-        reach = np.abs(cells).max((1, 2), keepdims=True)
-        cells = cells / np.where(reach > 0, reach, 1)
-        whole = Scale(-1.0 if whole.low else 0.0, 1.0)
-    shades = whole.shades(cells)
-    for cell, (x, y, _, _) in zip(shades, places(len(maps), columns, width, height), strict=True):
-        sheet[int(y) : int(y) + height, int(x) : int(x) + width] = cell
-    table = whole.table()
+        reach = np.abs(values).max((1, 2), keepdims=True)
+        values = values / np.where(reach > 0, reach, 1)
+        shared = Scale(-1.0 if shared.low else 0.0, 1.0)
+    for shades, (x, y, _, _) in zip(shared.shades(values), cells(len(maps), columns, width, height), strict=True):
+        sheet[int(y) : int(y) + height, int(x) : int(x) + width] = shades
+    table = shared.table()
     return png(np.where(sheet == _LEVELS, np.uint8(len(table)), sheet), table)
 
 
@@ -160,10 +159,19 @@ def legend(scale: Scale | None, x: float, y: float, unit: str, signed: bool = Fa
 
 
 def grid(
-    maps: np.ndarray, title: str, unit: str, *, columns: int = 16, longest: int = 40, scale: Scale | None = None,
-    names: Sequence[str] = (), press: Callable[[int], dict] | None = None, pressed: int = -1, beside: str = "",
-) -> str:  # fmt: skip
-    """Maps (n, h, w) as one whole picture: title, cells that can be pressed, and the scale they are read by.
+    maps: np.ndarray,
+    title: str,
+    unit: str,
+    *,
+    columns: int = 16,
+    longest: int = 40,
+    scale: Scale | None = None,
+    names: Sequence[str] = (),
+    press: Callable[[int], dict] | None = None,
+    pressed: int = -1,
+    beside: str = "",
+) -> str:
+    """Maps (n, h, w) as one picture: title, cells that can be pressed, and the scale they are read by.
 
     `press(k)` gives the values that a click on cell k sets, `names[k]` what it says; `beside` is SVG, 250 x 24 px, at
     the right of the legend. Without `scale` each map has its own, from zero to its strongest value.
@@ -171,17 +179,17 @@ def grid(
     width, height = cell_size(maps.shape[1], maps.shape[2], longest)
     columns = max(1, min(columns, len(maps)))
     rows = -(-len(maps) // columns)
-    w, h, top = columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP, svg.LINE + 5
-    drawn = [image(mosaic(maps, columns, width, height, scale), 0, top, w, h)] if len(maps) else []
-    for k, box in enumerate(places(len(maps), columns, width, height, top)):
+    w, h, top = columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP, svg.HEAD
+    shapes = [image(mosaic(maps, columns, width, height, scale), 0, top, w, h)] if len(maps) else []
+    for k, box in enumerate(cells(len(maps), columns, width, height, top)):
         if press is not None:
-            drawn.append(svg.target(box, names[k] if names else str(k), k == pressed, **press(k)))
+            shapes.append(svg.target(box, names[k] if names else str(k), k == pressed, **press(k)))
     signed = scale.low < 0 if scale is not None else bool(maps.size and maps.min() < 0)
-    drawn.append(legend(scale, 0, top + h + 8, unit, signed))
+    shapes.append(legend(scale, 0, top + h + 8, unit, signed))
     if beside:
-        drawn.append(f'<g transform="translate({max(w - 250, 300)} {top + h + 6})">{beside}</g>')
-    broad = max(w, 176 + svg.text_width(unit), svg.text_width(title) * 1.1, 550 if beside else 0)
-    return svg.whole(broad, top + h + 8 + 30, title, title, drawn)
+        shapes.append(f'<g transform="translate({max(w - 250, 300)} {top + h + 6})">{beside}</g>')
+    broad = max(w, 176 + svg.text_width(unit), svg.title_width(title), 550 if beside else 0)
+    return svg.document(broad, top + h + 8 + 30, title, title, shapes)
 
 
 def as_picture(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -192,11 +200,11 @@ def as_picture(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def photo(x: np.ndarray, title: str, low: float, high: float, longest: int = 160) -> str:
-    """An input (C, H, W) as a whole picture, its longer side `longest` px."""
+    """An input (C, H, W) as a picture with a title, its longer side `longest` px."""
     h, w = x.shape[1:]
-    scale, top = longest / max(h, w), svg.LINE + 5
-    drawn = image(uri(shrunk(as_picture(x, low, high), longest)), 0, top, w * scale, h * scale, title)
-    return svg.whole(max(w * scale, svg.text_width(title) * 1.1), top + h * scale + 4, title, title, [drawn])
+    scale, top = longest / max(h, w), svg.HEAD
+    drawing = image(uri(shrunk(as_picture(x, low, high), longest)), 0, top, w * scale, h * scale, title)
+    return svg.document(max(w * scale, svg.title_width(title)), top + h * scale + 4, title, title, [drawing])
 
 
 def area(mask: np.ndarray) -> str:

@@ -25,21 +25,21 @@ def palette() -> str:
     return "".join(f"--lab-{i}:{colour};" for i, colour in enumerate(PALETTE))
 
 
-def images(pictures: str) -> str:
+def images(svgs: str) -> str:
     """Each `<svg>` of the text as an `<img>` that needs nothing else."""
-    return " ".join(_image(picture) for picture in re.findall(r"<svg\b.*?</svg>", pictures, re.DOTALL))
+    return " ".join(_image(svg) for svg in re.findall(r"<svg\b.*?</svg>", svgs, re.DOTALL))
 
 
-def _image(picture: str) -> str:
-    label = re.search(r'aria-label="([^"]*)"', picture)
+def _image(svg: str) -> str:
+    label = re.search(r'aria-label="([^"]*)"', svg)
     style = f"<style>svg{{{palette()}}}{_CARD}{ink()}</style>"
-    text = re.sub(r'<svg viewBox="0 0 ([\d.]+) ([\d.]+)" width="[\d.]+"', _framed, picture, count=1)
+    text = re.sub(r'<svg viewBox="0 0 ([\d.]+) ([\d.]+)" width="[\d.]+"', _framed, svg, count=1)
     text = text.replace(">", f">{style}", 1).replace('"', "'")  # escaped text has no quotes left
     source = quote(text, safe=" ='/:;,.()!*+-_~[]@?|{}")
     return f'<img alt="{label.group(1) if label else "picture"}" src="data:image/svg+xml,{source}">'
 
 
-def _framed(found: re.Match) -> str:
-    width, height = (float(size) + 2 * _EDGE for size in found.groups())
+def _framed(match: re.Match) -> str:
+    width, height = (float(size) + 2 * _EDGE for size in match.groups())
     size = f'width="{width:g}" height="{height:g}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-{_EDGE} -{_EDGE} {width:g} {height:g}" {size}'

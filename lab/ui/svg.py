@@ -1,6 +1,6 @@
 """Small pictures as SVG text: bars, lines, blocks and heat; pure functions of plain numbers.
 
-Each returns one whole `<svg>`; several stand side by side by adding the strings. Colours are classes (`explorer.css`),
+Each returns one `<svg>`; several stand side by side by adding the strings. Colours are classes (`explorer.css`),
 so one picture serves light and dark pages. Lengths are px; text is never under 11 px.
 """
 
@@ -14,8 +14,16 @@ from html import escape
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINE = 17  # px from one line of text to the next
 SIZE = 12  # px, the height of text
+BASE = 12  # px from the top of a line down to where its text stands
+UNDER = 15  # px from a shape down to where a line of text under it stands
+HEAD = LINE + 5  # px, the room of a title
+_BOLD = 1.1  # a title's width over that of plain text
 _HIGH = 64  # px, the highest block
+_INSET = 6  # px between the axes of a plot and its points
+_RIGHT = 22  # px right of a plot, for the half of its last tick's number
+_LEAST_ROW = 14  # px, the height of a row that has room for its name
 _NARROW, _WIDE = "fijlrtI.,:;|!'()[]/- ", "mwMW@%—"
+_NARROW_EM, _WIDE_EM, _USUAL_EM = 0.38, 1.0, 0.66  # widths of characters, over the height of text
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,12 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def text_width(text: str) -> float:
     """The room a line of text needs, in px, taken from a wide font so that nothing is cut off in another."""
-    return SIZE * sum(0.38 if c in _NARROW else 1.0 if c in _WIDE else 0.66 for c in text)
+    return SIZE * sum(_NARROW_EM if c in _NARROW else _WIDE_EM if c in _WIDE else _USUAL_EM for c in text)
+
+
+def title_width(text: str) -> float:
+    """The room that a title needs, in px: it is bold."""
+    return text_width(text) * _BOLD
 
 
 def fit(text: str, room: float) -> str:
@@ -91,16 +104,16 @@ def bars(
     left = min(max((text_width(name) for name, _, _ in rows), default=0), column * 0.5) + 8
     room, most = column - left - right, max((total for _, _, total in rows), default=1) or 1
     top = _top(title)
-    texts, wholes, fills = [], "", ""
+    texts, outlines, fills = [], "", ""
     for i, ((name, kept, total), note) in enumerate(zip(rows, numbers, strict=True)):
         x, y = (i // deep) * column, top + (i % deep) * LINE
         scale = room / ((total or 1) if share else most)
-        texts.append(text(x, y + 12, fit(name, left - 8), hint=name))
-        texts.append(text(x + left + total * scale + 6, y + 12, note, "num"))
-        wholes += _box(x + left, y + 3, total * scale, LINE - 6)
+        texts.append(text(x, y + BASE, fit(name, left - 8), hint=name))
+        texts.append(text(x + left + total * scale + 6, y + BASE, note, "num"))
+        outlines += _box(x + left, y + 3, total * scale, LINE - 6)
         fills += _box(x + left, y + 3, kept * scale, LINE - 6) if kept else ""
-    parts = [_path(fills, "lab-fill c0"), _path(wholes, "lab-track"), *texts]
-    return whole(width, top + deep * LINE + 4, title, "what is kept", parts)
+    parts = [_path(fills, "lab-fill c0"), _path(outlines, "lab-track"), *texts]
+    return document(width, top + deep * LINE + 4, title, "what is kept", parts)
 
 
 def lines(
@@ -110,19 +123,19 @@ def lines(
     series = list(series)
     points = [p for s in series for p in _finite((*s.points, *s.estimated, *_edge(s.band)))]
     if not points:
-        return whole(width, 44, title, "no points", [text(0, 34, "nothing measured yet")])
+        return document(width, 44, title, "no points", [text(0, 34, "nothing measured yet")])
     across = [p[0] for p in points] + ([] if at is None else [at])
     (x0, x1), (y0, y1) = _span(across), _span([p[1] for p in points])
     rows = ticks(y0, y1)
     legend, top = _legend(series, width, _top(title))
-    left, right, bottom = max(text_width(short(t)) for t in rows) + 8, width - 22, top + LINE + 190
+    left, right, bottom = max(text_width(short(t)) for t in rows) + 8, width - _RIGHT, top + LINE + 190
     top += LINE if y else 6
 
     def px(v: float) -> float:
-        return left + 6 + (v - x0) / (x1 - x0) * (right - left - 12)
+        return left + _INSET + (v - x0) / (x1 - x0) * (right - left - 2 * _INSET)
 
     def py(v: float) -> float:
-        return bottom - 6 - (v - y0) / (y1 - y0) * (bottom - top - 12)
+        return bottom - _INSET - (v - y0) / (y1 - y0) * (bottom - top - 2 * _INSET)
 
     parts = [legend, text(0, top - 6, y) if y else "", _axes(rows, ticks(x0, x1), px, py, (left, right, bottom))]
     if x:
@@ -131,7 +144,7 @@ def lines(
         parts.append(_path(f"M{_n(px(at))} {_n(top)}V{_n(bottom)}", "lab-now"))
     parts += [_ribbon(s, i, px, py) for i, s in enumerate(series)]
     parts += [_curve(s, i, px, py) for i, s in enumerate(series)]
-    return whole(width, bottom + (2 * LINE + 6 if x else LINE + 6), title, f"{y} against {x}", parts)
+    return document(width, bottom + (2 * LINE + 6 if x else LINE + 6), title, f"{y} against {x}", parts)
 
 
 def blocks(
@@ -151,19 +164,23 @@ def blocks(
     sky = 28 if skips else 2  # px above the blocks, where arcs run
     tall = sky + _HIGH + (2 * LINE + 6 if wide else 10)
     top = _top(title)
-    places = [((i % per_row) * pitch + 1, top + (i // per_row) * tall + sky) for i in range(len(parts))]
-    drawn = [_block(part, x, y, pitch, most, wide) for part, (x, y) in zip(parts, places, strict=True)]
+    corners = [((i % per_row) * pitch + 1, top + (i // per_row) * tall + sky) for i in range(len(parts))]
+    shapes = [_block(part, x, y, pitch, most, wide) for part, (x, y) in zip(parts, corners, strict=True)]
     heights = [_HIGH * math.sqrt(total / most) for _, _, total in parts]
     middle = _body(pitch, wide) / 2
-    roofs = [(x + middle, y, y + _HIGH - h - 2) for (x, y), h in zip(places, heights, strict=True)]
+    roofs = [(x + middle, y, y + _HIGH - h - 2) for (x, y), h in zip(corners, heights, strict=True)]
     arcs = [_skip(roofs[i], roofs[j], per_row * pitch) for i, j in skips]
-    return whole(width, top + rows * tall, title, "blocks of the network", [*arcs, *drawn])
+    return document(width, top + rows * tall, title, "blocks of the network", [*arcs, *shapes])
 
 
 def heat(
-    values: Sequence[Sequence[float]], names: Sequence[str] = (), x: str = "step", title: str = "",
-    at: float | None = None, width: int = 420,
-) -> str:  # fmt: skip
+    values: Sequence[Sequence[float]],
+    names: Sequence[str] = (),
+    x: str = "step",
+    title: str = "",
+    at: float | None = None,
+    width: int = 420,
+) -> str:
     """Values in [0, 1], one row per structure and one column per step: the stronger the colour, the nearer to 1.
 
     Long tables are thinned to 120 steps and 48 rows, and say so; `at` marks a column. Shades have eight levels.
@@ -171,29 +188,29 @@ def heat(
     rows, names = [list(row) for row in values], list(names)
     steps = len(rows[0]) if rows else 0
     if not steps:
-        return whole(width, 44, title, "no values", [text(0, 34, "nothing recorded yet")])
+        return document(width, 44, title, "no values", [text(0, 34, "nothing recorded yet")])
     down, across = -(-len(rows) // 48), -(-steps // 120)
     table = [row[::across] for row in rows[::down]]
     left = min(max((text_width(name) for name in names), default=0), width * 0.3) + (8 if names else 1)
     tall = max(3.0, min(LINE, 240 / len(table)))
     w, h, top = width - left - 8, tall * len(table), _top(title) + LINE + 2
-    every = math.ceil(14 / tall) if tall < 14 else 1  # name only as many rows as have room for their text
+    every = math.ceil(_LEAST_ROW / tall) if tall < _LEAST_ROW else 1  # name as many rows as have room for their text
     labels = [
         text(0, top + (i + 0.5) * tall + 4, fit(name, left - 8), hint=name)
         for i, name in enumerate(names[::down])
         if i % every == 0
     ]
-    place = f"translate({_n(left)} {_n(top)}) scale({w / len(table[0]):.4f} {tall:.4f})"
-    cells = f'<g transform="{place}">{_runs(table)}</g>'
+    placed = f"translate({_n(left)} {_n(top)}) scale({w / len(table[0]):.4f} {tall:.4f})"
+    cells = f'<g transform="{placed}">{_runs(table)}</g>'
     frame = rect(left, top, w, h, "lab-track")
     thinned = f" (1 row in {down}, 1 {x} in {across} shown)" if max(down, across) > 1 else ""
-    ends = [text(left, top + h + 15, f"{x} 0{thinned}"), text(left + w, top + h + 15, str(steps - 1), "end")]
+    ends = [text(left, top + h + UNDER, f"{x} 0{thinned}"), text(left + w, top + h + UNDER, str(steps - 1), "end")]
     now = left + ((at or 0) + 0.5) / steps * w
     marker = "" if at is None else _path(f"M{_n(now)} {_n(top - 3)}v{_n(h + 6)}", "lab-now")
     key = [rect(left + 10 + 8 * k, top - 16, 8, 10, f"lab-shade c0 s{k}") for k in range(8)]
     scale = [text(left, top - 7, "0"), *key, text(left + 78, top - 7, "1")]
-    drawn = [*scale, cells, frame, marker, *labels, *ends]
-    return whole(width, top + h + LINE + 4, title, "values over steps", drawn)
+    shapes = [*scale, cells, frame, marker, *labels, *ends]
+    return document(width, top + h + LINE + 4, title, "values over steps", shapes)
 
 
 def target(
@@ -233,9 +250,8 @@ def _block(part: tuple[str, float, float], x: float, y: float, pitch: float, mos
     full, left = _HIGH * math.sqrt(total / most), _HIGH * math.sqrt(kept / most)  # areas as seen go with the counts
     inner = w * math.sqrt(kept / total) if total else 0
     numbers = f"{number(kept)}/{number(total)}"
-    notes = text(x + w / 2, floor + 14, fit(name, pitch - 3), "mid") + text(
-        x + w / 2, floor + 14 + 15, numbers if text_width(numbers) < pitch + 8 else number(kept), "mid num"
-    )
+    brief = numbers if text_width(numbers) < pitch + 8 else number(kept)
+    notes = text(x + w / 2, floor + 14, fit(name, pitch - 3), "mid") + text(x + w / 2, floor + 29, brief, "mid num")
     return (
         f"<g><title>{escape(name)}: {number(kept)} of {number(total)}</title>"
         + rect(x, floor - full, w, full, "lab-track" if kept else "lab-gone")
@@ -273,8 +289,8 @@ def _curve(series: Series, colour: int, px, py) -> str:
 
 def _edge(band: Iterable[tuple[float, float, float]]) -> list[tuple[float, float]]:
     """The outline of a band: along its low side, and back along its high one."""
-    whole_ones = [one for one in band if all(map(math.isfinite, one))]
-    return [(x, low) for x, low, _ in whole_ones] + [(x, high) for x, _, high in reversed(whole_ones)]
+    finite = [point for point in band if all(map(math.isfinite, point))]
+    return [(x, low) for x, low, _ in finite] + [(x, high) for x, _, high in reversed(finite)]
 
 
 def _ribbon(series: Series, colour: int, px, py) -> str:
@@ -309,7 +325,7 @@ def _legend(series: list[Series], width: float, top: float) -> tuple[str, float]
         if x and x + 16 + text_width(name) > width:
             x, top = 0.0, top + LINE
         parts.append(f'<circle class="{dot} c{colour % 6}" cx="{_n(x + 5)}" cy="{_n(top + 8)}" r="3.5"/>')
-        parts.append(text(x + 14, top + 12, name))
+        parts.append(text(x + 14, top + BASE, name))
         x += 28 + text_width(name)
     return "".join(parts), top + LINE + 4
 
@@ -330,7 +346,7 @@ def _span(values: list[float]) -> tuple[float, float]:
 
 
 def _top(title: str) -> float:
-    return LINE + 5 if title else 2
+    return HEAD if title else 2
 
 
 def _n(value: float) -> str:
@@ -358,7 +374,7 @@ def text(x: float, y: float, words: str, kind: str = "", hint: str = "") -> str:
     return f'<text x="{_n(x)}" y="{_n(y)}"{chosen}>{title}{escape(words)}</text>' if words else ""
 
 
-def whole(width: float, height: float, title: str, label: str, parts: Iterable[str], *, alone: bool = False) -> str:
+def document(width: float, height: float, title: str, label: str, parts: Iterable[str], *, alone: bool = False) -> str:
     """The `<svg>` around parts, width x height px, under its title; `label` says aloud what it shows without one.
 
     An `alone` one has nothing beside it on its row.

@@ -199,7 +199,7 @@ from lab.ui import Explorer, Frame, svg
 def draw(filter, rate):
     places = [(24 * (k % 4), 24 * (k // 4), 22, 22) for k in range(8)]
     cells = [svg.target(place, f"filter {k}", k == filter, filter=k) for k, place in enumerate(places)]
-    return Frame(svg.whole(96, 48, "", "eight filters", cells), {"filter": filter})
+    return Frame(svg.document(96, 48, "", "eight filters", cells), {"filter": filter})
 
 
 explorer = Explorer(draw, {"filter": range(8), "rate": [0, 1]})

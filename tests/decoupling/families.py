@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from lab.core import nets
 from lab.core.training import seeded
 from lab.decoupling.layers import gates
-from lab.decoupling.placement import Decoupled, attach
+from lab.decoupling.placement import Decoupled, insert_gates
 from tests.core.graph.test_foreign_networks import Net, conv
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -142,7 +142,7 @@ def lively(decoupled: Decoupled, seed: int = 1) -> Decoupled:
 def gated(name: str, count: int = 4, seed: int = 1) -> tuple[Decoupled, Tensor]:
     """A network with lively gates, and inputs for it."""
     found, x = network(name, count)
-    return lively(attach(found, x[:1]), seed), x
+    return lively(insert_gates(found, x[:1]), seed), x
 
 
 @torch.no_grad()

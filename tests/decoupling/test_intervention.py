@@ -8,7 +8,7 @@ from torch import nn
 from lab.decoupling.intervention import _changed, force, knock_out, random_bits, specific_bits
 from lab.decoupling.layers import gates
 from lab.decoupling.paths import record
-from lab.decoupling.placement import Decoupled, attach
+from lab.decoupling.placement import Decoupled, insert_gates
 from tests.decoupling.test_paths import made
 
 CLASSES = 3
@@ -30,7 +30,7 @@ def planted() -> tuple[Decoupled, torch.Tensor, torch.Tensor]:
     net[0].weight.copy_(torch.eye(4)[:, :, None, None])
     net[2].weight[[0, 1, 2, 5], [0, 1, 2, 3]] = 1.0
     net[6].weight.copy_(torch.eye(6)[:3])
-    decoupled = attach(net.eval(), torch.zeros(1, 4, 4, 4))
+    decoupled = insert_gates(net.eval(), torch.zeros(1, 4, 4, 4))
     controller = decoupled.model.gate_0.controller
     controller.fc1 = nn.Linear(4, 4)
     controller.fc1.weight.copy_(torch.eye(4))

@@ -10,7 +10,7 @@ from lab.core.graph.channels import CONVS, is_depthwise
 from lab.core.graph.tracing import module_of
 from lab.decoupling import equations as eq
 from lab.decoupling.layers import gates, recording
-from lab.decoupling.placement import DENSE, Decoupled, attach
+from lab.decoupling.placement import DENSE, Decoupled, insert_gates
 from tests.core.graph.test_foreign_networks import Net, conv, tied
 from tests.decoupling.families import QUICK, always, gated, lively, network, plain
 
@@ -37,7 +37,7 @@ def test_counts_are_those_of_the_papers_networks(name):
     make, side, layers, bits, macs, control, weights, heads, ratios = TABLE[name]
     with torch.device("meta"):
         found = make()
-        decoupled = attach(found, torch.zeros(1, 3, side, side))
+        decoupled = insert_gates(found, torch.zeros(1, 3, side, side))
     sizes = [site.filters for site in decoupled.sites]
     classes = list(found.modules())[-1].out_features
     assert (len(sizes), sum(sizes)) == (layers, bits)
@@ -60,7 +60,7 @@ def name(request):
 def test_with_all_gates_on_it_is_the_network_itself(name):
     found, x = network(name)
     before = found(x)
-    decoupled = attach(found, x[:1])
+    decoupled = insert_gates(found, x[:1])
     always(decoupled)
     decoupled.model.eval()
     assert torch.equal(decoupled.model(x), before)
@@ -69,7 +69,7 @@ def test_with_all_gates_on_it_is_the_network_itself(name):
 
 def test_every_convolution_is_gated_or_has_a_reason(name):
     found, x = network(name)
-    decoupled = attach(found, x[:1])
+    decoupled = insert_gates(found, x[:1])
     convs = {n for n, module in found.named_modules() if isinstance(module, CONVS) and not is_depthwise(module)}
     assert {site.conv for site in decoupled.sites} | set(decoupled.ungated) == convs
     assert [site.gate for site in decoupled.sites] == list(gates(decoupled.model))
@@ -133,7 +133,7 @@ def test_residual_gates_stand_behind_the_activation_or_before_the_sum():
 
 def test_a_chain_is_gated_behind_norm_and_activation_but_for_its_first_layer():
     found = nets.vgg19_cifar()
-    decoupled = attach(found, torch.zeros(1, 3, 32, 32))
+    decoupled = insert_gates(found, torch.zeros(1, 3, 32, 32))
     assert {tuple(behind(decoupled, site.conv)[0]) for site in decoupled.sites} == {("BatchNorm2d", "ReLU")}
     assert list(decoupled.ungated.values()) == ["it is a first layer"]
 
@@ -176,13 +176,13 @@ def test_a_layer_called_twice_is_left_alone():
         lambda s, x: s.fc(F.relu(s.c(F.relu(s.b(F.relu(s.b(F.relu(s.stem(x)))))))).mean((2, 3))),
         stem=conv(3, 8), b=conv(8, 8), c=conv(8, 8), fc=nn.Linear(8, 4),
     )  # fmt: skip
-    decoupled = attach(net, torch.zeros(1, 3, 8, 8))
+    decoupled = insert_gates(net, torch.zeros(1, 3, 8, 8))
     assert decoupled.ungated["b"] == "it is used more than once"
     assert [site.conv for site in decoupled.sites] == ["c"]
 
 
 def test_tied_weights_are_gated_apart():
-    decoupled = attach(tied(), torch.zeros(1, 3, 8, 8))
+    decoupled = insert_gates(tied(), torch.zeros(1, 3, 8, 8))
     assert [site.conv for site in decoupled.sites] == ["a", "b"]
 
 
@@ -201,7 +201,7 @@ def test_tied_weights_are_gated_apart():
 )
 def test_class_scores_that_a_convolution_writes_are_not_gated(end):
     net = Net(lambda s, x: end(s.head(F.relu(s.b(F.relu(s.stem(x)))))), stem=conv(3, 8), b=conv(8, 8), head=conv(8, 4))
-    decoupled = attach(net.eval(), torch.zeros(1, 3, 8, 8))
+    decoupled = insert_gates(net.eval(), torch.zeros(1, 3, 8, 8))
     assert [site.conv for site in decoupled.sites] == ["b"]
     assert decoupled.ungated["head"] == "its channels are the network's output"
 
@@ -218,20 +218,20 @@ def test_class_scores_that_a_convolution_writes_are_not_gated(end):
 )
 def test_a_network_without_layers_to_gate_is_one_line(model, words):
     with pytest.raises(ValueError, match=words) as caught:
-        attach(model, torch.zeros(1, 3, 8, 8))
+        insert_gates(model, torch.zeros(1, 3, 8, 8))
     assert "\n" not in str(caught.value)
 
 
 def test_a_forward_that_branches_on_values_is_one_line():
     net = Net(lambda s, x: s.b(x) if x.sum() > 0 else x, b=conv(3, 3))
     with pytest.raises(ValueError, match=r"Net cannot be traced .*must not branch on values") as caught:
-        attach(net, torch.zeros(1, 3, 8, 8))
+        insert_gates(net, torch.zeros(1, 3, 8, 8))
     assert "\n" not in str(caught.value)
 
 
 def test_the_networks_own_kind_of_numbers_is_kept():
     found, x = network("functional")
-    decoupled = attach(found.double(), x[:1].double())
+    decoupled = insert_gates(found.double(), x[:1].double())
     assert decoupled.model.eval()(x.double()).dtype == torch.float64
 
 
@@ -239,7 +239,7 @@ def test_the_network_passed_in_is_left_as_it_is():
     found, x = network("resnet")
     found.train()
     before = {key: value.clone() for key, value in found.state_dict().items()}
-    lively(attach(found, x[:1])).model(x)
+    lively(insert_gates(found, x[:1])).model(x)
     assert all(module.training for module in found.modules())
     assert found.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in found.state_dict().items())
@@ -300,7 +300,7 @@ def test_macs_are_counted_where_the_bits_are():
 
 def test_macs_with_everything_on_are_those_of_network_and_controllers(name):
     found, x = network(name)
-    decoupled = attach(found, x[:1])
+    decoupled = insert_gates(found, x[:1])
     on = [torch.ones(3, site.filters) for site in decoupled.sites]
     assert decoupled.macs(on).tolist() == pytest.approx([cost.macs(found, x[:1]) + decoupled.control] * 3)
     off = [torch.zeros(1, site.filters) for site in decoupled.sites]

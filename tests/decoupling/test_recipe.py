@@ -18,7 +18,7 @@ from lab.core.task import Task
 from lab.core.training import seeded
 from lab.decoupling import Decoupling
 from lab.decoupling import equations as eq
-from lab.decoupling.layers import MIXES, Gate, Seen, gates
+from lab.decoupling.layers import MIXES, Gate, GateRecord, gates
 from lab.decoupling.recipe import Decoupling as Recipe
 from tests.decoupling.families import distance
 
@@ -148,12 +148,12 @@ def test_the_losses_of_a_gate_are_the_equations_with_their_weights():
     z, out = torch.rand(8, 5), torch.randn(8, 5, 2, 2)
     t, head = torch.arange(8) % 3, nn.Linear(5, 3, bias=False)
     recipe = Decoupling(lam_m=0.7, lam_k=0.3, lam_s=0.2, r=0.4, kl="z||out")
-    found = recipe._gate_losses(Seen(z, eq.squeeze(out)), head, t)
+    found = recipe._gate_losses(GateRecord(z, eq.squeeze(out)), head.weight, t)
     known = 0.7 * eq.mutual_information_loss(z, head.weight, t), 0.3 * eq.kl_z_out(out, z), 0.2 * eq.sparsity_at(z, 0.4)
     assert [loss.item() for loss in found] == pytest.approx([loss.item() for loss in known])
-    plain = Decoupling(r=0, lam_s=1.0)._gate_losses(Seen(z, eq.squeeze(out)), head, t)
+    plain = Decoupling(r=0, lam_s=1.0)._gate_losses(GateRecord(z, eq.squeeze(out)), head.weight, t)
     assert plain[2].item() == pytest.approx(z.sum(1).mean().item())
-    forward = Decoupling(lam_k=1.0)._gate_losses(Seen(z, eq.squeeze(out)), head, t)
+    forward = Decoupling(lam_k=1.0)._gate_losses(GateRecord(z, eq.squeeze(out)), head.weight, t)
     assert forward[1].item() == pytest.approx(eq.kl_out_z(out, z).item())
 
 
@@ -162,7 +162,7 @@ def test_the_losses_of_a_gate_are_the_equations_with_their_weights():
 def test_a_detached_side_takes_no_gradient_from_agreement(detach, moves, kl):
     z, out = torch.rand(8, 5, requires_grad=True), torch.randn(8, 5, requires_grad=True)
     head = nn.Linear(5, 3, bias=False)
-    _, agreement, _ = Recipe(detach=detach, kl=kl)._gate_losses(Seen(z, out), head, torch.arange(8) % 3)
+    _, agreement, _ = Recipe(detach=detach, kl=kl)._gate_losses(GateRecord(z, out), head.weight, torch.arange(8) % 3)
     grads = torch.autograd.grad(agreement, (out, z), allow_unused=True)
     assert tuple(grad is not None for grad in grads) == moves
 

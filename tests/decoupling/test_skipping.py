@@ -8,7 +8,7 @@ from torch import nn
 
 from lab.decoupling import skipping as skips
 from lab.decoupling.layers import gates
-from lab.decoupling.placement import attach
+from lab.decoupling.placement import insert_gates
 from lab.decoupling.skipping import GatedConv, skipping
 from tests.decoupling.families import NETS, QUICK, always, distance, gated, network
 
@@ -63,10 +63,10 @@ def test_only_what_is_on_is_computed(monkeypatch):
 @torch.no_grad()
 def test_a_layer_is_computed_whole_where_that_was_faster(monkeypatch):
     decoupled, x = gated("resnet")
-    monkeypatch.setattr(skips, "_seconds", lambda conv, a, whole: whole == (a.shape[1] > 16))
+    monkeypatch.setattr(skips, "_seconds", lambda conv, a, densified: densified == (a.shape[1] > 16))
     convs = [part for part in skipping(decoupled, x).modules() if isinstance(part, GatedConv)]
-    assert {(conv.whole, conv.controller.fc1.in_features > 16) for conv in convs} == {(True, False), (False, True)}
-    assert not any(part.whole for part in skipping(decoupled).modules() if isinstance(part, GatedConv))
+    assert {(conv.densified, conv.controller.fc1.in_features > 16) for conv in convs} == {(True, False), (False, True)}
+    assert not any(part.densified for part in skipping(decoupled).modules() if isinstance(part, GatedConv))
 
 
 def test_the_skipping_network_has_no_gates_and_no_weights_twice():
@@ -82,7 +82,7 @@ def test_the_skipping_network_has_no_gates_and_no_weights_twice():
 
 def test_the_network_that_it_is_made_of_keeps_its_mode():
     found, x = network("resnet")
-    decoupled = attach(found, x[:1])
+    decoupled = insert_gates(found, x[:1])
     decoupled.model.train()
     skipping(decoupled)
     assert decoupled.model.training and len(gates(decoupled.model)) == len(decoupled.sites)
@@ -95,6 +95,6 @@ def test_a_norm_without_statistics_takes_those_of_the_picture():
         nn.Flatten(), nn.Linear(8 * 16, 2),
     )  # fmt: skip
     x = torch.randn(1, 3, 8, 8)
-    decoupled = attach(net.eval(), x)
+    decoupled = insert_gates(net.eval(), x)
     decoupled.model.eval()
     assert distance(skipping(decoupled)(x), decoupled.model(x)) < 1e-5

@@ -67,7 +67,7 @@ def test_one_picture_has_filters_that_are_on_or_off():
 
 
 def test_facts_count_what_the_paths_hold(outcome):
-    explorer = explore(outcome, pictures=[0, 1])
+    explorer = explore(outcome, images=[0, 1])
     a, b = (outcome.seen.bits[int(outcome.sampled[k])] for k in (0, 1))
     span = outcome.seen.span("7")
     facts = dict(explorer.frame.facts)
@@ -214,11 +214,11 @@ def test_pictures_are_named_with_their_class_and_two_classes_start(outcome):
     explorer = explore(outcome)
     assert explorer.state["a"] == "0: class 0" and explorer.state["b"] == "1: class 1"
     one_class = [k for k in range(40) if outcome.seen.labels[outcome.sampled[k]] == 2][:3]
-    assert explore(outcome, pictures=one_class).state["b"] == "none"
+    assert explore(outcome, images=one_class).state["b"] == "none"
 
 
 def test_the_choice_is_narrowed(outcome):
-    explorer = explore(outcome, pictures=[3, 5], layers=["4"], filters=[0, 1])
+    explorer = explore(outcome, images=[3, 5], layers=["4"], filters=[0, 1])
     values = {spec["name"]: list(spec["values"]) for spec in explorer.spec["controls"]}
     assert values == {
         "a": ["3: class 3", "5: class 1"], "b": ["none", "3: class 3", "5: class 1"], "layer": ["4"], "filter": [0, 1],
@@ -228,9 +228,9 @@ def test_the_choice_is_narrowed(outcome):
 @pytest.mark.parametrize(
     ("narrow", "words"),
     [
-        ({"pictures": [40]}, r"there is no picture 40: give numbers in 0\.\.39"),
-        ({"pictures": [-1]}, "there is no picture -1"),
-        ({"pictures": []}, "no values: give at least one"),
+        ({"images": [40]}, r"there is no picture 40: give numbers in 0\.\.39"),
+        ({"images": [-1]}, "there is no picture -1"),
+        ({"images": []}, "no values: give at least one"),
         ({"layers": ["8"]}, "no gated layer '8': the nearest are"),
         ({"filters": [-1]}, "there is no filter -1"),
     ],
@@ -242,26 +242,26 @@ def test_an_unknown_choice_is_one_line(outcome, narrow, words):
 
 
 def test_a_page_holds_the_states_that_were_chosen(outcome, tmp_path):
-    page = explore(outcome, pictures=[0, 1], layers=["7"], filters=[0, 1]).save(tmp_path / "page.html")
+    page = explore(outcome, images=[0, 1], layers=["7"], filters=[0, 1]).save(tmp_path / "page.html")
     assert 10_000 < page.stat().st_size < 400_000
     with pytest.raises(ValueError, match=r"the controls span .* states, a page holds"):
         explore(outcome).save(tmp_path / "whole.html")
 
 
 def test_the_maps_shown_are_those_before_the_gate(outcome):
-    seen = view._Seen(outcome)
+    responses = view._Responses(outcome)
     site = outcome.decoupled.sites[0]
     kept = []
     hook = outcome.model.get_submodule(site.gate).register_forward_pre_hook(lambda _, given: kept.append(given[0]))
     with torch.no_grad():
         outcome.model(outcome.sample[2:3])
     hook.remove()
-    assert np.allclose(seen._map(2, site.conv), kept[0][0].numpy())
-    assert np.allclose(seen.means[0][2], kept[0][0].mean((1, 2)), atol=1e-5)
+    assert np.allclose(responses._map(2, site.conv), kept[0][0].numpy())
+    assert np.allclose(responses.means[0][2], kept[0][0].mean((1, 2)), atol=1e-5)
 
 
 def test_shares_of_classes_are_counts_of_pictures(outcome):
-    shown = view._Seen(outcome).classes("7", 2)
+    shown = view._Responses(outcome).classes("7", 2)
     bits, labels = outcome.seen.layer("7")[:, 2], outcome.seen.labels
     assert re.findall(r">(\d+) / (\d+)<", shown) == [
         (str(bits[labels == k].sum()), str((labels == k).sum())) for k in range(4)

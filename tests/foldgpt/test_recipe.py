@@ -9,7 +9,7 @@ import lab
 from lab.core.data.text import Windows, documentation, perplexity, text_file
 from lab.foldgpt import measures
 from lab.foldgpt.evaluation import harness
-from lab.foldgpt.ranking import RIVALS, by_leave_one_out, loss
+from lab.foldgpt.ranking import BASELINES, by_leave_one_out, loss
 
 from .small import WITHOUT_PADDING, Letters, model, tokens
 
@@ -98,7 +98,7 @@ def idle(block: int, sure: float = 20.0):
     return net, x
 
 
-@pytest.mark.parametrize("rank", RIVALS.values(), ids=RIVALS)
+@pytest.mark.parametrize("rank", BASELINES.values(), ids=BASELINES)
 def test_every_rival_takes_the_block_that_does_nothing_first(rank):
     for block in (1, 3):
         net, x = idle(block)
@@ -112,7 +112,7 @@ def told(net, x) -> lab.Task:
     return lab.Task(model=net, batches=[x], score=perplexity([x]), metric="perplexity", unit="")
 
 
-@pytest.mark.parametrize("ranking", ["gates", *RIVALS])
+@pytest.mark.parametrize("ranking", ["gates", *BASELINES])
 @pytest.mark.parametrize("block", [1, 3])
 def test_the_block_that_does_nothing_is_the_one_to_go(block, ranking):
     recipe = lab.FoldGPT(removal=1 / 6, sharing=0.0, ranking=ranking, gate_steps=6, cure_steps=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lab.gal.layers import Discriminator, Fista, History, Mask
+from lab.gal.layers import Discriminator, Fista, Mask, MaskHistory
 
 
 def test_the_discriminator_has_the_published_widths_and_one_logit():
@@ -94,7 +94,7 @@ def test_mask_starts_as_the_identity():
 
 def test_history_keeps_the_first_and_the_last_state():
     mask = nn.Parameter(torch.ones(2))
-    history = History([mask], every=2)
+    history = MaskHistory([mask], every=2)
     for index in range(5):
         history.note(index, [torch.full((2,), float(index))])
     assert history.states()[:, 0].tolist() == [1, 1, 3, 4]

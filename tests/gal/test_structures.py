@@ -14,7 +14,7 @@ from .families import FAMILIES, close_some, distance, family
 @pytest.fixture(scope="module", params=FAMILIES)
 def pruned(request):
     network, x, units, entries = family(request.param)
-    masked = structures.attach(network, units, x[:1])
+    masked = structures.insert_masks(network, units, x[:1])
     return network, x, masked, entries
 
 
@@ -58,7 +58,7 @@ def test_the_plan_alone_rebuilds_the_network(pruned):
 
 def test_the_masks_of_resnet50_sit_on_blocks_and_three_inputs_of_each():
     network, x, units, _ = family("resnet50 jointly")
-    found = structures.attach(network, units, x[:1]).structures
+    found = structures.insert_masks(network, units, x[:1]).structures
     by_unit = {unit: [s for s in found if s.unit == unit] for unit in units}
     assert len(by_unit["block"]) == len(by_unit["input"]) == 16
     assert len(by_unit["channel"]) == 32  # what conv2 and conv3 read
@@ -79,7 +79,7 @@ def test_first_blocks_of_a_stage_leave_their_shortcut():
 
 def test_a_wholly_closed_layer_keeps_one_dead_channel():
     network, x, units, _ = family("vgg16 channels")
-    masked = structures.attach(network, units, x[:1])
+    masked = structures.insert_masks(network, units, x[:1])
     masked.masks()[3].data.zero_()
     plan, empty = structures.plan(masked)
     assert empty == (masked.structures[3].name,)
@@ -100,14 +100,14 @@ def test_a_mask_in_front_of_a_batch_norm_is_not_placed():
             return (self.last(self.norm(y)) + self.other(y)).mean((2, 3))
 
     with pytest.raises(ValueError, match="conv: norm would turn a zero channel into a constant"):
-        structures.attach(Forked(), ("channel",), torch.zeros(1, 3, 8, 8))
+        structures.insert_masks(Forked(), ("channel",), torch.zeros(1, 3, 8, 8))
 
 
 def test_a_mask_goes_before_an_activation_that_a_scale_does_not_pass():
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 2)
     )
-    masked = structures.attach(network.eval(), ("channel",), torch.zeros(1, 3, 8, 8))
+    masked = structures.insert_masks(network.eval(), ("channel",), torch.zeros(1, 3, 8, 8))
     assert masked.structures[0].after == "_1"
     close_some(masked)
     x = torch.randn(2, 3, 8, 8)
@@ -119,7 +119,7 @@ def test_a_mask_goes_before_an_activation_that_a_scale_does_not_pass():
 
 def test_a_module_without_branches_is_refused():
     network, x, units, _ = family("googlenet branches")
-    masked = structures.attach(network, units, x[:1])
+    masked = structures.insert_masks(network, units, x[:1])
     for mask in masked.masks()[:4]:
         mask.data.zero_()
     with pytest.raises(ValueError, match=r"all branches of cat are closed \(.*\), nothing would be left.*lower lam"):
@@ -128,4 +128,4 @@ def test_a_module_without_branches_is_refused():
 
 def test_nothing_to_mask_is_an_error_that_says_so():
     with pytest.raises(ValueError, match=r"units=\('block',\): nothing in Sequential can be masked"):
-        structures.attach(nets.lenet(), ("block",), torch.zeros(1, 1, 28, 28))
+        structures.insert_masks(nets.lenet(), ("block",), torch.zeros(1, 1, 28, 28))

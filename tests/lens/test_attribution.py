@@ -117,8 +117,8 @@ def test_a_trained_network_looks_at_the_things_and_one_with_fresh_weights_does_n
 
 def test_explain_shows_the_control_beside_it():
     explorer = lens.explain(tasks.scenes().model, tasks.scenes_concepts()[0][:2], classes=("circle", "square"))
-    assert explorer.state == {"method": "integrated_gradients", "picture": 0}
-    picture = explorer.set(method="gradcam", picture=1).frame.svg
+    assert explorer.state == {"method": "integrated_gradients", "image": 0}
+    picture = explorer.set(method="gradcam", image=1).frame.svg
     assert "control: fresh weights" in picture and picture.count("<svg") == 3
     assert "for " in repr(explorer) and "correlation with control" in repr(explorer)
 

@@ -75,7 +75,7 @@ def test_the_strongest_pictures_are_those_of_a_sort():
         for rank, (number, (row, column)) in enumerate(zip(top.number[f].tolist(), top.unit[f].tolist(), strict=True)):
             assert torch.allclose(answers[number, f, row, column], top.values[f, rank], atol=1e-6)
             assert torch.equal(top.images(f)[rank], x[number])
-    assert set(top.pictures) == set(top.number.flatten().tolist()) and top.seen == 23
+    assert set(top.kept) == set(top.number.flatten().tolist()) and top.seen == 23
 
 
 def test_a_crop_is_all_that_the_unit_needs():

@@ -41,10 +41,10 @@ def test_the_atlas_shows_a_layer_at_a_time():
     assert unchanged(before, model)
     layers = [one["layer"] for one in pressed(explorer)[0]]
     assert layers == [str(k) for k in range(8)]  # up to dropout; a pool to one pixel has no maps
-    explorer.set(layer="4", picture=1)
+    explorer.set(layer="4", image=1)
     assert pressed(explorer)[1] == [{"layer": "4"}]
     assert repr(explorer).startswith(
-        "Explorer(layer='4', page=1, picture=1, scale='one for the layer' | filters 12, map 5 x 4"
+        "Explorer(layer='4', page=1, image=1, scale='one for the layer' | filters 12, map 5 x 4"
     )
     whole(explorer)
     whole(explorer.set(scale="each map its own"))

@@ -94,7 +94,7 @@ def shuffles(network: nn.Module, example: torch.Tensor) -> dict[str, torch.Tenso
     """A random order for every class that may move."""
     graph = trace(network, example)
     channels, frozen, draw = Channels(graph), rearrange._frozen(graph), torch.Generator().manual_seed(3)
-    free = {writers[0]: group for group, writers in channels.free() if group not in frozen}
+    free = {producers[0]: group for group, producers in channels.free() if group not in frozen}
     return {name: torch.randperm(channels.sizes[group], generator=draw) for name, group in free.items()}
 
 

@@ -352,7 +352,7 @@ def filters(layer, filter):
     """Three filters to click, and a target whose second value is on no control."""
     cells = [svg.target((20 * k, 0, 18, 18), f"filter {k}", k == filter, filter=k) for k in range(3)]
     cells.append(svg.target((60, 0, 18, 18), 'to "b" & <c>', layer='b "&" <c>', filter=9))
-    return Frame(svg.whole(80, 20, "", "filters", cells))
+    return Frame(svg.document(80, 20, "", "filters", cells))
 
 
 def clickable():

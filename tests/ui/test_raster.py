@@ -35,7 +35,7 @@ def test_every_map_lies_where_its_target_is():
     sheet = pixels(raster.mosaic(maps, 3, width, height, Scale(0, 4)))
     assert sheet.shape == (2 * 8 + 2, 3 * 12 + 4, 4)
     table = Scale(0, 4).table()
-    for k, (x, y, w, h) in enumerate(raster.places(5, 3, width, height)):
+    for k, (x, y, w, h) in enumerate(raster.cells(5, 3, width, height)):
         cell = sheet[int(y) : int(y + h), int(x) : int(x + w)]
         assert (cell == (*table[Scale(0, 4).shades(np.array([float(k)]))[0]], 255)).all()
     assert sheet[0, 12, 3] == 0 and sheet[-1, -1, 3] == 0  # gaps, and the place of a sixth map, are clear

@@ -1,4 +1,4 @@
-"""English to model, in windows of tokens: Python's own documentation, or a text of one's own; and its scores."""
+"""English to model, in windows of tokens: Python's documentation, or a text file; and its scores."""
 
 import math
 import re
@@ -54,9 +54,9 @@ def documentation() -> tuple[list[str], list[str]]:
     """Paragraphs of Python's documentation to learn from, and held out: apart by topic, none in both."""
     from pydoc_data.topics import topics
 
-    found = {name: paragraphs(topics[name]) for name in sorted(topics)}
-    held_out = dict.fromkeys(text for name in HELD_OUT for text in found.get(name, ()))  # in order, each once
-    train = dict.fromkeys(text for name, texts in found.items() if name not in HELD_OUT for text in texts)
+    by_topic = {name: paragraphs(topics[name]) for name in sorted(topics)}
+    held_out = dict.fromkeys(text for name in HELD_OUT for text in by_topic.get(name, ()))  # in order, each once
+    train = dict.fromkeys(text for name, texts in by_topic.items() if name not in HELD_OUT for text in texts)
     return [text for text in train if text not in held_out], list(held_out)
 
 
@@ -85,7 +85,7 @@ def tokens(tokenizer: Any, texts: Iterable[str]) -> Tensor:
 
 
 class Windows(Dataset):
-    """Stretches of `context` tokens, each from a place drawn anew: (context,) int64, or (N, context) for a batch."""
+    """Stretches of `context` tokens, each from a start drawn anew: (context,) int64, or (N, context) for a batch."""
 
     def __init__(self, row: Tensor, context: int) -> None:
         if len(row) <= 2 * context:
@@ -110,16 +110,16 @@ def windows(row: Tensor, context: int, batch_size: int) -> tuple[Tensor, ...]:
     return row[: count * context].view(count, context).split(batch_size)
 
 
-def logits(answer: Any) -> Tensor:
-    """The logits (N, T, V) of what a language model answers: a tensor, or an object that has them."""
-    if isinstance(answer, Mapping) or hasattr(answer, "logits"):
-        return answer["logits"] if isinstance(answer, Mapping) else answer.logits
-    return answer
+def logits(output: Any) -> Tensor:
+    """The logits (N, T, V) of a language model's output: a tensor, or an object that has them."""
+    if isinstance(output, Mapping) or hasattr(output, "logits"):
+        return output["logits"] if isinstance(output, Mapping) else output.logits
+    return output
 
 
-def next_token_loss(answer: Any, x: Tensor) -> Tensor:
+def next_token_loss(output: Any, x: Tensor) -> Tensor:
     """Cross-entropy in nats of each token given those before it, the mean over (N, T - 1)."""
-    return F.cross_entropy(logits(answer)[:, :-1].flatten(0, 1).float(), x[:, 1:].flatten())
+    return F.cross_entropy(logits(output)[:, :-1].flatten(0, 1).float(), x[:, 1:].flatten())
 
 
 def perplexity(batches: Iterable[Tensor]) -> Callable[[nn.Module], float]:
@@ -129,12 +129,12 @@ def perplexity(batches: Iterable[Tensor]) -> Callable[[nn.Module], float]:
         raise ValueError("perplexity: the held-out data are empty: give at least one batch of tokens (N, T)")
 
     def score(model: nn.Module) -> float:
-        place, total, count = next(model.parameters()).device, 0.0, 0
+        device, total, count = next(model.parameters()).device, 0.0, 0
         with torch.no_grad(), evaluating(model):
             for x in batches:
-                x = x.to(place)
-                here = x[:, 1:].numel()
-                total, count = total + here * float(next_token_loss(model(x), x)), count + here
-        return math.exp(min(total / count, 700.0))  # a broken model answers with a huge number, not an error
+                x = x.to(device)
+                tokens = x[:, 1:].numel()
+                total, count = total + tokens * float(next_token_loss(model(x), x)), count + tokens
+        return math.exp(min(total / count, 700.0))  # a broken model gives a huge number, not an error
 
     return score

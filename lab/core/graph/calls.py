@@ -12,10 +12,11 @@ from torch import fx, nn
 from torch._jit_internal import boolean_dispatched
 from torch.nn import functional as F
 
+from .inplace import operator_name
 from .tracing import module_of, shape
 
-_NUMPYS = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
-_CLAMPS = {
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
+_CLAMP_KINDS = {
     F.relu: "relu", torch.relu: "relu", "relu": "relu", F.relu6: "relu6", F.hardtanh: "hardtanh",
     torch.clamp: "clamp", "clamp": "clamp", torch.clip: "clamp", "clip": "clamp", torch.clamp_min: "clamp",
     "clamp_min": "clamp", torch.clamp_max: "clamp", "clamp_max": "clamp",
@@ -28,17 +29,17 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     Keywords, positions, NumPy's spellings and the loose numbers of `x.permute(0, 2, 1)` come out alike. Raises
     ValueError where torch has no such call.
     """
-    kwargs = {_NUMPYS.get(name, name): value for name, value in node.kwargs.items()}
-    loose = (node.args[0], node.args[1:]) if len(node.args) > 2 else node.args
-    for args in (node.args, loose):
+    kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in node.kwargs.items()}
+    gathered = (node.args[0], node.args[1:]) if len(node.args) > 2 else node.args
+    for args in (node.args, gathered):
         for signature in _signatures(node.target):
             if (bound := _bound(signature, args, kwargs)) is not None:
                 return bound
-    raise ValueError(f"{node.name}: torch has no {_name(node.target)} with these arguments")
+    raise ValueError(f"{node.name}: torch has no {operator_name(node.target)} with these arguments")
 
 
 def asked(node: fx.Node) -> dict[str, Any]:
-    """What an operator is asked for, by the names that torch's modules and functions share: kernel_size, stride."""
+    """An operator's settings by the names that torch's modules and functions share: kernel_size, stride."""
     module = module_of(node)
     return arguments(node) if module is None else vars(module)
 
@@ -79,9 +80,9 @@ def _signatures(target: Any) -> tuple[inspect.Signature, ...]:
     try:
         return (_renamed(inspect.signature(target)),)
     except (TypeError, ValueError):  # a method's name, or a function of C: its schemas say
-        overloads = getattr(torch.ops.aten, _name(target), None)
-    kinds = [] if overloads is None else [getattr(overloads, name)._schema for name in overloads.overloads()]
-    return tuple(_of_schema(schema) for schema in kinds if not any(part.is_out for part in schema.arguments))
+        overloads = getattr(torch.ops.aten, operator_name(target), None)
+    schemas = [] if overloads is None else [getattr(overloads, name)._schema for name in overloads.overloads()]
+    return tuple(_of_schema(schema) for schema in schemas if not any(part.is_out for part in schema.arguments))
 
 
 def _of_schema(schema: Any) -> inspect.Signature:
@@ -101,10 +102,6 @@ def _renamed(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=[part.replace(name=names.get(part.name, part.name)) for part in parts])
 
 
-def _name(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
-
-
 def bounds(node: fx.Node) -> tuple[float, float] | None:
     """The numbers that a node clamps its input to: (0, inf) for a ReLU, (0, 6) for a ReLU6; None if it is no clamp."""
     module = module_of(node)
@@ -112,11 +109,11 @@ def bounds(node: fx.Node) -> tuple[float, float] | None:
         return float(module.min_val), float(module.max_val)
     if isinstance(module, nn.ReLU):
         return 0.0, math.inf
-    kind = _CLAMPS.get(node.target) if node.op in ("call_function", "call_method") else None
+    kind = _CLAMP_KINDS.get(node.target) if node.op in ("call_function", "call_method") else None
     if kind is None:
         return None
-    asked = {"relu": {"min": 0.0}, "relu6": {"min": 0.0, "max": 6.0}}.get(kind) or arguments(node)
-    low, high = (asked.get(name, asked.get(f"{name}_val")) for name in ("min", "max"))
+    limits = {"relu": {"min": 0.0}, "relu6": {"min": 0.0, "max": 6.0}}.get(kind) or arguments(node)
+    low, high = (limits.get(name, limits.get(f"{name}_val")) for name in ("min", "max"))
     ends = (-math.inf if low is None else low, math.inf if high is None else high)
     return None if any(isinstance(end, (fx.Node, torch.Tensor)) for end in ends) else (float(ends[0]), float(ends[1]))
 

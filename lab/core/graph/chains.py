@@ -7,40 +7,40 @@ from .tracing import module_of, reached, shape, width
 
 
 def last_affine(node: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """From the layer that writes channels: the last layer with weights before the way forks, and where a mask goes.
+    """From the layer that writes channels: the last layer with weights before the graph forks, and where a mask goes.
 
     The mask goes behind the activation that follows where a scale passes through it (ReLU), else before it.
     """
-    last = spot = node
-    while len(spot.users) == 1:
-        reader = next(iter(spot.users))
+    last = end = node
+    while len(end.users) == 1:
+        reader = next(iter(end.users))
         if width(reader) != width(node):
             break
         if isinstance(module_of(reader), NORMS) or is_depthwise(module_of(reader)):
-            last = spot = reader
+            last = end = reader
         elif len(reader.all_input_nodes) == 1 and (is_homogeneous(reader) or keeps_zero(reader)):
-            spot = reader
+            end = reader
         else:
             break
-    spot = last
-    while len(spot.users) == 1 and is_homogeneous(next(iter(spot.users))):
-        spot = next(iter(spot.users))
-    return last, spot
+    masked = last
+    while len(masked.users) == 1 and is_homogeneous(next(iter(masked.users))):
+        masked = next(iter(masked.users))
+    return last, masked
 
 
-def not_zero_after(spot: fx.Node) -> fx.Node | None:
-    """The first node behind `spot` that does not keep zero channels zero, before a layer reads them; None if all do."""
-    return next((node for node in _between(spot) if not _reads_channels(node) and not keeps_zero(node)), None)
+def not_zero_after(masked: fx.Node) -> fx.Node | None:
+    """The first node behind a masked one that makes zero channels nonzero before a layer reads them; None if none."""
+    return next((node for node in _until_read(masked) if not _reads_channels(node) and not keeps_zero(node)), None)
 
 
-def readers(spot: fx.Node) -> set[str]:
-    """The layers that read the channels of `spot`."""
-    return {str(node.target) for node in _between(spot) if _reads_channels(node)}
+def readers(source: fx.Node) -> set[str]:
+    """The layers that read the channels of a node."""
+    return {str(node.target) for node in _until_read(source) if _reads_channels(node)}
 
 
-def _between(spot: fx.Node) -> list[fx.Node]:
-    """All nodes behind `spot` up to and with the layers that read its channels."""
-    return reached(spot, lambda node: node.users if node is spot or not _reads_channels(node) else ())[1:]
+def _until_read(source: fx.Node) -> list[fx.Node]:
+    """All nodes behind `source` up to and with the layers that read its channels."""
+    return reached(source, lambda node: node.users if node is source or not _reads_channels(node) else ())[1:]
 
 
 def _reads_channels(node: fx.Node) -> bool:
@@ -50,11 +50,11 @@ def _reads_channels(node: fx.Node) -> bool:
 
 def between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
     """The nodes of a chain behind `first` up to and with `last`, each the only reader of the one before."""
-    way, node = [], first
+    chain, node = [], first
     while node is not last:
         node = next(iter(node.users))
-        way.append(node)
-    return way
+        chain.append(node)
+    return chain
 
 
 def private_chain(node: fx.Node) -> list[fx.Node]:

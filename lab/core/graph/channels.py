@@ -1,7 +1,7 @@
-"""Which channels of a network are the same channel: a union-find over the channel axes of its traced graph.
+"""Which channels of a network belong together: a union-find over the channel axes of its traced graph.
 
-Two axes are one when removing (or permuting) a channel of the one forces the same on the other: what a convolution
-writes, the batch norm behind it reads and the residual sum it joins share one class. Pruning, decoupling and
+Two axes are one channel group when removing (or permuting) a channel of the one forces the same on the other: what a
+convolution writes, the batch norm behind it and the residual sum it joins share a group. Pruning, decoupling and
 rearrangement all ask this question.
 """
 
@@ -9,6 +9,7 @@ import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -42,7 +43,7 @@ _HOMOGENEOUS_FUNCTIONS = {F.relu, torch.relu, F.leaky_relu, F.dropout, F.dropout
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of channels in an axis: `size` channels of class `group`, each standing for `repeat` of its entries."""
+    """A run of channels in an axis: `size` channels of a group, each standing for `repeat` of the axis's entries."""
 
     group: int
     size: int
@@ -54,16 +55,17 @@ Layout = tuple[Segment, ...]
 
 @dataclass
 class Channels:
-    """The channel classes of a traced network.
+    """The channel groups of a traced network.
 
-    `layouts` gives the channel axis of each node's output, `writers` the modules whose output rows open a class, and
-    `pinned` the classes that cannot be changed, with the reason. Ask for a class through `find`.
+    `layouts` gives the channel axis of each node's output, `producers` the modules whose output rows are a group's
+    channels, and `frozen` the groups that cannot be changed, with the reason. `sizes` counts the channels of a group,
+    `parents` are the links of the union-find: ask for a group's number through `find`.
     """
 
     graph: fx.GraphModule
     layouts: dict[fx.Node, Layout] = field(default_factory=dict)
-    writers: dict[int, list[str]] = field(default_factory=dict)
-    pinned: dict[int, str] = field(default_factory=dict)
+    producers: dict[int, list[str]] = field(default_factory=dict)
+    frozen: dict[int, str] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
 
@@ -72,13 +74,13 @@ class Channels:
         calls = [str(node.target) for node in nodes if node.op == "call_module"]
         read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
         self.shared = {name for name in calls if calls.count(name) > 1 or name in read}
-        for node in self.graph.graph.nodes:
+        for node in nodes:
             self.layouts[node] = self._layout(node)
 
     # -- the union-find ------------------------------------------------------------------------------------------
 
     def find(self, group: int) -> int:
-        """The one number that stands for a class."""
+        """The number by which a group is known, after all unions."""
         while self.parents[group] != group:
             group = self.parents[group]
         return group
@@ -87,28 +89,28 @@ class Channels:
         group = len(self.parents)
         self.parents.append(group)
         self.sizes.append(size)
-        self.writers[group] = []
+        self.producers[group] = []
         if reason:
-            self.pinned[group] = reason
+            self.frozen[group] = reason
         return (Segment(group, size),)
 
-    def _pin(self, layout: Layout, reason: str) -> None:
+    def _freeze(self, layout: Layout, reason: str) -> None:
         for segment in layout:
-            self.pinned.setdefault(self.find(segment.group), reason)
+            self.frozen.setdefault(self.find(segment.group), reason)
 
     def _union(self, a: Layout, b: Layout, reason: str) -> None:
         if [(s.size, s.repeat) for s in a] != [(s.size, s.repeat) for s in b]:
-            self._pin(a, reason)
-            self._pin(b, reason)
+            self._freeze(a, reason)
+            self._freeze(b, reason)
             return
-        for one, other in zip(a, b, strict=True):
-            kept, gone = sorted((self.find(one.group), self.find(other.group)))
-            if kept == gone:
+        for left, right in zip(a, b, strict=True):
+            root, child = sorted((self.find(left.group), self.find(right.group)))
+            if root == child:
                 continue
-            self.parents[gone] = kept
-            self.writers[kept] += self.writers.pop(gone)
-            if gone in self.pinned:
-                self.pinned.setdefault(kept, self.pinned.pop(gone))
+            self.parents[child] = root
+            self.producers[root] += self.producers.pop(child)
+            if child in self.frozen:
+                self.frozen.setdefault(root, self.frozen.pop(child))
 
     # -- the rules, one a kind of node ---------------------------------------------------------------------------
 
@@ -117,22 +119,28 @@ class Channels:
             return self._open(width(node), "the network's input")
         sources = [source for source in node.all_input_nodes if shape(source)]  # sizes and tuples have none
         if node.op == "output":
-            for source in sources:
-                self._pin(self.layouts[source], OUTPUT)
-            return ()
+            return self._output(sources)
         if not shape(node):
             return self._shapeless(node, sources)
         if node.op == "call_module":
             return self._module(node, self.graph.get_submodule(str(node.target)))
+        return self._operation(node, sources)
+
+    def _output(self, sources: list[fx.Node]) -> Layout:
+        for source in sources:
+            self._freeze(self.layouts[source], OUTPUT)
+        return ()
+
+    def _operation(self, node: fx.Node, sources: list[fx.Node]) -> Layout:
+        """A function or method that gives a tensor."""
         if sources and node.target in _SUMS | _PRODUCTS | {"add", "mul"}:
             return self._join(node, sources)
         if is_cat(node) and all(shape(operand) for operand in operands(node)):
             return tuple(segment for operand in operands(node) for segment in self.layouts[operand])
-        if len(sources) == 1:
-            if is_per_channel(node) or _keeps_channel_axis(node):
-                return self.layouts[sources[0]]
-            if _flattens(node):
-                return self._flatten(node, sources[0])
+        if len(sources) == 1 and (is_per_channel(node) or _keeps_channel_axis(node)):
+            return self.layouts[sources[0]]
+        if len(sources) == 1 and _flattens(node):
+            return self._flatten(node, sources[0])
         return self._refuse(node, sources)
 
     def _shapeless(self, node: fx.Node, sources: list[fx.Node]) -> Layout:
@@ -140,32 +148,28 @@ class Channels:
         is_size = node.target in ("size", "dim") or (node.target is getattr and node.args[1] in ("shape", "ndim"))
         if not is_size or _asks_for_channels(node, sources):
             for source in sources:
-                self._pin(self.layouts[source], f"{node.name} is not followed")
+                self._freeze(self.layouts[source], f"{node.name} is not followed")
         return ()
 
     def _module(self, node: fx.Node, module: nn.Module) -> Layout:
         source = self.layouts[node.all_input_nodes[0]]
         name = str(node.target)
         if name in self.shared and any(True for _ in module.parameters()):
-            self._pin(source, f"{name} is used more than once")
+            self._freeze(source, f"{name} is used more than once")
             return self._open(width(node), f"{name} is used more than once")
         if isinstance(module, CONVS) and module.groups == 1:
-            return self._write(name, module.out_channels)
-        if isinstance(module, CONVS) and is_depthwise(module):
-            return source
+            return self._produce(name, module.out_channels)
         if isinstance(module, nn.Linear) and len(shape(node)) == 2:
-            return self._write(name, module.out_features)
-        if isinstance(module, (*NORMS, nn.PReLU)):
-            return source
+            return self._produce(name, module.out_features)
         if isinstance(module, nn.Flatten) and module.start_dim == 1:
             return self._flatten(node, node.all_input_nodes[0])
-        if is_per_channel(node):
+        if is_depthwise(module) or isinstance(module, NORMS) or is_per_channel(node):
             return source
         return self._refuse(node, node.all_input_nodes)
 
-    def _write(self, name: str, size: int) -> Layout:
+    def _produce(self, name: str, size: int) -> Layout:
         layout = self._open(size)
-        self.writers[layout[0].group].append(name)
+        self.producers[layout[0].group].append(name)
         return layout
 
     def _join(self, node: fx.Node, sources: list[fx.Node]) -> Layout:
@@ -185,26 +189,26 @@ class Channels:
         kind = node.target if module_of(node) is None else type(module_of(node))
         reason = f"{getattr(kind, '__name__', kind)} is not followed"
         for source in sources:
-            self._pin(self.layouts[source], reason)
+            self._freeze(self.layouts[source], reason)
         return self._open(width(node), reason)
 
     # -- questions -----------------------------------------------------------------------------------------------
 
     def free(self) -> Iterator[tuple[int, list[str]]]:
-        """Each class that may lose channels, with the modules that write it."""
-        for group, writers in self.writers.items():
-            if writers and group not in self.pinned:
-                yield group, writers
+        """Each group that may lose channels, with the modules that produce it."""
+        for group, producers in self.producers.items():
+            if producers and group not in self.frozen:
+                yield group, producers
 
     def group_of(self, name: str) -> int:
-        """The class that a module writes."""
-        for group, writers in self.writers.items():
-            if name in writers:
+        """The group that a module produces; KeyError where it produces none."""
+        for group, producers in self.producers.items():
+            if name in producers:
                 return group
         raise KeyError(name)
 
     def expand(self, layout: Layout, kept: dict[int, torch.Tensor]) -> torch.Tensor:
-        """Which entries of an axis stay, as a boolean vector, when `kept` says which channels of a class stay."""
+        """Which entries of an axis stay, as a boolean vector, when `kept` says which channels of a group do."""
         parts = []
         for segment in layout:
             mask = kept.get(self.find(segment.group), torch.ones(segment.size, dtype=torch.bool))
@@ -212,7 +216,7 @@ class Channels:
         return torch.cat(parts)
 
     def gather(self, layout: Layout, index: dict[int, torch.Tensor]) -> torch.Tensor:
-        """Which entries of an axis stay, and in which order, when `index` lists the channels of a class likewise."""
+        """Which entries of an axis stay, and in which order, when `index` lists the channels of a group likewise."""
         parts, start = [], 0
         for segment in layout:
             channels = index.get(self.find(segment.group), torch.arange(segment.size))
@@ -257,19 +261,19 @@ def is_homogeneous(node: fx.Node) -> bool:
 
 def _keeps_channel_axis(node: fx.Node) -> bool:
     if node.target is F.pad:  # pads are given from the last axis on, two numbers an axis
-        pads = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+        pads = _argument(node, 1, "pad")
         return len(pads) <= 2 * (len(shape(node)) - 2) and len(node.args) < 4 and not node.kwargs.get("value")
     if node.target is operator.getitem and isinstance(node.args[1], tuple):
-        return _whole_channels(node.args[1], len(shape(node.all_input_nodes[0])))
+        return _takes_all_channels(node.args[1], len(shape(node.all_input_nodes[0])))
     if node.target in (torch.mean, torch.amax) or (node.op == "call_method" and node.target in ("mean", "amax")):
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        dims = _argument(node, 1, "dim")
         dims = dims if isinstance(dims, (tuple, list)) else (dims,)
         rank = len(shape(node.all_input_nodes[0]))
         return all(isinstance(dim, int) and dim % rank >= 2 for dim in dims)
     return False
 
 
-def _whole_channels(index: tuple, rank: int) -> bool:
+def _takes_all_channels(index: tuple, rank: int) -> bool:
     """Whether an index such as [:, :, ::2, ::2] or [..., ::2, ::2] takes every example and every channel."""
     everything = slice(None)
     if index[0] is Ellipsis:
@@ -279,11 +283,10 @@ def _whole_channels(index: tuple, rank: int) -> bool:
 
 def _flattens(node: fx.Node) -> bool:
     if node.target is torch.flatten or (node.op == "call_method" and node.target == "flatten"):
-        start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
-        return start == 1 and len(shape(node)) == 2
+        return _argument(node, 1, "start_dim", 0) == 1 and len(shape(node)) == 2
     if node.op == "call_method" and node.target in ("view", "reshape"):
         is_flat = len(shape(node)) == 2 and shape(node)[0] == shape(node.all_input_nodes[0])[0]
-        return is_flat and node.args[-1] == -1 and len(node.args) == 3
+        return is_flat and node.args[2:] == (-1,)
     return False
 
 
@@ -291,13 +294,17 @@ def is_cat(node: fx.Node) -> bool:
     """Whether a node concatenates tensors along their channels."""
     if node.target not in (torch.cat, torch.concat):
         return False
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return dim in (1, 1 - len(shape(node)))
+    return _argument(node, 1, "dim", 0) in (1, 1 - len(shape(node)))
 
 
 def operands(cat: fx.Node) -> list[fx.Node]:
     """What a concatenation joins, in order, a tensor that stands twice included."""
-    return list(cat.args[0] if cat.args else cat.kwargs["tensors"])
+    return list(_argument(cat, 0, "tensors"))
+
+
+def _argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
+    """What a call gives for a parameter, by position or by name."""
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
 
 def _asks_for_channels(node: fx.Node, sources: list[fx.Node]) -> bool:

@@ -1,8 +1,8 @@
-"""Networks that work in place, as graphs in which nothing is overwritten: the same answers and the same gradients.
+"""Networks that work in place, as graphs in which nothing is overwritten: with equal outputs and equal gradients.
 
 Which nodes share memory, and which of them an operation overwrites, is seen in a run: tensors of one storage are views
 of the node that came first, and a version counter that rises betrays a write. The operation then gives a new tensor,
-and who read the overwritten memory later reads that one: the same view of it, or the part put back into the whole.
+and who read the overwritten memory later reads that one: the same view of it, or the base with that part overwritten.
 """
 
 import inspect
@@ -23,53 +23,60 @@ from ..training import seeded
 # How a tensor is had from the memory that it shares: (method, arguments, keywords) each, the first on the base.
 Path = tuple[tuple[str, tuple, dict], ...]
 
+_NAMES = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+# x += y and its kin, each with the operator that gives a new tensor.
 OPERATORS = {
-    getattr(operator, f"i{name}"): getattr(operator, {"and": "and_", "or": "or_"}.get(name, name))
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift",
-                 "rshift")
-}  # fmt: skip
+    getattr(operator, f"i{name}"): getattr(operator, {"and": "and_", "or": "or_"}.get(name, name)) for name in _NAMES
+}
 # Names that mean the same without their underscore; any other operation in place is given a clone to work on.
-_PLAIN = {
-    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "hardtanh", "threshold", "silu", "sigmoid", "tanh", "add",
-    "sub", "mul", "div", "neg", "abs", "exp", "sqrt", "square", "pow", "clamp", "clamp_min", "clamp_max", "clip",
-}  # fmt: skip
+_PLAIN = set(
+    "relu relu6 leaky_relu elu celu selu hardtanh threshold silu sigmoid tanh add sub mul div neg abs exp sqrt square "
+    "pow clamp clamp_min clamp_max clip".split()
+)
+# Views that stand in a graph as functions, by the methods that take them of a tensor.
+_VIEWS: dict[str, Callable[..., Any]] = {"__getitem__": operator.getitem, "__getattribute__": getattr}
 _ASSIGNING = (operator.setitem, "__setitem__")
 OWN = "a copy cannot follow what changes from one input to the next; write it out of place"
 _CONSTANT = "_tensor_constant"  # how a tracer names a tensor that forward makes anew each time
 
 
 def out_of_place(graph: fx.GraphModule, example: Tensor) -> None:
-    """Rewrite a traced graph so that nothing in it works in place; its answers stay what they were.
+    """Rewrite a traced graph so that nothing in it works in place; its outputs stay what they were.
 
     The graph is run on the example, and on two of it with its dropout on, to see who shares memory with whom. A
-    network for which the rewritten graph cannot be shown to answer alike is refused in a one-line ValueError.
+    network whose rewritten graph cannot be shown to give equal outputs is refused in a one-line ValueError.
     """
     for node in graph.graph.nodes:
         if node.op == "call_function" and node.target in OPERATORS and not _is_tensor(node):
             node.target = OPERATORS[node.target]
-    once = _Watch(graph).observe(example)
-    if not any(once.writes.values()):
+    in_eval = _Watch(graph).observe(example)
+    if not any(in_eval.writes.values()):
         return
-    twice = _Watch(graph, training=nn.modules.dropout._DropoutNd)
+    in_training = _Watch(graph, training=nn.modules.dropout._DropoutNd)
     try:
-        twice.observe(torch.cat([example, example]))
+        in_training.observe(torch.cat([example, example]))
     except Exception:  # the network takes one batch size only
-        twice = _Watch(graph, training=nn.modules.dropout._DropoutNd).observe(example)
-    _Rewriting(graph, once, twice).run()
+        in_training = _Watch(graph, training=nn.modules.dropout._DropoutNd).observe(example)
+    _Rewriting(graph, in_eval, in_training).run()
     graph.graph.lint()
     graph.recompile()
-    if not all(_answers_alike(graph, watch) for watch in (once, twice)):
-        names = ", ".join(node.name for node, written in once.writes.items() if written)
+    if not all(_outputs_match(graph, watch) for watch in (in_eval, in_training)):
+        names = ", ".join(node.name for node, written in in_eval.writes.items() if written)
         raise ValueError(f"the network works in place in a way that is not followed ({names}): write y = f(x) there")
 
 
-def _answers_alike(graph: fx.GraphModule, watch: "_Watch") -> bool:
-    """Whether a graph still answers what was seen."""
+def _outputs_match(graph: fx.GraphModule, watch: "_Watch") -> bool:
+    """Whether a graph still gives the output that was seen."""
     try:
         again = _Watch(graph, watch.training).observe(watch.example)
     except Exception:  # a graph that does not run
         return False
-    return all(map(_is_alike, tree_leaves(watch.answer), tree_leaves(again.answer)))
+    return all(map(_is_alike, tree_leaves(watch.result), tree_leaves(again.result)))
+
+
+def operator_name(target: Any) -> str:
+    """The name of what a node calls, a function or a method."""
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
 def _is_tensor(node: fx.Node) -> bool:
@@ -135,9 +142,9 @@ class _Watch(Shapes):
         super().__init__(graph)
         self.garbage_collect_values = False  # memory that is freed would be taken for a view
         self.training = training
-        self.places: dict[fx.Node, tuple[fx.Node, Path | None]] = {}
+        self.views: dict[fx.Node, tuple[fx.Node, Path | None]] = {}  # the node that came first, the path from it
         self.writes: dict[fx.Node, list[fx.Node]] = {}
-        self.bases: dict[int, fx.Node] = {}
+        self.bases: dict[int, fx.Node] = {}  # by the address of their storage
 
     def observe(self, example: Tensor) -> "_Watch":
         """Run on the example in eval mode, but for the modules of the kind `training`."""
@@ -146,35 +153,35 @@ class _Watch(Shapes):
             for module in self.module.modules():
                 if isinstance(module, self.training):
                     module.train()
-            self.answer = self.run(example.clone())
+            self.result = self.run(example.clone())
         self.env.clear()
         return self
 
     def run_node(self, n: fx.Node) -> Any:
         before = {source: _version(self.env[source]) for source in n.all_input_nodes}
-        answer = super().run_node(n)
+        output = super().run_node(n)
         self.writes[n] = [source for source in before if _version(self.env[source]) != before[source]]
         if not self.writes[n] and _is_flagged(self.module, n):
             self.writes[n] = [n.all_input_nodes[0]]  # a dropout, which in eval mode writes nothing
-        self._place(n, answer)
-        return answer
+        self._note_view(n, output)
+        return output
 
-    def _place(self, n: fx.Node, answer: Any) -> None:
-        memories = {tensor.untyped_storage()._cdata for tensor in _tensors(answer)}
-        if n.op == "output" or len(memories) != 1:
+    def _note_view(self, n: fx.Node, output: Any) -> None:
+        storages = {tensor.untyped_storage()._cdata for tensor in _tensors(output)}
+        if n.op == "output" or len(storages) != 1:
             return
-        base = self.bases.setdefault(memories.pop(), n)
+        base = self.bases.setdefault(storages.pop(), n)
         if base is n:
-            self.places[n] = (n, ())
+            self.views[n] = (n, ())
             return
-        source = next((one for one in n.all_input_nodes if self.places.get(one, (None,))[0] is base), None)
-        path = None if source is None else self.places[source][1]
-        if source is not None and answer is not self.env[source]:
+        source = next((node for node in n.all_input_nodes if self.views.get(node, (None,))[0] is base), None)
+        path = None if source is None else self.views[source][1]
+        if source is not None and output is not self.env[source]:
             step = _step(self.module, n, source)
             path = None if path is None or step is None else (*path, step)
         elif source is None and n.op == base.op == "get_attr" and n.target == base.target:
             path = ()
-        self.places[n] = (base, path)
+        self.views[n] = (base, path)
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -186,7 +193,7 @@ def _version(value: Any) -> list[int]:
 
 
 def _step(graph: Any, node: fx.Node, source: fx.Node) -> tuple[str, tuple, dict] | None:
-    """The view that a node takes of its source, as a method call; None for one that is not known."""
+    """The view that a node takes of its source, as a method call; None for any other node."""
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))
         if isinstance(module, nn.Flatten):
@@ -195,8 +202,8 @@ def _step(graph: Any, node: fx.Node, source: fx.Node) -> tuple[str, tuple, dict]
     rest = {name: value for name, value in node.kwargs.items() if value is not source}
     if node.args and node.args[0] is not source:
         return None
-    name = getattr(node.target, "__name__", str(node.target))
-    name = {operator.getitem: "__getitem__", getattr: "__getattribute__"}.get(node.target, name)
+    methods = (method for method, function in _VIEWS.items() if function is node.target)
+    name = next(methods, operator_name(node.target))
     return (name, tuple(node.args[1:]), rest) if hasattr(Tensor, name) else None
 
 
@@ -204,13 +211,16 @@ def _step(graph: Any, node: fx.Node, source: fx.Node) -> tuple[str, tuple, dict]
 
 
 class _Rewriting:
-    """One pass over a graph; `now` says which node stands for the present value of one that was overwritten."""
+    """One pass over a graph; `current` maps a node that was overwritten to the one that stands for its value now.
 
-    def __init__(self, graph: fx.GraphModule, once: _Watch, twice: _Watch) -> None:
-        self.graph, self.once, self.twice = graph, once, twice
+    None there is a view that has to be taken anew of its base.
+    """
+
+    def __init__(self, graph: fx.GraphModule, in_eval: _Watch, in_training: _Watch) -> None:
+        self.graph, self.in_eval, self.in_training = graph, in_eval, in_training
         self.order = {node: index for index, node in enumerate(graph.graph.nodes)}
-        self.now: dict[fx.Node, fx.Node | None] = {}
-        self.wholes: list[fx.Node] = []
+        self.current: dict[fx.Node, fx.Node | None] = {}
+        self.rebuilt: list[fx.Node] = []  # bases with a part overwritten
 
     def run(self) -> None:
         for node in list(self.graph.graph.nodes):
@@ -219,18 +229,18 @@ class _Rewriting:
                 node.replace_input_with(source, self._present(source, node))
             if target is not None:
                 self._write(node, target)
-        for whole in reversed(self.wholes):
-            if not whole.users:
-                self.graph.graph.erase_node(whole)
+        for base in reversed(self.rebuilt):
+            if not base.users:
+                self.graph.graph.erase_node(base)
 
     def _target(self, node: fx.Node) -> fx.Node | None:
         """The node whose tensor an operation overwrites, None if it overwrites none that anyone else can see."""
-        written = list(dict.fromkeys([*self.once.writes[node], *self.twice.writes[node]]))
+        written = list(dict.fromkeys([*self.in_eval.writes[node], *self.in_training.writes[node]]))
         if not written:
             return None
         first = node.kwargs.get("out", next(iter([*node.args, *node.kwargs.values()])))
-        bases = {self.once.places.get(source, (source, None))[0] for source in written}
-        if first not in written or len(bases) != 1:
+        bases = {self.in_eval.views.get(source, (source, None))[0] for source in written}
+        if not isinstance(first, fx.Node) or first not in written or len(bases) != 1:
             raise ValueError(f"{node.name} overwrites what it reads beside its first input: write it out of place")
         if first.op == "call_method" and first.target == "clone" and len(first.users) == 1:
             return None
@@ -241,48 +251,48 @@ class _Rewriting:
 
     def _present(self, node: fx.Node, reader: fx.Node) -> fx.Node:
         """What stands for a node's value when `reader` reads it."""
-        present = self.now.get(node, node)
+        present = self.current.get(node, node)
         if present is None:
-            base, path = self.once.places[node]
+            base, path = self.in_eval.views[node]
             present = self._present(base, reader)
             for name, arguments, keywords in path or ():
                 with self.graph.graph.inserting_before(reader):
                     present = self._call(present, name, arguments, keywords)
-            self.now[node] = present
+            self.current[node] = present
         return present
 
     def _call(self, source: fx.Node, name: str, arguments: tuple, keywords: dict) -> fx.Node:
-        functions = {"__getitem__": operator.getitem, "__getattribute__": getattr}
-        if name in functions:
-            return self.graph.graph.call_function(functions[name], (source, *arguments))
+        if name in _VIEWS:
+            return self.graph.graph.call_function(_VIEWS[name], (source, *arguments))
         return self.graph.graph.call_method(name, (source, *arguments), keywords)
 
     def _write(self, node: fx.Node, target: fx.Node) -> None:
         """Let an operation give a new tensor, and all that shows the overwritten memory later be had from it."""
-        base, path = self.once.places[target]
-        touched = self._read_later(self.once, node, target)
-        if touched != self._read_later(self.twice, node, target):
+        base, path = self.in_eval.views[target]
+        read_later = self._read_later(self.in_eval, node, target)
+        if read_later != self._read_later(self.in_training, node, target):
             raise ValueError(f"{node.name} works in place on memory that is shared in some modes only: write y = f(x)")
-        others = [other for one, other in touched.items() if one is not target]
+        others = [view_path for view, view_path in read_later.items() if view is not target]
         if None in others or (others and path is None) or (_is_cut(path) and any(map(_is_cut, others))):
             raise ValueError(f"{node.name} works in place on memory that others view in unknown ways: write y = f(x)")
         before = self._present(base, node) if path else base
         self._make_plain(node, target)
-        for one, place in self.once.places.items():
-            if place[0] is base and self.order[one] < self.order[node]:
-                self.now[one] = node if place[1] == path or one is target else None
+        for view, (view_base, view_path) in self.in_eval.views.items():
+            if view_base is base and self.order[view] < self.order[node]:
+                self.current[view] = node if view_path == path or view is target else None
         if path:
             with self.graph.graph.inserting_after(node):
-                self.now[base] = self.graph.graph.call_function(overwritten, (before, node, path))
-            self.wholes.append(self.now[base])
+                rebuilt = self.graph.graph.call_function(overwritten, (before, node, path))
+            self.current[base] = rebuilt
+            self.rebuilt.append(rebuilt)
 
     def _read_later(self, watch: _Watch, node: fx.Node, target: fx.Node) -> dict[fx.Node, Path | None]:
         """The nodes that show the memory which `node` overwrites and are read after it, with their paths."""
-        base, at = watch.places[target][0], self.order[node]
-        shown = [one for one, place in watch.places.items() if place[0] is base and self.order[one] < at]
+        base, at = watch.views[target][0], self.order[node]
+        earlier = {view: path for view, (of, path) in watch.views.items() if of is base and self.order[view] < at}
         return {
-            one: watch.places[one][1] for one in shown if any(self.order.get(user, -1) > at for user in one.users)
-        }  # fmt: skip
+            view: path for view, path in earlier.items() if any(self.order.get(user, -1) > at for user in view.users)
+        }
 
     def _make_plain(self, node: fx.Node, target: fx.Node) -> None:
         module: Any = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -298,9 +308,9 @@ class _Rewriting:
 
     def _renamed(self, node: fx.Node) -> bool:
         """Call the plain operation of the same name, if all that it reads has one dtype: it would promote others."""
-        kinds = {source.meta["tensor_meta"].dtype for source in node.all_input_nodes if _has_dtype(source)}
+        dtypes = {source.meta["tensor_meta"].dtype for source in node.all_input_nodes if _has_dtype(source)}
         plain = _plain(node)
-        if len(kinds) > 1 or plain is None:
+        if len(dtypes) > 1 or plain is None:
             return False
         node.kwargs = {name: value for name, value in node.kwargs.items() if name != "out"}
         node.op, node.target = ("call_method" if isinstance(plain, str) else "call_function"), plain
@@ -339,7 +349,7 @@ def _plain(node: fx.Node) -> Callable | str | None:
     """The operation of the same name that is not in place, None where none is known to be the same."""
     if node.target in OPERATORS:
         return OPERATORS[node.target]
-    name = getattr(node.target, "__name__", str(node.target))
+    name = operator_name(node.target)
     if node.op == "call_method" and name.startswith("__i"):
         return OPERATORS.get(getattr(operator, name.strip("_"), None))
     plain = name.removesuffix("_")

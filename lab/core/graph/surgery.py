@@ -15,6 +15,7 @@ from torch import fx, nn
 from .calls import is_relu
 from .chains import between, last_affine, private_chain
 from .channels import CONVS, NORMS, Channels, Layout, is_cat, is_depthwise, operands
+from .inplace import operator_name
 from .tracing import ancestors, module_of, propagate, shape, trace
 
 Kept = tuple[int, ...]
@@ -24,7 +25,7 @@ Kept = tuple[int, ...]
 class Plan:
     """What stays of a network, in the names of its modules.
 
-    `channels`: module that writes them -> output channels kept. `inputs`: convolution -> input channels that it alone
+    `channels`: module that produces them -> output channels kept. `inputs`: convolution -> input channels that it alone
     still reads; `outputs`: convolution -> output channels that it alone still writes, into a tensor as wide as before.
     `blocks`: residual branches dropped, each by the last module with weights in it; `branches`: operands dropped from a
     concatenation, named likewise.
@@ -47,6 +48,21 @@ class Plan:
         kept = {kind: {name: tuple(index) for name, index in values.get(kind, {}).items()} for kind in kinds}
         return cls(**kept, blocks=tuple(values["blocks"]), branches=tuple(values["branches"]))
 
+    @classmethod
+    def of(cls, masks: Iterable[tuple[str, tuple[str, ...], torch.Tensor]]) -> "Plan":
+        """The plan of what masks keep: of each a unit, module names, and booleans, True for what is kept.
+
+        A 'channel' or an 'input' has one name and a boolean a channel, a 'block' or a 'branch' a boolean a name.
+        """
+        kept: dict[str, dict[str, Kept]] = {"channel": {}, "input": {}}
+        dropped: dict[str, list[str]] = {"block": [], "branch": []}
+        for unit, names, mask in masks:
+            if unit in dropped:
+                dropped[unit] += [name for name, keep in zip(names, mask.tolist(), strict=True) if not keep]
+            elif not mask.all():
+                kept[unit][names[0]] = tuple(mask.nonzero().flatten().tolist())
+        return cls(kept["channel"], kept["input"], blocks=tuple(dropped["block"]), branches=tuple(dropped["branch"]))
+
 
 def remove(model: nn.Module, plan: Plan, example: torch.Tensor) -> fx.GraphModule:
     """A smaller copy of the model with only what the plan keeps; the model itself is never changed.
@@ -55,27 +71,24 @@ def remove(model: nn.Module, plan: Plan, example: torch.Tensor) -> fx.GraphModul
     """
     graph = trace(model, example)
     channels = Channels(graph)
-    kept = _kept_channels(channels, plan)
+    kept = kept_channels(channels, plan)
     branches = [_operand(graph, name, _cats(graph)) for name in plan.branches]
     for _, operand in branches:
         for segment in channels.layouts[operand]:
             kept[channels.find(segment.group)] = torch.zeros(segment.size, dtype=torch.bool)
     blocks = [_operand(graph, name, _adds(graph)) for name in plan.blocks]
-    stays = {group: mask.nonzero().flatten() for group, mask in kept.items()}
-    slices = {node: Slice(channels, node, stays) for node in graph.graph.nodes if has_channels(node)}
+    index = {group: mask.nonzero().flatten() for group, mask in kept.items()}
+    cut = _Cut(graph, channels, kept, {n: Slice(channels, n, index) for n in graph.graph.nodes if has_channels(n)})
     for add, operand in blocks:
         _drop_block(add, operand)
     for cat, operand in branches:
         _drop_branch(cat, operand)
     _tidy(graph)
-    for name, index in plan.inputs.items():
-        _narrow(graph, channels, slices, name, index, kept)
-    for name, index in plan.outputs.items():
-        _thin(graph, channels, slices, name, index, kept)
-    alive = set(graph.graph.nodes)
-    for node, cut in slices.items():
-        if node in alive:
-            cut.apply(module_of(node))
+    for name, inputs in plan.inputs.items():
+        cut.gather_inputs(name, inputs)
+    for name, outputs in plan.outputs.items():
+        cut.scatter_outputs(name, outputs)
+    cut.apply()
     graph.recompile()
     propagate(graph, example)
     return graph
@@ -92,13 +105,13 @@ def residual_branch(add: fx.Node) -> fx.Node | None:
         return None
     a, b = add.all_input_nodes
     above_a, above_b = ancestors(a), ancestors(b)
-    weight = {a: _count_convs(above_a - above_b), b: _count_convs(above_b - above_a)}
-    branch, shortcut = (a, b) if weight[a] > weight[b] else (b, a)
-    whole = shape(shortcut) == shape(add) and any(node.op == "placeholder" for node in ancestors(shortcut))
-    return branch if weight[a] != weight[b] and whole else None
+    count_a, count_b = _count_layers(above_a - above_b), _count_layers(above_b - above_a)
+    branch, shortcut = (a, b) if count_a > count_b else (b, a)
+    reaches_input = shape(shortcut) == shape(add) and any(node.op == "placeholder" for node in ancestors(shortcut))
+    return branch if count_a != count_b and reaches_input else None
 
 
-def _count_convs(nodes: set[fx.Node]) -> int:
+def _count_layers(nodes: set[fx.Node]) -> int:
     return sum(isinstance(module_of(node), (*CONVS, nn.Linear)) for node in nodes)
 
 
@@ -114,7 +127,7 @@ def anchor(node: fx.Node) -> str:
 
 def is_add(node: fx.Node) -> bool:
     """Whether a node sums two tensors."""
-    return getattr(node.target, "__name__", node.target) == "add" and len(node.all_input_nodes) == 2
+    return operator_name(node.target) == "add" and len(node.all_input_nodes) == 2
 
 
 # What is ranked: a unit ('channel', 'input', 'block', 'branch') and the names that share a score tensor, which has one
@@ -123,57 +136,54 @@ Scores = dict[tuple[str, tuple[str, ...]], torch.Tensor]
 
 
 def magnitude(model: nn.Module, example: torch.Tensor) -> Scores:
-    """The score of each removable channel: the L2 norm of its weights, relative to the mean of its class.
+    """The score of each removable channel: the L2 norm of its weights, relative to the mean of its group.
 
-    Keys name one writer of each class; a class with several writers (a residual stream) has the sum of their norms.
+    Keys name one producer of each group; a group of several producers (a residual stream) has the sum of their norms.
     """
-    channels = Channels(trace(model, example))
+    graph = trace(model, example)
     scores: Scores = {}
-    for _, writers in channels.free():
-        weights = [model.get_submodule(name).weight.detach() for name in writers]
+    for _, producers in Channels(graph).free():
+        weights = [graph.get_parameter(f"{name}.weight").detach() for name in producers]
         norms = torch.stack([weight.flatten(1).norm(dim=1) for weight in weights]).sum(0)
-        scores["channel", (writers[0],)] = (norms / norms.mean().clamp(min=1e-12)).cpu()
+        scores["channel", (producers[0],)] = (norms / norms.mean().clamp(min=1e-12)).cpu()
     return scores
 
 
 def plan_at(scores: Scores, rate: float) -> Plan:
     """The plan that removes the share `rate` of all scored entries, lowest scores first.
 
-    One channel of every class, one input of every reader and one branch of every concatenation stay.
+    One channel of every group, one input of every reader and one branch of every concatenation stay.
     """
     if not 0 <= rate < 1:
         raise ValueError(f"rate={rate}: must be in [0, 1)")
     if not scores:
         raise ValueError("nothing in this network can lose channels: see `core.graph.channels` for what is followed")
     ranked = torch.cat(list(scores.values()))
-    stays = torch.ones(len(ranked), dtype=torch.bool)
-    stays[ranked.argsort(stable=True)[: int(rate * len(ranked))]] = False
-    kept: dict[str, dict[str, Kept]] = {"channel": {}, "input": {}}
-    gone: dict[str, list[str]] = {"block": [], "branch": []}
-    parts = stays.split([len(score) for score in scores.values()])
-    for ((unit, names), score), part in zip(scores.items(), parts, strict=True):
+    kept = torch.ones(len(ranked), dtype=torch.bool)
+    kept[ranked.argsort(stable=True)[: int(rate * len(ranked))]] = False
+    masks = kept.split([len(score) for score in scores.values()])
+    for ((unit, _), score), mask in zip(scores.items(), masks, strict=True):
         if unit != "block":
-            part[score.argmax()] = True
-        if unit in gone:
-            gone[unit] += [name for name, stay in zip(names, part.tolist(), strict=True) if not stay]
-        elif not part.all():
-            kept[unit][names[0]] = tuple(part.nonzero().flatten().tolist())
-    return Plan(kept["channel"], kept["input"], blocks=tuple(gone["block"]), branches=tuple(gone["branch"]))
+            mask[score.argmax()] = True
+    return Plan.of((unit, names, mask) for (unit, names), mask in zip(scores, masks, strict=True))
 
 
 # -- the parts of `remove` -------------------------------------------------------------------------------------------
 
 
-def _kept_channels(channels: Channels, plan: Plan) -> dict[int, torch.Tensor]:
-    """For each class in the plan, which of its channels stay."""
+def kept_channels(channels: Channels, plan: Plan) -> dict[int, torch.Tensor]:
+    """For each channel group in the plan, which of its channels stay: (channels,) booleans.
+
+    ValueError in one line for a name that produces no channels, or those of a frozen group.
+    """
     kept = {}
     for name, index in plan.channels.items():
         try:
             group = channels.group_of(name)
         except KeyError:
             raise ValueError(f"the plan names {name!r}, which writes no channels of this network") from None
-        if group in channels.pinned:
-            raise ValueError(f"{name} cannot lose channels: {channels.pinned[group]}; leave it out of the plan")
+        if group in channels.frozen:
+            raise ValueError(f"{name} cannot lose channels: {channels.frozen[group]}; leave it out of the plan")
         kept[group] = _mask(name, index, channels.sizes[group])
     return kept
 
@@ -199,7 +209,7 @@ def has_channels(node: fx.Node) -> bool:
 class Slice:
     """What one module keeps, and in which order: the indices of the rows that it writes and the columns that it reads.
 
-    `index` lists the channels of a class that stay; every other class stays as it is.
+    `index` lists the channels of a group that stay; every other group stays as it is.
     """
 
     def __init__(self, channels: Channels, node: fx.Node, index: dict[int, torch.Tensor]) -> None:
@@ -220,8 +230,8 @@ class Slice:
             module.out_features, module.in_features = module.weight.shape
         elif isinstance(module, CONVS):
             depthwise = is_depthwise(module)
-            whole = module.groups > 1 and not depthwise  # a grouped convolution is pinned on both sides
-            _cut(module, "weight", self.rows, None if depthwise or whole else self.columns)
+            in_groups = module.groups > 1 and not depthwise  # which is frozen on both sides
+            _cut(module, "weight", self.rows, None if depthwise or in_groups else self.columns)
             _cut(module, "bias", self.rows)
             module.out_channels = len(self.rows)
             module.in_channels = len(self.rows if depthwise else self.columns)
@@ -246,90 +256,97 @@ def _cut(module: nn.Module, name: str, rows: torch.Tensor, columns: torch.Tensor
         setattr(module, name, new.clone())
 
 
-def _narrow(
-    graph: fx.GraphModule,
-    channels: Channels,
-    slices: dict[fx.Node, Slice],
-    name: str,
-    index: Kept,
-    kept: dict[int, torch.Tensor],
-) -> None:
-    """Let one convolution read only `index` of a shared tensor: an index_select before its own norm and activation."""
-    node = _live_conv(graph, slices, name, "inputs")
-    if node is None:
-        return  # it went with its block or branch
-    chain = private_chain(node)
-    first = (chain or [node])[-1]
-    source = first.all_input_nodes[0]
-    survivors = channels.expand(channels.layouts[source], kept)
-    wanted = _mask(name, index, len(survivors))
-    reads = wanted & survivors
-    if not reads.any():  # all that it wanted went elsewhere: one channel that it gives no weight keeps it whole
-        reads[survivors.nonzero()[0]] = True
-    positions = (survivors.cumsum(0) - 1)[reads]
-    buffer = _keep(graph, f"{name.replace('.', '_')}_reads", positions)
-    with graph.graph.inserting_before(first):
-        selected = graph.graph.call_function(torch.index_select, (source, 1, graph.graph.get_attr(buffer)))
-    first.replace_input_with(source, selected)
-    read = reads.nonzero().flatten()
-    for link in chain:
-        if link in slices:
-            slices[link].rows = slices[link].columns = read
-    slices[node].columns = read
+@dataclass(frozen=True)
+class _Cut:
+    """A graph while it is cut: which channels of a group are kept, and what each module keeps of its weights."""
+
+    graph: fx.GraphModule
+    channels: Channels
+    kept: dict[int, torch.Tensor]
+    slices: dict[fx.Node, Slice]
+
+    def gather_inputs(self, name: str, index: Kept) -> None:
+        """Let one convolution read only `index` of a shared tensor: an index_select before its norm and activation."""
+        node = self._live_conv(name, "inputs")
+        if node is None:
+            return  # it went with its block or branch
+        chain = private_chain(node)
+        first = (chain or [node])[-1]
+        source = first.all_input_nodes[0]
+        survivors = self.channels.expand(self.channels.layouts[source], self.kept)
+        reads = _one_at_least(_mask(name, index, len(survivors)) & survivors, survivors)
+        positions = (survivors.cumsum(0) - 1)[reads]  # where the channels that it reads stand among the survivors
+        buffer = self._register(f"{name.replace('.', '_')}_reads", positions)
+        with self.graph.graph.inserting_before(first):
+            selected = self.graph.graph.call_function(
+                torch.index_select, (source, 1, self.graph.graph.get_attr(buffer))
+            )
+        first.replace_input_with(source, selected)
+        read = reads.nonzero().flatten()
+        for link in chain:
+            if link in self.slices:
+                self.slices[link].rows = self.slices[link].columns = read
+        self.slices[node].columns = read
+
+    def scatter_outputs(self, name: str, index: Kept) -> None:
+        """Let one convolution write only `index` of a shared tensor: zeros fill the rest, behind its norm."""
+        node = self._live_conv(name, "outputs")
+        if node is None:
+            return  # it went with its block or branch
+        last, end = last_affine(node)
+        survivors = self.channels.expand(self.channels.layouts[node], self.kept)
+        writes = _one_at_least(_mask(name, index, len(survivors)) & survivors, survivors)
+        zero = int(writes.sum())  # the channel of zeros, padded behind the written ones
+        positions = torch.where(writes, writes.cumsum(0) - 1, zero)[survivors]
+        self._select_padded(end, f"{name.replace('.', '_')}_writes", positions)
+        written = writes.nonzero().flatten()
+        for link in [node, *between(node, last)]:
+            if link in self.slices:
+                self.slices[link].rows = written
+                self.slices[link].columns = self.slices[link].columns if link is node else written
+
+    def apply(self) -> None:
+        """Cut the weights of all modules that are still there."""
+        alive = set(self.graph.graph.nodes)
+        for node, part in self.slices.items():
+            if node in alive and (module := module_of(node)) is not None:
+                part.apply(module)
+
+    def _select_padded(self, end: fx.Node, name: str, positions: torch.Tensor) -> None:
+        """Put a channel of zeros behind the output of `end`, and let its readers see the channels at `positions`."""
+        buffer = self._register(name, positions)
+        with self.graph.graph.inserting_after(end):
+            pads = [0, 0] * (len(shape(end)) - 2) + [0, 1]
+            padded = self.graph.graph.call_function(nn.functional.pad, (end, pads))
+        with self.graph.graph.inserting_after(padded):
+            index = self.graph.graph.get_attr(buffer)
+        with self.graph.graph.inserting_after(index):
+            selected = self.graph.graph.call_function(torch.index_select, (padded, 1, index))
+        for user in [user for user in end.users if user is not padded]:
+            user.replace_input_with(end, selected)
+
+    def _register(self, name: str, positions: torch.Tensor) -> str:
+        """Register positions as a buffer beside the weights; the name it got, which no earlier cut has taken."""
+        taken = {buffer for buffer, _ in self.graph.named_buffers()}
+        free = next(title for title in chain([name], (f"{name}_{k}" for k in count(2))) if title not in taken)
+        self.graph.register_buffer(free, positions.to(next(self.graph.parameters()).device))
+        return free
+
+    def _live_conv(self, name: str, part: str) -> fx.Node | None:
+        """The node of a convolution that a part of the plan names; None where it has gone already."""
+        node = next((n for n in self.slices if n.target == name), None)
+        if node is not None and node not in set(self.graph.graph.nodes):
+            return None
+        if node is None or not isinstance(module_of(node), CONVS):
+            raise ValueError(f"the plan names {name!r} under {part}, which is no convolution of this network")
+        return node
 
 
-def _thin(
-    graph: fx.GraphModule,
-    channels: Channels,
-    slices: dict[fx.Node, Slice],
-    name: str,
-    index: Kept,
-    kept: dict[int, torch.Tensor],
-) -> None:
-    """Let one convolution write only `index` of a shared tensor: zeros are put between its channels behind its norm."""
-    node = _live_conv(graph, slices, name, "outputs")
-    if node is None:
-        return  # it went with its block or branch
-    last, spot = last_affine(node)
-    survivors = channels.expand(channels.layouts[node], kept)
-    writes = _mask(name, index, len(survivors)) & survivors
-    if not writes.any():
-        writes[survivors.nonzero()[0]] = True
-    zero = int(writes.sum())  # the channel behind the written ones
-    positions = torch.where(writes, writes.cumsum(0) - 1, zero)[survivors]
-    buffer = _keep(graph, f"{name.replace('.', '_')}_writes", positions)
-    with graph.graph.inserting_after(spot):
-        pads = [0, 0] * (len(shape(spot)) - 2) + [0, 1]
-        padded = graph.graph.call_function(nn.functional.pad, (spot, pads))
-    with graph.graph.inserting_after(padded):
-        index_node = graph.graph.get_attr(buffer)
-    with graph.graph.inserting_after(index_node):
-        selected = graph.graph.call_function(torch.index_select, (padded, 1, index_node))
-    for user in [user for user in spot.users if user is not padded]:
-        user.replace_input_with(spot, selected)
-    written = writes.nonzero().flatten()
-    for link in [node, *between(node, last)]:
-        if link in slices:
-            slices[link].rows = written
-            slices[link].columns = slices[link].columns if link is node else written
-
-
-def _keep(graph: fx.GraphModule, name: str, positions: torch.Tensor) -> str:
-    """Register positions as a buffer beside the weights; the name it got, which no earlier cut has taken."""
-    taken = {buffer for buffer, _ in graph.named_buffers()}
-    free = next(one for one in chain([name], (f"{name}_{k}" for k in count(2))) if one not in taken)
-    graph.register_buffer(free, positions.to(next(graph.parameters()).device))
-    return free
-
-
-def _live_conv(graph: fx.GraphModule, slices: dict[fx.Node, Slice], name: str, part: str) -> fx.Node | None:
-    """The node of a convolution that a part of the plan names; None where it has gone already."""
-    node = next((n for n in slices if n.target == name), None)
-    if node is not None and node not in set(graph.graph.nodes):
-        return None
-    if node is None or not isinstance(module_of(node), CONVS):
-        raise ValueError(f"the plan names {name!r} under {part}, which is no convolution of this network")
-    return node
+def _one_at_least(mask: torch.Tensor, survivors: torch.Tensor) -> torch.Tensor:
+    """The mask, or the first surviving channel where all that it wanted went elsewhere: a layer is never empty."""
+    if not mask.any():
+        mask[survivors.nonzero()[0]] = True
+    return mask
 
 
 def _adds(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:

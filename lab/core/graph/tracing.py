@@ -22,14 +22,14 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     """A traced copy of the model in eval mode, every node with its shape; the model itself is left as it is.
 
     Parametrizations are computed once and for all in the copy, and nothing in it works in place: once a graph is cut,
-    that could overwrite what is still needed. Its answers and gradients are the model's; a model whose answers it
+    that could overwrite what is still needed. Its outputs and gradients are the model's; a model whose outputs it
     cannot give is a one-line ValueError. Hooks stay behind. All its weights learn, whatever `requires_grad` the
     model's have: a network that was loaded for inference is compressed like any other.
     """
     copy = _plain_copy(model).eval()
     for parameter in copy.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-    owned = [(name, tensor, tensor._version) for name, tensor in _owned(copy)]
+    versions = [(name, tensor, tensor._version) for name, tensor in _named_tensors(copy)]
     try:
         graph = fx.GraphModule(copy, _Tracer().trace(copy), type(model).__name__)
     except Exception as error:  # a tracer meets whatever the user's forward raises
@@ -37,14 +37,14 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
             f"{type(model).__name__} cannot be traced ({first_line(error)}): its forward must not branch on "
             "values or sizes of tensors; move such code out of forward"
         ) from error
-    now = dict(_owned(copy))
-    for name, tensor, version in owned:
-        if now.get(name) is not tensor or tensor._version != version:
+    traced = dict(_named_tensors(copy))
+    for name, tensor, version in versions:
+        if traced.get(name) is not tensor or tensor._version != version:
             raise ValueError(f"{type(model).__name__} changes its own {name} in forward: {OWN}")
     propagate(graph, example)
     out_of_place(graph, example.to(next(graph.parameters(), example).device))
     propagate(graph, example)
-    if not _answers_alike(graph, model, example):
+    if not _outputs_match(graph, model, example):
         raise ValueError(
             f"{type(model).__name__} answers otherwise than its traced copy, which leaves out hooks, autocast, "
             "arguments left to their defaults and numbers drawn in forward: write what it computes as plain operations"
@@ -52,18 +52,18 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     return graph
 
 
-def _answers_alike(graph: nn.Module, model: nn.Module, example: torch.Tensor) -> bool:
-    """Whether two networks answer an example alike, up to rounding."""
-    answers = []
+def _outputs_match(graph: nn.Module, model: nn.Module, example: torch.Tensor) -> bool:
+    """Whether two networks give equal outputs for an example, up to rounding."""
+    outputs = []
     for net in (graph, model):
-        place = next(net.parameters(), example).device
+        device = next(net.parameters(), example).device
         with torch.no_grad(), evaluating(net), seeded(0):
-            leaves = tree_leaves(net(example.to(place, copy=True)))  # a first layer in place writes into it
-        answers.append([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
-    return len(answers[0]) == len(answers[1]) and all(map(_near, *answers))
+            leaves = tree_leaves(net(example.to(device, copy=True)))  # a first layer in place writes into it
+        outputs.append([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
+    return len(outputs[0]) == len(outputs[1]) and all(map(_is_close, *outputs))
 
 
-def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _is_close(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if b.is_meta:  # shapes alone, no numbers
@@ -72,7 +72,7 @@ def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a, b.to(a.device), rtol=1e-4, atol=1e-4 * size, equal_nan=True)
 
 
-def _owned(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
 
@@ -89,12 +89,12 @@ class _Proxy(fx.Proxy):
         super().__setattr__(name, value)
 
 
-def _recorded(function: Callable) -> Callable[[_Proxy, Any], fx.Proxy]:
+def _record(function: Callable) -> Callable[[_Proxy, Any], fx.Proxy]:
     return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
 
 
 for _function in OPERATORS:
-    setattr(_Proxy, f"__{_function.__name__}__", _recorded(_function))
+    setattr(_Proxy, f"__{_function.__name__}__", _record(_function))
 
 
 class _Tracer(fx.Tracer):
@@ -154,17 +154,17 @@ def _unparametrized(module: nn.Module) -> nn.Module:
     plain.__dict__.update(module.__dict__)
     plain._parameters = dict(module._parameters)
     plain._modules = {name: child for name, child in module._modules.items() if name != "parametrizations"}
-    for name in module.parametrizations:
+    for name, _ in module.get_submodule("parametrizations").named_children():
         plain.register_parameter(name, nn.Parameter(getattr(module, name).detach().clone()))
     return plain
 
 
 def propagate(graph: fx.GraphModule, example: torch.Tensor) -> None:
     """Note each node's output shape in `node.meta`; a shape that does not fit is a one-line ValueError."""
-    place = next(graph.parameters(), example).device
+    device = next(graph.parameters(), example).device
     try:
         with torch.no_grad(), evaluating(graph), redirect_stderr(StringIO()):  # it prints a traceback of its own
-            Shapes(graph).propagate(example.to(place, copy=True))  # a first layer in place writes into it
+            Shapes(graph).propagate(example.to(device, copy=True))  # a first layer in place writes into it
     except RuntimeError as error:
         reason = first_line(error.__cause__ or error)
         raise ValueError(f"the network does not run on an input of shape {tuple(example.shape)} ({reason})") from error
@@ -183,7 +183,8 @@ def width(node: fx.Node) -> int:
 
 def module_of(node: fx.Node) -> nn.Module | None:
     """The module that a node calls, if it calls one."""
-    return node.graph.owning_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    graph = node.graph.owning_module
+    return graph.get_submodule(str(node.target)) if graph is not None and node.op == "call_module" else None
 
 
 def ancestors(node: fx.Node) -> set[fx.Node]:
@@ -197,7 +198,7 @@ def descendants(node: fx.Node) -> set[fx.Node]:
 
 
 def reached(node: fx.Node, following: Callable[[fx.Node], Iterable[fx.Node]]) -> list[fx.Node]:
-    """A node and all that is reached from it, each once, however many ways lead there."""
+    """A node and all that is reached from it, each once, however many paths lead there."""
     seen: dict[fx.Node, None] = {}
     todo = [node]
     while todo:

@@ -72,10 +72,10 @@ def test_readers_behind_many_forks(join):
 @pytest.mark.parametrize("join", [product, total, halves])
 def test_methods_that_place_gates_masks_and_blocks_return(join):
     network = Forks(join).eval()
-    assert [site.conv for site in placement.attach(network, X).sites] == ["conv"]
+    assert [site.conv for site in placement.insert_gates(network, X).sites] == ["conv"]
     for units in (("channel",), ("channel", "block", "branch", "input")):
         try:
-            structures.attach(network, units, X)
+            structures.insert_masks(network, units, X)
         except ValueError as error:
             assert "can be masked" in str(error)
     assert surgery.magnitude(network, X) is not None

@@ -175,7 +175,7 @@ def close_some(masked, seed):
 def attached(network, units):
     """The masked network, or None if it has no structure of these units."""
     try:
-        return structures.attach(network, units, X[:1])
+        return structures.insert_masks(network, units, X[:1])
     except ValueError as error:
         assert "can be masked" in str(error) and "\n" not in str(error)
 
@@ -360,7 +360,7 @@ def test_a_slice_of_a_shape_over_the_channels_pins_them(sizes):
         lambda s, x: s.head(F.relu(y := s.stem(x)) * sizes(y).numel()).mean((2, 3)), stem=conv(3, 8), head=conv(8, 4)
     )
     channels = Channels(trace(net, torch.randn(2, 3, 6, 7)))
-    assert "not followed" in channels.pinned[channels.group_of("stem")]
+    assert "not followed" in channels.frozen[channels.group_of("stem")]
 
 
 def test_a_buffer_may_be_called_as_an_operation_is():
@@ -373,4 +373,4 @@ def test_a_buffer_may_be_called_as_an_operation_is():
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
 def test_a_network_of_half_precision_is_masked_in_its_own(kind):
     net, x = small(conv(8, 8)).to(kind), torch.randn(1, 3, 6, 6, dtype=kind)
-    torch.testing.assert_close(structures.attach(net, ("channel",), x).model(x), net(x))
+    torch.testing.assert_close(structures.insert_masks(net, ("channel",), x).model(x), net(x))

@@ -63,17 +63,17 @@ def own() -> tuple[nn.Module, torch.Tensor]:
     return Own().eval(), torch.randn(2, 3, 8, 8)
 
 
-def test_classes_of_an_own_network():
+def test_channel_groups_of_an_own_network():
     network, x = own()
-    classes = sorted(sorted(writers) for _, writers in Channels(trace(network, x)).free())
-    assert classes == [
+    groups = sorted(sorted(producers) for _, producers in Channels(trace(network, x)).free())
+    assert groups == [
         ["excite", "narrow", "stem"], ["hidden"], ["left"], ["right"], ["squeeze"], ["wide"],
     ]  # fmt: skip
 
 
 @torch.no_grad()
-def test_removing_dead_channels_of_every_class_changes_nothing():
-    """Make some channels of each class exactly zero at the source; removal must then be exact."""
+def test_removing_dead_channels_of_every_group_changes_nothing():
+    """Make some channels of each group exactly zero at the source; removal must then be exact."""
     network, x = own()
     plan = {"hidden": 20, "left": 6, "right": 10, "squeeze": 4}
     keep = {name: tuple(range(0, size, 2)) for name, size in plan.items()}
@@ -136,7 +136,7 @@ def test_an_untraceable_network_is_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_not_followed_is_pinned_with_a_reason():
+def test_what_is_not_followed_is_frozen_with_a_reason():
     class Shuffling(nn.Module):
         def __init__(self):
             super().__init__()
@@ -146,7 +146,7 @@ def test_what_is_not_followed_is_pinned_with_a_reason():
             return self.b(F.pixel_shuffle(self.a(x).permute(0, 1, 3, 2), 1)).mean((2, 3))
 
     channels = Channels(trace(Shuffling(), torch.zeros(1, 3, 4, 4)))
-    assert "permute" in channels.pinned[channels.group_of("a")]
+    assert "permute" in channels.frozen[channels.group_of("a")]
 
 
 def test_magnitude_ranks_and_plans_are_monotone():

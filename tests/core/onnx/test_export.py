@@ -17,7 +17,7 @@ def test_a_pruned_network_runs_in_onnxruntime(name, tmp_path):
     from tests.gal.families import close_some
 
     network, x, units, _ = family(name)
-    masked = structures.attach(network, units, x[:1])
+    masked = structures.insert_masks(network, units, x[:1])
     close_some(masked)
     plan, _ = structures.plan(masked)
     smaller = surgery.remove(structures.fold(masked), plan, x[:1])
