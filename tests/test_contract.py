@@ -55,6 +55,12 @@ TASKS = {
 }
 NAMES = [recipe.__name__ for recipe in lab.RECIPES]
 each_recipe = pytest.mark.parametrize("recipe", lab.RECIPES, ids=NAMES)
+# Each quick run; those of these four take longest.
+LONG = {"FoldGPT", "Decoupling", "GAL", "HyperFD"}
+RUNS = [
+    pytest.param(recipe, id=name, marks=[pytest.mark.slow] if name in LONG else [])
+    for recipe, name in zip(lab.RECIPES, NAMES, strict=True)
+]
 
 
 def test_every_recipe_is_in_the_table():
@@ -65,7 +71,7 @@ def own_task(outcome) -> lab.Task:
     return TASKS.get(type(outcome.recipe).__name__, lab.tasks.digits)()
 
 
-@pytest.fixture(scope="module", params=lab.RECIPES, ids=NAMES)
+@pytest.fixture(scope="module", params=RUNS)
 def outcome(request):
     """The outcome of a quick run on the recipe's own task."""
     return request.param(**QUICK[request.param.__name__]).run(progress=False)

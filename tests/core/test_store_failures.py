@@ -206,6 +206,7 @@ def test_whatever_a_kill_leaves_loads(tmp_path):
     assert len(files(tmp_path)) == 2  # the next save clears up what the kills left
 
 
+@pytest.mark.slow
 def test_a_kill_at_every_point_of_a_save(tmp_path):
     for point in range(1, 1 + len(calls_of_a_save(tmp_path))):
         store.save(tmp_path, "tree", FIRST)
@@ -280,6 +281,7 @@ def own_folder(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["replace", "link", "rmdir", "unlink", "fsync"])
 def test_a_folder_killed_at_every_call_is_the_old_or_the_new_one(own_folder, call):
     at = 1
