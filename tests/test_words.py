@@ -24,7 +24,6 @@ NOT_A_NAME = {
 }  # fmt: skip
 NOT_IN_PROSE = {
     "channel class": "channel group", "whole number": "integer", "scorer that has died": "collapsed scorer",
-    "in bytes": "uint8 activations",
 }  # fmt: skip
 NOT_IN_C = {
     "room": "workspace", "part": "rolling row buffer", "band": "row tile", "gain": "inv_scale", "held": "windows",
@@ -56,7 +55,9 @@ def dialect(source: str) -> list[str]:
         f"line {n}: {name}: {NOT_A_NAME[name.strip('_')]}" for n, name in names(source) if name.strip("_") in NOT_A_NAME
     ]
     prose = re.sub(r"[\s#]+", " ", source)
-    return bound + [f"{words!r}: {better}" for words, better in NOT_IN_PROSE.items() if words in prose]
+    return bound + [
+        f"{words!r}: {better}" for words, better in NOT_IN_PROSE.items() if re.search(rf"\b{words}\b", prose)
+    ]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
