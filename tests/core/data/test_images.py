@@ -253,7 +253,7 @@ def test_sixteen_bits_are_rounded_to_eight_and_not_cut_off(tmp_path):
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_pixels_whose_white_is_unknown_are_refused(tmp_path, kind):
     Image.fromarray(np.ones((4, 4), kind)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=r"whose white is not told: save it with 8 bits"):
+    with pytest.raises(ValueError, match=r"whose white is not known: save it with 8 bits"):
         images.load_image(tmp_path / "a.tif")
 
 
