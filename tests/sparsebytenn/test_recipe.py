@@ -268,6 +268,10 @@ def test_what_the_engine_cannot_run_is_trained_and_noted(network, note):
         ("race", {"latency"}),
         ("cost.macs", {"macs"}),
         ("_macs_of", {"macs"}),
+        (
+            "_engine_rows",
+            {"parameters", "macs", "blocks", "sparsity", "retained magnitude", "accuracy", "bytes", "latency"},
+        ),
         ("Task.measure", {"accuracy"}),
     ],
 )
