@@ -53,6 +53,7 @@ def chained(network: Network) -> Network:
         links = i + 1 < len(network.ops) and network.ops[i + 1].x == op.y and reads.count(op.y) == 1
         spatial = {"conv", "pointwise", "depthwise", "separable"}
         fits = links and op.kind in spatial and network.ops[i + 1].kind in spatial - {"pointwise"}
+        fits = fits and op.add is None  # what is added lies at a whole map's pitch, and so must the sum
         if not fits or op.y == network.output or m.c * m.pixels < LARGE or i + 1 - first == MAX_CHAIN:
             if first < i:
                 _buffer(network.maps, network.ops[first : i + 1])

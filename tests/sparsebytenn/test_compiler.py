@@ -159,6 +159,21 @@ def test_a_depthwise_convolution_that_is_added_is_not_joined_to_what_adds_it(x):
     assert compared(net, x) < 1e-5
 
 
+def test_a_map_that_a_sum_is_taken_into_stays_whole(x):
+    """dw(x) + pw(x) and a convolution behind: a rolling row buffer would lie at another pitch than what is added."""
+    net = Net(
+        lambda n, x: n.b((lambda y: n.dw(y) + n.pw(y))(n.a(x))),
+        a=conv(3, 8, 3),
+        dw=deep(),
+        pw=conv(8, 8),
+        b=conv(8, 4, 3),
+    )
+    network = rolled(compiler.compile(net, x[:1]), 0)
+    fused = next(op for op in network.ops if op.add is not None)
+    assert fused.kind == "pointwise" and not network.maps[fused.y].buffer_rows
+    assert compared(net, x, floats=1) < 1e-5
+
+
 def test_a_clamp_is_not_written_into_a_map_that_is_read_under_another_name(x):
     """relu(flatten(y)) beside mean(y): flatten is another name of y's map."""
     net = Net(

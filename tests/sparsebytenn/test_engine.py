@@ -141,7 +141,7 @@ def test_interleaved_pictures(name):
 @needs_c
 @pytest.mark.parametrize("floats", [0, 3_000, 20_000])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_maps_kept_in_part_change_nothing(name, floats):
+def test_rolling_row_buffers_change_nothing(name, floats):
     model, x = built(name)
     network = compiler.compile(model, x[:1])
     buffered = rolled(network, floats)
@@ -153,7 +153,7 @@ def test_maps_kept_in_part_change_nothing(name, floats):
     assert (Engine(data).profile(repeats=1).ms > 0).all()
 
 
-def test_maps_as_large_as_the_cache_are_kept_in_part():
+def test_maps_as_large_as_the_cache_are_rolling_row_buffers():
     with torch.random.fork_rng():
         network = compiler.compile(nets.mobilenet_v1(), torch.zeros(1, 3, 224, 224))
     kept = [m for m in network.maps if m.buffer_rows]
@@ -163,7 +163,7 @@ def test_maps_as_large_as_the_cache_are_kept_in_part():
 
 
 @needs_c
-def test_a_map_in_part_that_cannot_be_is_refused():
+def test_a_buffer_that_cannot_be_is_refused():
     model, x = built("mobilenet_v1")
     network = rolled(compiler.compile(model, x[:1]), 0)
     at = next(op.x for op in network.ops if network.maps[op.x].buffer_rows)
