@@ -170,7 +170,8 @@ import socket, sys
 sys.modules["pooch"] = None
 def refuse(*_): raise OSError("no network here")
 socket.socket.connect = refuse
-from lab.core import photographs, tasks
+from lab.core import tasks
+from lab.core.data import photographs
 pictures = [photographs.photograph(name) for name in tasks.PHOTOS_TRAIN + tasks.PHOTOS_HELD_OUT]
 print(len(pictures), {p.shape[0] for p in pictures}, {str(p.dtype) for p in pictures})
 """
