@@ -17,12 +17,12 @@ lab: setup
 	@$(PY) -m lab start notebooks
 
 # In parts: the browser's tests take times and want the machine for themselves, the others share it. The notebooks run
-# twice, for their outputs must be the same on another instruction set than the widest here.
+# twice, for their outputs must be the same on the widest instruction set here and without any.
 test: setup
 	$(PY) -m pytest -n 2 --dist loadscope tests --ignore tests/browser
 	$(PY) -m pytest tests/browser
 	$(PY) -m pytest -n 2 --dist loadscope notebooks
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest -n 2 --dist loadscope notebooks
+	ATEN_CPU_CAPABILITY=default $(PY) -m pytest -n 2 --dist loadscope notebooks
 
 check: setup
 	$(PY) -m ruff check

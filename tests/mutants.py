@@ -4,13 +4,15 @@
     make mutants M=gal              those of one method
     make mutants M=gal FILE=recipe  its recipe, against tests/gal/test_recipe.py; takes long
 
-mutmut does the breaking and keeps what it found in mutants/: a run that was stopped goes on. A mutant may survive only
-if tests/mutants.txt names it, with the reason; any other ends the command with 1.
+mutmut does the breaking and keeps what it found in mutants/: a run that was stopped goes on if code and tests are as
+they were. A mutant may survive only if tests/mutants.txt names it, with the reason; any other ends the command with 1.
 """
 
 import ast
+import hashlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from difflib import ndiff
@@ -19,6 +21,18 @@ from pathlib import Path
 
 SURVIVED = ("survived", "no tests", "suspicious", "not checked")
 ROOT = Path(__file__).parents[1]
+
+
+def begun(methods: list[str], file: str) -> None:
+    """Forget what an earlier run found of other code, other tests or other methods: mutmut would let it stand."""
+    digest = hashlib.sha256(repr((methods, file)).encode())
+    for path in sorted([*Path("lab").rglob("*.py"), *Path("tests").rglob("*.py")]):
+        digest.update(path.read_bytes())
+    mark = Path("mutants", "of.txt")
+    if not mark.exists() or mark.read_text() != digest.hexdigest():
+        shutil.rmtree(mark.parent, ignore_errors=True)
+        mark.parent.mkdir()
+        mark.write_text(digest.hexdigest())
 
 
 def configured(methods: list[str], file: str) -> None:
@@ -77,6 +91,7 @@ def main(methods: list[str], file: str) -> int:
     except ImportError:
         print("mutmut is missing: run `make mutants`, which installs it", file=sys.stderr)
         return 2
+    begun(methods, file)
     configured(methods, file)
     cli(["run", "--max-children", "2"], standalone_mode=False)
     known, lived = accepted(), sorted(set(survivors(methods, file)))

@@ -8,10 +8,13 @@ import random
 import re
 from importlib import import_module
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -29,6 +32,7 @@ from lab.foldgpt.layers import Gates
 from lab.gal.layers import Fista, Mask
 from lab.sparsebytenn.pattern import Pattern
 from lab.sparsebytenn.rearrange import survey
+from tests.core.test_store import alike
 from tests.core.test_store_failures import killed_at
 
 from .foldgpt import small as foldgpt
@@ -55,6 +59,12 @@ TASKS = {
 }
 NAMES = [recipe.__name__ for recipe in lab.RECIPES]
 each_recipe = pytest.mark.parametrize("recipe", lab.RECIPES, ids=NAMES)
+# Each quick run; those of these four take longest.
+LONG = {"FoldGPT", "Decoupling", "GAL", "HyperFD"}
+RUNS = [
+    pytest.param(recipe, id=name, marks=[pytest.mark.slow] if name in LONG else [])
+    for recipe, name in zip(lab.RECIPES, NAMES, strict=True)
+]
 
 
 def test_every_recipe_is_in_the_table():
@@ -65,7 +75,7 @@ def own_task(outcome) -> lab.Task:
     return TASKS.get(type(outcome.recipe).__name__, lab.tasks.digits)()
 
 
-@pytest.fixture(scope="module", params=lab.RECIPES, ids=NAMES)
+@pytest.fixture(scope="module", params=RUNS)
 def outcome(request):
     """The outcome of a quick run on the recipe's own task."""
     return request.param(**QUICK[request.param.__name__]).run(progress=False)
@@ -251,6 +261,31 @@ SMALL = {  # recipe, task: of networks and data of one's own, that run in a seco
 def small_task(recipe) -> lab.Task | None:
     """A small task for the recipe; None, the recipe's own, where it takes another kind that is soon made."""
     return SMALL[recipe.__name__][1]() if recipe.__name__ in SMALL else None
+
+
+KEPT = Path(__file__).parent / "data" / "format-2"  # quick outcomes of all nine, saved before core had folders
+
+
+@each_recipe
+def test_what_was_saved_before_core_had_folders_loads(recipe, tmp_path):
+    """It answers as it did, and nothing of it is lost when it is saved again."""
+    folder, outputs = KEPT / recipe.__name__.lower(), load_file(KEPT / "outputs.safetensors")
+    base = {"FoldGPT": None, "PAMS": pams.edsr()}.get(recipe.__name__, net())
+    outcome = lab.load(folder, base=base if recipe.__name__ in SMALL else None)
+    if hasattr(outcome, "model"):
+        with torch.no_grad():
+            y = outcome.model.eval()(outputs[f"{recipe.__name__}.x"])
+        torch.testing.assert_close(getattr(y, "logits", y), outputs[f"{recipe.__name__}.y"], atol=1e-5, rtol=1e-5)
+    outcome.save(tmp_path / "again")
+    trees = [store.load(where, "outcome") for where in (tmp_path / "again", folder)]
+    assert alike(*map(by_key, trees))
+
+
+def by_key(tree: Any) -> Any:
+    """The tree with every dict in the order of its keys."""
+    if isinstance(tree, dict):
+        return {key: by_key(tree[key]) for key in sorted(tree, key=repr)}
+    return [by_key(value) for value in tree] if isinstance(tree, (list, tuple)) else tree
 
 
 each_small = pytest.mark.parametrize("name", SMALL)

@@ -94,7 +94,10 @@ def breaches(package: Path) -> list[str]:
 
 
 def _imports_by_name(path: Path) -> bool:
-    names = (ast.unparse(n.func) for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call))
+    source = path.read_text(encoding="utf-8")
+    if "import_module" not in source and "__import__" not in source:
+        return False
+    names = (ast.unparse(n.func) for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call))
     return any(name.split(".")[-1] in ("import_module", "__import__") for name in names)
 
 

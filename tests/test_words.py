@@ -1,9 +1,7 @@
 """The field's words: what practitioners would have to learn first is no name here, and a public name is there once."""
 
 import ast
-import io
 import re
-import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +24,6 @@ NOT_A_NAME = {
 }  # fmt: skip
 NOT_IN_PROSE = {
     "channel class": "channel group", "whole number": "integer", "scorer that has died": "collapsed scorer",
-    "in bytes": "uint8 activations",
 }  # fmt: skip
 NOT_IN_C = {
     "room": "workspace", "part": "rolling row buffer", "band": "row tile", "gain": "inv_scale", "held": "windows",
@@ -52,18 +49,15 @@ def names(source: str) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.name
 
 
-def prose(source: str) -> str:
-    """Comments and texts of a file."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return " ".join(" ".join(t.string.split()) for t in tokens if t.type in (tokenize.COMMENT, tokenize.STRING))
-
-
 def dialect(source: str) -> list[str]:
     """The words of a Python file that the field does not know, each with the field's own."""
     bound = [
         f"line {n}: {name}: {NOT_A_NAME[name.strip('_')]}" for n, name in names(source) if name.strip("_") in NOT_A_NAME
     ]
-    return bound + [f"{words!r}: {better}" for words, better in NOT_IN_PROSE.items() if words in prose(source)]
+    prose = re.sub(r"[\s#]+", " ", source)
+    return bound + [
+        f"{words!r}: {better}" for words, better in NOT_IN_PROSE.items() if re.search(rf"\b{words}\b", prose)
+    ]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))

@@ -14,7 +14,7 @@ import torch
 from ..core import store
 from ..core.fields import Allowed, integer, one_of, real, validate
 from ..core.machine import device_of
-from ..core.report import Report, Row, attempt
+from ..core.report import Report, Row, attempt, reported
 from ..core.running import digest, network, validate_kind
 from ..core.training import Step, seeded
 from . import cloud as cloud_service
@@ -151,7 +151,8 @@ class HybridSD:
             images, sizes = _joined(list(batches), variants)  # by variant: (n, 3, H, W), bytes
             worth, notes = _judged(task, images)
             points = tuple(sweep.point(v, worth[v], per_step, self.N, sizes[v]) for v in variants)
-            report = self._report(task, points, parameters, 3 * math.prod(pipeline.size), notes)
+            raw_bytes = 3 * math.prod(pipeline.size)
+            report = reported(repr(self), self._report, task, points, parameters, raw_bytes, notes)
         return HybridSDOutcome(
             recipe=self,
             report=report,

@@ -13,7 +13,7 @@ from ..core import cost, kernels, tasks
 from ..core.fields import integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
 from ..core.graph.tracing import trace
-from ..core.report import Attempts, Report, Row, grouped_by_reason
+from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task, inputs
 from ..core.training import Step, descend
@@ -99,7 +99,7 @@ class SparseByteNN:
             steps = self._train(run, model, pattern)
             slices = moves(model, pattern.orders)  # columns follow the rows of the layer that they read
             model = permute(model, pattern.orders, example)
-            report = self._report(run, model, ground, pattern, saliencies)
+            report = reported(repr(self), self._report, run, model, ground, pattern, saliencies)
         return SparseByteNNOutcome(
             recipe=self,
             report=report,

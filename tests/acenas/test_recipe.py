@@ -22,6 +22,7 @@ def run(recipe=QUICK, space=None, **others):
     return recipe.run(space if space is not None else chains(), progress=False, **others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["gcn", "lightgbm"])
 def test_what_is_found_is_better_than_chance(scorer):
     gaps = [run(replace(QUICK, scorer=scorer), seed=seed).report["regret"] for seed in range(3)]
@@ -29,6 +30,7 @@ def test_what_is_found_is_better_than_chance(scorer):
     assert min(row.after for row in gaps) <= 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ranknet", "mse", "kl"])
 def test_twins_run_and_rank(loss):
     outcome = run(replace(QUICK, loss=loss))
@@ -182,6 +184,7 @@ def test_a_space_is_trained_as_it_is_asked_for(tmp_path):
         outcome.regret()
 
 
+@pytest.mark.slow
 def test_after_a_crash_nothing_is_trained_twice(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     whole = run(space=own(Train(tmp_path / "a")))
@@ -203,6 +206,7 @@ def test_a_training_gives_its_number_as_libraries_do(value):
     assert space.evaluate([0, 2], 0) == space.evaluate([0, 2], 0) == [2.5, 2.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), "good", "2.5", None, torch.ones(2)], ids=str)
 def test_a_training_must_give_a_number(value):
     with pytest.raises(ValueError, match=r"row \d+ \(architecture \d+\): train gave .*: give a number"):
@@ -262,6 +266,7 @@ def permuted(space: lab.Space, by: int = 0) -> lab.Space:
     return space[torch.randperm(len(space), generator=torch.Generator().manual_seed(by)).tolist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_the_same_table_in_another_order_gives_the_same_search(scorer):
     """Architectures are known by their names here, and nothing but the row numbers may differ."""

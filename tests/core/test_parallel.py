@@ -66,6 +66,7 @@ def test_cheap_items_stay_in_this_process(monkeypatch):
     assert parallel.map(lambda x: os.getpid(), range(3), progress=False) == [os.getpid()] * 3
 
 
+@pytest.mark.slow
 def test_dear_items_go_to_processes(monkeypatch):
     monkeypatch.setattr(parallel, "CHEAP", 0.05)
     first, *rest = [pid for _, pid in parallel.map(threads_and_process, range(4), progress=False)]
@@ -123,6 +124,7 @@ def test_missing_backend_names_the_remedy(monkeypatch, backend, module, remedy):
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_failed_item_does_not_stop_the_others(tmp_path, n_jobs):
     with pytest.raises(parallel.FailedItems) as caught:

@@ -129,6 +129,7 @@ def validate_equal(folder: Path, whole: Path) -> None:
     assert found.report["parameters"].ratio > 1  # something was removed, so that the second stage began from the first
 
 
+@pytest.mark.slow
 def test_a_finished_checkpoint_gives_the_outcome_again(tmp_path, start):
     folders = tmp_path / "first", tmp_path / "again"
     for folder in folders:

@@ -104,6 +104,7 @@ def test_the_fingerprint_is_alike_in_every_process(elsewhere, loader):
     assert told(loader) == elsewhere[loader]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", sorted(LOADERS.keys() - {"unseeded"}))
 def test_other_data_are_told_apart(monkeypatch, loader):
     before = told(loader)

@@ -131,6 +131,7 @@ def test_the_state_of_optimiser_and_schedule_comes_back(tmp_path, unbroken, rule
     assert same(interrupted(tmp_path, *case, stop=stop), unbroken(*case))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [4, 6])
 def test_a_loader_with_a_worker_process(tmp_path, unbroken, stop):
     case = ("worker", "SGD, StepLR")

@@ -179,6 +179,7 @@ print(len(pictures), {p.shape[0] for p in pictures}, {str(p.dtype) for p in pict
     assert run.stdout.strip() == "15 {3} {'torch.uint8'}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_trained_photos_network_beats_bicubic(scale):
     task = tasks.photos(scale)

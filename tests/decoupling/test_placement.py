@@ -32,6 +32,7 @@ def printed(value: float, like: str) -> str:
     return (text.removeprefix("0") if like.startswith(".") else text) + like[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_counts_are_those_of_the_papers_networks(name):
     make, side, layers, bits, macs, control, weights, heads, ratios = TABLE[name]
@@ -87,6 +88,7 @@ def test_controllers_read_what_the_convolution_reads(name):
         assert site.control == controller.fc1.weight.numel() + controller.fc2.weight.numel()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_what_is_off_is_exactly_zero_and_means_are_those_before_the_gate(name):
     decoupled, x = gated(name)

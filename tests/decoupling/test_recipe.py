@@ -167,6 +167,7 @@ def test_a_detached_side_takes_no_gradient_from_agreement(detach, moves, kl):
     assert tuple(grad is not None for grad in grads) == moves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -190,6 +191,7 @@ def test_the_gates_take_their_mix(outcome):
     assert {gate.mix for gate in gates(run(mix="element").model).values()} == {"element"}
 
 
+@pytest.mark.slow
 def test_predictions_take_the_place_of_labels():
     """With other labels the encodings' losses of the first step do not change if they tell about predictions."""
     x, y = data()
@@ -218,6 +220,7 @@ def test_a_task_of_its_own_loss_uses_it():
     assert run(small(loss=loss)).trace[0].terms["task"] == pytest.approx(3 * run().trace[0].terms["task"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_device_is_taken_and_the_seed_matters():
     assert same(run(device="cpu"), run())
     assert not same(run(seed=1), run())
@@ -397,6 +400,7 @@ def test_a_wrong_base_is_one_line(outcome, tmp_path, base):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_network_of_the_lab_needs_no_base(tmp_path):
     with seeded(0):
         found = run(small(model=lab.nets.resnet_cifar(8, channels=3, classes=4)), mix="element", steps=3)
@@ -410,6 +414,7 @@ class Killed(BaseException):
     """What no `except Exception` stops."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moments", [[8, 9, 14], [1, 2, 26]], ids=str)
 def test_a_killed_run_ends_like_an_unbroken_one(tmp_path, monkeypatch, moments):
     """Stopped at the n-th file that is put in its place: between the two files of a save, before, and behind the last.
@@ -467,6 +472,7 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_outcome_is_exported(outcome, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `export`")
     pytest.importorskip("onnxscript", reason="needs the extra `export`")

@@ -16,6 +16,7 @@ from tests.core.graph.test_foreign_networks import Net, conv
 from tests.decoupling.families import NETS, QUICK, always, distance, gated, network, plain
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", NETS)
 def test_what_is_never_on_goes_and_the_answers_stay(name):
@@ -38,6 +39,7 @@ def test_what_is_never_on_goes_and_the_answers_stay(name):
             assert len(index) <= max(2, bits.any(0).sum())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in QUICK if name != "densenet"])
 def test_a_layer_that_is_never_on_keeps_a_filter_or_two(name):
@@ -102,6 +104,7 @@ def test_nothing_is_planned_where_every_filter_is_used(name):
     assert distance(removed(decoupled, Plan(), x[:1]).model(x), decoupled.model(x)) < 1e-6
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["resnet", "densenet", "silu and bias"])
 def test_what_was_cut_once_is_cut_again(name):

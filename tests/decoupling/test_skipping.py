@@ -13,6 +13,7 @@ from lab.decoupling.skipping import GatedConv, skipping
 from tests.decoupling.families import NETS, QUICK, always, distance, gated, network
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", NETS)
 def test_skipping_gives_the_same_answers(name):
@@ -25,6 +26,7 @@ def test_skipping_gives_the_same_answers(name):
     assert torch.equal(decoupled.model(x), expected)  # on copies
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", QUICK)
 def test_layers_that_are_off_leave_the_answers_alike(name):

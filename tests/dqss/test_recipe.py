@@ -296,12 +296,14 @@ def test_the_trace_of_what_learns_nothing_is_what_was_tried(algorithm):
         assert outcome.losses["kept"] == min(losses)
 
 
+@pytest.mark.slow
 def test_super_resolution():
     task = lab.tasks.photos(2, patch=32, batch_size=2)
     outcome = run(task, steps=4)
     assert outcome.report["psnr"].after > 25 and outcome.losses["kept"] <= outcome.losses["uniform"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["layers", "full"])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_the_exported_network_answers_alike(placement, bits, tmp_path):
@@ -355,6 +357,7 @@ def test_a_network_of_ones_own_is_stored(tmp_path):
     assert torch.equal(loaded.model(x), outcome.model(x)) and loaded.choices == outcome.choices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [{}, {"mode": "aware", "candidates": (), "algorithm": "dqss"}], ids=["post", "aware"]
 )

@@ -75,6 +75,7 @@ def test_the_cache_changes_no_token(family):
     assert [m.layer_idx for block in blocks(net) for m in block.modules() if hasattr(m, "layer_idx")] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @every_family
 def test_in_bfloat16_the_cache_changes_ties_at_most(family):
     net = moved(folded(model(family, torch.bfloat16), FOLD))
@@ -94,6 +95,7 @@ def test_norms_stay_with_each_layer(family):
     assert common and all("norm" in name or "ln_" in name or name.endswith((".A", ".B")) for name in own)
 
 
+@pytest.mark.slow
 @every_family
 @both_dtypes
 def test_saved_with_its_sharing_and_loaded_three_ways(family, dtype, tmp_path):

@@ -47,6 +47,7 @@ def test_only_numbers_a_plain_task_is_enough():
         outcome.text("some words")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [{"ranking": "influence"}, {"ranking": "leave-one-out"}, {"ranking": "taylor"}, {"recovery": "logits"},
@@ -112,6 +113,7 @@ def told(net, x) -> lab.Task:
     return lab.Task(model=net, batches=[x], score=perplexity([x]), metric="perplexity", unit="")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranking", ["gates", *BASELINES])
 @pytest.mark.parametrize("block", [1, 3])
 def test_the_block_that_does_nothing_is_the_one_to_go(block, ranking):
@@ -128,6 +130,7 @@ def test_a_block_that_does_nothing_is_most_like_its_neighbour(block):
     assert recipe.run(told(*idle(block)), progress=False).fold.groups == ((block - 1, block),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recovery", ["tail", "logits"])
 def test_distillation_counts_as_much_as_beta_says(task, recovery):
     once, twice, none, plain = (
@@ -177,6 +180,7 @@ def test_a_batch_size_that_is_none_is_told(size):
         lab.tasks.prose(batch_size=size)
 
 
+@pytest.mark.slow
 def test_the_embedded_prose_is_apart_and_its_model_reads_it():
     learn, held_out = documentation()
     assert not set(learn) & set(held_out) and len(held_out) > 100
@@ -209,6 +213,7 @@ def test_a_real_model_from_a_folder(text, tmp_path):
     assert QUICK.run(task, progress=False).report["blocks"].after == 5
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_saved_model(tmp_path):
     model("llama").save_pretrained(tmp_path)
     assert measures.peak_memory(tmp_path, 4) > 0

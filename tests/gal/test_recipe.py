@@ -95,6 +95,7 @@ def test_every_adversary_plays(adversary):
     assert ("adversary" in found.trace[0].terms) == (adversary != "off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", RELEASED)
 def test_every_released_behaviour_changes_the_run(switch, outcome):
     found = run(GAL(units="channel", released=switch, **QUICK), small())

@@ -18,6 +18,7 @@ def pruned(request):
     return network, x, masked, entries
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_open_masks_change_nothing(pruned):
     network, x, masked, entries = pruned
@@ -27,6 +28,7 @@ def test_open_masks_change_nothing(pruned):
     assert torch.equal(masked.model(x), network(x))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_folded_and_removed_equal_masked(pruned):
     network, x, masked, _ = pruned
@@ -45,6 +47,7 @@ def test_folded_and_removed_equal_masked(pruned):
         assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_plan_alone_rebuilds_the_network(pruned):
     network, x, masked, _ = pruned

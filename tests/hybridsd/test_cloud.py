@@ -81,6 +81,7 @@ def state(here, steps=4, count=1):
     return begin(here.scheduler, latent, steps, 4.0, prompt=here.text.tokens(["a"] * count), seed=3)
 
 
+@pytest.mark.slow
 def test_over_the_network_is_bit_for_bit_in_one_process(server):
     here, _ = both()
     client = cloud.CloudClient(server, TOKEN)
@@ -135,6 +136,7 @@ def marked(url, mark):
     return client
 
 
+@pytest.mark.slow
 def test_a_cloud_killed_in_mid_request_leaves_the_edge_alone(tmp_path):
     small.sd().save_pretrained(tmp_path)
     process, url = started(tmp_path)
@@ -232,6 +234,7 @@ def here():
     return both()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALTERED)
 def test_what_was_not_asked_is_refused_and_the_edge_draws_alone(here, name):
     cloud_side = Altering(here, ALTERED[name])

@@ -108,6 +108,7 @@ def test_what_does_not_fit_is_told(large):
         blocks.narrowed(plain, [16, 32, 32, 32, 16, 16], [9] + [4] * 11)
 
 
+@pytest.mark.slow
 def test_distillation_brings_the_student_nearer_and_resumes(large, tmp_path):
     alphas = torch.linspace(0.99, 0.05, 100)
     x, ids = torch.randn(32, 4, 8, 8), torch.arange(32)

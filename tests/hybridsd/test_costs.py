@@ -19,6 +19,7 @@ def test_the_figures_points_u_nets_only_two_inputs_without_attention_products(sd
         assert totals[k] == pytest.approx(published, rel=3e-3), k
 
 
+@pytest.mark.slow
 def test_the_readings_of_the_saving():
     savings = {name: percent for name, (percent, _) in costs.published_savings().items()}
     assert savings["sd, k=10, u-net"] == pytest.approx(60.0) and savings["sd, k=5, u-net"] == pytest.approx(80.0)

@@ -60,6 +60,7 @@ def one_machine(unets, scheduler, steps, dtype=torch.float32):
     return last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_two_machines_make_the_latent_of_one_bit_for_bit(name, dtype):

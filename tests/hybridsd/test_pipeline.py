@@ -32,6 +32,7 @@ def twin(family):
     return cloud, edge
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", small.FAMILIES)
 def test_the_ends_are_the_stock_pipelines_bit_for_bit(family):
     cloud, edge = twin(family)

@@ -44,6 +44,7 @@ def test_the_edge_has_at_most_27_percent_of_the_cloud():
     assert tiny < whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "least"), [([12, 0], 0.91), ([5, 7], 0.79), ([0, 12], 0.87)], ids=["cloud", "both", "edge"]
 )

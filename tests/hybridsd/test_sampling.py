@@ -71,6 +71,7 @@ def handed_over(scheduler, units, cuts):
     return advance(state, units[1], scheduler, COND, N).latent
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # constructors of diffusers meet numpy 2
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_hand_over_is_bit_for_bit_or_refused_before_the_first_step(name):

@@ -80,6 +80,7 @@ def test_each_step_changes_one_part_only(parts):
     assert all(p.grad is None for p in (*large.parameters(), *features.parameters()))
 
 
+@pytest.mark.slow
 def test_the_tiny_one_comes_nearer_to_the_large_ones_latents_and_pictures(parts):
     tiny, large, judge, features = parts
     x = pictures()

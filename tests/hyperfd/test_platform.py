@@ -185,6 +185,7 @@ def test_a_model_that_orders_what_was_tried_the_other_way_round_is_refused():
         bounds.validate_ordering((ranker, [record]), (turned, [record]), codes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields", [{}, {"features": "mean"}, {"features": "frozen"}, {"lr": 0.02}, {"si": 0.0}], ids=str
 )

@@ -107,6 +107,7 @@ def test_live_mode_trains_and_keeps_what_it_trained(tmp_path):
     assert len(tried) == 36
 
 
+@pytest.mark.slow
 def test_detectors_are_really_trained_in_live_mode(tmp_path):
     names = ("portraits", "groups", "small", "rotated")
     tasks = {name: few(lab.tasks.faces(name), 32, 6) for name in names}
@@ -150,6 +151,7 @@ def test_baselines_serve_the_same_stream(by):
         assert all(one.rows == (8,) for one in found.served)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -229,6 +231,7 @@ def test_a_saved_platform_recommends_alike(outcome, tmp_path):
     assert set(choices[0]) == {"width", "side", "kind"} and set(outcome.meta_vectors()) == set(small.stream().names)
 
 
+@pytest.mark.slow
 def test_the_same_table_in_another_order_gives_the_same_recommendations():
     """Configurations are known by their decisions here; nothing but the row numbers may differ."""
     table = small.stream(hole=True)
@@ -276,6 +279,7 @@ def test_what_a_map_loses_of_old_records_is_not_known_and_not_shown(outcome):
     assert not any("error" in name for name in shown)
 
 
+@pytest.mark.slow
 def test_what_fails_after_the_last_task_loses_nothing(outcome, monkeypatch):
     def gone(data):
         raise OSError("the disk is gone")
@@ -367,6 +371,7 @@ def test_membership_shows_without_noise_and_drowns_in_it(outcome):
     assert open_ > 0.95 and drowned < 0.75
 
 
+@pytest.mark.slow
 def test_tracing_finds_pictures_of_small_uploads_and_no_others():
     """Four pictures in subsets of two; the control are pictures of another seed, which the client does not have."""
     how, found = RoundConfig(R=4, m=2), {"members": [], "strangers": []}
@@ -449,6 +454,7 @@ def test_there_is_one_list_of_detectors():
     assert tuple(streams.DETECTORS) == space.NAMES and list(live.stream(tasks).choices) == choices
 
 
+@pytest.mark.slow
 def test_a_platform_of_the_table_and_a_live_client_mean_the_same_by_a_row(tmp_path, monkeypatch):
     """Both optimisers are in the table, whose order was once another."""
     lines = ["domain,width,side,iou,ratio,weight,optimiser,seed,ap50,ap,seconds"]
@@ -474,6 +480,7 @@ def serving_platform(how):
     return Platform((4, 64, 64), coded(streams.detector_choices()), how)
 
 
+@pytest.mark.slow
 def test_the_graph_networks_of_nine_data_sets():
     pytest.importorskip("nas_bench_graph")
     stream = lab.tasks.graphs(40)

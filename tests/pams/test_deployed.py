@@ -1,14 +1,12 @@
 """The exported file in onnxruntime: the same answers, integer kernels where they are due, and reasons where not."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import lab
-from lab.core import cost
 from lab.core.onnx import ort_report, qdq
 from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.core.training import seeded
@@ -252,14 +250,3 @@ def test_the_published_size_has_the_kernels_and_bytes_it_should():
         report = graph_report(graph)
         assert sum(row.integer for row in report.rows) == integers
         assert report.operators.get("QLinearAdd", 0) == adds
-
-
-@pytest.mark.slow
-def test_integers_are_faster_where_the_processor_has_them():
-    processor = Path("/proc/cpuinfo")
-    if not processor.exists() or "vnni" not in processor.read_text():
-        pytest.skip("no VNNI here")
-    net, x = lab.nets.edsr(blocks=4, width=64, scale=2), torch.rand(1, 3, 32, 32)
-    graph, _ = quantised(net, x, placement="full")
-    timed = cost.latencies({"fp32": deployed(fold_batch_norms(net, x)), "int8": deployed(graph)}, x, repeats=15)
-    assert timed["fp32"].over(timed["int8"]) > 1.5

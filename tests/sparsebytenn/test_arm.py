@@ -46,6 +46,7 @@ def written(network, file):
     return file
 
 
+@pytest.mark.slow
 def test_the_library_is_what_a_program_needs(folder, built):
     assert {path.name for path in folder.iterdir()} >= {"libsbnn.a", "sbnn.h", "kernels.h"}
     symbols = subprocess.run(["aarch64-linux-gnu-nm", built], capture_output=True, text=True, check=True).stdout
@@ -54,6 +55,7 @@ def test_the_library_is_what_a_program_needs(folder, built):
     assert wanted - defined <= {"memcpy", "memset", "getauxval", "_GLOBAL_OFFSET_TABLE_"}  # no allocation, no libm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["neon", "neondot"])
 def test_kernels_are_the_reference_and_keep_nan_from_three_threads(built, isa):
     lines = arm.emulated(arm.program(HERE / "kernels.c", built), isa, 0, 150).splitlines()
@@ -120,6 +122,7 @@ def test_one_pass_needs_little_more_than_half_of_xnnpacks_instructions(count, tm
 # -- the inner loop ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_llvm
 @pytest.mark.parametrize("cc", [arm.CC, pytest.param(arm.CLANG, marks=needs_clang)], ids=["gcc", "clang"])
 def test_the_inner_loop_takes_eight_cycles_a_block(tmp_path, cc):

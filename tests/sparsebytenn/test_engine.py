@@ -137,6 +137,7 @@ def test_interleaved_pictures(name):
     assert distance(engine(x.permute(0, 2, 3, 1)), answer(model, x)) < 1e-4
 
 
+@pytest.mark.slow
 @needs_c
 @pytest.mark.parametrize("floats", [0, 3_000, 20_000])
 @pytest.mark.parametrize("name", NETWORKS)

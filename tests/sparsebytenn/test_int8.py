@@ -139,6 +139,7 @@ def distance(a, b):
     return float((a - b).abs().max() / b.abs().max())
 
 
+@pytest.mark.slow
 @needs_c
 @pytest.mark.parametrize("isa", HERE)
 @pytest.mark.parametrize("name", NETWORKS)

@@ -98,6 +98,7 @@ def shuffles(network: nn.Module, example: torch.Tensor) -> dict[str, torch.Tenso
     return {name: torch.randperm(channels.sizes[group], generator=draw) for name, group in free.items()}
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_family_is_rearranged_exactly(name):
@@ -110,6 +111,7 @@ def test_every_family_is_rearranged_exactly(name):
     assert torch.equal(network(x), before)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", OWN)
 def test_networks_as_people_write_them_are_rearranged_exactly(name):

@@ -202,6 +202,7 @@ def test_a_task_without_classes_is_distilled_by_squares():
     assert found.trace[0].terms["distil"] < 1e-8 and found.report["psnr"].unit == "dB"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [3, 7, 12])
 def test_a_killed_run_ends_like_an_unbroken_one(at, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_SECONDS", 0)
@@ -259,6 +260,7 @@ def test_what_the_engine_cannot_run_is_trained_and_noted(network, note):
         assert note in packed_notes[0] and "\n" not in packed_notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "lost"),
     [
@@ -266,6 +268,10 @@ def test_what_the_engine_cannot_run_is_trained_and_noted(network, note):
         ("race", {"latency"}),
         ("cost.macs", {"macs"}),
         ("_macs_of", {"macs"}),
+        (
+            "_engine_rows",
+            {"parameters", "macs", "blocks", "sparsity", "retained magnitude", "accuracy", "bytes", "latency"},
+        ),
         ("Task.measure", {"accuracy"}),
     ],
 )

@@ -85,6 +85,7 @@ def run_in_node(folder, files, jobs):
     return result
 
 
+@pytest.mark.slow
 @needs_node
 @pytest.mark.parametrize("interleaved", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
@@ -167,6 +168,7 @@ def test_the_builds_are_from_these_sources():
     assert built["sources"] == wasm["sources_now"](), "the WebAssembly is stale: make kernels-wasm"
 
 
+@pytest.mark.slow
 def test_a_rebuild_gives_the_same_bytes():
     built = json.loads((STATIC / "built_from.json").read_text())
     if not all(map(shutil.which, (wasm["CLANG"], wasm["LINKER"]))):

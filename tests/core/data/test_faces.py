@@ -34,6 +34,7 @@ def jpeg(width=40, height=30):
 # -- composed scenes ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_there_are_twelve_domains_with_faces_in_each():
     assert len(faces.DOMAINS) >= 12
     for name in ("portraits", "crowded", "fish-eye", "coarse"):

@@ -206,6 +206,7 @@ def test_masked_folded_and_removed_are_one_function(network, seed):
 ORDERS = [order for count in range(1, 5) for order in permutations(structures.UNITS, count)]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("units", [("channel", "branch"), ("input", "branch", "channel"), structures.UNITS[::-1]])
 def test_masked_and_removed_are_one_function_in_other_orders(network, units):
@@ -219,6 +220,7 @@ def test_masked_and_removed_are_one_function_in_all_orders_of_all_units(network)
         assert_one_function(network, units, 0)
 
 
+@pytest.mark.slow
 def test_every_mask_is_read_and_the_order_of_units_does_not_matter(network):
     network.requires_grad_(False)
     found = {}

@@ -56,6 +56,7 @@ def by_kind(row, wanted) -> int:
     return sum(count for name, count in layers.items() if wanted(model.get_submodule(name)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", range(len(TABLE)), ids=NAMES)
 def test_counts_are_those_of_the_papers(row):
     _, (channels, size), every, paper, conv, conv_and_linear = TABLE[row]
