@@ -31,9 +31,9 @@ def test_the_tasks_are_walked_through(outcome, tmp_path, open_page, artefacts, r
     slider.wait_for()
     times = [slider.evaluate(STEP) for _ in range(8)]
     record_property("step to picture, ms", statistics.median(times))
-    for place in (0, len(outcome.served) - 1):
-        lab_page.move(slider, place)
-        page.wait_for_selector(f".lab-explorer .facts:has-text('{outcome.served[place]['name']}')")
+    for position in (0, len(outcome.served) - 1):
+        lab_page.move(slider, position)
+        page.wait_for_selector(f".lab-explorer .facts:has-text('{outcome.served[position].name}')")
         shown = page.locator(".lab-explorer .picture").inner_html()
         assert all(title in shown for title in TITLES)
     page.screenshot(path=artefacts / f"tasks_{scheme}.png", full_page=True)
