@@ -59,8 +59,8 @@ TASKS = {
 }
 NAMES = [recipe.__name__ for recipe in lab.RECIPES]
 each_recipe = pytest.mark.parametrize("recipe", lab.RECIPES, ids=NAMES)
-# Each quick run; those of these four take longest.
-LONG = {"FoldGPT", "Decoupling", "GAL", "HyperFD"}
+# Each quick run; these six take longest.
+LONG = {"FoldGPT", "Decoupling", "GAL", "HyperFD", "PAMS", "HybridSD"}
 RUNS = [
     pytest.param(recipe, id=name, marks=[pytest.mark.slow] if name in LONG else [])
     for recipe, name in zip(lab.RECIPES, NAMES, strict=True)

@@ -37,6 +37,7 @@ def test_twins_run_and_rank(loss):
     assert outcome.report["kendall tau"].after > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["brp", "vanilla"])
 def test_predictors_of_others_run(scorer):
     assert not is_collapsed(run(replace(QUICK, scorer=scorer, epochs=3)).scores[-1])
@@ -48,6 +49,7 @@ def test_rivals_train_as_many_and_none_twice(scorer):
     assert len(outcome.rows) == len(set(outcome.rows.tolist())) == 23
 
 
+@pytest.mark.slow
 def test_rounds_keep_to_the_budget_and_exploit_half():
     outcome = run()
     assert outcome.learned == [10, 20] and len(outcome.rows) <= 23
@@ -58,6 +60,7 @@ def test_rounds_keep_to_the_budget_and_exploit_half():
     assert set(top) <= set(outcome.rows.tolist())  # the top predicted ones are trained at the end
 
 
+@pytest.mark.slow
 def test_the_pick_is_the_best_that_was_trained():
     outcome = run()
     best = int(outcome.rows[outcome.labels.argmax()])
@@ -73,6 +76,7 @@ def test_labels_are_of_one_training_each():
     )
 
 
+@pytest.mark.slow
 def test_a_limit_leaves_out_what_costs_more():
     outcome = run(replace(QUICK, budget=12, limit=("blocks", 3)))
     costs = outcome.context["costs"]["blocks"]
@@ -85,6 +89,7 @@ def worth_of(outcome) -> float:
     return worth(chains().choices[outcome.context["names"].index(outcome.pick)])
 
 
+@pytest.mark.slow
 def test_the_front_is_beaten_by_none():
     outcome = run()
     front = outcome.front("blocks")
@@ -113,6 +118,7 @@ def test_a_collapsed_scorer_is_begun_again():
     assert scorer.restarts == 1 and not is_collapsed(scorer.scores())
 
 
+@pytest.mark.slow
 def test_pretraining_keeps_encoder_and_first_head():
     torch.manual_seed(0)
     space = chains()
@@ -175,6 +181,7 @@ def own(train) -> lab.Space:
     return chains(labels=None, truth=None, train=train, n_jobs=1)
 
 
+@pytest.mark.slow
 def test_a_space_is_trained_as_it_is_asked_for(tmp_path):
     train = Train(tmp_path)
     outcome = run(space=own(train))

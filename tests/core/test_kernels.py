@@ -126,6 +126,7 @@ def test_a_nan_stays_a_nan_and_touches_nothing_else(name, n, monkeypatch):
     assert np.isnan(y[:, n // 2]).all() and np.isfinite(np.delete(y, n // 2, 1)).all()
 
 
+@pytest.mark.slow
 @needs_c
 def test_a_pointer_keeps_its_array():
     array = np.ones(1 << 20, np.float32)

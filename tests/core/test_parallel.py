@@ -74,6 +74,7 @@ def test_dear_items_go_to_processes(monkeypatch):
     assert os.getpid() not in rest
 
 
+@pytest.mark.slow
 def test_unordered_finish_ordered_result(tmp_path):
     assert parallel.map(slow_first, range(4), n_jobs=2, journal=tmp_path, progress=False) == [0, 1, 2, 3]
     finished = [json.loads(line)["result"] for line in lines(tmp_path)]

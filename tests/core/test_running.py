@@ -112,6 +112,7 @@ def test_other_data_are_told_apart(monkeypatch, loader):
     assert told(loader) != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS)
 def test_the_fingerprint_is_alike_wherever_a_generator_stands(loader):
     told(loader)
@@ -227,6 +228,7 @@ def test_two_processes_on_one_folder(tmp_path, holder):
             time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_process(tmp_path):
     with store.held(tmp_path):
         for _ in range(2):  # the refusal leaves the lock as it was

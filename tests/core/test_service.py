@@ -194,6 +194,7 @@ def saying(pieces, pause):
         thread.join(20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pieces",
     [

@@ -75,6 +75,7 @@ trees = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(tree=st.dictionaries(keys, trees, max_size=4))
 def test_any_tree_comes_back(tmp_path_factory, tree):

@@ -139,6 +139,7 @@ def test_digits_batches_hold_every_sample_once_a_pass():
     assert {x.shape[1:] for x, _ in task.batches} == {(1, 8, 8)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tasks.digits, tasks.photos])
 def test_making_and_scoring_a_task_draws_no_random_number(make):
     state = torch.get_rng_state()
@@ -304,6 +305,7 @@ def test_bad_images_arguments_are_told_in_one_line(npz, arguments, message):
         tasks.images(npz, nn.Identity(), **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="CIFAR-10 and its ResNet-20 are not at hand")
 def test_published_resnet20_reaches_its_accuracy_on_cifar_by_path(tmp_path):
     records = b"".join(bytes([label]) + tile.tobytes() for label, tile in cifar_test_pictures())

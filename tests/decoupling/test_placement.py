@@ -57,6 +57,7 @@ def name(request):
     return request.param
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_with_all_gates_on_it_is_the_network_itself(name):
     found, x = network(name)
@@ -68,6 +69,7 @@ def test_with_all_gates_on_it_is_the_network_itself(name):
     assert torch.equal(found(x), before) and not gates(found)
 
 
+@pytest.mark.slow
 def test_every_convolution_is_gated_or_has_a_reason(name):
     found, x = network(name)
     decoupled = insert_gates(found, x[:1])
@@ -77,6 +79,7 @@ def test_every_convolution_is_gated_or_has_a_reason(name):
     assert decoupled.dense == cost.macs(found, x[:1])
 
 
+@pytest.mark.slow
 def test_controllers_read_what_the_convolution_reads(name):
     decoupled, _ = gated(name)
     nodes = {str(n.target): n for n in decoupled.model.graph.nodes if n.op == "call_module"}
@@ -133,6 +136,7 @@ def test_residual_gates_stand_behind_the_activation_or_before_the_sum():
     assert decoupled.ungated == {"conv1": "it is a first layer"}
 
 
+@pytest.mark.slow
 def test_a_chain_is_gated_behind_norm_and_activation_but_for_its_first_layer():
     found = nets.vgg19_cifar()
     decoupled = insert_gates(found, torch.zeros(1, 3, 32, 32))
@@ -140,6 +144,7 @@ def test_a_chain_is_gated_behind_norm_and_activation_but_for_its_first_layer():
     assert list(decoupled.ungated.values()) == ["it is a first layer"]
 
 
+@pytest.mark.slow
 def test_all_seven_convolutions_of_an_inception_module_are_gated():
     decoupled, _ = gated("googlenet")
     modules: dict[str, int] = {}
@@ -262,6 +267,7 @@ def test_residual_streams_are_read_dense_and_chains_through_their_gates():
     assert of(decoupled, "layer2.0.downsample.0").sources == ((DENSE, 64),)
 
 
+@pytest.mark.slow
 def test_concatenations_are_read_operand_by_operand():
     decoupled, _ = gated("googlenet")
     inside = {k: site.filters for k, site in enumerate(decoupled.sites)}
@@ -277,6 +283,7 @@ def test_what_is_not_zero_at_zero_is_read_dense():
     assert of(decoupled, "c").sources == ((0, 6), (0, 6), (DENSE, 8))
 
 
+@pytest.mark.slow
 def test_macs_of_a_path_by_hand():
     """The first layer reads the ungated stem, the second what the first leaves on; depthwise goes with its gate."""
     decoupled, _ = gated("depthwise with bias")
@@ -300,6 +307,7 @@ def test_macs_are_counted_where_the_bits_are():
     assert decoupled.macs(on).device.type == "meta"
 
 
+@pytest.mark.slow
 def test_macs_with_everything_on_are_those_of_network_and_controllers(name):
     found, x = network(name)
     decoupled = insert_gates(found, x[:1])

@@ -234,6 +234,7 @@ def test_a_network_in_double_precision_is_decoupled():
     assert next(found.model.parameters()).dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_frozen_weights_learn_in_the_copy_alone():
     """A network that was loaded for inference is trained like any other, and keeps its flags."""
     learned, task = run(small()).model.state_dict()["0.weight"], small()
@@ -329,6 +330,7 @@ class Broken(nn.Module):
         return x.flatten(1) @ self.weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -95,6 +95,7 @@ def test_the_mix_is_handed_on():
     assert not smaller.model.training
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["functional", "vgg"])
 def test_nothing_is_planned_where_every_filter_is_used(name):

@@ -66,6 +66,7 @@ def test_one_picture_has_filters_that_are_on_or_off():
     assert [f.state.tolist() for f in numbers(seen, 0, None)] == [[0, 0, 3, 3], [0]]
 
 
+@pytest.mark.slow
 def test_facts_count_what_the_paths_hold(outcome):
     explorer = explore(outcome, images=[0, 1])
     a, b = (outcome.seen.bits[int(outcome.sampled[k])] for k in (0, 1))

@@ -67,6 +67,7 @@ def test_kl_cuts_a_far_outlier_and_keeps_a_uniform_tensor():
     assert float(observers.kl(flat, 127, True)) > 0.95
 
 
+@pytest.mark.slow
 def test_kl_is_near_onnxruntimes_entropy_calibration():
     calibrate = pytest.importorskip("onnxruntime.quantization.calibrate")
     x = NORMAL.flatten().numpy()
@@ -89,6 +90,7 @@ def test_behind_a_relu_a_range_is_nearly_as_good_as_the_best(x, rule, bits):
     assert 10 * math.log10(error(sparse, rule(sparse, n, False), n) / error(x, rule(x, n, False), n)) < 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [15, 255])
 @pytest.mark.parametrize("x", [NORMAL, LAPLACE], ids=["gauss", "laplace"])
 def test_kl_does_not_see_zeros(x, n):

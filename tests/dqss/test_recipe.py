@@ -52,6 +52,7 @@ def test_safe_is_never_worse_than_the_best_uniform_strategy(bits):
     assert outcome.losses["kept"] <= outcome.losses["uniform"] <= min(outcome.uniform.values()) + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 3])
 def test_safe_is_never_worse_than_what_arg_max_keeps(bits):
     """With one start less it lost up to 1.45 dB to the plain algorithm; its first start is what that one keeps."""
@@ -89,6 +90,7 @@ def test_every_algorithm_tells_its_gap(algorithm):
         assert len({row["activations"] for row in outcome.choices.values()}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scales", ["tensor", "channel"])
 def test_weights_that_meet_only_zeros_leave_the_range_to_the_others(scales):
     """A channel that its ReLU has shut, then a huge weight: the thin MobileNet has one, and lost 14 points by it."""
@@ -103,6 +105,7 @@ def test_weights_that_meet_only_zeros_leave_the_range_to_the_others(scales):
     assert torch.equal(*steps) == (scales == "tensor") and torch.equal(steps[0][:3], steps[1][:3])
 
 
+@pytest.mark.slow
 def test_eight_bits_are_enough_for_the_thin_mobilenet():
     task = lab.tasks.digits(size=32, channels=3)
     outcome = run(task, weight_bits=8, activation_bits=8, calibration=16, candidates=("max", "mse"), steps=1)
@@ -142,6 +145,7 @@ def test_a_layer_is_called_once_however_many_strategies(monkeypatch):
     assert len(calls) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [True, False])
 def test_trained_with_its_strategies(labels):
     fields = {"mode": "aware", "candidates": (), "steps": 10, "algorithm": "dqss"}

@@ -34,6 +34,7 @@ def moved(net):
     return net
 
 
+@pytest.mark.slow
 @every_family
 @both_dtypes
 def test_hard_removal_is_gates_of_0_and_1_bit_for_bit(family, dtype):
@@ -60,6 +61,7 @@ def test_sharing_equal_blocks_is_the_original(family):
     assert torch.equal(logits(folded(net, Fold(tuple(range(6)), ((2, 3),))), x), logits(net, x))
 
 
+@pytest.mark.slow
 @every_family
 def test_parameters_are_what_the_formula_says(family):
     net = model(family)
@@ -67,6 +69,7 @@ def test_parameters_are_what_the_formula_says(family):
         assert cost.parameters(folded(net, fold)) == Sizes.of(net).folded(fold)
 
 
+@pytest.mark.slow
 @every_family
 def test_the_cache_changes_no_token(family):
     net = moved(folded(model(family), FOLD))

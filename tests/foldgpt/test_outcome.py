@@ -173,6 +173,7 @@ def test_what_answers_otherwise_when_read_again_is_not_kept(folder, net):
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_a_save_killed_at_any_rename_leaves_weights_and_report_of_one_run(folder, net):
     other = moved(shared(model("llama"), FOLD, "mean", "zero", ()))
     old, new = outcome(net), replace(outcome(other), ranking=(0, 1, 2, 3, 4, 5))

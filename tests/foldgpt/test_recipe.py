@@ -60,12 +60,14 @@ def test_every_switch_runs(task, change):
     assert outcome.report["parameters"].ratio > 1 and torch.isfinite(outcome.model(task.example).logits).all()
 
 
+@pytest.mark.slow
 def test_bfloat16(text):
     task = lab.tasks.prose(model("qwen2", torch.bfloat16), tokenizer=Letters(), text=text, context=16, batch_size=4)
     outcome = QUICK.run(task, progress=False)
     assert {p.dtype for p in outcome.model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(task, tmp_path, monkeypatch):
     whole = QUICK.run(task, progress=False)
     calls = iter(range(100))
@@ -99,6 +101,7 @@ def idle(block: int, sure: float = 20.0):
     return net, x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", BASELINES.values(), ids=BASELINES)
 def test_every_rival_takes_the_block_that_does_nothing_first(rank):
     for block in (1, 3):

@@ -89,6 +89,7 @@ def test_masks_are_never_negative_and_zeros_are_exact(outcome):
     assert (outcome.history[-1] == 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adversary", ["AR", "L1", "L2", "none", "off"])
 def test_every_adversary_plays(adversary):
     found = run(GAL(units="channel", adversary=adversary, **QUICK), small())
@@ -129,6 +130,7 @@ def test_an_own_network_is_reloaded_with_its_class_and_only_then(outcome, tmp_pa
         lab.load(tmp_path / "pruned", base=nn.Sequential(nn.Conv2d(3, 12, 3), nn.Flatten(), nn.Linear(432, 4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("released", "is_equal"), [((), True), (("raw_outputs",), False)])
 def test_masks_close_alike_whatever_the_size_of_the_outputs(released, is_equal):
     """A network whose outputs are eight times as large has the same masks, unless the losses see them as they are."""

@@ -340,6 +340,7 @@ def changes(draw):
     return facts, tensors
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(change=changes())
 def test_no_body_is_a_crash(here, change):

@@ -99,6 +99,7 @@ def learned(folder=None, steps=1500):
     return student, target, trace
 
 
+@pytest.mark.slow
 def test_one_step_of_the_student_lands_nearer_than_one_of_the_teacher():
     student, target, _ = learned()
     noise = torch.randn(400, 1, 1, 1, generator=torch.Generator().manual_seed(1))

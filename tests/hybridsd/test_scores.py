@@ -48,6 +48,7 @@ def test_bk_tiny_has_27_units_and_the_released_guards():
     assert cost.parameters(looks) == cost.parameters(tiny)  # two heads or fewer: left alone
 
 
+@pytest.mark.slow
 def test_every_unit_is_scored_from_the_same_noise(unet):
     found = scores.significance_scores(unet, sample, rules=SMALL, progress=False)
     assert list(found) == list(scores.units(unet)) and all(score > 0 for score in found.values())

@@ -43,6 +43,7 @@ def test_subsets_in_pairs_share_nothing_and_small_sets_give_what_they_have():
     assert subsets(x[:6], 3, 10).shape == (3, 3, 1)
 
 
+@pytest.mark.slow
 def test_hand_made_numbers_say_what_they_are_called_and_are_of_one_size():
     portraits, small, dark = (meta_features(lab.tasks.faces(name)) for name in ("portraits", "small", "low light"))
     at = list(META_FEATURES).index

@@ -67,6 +67,7 @@ def test_it_gets_better_with_the_tasks_it_has_served():
     assert later < 0.5 * chance and later < 0.5 * blind
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, outcome, monkeypatch):
     served = recipe._StreamRun._serve_task
 
@@ -332,6 +333,7 @@ def test_records_whose_error_grew_are_given_up():
     assert map_records(memory, torch.eye(6), 0.1, RoundConfig(stale="drop")) == []
 
 
+@pytest.mark.slow
 def test_synapses_hold_weights_that_mattered():
     """The same round twice from the same state: with a strong penalty important weights move less, others as before."""
     platform, how = small.platform(), RoundConfig(R=4, m=8, steps=30, si=0.0)

@@ -82,6 +82,7 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path):
         lab.pams.unpack(path)
 
 
+@pytest.mark.slow
 def test_every_altered_byte_is_refused(tmp_path):
     """Header, recipe, digest and weights: a flipped byte anywhere is told, none answers otherwise."""
     outcome = lab.PAMS(**QUICK).run(task(), progress=False)

@@ -121,6 +121,7 @@ def test_it_answers_as_torch_does(name, isa, monkeypatch):
     assert y.shape == answer(model, x).shape and distance(y, answer(model, x)) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_numpy_reference_answers_as_torch_does(name, monkeypatch):
     monkeypatch.setenv("LAB_KERNELS", "numpy")

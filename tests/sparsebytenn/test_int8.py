@@ -153,6 +153,7 @@ def test_the_engine_in_int8_is_the_numpy_reference(name, isa, monkeypatch):
     assert distance(engine(x), torch.from_numpy(expected).reshape(engine(x).shape)) < 0.01
 
 
+@pytest.mark.slow
 @needs_c
 def test_trained_networks_answer_as_in_fp32():
     """The embedded MobileNet on held-out digits: measured 33 dB, one answer of 500 changed."""
@@ -181,6 +182,7 @@ def test_a_file_in_int8_is_read_back_and_small():
     assert "int8" in Engine(data).profile(1)["form"].iloc[1]
 
 
+@pytest.mark.slow
 @needs_c
 @pytest.mark.parametrize("isa", HERE)
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "residual", "mapped"])

@@ -93,6 +93,7 @@ def test_the_model_is_plain(outcome):
     assert any(isinstance(m, nn.BatchNorm2d) for m in parts) and not outcome.model.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"budget": "global"}, {"search": "swaps", "block": 8}, {"block": 16}])
 def test_masked_weights_are_zero_after_every_step(options, monkeypatch):
     """Momentum and weight decay push at every update; looked at from within the next forward pass."""
@@ -118,6 +119,7 @@ def _pairs(pattern):
     return [(w.detach(), pattern.gone[name]) for name, w in pattern.weights.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["layer", "global"])
 @pytest.mark.parametrize("sparsity", [0.3, 0.8])
 def test_sparsity_is_exact_to_a_block(budget, sparsity):
@@ -167,6 +169,7 @@ def magnitude_kept(found):
     return sum(shares) / len(shares)
 
 
+@pytest.mark.slow
 def test_the_random_control_differs_and_repeats():
     """Half of the blocks hold half of the magnitude if they are drawn, and more if the magnitude ranks them."""
     quick = {**QUICK, "search": "none"}

@@ -197,6 +197,7 @@ def assert_one_function(network, units, seed):
     assert torch.equal(network(X), before)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("seed", range(3))
 def test_masked_folded_and_removed_are_one_function(network, seed):
@@ -233,6 +234,7 @@ def test_every_mask_is_read_and_the_order_of_units_does_not_matter(network):
         assert found.setdefault(frozenset(units), known) == known
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_half_of_all_channels_can_go_or_one_line_says_why_not(network):
     before = network(X)

@@ -208,6 +208,7 @@ PROGRAMS = {function.__name__: function for function in (
 )}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [*OPERATIONS.values(), *PROGRAMS.values()], ids=[*OPERATIONS, *PROGRAMS])
 def test_operations_in_place_and_views(change):
     model = Net(change, flat=nn.Flatten(), same=nn.Identity())
@@ -279,6 +280,7 @@ class Program(nn.Module):
 a_step = st.tuples(st.sampled_from([*IN_PLACE, *VIEWS, "+=", "="]), st.integers(0, 9), st.integers(0, 9))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(a_step, min_size=1, max_size=8))
 def test_random_graphs_of_views_and_writes(steps):

@@ -149,6 +149,7 @@ def test_traced_network_answers_the_same_for_any_batch(config, shape):
     assert whole.std(0).max() > 0  # different pictures, different answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "shape"), SMALL, ids=SMALL_NAMES)
 def test_network_can_learn(config, shape):
     torch.manual_seed(0)
@@ -157,6 +158,7 @@ def test_network_can_learn(config, shape):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "shape"), SMALL, ids=SMALL_NAMES)
 def test_config_is_json_and_builds_the_same_network(config, shape):
     torch.manual_seed(3)

@@ -89,6 +89,7 @@ def test_a_step_alone(name):
     check(net([name]))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=4))
 def test_steps_in_any_order(names):

@@ -120,6 +120,7 @@ def test_what_may_be_negative(behind):
 ALL = {**FROM_ZERO, **KEEPING, **{f"not {name}": behind for name, behind in LOSING.items()}}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.sampled_from(sorted(ALL)), min_size=1, max_size=4))
 def test_what_is_said_to_be_positive_is(names):
