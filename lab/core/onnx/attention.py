@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from ..graph.calls import arguments, asked
 from ..graph.tracing import module_of, shape
@@ -89,17 +90,13 @@ def _instance_norm(writer: Any, node: fx.Node) -> str:
 
 
 def _matmul(writer: Any, node: fx.Node) -> str:
-    a, b = node.all_input_nodes * (3 - len(node.all_input_nodes))
+    a, b = list(arguments(node).values())[:2]
     return writer.emit("MatMul", [writer.names[a], writer.names[b]], node.name)
 
 
 def _einsum(writer: Any, node: fx.Node) -> str:
-    equation, *parts = node.args
-    parts = list(parts)
-    operands = parts[0] if isinstance(parts[0], (tuple, list)) else parts
-    return writer.emit(
-        "Einsum", [writer.names[part] for part in operands], node.name, equation=equation.replace(" ", "")
-    )
+    names = [writer.names[part] for part in tree_leaves(node.args) if isinstance(part, fx.Node)]
+    return writer.emit("Einsum", names, node.name, equation=str(node.args[0]).replace(" ", ""))
 
 
 def _linear(writer: Any, node: fx.Node) -> str:
