@@ -143,10 +143,8 @@ def _attended(writer: Any, name: str, qkv: list[str], rank: int, how: tuple[floa
 def _multihead(writer: Any, node: fx.Node) -> tuple[str, str]:
     """A module's whole attention: three projections, the heads side by side, and the projection of what they give."""
     module: Any = module_of(node)
-    given = dict(
-        zip(("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask"), node.args, strict=False)
-    )
-    given |= node.kwargs
+    names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
     odd = [name for name in ("key_padding_mask", "attn_mask") if given.get(name) is not None]
     if odd or module.bias_k is not None or module.add_zero_attn:
         raise no_form(node, "attention with a mask, bias_k or zeros", "write F.scaled_dot_product_attention")

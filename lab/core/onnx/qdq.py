@@ -126,7 +126,7 @@ class _Writer:
         """The lengths of the input's axes, or nothing where all of them are free."""
         if not self.is_fixed:
             return []
-        few, more = (found[self.entry] for found in self.sizes)
+        few, more = (run[self.entry] for run in self.sizes)
         return ["N" if a != b else a for a, b in zip(few, more, strict=True)]
 
     def visit(self, node: fx.Node) -> None:

@@ -23,12 +23,12 @@ class Sizes(fx.Interpreter):
 
     def __init__(self, model: fx.GraphModule, x: Tensor) -> None:
         super().__init__(model)
-        self.found: dict[fx.Node, Any] = {}
+        self.values: dict[fx.Node, Any] = {}
         self.run(x)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        self.found[n] = tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, value)
+        self.values[n] = tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, value)
         return value
 
 
@@ -37,9 +37,9 @@ def sizes(model: fx.GraphModule, entry: fx.Node) -> tuple[dict[fx.Node, Any], di
     batch, *rest = shape(entry)
     device = next(model.parameters(), torch.empty(0)).device
     try:
-        few, more = (Sizes(model, torch.zeros(n, *rest, device=device)).found for n in (2, 3))
+        few, more = (Sizes(model, torch.zeros(n, *rest, device=device)).values for n in (2, 3))
     except (RuntimeError, AssertionError):
-        few = more = Sizes(model, torch.zeros(batch, *rest, device=device)).found
+        few = more = Sizes(model, torch.zeros(batch, *rest, device=device)).values
     return few, more
 
 
@@ -59,7 +59,7 @@ def numbers(writer: Any, node: fx.Node, value: Any) -> Any:
     """An argument with the numbers that the network computes from the sizes of its pictures in it."""
 
     def number(part: fx.Node) -> Any:
-        few, more = (found[part] for found in writer.sizes)
+        few, more = (run[part] for run in writer.sizes)
         if few != more:
             raise no_form(node, "a number that depends on the batch size", "take it from another axis")
         writer.is_fixed = True
@@ -70,7 +70,7 @@ def numbers(writer: Any, node: fx.Node, value: Any) -> Any:
 
 def reshaped(writer: Any, node: fx.Node, name: str | None = None, output: str = "") -> str:
     """A tensor, what the node reads if none is named, in the shape that the node gives; the batch axis stays free."""
-    few, more = (found[node] for found in writer.sizes)
+    few, more = (run[node] for run in writer.sizes)
     target = [a if a == b else -1 for a, b in zip(few, more, strict=True)]
     if target.count(-1) > 1:
         raise no_form(node, f"a shape with two axes that grow with the batch, {few}", "keep the batch on one axis")
@@ -138,7 +138,7 @@ def _unsqueeze(writer: Any, node: fx.Node) -> str:
 
 def _expand(writer: Any, node: fx.Node) -> str:
     """To the shape that the node gives; an axis of the batch is as long as the file's input."""
-    few, more = (found[node] for found in writer.sizes)
+    few, more = (run[node] for run in writer.sizes)
     writer.is_fixed = True
     rest = writer.integers([a if a == b else 0 for a, b in zip(few, more, strict=True)])
     if few == more:

@@ -18,14 +18,14 @@ class Largest(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule, x: torch.Tensor) -> None:
         super().__init__(graph)
-        self.found: dict[str, float] = {}
+        self.values: dict[str, float] = {}
         with torch.no_grad():
             self.run(x)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, torch.Tensor):
-            self.found[n.name] = float(value.abs().max())
+            self.values[n.name] = float(value.abs().max())
         return value
 
 
@@ -34,7 +34,7 @@ def quantised(model: nn.Module, x: torch.Tensor, per_channel: bool = False, bits
     graph = fold_batch_norms(model, x)
     layers = [node for node in graph.graph.nodes if isinstance(module_of(node), LAYERS)]
     points = with_group_signs(in_graph_order(graph, everywhere(graph, layers)))
-    largest = Largest(graph, x).found
+    largest = Largest(graph, x).values
     reach: dict[str, float] = {}
     for point in points:
         reach[point.group] = max(reach.get(point.group, 1e-3), largest[point.source])
