@@ -18,7 +18,7 @@ from ..graph.tracing import shape
 _END = 2**31  # where a slice that goes to the end of its axis ends
 
 
-class Sizes(fx.Interpreter):
+class Values(fx.Interpreter):
     """The shape of every tensor of a network, and every number that it computes from shapes, by node."""
 
     def __init__(self, model: fx.GraphModule, x: Tensor) -> None:
@@ -37,9 +37,9 @@ def sizes(model: fx.GraphModule, entry: fx.Node) -> tuple[dict[fx.Node, Any], di
     batch, *rest = shape(entry)
     device = next(model.parameters(), torch.empty(0)).device
     try:
-        few, more = (Sizes(model, torch.zeros(n, *rest, device=device)).values for n in (2, 3))
+        few, more = (Values(model, torch.zeros(n, *rest, device=device)).values for n in (2, 3))
     except (RuntimeError, AssertionError):
-        few = more = Sizes(model, torch.zeros(batch, *rest, device=device)).values
+        few = more = Values(model, torch.zeros(batch, *rest, device=device)).values
     return few, more
 
 
@@ -250,11 +250,11 @@ def _roll(writer: Any, node: fx.Node) -> str:
         raise no_form(node, "rolling without an axis", "give dims")
     for k, (shift, axis) in enumerate(zip(numbers(writer, node, shifts), axes, strict=True)):
         if shift:
-            at, one = writer.integers([axis]), f"{node.name}.{k}"
+            at, turned = writer.integers([axis]), f"{node.name}.{k}"
             ends = [writer.integers([end]) for end in (-shift, 0, _END)]
-            tail = writer.emit("Slice", [name, ends[0], ends[2], at], f"{one}.tail")
-            head = writer.emit("Slice", [name, ends[1], ends[0], at], f"{one}.head")
-            name = writer.emit("Concat", [tail, head], one, axis=axis)
+            tail = writer.emit("Slice", [name, ends[0], ends[2], at], f"{turned}.tail")
+            head = writer.emit("Slice", [name, ends[1], ends[0], at], f"{turned}.head")
+            name = writer.emit("Concat", [tail, head], turned, axis=axis)
     return name
 
 
