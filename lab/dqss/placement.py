@@ -11,6 +11,7 @@ from ..core.quantisation.placement import (
     everywhere,
     in_graph_order,
     is_positive,
+    left_in_float,
     with_group_signs,
 )
 
@@ -27,23 +28,13 @@ def place_quantisers(graph: fx.GraphModule, placement: str) -> Placement:
         raise ValueError("the network has no Conv2d, ConvTranspose2d or Linear: there is nothing to quantise")
     points = with_group_signs(everywhere(graph, nodes)) if placement == "full" else [_input_of(node) for node in nodes]
     names = tuple(dict.fromkeys(str(node.target) for node in nodes))
-    return Placement(names, tuple(in_graph_order(graph, points)), _unquantised(graph, names))
+    return Placement(names, tuple(in_graph_order(graph, points)), left_in_float(graph, names))
 
 
 def _input_of(layer: fx.Node) -> QuantPoint:
     """The point before a layer, of a group of its own: layers that read one tensor may round it differently."""
     source = layer.all_input_nodes[0]
     return QuantPoint(source.name, (layer.name,), str(layer.target).replace(".", "_"), not is_positive(source))
-
-
-def _unquantised(graph: fx.GraphModule, names: tuple[str, ...]) -> dict[str, str]:
-    """The other layers that have weights, and why they stay in float."""
-    reasons = {}
-    for node in graph.graph.nodes:
-        module = module_of(node)
-        if module is not None and str(node.target) not in names and any(True for _ in module.parameters()):
-            reasons[str(node.target)] = f"{type(module).__name__} is not quantised here"
-    return reasons
 
 
 def layer_bits(graph: fx.GraphModule, placement: Placement, recipe: Any) -> dict[str, int]:

@@ -10,7 +10,7 @@ from ..core import cost, tasks
 from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import has_labels, validate_labels
 from ..core.quantisation.bn_folding import fold_batch_norms
-from ..core.report import Attempts, Report, Row, reported
+from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task, inputs
 from ..core.training import Stage
@@ -175,7 +175,7 @@ class DQSS:
             "bytes: as packed",
             "the list of candidates and all settings are the lab's, not the paper's",
         ]
-        notes += [f"left in float, {reason}: {name}" for name, reason in space.placement.unquantised.items()]
+        notes += grouped_by_reason("left in float,", space.placement.unquantised)
         if self.mode == "aware" and not has_labels(task):
             notes.append("the batches hold no labels: trained on the float network's answers")
         return notes + space.notes

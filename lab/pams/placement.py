@@ -16,10 +16,9 @@ from ..core.graph.tracing import ancestors, descendants, module_of
 from ..core.quantisation.placement import (
     Placement,
     QuantPoint,
-    computes,
     everywhere,
     in_graph_order,
-    kind_of,
+    left_in_float,
     point_behind,
     with_group_signs,
 )
@@ -146,17 +145,11 @@ def _feature(graph: fx.GraphModule) -> fx.Node:
 
 def _unquantised(graph: fx.GraphModule, convs: tuple[str, ...], placement: str) -> dict[str, str]:
     """The layers with weights that stay in float, and why; for `full` what else is computed in float."""
-    reasons = {}
-    for node in graph.graph.nodes:
-        module = module_of(node)
-        if isinstance(module, nn.Conv2d):
-            if node.target not in convs:
-                reasons[str(node.target)] = f"outside the placement {placement!r}"
-        elif module is not None and any(True for _ in module.parameters()):
-            reasons[str(node.target)] = f"{type(module).__name__} is not quantised here"
-        elif placement == "full" and computes(node):
-            reasons[node.name] = f"{kind_of(node)} is computed in float"
-    return reasons
+    reasons = left_in_float(graph, convs, operators=placement == "full")
+    outside = {
+        str(node.target) for node in graph.graph.nodes if isinstance(module_of(node), nn.Conv2d)
+    } & reasons.keys()
+    return reasons | dict.fromkeys(outside, f"outside the placement {placement!r}")
 
 
 def _merged(points: list[QuantPoint]) -> list[QuantPoint]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lab
-from lab.core.onnx import ort_report, qdq
+from lab.core.onnx import layers, ort_report, qdq
 from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.core.training import seeded
 from tests.pams.small import QUICK, edsr, quantised, task
@@ -122,12 +122,12 @@ def test_a_layer_that_is_called_twice_has_two_biases():
 def test_parity_sees_a_file_that_says_something_else(monkeypatch):
     """The control: a bias left out on export."""
     graph, _ = quantised(edsr(), X, placement="full")
-    original = qdq._rounded
+    original = layers._rounded
 
     def without_bias(*args):
         return original(*args)[:1]
 
-    monkeypatch.setattr(qdq, "_rounded", without_bias)
+    monkeypatch.setattr(layers, "_rounded", without_bias)
     assert ort_report.worst(ort_report.parity(graph, X)).steps > 1
 
 

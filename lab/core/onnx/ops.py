@@ -1,4 +1,4 @@
-"""ONNX forms of what stands between layers, in float: arithmetic, pools, means, slices, padding, norms that stayed.
+"""ONNX forms of what stands between layers, in float: arithmetic, activations, pools, means, padding, interpolation.
 
 Each function writes one operator into the writer of `qdq` and gives the name of its output. What an operator is asked
 for is read by name, so that modules, functions and methods, keywords and positions come out alike.
@@ -16,20 +16,9 @@ from torch.nn import functional as F
 
 from ..graph.calls import arguments, asked, bounds, two
 from ..graph.tracing import module_of, shape
+from .shapes import no_form, numbers, source
 
 _PAD_MODES = {"constant": "constant", "zeros": "constant", "reflect": "reflect", "replicate": "edge"}
-
-
-def source(writer: Any, node: fx.Node) -> str:
-    """The name of the one tensor that a node reads."""
-    return writer.names[node.all_input_nodes[0]]
-
-
-def no_form(node: fx.Node, what: str, remedy: str) -> ValueError:
-    """The one line that an operator without an ONNX form ends in."""
-    return ValueError(
-        f"{node.target if node.op == 'call_module' else node.name}: {what} has no ONNX form here: {remedy}"
-    )
 
 
 def _number(writer: Any, value: float) -> str:
@@ -37,8 +26,9 @@ def _number(writer: Any, value: float) -> str:
 
 
 def _operand(writer: Any, node: fx.Node, value: Any) -> str:
-    if isinstance(value, fx.Node):
+    if isinstance(value, fx.Node) and value in writer.names:
         return writer.names[value]
+    value = numbers(writer, node, value)
     if not isinstance(value, (int, float)):
         raise no_form(node, f"arithmetic with {value!r}", "take tensors and real numbers")
     return _number(writer, value)
@@ -79,21 +69,75 @@ def clamp(writer: Any, node: fx.Node) -> str:
     return writer.emit("Clip", [source(writer, node), *ends], node.name)
 
 
+def _silu(writer: Any, node: fx.Node) -> str:
+    x = source(writer, node)
+    return writer.emit("Mul", [x, writer.emit("Sigmoid", [x], f"{node.name}.gate")], node.name)
+
+
+def _mish(writer: Any, node: fx.Node) -> str:
+    x = source(writer, node)
+    gate = writer.emit("Tanh", [writer.emit("Softplus", [x], f"{node.name}.softplus")], f"{node.name}.gate")
+    return writer.emit("Mul", [x, gate], node.name)
+
+
+def _gelu(writer: Any, node: fx.Node) -> str:
+    """x (1 + erf(x / sqrt 2)) / 2, or with tanh of a cubic in its place; opset 17 has no operator for it."""
+    x, name = source(writer, node), node.name
+    if asked(node)["approximate"] == "none":
+        gate = writer.emit("Erf", [writer.emit("Div", [x, _number(writer, 2**0.5)], f"{name}.scaled")], f"{name}.erf")
+    else:
+        cube = writer.emit("Mul", [writer.emit("Mul", [x, x], f"{name}.square"), x], f"{name}.cube")
+        cubic = writer.emit(
+            "Add", [x, writer.emit("Mul", [cube, _number(writer, 0.044715)], f"{name}.term")], f"{name}.sum"
+        )
+        scaled = writer.emit("Mul", [cubic, _number(writer, (2 / math.pi) ** 0.5)], f"{name}.scaled")
+        gate = writer.emit("Tanh", [scaled], f"{name}.tanh")
+    twice = writer.emit("Mul", [x, writer.emit("Add", [gate, _number(writer, 1.0)], f"{name}.gate")], f"{name}.twice")
+    return writer.emit("Mul", [twice, _number(writer, 0.5)], name)
+
+
+def _square(writer: Any, node: fx.Node) -> str:
+    return writer.emit("Mul", [source(writer, node)] * 2, node.name)
+
+
+def _rsqrt(writer: Any, node: fx.Node) -> str:
+    return writer.emit("Reciprocal", [writer.emit("Sqrt", [source(writer, node)], f"{node.name}.root")], node.name)
+
+
+def _power(writer: Any, node: fx.Node) -> str:
+    given = list(arguments(node).values())
+    a, b = (_operand(writer, node, value) for value in given[:2])
+    return writer.emit("Pow", [a, b], node.name)
+
+
 def _same(writer: Any, node: fx.Node) -> str:
     if module_of(node) is None and arguments(node).get("training", arguments(node).get("train")):
         raise no_form(node, "dropout that goes on dropping in eval mode", "write F.dropout(x, p, self.training)")
     return source(writer, node)
 
 
-def _softmax(writer: Any, node: fx.Node) -> str:
-    if (axis := asked(node)["dim"]) is None:
-        raise no_form(node, "softmax without an axis", "write softmax(x, dim)")
-    return writer.emit("Softmax", [source(writer, node)], node.name, axis=axis)
+def _softmax(kind: str) -> Callable:
+    def make(writer: Any, node: fx.Node) -> str:
+        if (axis := asked(node)["dim"]) is None:
+            raise no_form(node, "softmax without an axis", "write softmax(x, dim)")
+        return writer.emit(kind, [source(writer, node)], node.name, axis=axis)
+
+    return make
 
 
-def _concat(writer: Any, node: fx.Node) -> str:
-    args = arguments(node)
-    return writer.emit("Concat", [writer.names[part] for part in args["tensors"]], node.name, axis=args["dim"])
+def _hard_sigmoid(writer: Any, node: fx.Node) -> str:
+    return writer.emit("HardSigmoid", [source(writer, node)], node.name, alpha=1 / 6, beta=0.5)
+
+
+def _softplus(writer: Any, node: fx.Node) -> str:
+    """log(1 + exp(b x)) / b; where b x is past torch's threshold both are x as far as float32 can tell."""
+    x, beta = source(writer, node), asked(node)["beta"]
+    if beta == 1:
+        return writer.emit("Softplus", [x], node.name)
+    scaled = writer.emit("Mul", [x, _number(writer, beta)], f"{node.name}.scaled")
+    return writer.emit(
+        "Div", [writer.emit("Softplus", [scaled], f"{node.name}.soft"), _number(writer, beta)], node.name
+    )
 
 
 def _pool(writer: Any, node: fx.Node) -> str:
@@ -114,52 +158,46 @@ def _pool(writer: Any, node: fx.Node) -> str:
 
 
 def _adaptive(writer: Any, node: fx.Node) -> str:
-    if two(size := asked(node)["output_size"]) != (1, 1):
-        raise no_form(node, f"adaptive pooling to {size}", "pool to 1")
-    return writer.emit("GlobalAveragePool", [source(writer, node)], node.name)
+    """Pooling to 1 with any picture; to more with pictures as large as the example."""
+    is_mean = isinstance(module_of(node), nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d
+    if two(asked(node)["output_size"]) == (1, 1):
+        return writer.emit(f"Global{'Average' if is_mean else 'Max'}Pool", [source(writer, node)], node.name)
+    reads, gives = shape(node.all_input_nodes[0])[-2:], shape(node)[-2:]
+    writer.is_fixed = True
+    if all(a % b == 0 for a, b in zip(reads, gives, strict=True)):
+        kernel = [a // b for a, b in zip(reads, gives, strict=True)]
+        kind = "AveragePool" if is_mean else "MaxPool"
+        return writer.emit(kind, [source(writer, node)], node.name, kernel_shape=kernel, strides=kernel)
+    if not is_mean:
+        raise no_form(node, f"adaptive max pooling of {reads} to {gives}", "pool to sizes that divide the picture's")
+    rows, columns = (_means(a, b) for a, b in zip(reads, gives, strict=True))
+    left, right = writer.constant(f"{node.name}.rows", rows), writer.constant(f"{node.name}.columns", columns.T)
+    return writer.emit(
+        "MatMul", [left, writer.emit("MatMul", [source(writer, node), right], f"{node.name}.x")], node.name
+    )
 
 
-def _mean(writer: Any, node: fx.Node) -> str:
-    args = arguments(node)
-    dim, rank = args.get("dim"), len(shape(node.all_input_nodes[0]))
-    if args["dtype"] not in (None, torch.float32):
-        raise no_form(node, f"a mean in {args['dtype']}", "take float32")
-    axes = [dim] if isinstance(dim, int) else list(dim or range(rank))
-    keepdims = int(bool(args.get("keepdim")))
-    return writer.emit("ReduceMean", [source(writer, node)], node.name, axes=axes, keepdims=keepdims)
+def _means(reads: int, gives: int) -> np.ndarray:
+    """What adaptive pooling of one axis multiplies: window k of `gives` is floor(k r / g) to ceil((k + 1) r / g)."""
+    matrix = np.zeros((gives, reads), np.float32)
+    for k, row in enumerate(matrix):
+        start, end = k * reads // gives, -(-(k + 1) * reads // gives)
+        row[start:end] = 1 / (end - start)
+    return matrix
 
 
-def _flatten(writer: Any, node: fx.Node) -> str:
-    if asked(node)["start_dim"] % len(shape(node.all_input_nodes[0])) != 1 or len(shape(node)) != 2:
-        raise no_form(node, f"flattening to {len(shape(node))} axes", "flatten(x, 1) to (N, C)")
-    return writer.emit("Flatten", [source(writer, node)], node.name, axis=1)
+def _reduced(kind: str) -> Callable:
+    """A mean, sum or extreme over some axes, or all."""
 
+    def make(writer: Any, node: fx.Node) -> str:
+        args = arguments(node)
+        if args.get("dtype") not in (None, torch.float32):
+            raise no_form(node, f"a {kind.removeprefix('Reduce').lower()} in {args['dtype']}", "take float32")
+        dim, rank = args.get("dim"), len(shape(node.all_input_nodes[0]))
+        axes = [dim] if isinstance(dim, int) else list(dim or range(rank))
+        return writer.reduce(kind, source(writer, node), node.name, axes, bool(args.get("keepdim")))
 
-def _slice(writer: Any, node: fx.Node) -> str:
-    """x[..., a:b:c, d:e:f]."""
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    rank = len(shape(node.all_input_nodes[0]))
-    at = next((k for k, part in enumerate(index) if part is Ellipsis), len(index))
-    full_axes = (slice(None),) * (rank - len(index) + (at < len(index)))
-    index = (*index[:at], *full_axes, *index[at + 1 :])
-    if not all(isinstance(part, slice) and _is_by_numbers(part) for part in index):
-        raise no_form(node, f"indexing with {index}", "take slices by numbers")
-    rows = [
-        (part.start or 0, 2**31 if part.stop is None else part.stop, axis, part.step or 1)
-        for axis, part in enumerate(index)
-        if part != slice(None)
-    ]
-    if not rows:
-        return source(writer, node)
-    parts = [
-        writer.constant(f"{node.name}.{name}", np.array(column))
-        for name, column in zip(("starts", "ends", "axes", "steps"), zip(*rows, strict=True), strict=True)
-    ]
-    return writer.emit("Slice", [source(writer, node), *parts], node.name)
-
-
-def _is_by_numbers(part: slice) -> bool:
-    return all(isinstance(end, (int, type(None))) for end in (part.start, part.stop, part.step))
+    return make
 
 
 def _pad(writer: Any, node: fx.Node) -> str:
@@ -180,17 +218,6 @@ def padded(writer: Any, node: fx.Node, pads: list[int], mode: str, value: float 
     return writer.emit("Pad", inputs, f"{node.name}.pad", mode=_PAD_MODES[mode])
 
 
-def _norm(writer: Any, node: fx.Node) -> str:
-    norm: Any = module_of(node)
-    if norm.running_var is None:
-        raise no_form(node, "a batch norm without running statistics", "train it with track_running_stats=True")
-    scale = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
-    bias = torch.zeros_like(norm.running_var) if norm.bias is None else norm.bias
-    parts = {"scale": scale, "bias": bias, "mean": norm.running_mean, "var": norm.running_var}
-    names = [writer.constant(f"{node.target}.{name}", value) for name, value in parts.items()]
-    return writer.emit("BatchNormalization", [source(writer, node), *names], node.name, epsilon=norm.eps)
-
-
 def _shuffle(writer: Any, node: fx.Node) -> str:
     factor = asked(node)["upscale_factor"]
     return writer.emit("DepthToSpace", [source(writer, node)], node.name, blocksize=factor, mode="CRD")
@@ -198,19 +225,24 @@ def _shuffle(writer: Any, node: fx.Node) -> str:
 
 def _enlarge(writer: Any, node: fx.Node) -> str:
     settings = asked(node)
-    mode, factor = settings["mode"], settings["scale_factor"]
+    mode, factor, size = settings["mode"], settings["scale_factor"], numbers(writer, node, settings["size"])
     rounds_size = settings.get("recompute_scale_factor") and any(k % 1 for k in two(factor))
-    if factor is None or mode not in ("nearest", "bilinear", "bicubic") or settings.get("antialias") or rounds_size:
+    if mode not in ("nearest", "bilinear", "bicubic") or settings.get("antialias") or rounds_size:
         what = f"interpolation {mode!r} with scale_factor={factor}"
         raise no_form(node, what, "give nearest, bilinear or bicubic, and a scale_factor")
     coordinates = "align_corners" if settings.get("align_corners") else "half_pixel"
-    sizes = writer.constant(f"{node.name}.factors", np.array([1, 1, *two(factor)], np.float32))
     kind = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}[mode]
     if mode == "nearest":
         extra: dict[str, Any] = {"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
     else:
         extra = {"coordinate_transformation_mode": coordinates, "cubic_coeff_a": -0.75}
-    return writer.emit("Resize", [source(writer, node), "", sizes], node.name, mode=kind, **extra)
+    reads = source(writer, node)
+    if size is None:
+        to = ["", writer.constant(f"{node.name}.factors", np.array([1, 1, *two(factor)], np.float32))]
+    else:  # the batch and the channels as they are
+        first = writer.emit("Shape", [reads], f"{node.name}.first", start=0, end=2)
+        to = ["", "", writer.emit("Concat", [first, writer.integers(two(size))], f"{node.name}.size", axis=0)]
+    return writer.emit("Resize", [reads, *to], node.name, mode=kind, **extra)
 
 
 def _prelu(writer: Any, node: fx.Node) -> str:
@@ -222,24 +254,44 @@ def _prelu(writer: Any, node: fx.Node) -> str:
 _KINDS: dict[Callable, tuple] = {
     _arithmetic("Add"): (operator.add, torch.add, "add"),
     _arithmetic("Sub"): (operator.sub, torch.sub, "sub"),
-    _arithmetic("Mul"): (operator.mul, torch.mul, "mul"),
-    _arithmetic("Div"): (operator.truediv, torch.div, "div"),
+    _arithmetic("Mul"): (operator.mul, torch.mul, torch.multiply, "mul", "multiply"),
+    _arithmetic("Div"): (operator.truediv, torch.div, torch.divide, "div", "divide"),
+    _arithmetic("Max"): (torch.maximum, "maximum"),
+    _arithmetic("Min"): (torch.minimum, "minimum"),
+    _power: (operator.pow, torch.pow, "pow"),
+    _square: (torch.square, "square"),
+    _rsqrt: (torch.rsqrt, "rsqrt"),
+    _simple("Neg"): (operator.neg, torch.neg, "neg"),
+    _simple("Exp"): (torch.exp, "exp"),
+    _simple("Log"): (torch.log, "log"),
+    _simple("Sqrt"): (torch.sqrt, "sqrt"),
+    _simple("Abs"): (torch.abs, operator.abs, "abs"),
     _simple("Sigmoid"): (nn.Sigmoid, torch.sigmoid, F.sigmoid, "sigmoid"),
     _simple("Tanh"): (nn.Tanh, torch.tanh, F.tanh, "tanh"),
-    _simple("Abs"): (torch.abs, operator.abs, "abs"),
+    _simple("Softsign"): (nn.Softsign, F.softsign),
+    _simple("HardSwish"): (nn.Hardswish, F.hardswish),
+    _hard_sigmoid: (nn.Hardsigmoid, F.hardsigmoid),
     _simple("LeakyRelu", alpha="negative_slope"): (nn.LeakyReLU, F.leaky_relu),
-    _softmax: (nn.Softmax, F.softmax, torch.softmax, "softmax"),
-    _concat: (torch.cat, torch.concat, torch.concatenate),
+    _simple("Elu", alpha="alpha"): (nn.ELU, F.elu),
+    _silu: (nn.SiLU, F.silu),
+    _mish: (nn.Mish, F.mish),
+    _gelu: (nn.GELU, F.gelu),
+    _softplus: (nn.Softplus, F.softplus),
+    _softmax("Softmax"): (nn.Softmax, F.softmax, torch.softmax, "softmax"),
+    _softmax("LogSoftmax"): (nn.LogSoftmax, F.log_softmax, torch.log_softmax, "log_softmax"),
     _pool: (nn.MaxPool2d, nn.AvgPool2d, F.max_pool2d, torch.max_pool2d, F.avg_pool2d),
-    _adaptive: (nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d),
-    _mean: (torch.mean, "mean"),
-    _flatten: (nn.Flatten, torch.flatten, "flatten"),
-    _slice: (operator.getitem,),
+    _adaptive: (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+    _reduced("ReduceMean"): (torch.mean, "mean"),
+    _reduced("ReduceSum"): (torch.sum, "sum"),
+    _reduced("ReduceMax"): (torch.amax, "amax"),
+    _reduced("ReduceMin"): (torch.amin, "amin"),
     _pad: (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, F.pad),
-    _norm: (nn.BatchNorm2d,),
-    _shuffle: (nn.PixelShuffle, F.pixel_shuffle),
+    _shuffle: (nn.PixelShuffle, F.pixel_shuffle, torch.pixel_shuffle),
     _enlarge: (nn.Upsample, F.interpolate),
     _prelu: (nn.PReLU,),
-    _same: (nn.Identity, nn.Dropout, nn.Dropout2d, F.dropout, F.dropout2d, torch.dropout, "contiguous"),
-}
+    _same: (
+        nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, F.dropout, F.dropout1d, F.dropout2d, torch.dropout,
+        "contiguous",
+    ),
+}  # fmt: skip
 FORMS: dict[Any, Callable] = {target: make for make, targets in _KINDS.items() for target in targets}

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, fx
 
 from ..graph.tracing import module_of
-from ..quantisation.qparams import is_quantiser
+from ..quantisation.qparams import FixedQuantiser, is_quantiser
 from ..task import evaluating
-from .qdq import to_model
+from .qdq import to_model, written
 from .runtime import as_input, session
 
-_INTEGER = {"QLinearConv", "ConvInteger", "QGemm"}
-_LAYERS = {"Conv": "convolution", "ConvTranspose": "transposed convolution", "Gemm": "linear layer"}
+_INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger"}
+_LAYERS = {"Conv", "ConvTranspose", "Gemm"}
+_UNKNOWN = "onnxruntime left it in float on this machine, although all around it is quantised"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def fusion(model: fx.GraphModule | bytes | str | Path) -> Fusion:
     running = {weight for node in optimised.node if node.op_type in _INTEGER for weight in node.input}
     graph = _Graph(source.graph)
     rows = []
-    for conv in (node for node in source.graph.node if node.op_type in _LAYERS):
+    for conv in filter(graph.is_layer, source.graph.node):
         weight = graph.made_by.get(conv.input[1])
         codes = weight.input[0] if weight is not None and weight.op_type == "DequantizeLinear" else None
         is_integer = codes in running and codes is not None
@@ -85,6 +86,13 @@ class _Graph:
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
 
+    def is_layer(self, node: Any) -> bool:
+        """Whether a node is one of the network's layers; a product of two tensors is none."""
+        if node.op_type != "MatMul":
+            return node.op_type in _LAYERS
+        weight = self.made_by.get(node.input[1])
+        return node.input[1].endswith(".weight") and (weight is None or weight.op_type == "DequantizeLinear")
+
     def layer(self, conv: Any) -> str:
         """The name of a convolution's layer, by its weight."""
         weight = self.made_by.get(conv.input[1])
@@ -99,9 +107,13 @@ class _Graph:
             return "onnxruntime has no integer transposed convolution"
         if conv.input[1] in self.constants:
             return "its weight is float"
+        if (bits := self._weight_bits(conv)) < 8:
+            return f"onnxruntime has no integer layer for weights of {bits} bits"
         source = self.made_by.get(conv.input[0])
         if source is None or source.op_type != "DequantizeLinear":
             return f"it reads a float tensor ({source.op_type if source is not None else 'the input'})"
+        if conv.op_type == "MatMul":
+            return _UNKNOWN
         readers = self.readers.get(conv.output[0], [])
         relu = len(readers) == 1 and readers[0].op_type == "Relu"
         behind = self.readers.get(readers[0].output[0], []) if relu else readers
@@ -112,7 +124,13 @@ class _Graph:
             return "several quantisers read it"
         if relu and not self._starts_at_zero(behind[0]):
             return "a ReLU stands before a signed quantiser: its lowest code is not 0, take grid='unsigned'"
-        return "onnxruntime left it in float on this machine, although all around it is quantised"
+        return _UNKNOWN
+
+    def _weight_bits(self, conv: Any) -> int:
+        from onnx import TensorProto
+
+        weight = self.made_by[conv.input[1]]
+        return 4 if self.constants[weight.input[0]].data_type == TensorProto.INT4 else 8
 
     def _starts_at_zero(self, quantise: Any) -> bool:
         from onnx import numpy_helper
@@ -136,15 +154,19 @@ class Parity:
     unequal: float
 
 
-def parity(model: fx.GraphModule, x: Tensor) -> tuple[Parity, ...]:
-    """Run a picture through onnxruntime and each of the network's layers through torch on what onnxruntime fed it."""
+def parity(model: fx.GraphModule, x: Tensor, activation_type: str = "uint8") -> tuple[Parity, ...]:
+    """Run a picture through onnxruntime and each of the network's layers through torch on what onnxruntime fed it.
+
+    Both round to the grids of a file of this `activation_type`.
+    """
     onnx = _onnx()
-    exported = to_model(model)
+    exported = to_model(model, activation_type=activation_type)
     names = [node.name for node in model.graph.nodes if is_quantiser(module_of(node))]
     codes = [f"{name}.q" for name in names]  # the outputs of the QuantizeLinear nodes
-    exported.graph.output.extend(onnx.helper.make_tensor_value_info(c, onnx.TensorProto.UINT8, None) for c in codes)
+    kind = getattr(onnx.TensorProto, activation_type.upper())
+    exported.graph.output.extend(onnx.helper.make_tensor_value_info(c, kind, None) for c in codes)
     values = session(exported.SerializeToString()).run(codes, {"input": as_input(x)})
-    comparison = _Comparison(model, dict(zip(names, values, strict=True)))
+    comparison = _Comparison(model, dict(zip(names, values, strict=True)), activation_type)
     with torch.no_grad(), evaluating(model):
         comparison.run(x)
     return tuple(comparison.rows)
@@ -153,9 +175,9 @@ def parity(model: fx.GraphModule, x: Tensor) -> tuple[Parity, ...]:
 class _Comparison(fx.Interpreter):
     """Runs the network in torch; behind every quantiser it goes on with what onnxruntime had there."""
 
-    def __init__(self, model: fx.GraphModule, codes: dict[str, np.ndarray]) -> None:
+    def __init__(self, model: fx.GraphModule, codes: dict[str, np.ndarray], activation_type: str) -> None:
         super().__init__(model)
-        self.codes = codes
+        self.codes, self.activation_type = codes, activation_type
         self.rows: list[Parity] = []
 
     def run_node(self, n: fx.Node) -> Any:
@@ -163,7 +185,9 @@ class _Comparison(fx.Interpreter):
         if n.name not in self.codes:
             return output
         quantiser: Any = module_of(n)
-        qparams = quantiser.qparams()
+        qparams = written(quantiser.qparams(), self.activation_type)
+        if self.activation_type == "int8":
+            output = FixedQuantiser(qparams).to(output.device)(self.env[n.all_input_nodes[0]])
         theirs = torch.from_numpy(self.codes[n.name].astype(np.float32)) - qparams.zero_point
         apart = ((output.cpu() / qparams.scale).round() - theirs).abs()
         self.rows.append(Parity(n.name, int(apart.max()), float((apart > 0).float().mean())))

@@ -18,21 +18,25 @@ class IntegerOutcome(Outcome):
     model: fx.GraphModule
     example: Tensor
 
-    def export(self, path: str | Path) -> Path:
+    def export(self, path: str | Path, opset: int = 17, activation_type: str = "uint8") -> Path:
         """Write the network as ONNX with quantisers around every quantised layer; needs the extra `export`.
+
+        activation_type: 'uint8', or 'int8' with zero point 0 and float biases, as TensorRT asks: the 256 codes of a
+        tensor that is never negative are then 128. opset: 17 to 21; at 21 weights of up to 4 bits are stored as int4,
+        which onnxruntime computes in float.
 
         A processor without VNNI answers exactly only in a session whose option 'session.x64quantprecision' is '1', as
         `core.onnx.runtime` makes them: onnxruntime's own choice there are products that overflow 16 bits.
         """
-        return qdq.write(self.model, path)
+        return qdq.write(self.model, path, opset, activation_type)
 
     def fusion(self) -> Fusion:
         """Which layers of the exported network onnxruntime runs on integers, and why others not."""
         return fusion(self.model)
 
-    def parity(self, x: Tensor | None = None) -> tuple[Parity, ...]:
+    def parity(self, x: Tensor | None = None, activation_type: str = "uint8") -> tuple[Parity, ...]:
         """How far each quantised tensor is apart in torch and onnxruntime, on a picture (N, C, H, W)."""
-        return parity(self.model, self.example if x is None else x)
+        return parity(self.model, self.example if x is None else x, activation_type)
 
     def race(self, net: nn.Module, x: Tensor | None = None, repeats: int = 30) -> dict[str, cost.Latency]:
         """ms of the float network `net` and of this one in onnxruntime, interleaved on one thread: 'fp32', 'int8'."""

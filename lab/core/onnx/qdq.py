@@ -4,33 +4,34 @@ onnxruntime turns what stands between two such pairs into integer kernels. What 
 activations, with zero point 128 for signed grids and 0 behind a ReLU; int8 weights; int32 biases on the step
 s_x * s_w; a pair behind whatever only moves values (concatenation, pixel shuffle), on the step of what it moves.
 Fewer than 8 bits are first written on the 8-bit grid of the same largest value, then on their own.
+
+TensorRT asks for other bytes: int8 activations with zero point 0, and biases in float. A grid of more codes than those
+hold, such as the 256 behind a ReLU, is then written with the 127 of the same largest value.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from .. import store
-from ..graph.calls import bounds, is_relu, two
+from ..graph.calls import bounds, is_relu
 from ..graph.channels import is_cat
 from ..graph.tracing import module_of, shape
-from ..quantisation.placement import passes
-from ..quantisation.qparams import QParams, int_repr, is_quantiser
+from ..quantisation.placement import kind_of, passes
+from ..quantisation.qparams import QParams, is_quantiser
 from ..task import evaluating
-from . import ops
-from .ops import no_form, padded, source
+from . import attention, layers, ops, shapes
 from .runtime import loadable
+from .shapes import source
 
-OPSET, IR = 17, 8
-ROOM = 2**30  # the largest bias in codes: half of what 32 bits hold, the rest is for the products
-LANES = 16  # fewer output channels than this keep onnxruntime from its fast integer kernel: zeros fill them up
+OPSETS = (17, 21)  # the oldest with layer norms, and the newest that is written here
+ACTIVATION_TYPES = {"uint8": np.uint8, "int8": np.int8}
 
 
 @dataclass(frozen=True)
@@ -42,33 +43,44 @@ class WrittenGrid:
     value: float
 
 
-def write(model: fx.GraphModule, path: str | Path) -> Path:
-    """Write a prepared network, quantised or not, as one ONNX file (N, C, H, W) with free axes; returns the path.
+def write(model: fx.GraphModule, path: str | Path, opset: int = 17, activation_type: str = "uint8") -> Path:
+    """Write a prepared network, quantised or not, as one ONNX file (N, C, H, W); returns the path.
+
+    Its axes are free, but all except N are the example's where an operator needs their lengths. activation_type:
+    'uint8', or 'int8' with zero point 0. From opset 21 on, weights of up to 4 bits are stored as such.
 
     Raises ImportError without the extra `export`, ValueError naming an operator that is not known here or why
     onnxruntime would not load the file; none leaves a file behind.
     """
-    store.write(Path(path), loadable(to_model(model).SerializeToString()))
+    store.write(Path(path), loadable(to_model(model, opset, activation_type).SerializeToString()))
     return Path(path)
 
 
-def to_model(model: fx.GraphModule) -> Any:
+def to_model(model: fx.GraphModule, opset: int = 17, activation_type: str = "uint8") -> Any:
     """The network as an `onnx.ModelProto`."""
+    if isinstance(opset, bool) or not isinstance(opset, int) or not OPSETS[0] <= opset <= OPSETS[1]:
+        raise ValueError(f"opset={opset!r}: {OPSETS[0]} to {OPSETS[1]} are written here")
+    if activation_type not in ACTIVATION_TYPES:
+        raise ValueError(f"activation_type={activation_type!r}: choose {' or '.join(ACTIVATION_TYPES)}")
     try:
         from onnx import TensorProto, helper
     except ImportError as error:
         raise ImportError("writing ONNX needs onnx: pip install 'lab[export]'") from error
-    writer, (entry, output) = _Writer(model), _ends(model)
+    (entry, output) = _ends(model)
+    writer = _Writer(model, entry, opset, activation_type)
     with torch.no_grad(), evaluating(model):
         for node in model.graph.nodes:
             writer.visit(node)
+    free = [["N", *(f"{axis}{k}" for axis in range(1, len(shape(end))))] for k, end in enumerate((entry, output))]
+    axes = [writer.input_axes() or free[0], free[1]]
     ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", *(f"{axis}{k}" for axis in "CHW"[: rank - 1])])
-        for k, (name, rank) in enumerate((("input", len(shape(entry))), ("output", len(shape(output)))))
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
+        for name, sizes in zip(("input", "output"), axes, strict=True)
     ]
     graph = helper.make_graph(writer.nodes, "lab", ends[:1], ends[1:], list(writer.constants.values()))
-    opsets = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(graph, producer_name="lab", ir_version=IR, opset_imports=opsets)
+    opsets = [helper.make_opsetid("", opset)]
+    ir = helper.find_min_ir_version_for(opsets)
+    return helper.make_model(graph, producer_name="lab", ir_version=ir, opset_imports=opsets)
 
 
 def _ends(model: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
@@ -89,16 +101,37 @@ def _ends(model: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
 
 @dataclass
 class _Writer:
-    """The graph as far as it is written: each node's tensor by name, and the grid that it lies on."""
+    """The graph as far as it is written: each node's tensor by name, or several, and the grid that it lies on.
+
+    is_fixed: whether an operator was written that needs the lengths of the picture's axes.
+    """
 
     model: fx.GraphModule
+    entry: fx.Node
+    opset: int
+    activation_type: str
+    is_fixed: bool = False
     nodes: list[Any] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
-    names: dict[fx.Node, str] = field(default_factory=dict)
+    names: dict[fx.Node, Any] = field(default_factory=dict)
     grids: dict[fx.Node, WrittenGrid] = field(default_factory=dict)
     padded: dict[fx.Node, int] = field(default_factory=dict)
 
+    @cached_property
+    def sizes(self) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+        """What `shapes.sizes` finds."""
+        return shapes.sizes(self.model, self.entry)
+
+    def input_axes(self) -> list[Any]:
+        """The lengths of the input's axes, or nothing where all of them are free."""
+        if not self.is_fixed:
+            return []
+        few, more = (run[self.entry] for run in self.sizes)
+        return ["N" if a != b else a for a, b in zip(few, more, strict=True)]
+
     def visit(self, node: fx.Node) -> None:
+        if node.op.startswith("call") and "tensor_meta" not in node.meta:
+            return  # a number, which is taken from `sizes` where one is needed
         if node.op == "placeholder":
             self.names[node] = "input"
         elif node.op == "output":
@@ -110,8 +143,8 @@ class _Writer:
             if is_cat(node) or passes(node):
                 self.keep_grid(node)
 
-    def operator(self, node: fx.Node) -> str:
-        """Write one operator; the name of what it gives."""
+    def operator(self, node: fx.Node) -> Any:
+        """Write one operator; the name of what it gives, or the names."""
         module = module_of(node)
         make: Callable | None
         if is_quantiser(module):
@@ -121,15 +154,34 @@ class _Writer:
         elif bounds(node) is not None:
             make = _clamp
         else:
-            make = ops.FORMS.get(node.target)
+            make = _FORMS.get(node.target)
         if make is None:
-            kind = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
-            raise ValueError(f"{node.name} ({kind}) has no ONNX form here: known are {', '.join(_supported())}")
+            raise ValueError(
+                f"{node.name} ({kind_of(node)}) has no ONNX form here: known are {', '.join(_supported())}"
+            )
         return make(self, node)
 
     def emit(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         """Write one node; gives the name of its output, which is not that of the file's own two ends."""
         return self.append(kind, inputs, f"{output}." if output in ("input", "output") else output, **attributes)
+
+    def emit_all(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> tuple[str, ...]:
+        """Write one node with several outputs; gives their names."""
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, outputs, **attributes))
+        return tuple(outputs)
+
+    def reduce(self, kind: str, name: str, output: str, axes: list[int], keepdims: bool) -> str:
+        """Write a mean, sum or extreme; before opset 18 axes are attributes, but those of a sum."""
+        if kind == "ReduceSum" or self.opset >= 18:
+            return self.emit(kind, [name, self.integers(axes)], output, keepdims=int(keepdims))
+        return self.emit(kind, [name], output, axes=axes, keepdims=int(keepdims))
+
+    def integers(self, values: Iterable[int]) -> str:
+        """A constant of whole numbers, such as a shape or axes."""
+        listed = list(values)
+        return self.constant(f"integers {listed}", np.array(listed, np.int64))
 
     def append(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         from onnx import helper
@@ -153,8 +205,21 @@ class _Writer:
     def grid(self, name: str, qparams: QParams) -> WrittenGrid:
         """Write the constants of a grid."""
         scale = self.constant(f"{name}.step", np.float32(qparams.scale))
-        zero_point = self.constant(f"zero{qparams.zero_point}", np.uint8(qparams.zero_point))
+        byte = ACTIVATION_TYPES[self.activation_type]
+        zero_point = self.constant(f"zero{qparams.zero_point}", byte(qparams.zero_point))
         return WrittenGrid(scale, zero_point, qparams.scale)
+
+    def codes(self, name: str, int_weights: Tensor, like: str = "") -> str:
+        """A constant of a weight's codes: 4 bits each where they fit and this opset has them, else 8; or as `like`."""
+        from onnx import TensorProto, helper
+
+        fits = self.opset >= 21 and int_weights.min() >= -8 and int_weights.max() <= 7
+        if not fits or (like and self.constants[like].data_type == TensorProto.INT8):
+            return self.constant(name, int_weights)
+        if name not in self.constants:
+            values = int_weights.flatten().tolist()
+            self.constants[name] = helper.make_tensor(name, TensorProto.INT4, int_weights.shape, values)
+        return name
 
     def keep_grid(self, node: fx.Node) -> None:
         """Behind an operator that moves values: round them to the grid that all of them lie on already."""
@@ -165,15 +230,21 @@ class _Writer:
             self.names[node] = self.pair(self.names[node], f"{node.name}.same", grid)
 
 
+def written(qparams: QParams, activation_type: str) -> QParams:
+    """The grid that a file of this type holds in place of a quantiser's."""
+    return qparams.to_int8() if activation_type == "int8" else qparams
+
+
 # -- one function an operator ------------------------------------------------------------------------------------------
 
 
 def _quantise(writer: _Writer, node: fx.Node) -> str:
     quantiser: Any = module_of(node)
-    qparams: QParams = quantiser.qparams()
+    qparams = written(quantiser.qparams(), writer.activation_type)
     name, value = str(node.target).removeprefix("quantisers."), source(writer, node)
-    if qparams.bits < 8:  # saturation of 8-bit codes clamps to more: first their grid, which a convolution can write
-        wide = writer.grid(f"{name}.wide", qparams.to_8bit())
+    is_full = qparams.bits == 8 or (qparams.zero_point, qparams.qmax) == (0, 127)
+    if not is_full:  # saturation of 8-bit codes clamps to more: first their grid, which a convolution can write
+        wide = writer.grid(f"{name}.wide", written(qparams.to_8bit(), writer.activation_type))
         limits = zip(("low", "high"), qparams.range, strict=True)
         ends = [writer.constant(f"{name}.{end}", np.float32(limit)) for end, limit in limits]
         value = writer.emit("Clip", [writer.pair(value, f"{node.name}.wide", wide), *ends], f"{node.name}.clip")
@@ -194,137 +265,25 @@ def _clamp(writer: _Writer, node: fx.Node) -> str:
     reader = next(iter(node.users)) if len(node.users) == 1 else node
     quantiser: Any = module_of(reader)
     qparams = quantiser.qparams() if is_quantiser(quantiser) else None
-    if is_relu(node) and qparams and qparams.qmin < 0 and qparams.bits == 8 and _calls(reader) > 1:
+    if is_relu(node) and qparams and qparams.qmin < 0 and qparams.bits == 8 and layers.calls(reader) > 1:
         name = str(reader.target).removeprefix("quantisers.")
         before = writer.pair(source(writer, node), f"{node.name}.before", writer.grid(name, qparams))
         return writer.emit("Relu", [before], node.name)
     return ops.clamp(writer, node)
 
 
-def _conv(writer: _Writer, node: fx.Node) -> str:
-    """A convolution; onnxruntime's fast integer kernel asks for LANES output channels, so that few are filled up.
-
-    Only where one quantiser reads it, which then cuts the zeros off; with groups, more channels would be other groups.
-    """
-    conv: Any = module_of(node)
-    is_transposed = isinstance(conv, nn.ConvTranspose2d)
-    grid = writer.grids.get(node.all_input_nodes[0])
-    weight = int_repr(conv)
-    runs_on_integers = weight is not None and grid is not None and not is_transposed and _is_quantised(node)
-    if runs_on_integers and conv.out_channels < LANES and conv.groups == 1 and _calls(node) == 1:
-        writer.padded[node] = conv.out_channels
-    parts = _plain(writer, node) if weight is None else _rounded(writer, node, grid, weight)
-    reads, before, after = source(writer, node), *_padding(conv)
-    if conv.padding_mode != "zeros":
-        # torch's own attribute, which counts from the last axis; odd where one number stands for both
-        around = list(conv._reversed_padding_repeated_twice)
-        reads, before, after = padded(writer, node, around, conv.padding_mode), (0, 0), (0, 0)
-    attributes = {"pads": [*before, *after], "kernel_shape": conv.kernel_size}
-    defaults = {"strides": (1, 1), "dilations": (1, 1), "group": 1}  # ONNX's, which are left unwritten
-    settings = {"strides": two(conv.stride), "dilations": two(conv.dilation), "group": conv.groups}
-    attributes |= {key: value for key, value in settings.items() if value != defaults[key]}
-    attributes |= {"output_padding": two(conv.output_padding)} if is_transposed else {}
-    return writer.emit("ConvTranspose" if is_transposed else "Conv", [reads, *parts], node.name, **attributes)
-
-
-def _padding(conv: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The padding before and after each axis by number, where a word says it too."""
-    if not isinstance(conv.padding, str):
-        return two(conv.padding), two(conv.padding)
-    both = zip(two(conv.dilation), conv.kernel_size, strict=True)
-    total = [d * (k - 1) if conv.padding == "same" else 0 for d, k in both]
-    return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
-
-
-def _calls(node: fx.Node) -> int:
-    """How often the module that a node calls is called."""
-    return sum(other.target == node.target for other in node.graph.nodes if other.op == "call_module")
-
-
-def _is_quantised(node: fx.Node) -> bool:
-    """Whether one quantiser alone reads a node."""
-    readers = list(node.users)
-    return len(readers) == 1 and is_quantiser(module_of(readers[0]))
-
-
-def _plain(writer: _Writer, node: fx.Node) -> list[str]:
-    conv: Any = module_of(node)
-    name = str(node.target)
-    parts = [writer.constant(f"{name}.weight", conv.weight)]
-    return parts if conv.bias is None else [*parts, writer.constant(f"{name}.bias", conv.bias)]
-
-
-def _rounded(writer: _Writer, node: fx.Node, grid: WrittenGrid | None, weight: tuple[Tensor, Tensor]) -> list[str]:
-    """The weight as int8 codes, the bias as int32 where the input lies on a grid."""
-    layer: Any = module_of(node)
-    name, (int_weights, step) = str(node.target), weight
-    if grid is not None and layer.bias is not None:
-        int_weights, step = _with_room(int_weights, step, layer, grid)
-    is_per_channel = step.numel() > 1
-    axis = {"axis": int(isinstance(layer, nn.ConvTranspose2d))} if is_per_channel else {}
-    flat = step.flatten() if is_per_channel else step.reshape(())
-    if short := -len(int_weights) % LANES if node in writer.padded else 0:
-        int_weights = F.pad(int_weights, (0, 0) * 3 + (0, short))
-        flat = F.pad(flat, (0, short), value=1.0) if is_per_channel else flat
-    again = f"#{node.name}" if f"{name}.w" in writer.constants else ""  # runtimes change codes where they are read
-    weight_inputs = [
-        writer.constant(f"{name}.w{again}", int_weights),
-        writer.constant(f"{name}.w.step{again}", flat),
-        writer.constant(f"{name}.w.zero{again}", torch.zeros_like(flat, dtype=torch.int8)),
-    ]
-    parts = [writer.emit("DequantizeLinear", weight_inputs, f"{node.name}.weight", **axis)]
-    axis = axis and {"axis": 0}
-    if layer.bias is None:
-        return parts
-    if grid is None:
-        return [*parts, writer.constant(f"{name}.bias", layer.bias)]
-    unit = (flat.repeat(_repeats(layer)) if is_per_channel else flat).double() * grid.value
-    bias = (F.pad(layer.bias.detach().double(), (0, short)) / unit).round().to(torch.int32)
-    pair = [writer.constant(f"{node.name}.b", bias), writer.constant(f"{node.name}.b.step", unit.float())]
-    return [*parts, writer.emit("DequantizeLinear", pair, f"{node.name}.bias", **axis)]
-
-
-def _with_room(int_weights: Tensor, step: Tensor, layer: Any, grid: WrittenGrid) -> tuple[Tensor, Tensor]:
-    """Codes and step of a weight on which the bias fits into 32 bits.
-
-    Weights of nearly 0 have a step so fine that a plain bias is more than 2^31 of it; what a coarser one loses of them
-    is nothing beside that bias.
-    """
-    bias = layer.bias.detach().double().abs()
-    largest = bias.view(_repeats(layer), -1).amax(0).view_as(step) if step.numel() > 1 else bias.max()
-    coarse = torch.maximum(step.double(), largest / (ROOM * grid.value)).to(step)
-    codes = torch.where(coarse > step, (int_weights * (step.double() / coarse)).round(), int_weights)
-    return codes.to(torch.int8), coarse
-
-
-def _repeats(layer: Any) -> int:
-    """How often a step a channel of the weight stands for a channel that is written: once for each transposed group."""
-    return layer.groups if isinstance(layer, nn.ConvTranspose2d) else 1
-
-
 def _attribute(model: nn.Module, name: str) -> Any:
     return reduce(getattr, name.split("."), model)
 
 
-def _linear(writer: _Writer, node: fx.Node) -> str:
-    if len(shape(node)) != 2:
-        raise no_form(node, f"a linear layer on an input of {len(shape(node))} axes", "flatten it to (N, C)")
-    grid = writer.grids.get(node.all_input_nodes[0])
-    weight = int_repr(module_of(node))
-    parts = _plain(writer, node) if weight is None else _rounded(writer, node, grid, weight)
-    return writer.emit("Gemm", [source(writer, node), *parts], node.name, transB=1)
-
-
+_FORMS: dict[Any, Callable] = ops.FORMS | shapes.FORMS | attention.FORMS | layers.FORMS
 _MODULES: dict[Any, Callable] = {
-    nn.Conv2d: _conv,
-    nn.ConvTranspose2d: _conv,
-    nn.Linear: _linear,
     nn.ReLU: _clamp,
     nn.Hardtanh: _clamp,
-    **{kind: make for kind, make in ops.FORMS.items() if isinstance(kind, type)},
+    **{kind: make for kind, make in _FORMS.items() if isinstance(kind, type)},
 }
 
 
 def _supported() -> list[str]:
-    names = {getattr(target, "__name__", target) for target in (*_MODULES, *ops.FORMS)}
+    names = {getattr(target, "__name__", target) for target in (*_MODULES, *_FORMS)}
     return sorted({name.lower() for name in names} | {"clamp", "relu"})

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..graph.calls import arguments
+from ..graph.inplace import operator_name
 from ..graph.tracing import module_of, propagate, trace
 
 _PRODUCTS = {operator.mul, torch.mul, "mul"}
@@ -15,9 +17,13 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> fx.GraphModule:
     """A traced copy in eval mode that computes the same; the model is left as it is.
 
     A batch norm or a number that multiplies a convolution's output is folded into it: an integer convolution must be
-    followed by its quantiser. Raises ValueError for a network that cannot be traced.
+    followed by its quantiser. Stochastic depth is left out. Raises ValueError for a network that cannot be traced.
     """
     graph = trace(model, example)
+    for node in list(graph.graph.nodes):
+        if _skips_nothing(node):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.graph.erase_node(node)
     calls = [node.target for node in graph.graph.nodes if node.op == "call_module"]
     for node in list(graph.graph.nodes):
         if len(node.all_input_nodes) != 1:
@@ -35,6 +41,11 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> fx.GraphModule:
     graph.recompile()
     propagate(graph, example)
     return graph
+
+
+def _skips_nothing(node: fx.Node) -> bool:
+    """Whether a node is torchvision's stochastic depth in eval mode, which gives what it gets."""
+    return operator_name(node.target) == "stochastic_depth" and not arguments(node).get("training")
 
 
 def _folded(node: fx.Node, conv: nn.Conv2d) -> nn.Conv2d | None:

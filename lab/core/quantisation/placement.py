@@ -20,6 +20,14 @@ _PASSING_FUNCTIONS = {
     F.pixel_shuffle, torch.pixel_shuffle, F.max_pool2d, torch.max_pool2d, torch.flatten, "flatten", F.dropout,
     torch.dropout, F.dropout2d, "contiguous",
 }  # fmt: skip
+# These move values too, but on no grid that is kept behind them: whatever reads them has a quantiser of its own.
+_MOVING = (nn.Unflatten, nn.ZeroPad2d)
+_MOVING_FUNCTIONS = {
+    torch.reshape, "reshape", "view", torch.unflatten, "unflatten", torch.permute, "permute", torch.transpose,
+    "transpose", torch.swapaxes, "swapaxes", torch.movedim, "movedim", torch.t, "t", torch.squeeze, "squeeze",
+    torch.unsqueeze, "unsqueeze", torch.chunk, "chunk", torch.split, "split", torch.tensor_split, "tensor_split",
+    torch.unbind, "unbind", torch.stack, operator.getitem, getattr, "expand", "expand_as", "repeat", torch.roll, "roll",
+}  # fmt: skip
 # These give nothing negative, whatever they get.
 _POSITIVE = (nn.Sigmoid, nn.Softmax, nn.Softmax2d, nn.Hardsigmoid, nn.Softplus)
 _POSITIVE_FUNCTIONS = {
@@ -173,6 +181,19 @@ def point_behind(source: fx.Node, readers: Iterable[fx.Node]) -> QuantPoint:
     return QuantPoint(source.name, tuple(node.name for node in readers), source.name, not is_positive(source))
 
 
+def left_in_float(graph: fx.GraphModule, layers: Iterable[str], operators: bool = True) -> dict[str, str]:
+    """Why the other layers with weights stay in float, and which `operators` are computed in it, by name."""
+    reasons = {}
+    for node in graph.graph.nodes:
+        module = module_of(node)
+        if module is not None and any(True for _ in module.parameters()):
+            if node.target not in layers:
+                reasons[str(node.target)] = f"{type(module).__name__} is not quantised here"
+        elif operators and computes(node):
+            reasons[node.name] = f"{kind_of(node)} is computed in float"
+    return reasons
+
+
 def in_graph_order(graph: fx.GraphModule, points: list[QuantPoint]) -> list[QuantPoint]:
     """The points as their sources come in the graph."""
     order = {node.name: index for index, node in enumerate(graph.graph.nodes)}
@@ -193,6 +214,7 @@ def computes(node: fx.Node) -> bool:
         starts_at_zero(node)
         or is_cat(node)
         or passes(node)
+        or _moves(node)
         or (is_add(node) and all(map(varies, node.all_input_nodes)))
     )
     return node.op.startswith("call") and varies(node) and not on_grids
@@ -260,6 +282,11 @@ def _is_even_power(node: fx.Node) -> bool:
 def passes(node: fx.Node) -> bool:
     module = module_of(node)
     return isinstance(module, _PASSING) if module is not None else node.target in _PASSING_FUNCTIONS
+
+
+def _moves(node: fx.Node) -> bool:
+    module = module_of(node)
+    return isinstance(module, _MOVING) if module is not None else node.target in _MOVING_FUNCTIONS
 
 
 def varies(node: fx.Node) -> bool:

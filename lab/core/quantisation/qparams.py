@@ -4,7 +4,7 @@ A quantiser is any module with `qparams()`; a layer whose weight lies on a grid 
 beside a weight of integer multiples of it. The ONNX writer, the engines' checks and the methods meet here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class QParams:
-    """The values qmin * scale, ..., qmax * scale; `zero_point` is the unsigned byte that stands for the value 0."""
+    """The values qmin * scale, ..., qmax * scale; `zero_point` is the byte that stands for the value 0."""
 
     scale: float
     qmin: int
@@ -52,6 +52,13 @@ class QParams:
         steps = self.qmax - self.qmin
         zero_point = round(-self.qmin * 255 / steps)
         return QParams(self.scale * steps / 255, -zero_point, 255 - zero_point, zero_point)
+
+    def to_int8(self) -> "QParams":
+        """The grid on signed bytes with zero point 0; where its codes are too large for them, one of the same reach."""
+        if -128 <= self.qmin and self.qmax <= 127:
+            return replace(self, zero_point=0)
+        low, high = self.range
+        return QParams(max(-low, high) / 127, -127 * (low < 0), 127, 0)
 
 
 class FixedQuantiser(nn.Module):

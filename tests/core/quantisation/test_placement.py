@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from lab.core.graph.tracing import module_of, trace
 from lab.core.quantisation.bn_folding import fold_batch_norms
-from lab.core.quantisation.placement import everywhere, is_positive
+from lab.core.quantisation.placement import everywhere, is_positive, left_in_float
 
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -152,3 +152,41 @@ def test_a_layer_and_its_clamp_have_one_quantiser_behind_both(name):
     points = {point.source: point for point in everywhere(graph, layers)}
     behind = layers[1].all_input_nodes[0]
     assert set(points) == {"x", behind.name, layers[1].name} and not points[behind.name].signed
+
+
+def test_what_stays_in_float_is_named_and_what_moves_values_is_not():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.last = nn.Conv2d(4, 4, 1), nn.LayerNorm(4), nn.Linear(4, 3)
+            self.heads = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            n, c, h, w = x.shape
+            tokens = self.first(x).relu().reshape(n, c, h * w).permute(0, 2, 1)
+            tokens = tokens + self.heads(tokens, tokens, tokens, need_weights=False)[0]
+            a, b = self.norm(tokens).chunk(2, 1)
+            return self.last(F.gelu(torch.cat([a * b.softmax(-1), b], 1)[:, 0]))
+
+    graph = fold_batch_norms(Tokens(), X)
+    assert left_in_float(graph, ("first", "last")) == {
+        "heads": "MultiheadAttention is not quantised here",
+        "norm": "LayerNorm is not quantised here",
+        "softmax": "softmax is computed in float",
+        "mul_1": "mul is computed in float",
+        "gelu": "gelu is computed in float",
+    }
+    assert left_in_float(graph, ("first", "norm", "heads"), operators=False) == {"last": "Linear is not quantised here"}
+
+
+def stochastic_depth(x, p, mode, training=True):
+    """As torchvision has it: a function that tracing does not look into."""
+    return x if not training else x * (torch.rand(len(x), 1, 1, 1) > p) / (1 - p)
+
+
+fx.wrap("stochastic_depth")
+
+
+def test_stochastic_depth_is_left_out():
+    graph = fold_batch_norms(Net([lambda x: stochastic_depth(x, 0.2, "row", False)]), X)
+    assert [node.target for node in graph.graph.nodes if node.op != "output"] == ["x", "first", "last"]

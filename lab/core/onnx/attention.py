@@ -1,0 +1,197 @@
+"""ONNX forms of what transformers add, in float: norms over channels, matrix products, attention.
+
+Also the batch norms that no convolution took in.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from ..graph.calls import arguments, asked
+from ..graph.tracing import module_of, shape
+from .shapes import no_form, numbers, permuted, shaped, source
+
+# -- norms -------------------------------------------------------------------------------------------------------------
+
+
+def _norm(writer: Any, node: fx.Node) -> str:
+    norm: Any = module_of(node)
+    if norm.running_var is None:
+        raise no_form(node, "a batch norm without running statistics", "train it with track_running_stats=True")
+    scale = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
+    bias = torch.zeros_like(norm.running_var) if norm.bias is None else norm.bias
+    parts = {"scale": scale, "bias": bias, "mean": norm.running_mean, "var": norm.running_var}
+    names = [writer.constant(f"{node.target}.{name}", value) for name, value in parts.items()]
+    return writer.emit("BatchNormalization", [source(writer, node), *names], node.name, epsilon=norm.eps)
+
+
+def _part(writer: Any, node: fx.Node, name: str, shaped_as: tuple[int, ...], value: float) -> str:
+    """A norm's weight or bias; without one a constant that does nothing."""
+    module = module_of(node)
+    part = arguments(node)[name] if module is None else getattr(module, name)
+    if isinstance(part, fx.Node):
+        return writer.names[part]
+    if part is None:
+        return writer.constant(f"{value} {shaped_as}", np.full(shaped_as, value, np.float32))
+    return writer.constant(f"{node.target}.{name}", part)
+
+
+def _layer_norm(writer: Any, node: fx.Node) -> str:
+    settings = asked(node)
+    over = tuple(numbers(writer, node, settings["normalized_shape"]))
+    parts = [_part(writer, node, "weight", over, 1.0), _part(writer, node, "bias", over, 0.0)]
+    reads = writer.names[settings["input"]] if module_of(node) is None else source(writer, node)
+    return writer.emit("LayerNormalization", [reads, *parts], node.name, axis=-len(over), epsilon=settings["eps"])
+
+
+def _rms_norm(writer: Any, node: fx.Node) -> str:
+    """x over the root of the mean of its squares, times a weight."""
+    settings = asked(node)
+    over = tuple(numbers(writer, node, settings["normalized_shape"]))
+    eps = torch.finfo(torch.float32).eps if settings["eps"] is None else settings["eps"]
+    x, name = (writer.names[settings["input"]] if module_of(node) is None else source(writer, node)), node.name
+    square = writer.emit("Mul", [x, x], f"{name}.square")
+    mean = writer.reduce("ReduceMean", square, f"{name}.mean", list(range(-len(over), 0)), True)
+    shifted = writer.emit("Add", [mean, writer.constant(f"number {eps}", np.float32(eps))], f"{name}.shifted")
+    scaled = writer.emit("Div", [x, writer.emit("Sqrt", [shifted], f"{name}.root")], f"{name}.scaled")
+    return writer.emit("Mul", [scaled, _part(writer, node, "weight", over, 1.0)], name)
+
+
+def _group_norm(writer: Any, node: fx.Node) -> str:
+    """Each group as one channel of an instance norm, then in its own shape times a weight and plus a bias a channel."""
+    settings, (_, channels, *rest) = asked(node), shape(node)
+    x, name, groups = source(writer, node), node.name, settings["num_groups"]
+    ones, zeros = (writer.constant(f"{v} {groups}", np.full(groups, v, np.float32)) for v in (1.0, 0.0))
+    flat = shaped(writer, x, [0, groups, -1], f"{name}.groups")
+    normed = writer.emit("InstanceNormalization", [flat, ones, zeros], f"{name}.normed", epsilon=settings["eps"])
+    out = writer.emit("Reshape", [normed, writer.emit("Shape", [x], f"{name}.shape")], f"{name}.again")
+    for part, kind, neutral in (("weight", "Mul", 1.0), ("bias", "Add", 0.0)):
+        row = _part(writer, node, part, (channels,), neutral)
+        column = shaped(writer, row, [channels, *(1 for _ in rest)], f"{name}.{part}")
+        out = writer.emit(kind, [out, column], f"{name}.{kind}")
+    return out
+
+
+def _instance_norm(writer: Any, node: fx.Node) -> str:
+    settings, channels = asked(node), shape(node)[1]
+    if settings.get("track_running_stats") or settings.get("running_var") is not None:
+        raise no_form(node, "an instance norm with running statistics", "leave track_running_stats off")
+    parts = [_part(writer, node, "weight", (channels,), 1.0), _part(writer, node, "bias", (channels,), 0.0)]
+    return writer.emit("InstanceNormalization", [source(writer, node), *parts], node.name, epsilon=settings["eps"])
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+
+def _matmul(writer: Any, node: fx.Node) -> str:
+    a, b = list(arguments(node).values())[:2]
+    return writer.emit("MatMul", [writer.names[a], writer.names[b]], node.name)
+
+
+def _einsum(writer: Any, node: fx.Node) -> str:
+    names = [writer.names[part] for part in tree_leaves(node.args) if isinstance(part, fx.Node)]
+    return writer.emit("Einsum", names, node.name, equation=str(node.args[0]).replace(" ", ""))
+
+
+def _linear(writer: Any, node: fx.Node) -> str:
+    """F.linear with a weight that no module holds: in float."""
+    args = arguments(node)
+    weight = permuted(writer, writer.names[args["weight"]], (1, 0), f"{node.name}.weight")
+    out = writer.emit("MatMul", [writer.names[args["input"]], weight], f"{node.name}.product")
+    return out if args["bias"] is None else writer.emit("Add", [out, writer.names[args["bias"]]], node.name)
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+
+def _attention(writer: Any, node: fx.Node) -> str:
+    """Scaled dot-product attention: softmax(q k^T s + mask) v, over the last two axes."""
+    args = arguments(node)
+    if args["dropout_p"] or args.get("enable_gqa"):
+        raise no_form(node, "attention with dropout_p or enable_gqa", "leave them out in eval mode, repeat the heads")
+    query, key, value = (args[name] for name in ("query", "key", "value"))
+    mask = None if args["attn_mask"] is None else writer.names[args["attn_mask"]]
+    if args["is_causal"]:
+        writer.is_fixed = True
+        later = np.triu(np.full((shape(query)[-2], shape(key)[-2]), -np.inf, np.float32), 1)
+        mask = writer.constant(f"{node.name}.causal", later)
+    elif mask is not None and args["attn_mask"].meta["tensor_meta"].dtype == torch.bool:
+        ends = [writer.constant(f"number {end}", np.float32(end)) for end in (0.0, -np.inf)]
+        mask = writer.emit("Where", [mask, *ends], f"{node.name}.mask")
+    scale = shape(query)[-1] ** -0.5 if args["scale"] is None else args["scale"]
+    names = [writer.names[part] for part in (query, key, value)]
+    return _attended(writer, node.name, names, len(shape(key)), (scale, mask))
+
+
+def _attended(writer: Any, name: str, qkv: list[str], rank: int, how: tuple[float, str | None]) -> str:
+    """softmax(q k^T s + mask) v of three tensors by name; `how` is s and the mask."""
+    (query, key, value), (scale, mask) = qkv, how
+    turned = permuted(writer, key, (*range(rank - 2), rank - 1, rank - 2), f"{name}.key")
+    scaled = writer.emit("Mul", [query, writer.constant(f"number {scale}", np.float32(scale))], f"{name}.query")
+    scores = writer.emit("MatMul", [scaled, turned], f"{name}.scores")
+    if mask is not None:
+        scores = writer.emit("Add", [scores, mask], f"{name}.masked")
+    return writer.emit("MatMul", [writer.emit("Softmax", [scores], f"{name}.shares", axis=-1), value], name)
+
+
+def _multihead(writer: Any, node: fx.Node) -> tuple[str, str]:
+    """A module's whole attention: three projections, the heads side by side, and the projection of what they give."""
+    module: Any = module_of(node)
+    names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
+    odd = [name for name in ("key_padding_mask", "attn_mask") if given.get(name) is not None]
+    if odd or module.bias_k is not None or module.add_zero_attn:
+        raise no_form(node, "attention with a mask, bias_k or zeros", "write F.scaled_dot_product_attention")
+    if any(user.args[1] == 1 and user.users for user in node.users) or len(shape(given["query"])) != 3:
+        raise no_form(node, "attention's weights or no batch axis", "give need_weights=False and (N, L, C)")
+    weights = _projections(module)
+    biases = [None] * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+    heads = []
+    for part, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True):
+        name = f"{node.name}.{part}"
+        x = writer.names[given[part]]
+        x = x if module.batch_first else permuted(writer, x, (1, 0, 2), f"{name}.batch")
+        projected = _projected(writer, x, name, (f"{node.target}.{part}", weight, bias))
+        rows = shaped(writer, projected, [0, 0, module.num_heads, module.head_dim], f"{name}.heads")
+        heads.append(permuted(writer, rows, (0, 2, 1, 3), f"{name}.turned"))
+    out = _attended(writer, f"{node.name}.heads", heads, 4, (module.head_dim**-0.5, None))
+    rows = permuted(writer, out, (0, 2, 1, 3), f"{node.name}.turned")
+    flat = shaped(writer, rows, [0, 0, module.embed_dim], f"{node.name}.rows")
+    last = (f"{node.target}.out", module.out_proj.weight, module.out_proj.bias)
+    output = _projected(writer, flat, f"{node.name}.output", last)
+    return (output if module.batch_first else permuted(writer, output, (1, 0, 2), f"{node.name}.first")), ""
+
+
+def _projections(module: Any) -> list[Tensor]:
+    """The weights of query, key and value."""
+    if module.in_proj_weight is not None:
+        return list(module.in_proj_weight.chunk(3))
+    return [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
+
+
+def _projected(writer: Any, x: str, output: str, part: tuple[str, Tensor, Tensor | None]) -> str:
+    """x W^T + b; `part` is the name of the weight's constant, W and b."""
+    name, weight, bias = part
+    product = writer.emit("MatMul", [x, writer.constant(f"{name}.weight", weight.T)], f"{output}.product")
+    return product if bias is None else writer.emit("Add", [product, writer.constant(f"{name}.bias", bias)], output)
+
+
+_KINDS: dict[Callable, tuple] = {
+    _norm: (nn.BatchNorm1d, nn.BatchNorm2d),
+    _layer_norm: (nn.LayerNorm, F.layer_norm, torch.layer_norm),
+    _rms_norm: (nn.RMSNorm, F.rms_norm, torch.rms_norm),
+    _group_norm: (nn.GroupNorm, F.group_norm, torch.group_norm),
+    _instance_norm: (nn.InstanceNorm1d, nn.InstanceNorm2d, F.instance_norm),
+    _matmul: (torch.matmul, operator.matmul, "matmul", torch.bmm, "bmm"),
+    _einsum: (torch.einsum,),
+    _linear: (F.linear,),
+    _attention: (F.scaled_dot_product_attention,),
+    _multihead: (nn.MultiheadAttention,),
+}
+FORMS: dict[Any, Callable] = {target: make for make, targets in _KINDS.items() for target in targets}
