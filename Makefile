@@ -28,7 +28,7 @@ check: setup
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
-	$(PY) -m pytest -n 2 --dist loadscope -m "not slow" tests/$(M) $(if $(M),tests/test_floors.py)
+	$(PY) -m pytest -n 2 --dist loadscope -m "not slow" tests/$(M)
 
 fix: setup
 	$(PY) -m ruff check --fix
