@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from . import store
+from . import nets, store
 from .report import Report
 from .training import Step
 
@@ -81,6 +82,19 @@ def restored(kind: type[Outcome], recipe: type, saved: dict[str, Any], folder: P
     except (KeyError, IndexError, AttributeError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{folder} is damaged ({reason}): save the outcome again") from error
+
+
+def base_network(base: nn.Module | None, config: Any) -> nn.Module:
+    """The network that an outcome was made from: the user's own, or one of `lab.nets` by its config; draws nothing.
+
+    ValueError in one line where there is neither.
+    """
+    if base is not None:
+        return base
+    if config is None:
+        raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
+    with torch.random.fork_rng(devices=[]):
+        return nets.build(config)
 
 
 def load_weights(model: nn.Module, weights: dict[str, Any], base: nn.Module, done: str) -> None:

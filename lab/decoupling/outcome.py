@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import nets
 from ..core.graph.surgery import Plan
 from ..core.onnx import export
-from ..core.outcome import Outcome, load_weights
+from ..core.outcome import Outcome, base_network, load_weights
 from .paths import Paths, paths_of, record
 from .placement import Decoupled, insert_gates
 from .removal import removed
@@ -64,9 +63,7 @@ class DecouplingOutcome(Outcome):
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "DecouplingOutcome":
         """Put gates into the base, cut it by the plan and load the stored weights; `base` is the user's own network."""
         stored = saved["found"]
-        if base is None and stored["base"] is None:
-            raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
-        dense = base if base is not None else nets.build(stored["base"])
+        dense = base_network(base, stored["base"])
         example = torch.zeros(stored["example"], dtype=next(dense.parameters(), torch.zeros(0)).dtype)
         plan = Plan.from_dict(stored["plan"])
         with torch.random.fork_rng(devices=[]):

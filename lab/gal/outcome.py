@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import nets
 from ..core.graph import surgery
 from ..core.onnx import export
-from ..core.outcome import Outcome, load_weights
+from ..core.outcome import Outcome, base_network, load_weights
 from .structures import Structure
 
 
@@ -42,9 +41,7 @@ class GALOutcome(Outcome):
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "GALOutcome":
         """Cut the base down by the plan and load the stored weights; `base` is the user's own network, any weights."""
         stored = saved["found"]
-        if base is None and stored["base"] is None:
-            raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
-        dense = base if base is not None else nets.build(stored["base"])
+        dense = base_network(base, stored["base"])
         plan = surgery.Plan.from_dict(stored["plan"])
         model = surgery.remove(dense, plan, torch.zeros(stored["example"]))
         load_weights(model, stored["weights"], dense, "pruned")

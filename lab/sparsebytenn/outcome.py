@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import nets
 from ..core.graph.tracing import trace
 from ..core.onnx import export
-from ..core.outcome import Outcome
+from ..core.outcome import Outcome, base_network, load_weights
 from . import compiler, int8, packed, web
 from .engine import Engine
 from .tuning import tuned
@@ -49,16 +48,9 @@ class SparseByteNNOutcome(Outcome):
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "SparseByteNNOutcome":
         """Trace the base and load the stored weights; `base` is the user's own network, with any weights."""
         state = saved["found"]
-        if base is None and state["base"] is None:
-            raise ValueError("this outcome was made from a network of your own: call lab.load(folder, base=net)")
-        with torch.random.fork_rng(devices=[]):
-            dense = base if base is not None else nets.build(state["base"])
+        dense = base_network(base, state["base"])
         model = trace(dense, torch.zeros(state["example"], dtype=next(dense.parameters()).dtype))
-        try:
-            model.load_state_dict(state["weights"])
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ValueError(f"base={type(dense).__name__} is not the network that was pruned: {reason}") from error
+        load_weights(model, state["weights"], dense, "pruned")
         return cls(
             recipe=recipe,
             **cls.records(saved),

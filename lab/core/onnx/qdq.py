@@ -179,7 +179,7 @@ class _Writer:
         return self.emit(kind, [name], output, axes=axes, keepdims=int(keepdims))
 
     def integers(self, values: Iterable[int]) -> str:
-        """A constant of whole numbers, such as a shape or axes."""
+        """A constant of integers, such as a shape or axes."""
         listed = list(values)
         return self.constant(f"integers {listed}", np.array(listed, np.int64))
 
