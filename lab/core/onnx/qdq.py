@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from .. import store
 from ..graph.calls import bounds, is_relu, two
-from ..graph.channels import is_cat
+from ..graph.operators import is_cat
 from ..graph.tracing import module_of, shape
 from ..quantisation.placement import passes
 from ..quantisation.qparams import QParams, int_repr, is_quantiser
