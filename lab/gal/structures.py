@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from ..core.graph.chains import last_affine, not_zero_after, private_chain, readers
 from ..core.graph.channels import OUTPUT, Channels
-from ..core.graph.operators import CONVS, NORMS, is_cat, is_homogeneous, operands
+from ..core.graph.operators import CONVS, NORMS, is_cat, is_homogeneous, is_product, operands
 from ..core.graph.surgery import Plan, is_add, residual_branch
 from ..core.graph.tracing import ancestors, module_of, trace
 from .layers import Mask
@@ -144,7 +144,7 @@ def _channel_units(graph: fx.GraphModule, channels: Channels, units: tuple[str, 
                 yield from ((name, channels.frozen[group]) for name in producers)
         elif len(producers) > 1:
             yield from ((name, "its channels are shared with " + producers[0]) for name in producers[1:])
-            yield producers[0], "its channels are a residual stream"
+            yield producers[0], _why_shared(channels, group)
         else:
             last, end = last_affine(nodes[producers[0]])
             if not _foldable(last):
@@ -153,6 +153,16 @@ def _channel_units(graph: fx.GraphModule, channels: Channels, units: tuple[str, 
                 yield producers[0], f"{blocker.name} would turn a zero channel into a constant"
             elif not masked_inputs & readers(end):
                 yield Structure("channel", producers[0], len(channels.rows[producers[0]]), str(last.target), end.name)
+
+
+def _why_shared(channels: Channels, group: int) -> str:
+    """What ties the layers that write a group's channels together."""
+    joins, other = channels.joins.get(group, []), channels.producers[group][1]
+    if any(is_add(node) and residual_branch(node) is not None for node in joins):
+        return "its channels are a residual stream"
+    if joins and all(map(is_product, joins)):
+        return f"its channels are multiplied by those of {other}"
+    return f"its channels are joined to those of {other}"
 
 
 def _names(candidates: Candidates) -> set[str]:

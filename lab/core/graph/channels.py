@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from .entries import OUTPUT, Entries
-from .moves import Move, along, is_move, move_of, varying
+from .entries import COUNTED, OUTPUT, Entries
+from .moves import Move, along, core, is_move, move_of, varying
 from .tracing import gives_tensors, shape
 
 __all__ = ["OUTPUT", "Channels", "Layout"]
@@ -40,6 +40,7 @@ class Channels:
     joins: dict[int, list[fx.Node]] = field(default_factory=dict)
     frozen: dict[int, str] = field(default_factory=dict)
     unordered: dict[int, str] = field(default_factory=dict)
+    _counts: dict[fx.Node, Layout] = field(default_factory=dict)  # the channels whose number a move is given
     _group_of: list[int] = field(default_factory=list)  # by channel
     _members: dict[int, list[int]] = field(default_factory=dict)  # the channels of a group in the order of its places
     _place_of: dict[int, int] = field(default_factory=dict)
@@ -50,8 +51,8 @@ class Channels:
         read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
         self.shared = {name for name in calls if calls.count(name) > 1 or name in read}
         entries = Entries(self.graph, self.shared)
-        self._find_moves(entries)
         roots = entries.roots()
+        self._find_moves(entries, roots)
         self.rows = {name: tuple(roots[ids].tolist()) for name, ids in entries.rows.items()}
         self._group(roots.tolist())
         for channel, reason in entries.reasons:
@@ -61,7 +62,7 @@ class Channels:
                 self.joins.setdefault(group, []).append(node)
         self._find_unordered()
 
-    def _find_moves(self, entries: Entries) -> None:
+    def _find_moves(self, entries: Entries, roots: Tensor) -> None:
         """Note each node's channel axis and what a cut has to write again; freeze what could not be written."""
         for node, value in entries.values.items():
             if not gives_tensors(node) or node in entries.indices:
@@ -73,12 +74,31 @@ class Channels:
             readers = [user for user in node.users if gives_tensors(user) or user.op == "output"]
             if len(axes) > 1 and not (is_move(node) and all(map(is_move, readers))):
                 entries.freeze(value, f"{node.name} lays its channels on two axes")
-            elif is_move(node):
-                try:
-                    if move := move_of(node, entries.values.__getitem__):
-                        self.moves[node] = move
-                except ValueError as error:
-                    entries.freeze([entries.values[source] for source in node.all_input_nodes], str(error))
+            elif is_move(node) and len(axes) < 2:
+                self._note_move(entries, node, roots)
+
+    def _note_move(self, entries: Entries, node: fx.Node, roots: Tensor) -> None:
+        """Note how a node is to be written again, or freeze what it reads."""
+        try:
+            move = move_of(node, entries.values.__getitem__)
+        except ValueError as error:
+            entries.freeze([entries.values[source] for source in node.all_input_nodes], str(error))
+            return
+        counts = [ids for step in (move.steps if move else [node]) for ids in entries.counted(step)]
+        if move:
+            self.moves[node] = move
+            self._counts[node] = tuple(channel for ids in counts for channel in roots[core(ids)].unique().tolist())
+        else:
+            entries.freeze(counts, f"{node.name} reads {COUNTED}")
+
+    def rewritten(self, kept: Mapping[int, Tensor]) -> dict[fx.Node, tuple[Move, Tensor, Tensor]]:
+        """The nodes that a cut has to write again: how, and which entries of their source and of their output stay."""
+        again = {}
+        for node, move in self.moves.items():
+            before, after = (self.expand(self.layouts.get(end, ()), kept) for end in (move.source, node))
+            if not (before.all() and after.all() and self.expand(self._counts[node], kept).all()):
+                again[node] = move, before, after
+        return again
 
     def _group(self, roots: list[int]) -> None:
         """Gather the channels that a layer writes into one group, with all that other layers write of them."""
@@ -103,7 +123,7 @@ class Channels:
                 self.frozen[group] = f"no single layer writes all channels that {first} shares with {names[1]}"
             names.sort(key=lambda name: name != first)
             self._members[group] = list(dict.fromkeys([*self.rows[first], *sorted(written)]))
-            self._place_of |= {channel: place for place, channel in enumerate(self._members[group])}
+            self._place_of |= {channel: position for position, channel in enumerate(self._members[group])}
             self.sizes[group] = len(written)
 
     def _find_unordered(self) -> None:
@@ -116,8 +136,8 @@ class Channels:
             for group, run in self._runs(layout):
                 places = torch.tensor([self._place_of[channel] for channel in run])
                 repeat = int((places == places[0]).cumprod(0).sum())
-                whole = torch.arange(self.sizes[group]).repeat_interleave(repeat)
-                if len(places) % len(whole) or not bool((places.view(-1, len(whole)) == whole).all()):
+                once = torch.arange(self.sizes[group]).repeat_interleave(repeat)
+                if len(places) % len(once) or not bool((places.view(-1, len(once)) == once).all()):
                     self.unordered.setdefault(group, f"{node.name} takes a part of its channels, or moves them")
 
     def _runs(self, layout: Layout) -> Iterator[tuple[int, Layout]]:

@@ -29,6 +29,7 @@ from .tracing import attribute, gives_tensors, module_of, shape
 
 OUTPUT = "the network's output"
 NONE = 0  # the number of what is no channel: a constant, a mask of pixels
+COUNTED = "the number of its channels, which is not followed"
 LARGEST = 2**20  # entries of a parameter beside the layers that are told apart
 
 _REDUCTIONS = {"mean", "sum", "amax", "amin", "prod", "std", "var", "norm", "logsumexp"}
@@ -71,12 +72,22 @@ class Entries:
             channel = self._parents[channel]
         return channel
 
+    def _settled(self, ids: Tensor) -> Tensor:
+        """The same entries by the numbers under which their channels are known by now."""
+        channels, inverse = core(ids).unique(return_inverse=True)
+        roots = torch.tensor([self._find(channel) for channel in channels.tolist()])
+        return compact(roots[inverse].expand(ids.shape))
+
+    def _varies(self, ids: Tensor, axes: set[int]) -> bool:
+        """Whether channels differ along one of these axes."""
+        return bool(axes & set(varying(ids))) and bool(axes & set(varying(self._settled(ids))))
+
     def _open(self, size: tuple[int, ...], axes: tuple[int, ...], reason: str = "") -> Tensor:
         """New channels, one for each place on these axes of a tensor."""
-        own = torch.Size(n if axis in axes else 1 for axis, n in enumerate(size))
+        spread = torch.Size(n if axis in axes else 1 for axis, n in enumerate(size))
         first = len(self._parents)
-        self._parents += range(first, first + own.numel())
-        ids = torch.arange(first, first + own.numel()).view(own).expand(size)
+        self._parents += range(first, first + spread.numel())
+        ids = torch.arange(first, first + spread.numel()).view(spread).expand(size)
         if reason:
             self.freeze(ids, reason)
         return ids
@@ -108,8 +119,8 @@ class Entries:
         if not gives_tensors(node):
             return self._number(node)
         value = self._module(node) if node.op == "call_module" else self._operation(node)
-        if not (is_move(node) and any(map(varying, _tensors(value)))):
-            self.freeze(self._counted(node), f"{node.name} reads the number of its channels, which is not followed")
+        if not is_move(node):
+            self.freeze(self.counted(node), f"{node.name} reads {COUNTED}")
         return value
 
     def _ids(self, node: fx.Node) -> Any:
@@ -136,7 +147,7 @@ class Entries:
 
     def _number(self, node: fx.Node) -> Any:
         """A node that gives no tensor: sizes are harmless, but for the number of channels."""
-        counts, name = self._counted(node), called(node)
+        counts, name = self.counted(node), called(node)
         first = node.args[0] if node.args else None
         if isinstance(first, fx.Node) and isinstance(self.values[first], Tensor):
             axes = set(_axes_counted(node, self.values[first].dim()))
@@ -148,14 +159,15 @@ class Entries:
         if counts and (node.op == "call_method" or getattr(node.target, "__module__", "") in ("_operator", "builtins")):
             self._counts[node] = counts
         else:
-            self.freeze(counts, f"{node.name} reads the number of its channels, which is not followed")
+            self.freeze(counts, f"{node.name} reads {COUNTED}")
         try:
             return run(node, self.values.__getitem__)
         except Exception:  # it asks for what numbers of channels cannot tell
             self.freeze([self._ids(source) for source in node.all_input_nodes], f"{node.name} is not followed")
             return None
 
-    def _counted(self, node: fx.Node) -> list[Tensor]:
+    def counted(self, node: fx.Node) -> list[Tensor]:
+        """The channels whose number a node is given."""
         return [ids for source in node.all_input_nodes for ids in self._counts.get(source, [])]
 
     def _operation(self, node: fx.Node) -> Any:
@@ -172,6 +184,9 @@ class Entries:
             return self._join(node, sources)
         if is_per_channel(node) or (name == "pad" and keeps_channel_axis(node)):
             return self._each(node, sources[0])
+        if name == "layer_norm":
+            last = range(len(shape(node)) - len(arguments(node)["normalized_shape"]), len(shape(node)))
+            return self._mix(sources[0], tuple(last), "LayerNorm normalises over all of its channels")
         if name in _REDUCTIONS | _MIXING:
             return self._over(node, sources[0], name)
         return self._refuse(node, sources)
@@ -232,12 +247,12 @@ class Entries:
     def _only_along(self, node: fx.Node, source: fx.Node, axis: int) -> None:
         """Freeze what lies on another axis than the one that a layer takes for channels."""
         ids = self._ids(source)
-        if set(varying(ids)) - {axis % ids.dim()}:
+        if self._varies(ids, set(range(ids.dim())) - {axis % ids.dim()}):
             self.freeze(ids, f"{node.name} reads its channels as places")
 
     def _mix(self, source: fx.Node, axes: tuple[int, ...], reason: str) -> Tensor:
         ids = self._ids(source)
-        if set(varying(ids)) & set(axes):
+        if self._varies(ids, set(axes)):
             self.freeze(ids, reason)
         return ids
 
@@ -262,7 +277,7 @@ class Entries:
         dim = asked.get("dim")
         dims = range(ids.dim()) if dim is None or dim == [] else dim if isinstance(dim, (tuple, list)) else [dim]
         axes = {axis % max(ids.dim(), 1) for axis in dims if isinstance(axis, int)}
-        if axes & set(varying(ids)):
+        if self._varies(ids, axes):
             self.freeze(ids, f"{node.name} is taken over its channels")
         if name in _MIXING:
             return ids
@@ -274,6 +289,7 @@ class Entries:
         """What only moves numbers is run on the channels' own."""
         if all(source in self.indices for source in sources):
             self.indices.add(node)
+            return run(node, self.values.__getitem__)
         first = self.values[sources[0]]
         if (factor := _pixel_shuffle(node)) > 1 and isinstance(first, Tensor):
             self._only_along(node, sources[0], first.dim() - 3)
@@ -284,7 +300,7 @@ class Entries:
             value = run(node, self.values.__getitem__)
         except Exception:  # it takes something that numbers of channels are not
             return self._refuse(node, sources)
-        return tree_map(lambda v: compact(v) if isinstance(v, Tensor) else v, value)
+        return tree_map(lambda v: self._settled(compact(v)) if isinstance(v, Tensor) else v, value)
 
     def _tie_side_by_side(self, node: fx.Node, given: list[Tensor]) -> None:
         """What is put side by side on another axis than that of the channels shares these."""
@@ -304,10 +320,10 @@ class Entries:
             self.freeze(given, f"{node.name} spreads its channels over two axes")
         for ids in tied[1:]:
             self._tie(tied[0], ids)
-        whole = [ids for ids in tied if int(core(ids).max()) != NONE]
-        if len(whole) > 1:
-            self.joins.append((node, torch.cat([core(ids).flatten() for ids in whole]).unique()))
-        return (whole or tied or aligned)[0].expand(size)
+        channels = [ids for ids in tied if int(core(ids).max()) != NONE]
+        if len(channels) > 1:
+            self.joins.append((node, torch.cat([core(ids).flatten() for ids in channels]).unique()))
+        return (channels or tied or aligned)[0].expand(size)
 
     def _refuse(self, node: fx.Node, sources: list[fx.Node]) -> Any:
         kind = node.target if module_of(node) is None else type(module_of(node))

@@ -98,19 +98,19 @@ def varying(ids: Tensor) -> tuple[int, ...]:
 class Move:
     """A node that has to be written again once channels are gone.
 
-    `kind` is 'size', 'pieces' or 'select', `first` the node itself or the first step of its shuffle, `axis` where the
+    `kind` is 'size', 'pieces' or 'select', `steps` the node itself, for a shuffle all that lead to it, `axis` where the
     channels of its source lie, and `entries` which of them it takes, those of each piece in turn.
     """
 
     kind: str
-    first: fx.Node
+    steps: tuple[fx.Node, ...]
     axis: int
     entries: tuple[Tensor, ...] = ()
 
     @property
     def source(self) -> fx.Node:
         """What is read, whatever stands there now."""
-        return self.first.all_input_nodes[0]
+        return self.steps[0].all_input_nodes[0]
 
 
 def move_of(node: fx.Node, values: Callable[[fx.Node], Any]) -> Move | None:
@@ -143,14 +143,14 @@ def _pieces(node: fx.Node, axes: tuple[int, ...], values: Callable[[fx.Node], An
         raise ValueError(f"{node.name} is not followed")
     if axis not in axes:
         return None
-    return Move("pieces", node, axis, tuple(along(piece, axis) for piece in _places([node], axis, values)))
+    return Move("pieces", (node,), axis, tuple(along(piece, axis) for piece in _places([node], axis, values)))
 
 
 def _size(node: fx.Node, result: Tensor) -> Move:
     sizes = _sizes(node)
     if len(sizes) != result.dim() or not varying(result):
         raise ValueError(f"{node.name} is not followed")
-    return Move("size", node, varying(result)[0])
+    return Move("size", (node,), varying(result)[0])
 
 
 def _select(node: fx.Node, steps: list[fx.Node], values: Callable[[fx.Node], Any]) -> Move | None:
@@ -172,7 +172,7 @@ def _select(node: fx.Node, steps: list[fx.Node], values: Callable[[fx.Node], Any
         if len(taken) == before.shape[axes[0]] and called(node) == "narrow":
             return None  # of another axis
         raise ValueError(f"{node.name} is not followed")
-    return Move("select", steps[0], axes[0], (taken,))
+    return Move("select", tuple(steps), axes[0], (taken,))
 
 
 def _steps(node: fx.Node, values: Callable[[fx.Node], Any]) -> list[fx.Node]:
@@ -191,10 +191,10 @@ def _places(steps: list[fx.Node], axis: int, values: Callable[[fx.Node], Any]) -
     source = steps[0].all_input_nodes[0]
     shape = values(source).shape
     numbered = torch.arange(shape[axis]).view([-1 if a == axis else 1 for a in range(len(shape))]).expand(shape)
-    known = {source: numbered}
+    places = {source: numbered}
     for step in steps:
-        known[step] = run(step, lambda n: known[n] if n in known else values(n))
-    return known[steps[-1]]
+        places[step] = run(step, lambda n: places[n] if n in places else values(n))
+    return places[steps[-1]]
 
 
 def _sizes(node: fx.Node) -> tuple:

@@ -17,7 +17,7 @@ from .calls import is_relu
 from .chains import between, last_affine, private_chain
 from .channels import Channels
 from .inplace import operator_name
-from .moves import rewrite
+from .moves import Move, rewrite
 from .operators import CONVS, TRANSPOSED, is_cat, operands
 from .slices import Slice, cut, has_channels
 from .tracing import ancestors, module_of, propagate, shape, trace
@@ -83,7 +83,7 @@ def remove(model: nn.Module, plan: Plan, example: torch.Tensor) -> fx.GraphModul
     blocks = [_operand(graph, name, _adds(graph)) for name in plan.blocks]
     index = {group: mask.nonzero().flatten() for group, mask in kept.items()}
     slices = {n: Slice(channels, n, index) for n in graph.graph.nodes if has_channels(n)}
-    cut = _Cut(graph, channels, kept, slices, _moved(channels, kept))
+    cut = _Cut(graph, channels, kept, slices, channels.rewritten(kept))
     for add, operand in blocks:
         _drop_block(add, operand)
     for cat, operand in branches:
@@ -225,14 +225,6 @@ def _mask(name: str, index: Iterable[int], size: int) -> torch.Tensor:
     return mask
 
 
-def _moved(channels: Channels, kept: dict[int, torch.Tensor]) -> dict[fx.Node, tuple[torch.Tensor, torch.Tensor]]:
-    """Of each node that moves channels, which entries of its source stay, and of what it gives."""
-    ends = {node: (move.source, node) for node, move in channels.moves.items()}
-    return {
-        node: tuple(channels.expand(channels.layouts.get(end, ()), kept) for end in pair) for node, pair in ends.items()
-    }  # type: ignore[return-value, misc]
-
-
 @dataclass(frozen=True)
 class _Cut:
     """A graph while it is cut: which channels of a group are kept, and what each module keeps of its weights."""
@@ -241,7 +233,7 @@ class _Cut:
     channels: Channels
     kept: dict[int, torch.Tensor]
     slices: dict[fx.Node, Slice]
-    moved: dict[fx.Node, tuple[torch.Tensor, torch.Tensor]]
+    moved: dict[fx.Node, tuple[Move, torch.Tensor, torch.Tensor]]
 
     def gather_inputs(self, name: str, index: Kept) -> None:
         """Let one convolution read only `index` of a shared tensor: an index_select before its norm and activation."""
@@ -312,16 +304,16 @@ class _Cut:
 
     def write_again(self) -> None:
         """Write views, slices and shuffles for the channels that are left, and cut what stands beside the layers."""
-        for node, move in self.channels.moves.items():
-            before, after = self.moved[node]
-            if node in set(self.graph.graph.nodes) and not (before.all() and after.all()):
+        alive = set(self.graph.graph.nodes)
+        for node, (move, before, after) in self.moved.items():
+            if node in alive:
                 rewrite(node, move, before, after, partial(self._register, f"{node.name}_reads"))
         names = {str(node.target): node for node in self.graph.graph.nodes if node.op == "get_attr"}
         for name, node in names.items():
             stays = self.channels.expand(self.channels.layouts.get(node, ()), self.kept)
             if not stays.all():
-                owner, _, last = name.rpartition(".")
-                cut(self.graph.get_submodule(owner), last, stays.nonzero().flatten(), axis=self.channels.axes[node])
+                parent, _, last = name.rpartition(".")
+                cut(self.graph.get_submodule(parent), last, stays.nonzero().flatten(), axis=self.channels.axes[node])
 
     def _live_conv(self, name: str, part: str) -> fx.Node | None:
         """The node of a convolution that a part of the plan names; None where it has gone already."""

@@ -1,4 +1,4 @@
-"""What modern networks write is followed: random small graphs lose channels exactly, and what stays has a true reason."""
+"""What modern networks write is followed: random small graphs lose channels exactly; what stays has a true reason."""
 
 import pytest
 import torch
@@ -101,7 +101,7 @@ BLOCKS = {
     "grouped": Scaled,
     "last": LastAndBack,
     "group norm": lambda c: nn.Sequential(nn.Conv2d(c, c, 1), nn.GroupNorm(4, c), nn.SiLU()),
-    "multiplier": lambda c: nn.Sequential(nn.Conv2d(c, 2 * c, 3, padding=1, groups=c), nn.ReLU6(), nn.Conv2d(2 * c, c, 1)),
+    "multiplier": lambda c: nn.Sequential(nn.Conv2d(c, 2 * c, 3, 1, 1, groups=c), nn.ReLU6(), nn.Conv2d(2 * c, c, 1)),
     "transposed": lambda c: nn.Sequential(nn.ConvTranspose2d(c, c, 2, 2), nn.BatchNorm2d(c), nn.AvgPool2d(2)),
     "channel shuffle": lambda c: nn.ChannelShuffle(4),
 }  # fmt: skip
