@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 
 from ..core import cost
 from ..core.graph.chains import between, last_affine
-from ..core.graph.channels import CONVS, Channels, is_cat, is_depthwise, keeps_zero, operands
+from ..core.graph.channels import Channels
+from ..core.graph.operators import CONVS, is_cat, is_depthwise, keeps_zero, operands
 from ..core.graph.tracing import ancestors, module_of, reached, trace, width
 from . import equations as eq
 from .layers import Controller, Gate, gates

@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 
 from ..core.graph import surgery
 from ..core.graph.chains import between, last_affine, not_zero_after
-from ..core.graph.channels import Channels, is_depthwise
+from ..core.graph.channels import Channels
+from ..core.graph.operators import is_depthwise
 from ..core.graph.surgery import Plan
 from ..core.graph.tracing import module_of, trace
 from .layers import Controller, gates
@@ -33,7 +34,7 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
         chain = between(nodes[name], last)
         if used.all() or any(node.target in channels.shared for node in chain):
             continue
-        group = channels.find(channels.layouts[nodes[name]][0].group)
+        group = channels.group_of(name)
         is_alone = group not in channels.frozen and len(channels.producers[group]) == 1
         is_exact = is_alone and not_zero_after(end) is None
         least = 2 if any(_is_depthwise_of(node, group, channels) for node in graph.graph.nodes) else 1
@@ -62,7 +63,7 @@ def removed(decoupled: Decoupled, plan: Plan, example: Tensor) -> Decoupled:
 
 def _is_depthwise_of(node: fx.Node, group: int, channels: Channels) -> bool:
     """Whether a node calls a depthwise layer of this channel group."""
-    return is_depthwise(module_of(node)) and any(channels.find(part.group) == group for part in channels.layouts[node])
+    return is_depthwise(module_of(node)) and group in channels.groups(node)
 
 
 def _backbone(decoupled: Decoupled, example: Tensor) -> fx.GraphModule:

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..core.graph.chains import between
-from ..core.graph.channels import CONVS, NORMS
+from ..core.graph.operators import CONVS, NORMS
 from ..core.graph.tracing import module_of
 from . import equations as eq
 from .layers import Controller, gates

@@ -12,13 +12,14 @@ from . import equations as eq
 class Mask(nn.Module):
     """A soft mask m >= 0 on the output of a structure: one entry a channel, or one for all of it."""
 
-    def __init__(self, entries: int) -> None:
+    def __init__(self, entries: int, axis: int = 1) -> None:
         super().__init__()
+        self.axis = axis
         self.m = nn.Parameter(torch.ones(entries))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, C, ...) times the mask."""
-        return eq.masked(x, self.m)
+        """x (N, C, ...) times the mask; or (N, ..., C) where the channels come last."""
+        return eq.masked(x.movedim(self.axis, 1), self.m).movedim(1, self.axis)
 
 
 class Discriminator(nn.Module):

@@ -13,7 +13,7 @@ from ..core import cost, tasks
 from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import finetune_stage, has_labels, sgd, validate_batches, validate_classes, validate_labels
 from ..core.graph import surgery
-from ..core.graph.channels import NORMS
+from ..core.graph.operators import NORMS
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task, inputs

@@ -9,9 +9,10 @@ import torch
 from torch import fx, nn
 
 from ..core.graph.chains import last_affine, not_zero_after, private_chain, readers
-from ..core.graph.channels import CONVS, NORMS, OUTPUT, Channels, is_cat, is_homogeneous, operands
+from ..core.graph.channels import OUTPUT, Channels
+from ..core.graph.operators import CONVS, NORMS, is_cat, is_homogeneous, is_product, operands
 from ..core.graph.surgery import Plan, is_add, residual_branch
-from ..core.graph.tracing import ancestors, module_of, trace, width
+from ..core.graph.tracing import ancestors, module_of, trace
 from .layers import Mask
 
 UNITS = ("channel", "block", "branch", "input")
@@ -56,7 +57,8 @@ def insert_masks(model: nn.Module, units: tuple[str, ...], example: torch.Tensor
     nodes = {node.name: node for node in graph.graph.nodes}
     one_reader_first = sorted(enumerate(structures), key=lambda pair: not pair[1].reader)  # before others take readers
     for index, structure in one_reader_first:
-        mask = Mask(structure.entries).to(graph.get_parameter(f"{structure.folds}.weight").dtype)
+        axis = -1 if isinstance(graph.get_submodule(structure.folds), nn.Linear) else 1
+        mask = Mask(structure.entries, axis).to(graph.get_parameter(f"{structure.folds}.weight").dtype)
         graph.add_submodule(_mask_name(index), mask)
         _insert(graph, nodes[structure.after], nodes.get(structure.reader), _mask_name(index))
     graph.recompile()
@@ -142,7 +144,7 @@ def _channel_units(graph: fx.GraphModule, channels: Channels, units: tuple[str, 
                 yield from ((name, channels.frozen[group]) for name in producers)
         elif len(producers) > 1:
             yield from ((name, "its channels are shared with " + producers[0]) for name in producers[1:])
-            yield producers[0], "its channels are a residual stream"
+            yield producers[0], _why_shared(channels, group)
         else:
             last, end = last_affine(nodes[producers[0]])
             if not _foldable(last):
@@ -150,7 +152,17 @@ def _channel_units(graph: fx.GraphModule, channels: Channels, units: tuple[str, 
             elif blocker := not_zero_after(end):
                 yield producers[0], f"{blocker.name} would turn a zero channel into a constant"
             elif not masked_inputs & readers(end):
-                yield Structure("channel", producers[0], width(last), str(last.target), end.name)
+                yield Structure("channel", producers[0], len(channels.rows[producers[0]]), str(last.target), end.name)
+
+
+def _why_shared(channels: Channels, group: int) -> str:
+    """What ties the layers that write a group's channels together."""
+    joins, other = channels.joins.get(group, []), channels.producers[group][1]
+    if any(is_add(node) and residual_branch(node) is not None for node in joins):
+        return "its channels are a residual stream"
+    if joins and all(map(is_product, joins)):
+        return f"its channels are multiplied by those of {other}"
+    return f"its channels are joined to those of {other}"
 
 
 def _names(candidates: Candidates) -> set[str]:
@@ -181,13 +193,13 @@ def _branch_units(graph: fx.GraphModule, channels: Channels) -> Candidates:
         if len(joined) < 2 or any(a in above[b] for a, b in permutations(joined, 2)):
             continue
         for operand in joined:
-            groups = {channels.find(segment.group) for segment in channels.layouts[operand]}
+            groups = channels.groups(operand)
             source = _homogeneous_source(operand)
             if source is None:
                 yield operand.name, "the branch does not end in a layer that a mask folds into"
             elif source.target in channels.shared:
                 yield str(source.target), "it is used more than once"
-            elif any(group in channels.frozen or len(channels.producers[group]) > 1 for group in groups):
+            elif any(group in channels.frozen or len(channels.producers.get(group, ())) > 1 for group in groups):
                 yield str(source.target), "its width is fixed by what reads it"
             else:
                 yield Structure("branch", str(source.target), 1, str(source.target), operand.name, node.name)
@@ -204,9 +216,16 @@ def _input_units(graph: fx.GraphModule, channels: Channels) -> Candidates:
             yield str(node.target), "it is used more than once"
             continue
         source = [node, *private_chain(node)][-1].all_input_nodes[0]
-        if source.op != "placeholder" and (len(source.users) > 1 or len(channels.layouts[source]) > 1):
+        if source.op != "placeholder" and (len(source.users) > 1 or _is_joined(channels, source)):
             name = str(node.target)
             yield Structure("input", name, module.in_channels, name, node.all_input_nodes[0].name, node.name)
+
+
+def _is_joined(channels: Channels, node: fx.Node) -> bool:
+    """Whether several layers' channels stand side by side, or those of one twice."""
+    groups, layout = channels.groups(node), channels.layouts.get(node, ())
+    written = [len(channels.rows[name]) for group in groups for name in channels.producers.get(group, ())]
+    return len(groups) > 1 or len(layout) > max(written, default=len(layout))
 
 
 def _homogeneous_source(node: fx.Node) -> fx.Node | None:

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..core.graph.channels import is_cat, operands
+from ..core.graph.operators import is_cat, operands
 from ..core.graph.surgery import is_add, residual_branch
 from ..core.graph.tracing import ancestors, descendants, module_of
 from ..core.quantisation.placement import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from ..core import cost
-from ..core.graph.channels import is_cat
+from ..core.graph.operators import is_cat
 from ..core.graph.tracing import module_of
 from ..core.quantisation.placement import passes
 from . import equations as eq

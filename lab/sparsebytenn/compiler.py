@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..core import kernels
 from ..core.graph.calls import arguments, bounds, two
-from ..core.graph.channels import is_depthwise
+from ..core.graph.operators import is_depthwise
 from ..core.graph.tracing import module_of, shape, trace
 from .packed import Map, Network, Op
 from .scheduling import chained, joined, tile_rows

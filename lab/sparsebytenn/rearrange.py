@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from ..core.graph.channels import CONVS, Channels, is_depthwise
-from ..core.graph.surgery import Slice, has_channels
+from ..core.graph.channels import Channels
+from ..core.graph.operators import CONVS, is_depthwise
+from ..core.graph.slices import Slice, has_channels
 from ..core.graph.tracing import ancestors, descendants, module_of, propagate, trace
 
 LAYERS = (*CONVS, nn.Linear)
@@ -138,12 +139,12 @@ def _attribute(graph: fx.GraphModule, target: str) -> object:
 
 
 def _frozen(graph: fx.GraphModule) -> dict[int, str]:
-    """The classes that a shared weight belongs to, with the reason: it has one order for all of its uses."""
+    """The classes without an order of their own, with the reason: a shared weight has one for all of its uses."""
     channels, shared = Channels(graph), _shared(graph)
-    reasons: dict[int, str] = {}
+    reasons = dict(channels.unordered)
     for node in graph.graph.nodes:
         if node.op == "call_module" and node.target in shared and has_channels(node):
             reason = f"the weight of {node.target} is used more than once"
-            for layout in (channels.layouts[node], channels.layouts[node.all_input_nodes[0]]):
-                reasons |= {channels.find(segment.group): reason for segment in layout}
+            for end in (node, node.all_input_nodes[0]):
+                reasons |= dict.fromkeys(channels.groups(end), reason)
     return reasons

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lab.core import cost, nets
-from lab.core.graph.channels import CONVS, is_depthwise
+from lab.core.graph.operators import CONVS, is_depthwise
 from lab.core.graph.tracing import module_of
 from lab.decoupling import equations as eq
 from lab.decoupling.layers import gates, recording

@@ -6,6 +6,7 @@ from torch import nn
 
 from lab.core import cost, nets
 from lab.core.graph import surgery
+from lab.core.graph.tracing import trace
 from lab.gal import structures
 
 from .families import FAMILIES, close_some, distance, family
@@ -132,3 +133,32 @@ def test_a_module_without_branches_is_refused():
 def test_nothing_to_mask_is_an_error_that_says_so():
     with pytest.raises(ValueError, match=r"units=\('block',\): nothing in Sequential can be masked"):
         structures.insert_masks(nets.lenet(), ("block",), torch.zeros(1, 1, 28, 28))
+
+
+class Joined(nn.Module):
+    """Two layers whose channels are joined."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.join, self.a, self.b, self.head = join, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.c = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x):
+        return self.head(self.join(self, x)).mean((2, 3))
+
+
+def residual(x, branch):
+    return x + branch(x.relu())
+
+
+@pytest.mark.parametrize(
+    ("join", "reason"),
+    [
+        (lambda s, x: residual(s.a(x), s.b), "a residual stream"),
+        (lambda s, x: s.a(x) + s.c(x), "joined to those of c"),
+        (lambda s, x: s.a(x) * s.c(x).sigmoid(), "multiplied by those of c"),
+    ],
+)
+def test_each_group_of_several_layers_says_what_ties_them(join, reason):
+    _, dense = structures.find(trace(Joined(join), torch.zeros(1, 3, 4, 4)), ("channel",))
+    assert dense["a"] == f"its channels are {reason}"

@@ -2,8 +2,9 @@
 
 from torch import fx, nn
 
-from .channels import CONVS, NORMS, is_depthwise, is_homogeneous, is_per_channel, keeps_zero
-from .tracing import module_of, reached, shape, width
+from .moves import passes_zero
+from .operators import CONVS, NORMS, TRANSPOSED, is_depthwise, is_homogeneous, is_per_channel, keeps_zero
+from .tracing import gives_tensors, module_of, reached, shape, width
 
 
 def last_affine(node: fx.Node) -> tuple[fx.Node, fx.Node]:
@@ -30,7 +31,8 @@ def last_affine(node: fx.Node) -> tuple[fx.Node, fx.Node]:
 
 def not_zero_after(masked: fx.Node) -> fx.Node | None:
     """The first node behind a masked one that makes zero channels nonzero before a layer reads them; None if none."""
-    return next((node for node in _until_read(masked) if not _reads_channels(node) and not keeps_zero(node)), None)
+    behind = (node for node in _until_read(masked) if not _reads_channels(node))
+    return next((node for node in behind if node.op == "output" or not passes_zero(node)), None)
 
 
 def readers(source: fx.Node) -> set[str]:
@@ -40,12 +42,17 @@ def readers(source: fx.Node) -> set[str]:
 
 def _until_read(source: fx.Node) -> list[fx.Node]:
     """All nodes behind `source` up to and with the layers that read its channels."""
-    return reached(source, lambda node: node.users if node is source or not _reads_channels(node) else ())[1:]
+
+    def following(node: fx.Node) -> list[fx.Node]:
+        goes_on = node is source or not _reads_channels(node)
+        return [user for user in node.users if gives_tensors(user) or user.op == "output"] if goes_on else []
+
+    return reached(source, following)[1:]
 
 
 def _reads_channels(node: fx.Node) -> bool:
     module = module_of(node)
-    return isinstance(module, nn.Linear) or (isinstance(module, CONVS) and module.groups == 1)
+    return isinstance(module, nn.Linear) or (isinstance(module, (*CONVS, *TRANSPOSED)) and module.groups == 1)
 
 
 def between(first: fx.Node, last: fx.Node) -> list[fx.Node]:

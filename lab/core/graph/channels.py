@@ -1,325 +1,204 @@
-"""Which channels of a network belong together: a union-find over the channel axes of its traced graph.
+"""Which channels of a network belong together: the groups that are cut, permuted and counted.
 
-Two axes are one channel group when removing (or permuting) a channel of the one forces the same on the other: what a
-convolution writes, the batch norm behind it and the residual sum it joins share a group. Pruning, decoupling and
-rearrangement all ask this question.
+A group is all channels that a layer writes with all that they force: what a convolution writes, the batch norm behind
+it and the residual sum it joins share a group. Pruning, decoupling and rearrangement all ask this question.
 """
 
-import math
-import operator
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.nn import functional as F
+from torch import Tensor, fx
 
-from .tracing import module_of, shape, width
+from .entries import COUNTED, OUTPUT, Entries
+from .moves import Move, along, core, is_move, move_of, varying
+from .tracing import gives_tensors, shape
 
-OUTPUT = "the network's output"
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+__all__ = ["OUTPUT", "Channels", "Layout"]
 
-# Per-channel operations that turn a channel of zeros into zeros, by what they are in the graph.
-_ZERO_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Tanh, nn.ELU, nn.Identity,
-    nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
-)  # fmt: skip
-_ZERO_FUNCTIONS = {
-    F.relu, torch.relu, F.relu6, F.leaky_relu, F.silu, F.gelu, F.hardswish, F.tanh, torch.tanh, F.elu, F.dropout,
-    F.dropout2d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
-}  # fmt: skip
-_ZERO_METHODS = {"relu", "tanh", "contiguous", "clone", "float", "detach"}
-# Per-channel operations that do not: a channel of zeros comes out as a constant.
-_OTHER_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
-_OTHER_FUNCTIONS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softplus}
-_SUMS = {operator.add, torch.add, operator.sub, torch.sub}
-_PRODUCTS = {operator.mul, torch.mul}
-# Positively homogeneous: f(m x) = m f(x) for m >= 0, so that a scale may be moved through them exactly.
-_HOMOGENEOUS_MODULES = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout2d)
-_HOMOGENEOUS_FUNCTIONS = {F.relu, torch.relu, F.leaky_relu, F.dropout, F.dropout2d}
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A run of channels in an axis: `size` channels of a group, each standing for `repeat` of the axis's entries."""
-
-    group: int
-    size: int
-    repeat: int = 1
-
-
-Layout = tuple[Segment, ...]
+Layout = tuple[int, ...]  # of each entry of an axis, the number of its channel
 
 
 @dataclass
 class Channels:
     """The channel groups of a traced network.
 
-    `layouts` gives the channel axis of each node's output, `producers` the modules whose output rows are a group's
-    channels, and `frozen` the groups that cannot be changed, with the reason. `sizes` counts the channels of a group,
-    `parents` are the links of the union-find: ask for a group's number through `find`.
+    `layouts` gives the channel axis of each node's output, `axes` which axis that is, and `moves` the nodes that a cut
+    has to write again. `producers` are the layers that write a group, first one that writes all of it; `rows` has their
+    output axes, `sizes` counts the channels of a group, and `joins` names the nodes that tie its producers. `frozen`
+    tells which groups cannot be changed, with the reason, and `unordered` which may go but not change places.
     """
 
     graph: fx.GraphModule
     layouts: dict[fx.Node, Layout] = field(default_factory=dict)
+    axes: dict[fx.Node, int] = field(default_factory=dict)
+    moves: dict[fx.Node, Move] = field(default_factory=dict)
     producers: dict[int, list[str]] = field(default_factory=dict)
+    rows: dict[str, Layout] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
+    joins: dict[int, list[fx.Node]] = field(default_factory=dict)
     frozen: dict[int, str] = field(default_factory=dict)
-    sizes: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
+    unordered: dict[int, str] = field(default_factory=dict)
+    _counts: dict[fx.Node, Layout] = field(default_factory=dict)  # the channels whose number a move is given
+    _group_of: list[int] = field(default_factory=list)  # by channel
+    _members: dict[int, list[int]] = field(default_factory=dict)  # the channels of a group in the order of its places
+    _place_of: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         nodes = self.graph.graph.nodes
         calls = [str(node.target) for node in nodes if node.op == "call_module"]
         read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
         self.shared = {name for name in calls if calls.count(name) > 1 or name in read}
-        for node in nodes:
-            self.layouts[node] = self._layout(node)
+        entries = Entries(self.graph, self.shared)
+        roots = entries.roots()
+        self._find_moves(entries, roots)
+        self.rows = {name: tuple(roots[ids].tolist()) for name, ids in entries.rows.items()}
+        self._group(roots.tolist())
+        for channel, reason in entries.reasons:
+            self.frozen.setdefault(self._group_of[channel], reason)
+        for node, ids in entries.joins:
+            for group in {self._group_of[channel] for channel in ids.tolist()} & set(self.producers):
+                self.joins.setdefault(group, []).append(node)
+        self._find_unordered()
 
-    # -- the union-find ------------------------------------------------------------------------------------------
-
-    def find(self, group: int) -> int:
-        """The number by which a group is known, after all unions."""
-        while self.parents[group] != group:
-            group = self.parents[group]
-        return group
-
-    def _open(self, size: int, reason: str = "") -> Layout:
-        group = len(self.parents)
-        self.parents.append(group)
-        self.sizes.append(size)
-        self.producers[group] = []
-        if reason:
-            self.frozen[group] = reason
-        return (Segment(group, size),)
-
-    def _freeze(self, layout: Layout, reason: str) -> None:
-        for segment in layout:
-            self.frozen.setdefault(self.find(segment.group), reason)
-
-    def _union(self, a: Layout, b: Layout, reason: str) -> None:
-        if [(s.size, s.repeat) for s in a] != [(s.size, s.repeat) for s in b]:
-            self._freeze(a, reason)
-            self._freeze(b, reason)
-            return
-        for left, right in zip(a, b, strict=True):
-            root, child = sorted((self.find(left.group), self.find(right.group)))
-            if root == child:
+    def _find_moves(self, entries: Entries, roots: Tensor) -> None:
+        """Note each node's channel axis and what a cut has to write again; freeze what could not be written."""
+        for node, value in entries.values.items():
+            if not gives_tensors(node) or node in entries.indices:
                 continue
-            self.parents[child] = root
-            self.producers[root] += self.producers.pop(child)
-            if child in self.frozen:
-                self.frozen.setdefault(root, self.frozen.pop(child))
+            axes = varying(value) if isinstance(value, Tensor) else ()
+            if isinstance(value, Tensor) and len(axes) < 2:
+                self.axes[node] = axes[0] if axes else min(1, value.dim() - 1)
+                self.layouts[node] = tuple(along(value, self.axes[node]).tolist()) if value.dim() else ()
+            readers = [user for user in node.users if gives_tensors(user) or user.op == "output"]
+            if len(axes) > 1 and not (is_move(node) and all(map(is_move, readers))):
+                entries.freeze(value, f"{node.name} lays its channels on two axes")
+            elif is_move(node) and len(axes) < 2:
+                self._note_move(entries, node, roots)
 
-    # -- the rules, one a kind of node ---------------------------------------------------------------------------
+    def _note_move(self, entries: Entries, node: fx.Node, roots: Tensor) -> None:
+        """Note how a node is to be written again, or freeze what it reads."""
+        try:
+            move = move_of(node, entries.values.__getitem__)
+        except ValueError as error:
+            entries.freeze([entries.values[source] for source in node.all_input_nodes], str(error))
+            return
+        counts = [ids for step in (move.steps if move else [node]) for ids in entries.counted(step)]
+        if move:
+            self.moves[node] = move
+            self._counts[node] = tuple(channel for ids in counts for channel in roots[core(ids)].unique().tolist())
+        else:
+            entries.freeze(counts, f"{node.name} reads {COUNTED}")
 
-    def _layout(self, node: fx.Node) -> Layout:
-        if node.op == "placeholder":
-            return self._open(width(node), "the network's input")
-        sources = [source for source in node.all_input_nodes if shape(source)]  # sizes and tuples have none
-        if node.op == "output":
-            return self._output(sources)
-        if not shape(node):
-            return self._shapeless(node, sources)
-        if node.op == "call_module":
-            return self._module(node, self.graph.get_submodule(str(node.target)))
-        return self._operation(node, sources)
+    def rewritten(self, kept: Mapping[int, Tensor]) -> dict[fx.Node, tuple[Move, Tensor, Tensor]]:
+        """The nodes that a cut has to write again: how, and which entries of their source and of their output stay."""
+        again = {}
+        for node, move in self.moves.items():
+            before, after = (self.expand(self.layouts.get(end, ()), kept) for end in (move.source, node))
+            if not (before.all() and after.all() and self.expand(self._counts[node], kept).all()):
+                again[node] = move, before, after
+        return again
 
-    def _output(self, sources: list[fx.Node]) -> Layout:
-        for source in sources:
-            self._freeze(self.layouts[source], OUTPUT)
-        return ()
+    def _group(self, roots: list[int]) -> None:
+        """Gather the channels that a layer writes into one group, with all that other layers write of them."""
+        parents: dict[int, int] = {}
 
-    def _operation(self, node: fx.Node, sources: list[fx.Node]) -> Layout:
-        """A function or method that gives a tensor."""
-        if sources and node.target in _SUMS | _PRODUCTS | {"add", "mul"}:
-            return self._join(node, sources)
-        if is_cat(node) and all(shape(operand) for operand in operands(node)):
-            return tuple(segment for operand in operands(node) for segment in self.layouts[operand])
-        if len(sources) == 1 and (is_per_channel(node) or _keeps_channel_axis(node)):
-            return self.layouts[sources[0]]
-        if len(sources) == 1 and _flattens(node):
-            return self._flatten(node, sources[0])
-        return self._refuse(node, sources)
+        def find(channel: int) -> int:
+            while (parent := parents.setdefault(channel, channel)) != channel:
+                parents[channel] = channel = parents[parent]
+            return channel
 
-    def _shapeless(self, node: fx.Node, sources: list[fx.Node]) -> Layout:
-        """A node that gives no tensor: sizes are harmless, but for the number of channels; tuples are not followed."""
-        is_size = node.target in ("size", "dim") or (node.target is getattr and node.args[1] in ("shape", "ndim"))
-        if not is_size or _asks_for_channels(node, sources):
-            for source in sources:
-                self._freeze(self.layouts[source], f"{node.name} is not followed")
-        return ()
+        for row in self.rows.values():
+            for channel in row[1:]:
+                group, other = sorted((find(row[0]), find(channel)))
+                parents[other] = group
+        self._group_of = [find(root) for root in roots]
+        for name, row in self.rows.items():
+            self.producers.setdefault(self._group_of[row[0]], []).append(name)
+        for group, names in self.producers.items():
+            written = {channel for name in names for channel in self.rows[name]}
+            first = next((name for name in names if len(set(self.rows[name])) == len(written)), names[0])
+            if len(set(self.rows[first])) < len(written):
+                self.frozen[group] = f"no single layer writes all channels that {first} shares with {names[1]}"
+            names.sort(key=lambda name: name != first)
+            self._members[group] = list(dict.fromkeys([*self.rows[first], *sorted(written)]))
+            self._place_of |= {channel: position for position, channel in enumerate(self._members[group])}
+            self.sizes[group] = len(written)
 
-    def _module(self, node: fx.Node, module: nn.Module) -> Layout:
-        source = self.layouts[node.all_input_nodes[0]]
-        name = str(node.target)
-        if name in self.shared and any(True for _ in module.parameters()):
-            self._freeze(source, f"{name} is used more than once")
-            return self._open(width(node), f"{name} is used more than once")
-        if isinstance(module, CONVS) and module.groups == 1:
-            return self._produce(name, module.out_channels)
-        if isinstance(module, nn.Linear) and len(shape(node)) == 2:
-            return self._produce(name, module.out_features)
-        if isinstance(module, nn.Flatten) and module.start_dim == 1:
-            return self._flatten(node, node.all_input_nodes[0])
-        if is_depthwise(module) or isinstance(module, NORMS) or is_per_channel(node):
-            return source
-        return self._refuse(node, node.all_input_nodes)
+    def _find_unordered(self) -> None:
+        """A group may change places where each axis has it whole and in order."""
+        for name, row in self.rows.items():
+            group = self._group_of[row[0]]
+            if [self._place_of[channel] for channel in row] != list(range(self.sizes[group])):
+                self.unordered.setdefault(group, f"{name} writes its channels in an order of their own")
+        for node, layout in self.layouts.items():
+            for group, run in self._runs(layout):
+                places = torch.tensor([self._place_of[channel] for channel in run])
+                repeat = int((places == places[0]).cumprod(0).sum())
+                once = torch.arange(self.sizes[group]).repeat_interleave(repeat)
+                if len(places) % len(once) or not bool((places.view(-1, len(once)) == once).all()):
+                    self.unordered.setdefault(group, f"{node.name} takes a part of its channels, or moves them")
 
-    def _produce(self, name: str, size: int) -> Layout:
-        layout = self._open(size)
-        self.producers[layout[0].group].append(name)
-        return layout
-
-    def _join(self, node: fx.Node, sources: list[fx.Node]) -> Layout:
-        first = self.layouts[sources[0]]
-        for other in sources[1:]:
-            self._union(first, self.layouts[other], f"{node.name} joins unlike axes")
-        return first
-
-    def _flatten(self, node: fx.Node, source: fx.Node) -> Layout:
-        before, after = shape(source), shape(node)
-        if len(after) != 2 or len(before) < 2:
-            return self._refuse(node, [source])
-        entries = math.prod(before[2:])
-        return tuple(Segment(s.group, s.size, s.repeat * entries) for s in self.layouts[source])
-
-    def _refuse(self, node: fx.Node, sources: list[fx.Node]) -> Layout:
-        kind = node.target if module_of(node) is None else type(module_of(node))
-        reason = f"{getattr(kind, '__name__', kind)} is not followed"
-        for source in sources:
-            self._freeze(self.layouts[source], reason)
-        return self._open(width(node), reason)
+    def _runs(self, layout: Layout) -> Iterator[tuple[int, Layout]]:
+        """The groups that producers write in an axis, each with its entries there, as they follow one another."""
+        start = 0
+        for end in range(1, len(layout) + 1):
+            if end == len(layout) or self._group_of[layout[end]] != self._group_of[layout[start]]:
+                if self._group_of[layout[start]] in self.producers:
+                    yield self._group_of[layout[start]], layout[start:end]
+                start = end
 
     # -- questions -----------------------------------------------------------------------------------------------
 
     def free(self) -> Iterator[tuple[int, list[str]]]:
         """Each group that may lose channels, with the modules that produce it."""
         for group, producers in self.producers.items():
-            if producers and group not in self.frozen:
+            if group not in self.frozen:
                 yield group, producers
 
     def group_of(self, name: str) -> int:
         """The group that a module produces; KeyError where it produces none."""
-        for group, producers in self.producers.items():
-            if name in producers:
-                return group
-        raise KeyError(name)
+        return self._group_of[self.rows[name][0]]
 
-    def expand(self, layout: Layout, kept: dict[int, torch.Tensor]) -> torch.Tensor:
+    def groups(self, node: fx.Node) -> set[int]:
+        """The groups whose channels lie on a node's channel axis."""
+        return {self._group_of[channel] for channel in self.layouts.get(node, ())}
+
+    def places(self, name: str) -> Tensor:
+        """Which channel of its group each output row of a producer is: (rows,)."""
+        return torch.tensor([self._place_of[channel] for channel in self.rows[name]])
+
+    def entries(self, node: fx.Node, axis: int) -> Layout:
+        """The channel of each entry of one axis of what a node gives; one for all where they lie on another axis."""
+        size, layout = shape(node), self.layouts.get(node, (0,))
+        return layout if axis % len(size) == self.axes.get(node) else layout[:1] * size[axis]
+
+    def keep(self, channel: int, kept: dict[int, Tensor]) -> None:
+        """Let a channel stay after all."""
+        kept[self._group_of[channel]][self._place_of[channel]] = True
+
+    def expand(self, layout: Layout, kept: Mapping[int, Tensor]) -> Tensor:
         """Which entries of an axis stay, as a boolean vector, when `kept` says which channels of a group do."""
-        parts = []
-        for segment in layout:
-            mask = kept.get(self.find(segment.group), torch.ones(segment.size, dtype=torch.bool))
-            parts.append(mask.repeat_interleave(segment.repeat))
-        return torch.cat(parts)
+        stays = [self._is_kept(channel, kept) for channel in layout]
+        return torch.tensor(stays, dtype=torch.bool)
 
-    def gather(self, layout: Layout, index: dict[int, torch.Tensor]) -> torch.Tensor:
+    def _is_kept(self, channel: int, kept: Mapping[int, Tensor]) -> bool:
+        mask = kept.get(self._group_of[channel])
+        return mask is None or bool(mask[self._place_of[channel]])
+
+    def gather(self, layout: Layout, index: Mapping[int, Tensor]) -> Tensor:
         """Which entries of an axis stay, and in which order, when `index` lists the channels of a group likewise."""
-        parts, start = [], 0
-        for segment in layout:
-            channels = index.get(self.find(segment.group), torch.arange(segment.size))
-            entries = channels[:, None] * segment.repeat + torch.arange(segment.repeat)  # (channels, repeat)
-            parts.append(start + entries.flatten())
-            start += segment.size * segment.repeat
-        return torch.cat(parts) if parts else torch.arange(0)
-
-
-# -- what a node is ----------------------------------------------------------------------------------------------------
-
-
-def is_depthwise(module: nn.Module | None) -> bool:
-    """Whether a convolution has one filter for each of its input channels."""
-    return isinstance(module, CONVS) and module.groups == module.in_channels == module.out_channels > 1
-
-
-def keeps_zero(node: fx.Node) -> bool:
-    """Whether a node turns a channel of zeros into zeros, whatever the other channels hold."""
-    module = module_of(node)
-    if module is not None:
-        plain_dw = is_depthwise(module) and module.bias is None
-        return isinstance(module, (*_ZERO_MODULES, nn.Flatten)) or plain_dw
-    if node.target in _ZERO_FUNCTIONS | _PRODUCTS or node.target in _ZERO_METHODS or is_cat(node):
-        return True
-    return _keeps_channel_axis(node) or _flattens(node)
-
-
-def is_per_channel(node: fx.Node) -> bool:
-    """Whether a node works on each channel alone, without weights that belong to channels."""
-    module = module_of(node)
-    if module is not None:
-        return isinstance(module, (*_ZERO_MODULES, *_OTHER_MODULES))
-    return node.target in _ZERO_FUNCTIONS | _OTHER_FUNCTIONS or node.target in _ZERO_METHODS | {"sigmoid"}
-
-
-def is_homogeneous(node: fx.Node) -> bool:
-    """Whether f(m x) = m f(x) for every m >= 0."""
-    module = module_of(node)
-    return isinstance(module, _HOMOGENEOUS_MODULES) if module is not None else node.target in _HOMOGENEOUS_FUNCTIONS
-
-
-def _keeps_channel_axis(node: fx.Node) -> bool:
-    if node.target is F.pad:  # pads are given from the last axis on, two numbers an axis
-        pads = _argument(node, 1, "pad")
-        return len(pads) <= 2 * (len(shape(node)) - 2) and len(node.args) < 4 and not node.kwargs.get("value")
-    if node.target is operator.getitem and isinstance(node.args[1], tuple):
-        return _takes_all_channels(node.args[1], len(shape(node.all_input_nodes[0])))
-    if node.target in (torch.mean, torch.amax) or (node.op == "call_method" and node.target in ("mean", "amax")):
-        dims = _argument(node, 1, "dim")
-        dims = dims if isinstance(dims, (tuple, list)) else (dims,)
-        rank = len(shape(node.all_input_nodes[0]))
-        return all(isinstance(dim, int) and dim % rank >= 2 for dim in dims)
-    return False
-
-
-def _takes_all_channels(index: tuple, rank: int) -> bool:
-    """Whether an index such as [:, :, ::2, ::2] or [..., ::2, ::2] takes every example and every channel."""
-    everything = slice(None)
-    if index[0] is Ellipsis:
-        return len(index) - 1 <= rank - 2
-    return len(index) >= 2 and index[0] == everything and index[1] == everything and Ellipsis not in index[2:]
-
-
-def _flattens(node: fx.Node) -> bool:
-    if node.target is torch.flatten or (node.op == "call_method" and node.target == "flatten"):
-        return _argument(node, 1, "start_dim", 0) == 1 and len(shape(node)) == 2
-    if node.op == "call_method" and node.target in ("view", "reshape"):
-        is_flat = len(shape(node)) == 2 and shape(node)[0] == shape(node.all_input_nodes[0])[0]
-        return is_flat and node.args[2:] == (-1,)
-    return False
-
-
-def is_cat(node: fx.Node) -> bool:
-    """Whether a node concatenates tensors along their channels."""
-    if node.target not in (torch.cat, torch.concat):
-        return False
-    return _argument(node, 1, "dim", 0) in (1, 1 - len(shape(node)))
-
-
-def operands(cat: fx.Node) -> list[fx.Node]:
-    """What a concatenation joins, in order, a tensor that stands twice included."""
-    return list(_argument(cat, 0, "tensors"))
-
-
-def _argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
-    """What a call gives for a parameter, by position or by name."""
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
-
-
-def _asks_for_channels(node: fx.Node, sources: list[fx.Node]) -> bool:
-    """Whether a size is read on the channel axis: the number would change with the channels that are left."""
-    axes = range(len(shape(sources[0]))) if sources else range(2)
-    if node.target == "size" and len(node.args) > 1:
-        return _takes_second(node.args[1], axes)
-    reads = [user.args[1] for user in node.users if user.target is operator.getitem]
-    return node.target != "dim" and (len(reads) < len(node.users) or any(_takes_second(read, axes) for read in reads))
-
-
-def _takes_second(index: object, axes: range) -> bool:
-    """Whether an index into a shape takes its second number: 1, or a slice over it, counted from either end."""
-    if isinstance(index, slice) and all(
-        isinstance(end, (int, type(None))) for end in (index.start, index.stop, index.step)
-    ):
-        return 1 in axes[index]
-    return not isinstance(index, int) or index in (1, 1 - len(axes))
+        stands_for: dict[int, int] = {}  # of each channel that stays, the one that comes to stand in its place
+        for group, order in index.items():
+            listed, members = order.tolist(), self._members[group]
+            stands_for |= {members[old]: members[new] for old, new in zip(sorted(listed), listed, strict=True)}
+        count: dict[int, int] = defaultdict(int)
+        slots: list[tuple[int, int]] = []  # of each entry: its channel, and how many of its entries came before
+        for channel in layout:
+            slots.append((channel, count[channel]))
+            count[channel] += 1
+        entry_of = {slot: entry for entry, slot in enumerate(slots)}
+        stays = (slot for slot in slots if self._group_of[slot[0]] not in index or slot[0] in stands_for)
+        taken = [entry_of[stands_for.get(channel, channel), nth] for channel, nth in stays]
+        return torch.tensor(taken, dtype=torch.long)

@@ -7,6 +7,7 @@ names, so that it is stored as JSON and applied again when a network is loaded.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain, count
 
 import torch
@@ -14,8 +15,11 @@ from torch import fx, nn
 
 from .calls import is_relu
 from .chains import between, last_affine, private_chain
-from .channels import CONVS, NORMS, Channels, Layout, is_cat, is_depthwise, operands
+from .channels import Channels
 from .inplace import operator_name
+from .moves import Move, rewrite
+from .operators import CONVS, TRANSPOSED, is_cat, operands
+from .slices import Slice, cut, has_channels
 from .tracing import ancestors, module_of, propagate, shape, trace
 
 Kept = tuple[int, ...]
@@ -74,11 +78,12 @@ def remove(model: nn.Module, plan: Plan, example: torch.Tensor) -> fx.GraphModul
     kept = kept_channels(channels, plan)
     branches = [_operand(graph, name, _cats(graph)) for name in plan.branches]
     for _, operand in branches:
-        for segment in channels.layouts[operand]:
-            kept[channels.find(segment.group)] = torch.zeros(segment.size, dtype=torch.bool)
+        for group in channels.groups(operand) & set(channels.producers):
+            kept[group] = torch.zeros(channels.sizes[group], dtype=torch.bool)
     blocks = [_operand(graph, name, _adds(graph)) for name in plan.blocks]
     index = {group: mask.nonzero().flatten() for group, mask in kept.items()}
-    cut = _Cut(graph, channels, kept, {n: Slice(channels, n, index) for n in graph.graph.nodes if has_channels(n)})
+    slices = {n: Slice(channels, n, index) for n in graph.graph.nodes if has_channels(n)}
+    cut = _Cut(graph, channels, kept, slices, channels.rewritten(kept))
     for add, operand in blocks:
         _drop_block(add, operand)
     for cat, operand in branches:
@@ -89,6 +94,9 @@ def remove(model: nn.Module, plan: Plan, example: torch.Tensor) -> fx.GraphModul
     for name, outputs in plan.outputs.items():
         cut.scatter_outputs(name, outputs)
     cut.apply()
+    cut.write_again()
+    graph.graph.eliminate_dead_code()
+    graph.graph.lint()
     graph.recompile()
     propagate(graph, example)
     return graph
@@ -121,7 +129,7 @@ def anchor(node: fx.Node) -> str:
         module = module_of(node)
         if module is not None and next(module.parameters(), None) is not None:
             return str(node.target)
-        node = node.all_input_nodes[0]
+        node = next((source for source in node.all_input_nodes if source.op != "get_attr"), node.all_input_nodes[0])
     return ""
 
 
@@ -138,15 +146,26 @@ Scores = dict[tuple[str, tuple[str, ...]], torch.Tensor]
 def magnitude(model: nn.Module, example: torch.Tensor) -> Scores:
     """The score of each removable channel: the L2 norm of its weights, relative to the mean of its group.
 
-    Keys name one producer of each group; a group of several producers (a residual stream) has the sum of their norms.
+    Keys name one producer of each group; a group of several producers has the sum of their norms, and channels that go
+    together only (those of one group of a convolution) have one score.
     """
     graph = trace(model, example)
     scores: Scores = {}
-    for _, producers in Channels(graph).free():
-        weights = [graph.get_parameter(f"{name}.weight").detach() for name in producers]
-        norms = torch.stack([weight.flatten(1).norm(dim=1) for weight in weights]).sum(0)
-        scores["channel", (producers[0],)] = (norms / norms.mean().clamp(min=1e-12)).cpu()
+    channels = Channels(graph)
+    for group, producers in channels.free():
+        norms = torch.zeros(channels.sizes[group])
+        for name in producers:
+            norms = norms.index_add(0, channels.places(name), _row_norms(graph.get_submodule(name)).to(norms))
+        relative = norms / norms.mean().clamp(min=1e-12)
+        scores["channel", (producers[0],)] = relative[channels.places(producers[0])]
     return scores
+
+
+def _row_norms(module: nn.Module) -> torch.Tensor:
+    """The L2 norm of the weights of each channel that a layer writes: (rows,)."""
+    weight = module.get_parameter("weight").detach()
+    rows = weight.transpose(0, 1) if isinstance(module, TRANSPOSED) else weight
+    return rows.flatten(1).norm(dim=1)
 
 
 def plan_at(scores: Scores, rate: float) -> Plan:
@@ -172,11 +191,11 @@ def plan_at(scores: Scores, rate: float) -> Plan:
 
 
 def kept_channels(channels: Channels, plan: Plan) -> dict[int, torch.Tensor]:
-    """For each channel group in the plan, which of its channels stay: (channels,) booleans.
+    """For each channel group in the plan, which of its channels stay: (channels,) booleans; no tensor loses all.
 
     ValueError in one line for a name that produces no channels, or those of a frozen group.
     """
-    kept = {}
+    kept: dict[int, torch.Tensor] = {}
     for name, index in plan.channels.items():
         try:
             group = channels.group_of(name)
@@ -184,7 +203,14 @@ def kept_channels(channels: Channels, plan: Plan) -> dict[int, torch.Tensor]:
             raise ValueError(f"the plan names {name!r}, which writes no channels of this network") from None
         if group in channels.frozen:
             raise ValueError(f"{name} cannot lose channels: {channels.frozen[group]}; leave it out of the plan")
-        kept[group] = _mask(name, index, channels.sizes[group])
+        places = channels.places(name)
+        stays = _mask(name, index, len(places))
+        mask = kept.setdefault(group, torch.ones(channels.sizes[group], dtype=torch.bool))
+        mask[places[~stays]] = False
+        mask[places[stays]] = True  # of rows that go together only, one that stays keeps all
+    for layout in channels.layouts.values():
+        if layout and not channels.expand(layout, kept).any():
+            channels.keep(layout[0], kept)
     return kept
 
 
@@ -199,63 +225,6 @@ def _mask(name: str, index: Iterable[int], size: int) -> torch.Tensor:
     return mask
 
 
-def has_channels(node: fx.Node) -> bool:
-    """Whether a node calls a module whose weights belong to channels."""
-    module = module_of(node)
-    per_channel = isinstance(module, nn.PReLU) and module.num_parameters > 1
-    return isinstance(module, (*CONVS, *NORMS, nn.Linear)) or per_channel
-
-
-class Slice:
-    """What one module keeps, and in which order: the indices of the rows that it writes and the columns that it reads.
-
-    `index` lists the channels of a group that stay; every other group stays as it is.
-    """
-
-    def __init__(self, channels: Channels, node: fx.Node, index: dict[int, torch.Tensor]) -> None:
-        source: Layout = channels.layouts[node.all_input_nodes[0]]
-        self.rows = channels.gather(channels.layouts[node], index)
-        self.columns = channels.gather(source, index)
-        self.sizes = len(channels.gather(channels.layouts[node], {})), len(channels.gather(source, {}))
-
-    def apply(self, module: nn.Module) -> None:
-        """Cut and reorder the module's weights in place; its parameters are new ones where anything changes."""
-        if all(
-            torch.equal(part, torch.arange(n)) for part, n in zip((self.rows, self.columns), self.sizes, strict=True)
-        ):
-            return
-        if isinstance(module, nn.Linear):
-            _cut(module, "weight", self.rows, self.columns)
-            _cut(module, "bias", self.rows)
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, CONVS):
-            depthwise = is_depthwise(module)
-            in_groups = module.groups > 1 and not depthwise  # which is frozen on both sides
-            _cut(module, "weight", self.rows, None if depthwise or in_groups else self.columns)
-            _cut(module, "bias", self.rows)
-            module.out_channels = len(self.rows)
-            module.in_channels = len(self.rows if depthwise else self.columns)
-            module.groups = len(self.rows) if depthwise else module.groups
-        else:
-            for name in ("weight", "bias", "running_mean", "running_var"):
-                _cut(module, name, self.rows)
-            size = "num_parameters" if isinstance(module, nn.PReLU) else "num_features"
-            setattr(module, size, len(self.rows))
-
-
-def _cut(module: nn.Module, name: str, rows: torch.Tensor, columns: torch.Tensor | None = None) -> None:
-    old = getattr(module, name, None)
-    if old is None:
-        return
-    new = old.detach()[rows.to(old.device)]
-    if columns is not None:
-        new = new[:, columns.to(old.device)]
-    if isinstance(old, nn.Parameter):
-        setattr(module, name, nn.Parameter(new.clone(), requires_grad=old.requires_grad))
-    else:
-        setattr(module, name, new.clone())
-
-
 @dataclass(frozen=True)
 class _Cut:
     """A graph while it is cut: which channels of a group are kept, and what each module keeps of its weights."""
@@ -264,6 +233,7 @@ class _Cut:
     channels: Channels
     kept: dict[int, torch.Tensor]
     slices: dict[fx.Node, Slice]
+    moved: dict[fx.Node, tuple[Move, torch.Tensor, torch.Tensor]]
 
     def gather_inputs(self, name: str, index: Kept) -> None:
         """Let one convolution read only `index` of a shared tensor: an index_select before its norm and activation."""
@@ -331,6 +301,19 @@ class _Cut:
         free = next(title for title in chain([name], (f"{name}_{k}" for k in count(2))) if title not in taken)
         self.graph.register_buffer(free, positions.to(next(self.graph.parameters()).device))
         return free
+
+    def write_again(self) -> None:
+        """Write views, slices and shuffles for the channels that are left, and cut what stands beside the layers."""
+        alive = set(self.graph.graph.nodes)
+        for node, (move, before, after) in self.moved.items():
+            if node in alive:
+                rewrite(node, move, before, after, partial(self._register, f"{node.name}_reads"))
+        names = {str(node.target): node for node in self.graph.graph.nodes if node.op == "get_attr"}
+        for name, node in names.items():
+            stays = self.channels.expand(self.channels.layouts.get(node, ()), self.kept)
+            if not stays.all():
+                parent, _, last = name.rpartition(".")
+                cut(self.graph.get_submodule(parent), last, stays.nonzero().flatten(), axis=self.channels.axes[node])
 
     def _live_conv(self, name: str, part: str) -> fx.Node | None:
         """The node of a convolution that a part of the plan names; None where it has gone already."""

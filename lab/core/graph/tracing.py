@@ -176,6 +176,16 @@ def shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(getattr(meta, "shape", ()))
 
 
+def gives_tensors(node: fx.Node) -> bool:
+    """Whether a node gives a tensor, or several."""
+    return node.meta.get("tensor_meta") is not None
+
+
+def attribute(graph: nn.Module, name: str) -> Any:
+    """What a network holds under a dotted name."""
+    return operator.attrgetter(name)(graph)
+
+
 def width(node: fx.Node) -> int:
     """The length of a node's channel axis."""
     return shape(node)[1] if len(shape(node)) > 1 else 0

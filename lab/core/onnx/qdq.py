@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from .. import store
 from ..graph.calls import bounds, is_relu
-from ..graph.channels import is_cat
+from ..graph.operators import is_cat
 from ..graph.tracing import module_of, shape
 from ..quantisation.placement import kind_of, passes
 from ..quantisation.qparams import QParams, is_quantiser

@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ..graph.calls import arguments, bounds
-from ..graph.channels import is_cat
+from ..graph.operators import is_cat
 from ..graph.surgery import is_add
 from ..graph.tracing import ancestors, descendants, module_of, shape
 
