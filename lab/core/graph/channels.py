@@ -46,6 +46,10 @@ class Channels:
     _place_of: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        with torch.device("cpu"):  # the numbers of channels are needed even where the network has shapes alone
+            self._number()
+
+    def _number(self) -> None:
         nodes = self.graph.graph.nodes
         calls = [str(node.target) for node in nodes if node.op == "call_module"]
         read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
