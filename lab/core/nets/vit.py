@@ -96,11 +96,10 @@ def vit(
         raise ValueError(f"heads={heads}: give a number that divides width={width}")
     net = ViT(size, patch, width, depth, heads, ratio, classes, channels)
     sizes = {"size": size, "patch": patch, "width": width, "depth": depth, "heads": heads, "ratio": ratio}
-    net = named(net, "vit", **sizes, classes=classes, channels=channels)
     for module in net.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
-    nn.init.trunc_normal_(net.get_parameter("class_token"), std=0.02)
-    nn.init.trunc_normal_(net.get_parameter("position"), std=0.02)
-    return net
+    nn.init.trunc_normal_(net.class_token, std=0.02)
+    nn.init.trunc_normal_(net.position, std=0.02)
+    return named(net, "vit", **sizes, classes=classes, channels=channels)
