@@ -14,7 +14,8 @@ Network Decoupling; ECCV 2020, arXiv 1906.01166).
     procedure   recipe.Decoupling.run: gates are inserted (placement.insert_gates), everything is trained together, what
                 is never on is taken out (removal), the rest is skipped input by input (skipping)
     where       insert_gates puts a gate behind batch norm and activation of each convolution but the first; its
-                controller reads the convolution's input, so that the bits are known before the convolution runs
+                controller reads the convolution's input, so that the bits are known before the convolution runs.
+                In networks of tokens the hidden units of an MLP are the filters, over patches as over pixels
     paths       paths.record, then states, class_paths, class_similarity, separation, probe; intervention.knock_out and
                 intervention.force ask whether paths matter; attacks and detection find altered pictures by them
     picture     view.explore, view.similarity
@@ -32,6 +33,9 @@ Network Decoupling; ECCV 2020, arXiv 1906.01166).
                 twice that of ResNet-18. `paper(name)` gives the published ones. Ours.
                 Of the release's additions to the sparsity loss of ResNet-56, a norm over the batch axis and a factor of
                 0.3 for downsampling layers, there is none here.
+                Networks of tokens (ViT, Swin, MLP-Mixer, ConvNeXt) are ours: a unit's mean over the tokens stands for
+                the mean over the picture in (1), (9) and (10), its gate opens or closes for all tokens of a picture,
+                and the layer behind it reads what is on. Queries, keys, values and what joins the stream have no gate.
                 Depthwise layers belong to the gate of the layer before them, layers with groups are not gated. Ours.
                 Bits pass gradients in use as they do in training, through v1: attacks and attributions need that. Ours.
                 Path extraction, class paths, interventions, the probe and detection follow the abstract and the

@@ -129,7 +129,7 @@ def _changed(
     decoupled: Decoupled, paths: Paths, change: Callable[[Tensor], Callable[[Tensor], Tensor]], bits: np.ndarray
 ) -> AbstractContextManager[Any]:
     """All gates changed by their part of `bits`, for a block."""
-    parts = {site.gate: torch.from_numpy(bits[paths.span(site.conv)].copy()) for site in decoupled.sites}
+    parts = {site.gate: torch.from_numpy(bits[paths.span(site.layer)].copy()) for site in decoupled.sites}
     return changing(decoupled.model, {gate: change(part) for gate, part in parts.items()})
 
 

@@ -47,17 +47,22 @@ class Gate(nn.Module):
 
     `mix` says what is binarised in training: half of the 'sample's, half of the 'element's, or as the releases did,
     'channel's drawn with replacement, or samples under the numbers of channels ('index'). `record` and `change`
-    are there for a moment only: see `recording` and `changing`.
+    are there for a moment only: see `recording` and `changing`. `axis` is that of the filters, -1 for units of tokens.
     """
 
-    def __init__(self, controller: Controller, mix: str = "sample") -> None:
+    def __init__(self, controller: Controller, mix: str = "sample", axis: int = 1) -> None:
         super().__init__()
-        self.controller, self.mix = controller, mix
+        self.controller, self.mix, self.axis = controller, mix, axis
         self.record: list[GateRecord] | None = None
         self.change: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, out: Tensor, a: Tensor) -> Tensor:
-        """out (N, C_out, ...) gated by the encoding that a (N, C_in, ...) asks for."""
+        """out (N, C_out, ...) gated by the encoding that a (N, C_in, ...) asks for; (N, ..., C) where `axis` is -1."""
+        if self.axis != 1:
+            return self._gated(out.movedim(self.axis, 1), a.movedim(self.axis, 1)).movedim(1, self.axis)
+        return self._gated(out, a)
+
+    def _gated(self, out: Tensor, a: Tensor) -> Tensor:
         z = self.architecture(self.controller(a))
         if self.change is not None:
             z = self.change(z)

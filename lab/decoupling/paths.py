@@ -16,6 +16,7 @@ from .layers import recording
 from .placement import Decoupled
 
 CHUNK = 32  # pictures a forward pass: always as many, so that no rounding depends on how the data are batched
+STATES = ("both", "only A", "only B", "neither")  # who of two pictures uses a filter
 UNKNOWN = -1  # the label of a picture that came without one
 
 
@@ -91,6 +92,27 @@ class Paths:
         return np.unique(self.labels)
 
 
+@dataclass(frozen=True)
+class Fork:
+    """Two pictures at one layer: the state of each filter, an index into STATES (C_l,)."""
+
+    layer: str
+    state: np.ndarray
+
+    def counts(self) -> list[int]:
+        """How many filters are in each of STATES."""
+        return [int((self.state == k).sum()) for k in range(len(STATES))]
+
+
+def numbers(paths: Paths, a: int, b: int | None) -> list[Fork]:
+    """For each layer which filters are on for picture a, for b, for both or for neither; b may be left out."""
+    bits = paths.bits
+    first = bits[a]
+    second = bits[b] if b is not None else first
+    state = np.where(first & second, 0, np.where(first, 1, np.where(second, 2, 3)))
+    return [Fork(name, state[paths.span(name)]) for name in paths.layers]
+
+
 def record(decoupled: Decoupled, batches: Iterable, limit: int | None = None) -> Paths:
     """The paths of the pictures of `batches`, the first `limit` of them, in one pass and in eval mode.
 
@@ -116,7 +138,7 @@ def record(decoupled: Decoupled, batches: Iterable, limit: int | None = None) ->
 
 def paths_of(decoupled: Decoupled, packed: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> Paths:
     """Packed bits with the names and sizes of the layers that they are of."""
-    layers, sizes = zip(*[(site.conv, site.filters) for site in decoupled.sites], strict=True)
+    layers, sizes = zip(*[(site.layer, site.filters) for site in decoupled.sites], strict=True)
     return Paths(layers, sizes, packed, labels, predicted)
 
 

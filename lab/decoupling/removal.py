@@ -7,22 +7,22 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..core.graph import surgery
-from ..core.graph.chains import between, last_affine, not_zero_after
+from ..core.graph.chains import between, not_zero_after
 from ..core.graph.channels import Channels
 from ..core.graph.operators import is_depthwise
 from ..core.graph.surgery import Plan
 from ..core.graph.tracing import module_of, trace
 from .layers import Controller, gates
 from .paths import Paths
-from .placement import Decoupled, insert_gates, strip
+from .placement import Decoupled, axis_of, gate_position, insert_gates, strip
 
 
 def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
     """The plan that takes out every filter that no path uses; a layer that is never on keeps its first filter.
 
-    Filters that one convolution alone writes go for all their readers; those that join a residual stream go at their
-    writer only. Two filters stay where a depthwise layer follows, which would else be a plain one; a layer whose norm
-    is called elsewhere too stays whole.
+    Filters that one layer alone writes go for all their readers; those that join a residual stream go at their writer
+    only, and hidden units that another layer writes too stay. Two filters stay where a depthwise layer follows, which
+    would else be a plain one; a layer whose norm is called elsewhere too stays whole.
     """
     graph = _backbone(decoupled, example)
     channels = Channels(graph)
@@ -30,13 +30,15 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
     plan = Plan()
     for name, bits in zip(paths.layers, paths.split(), strict=True):
         used = bits.any(0)  # (C_l,)
-        last, end = last_affine(nodes[name])
+        last, end = gate_position(nodes[name])
         chain = between(nodes[name], last)
         if used.all() or any(node.target in channels.shared for node in chain):
             continue
         group = channels.group_of(name)
         is_alone = group not in channels.frozen and len(channels.producers[group]) == 1
         is_exact = is_alone and not_zero_after(end) is None
+        if not is_exact and axis_of(module_of(nodes[name])) == -1:
+            continue
         least = 2 if any(_is_depthwise_of(node, group, channels) for node in graph.graph.nodes) else 1
         kept = np.argsort(~used, kind="stable")[: max(least, used.sum())]
         (plan.channels if is_exact else plan.outputs)[name] = tuple(sorted(kept.tolist()))
@@ -53,8 +55,9 @@ def removed(decoupled: Decoupled, plan: Plan, example: Tensor) -> Decoupled:
     old, new = gates(decoupled.model), gates(smaller.model)
     filters = {**plan.channels, **plan.outputs}
     for before, after in zip(decoupled.sites, smaller.sites, strict=True):
-        read = channels.expand(channels.layouts[sources[before.conv]], kept)
-        rows = torch.tensor(filters.get(before.conv, range(before.filters)))
+        axis = axis_of(graph.get_submodule(before.layer))
+        read = channels.expand(channels.entries(sources[before.layer], axis), kept)
+        rows = torch.tensor(filters.get(before.layer, range(before.filters)))
         _cut(old[before.gate].controller, new[after.gate].controller, read.nonzero().flatten(), rows)
         new[after.gate].mix = old[before.gate].mix
     smaller.model.eval()

@@ -13,7 +13,7 @@ from ..core.graph.operators import CONVS, NORMS
 from ..core.graph.tracing import module_of
 from . import equations as eq
 from .layers import Controller, gates
-from .placement import DENSE, Decoupled, Site
+from .placement import DENSE, Decoupled, Sources, axis_of
 
 ROUNDS = 5  # times that a layer is timed in each way
 _CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the number of axes of what is read, (N, C, ...)
@@ -32,55 +32,78 @@ class Skipping(nn.Module):
         return torch.cat([self.graph(image) for image in x.split(1)])
 
 
-class GatedConv(nn.Module):
-    """A convolution, what stands between it and its gate, and the gate, for the filters and inputs that are on.
+class GatedLayer(nn.Module):
+    """A gated layer, what stands between it and its gate, and the gate, for the filters and inputs that are on.
 
-    `on` are the filters of the present picture; a later convolution that reads them asks here for its columns. Where
-    it is `densified` it computes everything and gates it, which is faster where there is little to compute.
+    `on` are the filters of the present picture; a later layer that reads them asks here for its columns. Where it is
+    `densified` it computes everything and gates it, which is faster where there is little to compute.
     """
 
-    conv: Any  # Conv1d, Conv2d or Conv3d
+    layer: Any  # Conv1d, Conv2d, Conv3d or Linear
     controller: Any
 
-    def __init__(self, conv: Any, chain: list[fx.Node], controller: Controller, site: Site) -> None:
+    def __init__(self, layer: Any, chain: list[fx.Node], controller: Controller, sources: Sources) -> None:
         super().__init__()
-        self.conv, self.controller, self.sources, self.densified = conv, controller, site.sources, False
+        self.layer, self.controller, self.sources, self.densified = layer, controller, sources, False
+        self.axis = axis_of(layer)
         self.parts = nn.ModuleList(module_of(node) or Call(node) for node in chain)
         if len(self.parts) and isinstance(self.parts[0], NORMS) and self.parts[0].running_mean is not None:
-            self.conv = torch.nn.utils.fusion.fuse_conv_bn_eval(conv, self.parts[0])
+            self.layer = torch.nn.utils.fusion.fuse_conv_bn_eval(layer, self.parts[0])
             del self.parts[0]
-        self.readable: list[GatedConv] = []  # all of them, by the number of their gate
+        self.readable: list[GatedLayer] = []  # all of them, by the number of their gate
         self.on = torch.empty(0, dtype=torch.int64)
 
     def forward(self, a: Tensor) -> Tensor:
-        """a (1, C_in, ...) -> (1, C_out, ...), exactly zero where filters are off."""
-        z = eq.encoding(self.controller(a))
+        """a (1, C_in, ...) -> (1, C_out, ...), exactly zero where filters are off; of tokens (1, ..., C)."""
+        z = eq.encoding(self.controller(a.movedim(self.axis, 1)))
         self.on = z[0].nonzero().flatten()
         if self.densified or not len(self.on):
-            y = self.conv(a)
+            y = self.layer(a)
             for part in self.parts:
                 y = part(y)
-            return eq.gated(y, z)
-        weight = self.conv.weight.index_select(0, self.on)
-        if any(gate != DENSE for gate, _ in self.sources):
-            columns = self._columns(a.device)
-            a, weight = a.index_select(1, columns), weight.index_select(1, columns)
-        bias = None if self.conv.bias is None else self.conv.bias.index_select(0, self.on)
-        if not a.shape[1]:  # nothing comes in: what is left is the bias
-            a, weight = _one_dark_channel(a), _one_dark_channel(weight)
-        y = _convolve(self.conv, a, weight, bias)
+            return eq.gated(y.movedim(self.axis, 1), z).movedim(1, self.axis)
+        weight = self.layer.weight.index_select(0, self.on)
+        a, weight = _read(a, weight, self)
+        bias = None if self.layer.bias is None else self.layer.bias.index_select(0, self.on)
+        y = _compute(self.layer, a, weight, bias)
         for part in self.parts:
             y = _apply(part, y, self.on)
-        return y.new_zeros(1, len(self.conv.weight), *y.shape[2:]).index_copy(1, self.on, y)
+        size = list(y.shape)
+        size[self.axis] = len(self.layer.weight)
+        return y.new_zeros(size).index_copy(self.axis, self.on, y)
 
-    def _columns(self, device: torch.device) -> Tensor:
-        """The input channels that are on, or may be."""
-        start, columns = 0, []
-        for gate, count in self.sources:
-            on = torch.arange(count, device=device) if gate == DENSE else self.readable[gate].on
-            columns.append(on + start)
-            start += count
-        return torch.cat(columns)
+
+class ReadingLayer(nn.Module):
+    """A linear layer without a gate, on the hidden units that are on."""
+
+    layer: Any
+
+    def __init__(self, layer: Any, sources: Sources) -> None:
+        super().__init__()
+        self.layer, self.sources, self.densified, self.axis = layer, sources, False, -1
+        self.readable: list[GatedLayer] = []
+
+    def forward(self, a: Tensor) -> Tensor:
+        """a (1, ..., C_in) -> (1, ..., C_out)."""
+        if self.densified:
+            return self.layer(a)
+        a, weight = _read(a, self.layer.weight, self)
+        return _compute(self.layer, a, weight, self.layer.bias)
+
+
+def _read(a: Tensor, weight: Tensor, part: GatedLayer | ReadingLayer) -> tuple[Tensor, Tensor]:
+    """What a layer reads and its weight, for the inputs that are on, or may be."""
+    if all(gate == DENSE for gate, _ in part.sources):
+        return a, weight
+    start, columns = 0, []
+    for gate, count in part.sources:
+        on = torch.arange(count, device=a.device) if gate == DENSE else part.readable[gate].on
+        columns.append(on + start)
+        start += count
+    index = torch.cat(columns)
+    if len(index):
+        return a.index_select(part.axis, index), weight.index_select(1, index)
+    return torch.zeros_like(a.narrow(part.axis, 0, 1)), torch.zeros_like(weight[:, :1])  # what is left is the bias
 
 
 class Call(nn.Module):
@@ -107,51 +130,64 @@ def skipping(decoupled: Decoupled, example: Tensor | None = None) -> Skipping:
     graph = deepcopy(decoupled.model).eval()
     nodes = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
     gates_of = gates(graph)
-    convs: list[GatedConv] = []
+    gated: list[GatedLayer] = []
     for site in decoupled.sites:
-        conv, gate = nodes[site.conv], nodes[site.gate]
-        chain = between(conv, gate.all_input_nodes[0])
-        convs.append(GatedConv(graph.get_submodule(site.conv), chain, gates_of[site.gate].controller, site))
-        name = f"skip_{site.gate}"
-        graph.add_submodule(name, convs[-1])
-        with graph.graph.inserting_before(conv):
-            skip = graph.graph.call_module(name, (conv.all_input_nodes[0],))
-        gate.replace_all_uses_with(skip)
-        for node in (gate, *reversed(chain), conv):
-            graph.graph.erase_node(node)
-    for conv in convs:
-        object.__setattr__(conv, "readable", convs)  # a plain list: they are not one another's children
+        node, gate = nodes[site.layer], nodes[site.gate]
+        chain = between(node, gate.all_input_nodes[0])
+        gated.append(GatedLayer(module_of(node), chain, gates_of[site.gate].controller, site.sources))
+        _replace(graph, [node, *chain, gate], f"skip_{site.gate}", gated[-1])
+    reading = [ReadingLayer(graph.get_submodule(reader.layer), reader.sources) for reader in decoupled.readers]
+    for reader, layer in zip(decoupled.readers, reading, strict=True):
+        _replace(graph, [nodes[reader.layer]], f"skip_{reader.layer.replace('.', '_')}", layer)
+    parts: list[Any] = [*gated, *reading]
+    for part in parts:
+        object.__setattr__(part, "readable", gated)  # a plain list: they are not one another's children
     graph.delete_all_unused_submodules()
     graph.recompile()
     net = Skipping(graph).eval()
     if example is not None:
-        _choose(net, convs, example[:1])
+        _choose(net, parts, example[:1])
     return net
 
 
+def _replace(graph: fx.GraphModule, chain: list[fx.Node], name: str, module: nn.Module) -> None:
+    """Call a module in the place of a chain of nodes."""
+    graph.add_submodule(name, module)
+    with graph.graph.inserting_before(chain[0]):
+        node = graph.graph.call_module(name, (chain[0].all_input_nodes[0],))
+    chain[-1].replace_all_uses_with(node)
+    for old in reversed(chain):
+        graph.graph.erase_node(old)
+
+
 @torch.no_grad()
-def _choose(net: Skipping, convs: list[GatedConv], x: Tensor) -> None:
+def _choose(net: Skipping, parts: list[Any], x: Tensor) -> None:
     """Let each layer be computed densely where that takes less time, on what reaches it for this picture."""
     reads: dict[nn.Module, Tensor] = {}
-    hooks = [conv.register_forward_pre_hook(lambda conv, inputs: reads.update({conv: inputs[0]})) for conv in convs]
+    hooks = [part.register_forward_pre_hook(lambda part, inputs: reads.update({part: inputs[0]})) for part in parts]
     try:
         net(x)
     finally:
         for hook in hooks:
             hook.remove()
-    for conv in convs:
+    for part in parts:
         times: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(ROUNDS):
             for densified, seconds in times.items():
-                seconds.append(_seconds(conv, reads[conv], densified))
-        conv.densified = min(times[True]) < min(times[False])
+                seconds.append(_seconds(part, reads[part], densified))
+        part.densified = min(times[True]) < min(times[False])
 
 
-def _seconds(conv: GatedConv, a: Tensor, densified: bool) -> float:
-    conv.densified = densified
+def _seconds(part: Any, a: Tensor, densified: bool) -> float:
+    part.densified = densified
     start = time.perf_counter()
-    conv(a)
+    part(a)
     return time.perf_counter() - start
+
+
+def _compute(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer with other weights."""
+    return F.linear(x, weight, bias) if isinstance(layer, nn.Linear) else _convolve(layer, x, weight, bias)
 
 
 def _convolve(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -159,10 +195,6 @@ def _convolve(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
         x = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
     padding = conv.padding if conv.padding_mode == "zeros" else 0
     return _CONVOLVE[x.dim()](x, weight, bias, conv.stride, padding, conv.dilation)
-
-
-def _one_dark_channel(x: Tensor) -> Tensor:
-    return x.new_zeros(len(x), 1, *x.shape[2:])
 
 
 def _apply(part: Any, y: Tensor, on: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -11,13 +10,13 @@ import torch
 
 from ..core import store
 from ..core.task import evaluating
+from ..lens.tokens import input_maps
 from ..ui import Control, Explorer, Frame, raster, svg, view
-from .layers import input_of, recording
+from .layers import gates, recording
 from .outcome import DecouplingOutcome
-from .paths import Paths, class_paths, class_similarity
+from .paths import STATES, Fork, Paths, class_paths, class_similarity, numbers
 
 NOBODY = "none"
-STATES = ("both", "only A", "only B", "neither")
 COLOURS = ("c2", "c0", "c1", "")  # of STATES
 WIDE, TALL = 26, 150  # px: a layer's column with the room to the next, and its height
 COLUMN = 12  # px, the width of a layer's column
@@ -25,29 +24,9 @@ DOWN = TALL + svg.LINE + 8  # px from one row of the flow to the next
 LEAST = 320  # px, the least width of a picture with a line of text
 ROW = 24  # layers in a row of the flow
 PAGE = 128  # filters on a page
-STRONGEST = 8  # pictures shown for a filter
+STRONGEST = 8  # pictures or patches shown for a filter
+SIDE = 48  # px, the longer side of one of them
 LONGEST, BESIDE = 96, 130  # px: the longer side of a picture, and from the left of one to the left of the next
-
-
-@dataclass(frozen=True)
-class Fork:
-    """Two pictures at one layer: the state of each filter, an index into STATES (C_l,)."""
-
-    layer: str
-    state: np.ndarray
-
-    def counts(self) -> list[int]:
-        """How many filters are in each of STATES."""
-        return [int((self.state == k).sum()) for k in range(len(STATES))]
-
-
-def numbers(paths: Paths, a: int, b: int | None) -> list[Fork]:
-    """For each layer which filters are on for picture a, for b, for both or for neither; b may be left out."""
-    bits = paths.bits
-    first = bits[a]
-    second = bits[b] if b is not None else first
-    state = np.where(first & second, 0, np.where(first, 1, np.where(second, 2, 3)))
-    return [Fork(name, state[paths.span(name)]) for name in paths.layers]
 
 
 @view.register
@@ -303,9 +282,17 @@ class _Responses:
         """What reaches the gate of a layer for one picture: (C_l, H, W)."""
         if (image, layer) not in self.maps_of:
             x = self.outcome.sample[image : image + 1].to(self.device)
-            out = input_of(self.outcome.model, self.outcome.decoupled.sites[self.site(layer)].gate, x)
-            self.maps_of[image, layer] = _plane(out[0].cpu().numpy())
+            with evaluating(self.outcome.model):
+                out = input_maps(self.outcome.model, self._gate(layer), x)
+            flat = out.movedim(-1, 1) if self._of_tokens(layer) and out.ndim == 3 else out  # tokens without places
+            self.maps_of[image, layer] = _plane(flat[0].cpu().numpy())
         return self.maps_of[image, layer]
+
+    def _of_tokens(self, layer: str) -> bool:
+        return gates(self.outcome.model)[self._gate(layer)].axis == -1
+
+    def _gate(self, layer: str) -> str:
+        return self.outcome.decoupled.sites[self.site(layer)].gate
 
     def classes(self, layer: str, k: int) -> str:
         """For how many pictures of each class the filter is on."""
@@ -316,9 +303,37 @@ class _Responses:
         return svg.bars(rows, title=f"pictures with filter {k} on", width=300, share=True)
 
     def strongest(self, layer: str, k: int) -> str:
+        """What the filter answers to most: pictures of the sample, or patches where it is a unit of tokens."""
+        is_patch = self._of_tokens(layer) and self._map(0, layer).shape[1] > 1
+        return self._strongest_patches(layer, k) if is_patch else self._strongest_pictures(layer, k)
+
+    def _strongest_patches(self, layer: str, k: int) -> str:
+        """The patches with the largest values, one of a picture, strongest first: framed, and alone below."""
+        maps = np.stack([self._map(image, layer)[k] for image in range(len(self.inputs))])  # (n, h, w)
+        best = np.argsort(-maps.max((1, 2)), kind="stable")[:STRONGEST]
+        (h, w), step, down, shapes = self.size, SIDE + 10, 2 * SIDE + 4 + svg.LINE, []
+        scale = SIDE / max(h, w)
+        for i, image in enumerate(best.tolist()):
+            x, y = i % 4 * step, svg.HEAD + i // 4 * down
+            row, column = np.unravel_index(maps[image].argmax(), maps.shape[1:])
+            (top, bottom), (left, right) = _cell(int(row), h, maps.shape[1]), _cell(int(column), w, maps.shape[2])
+            pixels = raster.as_picture(self.inputs[image], self.low, self.high)
+            shapes.append(raster.image(raster.uri(pixels), x, y, w * scale, h * scale))
+            box = (x + left * scale, y + top * scale, (right - left) * scale, (bottom - top) * scale)
+            shapes.append(svg.rect(*box, "lab-frame"))
+            patch = raster.uri(pixels[top:bottom, left:right])
+            zoom = SIDE / max(right - left, bottom - top)
+            shapes.append(raster.image(patch, x, y + SIDE + 4, zoom * (right - left), zoom * (bottom - top)))
+            value = svg.short(float(f"{maps[image].max():.2g}"))
+            shapes.append(svg.text(x + SIDE / 2, y + 2 * SIDE + 17, value, "mid num"))
+        title = f"strongest patches of {len(maps)} pictures (before the gate)"
+        height = svg.HEAD + -(-len(best) // 4) * down + 4
+        return svg.document(max(4 * step, svg.title_width(title)), height, title, title, shapes)
+
+    def _strongest_pictures(self, layer: str, k: int) -> str:
         """The pictures of the sample on which the filter's map has the largest mean, strongest first."""
         means = self.means[self.site(layer)][:, k]
-        top, side = svg.HEAD, 48
+        top, side = svg.HEAD, SIDE
         h, w = self.size
         across, down = side * w / max(h, w), side * h / max(h, w)
         shapes = []
@@ -333,8 +348,22 @@ class _Responses:
 
 
 def _class(outcome: DecouplingOutcome, k: int) -> str:
+    """What a picture of the sample is called: its class, if it has one."""
     label = int(outcome.seen.labels[outcome.sampled[k]])
     return f"class {label}" if label >= 0 else "no label"
+
+
+def _cell(position: int, pixels: int, cells: int) -> tuple[int, int]:
+    """The first pixel of a row or column of a grid, and the one behind its last."""
+    first = position * pixels // cells
+    return first, max(first + 1, (position + 1) * pixels // cells)
+
+
+def _plane(x: np.ndarray) -> np.ndarray:
+    """Channels of any rank as planes (C, H, W): a sequence is one row high, a volume is seen in its middle slice."""
+    while x.ndim > 3:
+        x = x[:, x.shape[1] // 2]
+    return x.reshape(len(x), -1, x.shape[-1]) if x.ndim > 1 else x[:, None, None]
 
 
 def _state(fork: Fork, k: int, count: int) -> str:
@@ -355,13 +384,6 @@ def _valid_filters(most: int, filters: Sequence[int] | None) -> list[int]:
     if wrong:
         raise ValueError(f"filters: there is no filter {wrong[0]}: give numbers in 0..{most - 1}")
     return list(range(most) if filters is None else filters)
-
-
-def _plane(x: np.ndarray) -> np.ndarray:
-    """Channels of any rank as planes (C, H, W): a sequence is one row high, a volume is seen in its middle slice."""
-    while x.ndim > 3:
-        x = x[:, x.shape[1] // 2]
-    return x.reshape(len(x), -1, x.shape[-1]) if x.ndim > 1 else x[:, None, None]
 
 
 def _valid_layers(paths: Paths, layers: Sequence[str] | None) -> list[str]:

@@ -18,10 +18,15 @@ what it means selectivity: (mu_max - mu_-max) / (mu_max + mu_-max) over classes 
               dissect: the sets and their masks on pictures, a concept to click
 the answer    attribution: integrated gradients, saliency, gradient SHAP, occlusion, Grad-CAM, by Captum (extra `lens`)
               explain: the same beside a network with fresh weights (Adebayo et al., NeurIPS 2018, arXiv 1810.03292)
+              attention, rollout: how layers of attention weigh tokens, and what of each patch reaches the class token
+              through all of them (Abnar and Zuidema, ACL 2020, arXiv 2005.00928)
+              attend: both as maps, beside a network with fresh weights
 
 A layer is a name of `model.named_modules()`; its filters are axis 1 of what it gives, (N, filters, H, W) or
-(N, filters). Pictures are as the model takes them; those within [0, 1] are shown as they are, others from their
-lowest value to their highest. Models run in eval mode. Exact masks come from `lab.tasks.scenes_concepts()`.
+(N, filters). In networks of tokens they are the last axis, (N, tokens, filters) or (N, H, W, filters), and a filter's
+map is its tokens on the grid of the patches; tokens of no patch (class, registers) are in no map. Pictures are as the
+model takes them; those within [0, 1] are shown as they are, others from their lowest value to their highest. Models
+run in eval mode. Exact masks come from `lab.tasks.scenes_concepts()`.
 
 departures    Network Dissection searches Broden, whose masks people drew; ours are drawn by rule. A filter that answers
               the same everywhere is strong nowhere. Sets are chosen on one half of the pictures, measured on the other.
@@ -30,6 +35,7 @@ departures    Network Dissection searches Broden, whose masks people drew; ours 
 from .ablation import switched_off, without
 from .activations import activations
 from .atlas import atlas
+from .attention import attend, attention, rollout
 from .attribution import attribution, explain
 from .comparison import compare_maps
 from .concepts import concept_sets, unit_concepts, with_fresh_weights
@@ -43,6 +49,8 @@ from .weights import weights
 __all__ = [
     "activations",
     "atlas",
+    "attend",
+    "attention",
     "attribution",
     "compare_maps",
     "concept_sets",
@@ -50,6 +58,7 @@ __all__ = [
     "explain",
     "filters",
     "receptive_fields",
+    "rollout",
     "selectivity",
     "strongest",
     "switched_off",

@@ -10,7 +10,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..core.task import evaluating
-from .activations import as_taken, call, features, hooked, labelled, named, reading
+from .activations import as_taken, call, first_tensor, hooked, labelled, named, reading
+from .tokens import tracked
 
 Filters = int | Sequence[int]
 
@@ -19,21 +20,24 @@ Filters = int | Sequence[int]
 def without(model: nn.Module, layer: str, filters: Filters) -> Iterator[nn.Module]:
     """For a `with` block, what these filters of a layer answer is 0; the hook goes away, also after an error.
 
-    Filters are axis 1 of what the layer gives. A filter in front of a batch norm is not silent when it is 0: name the
-    norm, or the rectifier behind it. ValueError for a filter that is not there, at the model's next call.
+    Filters are axis 1 of what the layer gives, the last axis of tokens. A filter in front of a batch norm is not silent
+    when it is 0: name the norm, or the rectifier behind it. ValueError for a filter that is not there, at the model's
+    next call.
     """
     (layer,) = named(model, layer)
     off = _numbers(filters)
+    with tracked(model) as axes:
 
-    def silence(output: Any) -> Any:
-        silent = features(output, layer).clone()  # (N, filters) or (N, filters, H, W)
-        if off and max(off) >= silent.shape[1]:
-            raise ValueError(f"filter {max(off)} is not in {layer!r}: it has 0 to {silent.shape[1] - 1}")
-        silent[:, off] = 0
-        return _with_first(output, silent)
+        def silence(output: Any) -> Any:
+            silent = first_tensor(output, layer).clone()  # (N, filters), (N, filters, H, W) or (N, ..., filters)
+            axis = axes.of(silent)
+            if off and max(off) >= silent.shape[axis]:
+                raise ValueError(f"filter {max(off)} is not in {layer!r}: it has 0 to {silent.shape[axis] - 1}")
+            silent.index_fill_(axis, torch.tensor(off, dtype=torch.long, device=silent.device), 0)
+            return _with_first(output, silent)
 
-    with hooked(model, {layer: silence}):
-        yield model
+        with hooked(model, {layer: silence}):
+            yield model
 
 
 def switched_off(

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..core.errors import first_line
 from ..core.task import evaluating
+from .tokens import Axes, tracked
 
 Input = torch.Tensor | tuple | dict  # one input, the positional inputs, or the inputs by name
 
@@ -26,17 +27,38 @@ def activations(model: nn.Module, x: Input, layers: Sequence[str] | str | None =
     and copied, so that a later layer in place changes nothing. Raises ValueError for a layer that is not there or did
     not run, and for an input that the model does not take.
     """
+    return {name: output for name, (output, _) in _answers(model, x, layers).items()}
+
+
+def placed(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, torch.Tensor]:
+    """What the layers answer to x with their filters on axis 1, tokens as maps without those that stand for no patch.
+
+    A linear layer has its filters on the last axis, and so has what keeps its shape; the patches lie as the pixels do
+    of the convolution that has made them. Tokens that do not fit them stay (N, tokens, filters).
+    """
+    return {name: axes.placed(output) for name, (output, axes) in _answers(model, x, layers).items()}
+
+
+def left_out(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, int]:
+    """How many tokens of each layer stand for no patch and are in none of its maps: class tokens, registers."""
+    return {name: axes.extra(output) or 0 for name, (output, axes) in _answers(model, x, layers).items()}
+
+
+def _answers(model: nn.Module, x: Input, layers: Sequence[str] | str | None) -> dict[str, tuple[torch.Tensor, Axes]]:
+    """What the layers answer to x, with what was known then of where filters and tokens lie."""
     names = leaves(model) if layers is None else named(model, layers)
-    outputs: dict[str, torch.Tensor] = {}
+    outputs: dict[str, tuple[torch.Tensor, Axes]] = {}
     calls: Counter[str] = Counter()
+    with tracked(model) as axes:
 
-    def note(name: str, output: Any) -> None:
-        calls[name] += 1
-        key = name if calls[name] == 1 else f"{name}#{calls[name]}"
-        outputs.update((key + suffix, tensor.detach().clone()) for suffix, tensor in _tensors(output))
+        def note(name: str, output: Any) -> None:
+            calls[name] += 1
+            key = name if calls[name] == 1 else f"{name}#{calls[name]}"
+            seen = axes.at_present()
+            outputs.update((key + suffix, (tensor.detach().clone(), seen)) for suffix, tensor in _tensors(output))
 
-    with hooked(model, {name: partial(note, name) for name in names}):
-        run(model, x)
+        with hooked(model, {name: partial(note, name) for name in names}):
+            run(model, x)
     silent = [name for name in names if not calls[name]]
     if silent and layers is not None:
         raise ValueError(f"{silent[0]!r} did not run on this input: {type(model).__name__}'s forward does not call it")
@@ -44,12 +66,12 @@ def activations(model: nn.Module, x: Input, layers: Sequence[str] | str | None =
 
 
 def maps(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, torch.Tensor]:
-    """The outputs that are feature maps, (N, C, H, W) of more than one pixel, by layer.
+    """The outputs that are feature maps, (N, C, H, W) of more than one pixel, by layer; those of tokens are folded.
 
     ValueError where a named layer, or the whole model, gives none.
     """
     names = [] if layers is None else named(model, layers)
-    outputs = activations(model, x, layers)
+    outputs = placed(model, x, layers)
     by_layer = {name: output for name, output in outputs.items() if _is_map(output)}
     for name in names:
         if name not in by_layer:
@@ -61,10 +83,20 @@ def maps(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) 
     return by_layer
 
 
-def features(output: Any, name: str) -> torch.Tensor:
-    """The first tensor of a layer's output, (N, filters) or (N, filters, H, W); ValueError for another shape."""
+def features(output: torch.Tensor, name: str) -> torch.Tensor:
+    """A layer's output, (N, filters) or (N, filters, H, W), as it is; ValueError for another shape."""
+    if output.ndim not in (2, 4):
+        raise ValueError(
+            f"{name!r} gives {tuple(output.shape)}, where filters are axis 1 of (N, filters) or (N, filters, H, W), "
+            "or the last axis of tokens that lie on a grid of patches"
+        )
+    return output
+
+
+def first_tensor(output: Any, name: str) -> torch.Tensor:
+    """The first tensor of a layer's output, of 2 to 4 axes; ValueError for another shape."""
     tensor = next((tensor for _, tensor in _tensors(output)), None)
-    if tensor is None or tensor.ndim not in (2, 4):
+    if tensor is None or tensor.ndim not in (2, 3, 4):
         shape = None if tensor is None else tuple(tensor.shape)
         raise ValueError(f"{name!r} gives {shape}, where filters are axis 1 of (N, filters) or (N, filters, H, W)")
     return tensor
@@ -72,7 +104,7 @@ def features(output: Any, name: str) -> torch.Tensor:
 
 def reading(model: nn.Module, layer: str, x: Input) -> torch.Tensor:
     """What one layer gives at its first call: (N, filters) or (N, filters, H, W)."""
-    return features(next(iter(activations(model, x, [layer]).values())), layer)
+    return features(next(iter(placed(model, x, [layer]).values())), layer)
 
 
 def first(outputs: Mapping[str, torch.Tensor], layer: str) -> torch.Tensor:
@@ -209,7 +241,7 @@ def _shapes(outputs: Mapping[str, torch.Tensor], name: str) -> str:
 
 
 def _hint(model: nn.Module, x: Input) -> str:
-    names = [name for name, output in activations(model, x).items() if _is_map(output)]
+    names = [name for name, output in placed(model, x).items() if _is_map(output)]
     if not names:
         return f"no layer of {type(model).__name__} does"
     return f"choose among {', '.join(map(repr, names[:4]))}{' ...' if len(names) > 4 else ''}"

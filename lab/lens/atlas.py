@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..ui import Control, Explorer, Frame, raster, svg
-from .activations import as_images, maps
+from .activations import as_images, left_out, maps
 
 PAGE = 64  # maps a page: drawn in some 20 ms, under 100 kB
 EACH, ONE = "each map its own", "one for the layer"
@@ -21,6 +21,7 @@ def atlas(model: nn.Module, x: torch.Tensor, layers: Sequence[str] | str | None 
     """
     x = as_images(x)
     by_layer = {name: output.float().cpu().numpy() for name, output in maps(model, x, layers).items()}
+    without_patch = left_out(model, x[:1], layers)
     images = x.float().cpu().numpy()  # (N, C, H, W)
     low, high = span(images)
     filters = {name: output.shape[1] for name, output in by_layer.items()}
@@ -41,6 +42,8 @@ def atlas(model: nn.Module, x: torch.Tensor, layers: Sequence[str] | str | None 
             "page": f"{at + 1} of {parts}",
             "never above 0 here": int((maps.max((1, 2)) <= 0).sum()),
         }
+        if without_patch[layer]:
+            facts["tokens without a patch, left out"] = without_patch[layer]
         photo = raster.photo(images[image], f"picture {image}", low, high)
         return Frame(strip(filters, layer) + photo + grid, facts)
 

@@ -15,6 +15,7 @@ from ..ui import Control, Explorer, Frame, raster
 from .activations import as_images, as_taken, hooked, maps, named, run
 from .atlas import span
 from .concepts import with_fresh_weights
+from .tokens import maps_given
 
 METHODS = ("integrated_gradients", "saliency", "gradient_shap", "occlusion", "gradcam")
 Target = int | Sequence[int] | torch.Tensor | None  # a class, one a picture, or None for the predicted one
@@ -102,7 +103,7 @@ def explain(
             parts.append(raster.grid(mark, title, "attribution", longest=200, scale=raster.Scale.of(mark)))
         name = classes[int(label)] if int(label) < len(classes) else f"class {int(label)}"
         a, b = (mark.ravel() for mark in marks)
-        return Frame("".join(parts), {"for": name, "correlation with control": _correlation(a, b)})
+        return Frame("".join(parts), {"for": name, "correlation with control": correlation(a, b)})
 
     controls = {"method": Control(tuple(methods))}
     if len(x) > 1:
@@ -110,7 +111,8 @@ def explain(
     return Explorer(draw, controls, title=f"{type(model).__name__}: what the answer hangs on")
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> str:
+def correlation(a: np.ndarray, b: np.ndarray) -> str:
+    """The correlation of two maps in words."""
     is_flat = a.std() == 0 or b.std() == 0
     return "none, one is constant" if is_flat else f"{np.corrcoef(a, b)[0, 1]:.2f}"
 
@@ -150,17 +152,26 @@ def _occlusion(
 
 
 def _gradcam(captum: Any, copy: nn.Module, x: torch.Tensor, classes: torch.Tensor, layer: str | None) -> torch.Tensor:
-    name = named(copy, layer)[0] if layer is not None else list(maps(copy, x[:1]))[-1]
+    """The last layer whose maps the answer hangs on: behind the last attention a class token reads no patch."""
+    names = [named(copy, layer)[0]] if layer is not None else list(maps(copy, x[:1]))[::-1]
+    for name in names:
+        small = _gradcam_of(captum, copy, x, classes, name)
+        if small.any():
+            break
+    return F.interpolate(F.relu(small), size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
+def _gradcam_of(captum: Any, copy: nn.Module, x: torch.Tensor, classes: torch.Tensor, name: str) -> torch.Tensor:
+    """Grad-CAM of one layer before negative values are cut: (N, 1, h, w)."""
     by_call = maps(copy, x[:1], [name.split("#")[0]])
     if f"{name}#2" in by_call or "#" in name:
         raise ValueError(f"{name!r} runs more than once, so gradcam cannot tell its maps apart: name another layer")
     if _is_overwritten(copy, x[:1], name):
         copy = trace(copy, x[:1])
-    module = dict(copy.named_modules())[name]
-    small = captum.LayerGradCam(lambda x: copy(x.clone()), module).attribute(
-        x.clone().requires_grad_(), target=classes, relu_attributions=True
-    )
-    return F.interpolate(small, size=x.shape[2:], mode="bilinear", align_corners=False)
+    with maps_given(copy, name) as module:
+        return captum.LayerGradCam(lambda x: copy(x.clone()), module).attribute(
+            x.clone().requires_grad_(), target=classes
+        )
 
 
 def _is_overwritten(model: nn.Module, x: torch.Tensor, layer: str) -> bool:

@@ -8,7 +8,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from ..ui import Control, Explorer, Frame, raster
-from .activations import activations, as_images, maps, named
+from .activations import as_images, maps, named, placed
 from .atlas import span, strip
 
 _PAGE = 32
@@ -76,7 +76,7 @@ def _pairs(
     if layers is not None:
         named(after, layers)
     shared = [name for name in old if name.split("#")[0] in names]
-    outputs = activations(after, x, list(dict.fromkeys(name.split("#")[0] for name in shared))) if shared else {}
+    outputs = placed(after, x, list(dict.fromkeys(name.split("#")[0] for name in shared))) if shared else {}
     pairs = {}
     for name in shared:
         if name not in outputs or outputs[name].ndim != 4:

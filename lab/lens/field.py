@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from .activations import activations, as_images, features, first, named
+from .activations import as_images, features, first, named, placed
 
 PROBES = 32  # a side is cut into at most so many bands
 
@@ -56,7 +56,7 @@ def receptive_fields(
 
 def _outputs(model: nn.Module, layers: list[str], x: torch.Tensor) -> dict[str, torch.Tensor]:
     with torch.backends.cudnn.flags(enabled=False):  # its fast algorithms may smear a NaN over their tiles
-        outputs = activations(model, x, layers)
+        outputs = placed(model, x, layers)
     return {layer: features(first(outputs, layer), layer) for layer in layers}
 
 

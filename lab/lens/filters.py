@@ -10,7 +10,7 @@ from torch import nn
 from ..core.batch import inputs
 from ..ui import Control, Explorer, Frame, raster, svg
 from .ablation import switched_off
-from .activations import as_images, maps, named, over
+from .activations import as_images, left_out, maps, named, over
 from .atlas import PAGE, span, strip
 from .strongest import Strongest, strongest_of
 
@@ -43,6 +43,7 @@ def filters(
     maps_of = {name: out.float().cpu().numpy() for name, out in maps(model, x, names).items() if name in names}
     tops = strongest_of(model, names, batches, k, progress=progress)
     page = _Filters(model, batches, maps_of, tops, x.float().cpu().numpy())
+    page.left_out = left_out(model, x[:1], names)
     controls: dict[str, Control] = {"layer": Control(names)} if len(names) > 1 else {}
     controls["filter"] = Control(range(max(page.counts.values())))
     controls["image"] = Control(range(len(x)), label="picture")
@@ -72,6 +73,7 @@ class _Filters:
         self.model, self.batches, self.maps_of, self.tops, self.images = model, batches, maps_of, tops, images
         self.counts = {name: maps.shape[1] for name, maps in maps_of.items()}
         self.measured: dict[tuple[str, int], dict[str, str]] = {}
+        self.left_out: dict[str, int] = {}  # by layer, tokens that are in no map
         self.range = span(*images, *(image.float().numpy() for top in tops.values() for image in top.kept.values()))
 
     def draw(self, filter: int, image: int, layer: str = "") -> Frame:
@@ -93,6 +95,8 @@ class _Filters:
             "highest of all": round(float(top.values[k, 0]), 3),
             "pictures": top.seen,
         }
+        if self.left_out.get(layer):
+            facts["tokens without a patch, left out"] = self.left_out[layer]
         return Frame("".join(parts), {**facts, **self.measured.get((layer, k), {})})
 
     def switch_off(self, explorer: Explorer) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..core.batch import inputs
-from .activations import activations, as_images, features, first, named, over
+from .activations import as_images, features, first, named, over, placed
 from .field import Field, receptive_fields
 
 Top = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # values (F, k), numbers of the pictures (F, k), units (F, k, 2)
@@ -73,7 +73,7 @@ def strongest_of(
         shape = x.shape[1:] if shape is None else shape
         if x.shape[1:] != shape:
             raise ValueError(f"a batch holds pictures of {tuple(x.shape[1:])}, the first {tuple(shape)}: use one size")
-        outputs = activations(model, x, layers)
+        outputs = placed(model, x, layers)
         for layer in layers:
             tops[layer] = _merged(tops.get(layer), _peaks(features(first(outputs, layer), layer), count), k)
         needed = {number for _, numbers, _ in tops.values() for number in numbers.flatten().tolist()}

@@ -35,7 +35,45 @@ def forked(s, x):
     return s.fc(F.relu(s.c(torch.cat([F.relu(y), y, F.relu(s.stem(x))], 1))).mean((2, 3)))
 
 
+def mixer(s, x):
+    x = s.embed(x).flatten(2).transpose(1, 2)  # (N, 16, 12)
+    x = x + s.token2(F.gelu(s.token1(s.norm1(x).transpose(1, 2)))).transpose(1, 2)
+    return s.fc((x + s.channel2(F.gelu(s.channel1(s.norm2(x))))).mean(1))
+
+
+def convnext(s, x):
+    x = s.norm1(s.stem(x).permute(0, 2, 3, 1))  # (N, 4, 4, 8)
+    y = s.norm2(s.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+    x = x + s.project(s.act(s.widen(y)))
+    return s.fc(s.norm3(s.down(x.permute(0, 3, 1, 2)).mean((2, 3))))
+
+
+def deep(s, x):
+    x = s.embed(x).flatten(2).transpose(1, 2)
+    return s.fc(s.c(F.relu(s.b(F.relu(s.a(x))))).mean(1))
+
+
+TOKENS = ("vit", "mixer", "convnext", "an MLP of three layers")  # networks with hidden units of tokens
 NETS = {
+    "vit": (lambda: nets.vit(size=8, patch=2, width=16, depth=2, heads=2, ratio=2, channels=3), (3, 8, 8)),
+    "mixer": (
+        lambda: Net(mixer, embed=nn.Conv2d(3, 12, 2, stride=2), norm1=nn.LayerNorm(12), token1=nn.Linear(16, 20),
+                    token2=nn.Linear(20, 16), norm2=nn.LayerNorm(12), channel1=nn.Linear(12, 24),
+                    channel2=nn.Linear(24, 12), fc=nn.Linear(12, 4)),
+        (3, 8, 8),
+    ),
+    "convnext": (
+        lambda: Net(convnext, stem=nn.Conv2d(3, 8, 2, stride=2), norm1=nn.LayerNorm(8),
+                    depthwise=conv(8, 8, groups=8), norm2=nn.LayerNorm(8), widen=nn.Linear(8, 32), act=nn.GELU(),
+                    project=nn.Linear(32, 8), down=nn.Conv2d(8, 12, 2, stride=2), norm3=nn.LayerNorm(12),
+                    fc=nn.Linear(12, 4)),
+        (3, 8, 8),
+    ),
+    "an MLP of three layers": (
+        lambda: Net(deep, embed=nn.Conv2d(3, 8, 4, stride=4), a=nn.Linear(8, 12), b=nn.Linear(12, 10),
+                    c=nn.Linear(10, 8), fc=nn.Linear(8, 4)),
+        (3, 8, 8),
+    ),
     "resnet": (lambda: nets.resnet_cifar(8), (3, 16, 16)),
     "resnet18": (lambda: nets.resnet18(classes=10), (3, 32, 32)),
     "resnet50": (lambda: nets.resnet50(classes=10), (3, 32, 32)),
@@ -149,7 +187,7 @@ def gated(name: str, count: int = 4, seed: int = 1) -> tuple[Decoupled, Tensor]:
 def always(decoupled: Decoupled, on: bool = True, only: str | None = None) -> None:
     """Open or close the gates of all layers, or of one, for every input."""
     for site in decoupled.sites:
-        if only in (None, site.conv):
+        if only in (None, site.layer):
             fc2 = decoupled.model.get_submodule(site.gate).controller.fc2
             fc2.weight.zero_()
             fc2.bias.fill_(1 if on else -1)
@@ -157,4 +195,4 @@ def always(decoupled: Decoupled, on: bool = True, only: str | None = None) -> No
 
 def distance(a: Tensor, b: Tensor) -> float:
     """The largest difference of two outputs, relative to the largest output of the second."""
-    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-3))
+    return float((a - b).detach().abs().max() / b.abs().max().clamp(min=1e-3))

@@ -64,7 +64,7 @@ def test_a_path_is_the_bits_of_one_forward_pass(resnet):
     assert (seen.bits == expected.astype(bool)).all()
     assert (seen.predicted == answer.argmax(1).numpy()).all() and (seen.labels == y.numpy()).all()
     for name, site, found in zip(seen.layers, decoupled.sites, records, strict=True):
-        assert name == site.conv and (seen.layer(name) == found[0].z.numpy()).all()
+        assert name == site.layer and (seen.layer(name) == found[0].z.numpy()).all()
     assert 0 < seen.conditional().mean() < 1
 
 

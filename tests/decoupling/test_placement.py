@@ -10,7 +10,8 @@ from lab.core.graph.operators import CONVS, is_depthwise
 from lab.core.graph.tracing import module_of
 from lab.decoupling import equations as eq
 from lab.decoupling.layers import gates, recording
-from lab.decoupling.placement import DENSE, Decoupled, insert_gates
+from lab.decoupling.placement import DENSE, Decoupled, Reader, insert_gates
+from lab.lens import activations
 from tests.core.graph.test_foreign_networks import Net, conv, tied
 from tests.decoupling.families import QUICK, always, gated, lively, network, plain
 
@@ -74,7 +75,8 @@ def test_every_convolution_is_gated_or_has_a_reason(name):
     found, x = network(name)
     decoupled = insert_gates(found, x[:1])
     convs = {n for n, module in found.named_modules() if isinstance(module, CONVS) and not is_depthwise(module)}
-    assert {site.conv for site in decoupled.sites} | set(decoupled.ungated) == convs
+    convs |= {n for n, output in activations(found, x[:1]).items() if output.dim() > 2 and is_linear(found, n)}
+    assert {site.layer for site in decoupled.sites} | set(decoupled.ungated) == convs
     assert [site.gate for site in decoupled.sites] == list(gates(decoupled.model))
     assert decoupled.dense == cost.macs(found, x[:1])
 
@@ -85,9 +87,9 @@ def test_controllers_read_what_the_convolution_reads(name):
     nodes = {str(n.target): n for n in decoupled.model.graph.nodes if n.op == "call_module"}
     for site in decoupled.sites:
         gate = nodes[site.gate]
-        assert gate.args[1] is nodes[site.conv].args[0]
+        assert gate.args[1] is nodes[site.layer].args[0]
         controller = decoupled.model.get_submodule(site.gate).controller
-        assert controller.fc1.in_features == decoupled.model.get_submodule(site.conv).in_channels
+        assert controller.fc1.in_features == decoupled.model.get_submodule(site.layer).weight.shape[1]
         assert site.control == controller.fc1.weight.numel() + controller.fc2.weight.numel()
 
 
@@ -105,17 +107,21 @@ def test_what_is_off_is_exactly_zero_and_means_are_those_before_the_gate(name):
     for hook in hooks:
         hook.remove()
     for key, (record,) in zip(gates(decoupled.model), records, strict=True):
-        before, after = kept[key]
+        before, after = (out.movedim(decoupled.model.get_submodule(key).axis, 1) for out in kept[key])
         on = record.z.bool()
         assert not after[~on].any()
         assert torch.equal(after[on], before[on])
         assert torch.equal(record.out, eq.squeeze(before))
 
 
+def is_linear(model: nn.Module, name: str) -> bool:
+    return isinstance(model.get_submodule(name.split("#")[0]), nn.Linear)
+
+
 def behind(decoupled: Decoupled, conv: str) -> tuple[list, list]:
     """The kinds of layer between a convolution and its gate, and those behind the gate."""
     nodes = {str(n.target): n for n in decoupled.model.graph.nodes if n.op == "call_module"}
-    gate = nodes[next(site.gate for site in decoupled.sites if site.conv == conv)]
+    gate = nodes[next(site.gate for site in decoupled.sites if site.layer == conv)]
     way, node = [], gate.args[0]
     while node is not nodes[conv]:
         way.insert(0, kind(node))
@@ -140,7 +146,7 @@ def test_residual_gates_stand_behind_the_activation_or_before_the_sum():
 def test_a_chain_is_gated_behind_norm_and_activation_but_for_its_first_layer():
     found = nets.vgg19_cifar()
     decoupled = insert_gates(found, torch.zeros(1, 3, 32, 32))
-    assert {tuple(behind(decoupled, site.conv)[0]) for site in decoupled.sites} == {("BatchNorm2d", "ReLU")}
+    assert {tuple(behind(decoupled, site.layer)[0]) for site in decoupled.sites} == {("BatchNorm2d", "ReLU")}
     assert list(decoupled.ungated.values()) == ["it is a first layer"]
 
 
@@ -149,7 +155,7 @@ def test_all_seven_convolutions_of_an_inception_module_are_gated():
     decoupled, _ = gated("googlenet")
     modules: dict[str, int] = {}
     for site in decoupled.sites:
-        module = site.conv.split(".")[0]
+        module = site.layer.split(".")[0]
         modules[module] = modules.get(module, 0) + 1
     assert list(modules.values()) == [7] * 9
 
@@ -157,11 +163,11 @@ def test_all_seven_convolutions_of_an_inception_module_are_gated():
 def test_depthwise_layers_belong_to_the_gate_before_them():
     decoupled, _ = gated("mobilenet_v1")
     model = decoupled.model
-    assert not any(is_depthwise(model.get_submodule(site.conv)) for site in decoupled.sites)
-    tails = {site.conv: site.tail for site in decoupled.sites}
-    way, _ = behind(decoupled, decoupled.sites[0].conv)
+    assert not any(is_depthwise(model.get_submodule(site.layer)) for site in decoupled.sites)
+    tails = {site.layer: site.tail for site in decoupled.sites}
+    way, _ = behind(decoupled, decoupled.sites[0].layer)
     assert way == ["BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU"]
-    assert tails[decoupled.sites[0].conv] > 0 and tails[decoupled.sites[-1].conv] == 0
+    assert tails[decoupled.sites[0].layer] > 0 and tails[decoupled.sites[-1].layer] == 0
 
 
 def test_what_does_not_scale_stays_behind_the_gate():
@@ -178,6 +184,52 @@ def test_grouped_layers_are_left_alone_with_the_reason():
     assert decoupled.ungated == {"0": "it is a first layer", "4": "it has groups"}
 
 
+def test_the_filters_of_a_transformer_are_the_hidden_units_of_its_mlps():
+    decoupled, _ = gated("vit")
+    assert [site.layer for site in decoupled.sites] == ["blocks.0.mlp.fc1", "blocks.1.mlp.fc1"]
+    assert behind(decoupled, "blocks.0.mlp.fc1") == ([], ["GELU"])
+    first = decoupled.sites[0]
+    assert (first.filters, first.sources, first.macs) == (32, ((DENSE, 16),), 17 * 16 * 32)
+    assert decoupled.readers[0] == Reader("blocks.0.mlp.fc2", ((0, 32),), 17 * 32 * 16)
+    assert decoupled.ungated["embed"] == "it is a first layer"
+    assert decoupled.ungated["blocks.1.attn.proj"].startswith("its units are not read by linear layers")
+
+
+def test_units_of_channels_last_blocks_and_of_tokens_that_change_places_are_gated():
+    decoupled, _ = gated("convnext")
+    assert [site.layer for site in decoupled.sites] == ["widen", "down"]
+    decoupled, _ = gated("mixer")
+    assert [(site.layer, site.filters) for site in decoupled.sites] == [("token1", 20), ("channel1", 24)]
+    decoupled, _ = gated("an MLP of three layers")
+    assert [site.layer for site in decoupled.sites] == ["a", "b"]
+    assert behind(decoupled, "a") == (["relu"], ["Gate", "Linear"])
+    assert decoupled.sites[1].sources == ((0, 12),) and decoupled.readers[0].layer == "c"
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (lambda s, x: s.norm(s.a(x)), "its units are not read by linear layers"),
+        (lambda s, x: torch.softmax(s.a(x), -1), "its units are not read by linear layers"),
+        (lambda s, x: s.a(x) * s.a2(x), "its units are not read by linear layers"),
+        (lambda s, x: s.a(s.a(x)), "it is used more than once"),
+        (lambda s, x: s.a(x.transpose(0, 1)).transpose(0, 1), "its first axis is not that of the pictures"),
+    ],
+    ids=["norm", "softmax", "two layers", "twice", "tokens first"],
+)
+def test_other_linear_layers_over_tokens_are_left_alone(between, reason):
+    net = Net(
+        lambda s, x: s.fc(
+            s.c(between(s, s.embed(x).flatten(2).transpose(1, 2))).mean(1) + s.b(s.embed(x)).mean((2, 3))
+        ),
+        embed=nn.Conv2d(3, 8, 4, stride=4), a=nn.Linear(8, 8), a2=nn.Linear(8, 8), norm=nn.LayerNorm(8),
+        b=conv(8, 8), c=nn.Linear(8, 8), fc=nn.Linear(8, 4),
+    )  # fmt: skip
+    decoupled = insert_gates(net, torch.zeros(1, 3, 8, 8))
+    assert decoupled.ungated["a"].startswith(reason)
+    assert [site.layer for site in decoupled.sites] == ["b"] and not decoupled.readers
+
+
 def test_a_layer_called_twice_is_left_alone():
     net = Net(
         lambda s, x: s.fc(F.relu(s.c(F.relu(s.b(F.relu(s.b(F.relu(s.stem(x)))))))).mean((2, 3))),
@@ -185,12 +237,12 @@ def test_a_layer_called_twice_is_left_alone():
     )  # fmt: skip
     decoupled = insert_gates(net, torch.zeros(1, 3, 8, 8))
     assert decoupled.ungated["b"] == "it is used more than once"
-    assert [site.conv for site in decoupled.sites] == ["c"]
+    assert [site.layer for site in decoupled.sites] == ["c"]
 
 
 def test_tied_weights_are_gated_apart():
     decoupled = insert_gates(tied(), torch.zeros(1, 3, 8, 8))
-    assert [site.conv for site in decoupled.sites] == ["a", "b"]
+    assert [site.layer for site in decoupled.sites] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +261,7 @@ def test_tied_weights_are_gated_apart():
 def test_class_scores_that_a_convolution_writes_are_not_gated(end):
     net = Net(lambda s, x: end(s.head(F.relu(s.b(F.relu(s.stem(x)))))), stem=conv(3, 8), b=conv(8, 8), head=conv(8, 4))
     decoupled = insert_gates(net.eval(), torch.zeros(1, 3, 8, 8))
-    assert [site.conv for site in decoupled.sites] == ["b"]
+    assert [site.layer for site in decoupled.sites] == ["b"]
     assert decoupled.ungated["head"] == "its channels are the network's output"
 
 
@@ -256,12 +308,12 @@ def test_the_network_passed_in_is_left_as_it_is():
 
 
 def of(decoupled: Decoupled, conv: str):
-    return next(site for site in decoupled.sites if site.conv == conv)
+    return next(site for site in decoupled.sites if site.layer == conv)
 
 
 def test_residual_streams_are_read_dense_and_chains_through_their_gates():
     decoupled, _ = gated("resnet18")
-    index = {site.conv: k for k, site in enumerate(decoupled.sites)}
+    index = {site.layer: k for k, site in enumerate(decoupled.sites)}
     assert of(decoupled, "layer2.0.conv1").sources == ((DENSE, 64),)
     assert of(decoupled, "layer2.0.conv2").sources == ((index["layer2.0.conv1"], 128),)
     assert of(decoupled, "layer2.0.downsample.0").sources == ((DENSE, 64),)
@@ -271,7 +323,7 @@ def test_residual_streams_are_read_dense_and_chains_through_their_gates():
 def test_concatenations_are_read_operand_by_operand():
     decoupled, _ = gated("googlenet")
     inside = {k: site.filters for k, site in enumerate(decoupled.sites)}
-    second = [site for site in decoupled.sites if site.conv.startswith(decoupled.sites[7].conv.split(".")[0])]
+    second = [site for site in decoupled.sites if site.layer.startswith(decoupled.sites[7].layer.split(".")[0])]
     sources = second[0].sources
     assert len(sources) == 4 and all(k != DENSE and inside[k] == n for k, n in sources)
 
@@ -288,7 +340,7 @@ def test_macs_of_a_path_by_hand():
     """The first layer reads the ungated stem, the second what the first leaves on; depthwise goes with its gate."""
     decoupled, _ = gated("depthwise with bias")
     first, second = decoupled.sites
-    assert (first.conv, second.conv) == ("2", "7")
+    assert (first.layer, second.layer) == ("2", "7")
     assert first.sources == ((DENSE, 8),) and second.sources == ((0, 6),)
     assert first.macs == 8 * 6 * 64 and first.tail == 6 * 9 * 64 and second.macs == 6 * 8 * 64
     z = [torch.tensor([[1.0, 1, 0, 0, 0, 0], [0] * 6]), torch.tensor([[1.0] * 4 + [0] * 4, [1] * 8])]

@@ -30,11 +30,11 @@ def test_what_is_never_on_goes_and_the_answers_stay(name):
     assert plan.channels or plan.outputs or name == "one norm for two"
     kept = {**plan.channels, **plan.outputs}
     for old, new in zip(decoupled.sites, smaller.sites, strict=True):
-        assert new.conv == old.conv and new.filters == len(kept.get(old.conv, range(old.filters)))
+        assert new.layer == old.layer and new.filters == len(kept.get(old.layer, range(old.filters)))
     again = record(smaller, [x])
     for site, bits in zip(decoupled.sites, seen.split(), strict=True):
-        index = list(kept.get(site.conv, range(site.filters)))
-        assert (again.layer(site.conv) == bits[:, index]).all()
+        index = list(kept.get(site.layer, range(site.filters)))
+        assert (again.layer(site.layer) == bits[:, index]).all()
         if name != "one norm for two":
             assert len(index) <= max(2, bits.any(0).sum())
 
@@ -45,7 +45,7 @@ def test_what_is_never_on_goes_and_the_answers_stay(name):
 def test_a_layer_that_is_never_on_keeps_a_filter_or_two(name):
     decoupled, x = gated(name, count=2)
     for site in decoupled.sites:
-        always(decoupled, on=False, only=site.conv)
+        always(decoupled, on=False, only=site.layer)
         smaller = removed(decoupled, never_on(decoupled, record(decoupled, [x]), x[:1]), x[:1])
         assert distance(smaller.model(x), decoupled.model(x)) < 1e-5
         assert len(smaller.sites) == len(decoupled.sites)
@@ -80,7 +80,7 @@ def test_controllers_lose_what_their_layer_loses():
     decoupled, x = gated("mobilenet_v1")
     smaller = removed(decoupled, never_on(decoupled, record(decoupled, [x]), x[:1]), x[:1])
     for site, gate in zip(smaller.sites, gates(smaller.model).values(), strict=True):
-        layer = smaller.model.get_submodule(site.conv)
+        layer = smaller.model.get_submodule(site.layer)
         assert (gate.controller.fc1.in_features, gate.controller.fc1.weight.shape[1]) == (layer.in_channels,) * 2
         assert gate.controller.fc2.weight.shape[0] == layer.out_channels
     assert smaller.dense < decoupled.dense and smaller.control < decoupled.control

@@ -9,7 +9,7 @@ from torch import nn
 from lab.decoupling import skipping as skips
 from lab.decoupling.layers import gates
 from lab.decoupling.placement import insert_gates
-from lab.decoupling.skipping import GatedConv, skipping
+from lab.decoupling.skipping import GatedLayer, skipping
 from tests.decoupling.families import NETS, QUICK, always, distance, gated, network
 
 
@@ -33,7 +33,7 @@ def test_layers_that_are_off_leave_the_answers_alike(name):
     """A layer in turn wholly off, so that its readers find nothing to read; then all of them; then none."""
     decoupled, x = gated(name, count=2)
     for site in decoupled.sites[:: max(1, len(decoupled.sites) // 3)]:
-        always(decoupled, on=False, only=site.conv)
+        always(decoupled, on=False, only=site.layer)
         assert distance(skipping(decoupled)(x), decoupled.model(x)) < 1e-5
     for on in (False, True):
         always(decoupled, on)
@@ -66,9 +66,9 @@ def test_only_what_is_on_is_computed(monkeypatch):
 def test_a_layer_is_computed_whole_where_that_was_faster(monkeypatch):
     decoupled, x = gated("resnet")
     monkeypatch.setattr(skips, "_seconds", lambda conv, a, densified: densified == (a.shape[1] > 16))
-    convs = [part for part in skipping(decoupled, x).modules() if isinstance(part, GatedConv)]
+    convs = [part for part in skipping(decoupled, x).modules() if isinstance(part, GatedLayer)]
     assert {(conv.densified, conv.controller.fc1.in_features > 16) for conv in convs} == {(True, False), (False, True)}
-    assert not any(part.densified for part in skipping(decoupled).modules() if isinstance(part, GatedConv))
+    assert not any(part.densified for part in skipping(decoupled).modules() if isinstance(part, GatedLayer))
 
 
 def test_the_skipping_network_has_no_gates_and_no_weights_twice():

@@ -257,7 +257,7 @@ def test_the_maps_shown_are_those_before_the_gate(outcome):
     with torch.no_grad():
         outcome.model(outcome.sample[2:3])
     hook.remove()
-    assert np.allclose(responses._map(2, site.conv), kept[0][0].numpy())
+    assert np.allclose(responses._map(2, site.layer), kept[0][0].numpy())
     assert np.allclose(responses.means[0][2], kept[0][0].mean((1, 2)), atol=1e-5)
 
 
@@ -286,6 +286,33 @@ def test_a_network_that_reads_no_pictures_is_seen(layer, shape):
     batches = [(torch.randn(12, *shape), torch.arange(12) % 3)]
     found = run(Task(model=net, batches=batches, score=lab.tasks.accuracy(batches)), steps=2)
     assert lab.view(found).frame.svg
+
+
+def test_a_unit_of_tokens_shows_the_patches_that_it_answers_to():
+    x = torch.zeros(8, 1, 8, 8)
+    for k in range(8):  # each picture has one bright patch, in a place of its own
+        x[k, 0, 2 * (k // 4) : 2 * (k // 4) + 2, 2 * (k % 4) : 2 * (k % 4) + 2] = 1 + k / 8
+    batches = [(x, torch.arange(8) % 2)]
+    net = lab.nets.vit(size=8, patch=2, width=8, depth=1, heads=2, ratio=2, classes=2)
+    found = run(Task(model=net, batches=batches, score=lab.tasks.accuracy(batches)), steps=1)
+    responses = view._Responses(found)
+    layer = found.seen.layers[0]
+    assert responses._map(0, layer).shape == (found.seen.sizes[0], 4, 4)
+    kept = []
+    gate = found.model.get_submodule(found.decoupled.sites[0].gate)
+    hook = gate.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    with torch.no_grad():
+        found.model(found.sample)
+    hook.remove()
+    unit = kept[0][..., 3]  # (n, 1 + 16)
+    assert np.allclose(responses._map(5, layer)[3].ravel(), unit[5, 1:].numpy(), atol=1e-6)
+    drawn = responses.strongest(layer, 3)
+    picture = int(unit[:, 1:].amax(1).argmax())
+    row, column = divmod(int(unit[picture, 1:].argmax()), 4)
+    frame = boxes(drawn, "lab-frame")[0]
+    assert frame == (column * 12, view.svg.HEAD + row * 12, 12, 12)
+    assert "strongest patches of 8 pictures" in drawn
+    assert explore(found).set(layer=layer, filter=3).frame.svg
 
 
 # -- likeness --------------------------------------------------------------------------------------------------------

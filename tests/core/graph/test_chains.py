@@ -72,7 +72,7 @@ def test_readers_behind_many_forks(join):
 @pytest.mark.parametrize("join", [product, total, halves])
 def test_methods_that_place_gates_masks_and_blocks_return(join):
     network = Forks(join).eval()
-    assert [site.conv for site in placement.insert_gates(network, X).sites] == ["conv"]
+    assert [site.layer for site in placement.insert_gates(network, X).sites] == ["conv"]
     for units in (("channel",), ("channel", "block", "branch", "input")):
         try:
             structures.insert_masks(network, units, X)
