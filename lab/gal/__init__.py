@@ -26,6 +26,11 @@ arXiv 1903.09291).
                 ('grad_at_current') and also back-propagates the L1 norm beside the proximal step ('l1_in_gradient').
                 D has LeakyReLU between its layers and one raw logit; the release has none, and a sigmoid before a loss
                 that applies another ('affine_discriminator').
+                Channels that several layers write (a gate and what it multiplies, a sum), those that a convolution
+                reads in groups and the hidden units of an MLP over tokens have one mask entry each, in front of all
+                layers that read them: there a closed entry can be removed exactly, whatever norms, activations or
+                gates stand in between. The release masks no such channels, nor those of a residual stream
+                (units 'stream'); its ResNet-50 too has masks in front of what reads. Ours.
                 The noise z is the network's own dropout modules, where it has any.
                 Batch norms keep the baseline's statistics while masks train: on batch statistics a mask in front of a
                 norm shrinks at no cost ('batch_statistics'). Ours.

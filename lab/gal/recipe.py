@@ -22,7 +22,7 @@ from . import equations as eq
 from .layers import Discriminator, Fista, MaskHistory
 from .outcome import GALOutcome
 from .players import ADVERSARIES, Adversary
-from .structures import UNITS, Masked, fold, insert_masks, plan
+from .structures import KINDS, UNITS, Masked, fold, insert_masks, plan
 
 RELEASED = (
     "l1_in_gradient",
@@ -41,12 +41,13 @@ class GAL:
     """Generative adversarial learning of what to prune (Lin et al., CVPR 2019, arXiv 1903.09291).
 
     lam: weight of ||m||_1; more prunes more. mu: weight of the data loss, the share of the original output's variance
-    that G misses. units: which structures are masked, of 'channel', 'block', 'branch', 'input'. adversary: the
-    discriminator's regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps, lr: updates and
-    rate of the pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its updates; clip:
-    the largest norm of a step's gradient, over G's weights and over its masks, None for no limit. finetune_steps,
-    finetune_lr: the stage with labels. released: behaviours of the authors' code to switch on, of RELEASED. Both rates
-    fall tenfold each 30 % of a stage.
+    that G misses. units: which structures are masked, of 'channel' (whatever layers write: filters, hidden units of an
+    MLP), 'block', 'branch', 'input', and 'stream' (the channels of a residual stream). adversary: the discriminator's
+    regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps, lr: updates and rate of the
+    pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its updates; clip: the largest
+    norm of a step's gradient, over G's weights and over its masks, None for no limit. finetune_steps, finetune_lr: the
+    stage with labels. released: behaviours of the authors' code to switch on, of RELEASED. Both rates fall tenfold
+    each 30 % of a stage.
     """
 
     lam: float = 0.07
@@ -308,7 +309,7 @@ def _counts(masked: Masked, model: fx.GraphModule) -> list[Row]:
     """One row a unit: how many of its entries there were and how many of them the smaller network still has."""
     alive = {name for name, _ in model.named_modules()}
     rows = []
-    for unit in UNITS:
+    for unit in KINDS:
         entries = [(s, m) for s, m in zip(masked.structures, masked.masks(), strict=True) if s.unit == unit]
         if entries:
             kept = sum(max(int((m > 0).sum()), int(m.numel() > 1)) for s, m in entries if s.name in alive)
