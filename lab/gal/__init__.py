@@ -37,6 +37,8 @@ arXiv 1903.09291).
                 Both players see the outputs divided by sigma, so that L_data is a share of f_b's variance, and one mu,
                 lam and clip mean the same whatever the size of a network's outputs; the release takes them as they are
                 ('raw_outputs', which the paper's settings need). Ours.
+                A network of several outputs (a detector's heads) has a sigma for each; L_data is the mean over them,
+                and D sees all of them side by side. Ours.
                 The gradient of a step is clipped: without that the data loss now and then runs away (`clip`). Weights
                 and masks have a norm each: steep weights must not weaken what holds masks open against lam. Ours.
                 Each name in quotes goes into the recipe's `released`. The R(W_D) weights of L1 and L2 (1e-4) are ours.

@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import lab
+from lab.core.batch import tensors
 from lab.core.task import Task
 
-QUICK = {"steps": 30, "mask_every": 1, "mask_lr": 0.05, "lam": 0.6, "finetune_steps": 8}
+QUICK = {"steps": 40, "mask_every": 1, "mask_lr": 0.05, "lam": 1.5, "finetune_steps": 10}
 
 
 def layer(inside, outside, **options):
@@ -63,22 +64,86 @@ def assert_runs_in_onnxruntime(outcome, x, folder):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     with torch.no_grad():
         expected = outcome.model.eval()(x)
-    expected = expected if isinstance(expected, tuple) else tuple(expected.values()) if isinstance(expected, dict) else (expected,)
-    for got, want in zip(session.run(None, {"input": x.numpy()}), expected, strict=True):
+    for got, want in zip(session.run(None, {"input": x.numpy()}), tensors(expected), strict=True):
         assert (torch.from_numpy(got) - want).abs().max() < 1e-4 * want.abs().max().clamp(min=1)
 
 
 @pytest.mark.slow
 def test_a_unet_is_pruned_saved_loaded_and_run_by_onnxruntime(tmp_path):
     task = segmenter()
-    outcome = lab.GAL(**QUICK).run(task, progress=False)
+    outcome = lab.GAL(**{**QUICK, "lam": 0.8}).run(task, progress=False)
     found = Counter(structure.name.split(".")[0] for structure in outcome.structures)
     assert set(found) == {"down", "middle", "deep", "up_middle", "up", "join_middle", "join"}
     assert outcome.report["macs"].ratio > 1.1 and outcome.report["accuracy"].after > 80
-    outcome.save(tmp_path / "unet")
-    again = lab.load(tmp_path / "unet", base=task.model)
-    x = torch.randn(2, 3, 16, 16)
+    assert_kept_and_run(outcome, task, torch.randn(2, 3, 16, 16), tmp_path)
+
+
+class Detector(nn.Module):
+    """Two levels, each with a head for boxes and one for classes; `form` is how the four outputs are given."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.stem, self.next = form, layer(3, 8, stride=2), layer(8, 12, stride=2)
+        self.boxes = nn.ModuleList([nn.Conv2d(8, 4, 3, padding=1), nn.Conv2d(12, 4, 3, padding=1)])
+        self.classes = nn.ModuleList([nn.Conv2d(8, 2, 3, padding=1), nn.Conv2d(12, 2, 3, padding=1)])
+
+    def forward(self, x):
+        a = self.stem(x)
+        levels = [a, self.next(a)]
+        boxes = [100 * head(y).flatten(2) for head, y in zip(self.boxes, levels, strict=True)]
+        classes = [head(y).flatten(2) for head, y in zip(self.classes, levels, strict=True)]
+        boxes, classes = torch.cat(boxes, 2), torch.cat(classes, 2)
+        return {"boxes": boxes, "classes": classes} if self.form is dict else (boxes, classes)
+
+
+def detector(form) -> Task:
+    """Boxes and classes of every cell, from colours."""
+    x = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Detector(form).eval()
+        with torch.no_grad():
+            boxes, classes = tensors(net(x))
+        boxes, classes = boxes.roll(1, 2), classes.argmax(1)  # what it learns
+
+    def loss(output, y):
+        got_boxes, got_classes = tensors(output)
+        return (got_boxes - y["boxes"]).abs().mean() / 100 + F.cross_entropy(got_classes, y["classes"])
+
+    batches = [(x[i : i + 12], {"boxes": boxes[i : i + 12], "classes": classes[i : i + 12]}) for i in (0, 12)]
+    return Task(model=net, batches=batches, loss=loss, score=lambda m: float(next(tensors(m(x))).abs().mean()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [tuple, dict])
+def test_a_detector_of_two_heads_is_pruned_saved_loaded_and_run_by_onnxruntime(form, tmp_path):
+    task = detector(form)
+    outcome = lab.GAL(**QUICK).run(task, progress=False)
+    assert {structure.name for structure in outcome.structures} == {"stem.0", "next.0"}
+    assert outcome.report["macs"].ratio > 1.1
+    assert {step.stage for step in outcome.trace} == {"prune", "finetune"}
+    assert_kept_and_run(outcome, task, torch.randn(2, 3, 16, 16), tmp_path)
+
+
+def test_each_head_counts_alike_whatever_its_size():
+    """Boxes in hundredths and in hundreds: the same masks close."""
+    recipe = lab.GAL(**{**QUICK, "steps": 6, "lr": 1e-6, "finetune_steps": 0})
+    histories = []
+    for size in (1, 64):
+        task = detector(tuple)
+        for head in task.model.boxes:
+            head.weight.data.mul_(size)
+            head.bias.data.mul_(size)
+        histories.append(recipe.run(task, progress=False).history)
+    assert torch.allclose(*histories, atol=1e-3) and (histories[0][-1] < 1).any()
+
+
+def assert_kept_and_run(outcome, task, x, folder):
+    """What is stored is found again, and does the same in torch and onnxruntime."""
+    outcome.save(folder / "kept")
+    again = lab.load(folder / "kept", base=task.model)
     with torch.no_grad():
-        assert torch.equal(again.model.eval()(x), outcome.model.eval()(x))
+        outputs = (tensors(net.eval()(x)) for net in (again.model, outcome.model))
+        assert all(map(torch.equal, *outputs))
     assert again.structures == outcome.structures and again.report == outcome.report
-    assert_runs_in_onnxruntime(again, x, tmp_path)
+    assert_runs_in_onnxruntime(again, x, folder)
