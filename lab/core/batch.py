@@ -103,7 +103,12 @@ def logits_of(output: Any) -> Any:
 
 
 def vector(output: Any) -> Tensor:
-    """All floating tensors of an output side by side, one row a sample: (N, numbers).
+    """All floating tensors of an output side by side, one row a sample: (N, numbers); ValueError as of `vectors`."""
+    return torch.cat(vectors(output), 1)
+
+
+def vectors(output: Any) -> list[Tensor]:
+    """Each floating tensor of an output, one row a sample: (N, numbers).
 
     ValueError where there is none, or where they differ in N.
     """
@@ -113,7 +118,7 @@ def vector(output: Any) -> Tensor:
             f"the model answers with a {type(output).__name__}, in which there is no tensor (N, ...) to compare, or "
             "the N differ: return tensors of one batch axis"
         )
-    return torch.cat([x.flatten(1) if x.dim() > 1 else x[:, None] for x in parts], 1)
+    return [x.flatten(1) if x.dim() > 1 else x[:, None] for x in parts]
 
 
 def device_for(model: nn.Module, x: Any = None) -> torch.device:
