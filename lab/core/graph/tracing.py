@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ..errors import first_line
 from ..task import evaluating
 from ..training import seeded
+from .attention import drop_unused, plain_attention
 from .inplace import OPERATORS, OWN, Shapes, out_of_place
 
 
@@ -27,6 +28,7 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     model's have: a network that was loaded for inference is compressed like any other.
     """
     copy = _plain_copy(model).eval()
+    plain_attention(copy, example)
     for parameter in copy.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     versions = [(name, tensor, tensor._version) for name, tensor in _named_tensors(copy)]
@@ -41,6 +43,7 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     for name, tensor, version in versions:
         if traced.get(name) is not tensor or tensor._version != version:
             raise ValueError(f"{type(model).__name__} changes its own {name} in forward: {OWN}")
+    drop_unused(graph)
     propagate(graph, example)
     out_of_place(graph, example.to(next(graph.parameters(), example).device))
     propagate(graph, example)
