@@ -26,12 +26,19 @@ arXiv 1903.09291).
                 ('grad_at_current') and also back-propagates the L1 norm beside the proximal step ('l1_in_gradient').
                 D has LeakyReLU between its layers and one raw logit; the release has none, and a sigmoid before a loss
                 that applies another ('affine_discriminator').
+                Channels that several layers write (a gate and what it multiplies, a sum), those that a convolution
+                reads in groups and the hidden units of an MLP over tokens have one mask entry each, in front of all
+                layers that read them: there a closed entry can be removed exactly, whatever norms, activations or
+                gates stand in between. The release masks no such channels, nor those of a residual stream
+                (units 'stream'); its ResNet-50 too has masks in front of what reads. Ours.
                 The noise z is the network's own dropout modules, where it has any.
                 Batch norms keep the baseline's statistics while masks train: on batch statistics a mask in front of a
                 norm shrinks at no cost ('batch_statistics'). Ours.
                 Both players see the outputs divided by sigma, so that L_data is a share of f_b's variance, and one mu,
                 lam and clip mean the same whatever the size of a network's outputs; the release takes them as they are
                 ('raw_outputs', which the paper's settings need). Ours.
+                A network of several outputs (a detector's heads) has a sigma for each; L_data is the mean over them,
+                and D sees all of them side by side. Ours.
                 The gradient of a step is clipped: without that the data loss now and then runs away (`clip`). Weights
                 and masks have a norm each: steep weights must not weaken what holds masks open against lam. Ours.
                 Each name in quotes goes into the recipe's `released`. The R(W_D) weights of L1 and L2 (1e-4) are ours.

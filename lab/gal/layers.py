@@ -22,6 +22,30 @@ class Mask(nn.Module):
         return eq.masked(x.movedim(self.axis, 1), self.m).movedim(1, self.axis)
 
 
+class ReadMask(nn.Module):
+    """The soft masks of the channels that a layer reads, in front of it: of each entry of an axis, which mask entry.
+
+    `at` numbers the entries of all masks in order from 1 on; 0 is a channel without a mask.
+    """
+
+    at: Tensor
+
+    def __init__(self, masks: list[nn.Parameter], at: Tensor, axis: int) -> None:
+        super().__init__()
+        self.masks = nn.ParameterList(masks)
+        self.axis = axis
+        self.register_buffer("at", at)
+
+    def entries(self) -> Tensor:
+        """The mask entry of each channel that is read: (C,)."""
+        m = torch.cat([*self.masks])
+        return torch.cat([m.new_ones(1), m])[self.at]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, ...) times the masks; or with its channels on another axis."""
+        return eq.masked(x.movedim(self.axis, 1), self.entries()).movedim(1, self.axis)
+
+
 class Discriminator(nn.Module):
     """D: output vector (N, C) -> 128 -> 256 -> 128 -> one raw logit (N, 1).
 

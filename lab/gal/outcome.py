@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..core.graph import surgery
 from ..core.onnx import export
 from ..core.outcome import Outcome, base_network, load_weights
-from .structures import Structure
+from .structures import KINDS, Structure
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -50,7 +50,7 @@ class GALOutcome(Outcome):
             **cls.records(saved),
             model=model,
             plan=plan,
-            structures=tuple(Structure(*values) for values in stored["structures"]),
+            structures=tuple(Structure(*values[:6], *map(tuple, values[6:])) for values in stored["structures"]),
             history=stored["history"],
             base=stored["base"],
             example=tuple(stored["example"]),
@@ -71,7 +71,7 @@ class GALOutcome(Outcome):
         ranked: dict[tuple[str, str], list[tuple[str, Tensor]]] = {}  # all blocks together, and a join's branches
         for structure, part in zip(self.structures, parts, strict=True):
             joint = {"block": "", "branch": structure.reader}.get(structure.unit, structure.name)
-            ranked.setdefault((structure.unit, joint), []).append((structure.name, part))
+            ranked.setdefault((KINDS[structure.unit], joint), []).append((structure.name, structure.of_rows(part)))
         return {
             (unit, tuple(name for name, _ in members)): torch.cat([part for _, part in members])
             for (unit, _), members in ranked.items()

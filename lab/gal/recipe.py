@@ -10,19 +10,21 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import StepLR
 
 from ..core import cost, tasks
+from ..core.batch import call, moved, vector, vectors
 from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import finetune_stage, has_labels, sgd, validate_batches, validate_classes, validate_labels
 from ..core.graph import surgery
 from ..core.graph.operators import NORMS
+from ..core.outcome import base_config
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
-from ..core.task import Task, inputs
+from ..core.task import Task
 from ..core.training import Step, descend
 from . import equations as eq
 from .layers import Discriminator, Fista, MaskHistory
 from .outcome import GALOutcome
 from .players import ADVERSARIES, Adversary
-from .structures import UNITS, Masked, fold, insert_masks, plan
+from .structures import KINDS, UNITS, Masked, fold, insert_masks, plan
 
 RELEASED = (
     "l1_in_gradient",
@@ -41,12 +43,13 @@ class GAL:
     """Generative adversarial learning of what to prune (Lin et al., CVPR 2019, arXiv 1903.09291).
 
     lam: weight of ||m||_1; more prunes more. mu: weight of the data loss, the share of the original output's variance
-    that G misses. units: which structures are masked, of 'channel', 'block', 'branch', 'input'. adversary: the
-    discriminator's regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps, lr: updates and
-    rate of the pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its updates; clip:
-    the largest norm of a step's gradient, over G's weights and over its masks, None for no limit. finetune_steps,
-    finetune_lr: the stage with labels. released: behaviours of the authors' code to switch on, of RELEASED. Both rates
-    fall tenfold each 30 % of a stage.
+    that G misses. units: which structures are masked, of 'channel' (whatever layers write: filters, hidden units of an
+    MLP), 'block', 'branch', 'input', and 'stream' (the channels of a residual stream). adversary: the discriminator's
+    regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps, lr: updates and rate of the
+    pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its updates; clip: the largest
+    norm of a step's gradient, over G's weights and over its masks, None for no limit. finetune_steps, finetune_lr: the
+    stage with labels. released: behaviours of the authors' code to switch on, of RELEASED. Both rates fall tenfold
+    each 30 % of a stage.
     """
 
     lam: float = 0.07
@@ -148,7 +151,7 @@ class GAL:
             plan=removal,
             structures=masked.structures,
             history=history,
-            base=getattr(task.model, "config", None),
+            base=base_config(task.model),
             example=tuple(run.example.shape),
         )
 
@@ -176,12 +179,12 @@ class GAL:
         )
 
         def play(batch: Any) -> dict[str, Tensor]:
-            x = inputs(batch).to(run.device)  # (N, C, H, W)
+            x = moved(run.task.inputs_of(batch), run.device)  # (N, C, H, W)
             with torch.no_grad():
-                output = run.model(x)
+                output = call(run.model, x)
             if is_labelled:
-                validate_classes(run.task, output, batch[1])  # now, not after the whole stage
-            return self._round(output.flatten(1), G(x).flatten(1), masks, adversary)
+                validate_classes(run.task, output, run.task.labels_of(batch))  # now, not after the whole stage
+            return self._round(vectors(output), vectors(call(G, x)), masks, adversary)
 
         # FISTA takes its gradient at y, Card (10): masks look ahead before the step in which they are due, Card (11) is
         # taken behind it, and the masks stand still until the next.
@@ -201,14 +204,19 @@ class GAL:
         fista.settle()
         return list(stage.trace), history.states()
 
-    def _round(self, f_b: Tensor, f_g: Tensor, masks: list[nn.Parameter], adversary: Adversary) -> dict[str, Tensor]:
-        """One round on output vectors (N, classes): D learns to tell them apart, then G's losses against that D."""
-        sigma = 1 if "raw_outputs" in self.released else eq.output_scale(f_b)  # a scalar: one mu fits all networks
-        f_b, f_g = f_b / sigma, f_g / sigma
-        terms = {"data": self.mu * eq.data_loss(f_b, f_g)}
+    def _round(
+        self, f_b: list[Tensor], f_g: list[Tensor], masks: list[nn.Parameter], adversary: Adversary
+    ) -> dict[str, Tensor]:
+        """One round on output vectors (N, classes), one a head: D learns to tell them apart, then G's losses."""
+        is_raw = "raw_outputs" in self.released
+        sigmas = [1 if is_raw else eq.output_scale(f) for f in f_b]  # scalars: one mu fits all networks
+        f_b, f_g = ([f / sigma for f, sigma in zip(heads, sigmas, strict=True)] for heads in (f_b, f_g))
+        losses = [eq.data_loss(b, g) for b, g in zip(f_b, f_g, strict=True)]
+        terms = {"data": self.mu * torch.stack(losses).mean()}
         if self.adversary != "off":
-            adversary.learn(f_b, f_g.detach())  # D's update must not reach G
-            terms["adversary"] = adversary.generator_loss(f_g)
+            b, g = torch.cat(f_b, 1), torch.cat(f_g, 1)
+            adversary.learn(b, g.detach())  # D's update must not reach G
+            terms["adversary"] = adversary.generator_loss(g)
         if "l1_in_gradient" in self.released:
             terms["sparsity"] = eq.sparsity(torch.cat([*masks]), self.lam)
         for m in masks:  # G's optimiser does not hold them: FISTA takes the gradient of the round that comes
@@ -216,14 +224,10 @@ class GAL:
         return terms
 
     def _adversary(self, run: Run) -> Adversary:
-        """A fresh D for outputs of the network's size; ValueError for a network that does not give one tensor."""
+        """A fresh D for output vectors of the network's size: all tensors that it gives, side by side."""
         with torch.no_grad():
-            output = run.model(run.example)
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"the model answers with a {type(output).__name__}: GAL compares tensors; return one tensor"
-            )
-        D = Discriminator(output[0].numel(), affine="affine_discriminator" in self.released)
+            output = vector(call(run.model, run.example))
+        D = Discriminator(output.shape[1], affine="affine_discriminator" in self.released)
         D.to(run.device, output.dtype)
         return Adversary(D, *sgd(D.parameters(), self.lr, self.steps), self.adversary)
 
@@ -308,7 +312,7 @@ def _counts(masked: Masked, model: fx.GraphModule) -> list[Row]:
     """One row a unit: how many of its entries there were and how many of them the smaller network still has."""
     alive = {name for name, _ in model.named_modules()}
     rows = []
-    for unit in UNITS:
+    for unit in KINDS:
         entries = [(s, m) for s, m in zip(masked.structures, masked.masks(), strict=True) if s.unit == unit]
         if entries:
             kept = sum(max(int((m > 0).sum()), int(m.numel() > 1)) for s, m in entries if s.name in alive)

@@ -8,22 +8,28 @@ from itertools import permutations
 import torch
 from torch import fx, nn
 
-from ..core.graph.chains import last_affine, not_zero_after, private_chain, readers
+from ..core.graph.chains import Reads, last_affine, not_zero_after, private_chain, readers, reads
 from ..core.graph.channels import OUTPUT, Channels
-from ..core.graph.operators import CONVS, NORMS, is_cat, is_homogeneous, is_product, operands
+from ..core.graph.moves import is_move
+from ..core.graph.operators import CONVS, NORMS, TRANSPOSED, is_cat, is_homogeneous, is_product, operands
 from ..core.graph.surgery import Plan, is_add, residual_branch
-from ..core.graph.tracing import ancestors, module_of, trace
-from .layers import Mask
+from ..core.graph.tracing import ancestors, module_of, shape, trace
+from .layers import Mask, ReadMask
 
-UNITS = ("channel", "block", "branch", "input")
+UNITS = ("channel", "block", "branch", "input", "stream")
+# What the entries of a mask are called, and the part of a plan that they belong to; a 'channel' may be any of these.
+KINDS = {"channel": "channel", "hidden unit": "channel", "stream channel": "channel"} | {
+    unit: unit for unit in ("block", "branch", "input")
+}
 
 
 @dataclass(frozen=True)
 class Structure:
-    """One masked structure: its unit, the module a plan knows it by, how many mask entries it has.
+    """One masked structure: its kind, the module a plan knows it by, how many mask entries it has.
 
-    `folds` is the module that a mask is multiplied into; `after` the node whose output is masked, and `reader` the one
-    node that sees it masked, '' for all of them.
+    `folds` is the module that a mask is multiplied into, '' for all that read the channels; `after` the node whose
+    output is masked, and `reader` the one node that sees it masked, '' for all of them. `rows` has of each row that the
+    module writes the mask entry that it goes with, () where they are one to one.
     """
 
     unit: str
@@ -32,6 +38,11 @@ class Structure:
     folds: str
     after: str
     reader: str = ""
+    rows: tuple[int, ...] = ()
+
+    def of_rows(self, mask: torch.Tensor) -> torch.Tensor:
+        """What a mask says of each row that the module writes."""
+        return mask[list(self.rows)] if self.rows else mask
 
 
 @dataclass(frozen=True)
@@ -50,31 +61,36 @@ class Masked:
 def insert_masks(model: nn.Module, units: tuple[str, ...], example: torch.Tensor) -> Masked:
     """A masked copy of the network, equal to it while every mask is 1; the network itself is never changed."""
     graph = trace(model, example)
-    structures, dense = find(graph, units)
+    channels = Channels(graph)
+    structures, dense = find(channels, units)
     if not structures:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:3]) or "none of that kind"
         raise ValueError(f"units={units}: nothing in {type(model).__name__} can be masked ({reasons}); try other units")
     nodes = {node.name: node for node in graph.graph.nodes}
+    for index, structure in enumerate(structures):
+        weight = graph.get_parameter(f"{structure.folds or structure.name}.weight")
+        axis = -1 if isinstance(graph.get_submodule(structure.folds), nn.Linear) else 1
+        graph.add_submodule(_mask_name(index), Mask(structure.entries, axis).to(weight.dtype))
+    _insert_reads(channels, structures)
     one_reader_first = sorted(enumerate(structures), key=lambda pair: not pair[1].reader)  # before others take readers
     for index, structure in one_reader_first:
-        axis = -1 if isinstance(graph.get_submodule(structure.folds), nn.Linear) else 1
-        mask = Mask(structure.entries, axis).to(graph.get_parameter(f"{structure.folds}.weight").dtype)
-        graph.add_submodule(_mask_name(index), mask)
-        _insert(graph, nodes[structure.after], nodes.get(structure.reader), _mask_name(index))
+        if structure.folds:
+            _insert(graph, nodes[structure.after], nodes.get(structure.reader), _mask_name(index))
     graph.recompile()
     return Masked(graph.to(next(model.parameters()).device), tuple(structures), dense)
 
 
-def find(graph: fx.GraphModule, units: tuple[str, ...]) -> tuple[list[Structure], dict[str, str]]:
+def find(channels: Channels, units: tuple[str, ...]) -> tuple[list[Structure], dict[str, str]]:
     """The structures of these units in a traced network, and what must stay dense with the reason."""
-    channels = Channels(graph)
+    graph = channels.graph
     structures: list[Structure] = []
     dense: dict[str, str] = {}
     finders = {
-        "channel": lambda: _channel_units(graph, channels, units),
+        "channel": lambda: _channel_units(channels, units),
         "block": lambda: _block_units(graph, channels),
         "branch": lambda: _branch_units(graph, channels),
         "input": lambda: _input_units(graph, channels),
+        "stream": lambda: _stream_units(channels, units),
     }
     for unit in units:
         for candidate in finders[unit]():
@@ -89,12 +105,17 @@ def find(graph: fx.GraphModule, units: tuple[str, ...]) -> tuple[list[Structure]
 def fold(masked: Masked) -> fx.GraphModule:
     """The network with its masks multiplied into its weights: exactly the same function, and no mask left."""
     graph = deepcopy(masked.model)
-    for index, (structure, mask) in enumerate(zip(masked.structures, masked.masks(), strict=True)):
-        _scale(graph.get_submodule(structure.folds), mask.detach(), columns=structure.unit == "input")
-        for node in list(graph.graph.nodes):
-            if node.op == "call_module" and node.target == _mask_name(index):
-                node.replace_all_uses_with(node.all_input_nodes[0])
-                graph.graph.erase_node(node)
+    for structure, mask in zip(masked.structures, masked.masks(), strict=True):
+        if structure.folds:
+            _scale(graph.get_submodule(structure.folds), mask, columns=structure.unit == "input")
+    for node in list(graph.graph.nodes):
+        module = module_of(node)
+        if isinstance(module, ReadMask):
+            for reader in node.users:
+                _scale(graph.get_submodule(str(reader.target)), module.entries(), columns=True)
+        if isinstance(module, (Mask, ReadMask)):
+            node.replace_all_uses_with(node.all_input_nodes[0])
+            graph.graph.erase_node(node)
     graph.delete_all_unused_submodules()
     graph.recompile()
     return graph
@@ -106,10 +127,11 @@ def plan(masked: Masked) -> tuple[Plan, tuple[str, ...]]:
     kept, empty = [], []
     for structure, mask in zip(masked.structures, masked.masks(), strict=True):
         is_open = mask.detach() > 0
-        if structure.unit in ("channel", "input") and not is_open.any():
+        unit = KINDS[structure.unit]
+        if unit in ("channel", "input") and not is_open.any():
             empty.append(structure.name)
             is_open[0] = True
-        kept.append((structure.unit, (structure.name,), is_open))
+        kept.append((unit, (structure.name,), structure.of_rows(is_open)))
     return Plan.of(kept), tuple(empty)
 
 
@@ -129,40 +151,84 @@ def _validate_branches(masked: Masked) -> None:
 Candidates = Iterator[Structure | tuple[str, str]]  # a structure, or a name and why it stays dense
 
 
-def _channel_units(graph: fx.GraphModule, channels: Channels, units: tuple[str, ...]) -> Candidates:
-    """Channels that one module writes: masked behind its batch norm and activation, where zero is exactly removable.
+def _channel_units(channels: Channels, units: tuple[str, ...]) -> Candidates:
+    """Channels that stand by themselves between the layers that write them and those that read them.
 
-    Channels whose readers have input masks of their own are not masked twice.
+    Where one layer writes them they are masked behind its batch norm and activation, if zero is exactly removable
+    there; all others in front of the layers that read them. Where one of these has an input mask of its own, they are
+    not masked twice.
     """
-    nodes = {node.target: node for node in graph.graph.nodes if node.op == "call_module"}
-    masked_inputs = _names(_input_units(graph, channels)) if "input" in units else set()
+    nodes = {node.target: node for node in channels.graph.graph.nodes if node.op == "call_module"}
+    masked_inputs = _names(_input_units(channels.graph, channels)) if "input" in units else set()
+    read = reads(channels)
     for group, producers in channels.producers.items():
-        if not producers:
-            continue
+        first = producers[0]
         if group in channels.frozen:
             if channels.frozen[group] != OUTPUT:
                 yield from ((name, channels.frozen[group]) for name in producers)
-        elif len(producers) > 1:
-            yield from ((name, "its channels are shared with " + producers[0]) for name in producers[1:])
-            yield producers[0], _why_shared(channels, group)
+        elif _is_stream(channels, group):
+            if "stream" not in units:
+                yield from ((name, "its channels are shared with " + first) for name in producers[1:])
+                yield first, "its channels are a residual stream"
+        elif len(producers) == 1 and (structure := _where_written(channels, nodes[first])):
+            if not masked_inputs & readers(_node(channels, structure.after)):
+                yield structure
         else:
-            last, end = last_affine(nodes[producers[0]])
-            if not _foldable(last):
-                yield producers[0], f"{last.target} has no weights to fold a mask into"
-            elif blocker := not_zero_after(end):
-                yield producers[0], f"{blocker.name} would turn a zero channel into a constant"
-            elif not masked_inputs & readers(end):
-                yield Structure("channel", producers[0], len(channels.rows[producers[0]]), str(last.target), end.name)
+            yield from _where_read(channels, group, read[group], masked_inputs)
 
 
-def _why_shared(channels: Channels, group: int) -> str:
-    """What ties the layers that write a group's channels together."""
-    joins, other = channels.joins.get(group, []), channels.producers[group][1]
-    if any(is_add(node) and residual_branch(node) is not None for node in joins):
-        return "its channels are a residual stream"
-    if joins and all(map(is_product, joins)):
-        return f"its channels are multiplied by those of {other}"
-    return f"its channels are joined to those of {other}"
+def _stream_units(channels: Channels, units: tuple[str, ...]) -> Candidates:
+    """The channels of each residual stream, whichever layers write it."""
+    masked_inputs = _names(_input_units(channels.graph, channels)) if "input" in units else set()
+    read = reads(channels)
+    for group, _ in channels.free():
+        if _is_stream(channels, group):
+            yield from _where_read(channels, group, read[group], masked_inputs)
+
+
+def _where_written(channels: Channels, node: fx.Node) -> Structure | None:
+    """A mask behind the one layer that writes channels, where zero is exactly removable and each row is a channel."""
+    name = str(node.target)
+    rows = len(channels.rows[name])
+    last, end = last_affine(node)
+    if isinstance(module_of(node), nn.Linear) and len(shape(node)) > 2:
+        return None  # the hidden units of tokens
+    if rows != channels.sizes[channels.group_of(name)] or not _foldable(last) or not_zero_after(end):
+        return None
+    return Structure("channel", name, rows, str(last.target), end.name)
+
+
+def _where_read(channels: Channels, group: int, read: Reads, masked_inputs: set[str]) -> Candidates:
+    """A mask in front of all layers that read the channels of a group."""
+    name, *others = channels.producers[group]
+    if read.others or not read.layers:
+        reason = f"{read.others[0].name} computes from all of its channels" if read.others else "no layer reads it"
+        yield from ((producer, reason) for producer in (name, *others))
+    elif not masked_inputs & {str(reader.target) for reader in read.layers}:
+        rows, size = channels.places(name).tolist(), channels.sizes[group]
+        ties = () if rows == list(range(size)) else tuple(rows)
+        yield Structure(_kind(channels, group), name, size, "", "", rows=ties)
+
+
+def _kind(channels: Channels, group: int) -> str:
+    """What the channels of a group are called."""
+    if _is_stream(channels, group):
+        return "stream channel"
+    written = [_node(channels, name) for name in channels.producers[group]]
+    return (
+        "hidden unit" if all(isinstance(module_of(n), nn.Linear) and len(shape(n)) > 2 for n in written) else "channel"
+    )
+
+
+def _is_stream(channels: Channels, group: int) -> bool:
+    """Whether a residual sum ties the layers that write a group's channels."""
+    joins = channels.joins.get(group, []) if len(channels.producers[group]) > 1 else []
+    return any(is_add(node) and residual_branch(node) is not None for node in joins)
+
+
+def _node(channels: Channels, name: str) -> fx.Node:
+    """The node that calls a module, or that has a name of its own."""
+    return next(node for node in channels.graph.graph.nodes if name in (node.name, str(node.target)))
 
 
 def _names(candidates: Candidates) -> set[str]:
@@ -233,16 +299,22 @@ def _homogeneous_source(node: fx.Node) -> fx.Node | None:
     while len(node.users) == 1:
         if _foldable(node):
             return node
-        if not (is_homogeneous(node) and len(node.all_input_nodes) == 1):
+        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        if len(sources) != 1 or not (is_homogeneous(node) or is_move(node) or _scales(node)):
             return None
-        node = node.all_input_nodes[0]
+        node = sources[0]
     return None
+
+
+def _scales(node: fx.Node) -> bool:
+    """Whether a node multiplies one tensor by numbers of the network's own (layer scale)."""
+    return is_product(node) and sum(isinstance(a, fx.Node) and a.op != "get_attr" for a in node.args) == 1
 
 
 def _foldable(node: fx.Node) -> bool:
     module = module_of(node)
-    affine = isinstance(module, NORMS) and module.affine
-    return affine or isinstance(module, (*CONVS, nn.Linear))
+    norms = (*NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+    return (isinstance(module, norms) and module.weight is not None) or isinstance(module, (*CONVS, nn.Linear))
 
 
 def _shortcut_nodes(graph: fx.GraphModule) -> set[fx.Node]:
@@ -263,6 +335,28 @@ def _mask_name(index: int) -> str:
     return f"soft_mask_{index}"
 
 
+def _insert_reads(channels: Channels, structures: list[Structure]) -> None:
+    """Call the masks of channels in front of the layers that read them, those of one tensor all at once."""
+    graph = channels.graph
+    masks: list[nn.Parameter] = []
+    first: dict[int, int] = {}  # of each group, where its mask begins among all, which are counted from 1
+    for index, structure in enumerate(structures):
+        if not structure.folds:
+            first[channels.group_of(structure.name)] = 1 + sum(len(m) for m in masks)
+            masks.append(graph.get_parameter(f"{_mask_name(index)}.m"))
+    behind: dict[fx.Node, dict[fx.Node, None]] = {}  # of each tensor that is read, the layers that read it
+    for group, read in reads(channels).items():
+        for reader in read.layers if group in first else ():
+            behind.setdefault(reader.all_input_nodes[0], {})[reader] = None
+    for number, (source, layers) in enumerate(behind.items()):
+        at = torch.tensor([first[a[0]] + a[1] if a and a[0] in first else 0 for a in channels.addresses(source)])
+        graph.add_submodule(f"read_mask_{number}", ReadMask(masks, at, channels.axes[source]))
+        with graph.graph.inserting_after(source):
+            node = graph.graph.call_module(f"read_mask_{number}", (source,))
+        for reader in layers:
+            reader.replace_input_with(source, node)
+
+
 def _insert(graph: fx.GraphModule, after: fx.Node, reader: fx.Node | None, name: str) -> None:
     """Call the mask on the output of `after`, for one reader or for all."""
     with graph.graph.inserting_after(after):
@@ -274,8 +368,8 @@ def _insert(graph: fx.GraphModule, after: fx.Node, reader: fx.Node | None, name:
 @torch.no_grad()
 def _scale(module: nn.Module, m: torch.Tensor, columns: bool) -> None:
     """Multiply a mask into the rows that a module writes, or into the columns that it reads; tied weights part."""
-    weight = module.get_parameter("weight")  # (out, in, ...), or (C,) of a norm
-    shape = (1, -1, *[1] * (weight.dim() - 2)) if columns else (-1, *[1] * (weight.dim() - 1))
-    module.weight = nn.Parameter(weight * m.view(shape))
-    if not columns and module.bias is not None:
+    weight = module.get_parameter("weight")  # (out, in, ...), (in, out, ...) of a transposed layer, or (C,) of a norm
+    axis = int(columns != isinstance(module, TRANSPOSED))
+    module.weight = nn.Parameter(weight * m.view([-1 if a == axis else 1 for a in range(weight.dim())]))
+    if not columns and getattr(module, "bias", None) is not None:
         module.bias = nn.Parameter(module.get_parameter("bias") * m)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core import store
 from ..ui import Control, Explorer, Frame, figure, svg, view
 from .outcome import GALOutcome
-from .structures import UNITS
+from .structures import KINDS
 
 
 def numbers(outcome: GALOutcome, snapshot: int) -> dict[str, list[tuple[str, int, int]]]:
@@ -18,7 +18,7 @@ def numbers(outcome: GALOutcome, snapshot: int) -> dict[str, list[tuple[str, int
     by_unit: dict[str, list[tuple[str, int, int]]] = {}
     for structure, part in zip(outcome.structures, _parts(outcome, snapshot), strict=True):
         by_unit.setdefault(structure.unit, []).append((structure.name, int((part > 0).sum()), structure.entries))
-    return {unit: by_unit[unit] for unit in UNITS if unit in by_unit}
+    return {unit: by_unit[unit] for unit in KINDS if unit in by_unit}
 
 
 def closing(outcome: GALOutcome) -> list[list[float]]:

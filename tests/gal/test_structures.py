@@ -2,13 +2,19 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from lab.core import cost, nets
 from lab.core.graph import surgery
+from lab.core.graph.channels import Channels
 from lab.core.graph.tracing import trace
 from lab.gal import structures
 
+from ..core.graph.test_channels import BLOCKS
+from ..core.graph.test_channels import network as random_network
 from .families import FAMILIES, close_some, distance, family
 
 
@@ -90,8 +96,9 @@ def test_a_wholly_closed_layer_keeps_one_dead_channel():
     assert plan.channels[empty[0]] == (0,)
 
 
-def test_a_mask_in_front_of_a_batch_norm_is_not_placed():
-    """Zero before a batch norm is a constant behind it: such channels stay dense, with the reason."""
+@torch.no_grad()
+def test_a_mask_is_never_put_in_front_of_a_batch_norm():
+    """Zero before a batch norm is a constant behind it: such channels are masked where they are read."""
 
     class Forked(nn.Module):
         def __init__(self):
@@ -103,8 +110,13 @@ def test_a_mask_in_front_of_a_batch_norm_is_not_placed():
             y = self.conv(x)
             return (self.last(self.norm(y)) + self.other(y)).mean((2, 3))
 
-    with pytest.raises(ValueError, match="conv: norm would turn a zero channel into a constant"):
-        structures.insert_masks(Forked(), ("channel",), torch.zeros(1, 3, 8, 8))
+    network, x = Forked().eval(), torch.randn(2, 3, 8, 8)
+    network.norm.running_mean.normal_()
+    network.norm.bias.normal_()
+    masked = structures.insert_masks(network, ("channel",), x[:1])
+    close_some(masked)
+    removed = surgery.remove(structures.fold(masked), structures.plan(masked)[0], x[:1])
+    assert distance(removed(x), masked.model(x)) < 1e-5 and removed.conv.out_channels < 8
 
 
 def test_a_mask_goes_before_an_activation_that_a_scale_does_not_pass():
@@ -151,14 +163,103 @@ def residual(x, branch):
     return x + branch(x.relu())
 
 
+def test_a_residual_stream_is_left_dense_unless_it_is_asked_for():
+    channels = Channels(trace(Joined(lambda s, x: residual(s.a(x), s.b)), torch.zeros(1, 3, 4, 4)))
+    found, dense = structures.find(channels, ("channel",))
+    assert dense == {"a": "its channels are a residual stream", "b": "its channels are shared with a"} and not found
+    (found,), _ = structures.find(channels, ("stream",))
+    assert (found.unit, found.name, found.entries) == ("stream channel", "a", 8)
+
+
+@pytest.mark.parametrize("join", [lambda s, x: s.a(x) + s.c(x), lambda s, x: s.a(x) * s.c(x).sigmoid()])
+def test_the_channels_of_several_layers_have_one_mask(join):
+    (found,), dense = structures.find(Channels(trace(Joined(join), torch.zeros(1, 3, 4, 4))), ("channel",))
+    assert (found.unit, found.name, found.entries, dense) == ("channel", "a", 8, {})
+
+
+class Inverted(nn.Module):
+    """MobileNet v3's block: a depthwise layer between two of 1x1, a gate before the last, and a shortcut."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.up, self.norm = nn.Conv2d(c, 2 * c, 1, bias=False), nn.BatchNorm2d(2 * c)
+        self.dw = nn.Conv2d(2 * c, 2 * c, 3, padding=1, groups=2 * c)
+        self.squeeze, self.excite = nn.Conv2d(2 * c, 3, 1), nn.Conv2d(3, 2 * c, 1)
+        self.down = nn.Conv2d(2 * c, c, 1)
+
+    def forward(self, x):
+        y = F.hardswish(self.dw(F.hardswish(self.norm(self.up(x)))))
+        return x + self.down(y * F.hardsigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1))))))
+
+
+class Bottleneck(nn.Module):
+    """RegNet's block: groups of channels between two layers of 1x1."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(c, 12, 1), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1, groups=3),
+            nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, c, 1),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return F.relu(x + self.layers(x))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def more_blocks():
+    BLOCKS.update(inverted=Inverted, bottleneck=Bottleneck)
+    yield
+    del BLOCKS["inverted"], BLOCKS["bottleneck"]
+
+
+def assert_masked_is_removed(network, units, x):
+    """Masked, folded and removed are one function; False where nothing can be masked."""
+    try:
+        masked = structures.insert_masks(network, units, x[:1])
+    except ValueError as error:
+        assert "can be masked" in str(error)
+        return False
+    assert torch.allclose(masked.model(x), network(x), rtol=1e-5, atol=1e-6)
+    masked.model(x).square().sum().backward()
+    assert all(mask.grad is not None for mask in masked.masks())
+    with torch.no_grad():
+        close_some(masked)
+        expected, folded = masked.model(x), structures.fold(masked)
+        removed = surgery.remove(folded, structures.plan(masked)[0], x[:1])
+        assert distance(folded(x), expected) < 1e-5 and distance(removed(x), expected) < 1e-5
+    return True
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.sampled_from([*BLOCKS, "inverted", "bottleneck"]), min_size=1, max_size=3),
+    st.sampled_from(["mean", "flat", "numbers"]),
+    st.lists(st.sampled_from(structures.UNITS), min_size=1, max_size=5, unique=True),
+    st.integers(0, 2**16),
+)
+def test_masks_on_random_networks_are_removed_exactly(names, end, units, seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network, x = random_network(names, end), torch.randn(2, 3, 8, 8)
+        assert_masked_is_removed(network, tuple(units), x)
+
+
 @pytest.mark.parametrize(
-    ("join", "reason"),
+    ("block", "entries"),
     [
-        (lambda s, x: residual(s.a(x), s.b), "a residual stream"),
-        (lambda s, x: s.a(x) + s.c(x), "joined to those of c"),
-        (lambda s, x: s.a(x) * s.c(x).sigmoid(), "multiplied by those of c"),
+        ("inverted", {"channel": 2 * 8 + 3, "block": 1}),
+        ("bottleneck", {"channel": 3, "block": 1}),
+        ("convnext", {"hidden unit": 16, "block": 1}),
+        ("gate", {"channel": 8 + 3}),
     ],
 )
-def test_each_group_of_several_layers_says_what_ties_them(join, reason):
-    _, dense = structures.find(trace(Joined(join), torch.zeros(1, 3, 4, 4)), ("channel",))
-    assert dense["a"] == f"its channels are {reason}"
+def test_modern_blocks_are_masked_by_what_they_are_made_of(block, entries):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network, x = random_network([block], "mean"), torch.randn(2, 3, 8, 8)
+        assert assert_masked_is_removed(network, ("channel", "block"), x)
+        found = structures.insert_masks(network, ("channel", "block"), x[:1]).structures
+    counts = {unit: sum(s.entries for s in found if s.unit == unit) for unit in {s.unit for s in found}}
+    assert counts == entries

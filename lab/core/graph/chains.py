@@ -1,8 +1,11 @@
 """From the layer that writes channels to the layers that read them: where a mask or a gate stands in between."""
 
+from dataclasses import dataclass, field
+
 from torch import fx, nn
 
-from .moves import passes_zero
+from .channels import Channels
+from .moves import is_move, passes_zero
 from .operators import CONVS, NORMS, TRANSPOSED, is_depthwise, is_homogeneous, is_per_channel, keeps_zero
 from .tracing import gives_tensors, module_of, reached, shape, width
 
@@ -38,6 +41,33 @@ def not_zero_after(masked: fx.Node) -> fx.Node | None:
 def readers(source: fx.Node) -> set[str]:
     """The layers that read the channels of a node."""
     return {str(node.target) for node in _until_read(source) if _reads_channels(node)}
+
+
+@dataclass
+class Reads:
+    """What reads the channels of a group: the layers, in the network's order, and the nodes that compute otherwise."""
+
+    layers: list[fx.Node] = field(default_factory=list)
+    others: list[fx.Node] = field(default_factory=list)
+
+
+def reads(channels: Channels) -> dict[int, Reads]:
+    """For each group the layers that read its channels, each of which is linear in them: layers and others.
+
+    Between the layers that write a group and those that read it, each of its channels stays by itself, whatever is
+    computed from it: a scale in front of all layers that read it is a scale of the group.
+    """
+    groups = {node: channels.groups(node) & channels.producers.keys() for node in channels.graph.graph.nodes}
+    by_group = {group: Reads() for group in channels.producers}
+    for reader in channels.graph.graph.nodes:
+        for group in {group for source in reader.all_input_nodes for group in groups[source]}:
+            if _reads_channels(reader):
+                by_group[group].layers.append(reader)
+            elif reader.op == "output" or (
+                gives_tensors(reader) and group not in groups[reader] and not is_move(reader)
+            ):
+                by_group[group].others.append(reader)
+    return by_group
 
 
 def _until_read(source: fx.Node) -> list[fx.Node]:

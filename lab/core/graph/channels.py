@@ -174,6 +174,11 @@ class Channels:
         """Which channel of its group each output row of a producer is: (rows,)."""
         return torch.tensor([self._place_of[channel] for channel in self.rows[name]])
 
+    def addresses(self, node: fx.Node) -> list[tuple[int, int] | None]:
+        """Of each entry of a node's channel axis, its group and which channel of that it is; None if no layer's."""
+        layout = self.layouts[node]
+        return [(self._group_of[c], self._place_of[c]) if c in self._place_of else None for c in layout]
+
     def entries(self, node: fx.Node, axis: int) -> Layout:
         """The channel of each entry of one axis of what a node gives; one for all where they lie on another axis."""
         size, layout = shape(node), self.layouts.get(node, (0,))
