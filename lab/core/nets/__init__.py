@@ -17,6 +17,7 @@ from .mobilenet import mobilenet_v1, mobilenet_v2
 from .rdn import rdn
 from .resnet import resnet18, resnet50, resnet_cifar
 from .superres import edsr
+from .vit import vit
 
 __all__ = [
     "build",
@@ -33,6 +34,7 @@ __all__ = [
     "vgg16",
     "vgg16_cifar",
     "vgg19_cifar",
+    "vit",
 ]
 
 

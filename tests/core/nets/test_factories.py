@@ -32,6 +32,7 @@ SMALL = [  # every factory, at the smallest size that its geometry permits and t
     ({"net": "resnet50", "classes": 10}, (3, 32, 32)),
     ({"net": "mobilenet_v1", "width": 0.25, "classes": 10}, (3, 32, 32)),
     ({"net": "mobilenet_v2", "width": 0.35, "classes": 10}, (3, 32, 32)),
+    ({"net": "vit", "size": 8, "patch": 2, "width": 8, "depth": 2, "heads": 2, "ratio": 2}, (1, 8, 8)),
 ]
 SMALL_NAMES = [config["net"] for config, _ in SMALL]
 
@@ -65,6 +66,21 @@ def test_counts_are_those_of_the_papers(row):
     assert cost.parameters(model, convention="paper") == paper
     assert by_kind(row, lambda m: isinstance(m, nn.Conv2d)) == conv
     assert cost.macs(model, torch.empty(1, channels, size, size)) == conv_and_linear
+
+
+def test_vit_counts_are_those_of_deit_tiny():
+    sizes = {"size": 224, "patch": 16, "width": 192, "depth": 12, "heads": 3, "classes": 1000, "channels": 3}
+    model, example = meta({"net": "vit", **sizes}), torch.empty(1, 3, 224, 224)
+    assert cost.parameters(model) == 5_717_416
+    layers = 196 * 768 * 192 + 12 * 197 * 192 * (3 + 1 + 4 + 4) * 192 + 192 * 1000
+    attention = 12 * 2 * 197**2 * 192  # the two products of every block
+    assert cost.macs(model, example) == layers + attention
+
+
+@pytest.mark.parametrize(("sizes", "cause"), [({"patch": 5}, "patch=5: "), ({"heads": 5}, "heads=5: ")])
+def test_vit_refuses_sizes_that_do_not_divide(sizes, cause):
+    with pytest.raises(ValueError, match=cause):
+        nets.vit(**sizes)
 
 
 def test_mobilenet_v1_splits_as_published():
