@@ -1,6 +1,6 @@
 """Where DQSS learns: one tensor's strategies with their logits, summed before the layer reads them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -97,6 +97,43 @@ class _LearnedMixture(torch.autograd.Function):
         return g_x, products, None, *parameter_grads
 
 
+class _ChannelMixture(torch.autograd.Function):
+    """Card (3) for a weight with fixed steps a channel, and Card (5) behind it; the weight itself does not learn."""
+
+    @staticmethod
+    def forward(ctx: Any, W: Tensor, p: Tensor, strategies: list["RoundedWeight"]) -> Tensor:
+        ctx.save_for_backward(W, p)
+        ctx.strategies = strategies
+        mixed, shares = torch.zeros_like(W), p.tolist()
+        for out, rounded in zip(*_by_channels(strategies, mixed, W), strict=True):
+            for share, Q in zip(shares, rounded, strict=True):
+                out.add_(Q.mul_(share))
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        (g,), (W, p) = grads, ctx.saved_tensors
+        products = torch.zeros_like(p)
+        for above, rounded in zip(*_by_channels(ctx.strategies, g, W), strict=True):
+            products += torch.stack([(above * Q).sum() for Q in rounded])
+        return None, products, None
+
+
+def _by_channels(
+    strategies: list["RoundedWeight"], other: Tensor, W: Tensor
+) -> tuple[tuple[Tensor, ...], Iterator[Iterator[Tensor]]]:
+    """A tensor of W's shape in parts of some channels, and for each of them what every strategy makes of W there."""
+    axis = max(range(W.dim()), key=lambda k: strategies[0].step.shape[k])
+    size = max(1, CHUNK * W.shape[axis] // W.numel())
+    steps = zip(*(strategy.step.split(size, axis) for strategy in strategies), strict=True)
+    ends = strategies[0].qmin, strategies[0].qmax
+    rounded = (
+        ((part / step).round_().clamp_(*ends).mul_(step) for step in some)
+        for part, some in zip(W.split(size, axis), steps, strict=True)
+    )
+    return other.split(size, axis), rounded
+
+
 def _trainable(strategy: nn.Module) -> list[Tensor]:
     return [parameter for parameter in strategy.parameters() if parameter.requires_grad]
 
@@ -118,18 +155,28 @@ class Mixture(nn.Module):
         self.names = tuple(strategies)
         self.strategies = nn.ModuleList(strategies.values())
         self.logits = nn.Parameter(torch.zeros(len(strategies)))
+        self.rounded_from: tuple[int | None, int] | None = None
+        self.rounded: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.chosen is not None or len(self.names) == 1:
-            return self.kept(x)
+            return self.kept(x) if not isinstance(self.kept, RoundedWeight) else self._kept_weight(x)
         p = eq.probabilities(self.logits, self.T)
         grids = _fixed_grids(self.strategies)
         if grids is not None:
             return _FixedMixture.apply(x, p, grids)
-        if not any(isinstance(strategy, RoundedWeight) for strategy in self.strategies):
-            parameters = [parameter for strategy in self.strategies for parameter in _trainable(strategy)]
-            return _LearnedMixture.apply(x, p, self.strategies, *parameters)
-        return eq.mixture([strategy(x) for strategy in self.strategies], p)  # fixed weights with a step a channel
+        fixed = [strategy for strategy in self.strategies if isinstance(strategy, RoundedWeight)]
+        if fixed:
+            return _ChannelMixture.apply(x, p, fixed)
+        parameters = [parameter for strategy in self.strategies for parameter in _trainable(strategy)]
+        return _LearnedMixture.apply(x, p, self.strategies, *parameters)
+
+    def _kept_weight(self, W: Tensor) -> Tensor:
+        """A fixed weight on the grid that is chosen: rounded once, for all forward passes until either changes."""
+        rounded_from = (self.chosen, W._version)
+        if self.rounded_from != rounded_from:
+            self.rounded_from, self.rounded = rounded_from, self.kept(W.detach())
+        return self.rounded
 
     @property
     def kept(self) -> Any:

@@ -8,14 +8,17 @@ Rules that try many ranges read at most MOST values a group, drawn with a fixed 
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 MOST = 2**15
+BLOCK = 2**15  # values of whole groups that are rounded while they are in the processor's cache
 TRIED = 100  # ranges that the squared error and the cosine are searched over
 BINS = 2048  # of the histogram that divergences are read from, where a tensor has values enough
+LEAST = 1e-18  # a tensor of no larger values is taken for all 0: it has no range
 
 
 def nearest(x: Tensor, alpha: Tensor, n: int, signed: bool) -> Tensor:
@@ -45,6 +48,11 @@ def _subsampled(x: Tensor) -> Tensor:
     return torch.cat([subsample(flat, MOST), largest], 1)
 
 
+def _by_blocks(rule: Callable[..., Tensor], values: Tensor, *rest: Any) -> Tensor:
+    """A rule of (G, V) -> (G,) for some groups at a time."""
+    return torch.cat([rule(block, *rest) for block in values.split(max(1, BLOCK // values.shape[1]))])
+
+
 def max_abs(x: Tensor, n: int, signed: bool) -> Tensor:
     """The largest |x|: nothing is clipped."""
     return _flat(x).abs().amax(1)
@@ -62,21 +70,40 @@ def percentile(share: float) -> Callable[[Tensor, int, bool], Tensor]:
 
 def mse(x: Tensor, n: int, signed: bool) -> Tensor:
     """Of TRIED shares of max|x| the one of least squared error (OMSE; Choukroun et al., 1902.06822)."""
-    values = _subsampled(x)
+    return _by_blocks(_least_error, _subsampled(x), n, signed)
+
+
+def _least_error(values: Tensor, n: int, signed: bool) -> Tensor:
+    """The widest ranges first: what is cut off only grows, and alone decides once it is more than the least error."""
     shares = torch.linspace(1 / TRIED, 1, TRIED).to(values)
-    alphas = values.abs().amax(1).clamp(min=1e-12)[:, None] * shares  # (G, T)
-    errors = torch.stack([(nearest(values, a, n, signed) - values).square().mean(1) for a in alphas.T], 1)
+    alphas = values.abs().amax(1).clamp(min=LEAST)[:, None] * shares  # (G, T)
+    errors, low = torch.full_like(alphas, math.inf), -n if signed else 0
+    rounded = torch.empty_like(values)
+    for k in reversed(range(TRIED)):
+        alpha = alphas[:, k : k + 1]
+        if k % 5 == 0:
+            cut_off = values - values.clamp(alpha * (low / n), alpha)
+            if (cut_off.square_().mean(1) > 1.01 * errors.amin(1)).all():
+                break
+        step = alpha / n
+        torch.div(values, step, out=rounded).round_().clamp_(low, n).mul_(step)
+        errors[:, k] = rounded.sub_(values).square_().mean(1)
     return alphas.gather(1, errors.argmin(1, keepdim=True))[:, 0]
 
 
 def least_squares(x: Tensor, n: int, signed: bool, rounds: int = 30) -> Tensor:
     """Codes and step by turns: k = round(x / s), then s = <x, k> / <k, k> (ADMM's inner problem; 1707.09870)."""
-    values = _subsampled(x)
-    low, step = -n if signed else 0, values.abs().amax(1, keepdim=True).clamp(min=1e-12) / n
+    return _by_blocks(_alternated, _subsampled(x), n, signed, rounds)
+
+
+def _alternated(values: Tensor, n: int, signed: bool, rounds: int) -> Tensor:
+    low, step = -n if signed else 0, values.abs().amax(1, keepdim=True).clamp(min=LEAST) / n
+    k, products = torch.empty_like(values), torch.empty_like(values)
     for _ in range(rounds):
-        k = (values / step).round_().clamp_(low, n)
-        square = k.square().sum(1, keepdim=True)
-        step = torch.where(square > 0, (values * k).sum(1, keepdim=True) / square.clamp(min=1), step)
+        torch.div(values, step, out=k).round_().clamp_(low, n)
+        square = torch.mul(k, k, out=products).sum(1, keepdim=True)
+        dot = torch.mul(values, k, out=products).sum(1, keepdim=True)
+        step = torch.where(square > 0, dot / square.clamp(min=1), step)
     return step[:, 0] * n
 
 
@@ -87,42 +114,54 @@ def kl(x: Tensor, n: int, signed: bool) -> Tensor:
     is exactly 0, as half of all behind a ReLU, lies on every grid and is left out (ours; NVIDIA's own tool overwrites
     the first bin). Thresholds under a sixteenth of the largest value are not tried, as in the talk.
     """
-    return torch.stack([_kl(row, n) for row in _flat(x).abs()])
+    rows = [row[row > 0].float() for row in _flat(x).abs()]
+    alphas = x.new_zeros(len(rows), dtype=torch.float32)
+    by_bins: dict[int, list[int]] = {}
+    for at, row in enumerate(rows):
+        if len(row):  # few values leave many bins empty
+            by_bins.setdefault(min(BINS, max(BINS // 16, len(row) // 8 // 16 * 16)), []).append(at)
+    for bins, some in by_bins.items():
+        tops = torch.stack([rows[at].amax() for at in some])
+        counts = [torch.histc(rows[at], bins, 0, top) for at, top in zip(some, tops.tolist(), strict=True)]
+        alphas[some] = tops * _by_blocks(_least_divergent, torch.stack(counts).double(), n + 1).to(tops) / bins
+    return alphas
 
 
-def _kl(row: Tensor, n: int) -> Tensor:
-    row = row[row > 0].float()
-    if not len(row):
-        return row.new_zeros(())
-    bins = min(BINS, max(BINS // 16, len(row) // 8 // 16 * 16))  # few values leave many bins empty
-    top = row.max()
-    counts = torch.histc(row, bins, 0, float(top)).double()
-    stops = range(bins, bins // 16 - 1, -max(1, bins // 256))
-    best = min(stops, key=lambda stop: _divergence(counts, stop, n + 1))  # of equals the widest
-    return top * best / bins
+def _least_divergent(counts: Tensor, levels: int) -> Tensor:
+    """The threshold of least divergence for each histogram, in bins: (G, B) -> (G,)."""
+    stops, values = divergences(counts, levels)
+    return stops[values.argmin(1)]  # of equals the first, which is the widest
 
 
-def _divergence(counts: Tensor, stop: int, levels: int) -> float:
-    """KL of the clipped histogram to its own `levels` means, both smoothed as in Migacz's talk."""
-    cut = counts[:stop]
-    if not cut.any():
-        return math.inf
-    p = cut.clone()
-    p[-1] += counts[stop:].sum()
-    level = torch.arange(stop) * levels // stop  # the level of each bin
-    some = (cut > 0).double()
-    total = torch.zeros(levels, dtype=p.dtype).index_add_(0, level, cut)
-    filled = torch.zeros(levels, dtype=p.dtype).index_add_(0, level, some)
-    q = (total / filled.clamp(min=1))[level] * some
-    p, q = _smoothed(p / p.sum()), _smoothed(q / q.sum())
-    return float((p * (p / q).log()).sum())
+def divergences(counts: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """The thresholds that are tried, in bins (T,), and the divergence of each histogram (G, B) there: (G, T)."""
+    bins = counts.shape[1]
+    stops = torch.arange(bins, bins // 16 - 1, -max(1, bins // 256))
+    sums = F.pad(torch.cat([counts, (counts > 0).double()]).cumsum(1), (1, 0))
+    tried = [_divergence(counts, sums, stop, levels) for stop in stops.tolist()]
+    return stops.to(counts.device), torch.stack(tried, 1)
+
+
+def _divergence(counts: Tensor, sums: Tensor, stop: int, levels: int) -> Tensor:
+    """KL of clipped histograms to their own `levels` means, both smoothed as in Migacz's talk: (G,).
+
+    counts (G, B); sums (2 G, B + 1): up to each bin those of the counts, and of the bins that hold values.
+    """
+    cut, held = counts[:, :stop], sums[: len(counts)]
+    ends = -(torch.arange(levels + 1, device=counts.device) * -stop // levels)  # bin i is of level i levels // stop
+    total, filled = sums.index_select(1, ends).diff().chunk(2)
+    means = (total / filled.clamp_(min=1)).repeat_interleave(ends.diff(), 1, output_size=stop)
+    both = torch.cat([cut, means * (cut > 0)])
+    both[: len(cut), -1] += held[:, -1] - held[:, stop]
+    p, q = _smoothed(both / both.sum(1, keepdim=True)).chunk(2)
+    return (p * (p / q).log_()).sum(1).masked_fill_(held[:, stop] == 0, math.inf)
 
 
 def _smoothed(p: Tensor, eps: float = 1e-4) -> Tensor:
-    """A little of every full bin given to the empty ones, so that no logarithm is infinite."""
+    """A little of every full bin given to the empty ones, so that no logarithm is infinite: (G, B)."""
     empty = p == 0
-    full = int((~empty).sum())
-    return torch.where(empty, eps, p - eps * int(empty.sum()) / full).clamp(min=1e-12)
+    count = empty.sum(1, keepdim=True).double()
+    return torch.where(empty, eps, p - eps * count / (p.shape[1] - count)).clamp_(min=1e-12)
 
 
 def aciq(x: Tensor, n: int, signed: bool) -> Tensor:
@@ -137,7 +176,7 @@ def aciq(x: Tensor, n: int, signed: bool) -> Tensor:
     mean = values.sum(1, keepdim=True) / count if signed else torch.zeros_like(values[:, :1])
     apart = torch.where(some, values - mean, 0)
     b, sigma = apart.abs().sum(1) / count[:, 0], (apart.square().sum(1) / count[:, 0]).sqrt()
-    ratio = b / sigma.clamp(min=1e-12)
+    ratio = b / sigma.clamp(min=LEAST)
     is_laplace = (ratio - 0.5**0.5).abs() < (ratio - (2 / math.pi) ** 0.5).abs()
     clip = torch.where(is_laplace, laplace_clip(2 * n + 1) * b, gauss_clip(2 * n + 1) * sigma)
     return torch.minimum(clip + mean[:, 0].abs(), values.abs().amax(1))

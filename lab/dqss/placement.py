@@ -12,6 +12,8 @@ from ..core.quantisation.placement import (
     in_graph_order,
     is_positive,
     left_in_float,
+    matrix_products,
+    operands_of,
     with_group_signs,
 )
 
@@ -19,14 +21,18 @@ LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 def place_quantisers(graph: fx.GraphModule, placement: str) -> Placement:
-    """Where strategies are chosen: what each layer reads ('layers'), or every tensor that integers pass ('full').
+    """Where strategies are chosen: what each layer or product reads ('layers'), or all that integers pass ('full').
 
     Raises ValueError for a network without a layer that is quantised here.
     """
     nodes = [node for node in graph.graph.nodes if isinstance(module_of(node), LAYERS)]
     if not nodes:
         raise ValueError("the network has no Conv2d, ConvTranspose2d or Linear: there is nothing to quantise")
-    points = with_group_signs(everywhere(graph, nodes)) if placement == "full" else [_input_of(node) for node in nodes]
+    if placement == "full":
+        points = with_group_signs(everywhere(graph, nodes))
+    else:
+        points = [_input_of(node) for node in nodes]
+        points += [point for product in matrix_products(graph) for point in operands_of(product)]
     names = tuple(dict.fromkeys(str(node.target) for node in nodes))
     return Placement(names, tuple(in_graph_order(graph, points)), left_in_float(graph, names))
 

@@ -66,6 +66,7 @@ class StrategySpace:
         calibration = self._calibrate(recipe, weights, x)
         self.weights = {name: self._weight(weight, calibration) for name, weight in weights.items()}
         self.roles = list(self._roles(calibration, weights))
+        self.known_errors: dict[Mixture, Tensor] = {}
         self.aliases = [self._alias(role) for role in self.roles]
         if self.mode == "post":
             self.merge(correlation=math.inf, clip=1e-6)  # copies are one for all algorithms
@@ -131,10 +132,12 @@ class StrategySpace:
 
     def errors(self, role: Role) -> Tensor:
         """Card (6) for a tensor's strategies on its sample, as shares of its square: (N, N)."""
-        x = role.sample
-        with torch.no_grad():
-            C = eq.error_products([strategy(x) for strategy in role.mixture.strategies], x)
-        return C / x.square().sum().clamp(min=1e-20)
+        x, mixture = role.sample, role.mixture
+        if self.mode == "aware":
+            return _error_shares(mixture, x)
+        if mixture not in self.known_errors:  # fixed strategies are compared once
+            self.known_errors[mixture] = _error_shares(mixture, x)
+        return self.known_errors[mixture]
 
     def merge(self, correlation: float = 0.95, clip: float = 0.01, keep: Sequence[Assignment] = ()) -> list[Assignment]:
         """Leave one of each set of near-duplicates: errors that go together, or ranges within a share `clip`.
@@ -146,6 +149,7 @@ class StrategySpace:
             mixture = role.mixture
             stands = _stand_ins(self._alike(role, correlation, clip), {chosen[at] for chosen in keep})
             left = sorted(set(stands))
+            self.known_errors[mixture] = self.errors(role)[left][:, left]
             self.aliases[at] = {name: left.index(stands[k]) for name, k in self.aliases[at].items()}
             mixture.set_strategies({mixture.names[k]: mixture.strategies[k] for k in left})
             mixture.to(role.sample.device)
@@ -215,6 +219,12 @@ class StrategySpace:
 
     def _layer(self, name: str) -> Any:
         return self.graph.get_submodule(name)
+
+
+@torch.no_grad()
+def _error_shares(mixture: Mixture, x: Tensor) -> Tensor:
+    C = eq.error_products([strategy(x) for strategy in mixture.strategies], x)
+    return C / x.square().sum().clamp(min=1e-20)
 
 
 def _qparams(quantiser: Any) -> QParams:

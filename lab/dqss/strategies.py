@@ -125,7 +125,7 @@ def easyquant_ranges(activation: Activation, x: Tensor) -> tuple[Tensor | None, 
         return functional_call(module, {"weight": W.movedim(0, axis)}, (x,))
 
     W = module.weight.detach().movedim(axis, 0)
-    first = observers.max_abs(weight.rows, weight.n, True).clamp(min=1e-12), start
+    first = observers.max_abs(weight.rows, weight.n, True).clamp(min=observers.LEAST), start
     w, a = observers.easyquant(
         x[:EASYQUANT_PICTURES], W, run, first, (weight.n, activation.n), activation.signed, EASYQUANT_TRIED
     )
@@ -145,10 +145,10 @@ def _uneven_grid(name: str, activation: Activation, x: Tensor, easyquant: float)
     sides, codes = [(-x).relu(), x.relu()], core.largest_code(activation.bits, signed=False)
     tops = [float(side.max()) for side in sides]
     if name == "easyquant":
-        share = easyquant / max(*tops, 1e-12)
+        share = easyquant / max(*tops, observers.LEAST)
         return QParams.from_min_max(-share * tops[0], share * tops[1], activation.bits)
     rule = observers.OBSERVERS[name]
-    n = [max(1, round(codes * top / max(sum(tops), 1e-12))) for top in tops]
+    n = [max(1, round(codes * top / max(sum(tops), observers.LEAST))) for top in tops]
     low, high = (float(rule(side.flatten(1)[None], k, False)) for side, k in zip(sides, n, strict=True))
     return QParams.from_min_max(-low, high, activation.bits)
 
@@ -283,7 +283,7 @@ def any_range(strategies: Strategies) -> Strategies:
 
 
 def _is_step(steps: Tensor) -> Tensor:
-    return torch.isfinite(steps) & (steps > 1e-12)
+    return torch.isfinite(steps) & (steps > observers.LEAST)
 
 
 def ends(strategy: Any, x: Tensor) -> Tensor:

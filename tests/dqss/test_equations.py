@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lab.core.quantisation.qparams import FixedQuantiser, QParams
 from lab.core.quantisation.quantisers import LSQ, PACT, RangeQuantiser
 from lab.dqss import equations as eq
+from lab.dqss import layers
 from lab.dqss.layers import Mixture, RoundedWeight
 
 G = torch.Generator().manual_seed(0)
@@ -76,6 +77,31 @@ def test_the_lean_mixture_is_the_plain_one(signed, shape):
     (y * above).sum().backward()
     for mine, plain in zip(lean, (y.detach(), x.grad, mixture.logits.grad), strict=True):
         torch.testing.assert_close(mine, plain, atol=2e-3, rtol=1e-4)
+
+
+def weights(axis, count=5):
+    shape = [4 if k == axis else 1 for k in range(4)]
+    return {str(k): RoundedWeight((torch.rand(4, generator=G) + 0.1).view(shape) / 3, 7) for k in range(count)}
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_weight_with_a_step_a_channel_is_mixed_part_by_part(axis, monkeypatch):
+    monkeypatch.setattr(layers, "CHUNK", 3 * W[0].numel())
+    mixture, above = Mixture(weights(axis)), torch.randn(W.shape, generator=G)
+    nn.init.normal_(mixture.logits, generator=G)
+    (mine,) = torch.autograd.grad((mixture(W) * above).sum(), [mixture.logits])
+    plain = eq.mixture([strategy(W) for strategy in mixture.strategies], eq.probabilities(mixture.logits))
+    assert torch.equal(mixture(W), plain)
+    (other,) = torch.autograd.grad((plain * above).sum(), [mixture.logits])
+    torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_kept_weight_is_rounded_again_when_it_or_the_choice_changes():
+    mixture, V = Mixture(weights(0)), W.clone()
+    for k, change in ((1, 0), (1, 1), (3, 0)):
+        V.add_(change)
+        mixture.chosen = k
+        assert torch.equal(mixture(V), mixture.strategies[k](V)) and mixture(V) is mixture(V)
 
 
 def test_strategies_that_learn_get_their_gradients():

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lab.core.quantisation.quantisers import largest_code
 from lab.dqss import observers
@@ -113,9 +115,8 @@ def test_kl_is_scipys_entropy_of_the_same_histogram():
     """The divergence beside NVIDIA's published recipe written out bin by bin, and its least threshold."""
     stats = pytest.importorskip("scipy.stats")
     counts, _ = np.histogram(LAPLACE.abs().flatten().numpy(), observers.BINS, (0, float(LAPLACE.abs().max())))
-    divergences = {
-        stop: observers._divergence(torch.from_numpy(counts).double(), stop, 16) for stop in range(128, 2049, 64)
-    }
+    stops, values = observers.divergences(torch.from_numpy(counts).double()[None], 16)
+    divergences = {stop: value for stop, value in zip(stops.tolist(), values[0].tolist(), strict=True) if not stop % 64}
     wanted = {}
     for stop in divergences:
         p, q = counts[:stop].astype(float), np.zeros(stop)
@@ -129,6 +130,61 @@ def test_kl_is_scipys_entropy_of_the_same_histogram():
     assert float(observers.kl(LAPLACE, 15, True)) == pytest.approx(top, rel=0.15)
 
 
+def mse_by_a_loop(row, n, signed):
+    alphas = row.abs().max().clamp(min=observers.LEAST) * torch.linspace(0.01, 1, observers.TRIED)
+    errors = [(observers.nearest(row[None], a[None], n, signed)[0] - row).square().mean() for a in alphas]
+    return alphas[min(range(observers.TRIED), key=lambda k: float(errors[k]))]
+
+
+def kl_by_a_loop(row, n, signed):
+    row = row[row != 0].abs()
+    if not len(row):
+        return torch.zeros(())
+    bins = min(2048, max(128, len(row) // 8 // 16 * 16))
+    counts, best = torch.histc(row, bins, 0, float(row.max())).double(), (math.inf, 0)
+    for stop in range(bins, bins // 16 - 1, -max(1, bins // 256)):
+        cut = counts[:stop]
+        if cut.any():
+            best = min(best, (divergence_by_a_loop(cut, counts[stop:].sum(), n + 1), -stop))
+    return row.max() * -best[1] / bins
+
+
+def divergence_by_a_loop(cut, beyond, levels):
+    p, q, some = cut.clone(), torch.zeros_like(cut), cut > 0
+    p[-1] += beyond
+    level = torch.arange(len(cut)) * levels // len(cut)
+    for k in level[some].unique():
+        q[(level == k) & some] = cut[level == k].sum() / (some & (level == k)).sum()
+    for shares in (p, q):
+        empty = shares == 0
+        shares /= shares.sum()
+        shares -= 1e-4 * empty.sum().double() / (~empty).sum()
+        shares[empty] = 1e-4
+        shares.clamp_(min=1e-12)
+    return float((p * (p / q).log()).sum())
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.integers(1, 5),
+    st.integers(1, 300),
+    st.sampled_from([3, 7, 127]),
+    st.booleans(),
+    st.sampled_from([1, 3]),
+    st.integers(0, 9),
+)
+def test_many_rows_at_once_are_each_row_by_a_loop(groups, values, n, signed, power, seed):
+    """Bit for bit: rows of unlike size, some of them with zeros, in one block or several."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(groups, 1, values, generator=generator) ** power * torch.arange(groups).view(-1, 1, 1)
+    x = x * (torch.rand(x.shape, generator=generator) < 0.8)
+    x = x if signed else x.relu()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observers, "BLOCK", 2 * values)
+        for rule, by_a_loop in ((observers.mse, mse_by_a_loop), (observers.kl, kl_by_a_loop)):
+            assert torch.equal(rule(x, n, signed), torch.stack([by_a_loop(row[0], n, signed) for row in x]))
+
+
 @pytest.mark.parametrize("bits", [8, 4, 3])
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("rule", observers.OBSERVERS)
@@ -139,7 +195,7 @@ def test_tensors_of_one_value(rule, signed, bits):
         assert float(observers.OBSERVERS[rule](x, n, signed)) == pytest.approx(0.3, rel=1e-4)
     if signed:
         assert float(observers.OBSERVERS[rule](torch.full((1, 4, 25), -0.3), n, True)) == pytest.approx(0.3, rel=1e-4)
-    assert float(observers.OBSERVERS[rule](torch.zeros(1, 4, 25), n, signed)) / n < 1e-12
+    assert float(observers.OBSERVERS[rule](torch.zeros(1, 4, 25), n, signed)) / n < observers.LEAST
 
 
 def test_the_mean_of_samples_is_pams_first_alpha():
@@ -176,3 +232,10 @@ def test_a_group_a_channel_is_each_channel_alone():
     ):
         together = rule(W, 7, True)
         torch.testing.assert_close(together, torch.cat([rule(row[None], 7, True) for row in W]))
+
+
+@pytest.mark.parametrize("rule", observers.OBSERVERS)
+def test_a_tensor_that_nearly_vanishes_has_the_range_of_its_size(rule):
+    """Of activations that an untrained network shrinks: a step of another size would be lost in their sum."""
+    large = float(observers.OBSERVERS[rule](NORMAL, 7, True))
+    assert float(observers.OBSERVERS[rule](NORMAL * 2.0**-40, 7, True)) == pytest.approx(large * 2.0**-40, rel=0.01)

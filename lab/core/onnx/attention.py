@@ -111,22 +111,8 @@ def _linear(writer: Any, node: fx.Node) -> str:
 
 
 def _attention(writer: Any, node: fx.Node) -> str:
-    """Scaled dot-product attention: softmax(q k^T s + mask) v, over the last two axes."""
-    args = arguments(node)
-    if args["dropout_p"] or args.get("enable_gqa"):
-        raise no_form(node, "attention with dropout_p or enable_gqa", "leave them out in eval mode, repeat the heads")
-    query, key, value = (args[name] for name in ("query", "key", "value"))
-    mask = None if args["attn_mask"] is None else writer.names[args["attn_mask"]]
-    if args["is_causal"]:
-        writer.is_fixed = True
-        later = np.triu(np.full((shape(query)[-2], shape(key)[-2]), -np.inf, np.float32), 1)
-        mask = writer.constant(f"{node.name}.causal", later)
-    elif mask is not None and args["attn_mask"].meta["tensor_meta"].dtype == torch.bool:
-        ends = [writer.constant(f"number {end}", np.float32(end)) for end in (0.0, -np.inf)]
-        mask = writer.emit("Where", [mask, *ends], f"{node.name}.mask")
-    scale = shape(query)[-1] ** -0.5 if args["scale"] is None else args["scale"]
-    names = [writer.names[part] for part in (query, key, value)]
-    return _attended(writer, node.name, names, len(shape(key)), (scale, mask))
+    """What `write_out_attention` has left whole."""
+    raise no_form(node, "attention with dropout_p in eval mode", "leave it out there")
 
 
 def _attended(writer: Any, name: str, qkv: list[str], rank: int, how: tuple[float, str | None]) -> str:

@@ -96,6 +96,13 @@ def _gelu(writer: Any, node: fx.Node) -> str:
     return writer.emit("Mul", [twice, _number(writer, 0.5)], name)
 
 
+def _where(writer: Any, node: fx.Node) -> str:
+    """One tensor or number where a mask holds, the other elsewhere; `masked_fill` has them the other way round."""
+    args = list(arguments(node).values())
+    mask, a, b = (args[1], args[2], args[0]) if "mask" in arguments(node) else args[:3]
+    return writer.emit("Where", [_operand(writer, node, part) for part in (mask, a, b)], node.name)
+
+
 def _square(writer: Any, node: fx.Node) -> str:
     return writer.emit("Mul", [source(writer, node)] * 2, node.name)
 
@@ -258,6 +265,8 @@ _KINDS: dict[Callable, tuple] = {
     _arithmetic("Div"): (operator.truediv, torch.div, torch.divide, "div", "divide"),
     _arithmetic("Max"): (torch.maximum, "maximum"),
     _arithmetic("Min"): (torch.minimum, "minimum"),
+    _where: (torch.where, "where", torch.masked_fill, "masked_fill"),
+    _simple("Not"): (operator.invert, torch.logical_not, "logical_not"),
     _power: (operator.pow, torch.pow, "pow"),
     _square: (torch.square, "square"),
     _rsqrt: (torch.rsqrt, "rsqrt"),

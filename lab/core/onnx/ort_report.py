@@ -1,5 +1,5 @@
-"""What onnxruntime makes of an exported network: which convolutions run on integers, why others do not, and how near
-each layer's output is to torch's.
+"""What onnxruntime makes of an exported network: which layers and products run on integers, why others do not, and how
+near each tensor is to torch's.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ _UNKNOWN = "onnxruntime left it in float on this machine, although all around it
 
 @dataclass(frozen=True)
 class Fused:
-    """A layer of the exported graph: whether it runs on integers here, and if not why."""
+    """A layer of the exported graph, or a product of two tensors: whether it runs on integers here, and if not why."""
 
     layer: str
     integer: bool
@@ -34,7 +34,7 @@ class Fused:
 
 @dataclass(frozen=True)
 class Fusion:
-    """The convolutions one by one; `share` of them on integers, `operators` of the optimised graph by name."""
+    """Layers and products one by one; `share` of them on integers, `operators` of the optimised graph by name."""
 
     rows: tuple[Fused, ...]
     operators: dict[str, int]
@@ -45,11 +45,11 @@ class Fusion:
 
     def __repr__(self) -> str:
         count = sum(row.integer for row in self.rows)
-        lines = [f"{count} of {len(self.rows)} convolutions run on integers"]
+        lines = [f"{count} of {len(self.rows)} layers run on integers"]
         return "\n".join(lines + [f"  {row.layer}: float, {row.reason}" for row in self.rows if not row.integer])
 
     def to_frame(self) -> Any:
-        """One row a convolution, as a pandas DataFrame."""
+        """One row a layer, as a pandas DataFrame."""
         import pandas
 
         return pandas.DataFrame([vars(row) for row in self.rows]).set_index("layer")
@@ -59,6 +59,8 @@ def fusion(model: fx.GraphModule | bytes | str | Path) -> Fusion:
     """Ask onnxruntime for its optimised graph of a network (or of an ONNX file) and say what became of each layer."""
     onnx = _onnx()
     source = to_model(model) if isinstance(model, fx.GraphModule) else _loaded(onnx, model)
+    for node in source.graph.node:
+        node.name = node.output[0]  # a node that takes another's place keeps its name
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"
         session(source.SerializeToString(), keep=path)
@@ -71,6 +73,10 @@ def fusion(model: fx.GraphModule | bytes | str | Path) -> Fusion:
         codes = weight.input[0] if weight is not None and weight.op_type == "DequantizeLinear" else None
         is_integer = codes in running and codes is not None
         rows.append(Fused(graph.layer(conv), is_integer, "" if is_integer else graph.reason(conv)))
+    kinds = {node.name: node.op_type for node in optimised.node}
+    for product in filter(graph.is_product, source.graph.node):
+        is_integer = kinds.get(product.name) in _INTEGER
+        rows.append(Fused(product.name, is_integer, "" if is_integer else graph.product_reason(product)))
     names = [node.op_type for node in optimised.node]
     return Fusion(tuple(rows), {name: names.count(name) for name in sorted(set(names))})
 
@@ -92,6 +98,16 @@ class _Graph:
             return node.op_type in _LAYERS
         weight = self.made_by.get(node.input[1])
         return node.input[1].endswith(".weight") and (weight is None or weight.op_type == "DequantizeLinear")
+
+    def is_product(self, node: Any) -> bool:
+        """Whether a node is a product of two tensors, as attention has them."""
+        return node.op_type == "MatMul" and not self.is_layer(node) and not self.constants.keys() & set(node.input)
+
+    def product_reason(self, product: Any) -> str:
+        """Why a product of two tensors cannot run on integers."""
+        made = [self.made_by[name].op_type if name in self.made_by else "the input" for name in product.input]
+        floats = [kind for kind in made if kind != "DequantizeLinear"]
+        return f"it reads a float tensor ({floats[0]})" if floats else _UNKNOWN
 
     def layer(self, conv: Any) -> str:
         """The name of a convolution's layer, by its weight."""

@@ -9,6 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..graph.calls import arguments
 from ..graph.inplace import operator_name
 from ..graph.tracing import module_of, propagate, trace
+from .attention import write_out_attention
 
 _PRODUCTS = {operator.mul, torch.mul, "mul"}
 
@@ -17,7 +18,8 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> fx.GraphModule:
     """A traced copy in eval mode that computes the same; the model is left as it is.
 
     A batch norm or a number that multiplies a convolution's output is folded into it: an integer convolution must be
-    followed by its quantiser. Stochastic depth is left out. Raises ValueError for a network that cannot be traced.
+    followed by its quantiser. Stochastic depth is left out, and attention is written out. Raises ValueError for a
+    network that cannot be traced.
     """
     graph = trace(model, example)
     for node in list(graph.graph.nodes):
@@ -37,6 +39,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> fx.GraphModule:
             graph.set_submodule(str(source.target), folded)
             node.replace_all_uses_with(source)
             graph.graph.erase_node(node)
+    write_out_attention(graph)
     graph.delete_all_unused_submodules()
     graph.recompile()
     propagate(graph, example)

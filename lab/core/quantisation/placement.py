@@ -48,6 +48,7 @@ _KEEPING_FUNCTIONS = {
     torch.chunk, "chunk", torch.split, "split", operator.getitem, torch.index_select, "expand", "repeat",
 }  # fmt: skip
 _PRODUCTS = {torch.mul, operator.mul, "mul"}
+_MATMULS = {torch.matmul, operator.matmul, "matmul", torch.bmm, "bmm"}
 _POWERS = {torch.pow, operator.pow, "pow"}
 
 
@@ -125,11 +126,12 @@ def with_feature_output(graph: fx.GraphModule, feature: str) -> fx.GraphModule:
 
 
 def everywhere(graph: fx.GraphModule, layers: list[fx.Node]) -> list[QuantPoint]:
-    """Behind every layer (and its ReLU) and every sum, and wherever a layer reads what is still float."""
+    """Behind every layer (and its ReLU) and every sum, and wherever a layer or a product reads what is still float."""
     ends = {node if (relu := only_clamp(node)) is None else relu for node in layers}
     sums = {node for node in graph.graph.nodes if is_add(node) and all(map(varies, node.all_input_nodes))}
     sources, ties = ends | sums, dict[fx.Node, fx.Node]()
-    for node in [node.all_input_nodes[0] for node in layers] + [x for add in sums for x in add.all_input_nodes]:
+    read = [node.all_input_nodes[0] for node in layers]
+    for node in read + [x for several in (*sums, *matrix_products(graph)) for x in several.all_input_nodes]:
         _reach(node, sources, ties)
     heads = {node for node in sources if ancestors(node).isdisjoint(layers)}
     points = []
@@ -176,6 +178,24 @@ def _root(node: fx.Node, ties: dict[fx.Node, fx.Node]) -> fx.Node:
 # -- what a node is ----------------------------------------------------------------------------------------------------
 
 
+def matrix_products(graph: fx.GraphModule) -> list[fx.Node]:
+    """The products of two tensors that both depend on the input, as attention has them, in the graph's order."""
+    return [node for node in graph.graph.nodes if _is_matrix_product(node)]
+
+
+def _is_matrix_product(node: fx.Node) -> bool:
+    return node.target in _MATMULS and all(map(varies, node.all_input_nodes))
+
+
+def operands_of(product: fx.Node) -> list[QuantPoint]:
+    """The points before a product of two tensors, each of a group of its own."""
+    sides = [product.name] if len(product.all_input_nodes) == 1 else [f"{product.name}_left", f"{product.name}_right"]
+    return [
+        QuantPoint(source.name, (product.name,), side, not is_positive(source))
+        for source, side in zip(product.all_input_nodes, sides, strict=True)
+    ]
+
+
 def point_behind(source: fx.Node, readers: Iterable[fx.Node]) -> QuantPoint:
     """A point of a group of its own."""
     return QuantPoint(source.name, tuple(node.name for node in readers), source.name, not is_positive(source))
@@ -209,12 +229,13 @@ def with_group_signs(points: list[QuantPoint], unsigned: bool = True) -> list[Qu
 
 
 def computes(node: fx.Node) -> bool:
-    """Whether a node is an operator on values, other than what runs on the grids: ReLU, sums, what moves values."""
+    """Whether a node is an operator on values, but none that runs on grids: ReLU, sums, products, what moves values."""
     on_grids = (
         starts_at_zero(node)
         or is_cat(node)
         or passes(node)
         or _moves(node)
+        or _is_matrix_product(node)
         or (is_add(node) and all(map(varies, node.all_input_nodes)))
     )
     return node.op.startswith("call") and varies(node) and not on_grids

@@ -24,7 +24,7 @@ class Largest(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
             self.values[n.name] = float(value.abs().max())
         return value
 
