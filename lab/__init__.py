@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what the names below are, for editors and type checkers
     from .hybridsd import HybridSD
     from .hyperfd import HyperFD
     from .pams import PAMS
+    from .registry import works_with
     from .sparsebytenn import SparseByteNN
     from .ui import compare, view
 
@@ -58,6 +59,7 @@ _HOMES = {
     "compare": ("ui", "compare"),
     "finetune": ("core.finetune", "finetune"),
     "map": ("core.parallel", "map"),
+    "works_with": ("registry", "works_with"),
     "tables": "core.spaces.tables",
     "tasks": "core.tasks",
     "scenes": "core.data.scenes",
@@ -104,6 +106,7 @@ __all__ = [
     "tasks",
     "ui",
     "view",
+    "works_with",
 ]
 
 

@@ -1,0 +1,1 @@
+"""What `benchmarks/registry.py` tries, and how."""
