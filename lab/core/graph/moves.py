@@ -105,13 +105,15 @@ class Move:
     """A node that has to be written again once channels are gone.
 
     `kind` is 'size', 'pieces' or 'select', `steps` the node itself, for a shuffle all that lead to it, `axis` where the
-    channels of its source lie, and `entries` which of them it takes, those of each piece in turn.
+    channels of its source lie, and `entries` which of them it takes, those of each piece in turn. `counted` are sizes
+    that it is given and that say how many channels there are.
     """
 
     kind: str
     steps: tuple[fx.Node, ...]
     axis: int
     entries: tuple[Tensor, ...] = ()
+    counted: tuple[fx.Node, ...] = ()
 
     @property
     def source(self) -> fx.Node:
@@ -249,7 +251,8 @@ def _resized(node: fx.Node, move: Move, after: Tensor) -> fx.Node:
     """The view with the sizes of what is left: reshaped, as that may lie apart in memory."""
     graph, given = node.graph, shape(node)
     first, asked = _sizes(node, len(given))
-    sizes, axis = list(asked), move.axis - first
+    sizes = [given[first + i] if size in move.counted else size for i, size in enumerate(asked)]
+    axis = move.axis - first
     if sizes[axis] != -1 and -1 not in sizes:
         sizes[axis] = -1
     elif sizes[axis] != -1 and isinstance(sizes[axis], fx.Node):
