@@ -146,7 +146,7 @@ class Masked(fx.Interpreter):
             size = [-1 if axis == self.channels.axes[n] else 1 for axis in range(value.dim())]
             stays = self.channels.expand(layout, self.kept)
             stays = stays.repeat(value.shape[self.channels.axes[n]] // len(stays))  # heads of several examples
-            value = value * stays.view(size)
+            value = value.masked_fill(~stays.view(size), 0)  # where it may be infinite
         return value
 
 
