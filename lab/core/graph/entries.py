@@ -30,7 +30,7 @@ from .unions import NONE, Unions
 
 OUTPUT = "the network's output"
 COUNTED = "the number of its channels, which is not followed"
-LARGEST = 2**20  # entries of a parameter beside the layers that are told apart
+LARGEST = 2**20  # entries of all parameters beside the layers that are told apart
 
 _REDUCTIONS = {"mean", "sum", "amax", "amin", "prod", "std", "var", "norm", "logsumexp"}
 _MIXING = {"softmax", "log_softmax", "softmin", "normalize", "cumsum"}
@@ -95,7 +95,7 @@ class Entries(Unions):
         if name not in self._parameters:
             if value.numel() == 1:
                 self._parameters[name] = torch.tensor(NONE).expand(value.shape)
-            elif value.numel() > LARGEST or name.rpartition(".")[0] in self.shared:
+            elif len(self._parents) + value.numel() > LARGEST or name.rpartition(".")[0] in self.shared:
                 self._parameters[name] = self._open(tuple(value.shape), (), f"{name} is read beside the layers")
             else:
                 self._parameters[name] = self._open(tuple(value.shape), tuple(range(value.dim())))
