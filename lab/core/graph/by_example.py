@@ -48,12 +48,12 @@ class Size(int):
         return int, (int(self),)
 
 
-class Sizes(tuple):
+class SizeTuple(tuple):
     """The sizes of a tensor, which can be cut and multiplied as torch.Size can."""
 
     def __getitem__(self, index: Any) -> Any:
         part = super().__getitem__(index)
-        return Sizes(part) if isinstance(index, slice) else part
+        return SizeTuple(part) if isinstance(index, slice) else part
 
     def numel(self) -> Any:
         """The product of all sizes."""
@@ -186,7 +186,7 @@ class ExampleTracer(Tracer):
             return a.node
         if is_dataclass(a) and isinstance(a, dict):
             return self.create_node("call_function", type(a), (), {k: self.create_arg(v) for k, v in a.items()})
-        return super().create_arg(tuple(a) if type(a) is Sizes else a)
+        return super().create_arg(tuple(a) if type(a) is SizeTuple else a)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         return forward(*args, **kwargs) if self.computing else super().call_module(m, forward, args, kwargs)
@@ -219,7 +219,7 @@ class ExampleTracer(Tracer):
         if isinstance(value, (tuple, list)):
             parts = [self._part(node, index) for index in range(len(value))]
             if isinstance(value, torch.Size):
-                return Sizes(parts)
+                return SizeTuple(parts)
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
         is_integer = isinstance(value, int) and not isinstance(value, bool)
         return Size.of(value, self, node) if is_integer else value
