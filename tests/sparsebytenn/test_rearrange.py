@@ -177,7 +177,7 @@ def test_a_network_with_nothing_to_prune_is_one_line(name, words):
 
 
 class Tokens(nn.Module):
-    """Linear layers on a sequence, and an attention that is one module."""
+    """Linear layers on a sequence, and torch's attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,11 +190,12 @@ class Tokens(nn.Module):
         return self.head(self.mix(x, x, x)[0].mean(1))
 
 
-def test_hidden_rows_on_sequences_move_and_those_that_an_attention_reads_stay():
+def test_rows_on_sequences_move_and_those_of_heads_stay():
     ground = survey(Tokens())
-    assert ground.layers == ("wide", "narrow") and ground.classes == {"wide": ("wide",)}
-    assert ground.fixed == {"narrow": "MultiheadAttention is not followed"}
-    assert ground.dense["mix"] == "MultiheadAttention is not pruned"
+    heads = tuple(f"mix.{part}_proj" for part in "qkv")
+    assert ground.layers == ("wide", "narrow", *heads, "mix.out_proj")
+    assert ground.classes == {name: (name,) for name in ("wide", "narrow", "mix.out_proj")}
+    assert ground.fixed == dict.fromkeys(heads, "mix.q_proj writes heads, which stay whole")
 
 
 def test_layers_of_fewer_rows_than_a_block_stay_dense():

@@ -40,6 +40,8 @@ class Channels:
     joins: dict[int, list[fx.Node]] = field(default_factory=dict)
     frozen: dict[int, str] = field(default_factory=dict)
     unordered: dict[int, str] = field(default_factory=dict)
+    heads: set[int] = field(default_factory=set)  # groups whose channels are heads of attention
+    embeddings: set[int] = field(default_factory=set)
     _counts: dict[fx.Node, Layout] = field(default_factory=dict)  # the channels whose number a move is given
     _group_of: list[int] = field(default_factory=list)  # by channel
     _members: dict[int, list[int]] = field(default_factory=dict)  # the channels of a group in the order of its places
@@ -49,14 +51,16 @@ class Channels:
         nodes = self.graph.graph.nodes
         calls = [str(node.target) for node in nodes if node.op == "call_module"]
         read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+        self.layers = set(calls)
         self.shared = {name for name in calls if calls.count(name) > 1 or name in read}
         entries = Entries(self.graph, self.shared)
         roots = entries.roots()
         self._find_moves(entries, roots)
         self.rows = {name: tuple(roots[ids].tolist()) for name, ids in entries.rows.items()}
         self._group(roots.tolist())
-        for channel, reason in entries.reasons:
+        for channel, reason in entries.reasons():
             self.frozen.setdefault(self._group_of[channel], reason)
+        self.heads = {self._group_of[channel] for ids in entries.heads for channel in core(ids).unique().tolist()}
         for node, ids in entries.joins:
             for group in {self._group_of[channel] for channel in ids.tolist()} & set(self.producers):
                 self.joins.setdefault(group, []).append(node)
@@ -131,7 +135,8 @@ class Channels:
         for name, row in self.rows.items():
             group = self._group_of[row[0]]
             if [self._place_of[channel] for channel in row] != list(range(self.sizes[group])):
-                self.unordered.setdefault(group, f"{name} writes its channels in an order of their own")
+                what = "heads, which stay whole" if group in self.heads else "its channels in an order of their own"
+                self.unordered.setdefault(group, f"{name} writes {what}")
         for node, layout in self.layouts.items():
             for group, run in self._runs(layout):
                 places = torch.tensor([self._place_of[channel] for channel in run])

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .calls import arguments
+from .contractions import CONTRACTIONS, Contraction, product_of
 from .moves import along, compact, core, is_joint, is_move, run, varying
 from .operators import (
     CONVS,
@@ -22,13 +23,12 @@ from .operators import (
     called,
     in_groups,
     is_per_channel,
-    keeps_channel_axis,
     sees_pixels,
 )  # fmt: skip
 from .tracing import attribute, gives_tensors, module_of, shape
+from .unions import NONE, Unions
 
 OUTPUT = "the network's output"
-NONE = 0  # the number of what is no channel: a constant, a mask of pixels
 COUNTED = "the number of its channels, which is not followed"
 LARGEST = 2**20  # entries of a parameter beside the layers that are told apart
 
@@ -37,21 +37,22 @@ _MIXING = {"softmax", "log_softmax", "softmin", "normalize", "cumsum"}
 _HARMLESS = {"dim", "ndimension", "is_floating_point", "is_complex", "get_device", "is_contiguous"}
 
 
-class Entries:
+class Entries(Unions):
     """Runs a graph on the numbers of its channels.
 
     `values` has of each node the channel of each entry, numbers and sizes as they are; `rows` the output axis of each
-    layer that writes channels; `reasons` why channels are frozen, in order; `joins` the channels that a node has tied.
+    layer that writes channels; `joins` the channels that a node has tied, and `heads` those that are heads of attention
+    or other matrices of a batch.
     """
 
     def __init__(self, graph: fx.GraphModule, shared: set[str]) -> None:
+        super().__init__()
         self.graph, self.shared = graph, shared
         self.values: dict[fx.Node, Any] = {}
         self.rows: dict[str, Tensor] = {}
-        self.reasons: list[tuple[int, str]] = []
+        self.heads: list[Tensor] = []
         self.joins: list[tuple[fx.Node, Tensor]] = []
         self.indices: set[fx.Node] = set()  # nodes whose values are a buffer's own numbers
-        self._parents = [NONE]
         self._counts: dict[fx.Node, list[Tensor]] = {}  # of numbers that say how many channels there are
         self._parameters: dict[str, Tensor] = {}
         for node in graph.graph.nodes:
@@ -59,52 +60,6 @@ class Entries:
         roots = self.roots()
         for node in set(self.values) - self.indices:
             self.values[node] = tree_map(lambda v: compact(roots[v]) if isinstance(v, Tensor) else v, self.values[node])
-
-    # -- the union-find ------------------------------------------------------------------------------------------
-
-    def roots(self) -> Tensor:
-        """The number by which each channel is known after all unions."""
-        return torch.tensor([self._find(channel) for channel in range(len(self._parents))])
-
-    def _find(self, channel: int) -> int:
-        while self._parents[channel] != channel:
-            self._parents[channel] = self._parents[self._parents[channel]]
-            channel = self._parents[channel]
-        return channel
-
-    def _settled(self, ids: Tensor) -> Tensor:
-        """The same entries by the numbers under which their channels are known by now."""
-        channels, inverse = core(ids).unique(return_inverse=True)
-        roots = torch.tensor([self._find(channel) for channel in channels.tolist()])
-        return compact(roots[inverse].expand(ids.shape))
-
-    def _varies(self, ids: Tensor, axes: set[int]) -> bool:
-        """Whether channels differ along one of these axes."""
-        return bool(axes & set(varying(ids))) and bool(axes & set(varying(self._settled(ids))))
-
-    def _open(self, size: tuple[int, ...], axes: tuple[int, ...], reason: str = "") -> Tensor:
-        """New channels, one for each place on these axes of a tensor."""
-        spread = torch.Size(n if axis in axes else 1 for axis, n in enumerate(size))
-        first = len(self._parents)
-        self._parents += range(first, first + spread.numel())
-        ids = torch.arange(first, first + spread.numel()).view(spread).expand(size)
-        if reason:
-            self.freeze(ids, reason)
-        return ids
-
-    def freeze(self, value: Any, reason: str) -> None:
-        """Let the channels of tensors stay, for this reason."""
-        for ids in tree_leaves(value):
-            if isinstance(ids, Tensor):
-                self.reasons += [(channel, reason) for channel in core(ids).unique().tolist() if channel != NONE]
-
-    def _tie(self, a: Tensor, b: Tensor) -> None:
-        """Make one of the channels that lie at the same places of two tensors."""
-        a, b = torch.broadcast_tensors(core(a), core(b))
-        for left, right in torch.stack([a.flatten(), b.flatten()]).unique(dim=1).T.tolist():
-            if NONE not in (left, right):
-                root, child = sorted((self._find(left), self._find(right)))
-                self._parents[child] = root
 
     # -- the rules, one a kind of node ---------------------------------------------------------------------------
 
@@ -182,11 +137,15 @@ class Entries:
             return self._refuse(node, sources)
         if name in JOINTS:
             return self._join(node, sources)
-        if is_per_channel(node) or (name == "pad" and keeps_channel_axis(node)):
+        if is_per_channel(node):
             return self._each(node, sources[0])
-        if name == "layer_norm":
+        if name in CONTRACTIONS:
+            return self._attend(node) if name.startswith("scaled") else self._multiply(node, sources)
+        if name == "pad":
+            return self._pad(node, sources[0])
+        if name in ("layer_norm", "rms_norm"):
             last = range(len(shape(node)) - len(arguments(node)["normalized_shape"]), len(shape(node)))
-            return self._mix(sources[0], tuple(last), "LayerNorm normalises over all of its channels")
+            return self._mix(sources[0], tuple(last), f"{name} normalises over all of its channels")
         if name in _REDUCTIONS | _MIXING:
             return self._over(node, sources[0], name)
         return self._refuse(node, sources)
@@ -247,13 +206,11 @@ class Entries:
     def _only_along(self, node: fx.Node, source: fx.Node, axis: int) -> None:
         """Freeze what lies on another axis than the one that a layer takes for channels."""
         ids = self._ids(source)
-        if self._varies(ids, set(range(ids.dim())) - {axis % ids.dim()}):
-            self.freeze(ids, f"{node.name} reads its channels as places")
+        self.freeze(ids, f"{node.name} reads its channels as places", set(range(ids.dim())) - {axis % ids.dim()})
 
     def _mix(self, source: fx.Node, axes: tuple[int, ...], reason: str) -> Tensor:
         ids = self._ids(source)
-        if self._varies(ids, set(axes)):
-            self.freeze(ids, reason)
+        self.freeze(ids, reason, set(axes))
         return ids
 
     def _each(self, node: fx.Node, source: fx.Node) -> Tensor:
@@ -277,8 +234,7 @@ class Entries:
         dim = asked.get("dim")
         dims = range(ids.dim()) if dim is None or dim == [] else dim if isinstance(dim, (tuple, list)) else [dim]
         axes = {axis % max(ids.dim(), 1) for axis in dims if isinstance(axis, int)}
-        if self._varies(ids, axes):
-            self.freeze(ids, f"{node.name} is taken over its channels")
+        self.freeze(ids, f"{node.name} is taken over its channels", axes)
         if name in _MIXING:
             return ids
         for axis in sorted(axes, reverse=True):
@@ -310,20 +266,66 @@ class Entries:
                 self._tie(given[0], ids)
 
     def _join(self, node: fx.Node, sources: list[fx.Node]) -> Tensor:
-        """Several tensors, entry by entry; one that is spread over the others' channels is tied to none of them."""
-        size = shape(node)
-        given = [self._ids(source) for source in sources]
+        """Several tensors, entry by entry."""
+        joined, channels = self._together(node, [self._ids(source) for source in sources])
+        if len(channels) > 1:
+            self.joins.append((node, torch.cat([core(ids).flatten() for ids in channels]).unique()))
+        return joined.expand(shape(node))
+
+    def _together(self, node: fx.Node, given: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """What tensors give entry by entry, and which of them have channels there.
+
+        One that is spread over the others' channels is tied to none of them, and stays.
+        """
+        size = torch.broadcast_shapes(*(ids.shape for ids in given))
         aligned = [ids[(None,) * (len(size) - ids.dim())] for ids in given]
         axes = {axis for ids in aligned for axis in varying(ids)}
         tied = [ids for ids in aligned if all(ids.shape[axis] == size[axis] for axis in axes)]
-        if any(varying(ids) for ids in aligned if all(ids is not other for other in tied)):
-            self.freeze(given, f"{node.name} spreads its channels over two axes")
+        spread = [ids for ids in aligned if varying(ids) and all(ids is not other for other in tied)]
+        self.freeze(spread, f"{node.name} spreads its channels over two axes")
         for ids in tied[1:]:
             self._tie(tied[0], ids)
         channels = [ids for ids in tied if int(core(ids).max()) != NONE]
-        if len(channels) > 1:
-            self.joins.append((node, torch.cat([core(ids).flatten() for ids in channels]).unique()))
-        return (channels or tied or aligned)[0].expand(size)
+        return (channels or tied or aligned)[0].expand(size), channels
+
+    def _multiply(self, node: fx.Node, sources: list[fx.Node]) -> Any:
+        """A product of matrices, and what is added to it."""
+        product = product_of(node)
+        if product is None:
+            return self._refuse(node, sources)
+        contraction = Contraction(node.name, self._tie, self.freeze)
+        a, b = (self._ids(operand) for operand in product.operands)
+        ids = contraction.of((a, b), product.letters, product.result, shape(node))
+        self.heads += contraction.heads
+        added = [self._ids(source) for source in sources if source not in product.operands]
+        return self._together(node, [ids, *added])[0] if called(node) in ("baddbmm", "addmm") else ids
+
+    def _attend(self, node: fx.Node) -> Tensor:
+        """Scaled dot-product attention: a key and value that several queries share go with all of these."""
+        given = arguments(node)
+        query, key, value = (self._ids(given[name]) for name in ("query", "key", "value"))
+        if given.get("enable_gqa"):
+            key, value = (compact(x.repeat_interleave(query.shape[-3] // x.shape[-3], -3)) for x in (key, value))
+        contraction = Contraction(node.name, self._tie, self.freeze)
+        batch = "abcdefgh"[: query.dim() - 2]
+        size = (*torch.broadcast_shapes(query.shape[:-2], key.shape[:-2]), query.shape[-2], key.shape[-2])
+        scores = contraction.of((query, key), (f"{batch}xw", f"{batch}yw"), f"{batch}xy", size)
+        if not contraction.heads and given.get("scale") is None:
+            self.freeze([query, key], f"{node.name} is scaled by the number of its channels")
+        if isinstance(given.get("attn_mask"), fx.Node):
+            scores = self._together(node, [scores, self._ids(given["attn_mask"])])[0]
+        attended = contraction.of((compact(scores), value), (f"{batch}xy", f"{batch}yz"), f"{batch}xz", shape(node))
+        self.heads += contraction.heads
+        return attended
+
+    def _pad(self, node: fx.Node, source: fx.Node) -> Tensor:
+        """Pads beside the channels; what is padded along them stays."""
+        ids, size, pads = self._ids(source), shape(node), arguments(node)["pad"]
+        axes = {ids.dim() - 1 - index // 2 for index, pad in enumerate(pads) if pad != 0}
+        self.freeze(ids, f"{node.name} pads its channels", axes)
+        for axis in axes:
+            ids = ids.narrow(axis, 0, 1).expand([size[axis] if a == axis else n for a, n in enumerate(ids.shape)])
+        return ids
 
     def _refuse(self, node: fx.Node, sources: list[fx.Node]) -> Any:
         kind = node.target if module_of(node) is None else type(module_of(node))

@@ -4,6 +4,7 @@ A view, a permutation, a slice or a shuffle is followed by running it on the num
 whatever way it is written, where each channel went is known exactly.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +14,17 @@ from torch import Tensor, fx, nn
 
 from .calls import arguments
 from .operators import called, in_groups, keeps_zero
-from .tracing import module_of
+from .tracing import module_of, shape
 
 _MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle)
 # Written with the new sizes; the methods alone.
-_SIZED = {"view", "reshape", "expand"}
+_SIZED = {"view", "reshape", "expand", "unflatten"}
 _PIECES = {"chunk", "split", "tensor_split"}
 _SELECTING = {"getitem", "__getitem__", "narrow", "index_select", "channel_shuffle", "select", "roll", "flip"}
 # Right as they stand, however many channels there are.
 _PLAIN = set(
     "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint squeeze unsqueeze contiguous clone "
-    "cat concat stack repeat_interleave pixel_shuffle pixel_unshuffle expand_as unbind".split()
+    "cat concat stack repeat repeat_interleave tile pixel_shuffle pixel_unshuffle expand_as unbind".split()
 )
 _JOINTS = {"cat", "concat", "stack"}
 
@@ -37,6 +38,8 @@ def is_move(node: fx.Node) -> bool:
     """Whether a node moves what it reads, and computes nothing."""
     if node.op == "call_module":
         return isinstance(module_of(node), _MODULES)
+    if node.target is getattr:
+        return node.args[1] in ("T", "mT")
     return called(node) in _SIZED | _PIECES | _SELECTING | _PLAIN
 
 
@@ -128,12 +131,10 @@ def move_of(node: fx.Node, values: Callable[[fx.Node], Any]) -> Move | None:
         return None
     if len(varying(ids)) > 1:
         return _select(node, _steps(node, values), values)
-    if name in _SIZED:
+    if name in _SIZED or isinstance(module_of(node), nn.Unflatten):
         return _size(node, result)
     if name in _SELECTING or isinstance(module_of(node), nn.ChannelShuffle):
         return _select(node, [node], values)
-    if isinstance(module_of(node), nn.Unflatten):
-        raise ValueError(f"{node.name} is not followed")
     return None
 
 
@@ -146,11 +147,16 @@ def _pieces(node: fx.Node, axes: tuple[int, ...], values: Callable[[fx.Node], An
     return Move("pieces", (node,), axis, tuple(along(piece, axis) for piece in _places([node], axis, values)))
 
 
-def _size(node: fx.Node, result: Tensor) -> Move:
-    sizes = _sizes(node)
-    if len(sizes) != result.dim() or not varying(result):
+def _size(node: fx.Node, result: Tensor) -> Move | None:
+    first, sizes = _sizes(node, result.dim())
+    if not varying(result):
         raise ValueError(f"{node.name} is not followed")
-    return Move("size", (node,), varying(result)[0])
+    axis = varying(result)[0]
+    if called(node) == "unflatten" or node.op == "call_module":
+        return Move("size", (node,), axis) if first <= axis < first + len(sizes) else None
+    if len(sizes) != result.dim():
+        raise ValueError(f"{node.name} is not followed")
+    return Move("size", (node,), axis)
 
 
 def _select(node: fx.Node, steps: list[fx.Node], values: Callable[[fx.Node], Any]) -> Move | None:
@@ -197,12 +203,22 @@ def _places(steps: list[fx.Node], axis: int, values: Callable[[fx.Node], Any]) -
     return places[steps[-1]]
 
 
-def _sizes(node: fx.Node) -> tuple:
-    """The sizes that a view is asked for, given one by one or as a tuple; () where they are not told apart."""
+def _sizes(node: fx.Node, rank: int) -> tuple[int, tuple]:
+    """The first axis whose size is asked for, and the sizes, given one by one or as a tuple; () if not told apart."""
+    if isinstance(module := module_of(node), nn.Unflatten):
+        return _unflattened(module.dim, module.unflattened_size, rank)
+    if called(node) == "unflatten":
+        given = arguments(node)
+        return _unflattened(given["dim"], given["sizes"], rank)
     sizes = tuple(node.args[1:]) or tuple(node.kwargs.get(name) for name in ("shape", "size") if name in node.kwargs)
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-        return tuple(sizes[0])
-    return sizes
+        return 0, tuple(sizes[0])
+    return 0, sizes
+
+
+def _unflattened(axis: Any, sizes: Any, rank: int) -> tuple[int, tuple]:
+    """Of an axis that becomes several: the first of these, and their sizes."""
+    return axis % (rank - len(sizes) + 1), tuple(sizes)
 
 
 def rewrite(node: fx.Node, move: Move, before: Tensor, after: Tensor, register: Callable[[Tensor], str]) -> None:
@@ -211,16 +227,10 @@ def rewrite(node: fx.Node, move: Move, before: Tensor, after: Tensor, register: 
     `register` keeps positions beside the weights and says under which name.
     """
     graph, source = node.graph, move.source
-    if move.kind == "size":
-        sizes = list(_sizes(node))
-        if sizes[move.axis] != -1:
-            sizes[move.axis] = int(after.sum()) if -1 in sizes else -1
-        node.args, node.kwargs = (source, tuple(sizes)), {}
-        if node.target == "view":  # what is left may lie apart in memory
-            node.target = "reshape"
-        return
     with graph.inserting_before(node):
-        if move.kind == "pieces":
+        if move.kind == "size":
+            new = _resized(node, move, after)
+        elif move.kind == "pieces":
             counts = [int(before[piece].sum()) for piece in move.entries]
             new = graph.call_function(torch.split, (source, counts, move.axis))
         else:
@@ -230,6 +240,24 @@ def rewrite(node: fx.Node, move: Move, before: Tensor, after: Tensor, register: 
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
+
+
+def _resized(node: fx.Node, move: Move, after: Tensor) -> fx.Node:
+    """The view with the sizes of what is left: reshaped, as that may lie apart in memory."""
+    graph, given = node.graph, shape(node)
+    first, asked = _sizes(node, len(given))
+    sizes, axis = list(asked), move.axis - first
+    if sizes[axis] != -1 and -1 not in sizes:
+        sizes[axis] = -1
+    elif sizes[axis] != -1 and isinstance(sizes[axis], fx.Node):
+        times = graph.call_function(operator.mul, (sizes[axis], int(after.sum())))
+        sizes[axis] = graph.call_function(operator.floordiv, (times, len(after)))
+    elif sizes[axis] != -1:
+        sizes[axis] = int(after.sum())
+    if first or called(node) == "unflatten" or node.op == "call_module":
+        return graph.call_method("unflatten", (move.source, first, tuple(sizes)))
+    name = "expand" if called(node) == "expand" else "reshape"
+    return graph.call_method(name, (move.source, tuple(sizes)))
 
 
 def _selected(graph: fx.Graph, source: fx.Node, axis: int, index: Tensor, register: Callable[[Tensor], str]) -> fx.Node:

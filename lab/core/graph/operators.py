@@ -22,7 +22,8 @@ _ZERO_MODULES = (
     nn.SELU, nn.Softsign, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-    nn.Upsample,
+    nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d,
+    nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d,
 )  # fmt: skip
 # Functions and methods alike; the last two are how torchvision and timm call stochastic depth.
 _ZERO_NAMES = set(
@@ -33,7 +34,16 @@ _ZERO_NAMES = set(
     "stochastic_depth drop_path".split()
 )
 # Per-channel operations that do not: a channel of zeros comes out as a constant.
-_OTHER_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus, nn.Hardtanh)
+_OTHER_MODULES = (
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.LogSigmoid,
+    nn.Softplus,
+    nn.Hardtanh,
+    nn.ConstantPad1d,
+    nn.ConstantPad2d,
+    nn.ConstantPad3d,
+)
 _OTHER_NAMES = set(
     "sigmoid hardsigmoid logsigmoid softplus hardtanh exp log log1p rsqrt reciprocal pow clamp clamp_min clamp_max "
     "clip rsub".split()
@@ -41,7 +51,8 @@ _OTHER_NAMES = set(
 _PRODUCT_NAMES = {"mul", "multiply"}
 # Operations of several tensors, entry by entry.
 JOINTS = _PRODUCT_NAMES | set(
-    "add sub subtract div divide truediv true_divide maximum minimum where pow lerp addcmul eq ne lt le gt ge".split()
+    "add sub subtract div divide truediv true_divide maximum minimum where pow lerp addcmul eq ne lt le gt ge "
+    "masked_fill".split()
 )
 # Positively homogeneous: f(m x) = m f(x) for m >= 0, so that a scale may be moved through them exactly.
 _HOMOGENEOUS_MODULES = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Dropout2d)

@@ -13,8 +13,10 @@ from torch.nn.utils import parametrize
 
 from ..batch import Example, call, device_for, each, moved, tensors
 from ..errors import first_line
+from ..models import uncompiled, validate_model
 from ..task import evaluating
 from ..training import seeded
+from .attention import drop_unused, plain_attention
 from .by_example import ExampleTracer
 from .inplace import OWN, Shapes, out_of_place
 from .proxies import Tracer
@@ -53,6 +55,7 @@ def _traced(model: nn.Module, example: Example, tracer: Tracer) -> fx.GraphModul
     if not any(parameter.requires_grad for parameter in copy.parameters()):
         for parameter in copy.parameters():
             parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    plain_attention(copy, example)
     versions = [(name, tensor, tensor._version) for name, tensor in _named_tensors(copy)]
     try:
         graph = fx.GraphModule(copy, tracer.trace(copy), type(model).__name__)
@@ -65,6 +68,7 @@ def _traced(model: nn.Module, example: Example, tracer: Tracer) -> fx.GraphModul
     for name, tensor, version in versions:
         if traced.get(name) is not tensor or tensor._version != version:
             raise ValueError(f"{type(model).__name__} changes its own {name} in forward: {OWN}")
+    drop_unused(graph)
     propagate(graph, example)
     out_of_place(graph, _placed(graph, example))
     propagate(graph, example)
@@ -111,11 +115,15 @@ def _takes_batches(graph: nn.Module, model: nn.Module, example: Example) -> bool
 
 
 def _outputs(net: nn.Module, example: Example) -> list[torch.Tensor]:
+    """The tensors that a network answers an example with; a one-line ValueError where there is none."""
+    placed = each(example, lambda x: x.to(device_for(net, example), copy=True))  # a first layer may write into it
     with torch.no_grad(), evaluating(net), seeded(0):
-        device = device_for(net, example)
-        return list(
-            tensors(call(net, each(example, lambda x: x.to(device, copy=True))))
-        )  # a first layer may write in it
+        output = call(net, placed)
+    outputs = list(tensors(output))
+    if not outputs:
+        kind = type(output).__name__
+        raise ValueError(f"{type(net).__name__} answers with a {kind}, in which there is no tensor: return one")
+    return outputs
 
 
 def _outputs_match(graph: nn.Module, model: nn.Module, example: Example) -> bool:
@@ -139,18 +147,15 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
-    """A copy whose weights are plain parameters, without hooks."""
+    """A copy whose weights are plain parameters, without hooks, of what was compiled the network itself."""
+    validate_model(model)
     for name, module in model.named_modules():
         called = name or type(model).__name__
-        if inside := _wrapped(module):
-            raise ValueError(f"{called} is wrapped around a network: give its .{inside}")
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"{called} is TorchScript, which is not traced: give the nn.Module it was made from")
         if part := _computed(module):
             remedy = "call torch.nn.utils.remove_weight_norm, or prune.remove, first"
             raise ValueError(f"{called} computes its {part} in a hook: {remedy}")
     try:
-        copy = deepcopy(model)
+        copy = uncompiled(deepcopy(model))
     except RuntimeError as error:
         raise ValueError(f"{type(model).__name__} cannot be copied ({first_line(error)})") from error
     for module in copy.modules():
@@ -160,13 +165,6 @@ def _plain_copy(model: nn.Module) -> nn.Module:
         if parametrize.is_parametrized(module) and name:
             copy.set_submodule(name, _unparametrized(module))
     return copy
-
-
-def _wrapped(module: nn.Module) -> str:
-    """Where a wrapper of a network has it, '' for a module that is none."""
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return "module"
-    return "_orig_mod" if "_orig_mod" in module._modules else ""  # torch.compile's
 
 
 def _computed(module: nn.Module) -> str:

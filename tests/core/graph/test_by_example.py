@@ -140,7 +140,8 @@ def test_a_traced_program_answers_as_it_does_for_every_batch_and_picture(steps, 
     torch.manual_seed(0)
     model = Program(steps, form).eval()
     graph = trace(model, pictures())
-    assert {name for name, _ in graph.named_parameters()} <= {name for name, _ in model.named_parameters()}
+    names = {name for name, _ in graph.named_parameters() if not name.startswith("tokens.")}  # q, k and v apart
+    assert names <= {name for name, _ in model.named_parameters()}
     check(graph, model, pictures())
     check(graph, model, pictures(3))
     check(graph, model, pictures(2, 12, 16))

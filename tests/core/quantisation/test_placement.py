@@ -169,14 +169,16 @@ def test_what_stays_in_float_is_named_and_what_moves_values_is_not():
             return self.last(F.gelu(torch.cat([a * b.softmax(-1), b], 1)[:, 0]))
 
     graph = fold_batch_norms(Tokens(), X)
+    heads = [f"heads.{part}_proj" for part in ("q", "k", "v", "out")]
     assert left_in_float(graph, ("first", "last")) == {
-        "heads": "MultiheadAttention is not quantised here",
+        **dict.fromkeys(heads, "Linear is not quantised here"),
+        "scaled_dot_product_attention": "scaled_dot_product_attention is computed in float",
         "norm": "LayerNorm is not quantised here",
         "softmax": "softmax is computed in float",
         "mul_1": "mul is computed in float",
         "gelu": "gelu is computed in float",
     }
-    assert left_in_float(graph, ("first", "norm", "heads"), operators=False) == {"last": "Linear is not quantised here"}
+    assert left_in_float(graph, ("first", "norm", *heads), operators=False) == {"last": "Linear is not quantised here"}
 
 
 def stochastic_depth(x, p, mode, training=True):
