@@ -51,6 +51,16 @@ def validate_weights(model: nn.Module) -> None:
             raise ValueError(f"{name} is on the meta device, without numbers: load weights, or build it on the cpu")
 
 
+def validate_precision(model: nn.Module, example: Example) -> None:
+    """Raise a one-line ValueError for weights in half precision, whose own rounding is coarser than a quantiser's."""
+    for name, tensor in model.named_parameters():
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{name} is in {kind}, too coarse to quantise from: give model.float() and float32 batches"
+            )
+
+
 def validate_inputs(x: Example) -> None:
     """Raise a one-line ValueError for inputs that cannot be computed with."""
     for tensor in tensors(x):
