@@ -56,9 +56,7 @@ def validate_precision(model: nn.Module, example: Example) -> None:
     for name, tensor in model.named_parameters():
         if tensor.dtype in (torch.float16, torch.bfloat16):
             kind = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"{name} is in {kind}, too coarse to quantise from: give model.float() and float32 batches"
-            )
+            raise ValueError(f"{name} is in {kind}, too coarse to quantise: give model.float() and float32 batches")
 
 
 def validate_inputs(x: Example) -> None:
