@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -13,12 +12,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from .batch import Example, call, device_for, each, moved, tensors
 from .errors import first_line
 from .task import evaluating
 
 __all__ = ["Latency", "bytes_stored", "latencies", "latency", "layer_macs", "macs", "parameters"]
 
-Example = torch.Tensor | tuple | dict  # one input, the positional inputs, or the inputs by name
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # batch and instance norms: _NormBase
 _WARM_UP = 3  # calls before the clock starts: the first ones allocate and choose algorithms
 
@@ -148,23 +147,23 @@ def latencies(
                 start = time.perf_counter()
                 calls[name]()
                 times[name].append(1000 * (time.perf_counter() - start))
-    return {name: _summary(times[name], batch, threads, _device(models[name], example)) for name in models}
+    return {name: _summary(times[name], batch, threads, device_for(models[name], example)) for name in models}
 
 
 def _prepared(name: str, model: nn.Module, example: Example) -> Callable[[], None]:
     """A call that runs the model once and returns when its device has finished."""
-    device = _device(_checked(model), example)
+    device = device_for(_checked(model), example)
     if device.type == "meta":
         raise ValueError(f"{name} is on the meta device, which computes nothing: build it on the cpu to time it")
-    moved = _moved(example, device)
-    _output(model, moved)  # a wrong example fails here, in one line, before anything is timed
+    placed = moved(example, device)
+    _output(model, placed)  # a wrong example fails here, in one line, before anything is timed
 
-    def call() -> None:
+    def timed() -> None:
         with torch.no_grad():
-            _apply(model, moved)
+            call(model, placed)
         _settle(device)
 
-    return call
+    return timed
 
 
 def _settle(device: torch.device) -> None:
@@ -206,53 +205,21 @@ def _counting() -> Iterator[FlopCounterMode]:
 
 def _output(model: nn.Module, example: Example) -> Any:
     """The model's output in eval mode, or a one-line error that says why there is none."""
-    moved = _moved(example, _device(model, example))
+    placed = moved(example, device_for(model, example))
     try:
         with torch.no_grad(), evaluating(model):
-            return _apply(model, moved)
+            return call(model, placed)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         reason = first_line(error)
-        shapes = ", ".join(str(tuple(x.shape)) for x in _leaves(example)) or type(example).__name__
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors(example)) or type(example).__name__
         raise ValueError(
             f"the model does not take an example of shape {shapes} ({reason}): give one that it does"
         ) from error
 
 
-def _apply(model: nn.Module, example: Example) -> Any:
-    if isinstance(example, dict):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
-
-
-def _leaves(example: Example) -> list[torch.Tensor]:
-    """The tensors of an example."""
-    values = example.values() if isinstance(example, dict) else example if isinstance(example, tuple) else (example,)
-    return [value for value in values if isinstance(value, torch.Tensor)]
-
-
-def _each(example: Example, change: Callable[[torch.Tensor], torch.Tensor]) -> Example:
-    """The example with every tensor changed."""
-    if isinstance(example, dict):
-        return {name: _each(value, change) for name, value in example.items()}
-    if isinstance(example, tuple):
-        return tuple(_each(value, change) for value in example)
-    return change(example) if isinstance(example, torch.Tensor) else example
-
-
-def _moved(example: Example, device: torch.device) -> Example:
-    return _each(example, lambda x: x.to(device))
-
-
 def _batched(example: Example, batch: int) -> Example:
     """The first item of every tensor, `batch` times; tensors without axes stay."""
-    return _each(example, lambda x: x[:1].repeat(batch, *[1] * (x.ndim - 1)) if x.ndim else x)
-
-
-def _device(model: nn.Module, example: Example) -> torch.device:
-    """Where the model is; a model without tensors is where its example is."""
-    for tensor in chain(model.parameters(), model.buffers(), _leaves(example)):
-        return tensor.device
-    return torch.device("cpu")
+    return each(example, lambda x: x[:1].repeat(batch, *[1] * (x.ndim - 1)) if x.ndim else x)
 
 
 def _checked(model: nn.Module) -> nn.Module:

@@ -16,9 +16,10 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
 from . import store
+from .batch import IGNORED, call, device_for, each, logits_of, moved, size, tensors
 from .errors import first_line
 from .running import Run, fingerprint
-from .task import Task, evaluating, inputs
+from .task import Task, evaluating
 from .training import SINGLE, Stage, Step, descend, unmoved
 
 
@@ -34,7 +35,7 @@ def finetune(
 ) -> list[Step]:
     """Train the model in place on the task's own loss: SGD with momentum 0.9, the rate a tenth after each 30 %.
 
-    Batches are (x, y). `penalty(model)` may add to the gradients before each update. The model is left in eval mode.
+    `penalty(model)` may add to the gradients before each update. The model is left in eval mode.
     If it is broken off, the model has its old weights back and the checkpoint the new. Labels that the loss does not
     take are a one-line ValueError before the first step.
     """
@@ -57,7 +58,6 @@ def _fit(
     penalty: Callable[[nn.Module], None] | None = None,
 ) -> list[Step]:  # fmt: skip
     """Train in place; `stage_of` makes the stage of all that changes."""
-    device = next(model.parameters()).device
     optimiser, schedule = sgd(model.parameters(), lr, steps)
     if penalty is not None:
         optimiser.register_step_pre_hook(lambda *_: penalty(model))
@@ -65,8 +65,7 @@ def _fit(
     model.train()
 
     def fit(batch: Any) -> dict[str, Tensor]:
-        x, y = batch[0].to(device), batch[1].to(device)
-        return {"task": task.loss(model(x), y)}
+        return {"task": task.fit(model, batch)[0]}
 
     for _ in descend(fit, task.batches, optimiser, stage, steps=steps, schedule=schedule, progress=progress):
         pass
@@ -92,42 +91,61 @@ def sgd(parameters: Iterable[nn.Parameter], lr: float, steps: int) -> tuple[SGD,
 
 
 def has_labels(task: Task) -> bool:
-    """Whether the task's batches are (x, y); a TypeError for labels that are no tensor."""
-    batch = task.first_batch()
-    y = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    """Whether a model can learn from more than the inputs; a TypeError for class numbers that are no tensor.
+
+    Cross entropy, the default loss, needs labels that are a tensor; another loss may take lists and dictionaries.
+    """
+    if task.batch_loss is not None:
+        return True
+    y = task.labels_of(task.first_batch())
     if isinstance(y, np.ndarray) or (isinstance(y, (list, tuple)) and y and isinstance(y[0], (int, float))):
         raise TypeError(f"the labels of Task.batches are a {type(y).__name__}: give a tensor, torch.tensor(labels)")
-    return isinstance(y, Tensor)
+    if isinstance(y, Tensor) or task.loss is F.cross_entropy:
+        return isinstance(y, Tensor)
+    return y is not None and (task.labels is not None or next(tensors(y), None) is not None)
 
 
 def validate_labels(task: Task) -> None:
     """Raise a one-line ValueError unless the task's loss takes the labels of the first batch, where it has some."""
     if not has_labels(task):
         return
-    x, y = task.first_batch()[:2]
-    device = next(task.model.parameters(), x).device
+    batch, device = task.first_batch(), device_for(task.model)
     with torch.no_grad(), unmoved(), evaluating(task.model):
-        output = task.model(x.to(device))
+        if task.batch_loss is not None:
+            if reason := _misfit(lambda: task.fit(task.model, batch)[0]):
+                raise ValueError(f"Task.batch_loss fails on the first batch ({reason}): let it give one number")
+            return
+        y = task.labels_of(batch)
+        output = call(task.model, moved(task.inputs_of(batch), device))
         validate_classes(task, output, y)
-        try:
-            loss = task.loss(output, y.to(device))
-            holds = loss.numel() == 1 and not loss.isnan()
-            reason = "it is not one number" if loss.numel() != 1 else "it is NaN"
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
-            holds, reason = False, first_line(error)
-    if not holds:
+        reason = _misfit(lambda: task.loss_of(output, moved(y, device)))
+    if reason:
+        named = isinstance(y, Tensor)
+        takes = f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}" if named else type(y).__name__
         gives = f"outputs of {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ValueError(
-            f"Task.loss does not take the labels, {str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}, for "
-            f"{gives} ({reason}): for cross_entropy give integers (N,) as int64, or another Task.loss"
+            f"Task.loss does not take the labels, {takes}, for {gives} ({reason}): for cross_entropy give integers "
+            "(N,) as int64, or another Task.loss"
         )
+
+
+def _misfit(compute: Callable[[], Tensor]) -> str:
+    """Why a loss is none to learn from, '' for one number."""
+    try:
+        loss = compute()
+        if loss.numel() != 1:
+            return "it is not one number"
+        return "it is NaN" if loss.isnan() else ""
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError, AttributeError) as error:
+        return first_line(error)
 
 
 def validate_classes(task: Task, output: Any, y: Any) -> None:
     """Raise a one-line ValueError if cross entropy would meet a label that is not one of the model's classes."""
+    output = logits_of(output)
     if task.loss is not F.cross_entropy or not isinstance(output, Tensor) or output.dim() < 2 or y.is_floating_point():
         return
-    classes, labels = output.shape[1], y[y != -100]  # -100 is what cross entropy leaves out
+    classes, labels = output.shape[1], y[y != IGNORED]
     low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
     if y.shape != output.shape and not 0 <= low <= high < classes:
         raise ValueError(
@@ -138,23 +156,24 @@ def validate_classes(task: Task, output: Any, y: Any) -> None:
 
 def validate_batches(task: Task) -> None:
     """Raise a one-line ValueError if the loader is known to end in one picture alone, and batch norm cannot take it."""
-    if not _leaves_one(task.batches):
+    if not _leaves_one(task):
         return
     model = deepcopy(task.model).train()
-    x = inputs(task.first_batch())[:1].to(next(model.parameters()).device)
+    x = each(task.inputs_of(task.first_batch()), lambda tensor: tensor[:1].to(device_for(model)))
     with torch.no_grad(), unmoved():
         try:
-            model(x)
+            call(model, x)
         except ValueError as error:
             if "more than 1 value per channel" in str(error):
                 raise ValueError(f"Task.batches: {SINGLE}") from error
 
 
-def _leaves_one(batches: Any) -> bool:
+def _leaves_one(task: Task) -> bool:
+    batches = task.batches
     if isinstance(batches, (list, tuple)):
-        return any(len(inputs(batch)) == 1 for batch in batches)
-    size = getattr(batches, "batch_size", None)
+        return any(size(task.inputs_of(batch)) == 1 for batch in batches)
+    count = getattr(batches, "batch_size", None)
     sampler: Any = getattr(batches, "sampler", None)
-    if not isinstance(size, int) or getattr(batches, "drop_last", True) or not hasattr(sampler, "__len__"):
+    if not isinstance(count, int) or getattr(batches, "drop_last", True) or not hasattr(sampler, "__len__"):
         return False
-    return len(sampler) % size == 1 % size
+    return len(sampler) % count == 1 % count

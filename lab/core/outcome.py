@@ -1,5 +1,6 @@
 """What a run leaves behind, and how it is stored."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,12 @@ def restored(kind: type[Outcome], recipe: type, saved: dict[str, Any], folder: P
     except (KeyError, IndexError, AttributeError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{folder} is damaged ({reason}): save the outcome again") from error
+
+
+def base_config(model: nn.Module) -> Any:
+    """What `lab.nets` builds a network again from; None for a network of the user's own, whatever its `config` is."""
+    config = getattr(model, "config", None)
+    return config if isinstance(config, Mapping) and "net" in config else None
 
 
 def base_network(base: nn.Module | None, config: Any) -> nn.Module:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from . import store
+from .batch import device_for, moved, tensors
 from .errors import first_line
+from .models import validate_model
 from .task import Task
 from .training import Stage, generators, seeded
 
@@ -30,7 +32,7 @@ class Run:
     task: Task
     run_id: str
     model: nn.Module
-    example: Tensor
+    example: Any
     before: float
     checkpoint: str | Path | None
     progress: bool
@@ -38,7 +40,7 @@ class Run:
     @property
     def device(self) -> torch.device:
         """Where the run computes."""
-        return self.example.device
+        return next(tensors(self.example)).device
 
     def stage(self, name: str, **state: Any) -> Stage:
         """A stage of this run, found again after a kill; `state` is all that it changes."""
@@ -48,21 +50,28 @@ class Run:
 @contextmanager
 def running(
     recipe: Any, task: Any, seed: int, device: Any, checkpoint: str | Path | None, progress: bool,
-    suits: Callable[[nn.Module, Tensor], object] = lambda model, example: None,
+    suits: Callable[[nn.Module, Any], object] = lambda model, example: None, several: bool = False,
 ) -> Iterator[Run]:  # fmt: skip
     """Seed a run of the recipe on the task and hold its checkpoint folder, once task and device are known to fit.
 
     ValueError or TypeError in one line names what does not; `suits(model, example)` raises it for a network that the
-    method cannot treat. The score is taken before anything is learned: one that fails costs nothing.
+    method cannot treat, and `several` lets models of several inputs pass. The score is taken before anything is
+    learned: one that fails costs nothing.
     """
     validate_kind(recipe, task, Task, "lab.Task(model=net, batches=loader, score=score)")
+    validate_model(task.model)
     model = task.copy_for(device)
     with seeded(seed), store.held(checkpoint):
         task.check()
         run_id = f"{recipe!r} with seed {seed} on {task.name}"
         if checkpoint is not None:
             run_id = f"{run_id} ({fingerprint(task)})"
-        example = task.example.to(next(model.parameters(), task.example).device)
+        example = moved(task.example, device_for(model, task.example))
+        if not several and not isinstance(example, Tensor):
+            raise ValueError(
+                f"Task.batches gives the model {len(example)} inputs, {type(recipe).__name__} takes networks of one: "
+                "name it with Task(inputs=...)"
+            )
         suits(model, example)
         before = _before(task, model)
         yield Run(

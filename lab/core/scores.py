@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 import torch
 from torch import nn
 
+from .batch import IGNORED, call, device_for, inputs, labels, logits_of, moved, size
 from .task import evaluating
 
 LUMA = (65.481, 128.553, 24.966)  # ITU-R BT.601, 8-bit: Y = 16 + 65.481 R + 128.553 G + 24.966 B for R, G, B in [0, 1]
@@ -13,8 +14,9 @@ LUMA = (65.481, 128.553, 24.966)  # ITU-R BT.601, 8-bit: Y = 16 + 65.481 R + 128
 def accuracy(batches: Iterable) -> Callable[[nn.Module], float]:
     """A score: the percentage of labels of `batches` that the model's largest output names.
 
-    A batch is (x, y): the model takes x to (N, classes), y holds (N,) class numbers; for dense labels
-    (N, classes, H, W) and (N, H, W). Raises ValueError when there is no data or when the shapes do not go together.
+    A batch is (x, y), or a dictionary of x and 'labels': the model takes x to (N, classes), y holds (N,) class numbers;
+    for dense labels (N, classes, H, W) and (N, H, W). Labels of -100 do not count. Raises ValueError when there is no
+    data or when the shapes do not go together.
     """
     _check(batches, "accuracy")
 
@@ -22,7 +24,10 @@ def accuracy(batches: Iterable) -> Callable[[nn.Module], float]:
         right = total = 0
         with torch.no_grad(), evaluating(model):
             for output, y in _outputs(model, batches, "accuracy"):
-                right, total = right + int(_right(output, y).sum()), total + y.numel()
+                counts = y != IGNORED
+                right, total = right + int((_right(output, y) & counts).sum()), total + int(counts.sum())
+        if not total:
+            raise ValueError("accuracy: all labels of the held-out data are -100, which counts nowhere: give others")
         return 100 * right / total
 
     return score
@@ -118,11 +123,12 @@ def luma(x: torch.Tensor) -> torch.Tensor:
 def _outputs(model: nn.Module, batches: Iterable, name: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The model's output for each batch and what was wanted, both on the model's device."""
     empty = True
-    for x, y in batches:
-        if len(x):
+    for batch in batches:
+        x, y = inputs(batch), labels(batch)
+        if size(x):
             empty = False
-            device = next(model.parameters(), x).device
-            yield model(x.to(device)), y.to(device)
+            device = device_for(model, x)
+            yield logits_of(call(model, moved(x, device))), y.to(device)
     if empty:
         raise ValueError(f"{name}: the held-out data are empty: give at least one batch (x, y)")
 

@@ -1,7 +1,7 @@
 """What is compressed and how well it does: a model, its data, and the score that counts."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .batch import Example, call, device_for, each, inputs, labels, logits_of, moved, tensors, validated
 from .errors import first_line
 from .machine import device_of
+from .models import original, uncompiled, validate_inputs, validate_model, validate_weights
 from .training import unmoved
 
 
@@ -19,33 +21,70 @@ from .training import unmoved
 class Task:
     """A model, the batches it learns from and the score that says how well it does.
 
-    `batches` is anything that can be iterated again and again: a DataLoader, a list; a batch is `(x, y)` or `x` alone
-    for methods that need no labels. `score(model)` gives one number in `unit`. `example` is one input with its batch
-    axis, (1, C, H, W) for pictures; left out, it is the first picture of the first batch. A loader with a
-    `generator` of its own goes on where it stood: two runs in one process then see other orders.
+    `batches` is anything that can be iterated again and again: a DataLoader, a list. A batch is `(x, y)`, `x` alone for
+    methods that need no labels, or a dictionary, in which all but 'labels' is the model's input. Where it is none of
+    these, `inputs` and `labels` say what of it is which: a key ('pixel_values', 2), or a function of the batch; inputs
+    are a tensor, a tuple of them or a dictionary of keywords, labels whatever the loss takes. `loss(output, labels)` is
+    learned from, or, where it is given, `batch_loss(model, batch)`. `score(model)` gives one number in `unit`.
+    `example` is one input with its batch axis, (1, C, H, W) for pictures; left out, it is the first picture of the
+    first batch. A loader with a `generator` of its own goes on where it stood: two runs in one process then see other
+    orders.
     """
 
     model: nn.Module = field(repr=False)
     batches: Iterable = field(repr=False)
     score: Callable[[nn.Module], float] = field(repr=False)
-    example: torch.Tensor = field(default=None, repr=False)  # type: ignore[assignment]  # filled in below
+    example: Any = field(default=None, repr=False)  # of the kind of inputs; filled in below
     metric: str = "accuracy"
     unit: str = "%"
     higher_is_better: bool = True
     loss: Callable[..., torch.Tensor] = field(default=F.cross_entropy, repr=False)
     name: str = "own task"
+    inputs: str | int | Callable[[Any], Example] | None = field(default=None, repr=False)
+    labels: str | int | Callable[[Any], Any] | None = field(default=None, repr=False)
+    batch_loss: Callable[[nn.Module, Any], torch.Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TypeError(f"Task.model is a {type(self.model).__name__}: give a torch.nn.Module")
+        object.__setattr__(self, "model", original(self.model))
         if isinstance(self.batches, Iterator):
             kind = type(self.batches).__name__
             raise TypeError(f"Task.batches is a {kind}, which ends after one pass: give a DataLoader or a list")
         if not callable(self.score):
             kind = type(self.score).__name__
             raise TypeError(f"Task.score is a {kind}: give a function of the model, e.g. tasks.accuracy")
+        if self.batch_loss is not None and self.loss is not F.cross_entropy:
+            raise TypeError("Task has a loss and a batch_loss: give the one that is to be learned from")
         if self.example is None:
-            object.__setattr__(self, "example", inputs(self.first_batch())[:1].detach().clone())
+            x = self.inputs_of(self.first_batch())
+            validate_inputs(x)
+            object.__setattr__(self, "example", each(x, lambda tensor: tensor[:1].detach().clone()))
+
+    def inputs_of(self, batch: Any) -> Example:
+        """What the model takes of a batch: a tensor (N, ...), a tuple of them, or a dictionary of keywords."""
+        return inputs(batch) if self.inputs is None else validated(_chosen("inputs", self.inputs, batch))
+
+    def labels_of(self, batch: Any) -> Any:
+        """The labels of a batch, whatever the loss takes; None where there are none."""
+        return labels(batch) if self.labels is None else _chosen("labels", self.labels, batch)
+
+    def loss_of(self, output: Any, labels: Any) -> torch.Tensor:
+        """The loss of an output, a scalar; cross entropy, the default, takes the logits of one that names them."""
+        return self.loss(logits_of(output) if self.loss is F.cross_entropy else output, labels)
+
+    def fit(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, Any]:
+        """What a model is trained on for a batch with labels: its loss, a scalar, and its output."""
+        batch = moved(batch, device_for(model))
+        if self.batch_loss is None:
+            output = call(model, self.inputs_of(batch))
+            return self.loss_of(output, self.labels_of(batch)), output
+        outputs: list[Any] = []
+        with model.register_forward_hook(lambda _module, _inputs, output: outputs.append(output)):
+            loss = self.batch_loss(model, batch)
+        if not outputs:
+            raise ValueError("it does not call the model that it is given")
+        return loss, outputs[0]
 
     def first_batch(self) -> Any:
         """The first batch, or an error that says the loader is empty."""
@@ -58,25 +97,30 @@ class Task:
 
     def check(self) -> None:
         """Raise a one-line ValueError unless the model takes the first batch and answers with finite numbers."""
-        x = inputs(self.first_batch())
-        if x.is_floating_point() and not torch.isfinite(x).all():
+        x = self.inputs_of(self.first_batch())
+        validate_model(self.model)
+        validate_weights(self.model)
+        if not all(map(_is_finite, tensors(x))):
             raise ValueError("Task.batches holds NaN or infinite values in its first batch: clean the data first")
-        device = next(self.model.parameters(), x).device
         try:
             with torch.no_grad(), evaluating(self.model):
-                y = self.model(x.to(device))
+                output = call(self.model, moved(x, device_for(self.model, x)))
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-            reason = first_line(error)
+            reason, shapes = first_line(error), ", ".join(str(tuple(tensor.shape)) for tensor in tensors(x))
             raise ValueError(
-                f"Task.batches gives inputs of shape {tuple(x.shape)}, which the model does not take ({reason}): "
+                f"Task.batches gives inputs of shape {shapes}, which the model does not take ({reason}): "
                 "match the loader and the model's first layer"
             ) from error
-        if isinstance(y, torch.Tensor) and not torch.isfinite(y).all():
+        if next(tensors(output), None) is None:
+            raise ValueError(
+                f"the model answers with a {type(output).__name__}, in which there is no tensor: return one"
+            )
+        if not all(map(_is_finite, tensors(output))):
             raise ValueError("the model answers NaN on finite data: its weights are broken, load them again")
 
     def copy_for(self, device: str | torch.device | None) -> nn.Module:
         """A copy of the model in eval mode on a device, where the model is for None; ValueError for no such device."""
-        model = deepcopy(self.model).eval()
+        model = uncompiled(deepcopy(self.model)).eval()
         return model if device is None else model.to(device_of(device))
 
     def measure(self, model: nn.Module) -> float:
@@ -95,12 +139,19 @@ class Task:
         return value
 
 
-def inputs(batch: Any) -> torch.Tensor:
-    """The x of a batch, which is `(x, y)` or x alone."""
-    x = batch[0] if isinstance(batch, (tuple, list)) else batch
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"a batch of Task.batches holds a {type(x).__name__}: give tensors, (x, y) or x alone")
-    return x
+def _chosen(name: str, how: Any, batch: Any) -> Any:
+    """What a key or a function takes of a batch."""
+    if callable(how):
+        return how(batch)
+    try:
+        return batch[how]
+    except (KeyError, IndexError, TypeError) as error:
+        holds = f"the keys {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ValueError(f"Task.{name}={how!r}: a batch is {holds}: give a key of it, or a function of it") from error
+
+
+def _is_finite(x: torch.Tensor) -> bool:
+    return not x.is_floating_point() or bool(torch.isfinite(x).all())
 
 
 class evaluating:

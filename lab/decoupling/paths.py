@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.task import evaluating, inputs
+from ..core.batch import inputs, labels, logits_of, tensors
+from ..core.task import evaluating
 from .layers import recording
 from .placement import Decoupled
 
@@ -93,11 +94,12 @@ class Paths:
 def record(decoupled: Decoupled, batches: Iterable, limit: int | None = None) -> Paths:
     """The paths of the pictures of `batches`, the first `limit` of them, in one pass and in eval mode.
 
-    A batch is (x, y) or x alone. The same pictures have the same paths however they are batched.
+    A batch is (x, y), x alone, or a dictionary of x and labels. The same pictures have the same paths however they are
+    batched.
     """
     model = decoupled.model
     device = next(model.parameters()).device
-    packed, labels, predicted = [], [], []
+    packed, classes, predicted = [], [], []
     with torch.no_grad(), evaluating(model):
         for x, y in _chunks(batches, limit):
             padded = torch.cat([x, x[-1:].expand(CHUNK - len(x), *x.shape[1:])])
@@ -105,11 +107,11 @@ def record(decoupled: Decoupled, batches: Iterable, limit: int | None = None) ->
                 output = model(padded.to(device))
             bits = torch.cat([record.pop().z for record in records], 1)[: len(x)] > 0  # (N, filters)
             packed.append(np.packbits(bits.cpu().numpy(), axis=1))
-            predicted.append(output.argmax(1)[: len(x)].cpu().numpy())
-            labels.append(y.numpy())
+            predicted.append(logits_of(output).argmax(1)[: len(x)].cpu().numpy())
+            classes.append(y.numpy())
     if not packed:
         raise ValueError("the batches hold no picture: give at least one")
-    return paths_of(decoupled, np.concatenate(packed), np.concatenate(labels), np.concatenate(predicted))
+    return paths_of(decoupled, np.concatenate(packed), np.concatenate(classes), np.concatenate(predicted))
 
 
 def paths_of(decoupled: Decoupled, packed: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> Paths:
@@ -123,10 +125,10 @@ def _chunks(batches: Iterable, limit: int | None) -> Iterator[tuple[Tensor, Tens
     x, y, left = torch.empty(0), torch.empty(0, dtype=torch.int64), limit if limit is not None else 2**62
     with torch.random.fork_rng(devices=[]):
         for batch in batches:
-            more = inputs(batch)[:left]
+            more = next(tensors(inputs(batch)))[:left]
             left -= len(more)
             x = torch.cat([x, more]) if len(x) else more
-            y = torch.cat([y, labels_of(batch, len(more))])
+            y = torch.cat([y, class_numbers(labels(batch), len(more))])
             while len(x) >= CHUNK:
                 yield x[:CHUNK], y[:CHUNK]
                 x, y = x[CHUNK:], y[CHUNK:]
@@ -136,9 +138,8 @@ def _chunks(batches: Iterable, limit: int | None) -> Iterator[tuple[Tensor, Tens
         yield x, y
 
 
-def labels_of(batch: Any, count: int) -> Tensor:
-    """The class numbers of a batch (N,), UNKNOWN where it has none."""
-    y = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+def class_numbers(y: Any, count: int) -> Tensor:
+    """The class numbers (N,) among the labels of a batch, UNKNOWN where they are none."""
     if isinstance(y, Tensor) and y.dim() == 1:
         return y[:count].cpu().long()
     return torch.full((count,), UNKNOWN)

@@ -14,16 +14,18 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
 from ..core import cost, tasks
+from ..core.batch import call, logits_of, moved
 from ..core.fields import Allowed, integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
+from ..core.outcome import base_config
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
-from ..core.task import Task, inputs
+from ..core.task import Task
 from ..core.training import Step, descend
 from . import equations as eq
 from .layers import MIXES, GateRecord, recording
 from .outcome import DecouplingOutcome
-from .paths import Paths, labels_of, record
+from .paths import Paths, class_numbers, record
 from .placement import Decoupled, insert_gates
 from .removal import never_on, removed
 from .skipping import skipping
@@ -109,6 +111,7 @@ class Decoupling:
         task = tasks.digits() if task is None else task
         with running(self, task, seed, device, checkpoint, progress, _classes) as run:
             validate_labels(task)
+            self._validate_target(task)
             validate_batches(task)
             baseline, example = run.model, run.example
             classes = _classes(baseline, example)  # the rows of every head
@@ -131,7 +134,7 @@ class Decoupling:
             seen=seen,
             sample=images[0][sampled],
             sampled=sampled,
-            base=getattr(task.model, "config", None),
+            base=base_config(task.model),
             example=tuple(example.shape),
         )
 
@@ -149,15 +152,14 @@ class Decoupling:
 
         def learn(batch: Any) -> dict[str, Tensor]:
             """The task's loss, and the three losses of every gate."""
-            x = inputs(batch).to(device)  # (N, C, H, W)
-            y = batch[1].to(device) if labelled else _predicted(baseline, x)  # (N,)
+            x = moved(task.inputs_of(batch), device)  # (N, C, H, W)
+            y = moved(task.labels_of(batch), device) if labelled else _predicted(baseline, x)  # (N,)
             t = y if self.target == "label" else _predicted(baseline, x)  # (N,), what encodings tell about
             with recording(G) as records:
-                output = G(x)
+                fit = task.fit(G, batch)[0] if labelled else F.cross_entropy(logits_of(call(G, x)), y)
             pairs = zip(records, heads, strict=True)  # a gate each, in the order in which they run
             losses = [self._gate_losses(record.pop(), head.get_parameter("weight"), t) for record, head in pairs]
             mi, kl, sparse = (torch.stack(terms).sum() for terms in zip(*losses, strict=True))
-            fit = (task.loss if labelled else F.cross_entropy)(output, y)
             return {"task": fit, "mutual information": mi, "agreement": kl, "sparsity": sparse}
 
         for _ in descend(
@@ -166,6 +168,16 @@ class Decoupling:
             pass
         G.eval()
         return list(stage.trace)
+
+    def _validate_target(self, task: Task) -> None:
+        """Raise a one-line ValueError where encodings are to tell about labels that name no class of each picture."""
+        y = task.labels_of(task.first_batch())
+        if self.target == "label" and has_labels(task) and not (isinstance(y, Tensor) and y.dim() == 1):
+            kind = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(
+                f"target='label': the labels of Task.batches are {kind}, not one class number a picture (N,): give "
+                "target='prediction'"
+            )
 
     def _gate_losses(self, gate: GateRecord, W: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """lam_m L_mi, lam_k L_kl and lam_s L_s of one gate; W (classes, C_l) is its head, t (N,) the classes."""
@@ -209,8 +221,8 @@ def _images(task: Task) -> tuple[Tensor, Tensor]:
     x: list[Tensor] = []
     y: list[Tensor] = []
     for batch in task.batches:
-        x.append(inputs(batch).cpu())
-        y.append(labels_of(batch, len(x[-1])))
+        x.append(moved(task.inputs_of(batch), "cpu"))
+        y.append(class_numbers(task.labels_of(batch), len(x[-1])))
         if sum(map(len, x)) >= PICTURES:
             break
     return torch.cat(x)[:PICTURES], torch.cat(y)[:PICTURES]
@@ -233,13 +245,13 @@ def _on_rate(paths: Paths, before: Decoupled) -> float:
 def _predicted(baseline: nn.Module, x: Tensor) -> Tensor:
     """The class that the network as it came gives to each picture: (N,)."""
     with torch.no_grad():
-        return baseline(x).argmax(1)
+        return logits_of(call(baseline, x)).argmax(1)
 
 
 def _classes(baseline: nn.Module, example: Tensor) -> int:
     """How many classes the network tells apart."""
     with torch.no_grad():
-        output = baseline(example)
+        output = logits_of(call(baseline, example))
     if not isinstance(output, Tensor) or output.dim() != 2:
         kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"the model answers with {kind}: decoupling needs class scores of shape (N, classes)")

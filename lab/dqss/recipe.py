@@ -7,16 +7,19 @@ import torch
 from torch import fx
 
 from ..core import cost, tasks
+from ..core.batch import moved
 from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import has_labels, validate_labels
+from ..core.models import validate_precision
+from ..core.outcome import base_config
 from ..core.quantisation.bn_folding import fold_batch_norms
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
-from ..core.task import Task, inputs
+from ..core.task import Task
 from ..core.training import Stage
 from . import equations as eq
 from .outcome import DQSSOutcome
-from .search import BATCH, Batches, Search, SearchResult
+from .search import BATCH, Batches, Search, SearchResult, answer
 from .space import StrategySpace
 from .strategies import AWARE, POST, offered
 
@@ -95,7 +98,7 @@ class DQSS:
     ) -> DQSSOutcome:
         """Quantise the task's network, a strategy a tensor; the network passed in is not changed."""
         task = tasks.digits() if task is None else task
-        with running(self, task, seed, device, checkpoint, progress) as run:
+        with running(self, task, seed, device, checkpoint, progress, validate_precision) as run:
             if self.mode == "aware":
                 validate_labels(task)
             # Three copies of one network: the float one that is imitated, the one that mixes, the one that is kept.
@@ -121,7 +124,7 @@ class DQSS:
             uniform=result.table,
             losses=result.losses,
             example=run.example.detach().cpu(),
-            base=getattr(task.model, "config", None),
+            base=base_config(task.model),
         )
 
     def calibration_batches(self, run: Run, teacher: fx.GraphModule) -> Batches:
@@ -130,13 +133,13 @@ class DQSS:
         stream = Stage(None, "calibration", "").stream(run.task.batches)
         parts: list[torch.Tensor] = []
         while sum(map(len, parts)) < self.calibration:
-            parts.append(inputs(next(stream)).to(run.device))
+            parts.append(moved(run.task.inputs_of(next(stream)), run.device))
         x = torch.cat(parts)[: self.calibration]
         if not torch.isfinite(x).all():
             raise ValueError("calibration: the pictures hold NaN or infinite values: clean Task.batches first")
         # (64, C, H, W) each, with (64, classes) or (64, C, sH, sW): the last batch may be smaller.
         with torch.no_grad():
-            return [(part, teacher(part)) for part in x.split(BATCH)]
+            return [(part, answer(teacher, part)) for part in x.split(BATCH)]
 
     def _report(
         self, run: Run, teacher: fx.GraphModule, space: StrategySpace, model: fx.GraphModule, result: SearchResult

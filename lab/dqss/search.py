@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm.auto import tqdm
 
+from ..core.batch import logits_of, vector
 from ..core.finetune import has_labels
 from ..core.report import attempt
 from ..core.running import Run
@@ -22,6 +23,12 @@ BATCH = 64  # pictures in one forward pass where the float network's outputs are
 SNAPSHOTS = 24  # how often shares are kept
 
 Batches = list[tuple[Tensor, Tensor]]  # pictures (N, C, H, W) with the float network's outputs
+
+
+def answer(net: nn.Module, x: Tensor) -> Tensor:
+    """What a network gives for pictures, as one tensor: all its outputs side by side, (N, 1, numbers), for several."""
+    output = logits_of(net(x))
+    return output if isinstance(output, Tensor) else vector(output)[:, None]
 
 
 def distance(output: Tensor, target: Tensor) -> Tensor:
@@ -48,7 +55,7 @@ class Objective:
             return self.losses[key]
         self.asked += 1
         self.space.set(chosen)
-        total = sum(len(x) * float(distance(self.space.graph(x), target)) for x, target in self.batches)
+        total = sum(len(x) * float(distance(answer(self.space.graph, x), target)) for x, target in self.batches)
         loss = total / sum(len(x) for x, _ in self.batches)
         if key is not None:
             self.losses[key] = loss
@@ -122,7 +129,7 @@ def expected(space: StrategySpace, x: Tensor, target: Tensor) -> Tensor:
         chosen, log = draw(space)
         space.set(chosen)
         with torch.no_grad():
-            losses.append(distance(space.graph(x), target).clamp(min=1e-20).log())
+            losses.append(distance(answer(space.graph, x), target).clamp(min=1e-20).log())
         logs.append(log)
     space.set(None)
     return eq.policy((losses[0], losses[1]), (logs[0], logs[1]))
@@ -247,9 +254,9 @@ class Search:
         if not aware and not learns:
             history.note(0)
             return []
-        # 'post' moves the logits alone; 'aware' everything, each group at its own rate, in one backward pass.
-        for parameter in space.graph.parameters():
-            parameter.requires_grad_(aware)
+        # 'post' moves the logits alone; 'aware' all that is not frozen, each group at its own rate, in one pass.
+        if not aware:
+            space.graph.requires_grad_(False)
         for logit in space.logits():
             logit.requires_grad_(learns)
         groups: list[dict[str, Any]] = [{"params": space.logits(), "lr": recipe.lr}]
@@ -290,19 +297,19 @@ class Search:
         if name == "draws":
             return lambda batch: {"policy": expected(space, *batch)}
         if self.recipe.mode == "post":
-            return lambda batch: {"distance": distance(space.graph(batch[0]), batch[1])}
+            return lambda batch: {"distance": distance(answer(space.graph, batch[0]), batch[1])}
         return self._task_loss(self.batches)
 
     def _task_loss(self, batches: Batches) -> Callable[[Any], dict[str, Tensor]]:
         """The task's own loss where there are labels, else the distance to the float outputs on these batches."""
-        task, space, device = self.run.task, self.space, self.run.device
+        task, space = self.run.task, self.space
         if has_labels(task):
-            return lambda batch: {"task": task.loss(space.graph(batch[0].to(device)), batch[1].to(device))}
+            return lambda batch: {"task": task.fit(space.graph, batch)[0]}
         x, target = (torch.cat(parts) for parts in zip(*batches, strict=True))  # (calibration, C, H, W), its outputs
 
         def near(_: Any) -> dict[str, Tensor]:
             at = torch.randint(len(x), (BATCH,))
-            return {"distance": distance(space.graph(x[at]), target[at])}
+            return {"distance": distance(answer(space.graph, x[at]), target[at])}
 
         return near
 

@@ -5,34 +5,35 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..core.batch import Example, call, inputs
 from ..core.data import text
 from ..core.task import evaluating
 from . import equations as eq
 from .folding import blocks, gates, recorded
 
 
-def hidden_states(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
+def hidden_states(model: nn.Module, batches: Sequence[Example]) -> Tensor:
     """What the first block reads and every block gives, over all tokens: (N + 1, tokens, d)."""
     by_batch = []
     with torch.no_grad(), evaluating(model), recorded(model) as states:
         for x in batches:
-            model(x)
+            call(model, inputs(x))
             by_batch.append(torch.stack([h.flatten(0, 1) for h in states]))
     return torch.cat(by_batch, 1)
 
 
-def loss(model: nn.Module, batches: Sequence[Tensor]) -> float:
+def loss(model: nn.Module, batches: Sequence[Example]) -> float:
     """Mean cross-entropy in nats a token."""
     with torch.no_grad(), evaluating(model):
-        return sum(float(text.next_token_loss(model(x), x)) for x in batches) / len(batches)
+        return sum(float(text.next_token_loss(call(model, inputs(x)), text.targets(x))) for x in batches) / len(batches)
 
 
-def by_influence(model: nn.Module, batches: Sequence[Tensor], removals: int = 0) -> tuple[int, ...]:
+def by_influence(model: nn.Module, batches: Sequence[Example], removals: int = 0) -> tuple[int, ...]:
     """ShortGPT: least block influence first; every block judged by itself."""
     return _ascending(eq.influence(hidden_states(model, batches)).tolist())
 
 
-def by_leave_one_out(model: nn.Module, batches: Sequence[Tensor], removals: int = 1) -> tuple[int, ...]:
+def by_leave_one_out(model: nn.Module, batches: Sequence[Example], removals: int = 1) -> tuple[int, ...]:
     """SLEB: the block without which the loss is least, again after every one of `removals`; N tries a round."""
     count = len(blocks(model))
     order: list[int] = []
@@ -45,14 +46,14 @@ def by_leave_one_out(model: nn.Module, batches: Sequence[Tensor], removals: int 
     return (*order, *rest)
 
 
-def _without(model: nn.Module, batches: Sequence[Tensor], gone: list[int]) -> float:
+def _without(model: nn.Module, batches: Sequence[Example], gone: list[int]) -> float:
     g = torch.ones(len(blocks(model)), device=next(model.parameters()).device)
     g[gone] = 0
     with gates(model, g):  # a shut gate is a removed block, bit for bit
         return loss(model, batches)
 
 
-def by_taylor(model: nn.Module, batches: Sequence[Tensor], removals: int = 0) -> tuple[int, ...]:
+def by_taylor(model: nn.Module, batches: Sequence[Example], removals: int = 0) -> tuple[int, ...]:
     """The first-order change of the loss without a block's weights, least first."""
     weights = [[p for p in block.parameters()] for block in blocks(model)]
     flat = [p for block in weights for p in block]
@@ -60,7 +61,7 @@ def by_taylor(model: nn.Module, batches: Sequence[Tensor], removals: int = 0) ->
     for p in flat:
         p.requires_grad_(True)
     with evaluating(model):
-        total = torch.stack([text.next_token_loss(model(x), x) for x in batches]).mean()
+        total = torch.stack([text.next_token_loss(call(model, inputs(x)), text.targets(x)) for x in batches]).mean()
     gradients = iter(torch.autograd.grad(total, flat))
     for p, was in zip(flat, frozen, strict=True):
         p.requires_grad_(was)

@@ -1,5 +1,6 @@
 """FoldGPT's procedure: gates rank the blocks, some are removed, neighbours share, and a short training cures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core import cost, tasks
+from ..core.batch import Example, call, inputs, moved
 from ..core.data import text
 from ..core.fields import integer, one_of, real, validate
 from ..core.modeling_folded import LowRank, blocks, is_linear
 from ..core.report import Attempts, Report, Row, reported
 from ..core.running import Run, running
-from ..core.task import Task, inputs
+from ..core.task import Task
 from ..core.training import Step, descend
 from . import equations as eq
 from . import measures
@@ -97,10 +99,10 @@ class FoldGPT:
     ) -> FoldGPTOutcome:
         """Fold the task's model and cure it; the model passed in is not changed."""
         task = tasks.prose() if task is None else task
-        with running(self, task, seed, device, checkpoint, progress) as run:
+        with running(self, task, seed, device, checkpoint, progress, several=True) as run:
             teacher = run.model.requires_grad_(False)
             sizes, removals = self._counts(teacher)
-            calibration = tuple(inputs(x).to(run.device) for x in islice(iter(task.batches), CALIBRATION))
+            calibration = tuple(_tokens(run, batch) for batch in islice(iter(task.batches), CALIBRATION))
             alike = eq.similarity(hidden_states(teacher, calibration))  # (N + 1, N + 1)
             ranking, history, trace = self._rank(run, removals, calibration)
             fold = self._fold(sizes, ranking, removals, alike.cpu())
@@ -142,7 +144,7 @@ class FoldGPT:
         return Fold(kept, groups, self.rank if groups else 0)
 
     def _rank(
-        self, run: Run, removals: int, calibration: tuple[Tensor, ...]
+        self, run: Run, removals: int, calibration: tuple[Example, ...]
     ) -> tuple[tuple[int, ...], Tensor, list[Step]]:
         """Blocks from the first to go, gates over the training (steps, N), and the stage's steps."""
         teacher = run.model
@@ -156,11 +158,11 @@ class FoldGPT:
         stage = run.stage("gates", gates=learned, sgd=sgd, fall=fall)
 
         def terms(batch: Any) -> dict[str, Tensor]:
-            x = inputs(batch).to(run.device)  # (N, T)
+            x = inputs(_tokens(run, batch))  # (N, T)
             with torch.no_grad():
-                ungated = text.logits(teacher(x))  # (N, T, V)
+                ungated = text.logits(call(teacher, x))  # (N, T, V)
             with gates(teacher, learned(len(stage.trace) / self.gate_steps)):  # all blocks at once, weights frozen
-                return {"kl": eq.logit_distillation(text.logits(teacher(x)), ungated)}
+                return {"kl": eq.logit_distillation(text.logits(call(teacher, x)), ungated)}
 
         for step in descend(
             terms, run.task.batches, sgd, stage, steps=self.gate_steps, schedule=fall, progress=run.progress
@@ -182,12 +184,12 @@ class FoldGPT:
         with recorded(student) as student_states, recorded(teacher) as teacher_states:
 
             def terms(batch: Any) -> dict[str, Tensor]:
-                x = inputs(batch).to(run.device)  # (N, T)
-                output = student(x)
-                losses = {"text": text.next_token_loss(output, x)}
+                x = _tokens(run, batch)  # (N, T)
+                output = call(student, inputs(x))
+                losses = {"text": text.next_token_loss(output, text.targets(x))}
                 if self.beta and self.recovery != "plain":
                     with torch.no_grad():
-                        target = teacher(x)
+                        target = call(teacher, inputs(x))
                     losses[self.recovery] = self.beta * (
                         eq.tail(student_states[-1], teacher_states[-1])  # (N, T, d), behind the last block of each
                         if self.recovery == "tail"
@@ -225,6 +227,15 @@ class FoldGPT:
         gone = sorted(set(range(sizes.N)) - set(fold.kept))
         notes = [f"blocks removed: {gone}; sharing: {[list(group) for group in fold.groups]}; numbered from 0"]
         return Report(repr(self), tuple(rows), (*notes, *attempts.notes))
+
+
+def _tokens(run: Run, batch: Any) -> Example:
+    """The token numbers of a batch on the run's device: (N, T), or a dictionary of what the model takes and labels."""
+    x = moved(run.task.inputs_of(batch), run.device)
+    labels = run.task.labels_of(batch) if isinstance(batch, Mapping) or run.task.labels is not None else None
+    if labels is None:
+        return x
+    return {**(x if isinstance(x, dict) else {"input_ids": x}), "labels": labels.to(run.device)}
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..core.batch import Example
 from ..core.modeling_folded import LowRank, apply_fold, blocks, linears
 from . import equations as eq
 from .folding import Fold, removed
@@ -35,7 +36,7 @@ def pairs(kept: Sequence[int], alike: Tensor, count: int) -> tuple[tuple[int, in
     return best[len(kept)][count][1]
 
 
-def shared(model: nn.Module, fold: Fold, representative: str, start: str, batches: Sequence[Tensor]) -> nn.Module:
+def shared(model: nn.Module, fold: Fold, representative: str, start: str, batches: Sequence[Example]) -> nn.Module:
     """A folded copy whose groups take the weights of a representative; adapters begin at zero or by 'svd'."""
     copy = removed(model, fold.kept)
     layers, plan = blocks(copy), fold.logical()
@@ -65,7 +66,7 @@ def put(block: nn.Module, values: Weights) -> None:
                 tensor.copy_(values[name][part])
 
 
-def _represent(copy: nn.Module, members: dict[int, Weights], representative: str, batches: Sequence[Tensor]) -> None:
+def _represent(copy: nn.Module, members: dict[int, Weights], representative: str, batches: Sequence[Example]) -> None:
     """Write the group's common weights into all its blocks; `members` are the weights of each layer before."""
     if representative == "mean":
         common = _mean(list(members.values()))
@@ -77,7 +78,7 @@ def _represent(copy: nn.Module, members: dict[int, Weights], representative: str
         put(blocks(copy)[layer], common)
 
 
-def _loss_with(copy: nn.Module, members: dict[int, Weights], chosen: int, batches: Sequence[Tensor]) -> float:
+def _loss_with(copy: nn.Module, members: dict[int, Weights], chosen: int, batches: Sequence[Example]) -> float:
     """The loss where all layers of a group have the weights of one of them."""
     for layer in members:
         put(blocks(copy)[layer], members[chosen])

@@ -10,13 +10,15 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import StepLR
 
 from ..core import cost, tasks
+from ..core.batch import call, moved, vector
 from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import finetune_stage, has_labels, sgd, validate_batches, validate_classes, validate_labels
 from ..core.graph import surgery
 from ..core.graph.operators import NORMS
+from ..core.outcome import base_config
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
-from ..core.task import Task, inputs
+from ..core.task import Task
 from ..core.training import Step, descend
 from . import equations as eq
 from .layers import Discriminator, Fista, MaskHistory
@@ -148,7 +150,7 @@ class GAL:
             plan=removal,
             structures=masked.structures,
             history=history,
-            base=getattr(task.model, "config", None),
+            base=base_config(task.model),
             example=tuple(run.example.shape),
         )
 
@@ -176,12 +178,12 @@ class GAL:
         )
 
         def play(batch: Any) -> dict[str, Tensor]:
-            x = inputs(batch).to(run.device)  # (N, C, H, W)
+            x = moved(run.task.inputs_of(batch), run.device)  # (N, C, H, W)
             with torch.no_grad():
-                output = run.model(x)
+                output = call(run.model, x)
             if is_labelled:
-                validate_classes(run.task, output, batch[1])  # now, not after the whole stage
-            return self._round(output.flatten(1), G(x).flatten(1), masks, adversary)
+                validate_classes(run.task, output, run.task.labels_of(batch))  # now, not after the whole stage
+            return self._round(vector(output), vector(call(G, x)), masks, adversary)
 
         # FISTA takes its gradient at y, Card (10): masks look ahead before the step in which they are due, Card (11) is
         # taken behind it, and the masks stand still until the next.
@@ -216,14 +218,10 @@ class GAL:
         return terms
 
     def _adversary(self, run: Run) -> Adversary:
-        """A fresh D for outputs of the network's size; ValueError for a network that does not give one tensor."""
+        """A fresh D for output vectors of the network's size: all tensors that it gives, side by side."""
         with torch.no_grad():
-            output = run.model(run.example)
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"the model answers with a {type(output).__name__}: GAL compares tensors; return one tensor"
-            )
-        D = Discriminator(output[0].numel(), affine="affine_discriminator" in self.released)
+            output = vector(call(run.model, run.example))
+        D = Discriminator(output.shape[1], affine="affine_discriminator" in self.released)
         D.to(run.device, output.dtype)
         return Adversary(D, *sgd(D.parameters(), self.lr, self.steps), self.adversary)
 

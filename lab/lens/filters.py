@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.task import inputs
+from ..core.batch import inputs
 from ..ui import Control, Explorer, Frame, raster, svg
 from .ablation import switched_off
 from .activations import as_images, maps, named, over

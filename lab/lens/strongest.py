@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ..core.task import inputs
+from ..core.batch import inputs
 from .activations import activations, as_images, features, first, named, over
 from .field import Field, receptive_fields
 

@@ -11,14 +11,16 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from ..core import tasks
+from ..core.batch import each, logits_of, moved, tensors
 from ..core.fields import integer, one_of, real, some_of, validate
-from ..core.finetune import has_labels
+from ..core.models import validate_precision
+from ..core.outcome import base_config
 from ..core.quantisation.bn_folding import fold_batch_norms
 from ..core.quantisation.placement import Placement, QuantPoint, insert_quantisers, with_feature_output
 from ..core.quantisation.quantisers import LEAST
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
-from ..core.task import Task, inputs
+from ..core.task import Task
 from ..core.training import Step, descend
 from . import equations as eq
 from . import packed, sizes
@@ -113,7 +115,7 @@ class PAMS:
         """Quantise the task's network and train it under itself; the network passed in is not changed."""
         if task is None:
             task = tasks.photos(2, patch=96, batch_size=4)  # 48 x 48 small, as in the paper
-        with running(self, task, seed, device, checkpoint, progress) as run:
+        with running(self, task, seed, device, checkpoint, progress, validate_precision) as run:
             # The float network teaches its own copy, whose convolutions and tensors are then rounded in place.
             teacher, student = (fold_batch_norms(run.model, run.example) for _ in range(2))
             placement = place_quantisers(student, self.placement, self.grid == "unsigned")
@@ -129,7 +131,7 @@ class PAMS:
             placement=placement,
             history=history.tensors(),
             example=run.example.detach().cpu(),
-            base=getattr(task.model, "config", None),
+            base=base_config(task.model),
         )
 
     def quantise(self, graph: fx.GraphModule, placement: Placement) -> list[Quantiser]:
@@ -152,7 +154,7 @@ class PAMS:
         quantisers: list[Quantiser],
     ) -> tuple[list[Step], AlphaHistory]:
         """One stage: while alphas are calibrated they have no gradient, so that Adam meets them without a past."""
-        task, labels = run.task, has_labels(run.task)
+        task = run.task
         if "random_student" in self.released:
             _reset(student)
         alphas = [q.alpha for q in quantisers]
@@ -162,7 +164,7 @@ class PAMS:
         peak = _peak(task)
         optimiser = Adam([{"params": weights, "lr": self.lr}, {"params": alphas, "lr": peak * self.alpha_lr}])
         schedule = self._schedule(optimiser)
-        probe = inputs(task.first_batch())[:PROBE].to(run.device)
+        probe = each(task.inputs_of(task.first_batch()), lambda x: x[:PROBE].to(run.device))
         history = AlphaHistory(student, quantisers, probe, every=-(-self.steps // SNAPSHOTS))
         spread = _Spread()
         stage = run.stage(
@@ -173,12 +175,13 @@ class PAMS:
         guide.requires_grad_(False)
 
         def terms(batch: Any) -> dict[str, Tensor]:
-            x = inputs(batch).to(run.device)
+            x = moved(task.inputs_of(batch), run.device)
             spread.note(x)
-            sr, F_student = both(x)  # (N, C, sH, sW) and (N, C', H, W)
+            sr, F_student = _image(*both(x))  # (N, C, sH, sW) and (N, C', H, W)
             with torch.no_grad():
-                target, F_teacher = guide(x)
-            hr = batch[1].to(run.device) if labels else target  # without large pictures the teacher's are the target
+                target, F_teacher = _image(*guide(x))
+            large = _large(task, batch)  # without large pictures the teacher's are the target
+            hr = target if large is None else large.to(run.device)
             if sr.shape != hr.shape:
                 raise ValueError(
                     f"the model gives shape {tuple(sr.shape)}, the batches want {tuple(hr.shape)}: match its scale"
@@ -242,7 +245,7 @@ class PAMS:
             notes.append(f"ranges that fell to 0 in training, lower alpha_lr: {', '.join(collapsed)}")
         if counts.half:
             notes.append(f"weights rounded, input in float: {', '.join(counts.half)}")
-        if not has_labels(task):
+        if _large(task, task.first_batch()) is None:
             notes.append("the batches hold no large pictures: trained on the teacher's alone")
         return notes
 
@@ -260,8 +263,22 @@ def unpack(path: str | Path, base: nn.Module | None = None) -> fx.GraphModule:
 def _peak(task: Task) -> float:
     """What pixels go to: 255 where a picture that the network is to give (or reads, where none is given) says so."""
     batch = task.first_batch()
-    pixels = batch[1] if has_labels(task) else inputs(batch)
+    pixels = next(tensors([_large(task, batch), task.inputs_of(batch)]))
     return 255.0 if float(pixels.max()) > BRIGHT else 1.0
+
+
+def _large(task: Task, batch: Any) -> Tensor | None:
+    """The large pictures of a batch (N, C, sH, sW), where it holds some."""
+    y = task.labels_of(batch)
+    return y if isinstance(y, Tensor) else None
+
+
+def _image(output: Any, feature: Tensor) -> tuple[Tensor, Tensor]:
+    """The one tensor of a network's output, beside its feature; ValueError for a network that gives several."""
+    image = logits_of(output)
+    if not isinstance(image, Tensor):
+        raise ValueError(f"the model answers with a {type(output).__name__}: PAMS compares pictures; return one tensor")
+    return image, feature
 
 
 class _Spread:

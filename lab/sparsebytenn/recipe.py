@@ -10,12 +10,14 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..core import cost, kernels, tasks
+from ..core.batch import call, logits_of, moved, vector
 from ..core.fields import integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
 from ..core.graph.tracing import trace
+from ..core.outcome import base_config
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
-from ..core.task import Task, inputs
+from ..core.task import Task
 from ..core.training import Step, descend
 from . import compiler, packed
 from . import equations as eq
@@ -109,7 +111,7 @@ class SparseByteNN:
             orders=pattern.orders,
             classes=ground.classes,
             saliencies={name: S.half() for name, S in saliencies.items()},
-            base=getattr(task.model, "config", None),
+            base=base_config(task.model),
             example=tuple(example.shape),
         )
 
@@ -126,12 +128,12 @@ class SparseByteNN:
         stage = run.stage("prune", model=model, optimiser=optimiser, schedule=schedule, pattern=pattern)
 
         def terms(batch: Any) -> dict[str, Tensor]:
-            x = inputs(batch).to(device)
-            z = model(x)
-            losses = {"task": task.loss(z, batch[1].to(device))} if labels else {}
+            x = moved(task.inputs_of(batch), device)
+            loss, z = task.fit(model, batch) if labels else (None, call(model, x))
+            losses = {"task": loss} if loss is not None else {}
             if self.distil:
                 with torch.no_grad():
-                    z_dense = dense(x)  # (B, classes), as z
+                    z_dense = call(dense, x)  # (B, classes), as z
                 losses["distil"] = self.distil * self._distance(task, z, z_dense)
             return losses
 
@@ -155,13 +157,12 @@ class SparseByteNN:
             pattern.regroup(self.sparsity)
             pattern.prune(eq.cubic(self.sparsity, t, n) if n else self.sparsity)
 
-    def _distance(self, task: Task, z: Tensor, z_dense: Tensor) -> Tensor:
+    def _distance(self, task: Task, z: Any, z_dense: Any) -> Tensor:
         """How far an output is from the dense network's: by Card (12) for classes, else the mean squared error."""
-        if not isinstance(z, Tensor):
-            raise ValueError(f"the model answers with a {type(z).__name__}: distillation compares tensors; return one")
-        if task.metric == "accuracy":
+        z, z_dense = logits_of(z), logits_of(z_dense)
+        if task.metric == "accuracy" and isinstance(z, Tensor):
             return eq.distillation(z, z_dense, self.temperature)
-        return nn.functional.mse_loss(z, z_dense)
+        return nn.functional.mse_loss(vector(z), vector(z_dense))
 
     def _report(
         self, run: Run, model: fx.GraphModule, ground: Ground, pattern: Pattern, saliencies: dict[str, Tensor]

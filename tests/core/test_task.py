@@ -74,7 +74,7 @@ def test_repr_is_short_and_has_no_address():
         ),
         ({"batches": (b for b in [(X, Y)])}, r"Task\.batches is a generator, which ends after one pass"),
         ({"batches": 5}, r"Task\.batches is a int: give a DataLoader or a list"),
-        ({"batches": [{"x": X}]}, r"a batch of Task\.batches holds a dict: give tensors"),
+        ({"batches": [{"x": "a cat"}]}, r"a batch of Task\.batches holds a str: give tensors"),
         ({"batches": [(X.numpy(), Y)]}, r"a batch of Task\.batches holds a ndarray: give tensors"),
         ({"score": 97.0}, r"Task\.score is a float: give a function of the model"),
     ],

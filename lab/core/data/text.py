@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from ..batch import IGNORED, LABELS, call, inputs, moved
 from ..task import Task, evaluating
 
 # Topics of `pydoc_data.topics` that no checkpoint of the lab has learned from, whatever Python's version says in them.
@@ -117,13 +118,23 @@ def logits(output: Any) -> Tensor:
     return output
 
 
+def targets(x: Any) -> Tensor:
+    """The token numbers (N, T) that are to be foretold: x itself, the 'labels' of a dictionary, or its 'input_ids'."""
+    if isinstance(x, Mapping):
+        return x[LABELS] if LABELS in x else x["input_ids"]
+    return x
+
+
 def next_token_loss(output: Any, x: Tensor) -> Tensor:
-    """Cross-entropy in nats of each token given those before it, the mean over (N, T - 1)."""
+    """Cross-entropy in nats of each token given those before it, the mean over (N, T - 1); -100 is left out."""
     return F.cross_entropy(logits(output)[:, :-1].flatten(0, 1).float(), x[:, 1:].flatten())
 
 
 def perplexity(batches: Iterable[Tensor]) -> Callable[[nn.Module], float]:
-    """A score: exp of the mean cross-entropy over the held-out windows (N, T), no context carried between windows."""
+    """A score: exp of the mean cross-entropy over the held-out windows (N, T), no context carried between windows.
+
+    A batch may be a dictionary of 'input_ids' and, if some tokens do not count, 'labels' that are -100 there.
+    """
     batches = tuple(batches)
     if not batches:
         raise ValueError("perplexity: the held-out data are empty: give at least one batch of tokens (N, T)")
@@ -132,9 +143,10 @@ def perplexity(batches: Iterable[Tensor]) -> Callable[[nn.Module], float]:
         device, total, count = next(model.parameters()).device, 0.0, 0
         with torch.no_grad(), evaluating(model):
             for x in batches:
-                x = x.to(device)
-                tokens = x[:, 1:].numel()
-                total, count = total + tokens * float(next_token_loss(model(x), x)), count + tokens
+                x = moved(x, device)
+                y = targets(x)
+                tokens = int((y[:, 1:] != IGNORED).sum())
+                total, count = total + tokens * float(next_token_loss(call(model, inputs(x)), y)), count + tokens
         return math.exp(min(total / count, 700.0))  # a broken model gives a huge number, not an error
 
     return score

@@ -26,20 +26,21 @@ _MADE = {"new_zeros", "new_ones", "new_full"}  # tensors that depend on no input
 # -- functions traced through ------------------------------------------------------------------------------------------
 
 
-def open_functions(graph: fx.GraphModule, example: Tensor) -> None:
+def open_functions(graph: fx.GraphModule, example: tuple) -> None:
     """Trace through each function that is none of torch's; one that can't be, for sizes that vary, stays a node.
 
-    Which sizes grow with the batch is seen in two runs, on the example and on two of it.
+    `example` holds the graph's inputs by position. Which sizes grow with the batch is seen in two runs, on the example
+    and on two of it.
     """
     nodes = [node for node in graph.graph.nodes if _is_foreign(node)]
     if not nodes:
         return
-    device = next(graph.parameters(), example).device
+    twice = tuple(torch.cat([x, x]) if isinstance(x, Tensor) else x for x in example)
     runs = [_Values(graph, nodes) for _ in range(2)]
     try:
         with torch.no_grad(), evaluating(graph):
-            for values, x in zip(runs, (example, torch.cat([example, example])), strict=True):
-                values.run(x.to(device, copy=True))
+            for values, inputs in zip(runs, (example, twice), strict=True):
+                values.run(*inputs)
     except Exception:  # one size of batch alone
         return
     for node in nodes:
