@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 import lab
 from lab.core.data.text import perplexity
+from lab.core.finetune import finetune
+from lab.core.graph.tracing import trace
 
 from .test_contract import SMALL, net
 
@@ -195,3 +197,60 @@ def test_several_inputs_are_told_in_one_line():
     task = lab.Task(model=Two(), batches=data, score=lambda model: 0.0)
     with pytest.raises(ValueError, match="gives the model 2 inputs, GAL takes networks of one"):
         run("GAL", task)
+
+
+# -- frozen parameters and half precision ------------------------------------------------------------------------------
+
+KEPT = {  # recipes that leave the numbers of a layer as they are where they do not train it
+    "Decoupling": lab.Decoupling(steps=4, lam_s=0.0),
+    "SparseByteNN": lab.SparseByteNN(steps=4, sparsity=0.0, search="none"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_frozen_is_not_trained_and_all_is_where_all_is_frozen(name):
+    model, data = net(), pairs(name)
+    weight, last = model[0].weight.detach().clone(), model[5].weight.detach().clone()
+    for frozen, same in ((model[:4], True), (model, False)):
+        frozen.requires_grad_(False)
+        task = lab.Task(model=model, batches=data, score=lab.tasks.accuracy(data))
+        trained = KEPT[name].run(task, progress=False).model
+        assert (trained.get_parameter("0.weight").shape == weight.shape) and (
+            torch.equal(trained.get_parameter("0.weight"), weight) == same
+        )
+        assert not torch.equal(trained.get_parameter("5.weight"), last)
+
+
+def test_fine_tuning_leaves_frozen_parameters():
+    model, data = net(), pairs("GAL")
+    model[0].requires_grad_(False)
+    task = lab.Task(model=model, batches=data, score=lab.tasks.accuracy(data))
+    graph = trace(model, task.example)
+    before = {name: p.detach().clone() for name, p in graph.named_parameters()}
+    finetune(task, graph, steps=3, lr=0.1, progress=False)
+    moved = {name for name, p in graph.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if not name.startswith("0.")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["GAL", "Decoupling", "SparseByteNN"])
+def test_bfloat16_is_trained_in_bfloat16(name):
+    data = [(x.bfloat16(), y) for x, y in pairs(name)]
+    task = lab.Task(model=net().bfloat16(), batches=data, score=lab.tasks.accuracy(data))
+    outcome = run(name, task)
+    assert {p.dtype for p in outcome.model.parameters()} == {torch.bfloat16}
+    output = outcome.model(data[0][0])
+    assert output.dtype == torch.bfloat16 and torch.isfinite(output).all()
+    assert all(torch.isfinite(torch.tensor(list(step.terms.values()))).all() for step in outcome.trace)
+
+
+@pytest.mark.parametrize("name", ["DQSS", "PAMS"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_quantisation_wants_single_precision(name, dtype):
+    made = own(name, [(x.to(dtype), y.to(dtype) if name == "PAMS" else y) for x, y in pairs(name)])
+    made.model.to(dtype)
+    task = lab.Task(model=made.model, batches=made.batches, score=lambda model: 0.0)
+    with pytest.raises(ValueError, match=r"is in b?float16, too coarse to quantise: give model\.float") as caught:
+        run(name, task)
+    assert "\n" not in str(caught.value)

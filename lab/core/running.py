@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import store
 from .batch import device_for, moved, tensors
 from .errors import first_line
+from .models import validate_model
 from .task import Task
 from .training import Stage, generators, seeded
 
@@ -58,6 +59,7 @@ def running(
     learned: one that fails costs nothing.
     """
     validate_kind(recipe, task, Task, "lab.Task(model=net, batches=loader, score=score)")
+    validate_model(task.model)
     model = task.copy_for(device)
     with seeded(seed), store.held(checkpoint):
         task.check()

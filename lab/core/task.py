@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .batch import Example, call, device_for, each, inputs, labels, logits_of, moved, tensors, validated
 from .errors import first_line
 from .machine import device_of
+from .models import original, uncompiled, validate_inputs, validate_model, validate_weights
 from .training import unmoved
 
 
@@ -46,6 +47,7 @@ class Task:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TypeError(f"Task.model is a {type(self.model).__name__}: give a torch.nn.Module")
+        object.__setattr__(self, "model", original(self.model))
         if isinstance(self.batches, Iterator):
             kind = type(self.batches).__name__
             raise TypeError(f"Task.batches is a {kind}, which ends after one pass: give a DataLoader or a list")
@@ -55,8 +57,9 @@ class Task:
         if self.batch_loss is not None and self.loss is not F.cross_entropy:
             raise TypeError("Task has a loss and a batch_loss: give the one that is to be learned from")
         if self.example is None:
-            example = each(self.inputs_of(self.first_batch()), lambda x: x[:1].detach().clone())
-            object.__setattr__(self, "example", example)
+            x = self.inputs_of(self.first_batch())
+            validate_inputs(x)
+            object.__setattr__(self, "example", each(x, lambda tensor: tensor[:1].detach().clone()))
 
     def inputs_of(self, batch: Any) -> Example:
         """What the model takes of a batch: a tensor (N, ...), a tuple of them, or a dictionary of keywords."""
@@ -95,6 +98,8 @@ class Task:
     def check(self) -> None:
         """Raise a one-line ValueError unless the model takes the first batch and answers with finite numbers."""
         x = self.inputs_of(self.first_batch())
+        validate_model(self.model)
+        validate_weights(self.model)
         if not all(map(_is_finite, tensors(x))):
             raise ValueError("Task.batches holds NaN or infinite values in its first batch: clean the data first")
         try:
@@ -106,12 +111,16 @@ class Task:
                 f"Task.batches gives inputs of shape {shapes}, which the model does not take ({reason}): "
                 "match the loader and the model's first layer"
             ) from error
+        if next(tensors(output), None) is None:
+            raise ValueError(
+                f"the model answers with a {type(output).__name__}, in which there is no tensor: return one"
+            )
         if not all(map(_is_finite, tensors(output))):
             raise ValueError("the model answers NaN on finite data: its weights are broken, load them again")
 
     def copy_for(self, device: str | torch.device | None) -> nn.Module:
         """A copy of the model in eval mode on a device, where the model is for None; ValueError for no such device."""
-        model = deepcopy(self.model).eval()
+        model = uncompiled(deepcopy(self.model)).eval()
         return model if device is None else model.to(device_of(device))
 
     def measure(self, model: nn.Module) -> float:

@@ -10,6 +10,7 @@ from ..core import cost, tasks
 from ..core.batch import moved
 from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import has_labels, validate_labels
+from ..core.models import validate_precision
 from ..core.outcome import base_config
 from ..core.quantisation.bn_folding import fold_batch_norms
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
@@ -97,7 +98,7 @@ class DQSS:
     ) -> DQSSOutcome:
         """Quantise the task's network, a strategy a tensor; the network passed in is not changed."""
         task = tasks.digits() if task is None else task
-        with running(self, task, seed, device, checkpoint, progress) as run:
+        with running(self, task, seed, device, checkpoint, progress, validate_precision) as run:
             if self.mode == "aware":
                 validate_labels(task)
             # Three copies of one network: the float one that is imitated, the one that mixes, the one that is kept.

@@ -254,9 +254,9 @@ class Search:
         if not aware and not learns:
             history.note(0)
             return []
-        # 'post' moves the logits alone; 'aware' everything, each group at its own rate, in one backward pass.
-        for parameter in space.graph.parameters():
-            parameter.requires_grad_(aware)
+        # 'post' moves the logits alone; 'aware' all that is not frozen, each group at its own rate, in one pass.
+        if not aware:
+            space.graph.requires_grad_(False)
         for logit in space.logits():
             logit.requires_grad_(learns)
         groups: list[dict[str, Any]] = [{"params": space.logits(), "lr": recipe.lr}]

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from ..core import tasks
 from ..core.batch import each, logits_of, moved, tensors
 from ..core.fields import integer, one_of, real, some_of, validate
+from ..core.models import validate_precision
 from ..core.outcome import base_config
 from ..core.quantisation.bn_folding import fold_batch_norms
 from ..core.quantisation.placement import Placement, QuantPoint, insert_quantisers, with_feature_output
@@ -114,7 +115,7 @@ class PAMS:
         """Quantise the task's network and train it under itself; the network passed in is not changed."""
         if task is None:
             task = tasks.photos(2, patch=96, batch_size=4)  # 48 x 48 small, as in the paper
-        with running(self, task, seed, device, checkpoint, progress) as run:
+        with running(self, task, seed, device, checkpoint, progress, validate_precision) as run:
             # The float network teaches its own copy, whose convolutions and tensors are then rounded in place.
             teacher, student = (fold_batch_norms(run.model, run.example) for _ in range(2))
             placement = place_quantisers(student, self.placement, self.grid == "unsigned")

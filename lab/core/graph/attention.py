@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from ..batch import call, each
 from ..task import evaluating
 
 _MASKS = ("attn_mask", "key_padding_mask")
@@ -135,7 +136,7 @@ def _masks_given(model: nn.Module, layers: dict[str, Any], example: Any) -> dict
     ]
     with torch.no_grad(), evaluating(model):
         device = next(model.parameters()).device
-        model(example.to(device, copy=True))
+        call(model, each(example, lambda x: x.to(device, copy=True)))
     for hook in hooks:
         hook.remove()
     return given

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_leaves
 
+from ..batch import each
 from ..task import evaluating
 from ..training import seeded
 
@@ -40,11 +41,12 @@ OWN = "a copy cannot follow what changes from one input to the next; write it ou
 _CONSTANT = "_tensor_constant"  # how a tracer names a tensor that forward makes anew each time
 
 
-def out_of_place(graph: fx.GraphModule, example: Tensor) -> None:
+def out_of_place(graph: fx.GraphModule, example: tuple) -> None:
     """Rewrite a traced graph so that nothing in it works in place; its outputs stay what they were.
 
-    The graph is run on the example, and on two of it with its dropout on, to see who shares memory with whom. A
-    network whose rewritten graph cannot be shown to give equal outputs is refused in a one-line ValueError.
+    The graph is run on the example, its inputs by position, and on two of it with its dropout on, to see who shares
+    memory with whom. A network whose rewritten graph cannot be shown to give equal outputs is refused in a one-line
+    ValueError.
     """
     for node in graph.graph.nodes:
         if node.op == "call_function" and node.target in OPERATORS and not _is_tensor(node):
@@ -54,7 +56,7 @@ def out_of_place(graph: fx.GraphModule, example: Tensor) -> None:
         return
     in_training = _Watch(graph, training=nn.modules.dropout._DropoutNd)
     try:
-        in_training.observe(torch.cat([example, example]))
+        in_training.observe(each(example, lambda x: torch.cat([x, x])))
     except Exception:  # the network takes one batch size only
         in_training = _Watch(graph, training=nn.modules.dropout._DropoutNd).observe(example)
     _Rewriting(graph, in_eval, in_training).run()
@@ -146,14 +148,14 @@ class _Watch(Shapes):
         self.writes: dict[fx.Node, list[fx.Node]] = {}
         self.bases: dict[int, fx.Node] = {}  # by the address of their storage
 
-    def observe(self, example: Tensor) -> "_Watch":
+    def observe(self, example: tuple) -> "_Watch":
         """Run on the example in eval mode, but for the modules of the kind `training`."""
         self.example = example
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.module), seeded(0):
             for module in self.module.modules():
                 if isinstance(module, self.training):
                     module.train()
-            self.result = self.run(example.clone())
+            self.result = self.run(*each(example, Tensor.clone))
         self.env.clear()
         return self
 

@@ -1,7 +1,7 @@
 """A network as a graph: a traced copy that can be cut, each node with the shape of what it gives."""
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stderr
 from copy import deepcopy
 from io import StringIO
@@ -10,60 +10,129 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
 
+from ..batch import Example, call, device_for, each, moved, tensors
 from ..errors import first_line
+from ..models import uncompiled, validate_model
 from ..task import evaluating
 from ..training import seeded
 from .attention import drop_unused, plain_attention
-from .inplace import OPERATORS, OWN, Shapes, out_of_place
+from .by_example import ExampleTracer
+from .inplace import OWN, Shapes, out_of_place
+from .opened import call_layers, open_functions
+from .proxies import Tracer
 
 
-def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+def trace(model: nn.Module, example: Example) -> fx.GraphModule:
     """A traced copy of the model in eval mode, every node with its shape; the model itself is left as it is.
+
+    `example` is one input, a tuple of positional inputs, or a dictionary of inputs by name. First torch.fx traces the
+    network, whose sizes then stay open; where that fails, or gives other outputs, it is traced once more with the
+    example computed along (`by_example`), so that code that branches on sizes, counts and unpacks them has numbers.
 
     Parametrizations are computed once and for all in the copy, and nothing in it works in place: once a graph is cut,
     that could overwrite what is still needed. Its outputs and gradients are the model's; a model whose outputs it
-    cannot give is a one-line ValueError. Hooks stay behind. All its weights learn, whatever `requires_grad` the
-    model's have: a network that was loaded for inference is compressed like any other.
+    cannot give is a one-line ValueError. Hooks stay behind, and so does what forward draws in training alone, but for
+    modules of torch. Frozen parameters stay frozen; of a network that was loaded for inference, all of whose
+    parameters are, all learn.
     """
+    failures: list[ValueError] = []
+    for tracer in (Tracer(), ExampleTracer(moved(example, device_for(model, example)))):
+        try:
+            return _traced(model, example, tracer)
+        except ValueError as error:
+            failures.append(error)
+    first, second = failures
+    raise second if isinstance(first.__cause__, _NotTraced) or not isinstance(second.__cause__, _NotTraced) else first
+
+
+class _NotTraced(Exception):
+    """What a tracer met in a forward."""
+
+
+def _traced(model: nn.Module, example: Example, tracer: Tracer) -> fx.GraphModule:
+    """The model as this tracer sees it, checked on the example; a one-line ValueError where that is something else."""
     copy = _plain_copy(model).eval()
+    if not any(parameter.requires_grad for parameter in copy.parameters()):
+        for parameter in copy.parameters():
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     plain_attention(copy, example)
-    for parameter in copy.parameters():
-        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     versions = [(name, tensor, tensor._version) for name, tensor in _named_tensors(copy)]
     try:
-        graph = fx.GraphModule(copy, _Tracer().trace(copy), type(model).__name__)
+        graph = fx.GraphModule(copy, tracer.trace(copy), type(model).__name__)
     except Exception as error:  # a tracer meets whatever the user's forward raises
         raise ValueError(
-            f"{type(model).__name__} cannot be traced ({first_line(error)}): its forward must not branch on "
-            "values or sizes of tensors; move such code out of forward"
-        ) from error
+            f"{type(model).__name__} cannot be traced ({first_line(error)}): its forward must not branch on values of "
+            "tensors, nor leave torch; move such code out of forward"
+        ) from _NotTraced(error)
     traced = dict(_named_tensors(copy))
     for name, tensor, version in versions:
         if traced.get(name) is not tensor or tensor._version != version:
             raise ValueError(f"{type(model).__name__} changes its own {name} in forward: {OWN}")
     drop_unused(graph)
+    open_functions(graph, _placed(graph, example))
     propagate(graph, example)
-    out_of_place(graph, example.to(next(graph.parameters(), example).device))
+    call_layers(graph)
+    out_of_place(graph, _placed(graph, example))
     propagate(graph, example)
     if not _outputs_match(graph, model, example):
+        raise ValueError(_difference(model, copy, example))
+    if isinstance(tracer, ExampleTracer) and not _takes_batches(graph, model, example):
         raise ValueError(
-            f"{type(model).__name__} answers otherwise than its traced copy, which leaves out hooks, autocast, "
-            "arguments left to their defaults and numbers drawn in forward: write what it computes as plain operations"
+            f"{type(model).__name__} cannot be traced for other batches than the example: its forward takes the number "
+            "of samples for a constant, as a loop over a batch does; write that as operations on whole tensors"
         )
     return graph
 
 
-def _outputs_match(graph: nn.Module, model: nn.Module, example: torch.Tensor) -> bool:
+def _difference(model: nn.Module, copy: nn.Module, example: Example) -> str:
+    """Why a model answers otherwise than its traced copy, as far as that is known."""
+    if not _outputs_match(copy, model, example):
+        hooked = [name or type(model).__name__ for name, m in model.named_modules() if _hooks(m)]
+        if hooked:
+            return (
+                f"{type(model).__name__} answers otherwise without the hooks of {', '.join(hooked)}, which a traced "
+                "copy leaves out: remove them, or write what they compute into forward"
+            )
+    return (
+        f"{type(model).__name__} answers otherwise than its traced copy, which leaves out hooks, autocast, "
+        "arguments left to their defaults and numbers drawn in forward: write what it computes as plain operations"
+    )
+
+
+def _hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _takes_batches(graph: nn.Module, model: nn.Module, example: Example) -> bool:
+    """Whether a graph answers twice the example as the model does, unless the model takes no other batch either."""
+    twice = each(example, lambda x: torch.cat([x, x]) if x.dim() else x)
+    try:
+        _outputs(model, twice)
+    except Exception:  # whatever a forward raises that is written for one batch
+        return True
+    try:
+        return _outputs_match(graph, model, twice)
+    except Exception:
+        return False
+
+
+def _outputs(net: nn.Module, example: Example) -> list[torch.Tensor]:
+    """The tensors that a network answers an example with; a one-line ValueError where there is none."""
+    placed = each(example, lambda x: x.to(device_for(net, example), copy=True))  # a first layer may write into it
+    with torch.no_grad(), evaluating(net), seeded(0):
+        output = call(net, placed)
+    outputs = list(tensors(output))
+    if not outputs:
+        kind = type(output).__name__
+        raise ValueError(f"{type(net).__name__} answers with a {kind}, in which there is no tensor: return one")
+    return outputs
+
+
+def _outputs_match(graph: nn.Module, model: nn.Module, example: Example) -> bool:
     """Whether two networks give equal outputs for an example, up to rounding."""
-    outputs = []
-    for net in (graph, model):
-        device = next(net.parameters(), example).device
-        with torch.no_grad(), evaluating(net), seeded(0):
-            leaves = tree_leaves(net(example.to(device, copy=True)))  # a first layer in place writes into it
-        outputs.append([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)])
-    return len(outputs[0]) == len(outputs[1]) and all(map(_is_close, *outputs))
+    ours, theirs = _outputs(graph, example), _outputs(model, example)
+    return len(ours) == len(theirs) and all(map(_is_close, ours, theirs))
 
 
 def _is_close(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -80,49 +149,16 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from model.named_buffers()
 
 
-class _Proxy(fx.Proxy):
-    """A traced value that also records `x += y` and `x[i] = y`, where torch.fx would see x = x + y, or fail."""
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("tracer", "node"):
-            raise TypeError(f"it sets .{name} of a tensor")
-        super().__setattr__(name, value)
-
-
-def _record(function: Callable) -> Callable[[_Proxy, Any], fx.Proxy]:
-    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-for _function in OPERATORS:
-    setattr(_Proxy, f"__{_function.__name__}__", _record(_function))
-
-
-class _Tracer(fx.Tracer):
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """torch.ao's layers compute more than the layers that they are kinds of: a ReLU, a rounded weight."""
-        is_plain = not type(m).__module__.startswith("torch.ao.")
-        return is_plain and super().is_leaf_module(m, module_qualified_name)
-
-
 def _plain_copy(model: nn.Module) -> nn.Module:
-    """A copy whose weights are plain parameters, without hooks."""
+    """A copy whose weights are plain parameters, without hooks, of what was compiled the network itself."""
+    validate_model(model)
     for name, module in model.named_modules():
         called = name or type(model).__name__
-        if inside := _wrapped(module):
-            raise ValueError(f"{called} is wrapped around a network: give its .{inside}")
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"{called} is TorchScript, which is not traced: give the nn.Module it was made from")
         if part := _computed(module):
             remedy = "call torch.nn.utils.remove_weight_norm, or prune.remove, first"
             raise ValueError(f"{called} computes its {part} in a hook: {remedy}")
     try:
-        copy = deepcopy(model)
+        copy = uncompiled(deepcopy(model))
     except RuntimeError as error:
         raise ValueError(f"{type(model).__name__} cannot be copied ({first_line(error)})") from error
     for module in copy.modules():
@@ -132,13 +168,6 @@ def _plain_copy(model: nn.Module) -> nn.Module:
         if parametrize.is_parametrized(module) and name:
             copy.set_submodule(name, _unparametrized(module))
     return copy
-
-
-def _wrapped(module: nn.Module) -> str:
-    """Where a wrapper of a network has it, '' for a module that is none."""
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return "module"
-    return "_orig_mod" if "_orig_mod" in module._modules else ""  # torch.compile's
 
 
 def _computed(module: nn.Module) -> str:
@@ -162,15 +191,24 @@ def _unparametrized(module: nn.Module) -> nn.Module:
     return plain
 
 
-def propagate(graph: fx.GraphModule, example: torch.Tensor) -> None:
+def propagate(graph: fx.GraphModule, example: Example) -> None:
     """Note each node's output shape in `node.meta`; a shape that does not fit is a one-line ValueError."""
-    device = next(graph.parameters(), example).device
     try:
         with torch.no_grad(), evaluating(graph), redirect_stderr(StringIO()):  # it prints a traceback of its own
-            Shapes(graph).propagate(example.to(device, copy=True))  # a first layer in place writes into it
+            Shapes(graph).propagate(*_placed(graph, example))
     except RuntimeError as error:
-        reason = first_line(error.__cause__ or error)
-        raise ValueError(f"the network does not run on an input of shape {tuple(example.shape)} ({reason})") from error
+        reason, shapes = first_line(error.__cause__ or error), ", ".join(str(tuple(x.shape)) for x in tensors(example))
+        raise ValueError(f"the network does not run on an input of shape {shapes} ({reason})") from error
+
+
+def _placed(graph: fx.GraphModule, example: Example) -> tuple:
+    """An example as a graph's arguments, by position, on its device: a copy, since a first layer may write into it."""
+    device = device_for(graph, example)
+    placed = each(example, lambda x: x.to(device, copy=True))
+    if isinstance(placed, Mapping):
+        places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        return tuple(placed.get(str(node.target), next(iter(node.args), None)) for node in places)
+    return placed if isinstance(placed, tuple) else (placed,)
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:

@@ -316,12 +316,24 @@ class Noisy(Defaulted):
 
 
 @pytest.mark.parametrize(
-    "net", [hooked("", False), hooked("2", False), hooked("2", True), Defaulted(), Mixed(), Noisy()]
+    ("net", "words"),
+    [
+        (hooked("", False), "answers otherwise without the hooks of Sequential, which a traced copy leaves out"),
+        (hooked("2", False), "answers otherwise without the hooks of 2, which a traced copy leaves out"),
+        (hooked("2", True), "answers otherwise without the hooks of 2, which a traced copy leaves out"),
+        (Mixed(), "answers otherwise than its traced copy"),
+        (Noisy(), "answers otherwise than its traced copy"),
+    ],
 )
-def test_what_a_trace_would_lose_is_one_line(net):
-    with pytest.raises(ValueError, match="answers otherwise than its traced copy") as caught:
+def test_what_a_trace_would_lose_is_one_line(net, words):
+    with pytest.raises(ValueError, match=words) as caught:
         trace(net.eval(), torch.randn(1, 3, 6, 6))
     assert "\n" not in str(caught.value)
+
+
+def test_arguments_left_to_their_defaults_stay_there():
+    net, x = Defaulted().eval(), torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(trace(net, x[:1])(x), net(x))
 
 
 def test_hooks_that_only_look_on_stay_behind():

@@ -1,0 +1,81 @@
+"""Which networks the lab takes: plain modules with numbers in them; one line says what any other is."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from .batch import Example, tensors
+
+_INSIDE = "_orig_mod"  # where torch.compile keeps the network that it was given
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The network that `torch.compile` was given; any other as it is. Of compiled parts, the same, in place."""
+    for name, module in list(model.named_modules()):
+        if name and not name.endswith(_INSIDE) and _INSIDE in module._modules:
+            model.set_submodule(name, module.get_submodule(_INSIDE))
+    return model.get_submodule(_INSIDE) if _INSIDE in model._modules else model
+
+
+def original(model: nn.Module) -> nn.Module:
+    """The network that was compiled, with a warning that says so; any other as it is."""
+    if not any(_INSIDE in module._modules for module in model.modules()):
+        return model
+    warnings.warn(
+        "Task.model is compiled: the network that torch.compile was given is compressed; compile what comes out",
+        stacklevel=4,
+    )
+    return model.get_submodule(_INSIDE) if _INSIDE in model._modules else model
+
+
+def validate_model(model: nn.Module) -> None:
+    """Raise a one-line ValueError for a network that cannot be traced, with the module, the cause and the remedy."""
+    for name, module in model.named_modules():
+        called = name or type(model).__name__
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            raise ValueError(f"{called} is wrapped around a network: give its .module")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{called} is TorchScript, which is not traced: give the nn.Module it was made from")
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
+            raise ValueError(f"{called} is a layer of integers ({type(module).__module__}): give the float network")
+        for part, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None and (reason := _unfit(tensor)):
+                raise ValueError(f"{called} has a {part} that is {reason}")
+
+
+def validate_weights(model: nn.Module) -> None:
+    """Raise a one-line ValueError for weights that are on the meta device."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise ValueError(f"{name} is on the meta device, without numbers: load weights, or build it on the cpu")
+
+
+def validate_precision(model: nn.Module, example: Example) -> None:
+    """Raise a one-line ValueError for weights in half precision, whose own rounding is coarser than a quantiser's."""
+    for name, tensor in model.named_parameters():
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{name} is in {kind}, too coarse to quantise: give model.float() and float32 batches")
+
+
+def validate_inputs(x: Example) -> None:
+    """Raise a one-line ValueError for inputs that cannot be computed with."""
+    for tensor in tensors(x):
+        if tensor.is_meta:
+            raise ValueError("Task.batches gives inputs on the meta device, without numbers: give tensors on the cpu")
+        if reason := _unfit(tensor):
+            raise ValueError(f"Task.batches gives an input that is {reason}")
+
+
+def _unfit(tensor: Tensor) -> str:
+    """Why a tensor is none to compute with, and what to do; '' for any other."""
+    if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+        return "not initialised, as in lazy layers: call the model on a batch once"
+    if tensor.is_quantized:
+        return f"quantised ({tensor.dtype}): call .dequantize() on it, or give the float network"
+    if tensor.layout != torch.strided:
+        return f"sparse ({tensor.layout}): call .to_dense() on it"
+    if tensor.is_complex():
+        return f"complex ({tensor.dtype}): keep its real and imaginary parts in real tensors"
+    return ""
