@@ -74,6 +74,8 @@ def maps(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) 
     outputs = placed(model, x, layers)
     by_layer = {name: output for name, output in outputs.items() if _is_map(output)}
     for name in names:
+        if name not in by_layer and f"{name}[0]" in by_layer:
+            by_layer[name] = by_layer.pop(f"{name}[0]")  # the first tensor speaks for a layer that gives several
         if name not in by_layer:
             shape = _shapes(outputs, name)
             raise ValueError(f"{name!r} gives {shape}, no feature maps (N, C, H, W): {_hint(model, x)}")
