@@ -6,13 +6,13 @@ it and the residual sum it joins share a group. Pruning, decoupling and rearrang
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx
 
 from .entries import COUNTED, OUTPUT, Entries
-from .moves import Move, along, core, is_move, move_of, varying
+from .moves import Move, along, compact, core, is_move, move_of, varying
 from .tracing import gives_tensors, shape
 
 __all__ = ["OUTPUT", "Channels", "Layout"]
@@ -27,10 +27,13 @@ class Channels:
     `layouts` gives the channel axis of each node's output, `axes` which axis that is, and `moves` the nodes that a cut
     has to write again. `producers` are the layers that write a group, first one that writes all of it; `rows` has their
     output axes, `sizes` counts the channels of a group, and `joins` names the nodes that tie its producers. `frozen`
-    tells which groups cannot be changed, with the reason, and `unordered` which may go but not change places.
+    tells which groups cannot be changed, with the reason, and `unordered` which may go but not change places. `heads`
+    are the groups whose channels are heads of attention, `normalised` those that a LayerNorm normalises over: they are
+    frozen, for it would have other statistics, unless `embeddings` asks for them.
     """
 
     graph: fx.GraphModule
+    embeddings: bool = False
     layouts: dict[fx.Node, Layout] = field(default_factory=dict)
     axes: dict[fx.Node, int] = field(default_factory=dict)
     moves: dict[fx.Node, Move] = field(default_factory=dict)
@@ -40,8 +43,8 @@ class Channels:
     joins: dict[int, list[fx.Node]] = field(default_factory=dict)
     frozen: dict[int, str] = field(default_factory=dict)
     unordered: dict[int, str] = field(default_factory=dict)
-    heads: set[int] = field(default_factory=set)  # groups whose channels are heads of attention
-    embeddings: set[int] = field(default_factory=set)
+    heads: set[int] = field(default_factory=set)
+    normalised: set[int] = field(default_factory=set)
     _counts: dict[fx.Node, Layout] = field(default_factory=dict)  # the channels whose number a move is given
     _group_of: list[int] = field(default_factory=list)  # by channel
     _members: dict[int, list[int]] = field(default_factory=dict)  # the channels of a group in the order of its places
@@ -53,7 +56,7 @@ class Channels:
         read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
         self.layers = set(calls)
         self.shared = {name for name in calls if calls.count(name) > 1 or name in read}
-        entries = Entries(self.graph, self.shared)
+        entries = Entries(self.graph, self.shared, self.embeddings)
         roots = entries.roots()
         self._find_moves(entries, roots)
         self.rows = {name: tuple(roots[ids].tolist()) for name, ids in entries.rows.items()}
@@ -61,6 +64,9 @@ class Channels:
         for channel, reason in entries.reasons():
             self.frozen.setdefault(self._group_of[channel], reason)
         self.heads = {self._group_of[channel] for ids in entries.heads for channel in core(ids).unique().tolist()}
+        settled = [(compact(roots[ids]), axis) for ids, axis in entries.normed]
+        normed = {channel for ids, axis in settled if axis in varying(ids) for channel in core(ids).unique().tolist()}
+        self.normalised = {self._group_of[channel] for channel in normed}
         for node, ids in entries.joins:
             for group in {self._group_of[channel] for channel in ids.tolist()} & set(self.producers):
                 self.joins.setdefault(group, []).append(node)
@@ -85,6 +91,8 @@ class Channels:
         """Note how a node is to be written again, or freeze what it reads."""
         try:
             move = move_of(node, entries.values.__getitem__)
+            counted = tuple(source for source in node.all_input_nodes if entries.counts(source))
+            move = move and replace(move, counted=counted)
         except ValueError as error:
             entries.freeze([entries.values[source] for source in node.all_input_nodes], str(error))
             return

@@ -42,15 +42,16 @@ class Entries(Unions):
 
     `values` has of each node the channel of each entry, numbers and sizes as they are; `rows` the output axis of each
     layer that writes channels; `joins` the channels that a node has tied, and `heads` those that are heads of attention
-    or other matrices of a batch.
+    or other matrices of a batch. `normed` are those along which a LayerNorm normalises, with the axis.
     """
 
-    def __init__(self, graph: fx.GraphModule, shared: set[str]) -> None:
+    def __init__(self, graph: fx.GraphModule, shared: set[str], embeddings: bool = False) -> None:
         super().__init__()
-        self.graph, self.shared = graph, shared
+        self.graph, self.shared, self.embeddings = graph, shared, embeddings
         self.values: dict[fx.Node, Any] = {}
         self.rows: dict[str, Tensor] = {}
         self.heads: list[Tensor] = []
+        self.normed: list[tuple[Tensor, int]] = []
         self.joins: list[tuple[fx.Node, Tensor]] = []
         self.indices: set[fx.Node] = set()  # nodes whose values are a buffer's own numbers
         self._counts: dict[fx.Node, list[Tensor]] = {}  # of numbers that say how many channels there are
@@ -123,7 +124,11 @@ class Entries(Unions):
 
     def counted(self, node: fx.Node) -> list[Tensor]:
         """The channels whose number a node is given."""
-        return [ids for source in node.all_input_nodes for ids in self._counts.get(source, [])]
+        return [ids for source in node.all_input_nodes for ids in self.counts(source)]
+
+    def counts(self, node: fx.Node) -> list[Tensor]:
+        """The channels whose number a node says."""
+        return self._counts.get(node, [])
 
     def _operation(self, node: fx.Node) -> Any:
         """A function or method that gives a tensor, or several."""
@@ -171,8 +176,7 @@ class Entries(Unions):
         if isinstance(module, nn.GroupNorm):
             return self._group_norm(node, sources[0], module.num_groups)
         if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-            last = range(len(shape(node)) - len(module.normalized_shape), len(shape(node)))
-            return self._mix(sources[0], tuple(last), f"{type(module).__name__} normalises over all of its channels")
+            return self._layer_norm(node, sources[0], module)
         if isinstance(module, (nn.Softmax, nn.LogSoftmax, nn.Softmin)) and module.dim is not None:
             return self._mix(sources[0], (module.dim % len(shape(node)),), f"{node.name} is taken over its channels")
         return self._refuse(node, sources)
@@ -202,6 +206,13 @@ class Entries(Unions):
         self._only_along(node, source, 1)
         self._tied_in_blocks(along(self._ids(source), 1), groups)
         return self._ids(source)
+
+    def _layer_norm(self, node: fx.Node, source: fx.Node, module: nn.LayerNorm | nn.RMSNorm) -> Tensor:
+        last = range(len(shape(node)) - len(module.normalized_shape), len(shape(node)))
+        if self.embeddings and len(last) == 1:
+            self.normed.append((self._ids(source), last[0]))
+            return self._ids(source)
+        return self._mix(source, tuple(last), f"{type(module).__name__} normalises over all of its channels")
 
     def _only_along(self, node: fx.Node, source: fx.Node, axis: int) -> None:
         """Freeze what lies on another axis than the one that a layer takes for channels."""
@@ -312,7 +323,7 @@ class Entries(Unions):
         scores = contraction.of((query, key), (f"{batch}xw", f"{batch}yw"), f"{batch}xy", size)
         if not contraction.heads and given.get("scale") is None:
             self.freeze([query, key], f"{node.name} is scaled by the number of its channels")
-        if isinstance(given.get("attn_mask"), fx.Node):
+        if isinstance(given.get("attn_mask"), fx.Node) and isinstance(self.values[given["attn_mask"]], Tensor):
             scores = self._together(node, [scores, self._ids(given["attn_mask"])])[0]
         attended = contraction.of((compact(scores), value), (f"{batch}xy", f"{batch}yz"), f"{batch}xz", shape(node))
         self.heads += contraction.heads

@@ -33,8 +33,9 @@ class Group:
 def groups(channels: Channels) -> list[Group]:
     """The groups of a traced network that can lose channels, in the order in which they are computed.
 
-    One channel is zero wherever its readers read it, or is gone: that is the same. Those that cannot are
-    `channels.frozen`, with the reason. The embedding is among them only if `channels` was made with `embeddings=True`.
+    Whether a channel is zero wherever its readers read it, or is gone, is the same. It is not for an embedding, which
+    is listed only if `channels` was made with `embeddings=True`: its LayerNorms then have the statistics of what stays.
+    Those that cannot lose channels are in `channels.frozen`, with the reason.
     """
     listed = []
     for group, producers in channels.free():
@@ -49,10 +50,10 @@ def groups(channels: Channels) -> list[Group]:
 
 
 def _kind(channels: Channels, group: int, readers: tuple[str, ...]) -> str:
+    if group in channels.normalised:
+        return "embedding"
     if group in channels.heads:
         return "heads"
-    if group in channels.embeddings:
-        return "embedding"
     layers = {*channels.producers[group], *readers}
     modules = [channels.graph.get_submodule(name) for name in layers if name in channels.layers]
     return "hidden units" if modules and all(isinstance(module, nn.Linear) for module in modules) else "channels"

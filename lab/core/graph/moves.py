@@ -24,7 +24,8 @@ _SELECTING = {"getitem", "__getitem__", "narrow", "index_select", "channel_shuff
 # Right as they stand, however many channels there are.
 _PLAIN = set(
     "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint squeeze unsqueeze contiguous clone "
-    "cat concat stack repeat repeat_interleave tile pixel_shuffle pixel_unshuffle expand_as unbind".split()
+    "cat concat stack repeat repeat_interleave tile pixel_shuffle pixel_unshuffle expand_as reshape_as "
+    "view_as unbind".split()
 )
 _JOINTS = {"cat", "concat", "stack"}
 
@@ -57,7 +58,9 @@ def run(node: fx.Node, values: Callable[[fx.Node], Any]) -> Any:
         assert module is not None
         return module(*args, **kwargs)
     if node.op == "call_method":
-        name = "reshape" if node.target == "view" else str(node.target)  # expanded numbers have no view
+        name = {"view": "reshape", "view_as": "reshape_as"}.get(
+            str(node.target), str(node.target)
+        )  # expanded numbers have no view
         return getattr(args[0], name)(*args[1:], **kwargs)
     assert callable(node.target)
     return node.target(*args, **kwargs)
@@ -102,13 +105,15 @@ class Move:
     """A node that has to be written again once channels are gone.
 
     `kind` is 'size', 'pieces' or 'select', `steps` the node itself, for a shuffle all that lead to it, `axis` where the
-    channels of its source lie, and `entries` which of them it takes, those of each piece in turn.
+    channels of its source lie, and `entries` which of them it takes, those of each piece in turn. `counted` are sizes
+    that it is given and that say how many channels there are.
     """
 
     kind: str
     steps: tuple[fx.Node, ...]
     axis: int
     entries: tuple[Tensor, ...] = ()
+    counted: tuple[fx.Node, ...] = ()
 
     @property
     def source(self) -> fx.Node:
@@ -246,7 +251,8 @@ def _resized(node: fx.Node, move: Move, after: Tensor) -> fx.Node:
     """The view with the sizes of what is left: reshaped, as that may lie apart in memory."""
     graph, given = node.graph, shape(node)
     first, asked = _sizes(node, len(given))
-    sizes, axis = list(asked), move.axis - first
+    sizes = [given[first + i] if size in move.counted else size for i, size in enumerate(asked)]
+    axis = move.axis - first
     if sizes[axis] != -1 and -1 not in sizes:
         sizes[axis] = -1
     elif sizes[axis] != -1 and isinstance(sizes[axis], fx.Node):

@@ -7,14 +7,17 @@ from torch import fx, nn
 
 from .channels import Channels
 from .operators import CONVS, INSTANCE_NORMS, NORMS, TRANSPOSED
-from .tracing import module_of
+from .tracing import module_of, shape
+
+LAYER_NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
 def has_channels(node: fx.Node) -> bool:
     """Whether a node calls a module whose weights belong to channels."""
     module = module_of(node)
     per_channel = isinstance(module, nn.PReLU) and module.num_parameters > 1
-    return isinstance(module, (*CONVS, *TRANSPOSED, *NORMS, *INSTANCE_NORMS, nn.GroupNorm, nn.Linear)) or per_channel
+    kinds = (*CONVS, *TRANSPOSED, *NORMS, *INSTANCE_NORMS, *LAYER_NORMS, nn.GroupNorm, nn.Linear)
+    return isinstance(module, kinds) or per_channel
 
 
 class Slice:
@@ -24,7 +27,12 @@ class Slice:
     """
 
     def __init__(self, channels: Channels, node: fx.Node, index: dict[int, torch.Tensor]) -> None:
-        axis = -1 if isinstance(module_of(node), nn.Linear) else 1
+        module = module_of(node)
+        if isinstance(module, LAYER_NORMS) and channels.axes.get(node) != len(shape(node)) - 1:
+            self.rows = self.columns = torch.arange(shape(node)[-1])  # it normalises each channel by itself
+            self.sizes = (len(self.rows),) * 2
+            return
+        axis = -1 if isinstance(module, (nn.Linear, *LAYER_NORMS)) else 1
         written, read = (channels.entries(n, axis) for n in (node, node.all_input_nodes[0]))
         self.rows, self.columns = channels.gather(written, index), channels.gather(read, index)
         self.sizes = len(written), len(read)
@@ -41,6 +49,10 @@ class Slice:
             module.out_features, module.in_features = module.weight.shape
         elif isinstance(module, (*CONVS, *TRANSPOSED)):
             self._cut_conv(module)
+        elif isinstance(module, LAYER_NORMS):
+            cut(module, "weight", self.rows)
+            cut(module, "bias", self.rows)
+            module.normalized_shape = (len(self.rows),)
         else:
             for name in ("weight", "bias", "running_mean", "running_var"):
                 cut(module, name, self.rows)

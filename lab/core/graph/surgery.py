@@ -31,6 +31,8 @@ class Plan:
 
     `channels`: module that produces them -> output channels kept. `inputs`: convolution -> input channels that it alone
     still reads; `outputs`: convolution -> output channels that it alone still writes, into a tensor as wide as before.
+    `embedding`: module that writes into a width that LayerNorms normalise over -> channels kept; those have the
+    statistics of what is left, so that the smaller network is one of its own, and not the masked one.
     `blocks`: residual branches dropped, each by the last module with weights in it; `branches`: operands dropped from a
     concatenation, named likewise.
     """
@@ -40,15 +42,16 @@ class Plan:
     outputs: dict[str, Kept] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
     branches: tuple[str, ...] = ()
+    embedding: dict[str, Kept] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """The plan as JSON values."""
-        return asdict(self)
+        """The plan as JSON values; an embedding that nothing cuts is left out."""
+        return {name: value for name, value in asdict(self).items() if value or name != "embedding"}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Plan":
         """The plan that `to_dict` wrote."""
-        kinds = ("channels", "inputs", "outputs")
+        kinds = ("channels", "inputs", "outputs", "embedding")
         kept = {kind: {name: tuple(index) for name, index in values.get(kind, {}).items()} for kind in kinds}
         return cls(**kept, blocks=tuple(values["blocks"]), branches=tuple(values["branches"]))
 
@@ -74,7 +77,7 @@ def remove(model: nn.Module, plan: Plan, example: torch.Tensor) -> fx.GraphModul
     `example` is one input with its batch axis. The result is run once on it; a plan that does not fit is a ValueError.
     """
     graph = trace(model, example)
-    channels = Channels(graph)
+    channels = Channels(graph, embeddings=bool(plan.embedding))
     kept = kept_channels(channels, plan)
     branches = [_operand(graph, name, _cats(graph)) for name in plan.branches]
     for _, operand in branches:
@@ -196,13 +199,15 @@ def kept_channels(channels: Channels, plan: Plan) -> dict[int, torch.Tensor]:
     ValueError in one line for a name that produces no channels, or those of a frozen group.
     """
     kept: dict[int, torch.Tensor] = {}
-    for name, index in plan.channels.items():
+    for name, index in [*plan.channels.items(), *plan.embedding.items()]:
         try:
             group = channels.group_of(name)
         except KeyError:
             raise ValueError(f"the plan names {name!r}, which writes no channels of this network") from None
         if group in channels.frozen:
             raise ValueError(f"{name} cannot lose channels: {channels.frozen[group]}; leave it out of the plan")
+        if group in channels.normalised and name not in plan.embedding:
+            raise ValueError(f"{name} cannot lose channels: a LayerNorm normalises over them; name it under embedding")
         places = channels.places(name)
         stays = _mask(name, index, len(places))
         mask = kept.setdefault(group, torch.ones(channels.sizes[group], dtype=torch.bool))

@@ -12,7 +12,7 @@ from lab.core.graph.channels import Channels
 from lab.core.graph.groups import groups
 from lab.core.graph.tracing import trace
 
-from .test_channels import assert_exact
+from .test_channels import Masked, assert_exact
 
 H, D = 4, 6
 C = H * D
@@ -239,3 +239,47 @@ def test_what_stays_says_why():
     reasons = {name: set(found([name])[0].frozen.values()) for name in ("normed", "one key for all")}
     assert "LayerNorm normalises over all of its channels" in reasons["normed"]
     assert any("shares its channels between all heads" in reason for reason in reasons["one key for all"])
+
+
+class Renormalised(Masked):
+    """Masked, with LayerNorms that take their statistics over what is kept."""
+
+    def run_node(self, n):
+        module = self.module.get_submodule(n.target) if n.op == "call_module" else None
+        layout = self.channels.layouts.get(n)
+        if isinstance(module, nn.LayerNorm) and self.channels.axes[n] == len(n.meta["tensor_meta"].shape) - 1:
+            stays, x = self.channels.expand(layout, self.kept), self.env[n.args[0]]
+            y = F.layer_norm(x[..., stays], (int(stays.sum()),), module.weight[stays], module.bias[stays], module.eps)
+            return torch.zeros_like(x).masked_scatter(stays.expand(x.shape), y)
+        return super().run_node(n)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.sampled_from(list(BLOCKS)), min_size=1, max_size=2), st.integers(0, 2**16))
+def test_an_embedding_loses_width_with_all_that_reads_and_writes_it(names, seed):
+    with torch.random.fork_rng(), torch.no_grad():
+        net = network(names, seed)
+        channels = Channels(trace(net, X[:1]), embeddings=True)
+        (embedding,) = (group for group in groups(channels) if group.name == "patches")
+        assert (embedding.kind, embedding.size, embedding.entries) == ("embedding", C, 1)
+        kept = tuple(torch.randperm(C)[:7].sort().values.tolist())
+        plan = surgery.Plan(embedding={"patches": kept})
+        small = surgery.remove(net, surgery.Plan.from_dict(plan.to_dict()), X[:1])
+        expected = Renormalised(channels.graph, channels, surgery.kept_channels(channels, plan)).run(X)
+        assert (small(X) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert (small.token.shape[-1], small.norm.normalized_shape, small.head.in_features) == (7, (7,), 7)
+
+
+def test_a_width_under_a_layer_norm_is_cut_as_an_embedding_only():
+    net = network(["plain"])
+    with pytest.raises(ValueError, match="patches cannot lose channels: LayerNorm normalises over all"):
+        surgery.remove(net, surgery.Plan(channels={"patches": (0,)}), X[:1])
+    with pytest.raises(ValueError, match="name it under embedding"):
+        surgery.remove(net, surgery.Plan(channels={"patches": (0,)}, embedding={"blocks.0.2": (0,)}), X[:1])
+    assert "embedding" not in surgery.Plan(channels={"patches": (0,)}).to_dict()
+
+
+def test_a_norm_within_each_head_leaves_heads_as_they_are():
+    with torch.random.fork_rng(), torch.no_grad():
+        listed = groups(Channels(trace(network(["sdpa"]), X[:1]), embeddings=True))
+    assert [(group.kind, group.name) for group in listed] == [("embedding", "patches"), ("heads", "blocks.0.q")]
