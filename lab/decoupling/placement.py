@@ -44,7 +44,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Reader:
+class UnitReader:
     """A linear layer without a gate that reads hidden units through gates: its name, the gates, its multiply-adds."""
 
     layer: str
@@ -59,7 +59,7 @@ class Decoupled:
 
     model: fx.GraphModule
     sites: tuple[Site, ...]
-    readers: tuple[Reader, ...]
+    readers: tuple[UnitReader, ...]
     rest: int
     ungated: dict[str, str]
 
@@ -126,7 +126,7 @@ def insert_gates(model: nn.Module, example: Tensor, *, bias: float = 2.0, mix: s
     sources = _sources(graph, {site.gate: index for index, site in enumerate(sites)}, several)
     sites = [Site(**{**vars(site), "sources": sources.pop(site.layer)}) for site in sites]
     readers = [
-        Reader(name, read, macs.pop(name, 0))
+        UnitReader(name, read, macs.pop(name, 0))
         for name, read in sources.items()
         if axis_of(graph.get_submodule(name)) == -1 and any(gate != DENSE for gate, _ in read)
     ]
@@ -211,8 +211,8 @@ def _reason(node: fx.Node, module: Any, several: set[str]) -> str:
 
 def _reason_of_units(node: fx.Node) -> str:
     """Why a linear layer over tokens is not gated: only the hidden units of an MLP can be filters."""
-    picture = next(above for above in node.graph.nodes if above.op == "placeholder")
-    if shape(node)[0] != shape(picture)[0]:
+    given = next(above for above in node.graph.nodes if above.op == "placeholder")
+    if shape(node)[0] != shape(given)[0]:
         return "its first axis is not that of the pictures"
     behind = reached(node, lambda present: present.users if present is node or _keeps_units(present) else ())[1:]
     behind = [user for user in behind if gives_tensors(user) or user.op == "output"]

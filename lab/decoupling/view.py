@@ -311,7 +311,7 @@ class _Responses:
         """The patches with the largest values, one of a picture, strongest first: framed, and alone below."""
         maps = np.stack([self._map(image, layer)[k] for image in range(len(self.inputs))])  # (n, h, w)
         best = np.argsort(-maps.max((1, 2)), kind="stable")[:STRONGEST]
-        (h, w), step, down, shapes = self.size, SIDE + 10, 2 * SIDE + 4 + svg.LINE, []
+        (h, w), step, down, shapes = self.size, SIDE + 10, 2 * SIDE + 12 + svg.LINE, []
         scale = SIDE / max(h, w)
         for i, image in enumerate(best.tolist()):
             x, y = i % 4 * step, svg.HEAD + i // 4 * down

@@ -27,7 +27,7 @@ def activations(model: nn.Module, x: Input, layers: Sequence[str] | str | None =
     and copied, so that a later layer in place changes nothing. Raises ValueError for a layer that is not there or did
     not run, and for an input that the model does not take.
     """
-    return {name: output for name, (output, _) in _answers(model, x, layers).items()}
+    return {name: output for name, (output, _) in _observed(model, x, layers).items()}
 
 
 def placed(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, torch.Tensor]:
@@ -36,15 +36,15 @@ def placed(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None
     A linear layer has its filters on the last axis, and so has what keeps its shape; the patches lie as the pixels do
     of the convolution that has made them. Tokens that do not fit them stay (N, tokens, filters).
     """
-    return {name: axes.placed(output) for name, (output, axes) in _answers(model, x, layers).items()}
+    return {name: axes.placed(output) for name, (output, axes) in _observed(model, x, layers).items()}
 
 
 def left_out(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, int]:
     """How many tokens of each layer stand for no patch and are in none of its maps: class tokens, registers."""
-    return {name: axes.extra(output) or 0 for name, (output, axes) in _answers(model, x, layers).items()}
+    return {name: axes.extra(output) or 0 for name, (output, axes) in _observed(model, x, layers).items()}
 
 
-def _answers(model: nn.Module, x: Input, layers: Sequence[str] | str | None) -> dict[str, tuple[torch.Tensor, Axes]]:
+def _observed(model: nn.Module, x: Input, layers: Sequence[str] | str | None) -> dict[str, tuple[torch.Tensor, Axes]]:
     """What the layers answer to x, with what was known then of where filters and tokens lie."""
     names = leaves(model) if layers is None else named(model, layers)
     outputs: dict[str, tuple[torch.Tensor, Axes]] = {}
@@ -74,6 +74,8 @@ def maps(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) 
     outputs = placed(model, x, layers)
     by_layer = {name: output for name, output in outputs.items() if _is_map(output)}
     for name in names:
+        if name not in by_layer and f"{name}[0]" in by_layer:
+            by_layer[name] = by_layer.pop(f"{name}[0]")  # the first tensor speaks for a layer that gives several
         if name not in by_layer:
             shape = _shapes(outputs, name)
             raise ValueError(f"{name!r} gives {shape}, no feature maps (N, C, H, W): {_hint(model, x)}")

@@ -43,8 +43,8 @@ def rollout(model: nn.Module, x: Tensor, *, token: int | None = None, grid: Grid
     ValueError for attention in windows, between other tokens, or that does not fit the grid.
     """
     x = as_images(x)
-    layers, found = _read(model, x)
-    return _on_grid(_rolled(_means(layers, len(x))), _valid_grid(grid or found, layers), token)
+    layers, patches = _read(model, x)
+    return _on_grid(_rolled(_means(layers, len(x))), _valid_grid(grid or patches, layers), token)
 
 
 def attend(
@@ -57,8 +57,8 @@ def attend(
     x = as_images(x)
     by_net: list[dict[str, np.ndarray]] = []
     for net in (model, with_fresh_weights(model, seed)):
-        layers, found = _read(net, x)
-        patches, means = _valid_grid(grid or found, layers), _means(layers, len(x))
+        layers, of_convolution = _read(net, x)
+        patches, means = _valid_grid(grid or of_convolution, layers), _means(layers, len(x))
         weights = {ROLLOUT: _rolled(means), **{f"layer {k}": layer for k, layer in enumerate(means)}}
         by_net.append({name: _on_grid(A, patches, token).float().cpu().numpy() for name, A in weights.items()})
     images, extra = x.float().cpu().numpy(), _extra(layers, patches)
@@ -67,13 +67,13 @@ def attend(
     def draw(layer: str, image: int = 0) -> Frame:
         maps = [maps[layer][image : image + 1] for maps in by_net]  # (1, h, w)
         parts = [raster.photo(images[image], f"picture {image}", low, high, longest=200)]
-        for title, found in zip((f"{layer}: this network", "control: fresh weights"), maps, strict=True):
-            parts.append(raster.grid(found, title, "attention", longest=200, scale=raster.Scale.of(found)))
+        for title, shown in zip((f"{layer}: this network", "control: fresh weights"), maps, strict=True):
+            parts.append(raster.grid(shown, title, "attention", longest=200, scale=raster.Scale.of(shown)))
         facts: dict[str, str | int] = {
             "read": _name(token, extra),
             "tokens without a patch": extra,
             "on patches": f"{maps[0].sum():.0%} of the attention",
-            "correlation with control": correlation(*(found.ravel() for found in maps)),
+            "correlation with control": correlation(*(shown.ravel() for shown in maps)),
         }
         return Frame("".join(parts), facts)
 

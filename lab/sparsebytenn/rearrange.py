@@ -38,7 +38,8 @@ class Ground:
 
 def survey(graph: fx.GraphModule, block: int) -> Ground:
     """Sort the layers of a traced network; ValueError in one line if nothing in it can be pruned in blocks."""
-    reasons = {str(node.target): _stays_dense(graph, node, block) for node in graph.graph.nodes if _is_layer(node)}
+    shared = _shared(graph)
+    reasons = {str(node.target): _stays_dense(node, shared, block) for node in graph.graph.nodes if _is_layer(node)}
     layers = tuple(name for name, reason in reasons.items() if not reason)
     dense = {name: reason for name, reason in reasons.items() if reason}
     if not layers:
@@ -49,7 +50,8 @@ def survey(graph: fx.GraphModule, block: int) -> Ground:
 
 def _classes(graph: fx.GraphModule, layers: tuple[str, ...]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """The classes of channels that pruned layers write and that may move, and the layers whose rows cannot, and why."""
-    channels, frozen = Channels(graph), _frozen(graph)
+    channels = Channels(graph)
+    frozen = _frozen(channels)
     classes: dict[str, tuple[str, ...]] = {}
     fixed: dict[str, str] = {}
     for group, writers in channels.producers.items():
@@ -79,7 +81,8 @@ def permute(model: nn.Module, orders: Mapping[str, Tensor], example: Tensor) -> 
 
 def moves(graph: fx.GraphModule, orders: Mapping[str, Tensor]) -> dict[str, Slice]:
     """For each module, where its rows and columns stood before, when the classes take these orders."""
-    channels, frozen = Channels(graph), _frozen(graph)
+    channels = Channels(graph)
+    frozen = _frozen(channels)
     index = {}
     for name, order in orders.items():
         try:
@@ -94,7 +97,7 @@ def moves(graph: fx.GraphModule, orders: Mapping[str, Tensor]) -> dict[str, Slic
     return {str(node.target): Slice(channels, node, index) for node in graph.graph.nodes if has_channels(node)}
 
 
-def _stays_dense(graph: fx.GraphModule, node: fx.Node, block: int) -> str:
+def _stays_dense(node: fx.Node, shared: set[str], block: int) -> str:
     """Why a layer is not pruned, '' if it is."""
     module = module_of(node)
     if not isinstance(module, LAYERS):
@@ -103,7 +106,7 @@ def _stays_dense(graph: fx.GraphModule, node: fx.Node, block: int) -> str:
         return "depthwise"
     if isinstance(module, CONVS) and module.groups > 1:
         return "convolution in groups"
-    if node.target in _shared(graph):
+    if node.target in shared:
         return "its weight is used more than once"
     if not any(map(_is_layer, ancestors(node) - {node})):
         return "it reads the network's input"
@@ -138,11 +141,11 @@ def _attribute(graph: fx.GraphModule, target: str) -> object:
     return value
 
 
-def _frozen(graph: fx.GraphModule) -> dict[int, str]:
+def _frozen(channels: Channels) -> dict[int, str]:
     """The classes without an order of their own, with the reason: a shared weight has one for all of its uses."""
-    channels, shared = Channels(graph), _shared(graph)
-    reasons = dict(channels.unordered)
-    for node in graph.graph.nodes:
+    shared = _shared(channels.graph)
+    reasons = channels.unordered | dict.fromkeys(channels.heads & set(channels.unordered), "its heads stay whole")
+    for node in channels.graph.graph.nodes:
         if node.op == "call_module" and node.target in shared and has_channels(node):
             reason = f"the weight of {node.target} is used more than once"
             for end in (node, node.all_input_nodes[0]):

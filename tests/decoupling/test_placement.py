@@ -10,7 +10,7 @@ from lab.core.graph.operators import CONVS, is_depthwise
 from lab.core.graph.tracing import module_of
 from lab.decoupling import equations as eq
 from lab.decoupling.layers import gates, recording
-from lab.decoupling.placement import DENSE, Decoupled, Reader, insert_gates
+from lab.decoupling.placement import DENSE, Decoupled, UnitReader, insert_gates
 from lab.lens import activations
 from tests.core.graph.test_foreign_networks import Net, conv, tied
 from tests.decoupling.families import QUICK, always, gated, lively, network, plain
@@ -190,7 +190,7 @@ def test_the_filters_of_a_transformer_are_the_hidden_units_of_its_mlps():
     assert behind(decoupled, "blocks.0.mlp.fc1") == ([], ["GELU"])
     first = decoupled.sites[0]
     assert (first.filters, first.sources, first.macs) == (32, ((DENSE, 16),), 17 * 16 * 32)
-    assert decoupled.readers[0] == Reader("blocks.0.mlp.fc2", ((0, 32),), 17 * 32 * 16)
+    assert decoupled.readers[0] == UnitReader("blocks.0.mlp.fc2", ((0, 32),), 17 * 32 * 16)
     assert decoupled.ungated["embed"] == "it is a first layer"
     assert decoupled.ungated["blocks.1.attn.proj"].startswith("its units are not read by linear layers")
 

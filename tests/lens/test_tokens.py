@@ -116,6 +116,18 @@ def test_strongest_patches_and_tables_of_units():
     assert lens.filters(net, "act", [(X, y)], progress=False).frame.svg
 
 
+def test_two_networks_of_tokens_are_compared_and_dissected():
+    net, other = made(), made()
+    with torch.no_grad():
+        other.fc1.bias[3] += 1
+    explorer = lens.compare_maps(net, other, X, ["fc1"])
+    assert dict(explorer.frame.facts)["filters after"] == 16
+    assert not dict(explorer.frame.facts)["relative change"].startswith("0.0%")
+    masks = torch.rand(5, 2, 8, 12, generator=torch.Generator().manual_seed(0)) > 0.5
+    assert lens.dissect(net, "act", [(X, masks)], "ab", progress=False).frame.svg
+    assert len(lens.concept_sets(net, "act", [(X, masks)], "ab", progress=False)) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", [None, "v", "embed"])
 def test_grad_cam_of_tokens_lies_on_the_patches(layer):
@@ -149,6 +161,31 @@ def test_attention_written_out_is_read_as_torchs_own(extra):
     (a,), (b,) = lens.attention(ours, X), lens.attention(written, X)
     assert a.shape == (5, 2, 24 + extra, 24 + extra)
     assert torch.allclose(a, b, atol=1e-6) and torch.allclose(a.sum(-1), torch.ones(()))
+
+
+class Torchs(nn.Module):
+    """A class token and patches in torch's own layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.front = nn.Conv2d(1, 8, 2, stride=2), nn.Parameter(torch.randn(1, 1, 8))
+        self.mix, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.front.expand(x.shape[0], -1, -1), x], 1)
+        return self.head((x + self.mix(x, x, x, need_weights=False)[0])[:, 0])
+
+
+@torch.no_grad()
+def test_torchs_attention_is_read_as_it_says_itself():
+    net = made(Torchs)
+    x = net.embed(X).flatten(2).transpose(1, 2)
+    x = torch.cat([net.front.expand(5, -1, -1), x], 1)
+    weights = net.mix(x, x, x, average_attn_weights=False)[1]
+    (A,) = lens.attention(net, X)
+    assert A.shape == (5, 2, 25, 25) and torch.allclose(A, weights, atol=1e-6)
+    assert maps(net, X, "mix")["mix"].shape == (5, 8, 4, 6)
 
 
 def test_rollout_by_hand():

@@ -9,6 +9,7 @@ from lab.core.graph.channels import Channels
 from lab.core.graph.tracing import trace
 from lab.sparsebytenn import rearrange
 from tests.core.graph.test_foreign_networks import NETS, Net, X, conv
+from tests.decoupling.families import network as token_network
 from tests.gal.families import FAMILIES, distance, family
 
 WHOLE = (
@@ -93,7 +94,8 @@ def own(name: str) -> nn.Module:
 def shuffles(network: nn.Module, example: torch.Tensor) -> dict[str, torch.Tensor]:
     """A random order for every class that may move."""
     graph = trace(network, example)
-    channels, frozen, draw = Channels(graph), rearrange._frozen(graph), torch.Generator().manual_seed(3)
+    channels, draw = Channels(graph), torch.Generator().manual_seed(3)
+    frozen = rearrange._frozen(channels)
     free = {producers[0]: group for group, producers in channels.free() if group not in frozen}
     return {name: torch.randperm(channels.sizes[group], generator=draw) for name, group in free.items()}
 
@@ -195,7 +197,37 @@ def test_rows_on_sequences_move_and_those_of_heads_stay():
     heads = tuple(f"mix.{part}_proj" for part in "qkv")
     assert ground.layers == ("wide", "narrow", *heads, "mix.out_proj")
     assert ground.classes == {name: (name,) for name in ("wide", "narrow", "mix.out_proj")}
-    assert ground.fixed == dict.fromkeys(heads, "mix.q_proj writes heads, which stay whole")
+    assert ground.fixed == dict.fromkeys(heads, "its heads stay whole")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [
+        ("vit", ["blocks.0.mlp.fc1", "blocks.1.mlp.fc1"]),
+        ("mixer", ["token1", "channel1"]),
+        ("convnext", ["widen"]),
+        ("an MLP of three layers", ["a", "b"]),
+    ],
+)
+def test_hidden_units_of_mlps_over_tokens_are_rearranged_exactly(name, units):
+    network, x = token_network(name)
+    ground = survey(network, example=x)
+    orders = shuffles(network, x[:1])
+    assert set(units) <= set(ground.classes) & set(orders)
+    moved = rearrange.permute(network, orders, x[:1])
+    assert distance(moved(x), network(x)) < 1e-5
+    for unit in units:
+        assert torch.equal(moved.get_submodule(unit).bias, network.get_submodule(unit).bias[orders[unit]])
+
+
+def test_what_of_a_channels_last_block_stays_dense():
+    network, x = token_network("convnext")
+    ground = survey(network, example=x)
+    assert ground.layers == ("widen", "project", "down")
+    assert ground.dense == {
+        "stem": "it reads the network's input", "depthwise": "depthwise", "fc": "it gives the network's answer"
+    }  # fmt: skip
 
 
 def test_layers_of_fewer_rows_than_a_block_stay_dense():

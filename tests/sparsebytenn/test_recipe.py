@@ -80,6 +80,23 @@ def test_zeros_stand_in_blocks_and_are_counted(outcome):
     )
 
 
+def test_a_network_of_tokens_loses_blocks_of_its_linear_layers():
+    """Weights and multiply-adds by hand: 17 tokens use each weight of a block once, the engine's refusal is a note."""
+    net = lab.nets.vit(size=8, patch=2, width=16, depth=1, heads=2, ratio=2, classes=4)
+    x = torch.randn(8, 1, 8, 8)
+    batches = [(x, torch.arange(8) % 4)]
+    task = Task(model=net, batches=batches, score=lab.tasks.accuracy(batches))
+    found = SparseByteNN(steps=2, sparsity=0.5, search="sort").run(task, progress=False)
+    rows = {row.name: row for row in found.report.rows}
+    pruned = 16 * (3 * 16 + 16 + 32 + 32)  # qkv, proj, fc1, fc2
+    assert rows["parameters"].before - rows["parameters"].after == pruned // 2
+    assert rows["macs"].before - rows["macs"].after == 17 * pruned // 2
+    zeros = sum(int((m.weight == 0).sum()) for m in found.model.modules() if isinstance(m, nn.Linear))
+    assert zeros == pruned // 2
+    assert any(note.startswith("left dense, it reads the network's input: embed") for note in found.report.notes)
+    assert any(note.startswith("not packed: ") for note in found.report.notes)
+
+
 def test_what_stays_dense_is_named(outcome):
     notes = " ".join(outcome.report.notes)
     for words in ("reads the network's input: 0", "depthwise: 4.deep", "network's answer: 8"):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from .parts import check_counts, named
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Self-attention of several heads, queries, keys and values from one linear layer: (N, T, C) -> (N, T, C)."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -43,7 +43,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads)
+        self.attn = SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLP(width, hidden)
 
