@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from lab.core.onnx import ort_report, qdq
 from lab.core.quantisation.bn_folding import fold_batch_norms
@@ -187,6 +189,46 @@ def test_the_axes_stay_free_where_no_operator_needs_their_lengths():
         torch.testing.assert_close(run(x), model(x), atol=1e-5, rtol=1e-4)
     (entry,) = qdq.to_model(fold_batch_norms(net("shuffle"), X)).graph.input
     assert [axis.dim_param or axis.dim_value for axis in entry.type.tensor_type.shape.dim] == ["N", C, SIDE, SIDE]
+
+
+class Two(nn.Module):
+    """Reads a picture and numbers of classes, gives several tensors."""
+
+    def __init__(self, form) -> None:
+        super().__init__()
+        self.form, self.conv, self.classes = form, nn.Conv2d(C, C, 1), nn.Embedding(5, C)
+
+    def forward(self, x, label):
+        y = self.conv(x) + self.classes(label)[:, :, None, None]
+        return self.form(y)
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        (lambda y: y, ["output"]),
+        (lambda y: (y, [y.mean((2, 3)), None]), ["output0", "output10"]),
+        (lambda y: {"out": y, "sides": {"low": y.relu()}, "none": None}, ["out", "sides.low"]),
+    ],
+)
+def test_several_inputs_and_outputs_have_their_names(form, names):
+    torch.manual_seed(0)
+    model, label = Two(form).eval(), torch.tensor([3, 1])
+    graph = fx.symbolic_trace(model)
+    ShapeProp(graph).propagate(X, label)
+    written = qdq.to_model(graph)
+    assert [end.name for end in written.graph.input] == ["x", "label"]
+    assert [end.name for end in written.graph.output] == names
+    run = Deployed(loadable(written.SerializeToString()))
+    given = run(X, label)
+    given = given if isinstance(given, dict) else {"output": given}
+    for mine, torchs in zip(given.values(), [t for t in tree_leaves(model(X, label)) if t is not None], strict=True):
+        torch.testing.assert_close(mine, torchs.detach(), atol=1e-6, rtol=1e-5)
+    assert run(X[:1], label[:1]) is not None
+    with pytest.raises(ValueError, match="the file reads 2: give x, label"):
+        run(X)
+    with pytest.raises(ValueError, match=r"reads tensor\(int64\)"):
+        run(X, label.float())
 
 
 # -- what a runtime asks for -------------------------------------------------------------------------------------------
