@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from ..graph.calls import arguments, asked
-from ..graph.tracing import shape
+from ..graph.tracing import gives_tensors, shape
 
 _END = 2**31  # where a slice that goes to the end of its axis ends
 
@@ -70,6 +70,8 @@ def numbers(writer: Any, node: fx.Node, value: Any) -> Any:
     """An argument with the numbers that the network computes from the sizes of its pictures in it."""
 
     def number(part: fx.Node) -> Any:
+        if gives_tensors(part):
+            raise no_form(node, f"the tensor {part} in the place of a number", "give a number")
         few, more = (run[part] for run in writer.sizes)
         if few != more:
             raise no_form(node, "a number that depends on the batch size", "take it from another axis")
@@ -215,6 +217,8 @@ def _item(writer: Any, node: fx.Node) -> str:
     read: Any = node.args[0]
     if isinstance(writer.names[read], tuple):
         return writer.names[read][numbers(writer, node, node.args[1])]
+    if isinstance(node.args[1], fx.Node) and gives_tensors(node.args[1]):
+        return _gather(writer, node, read, node.args[1])
     index = numbers(writer, node, node.args[1])
     index = _complete(index if isinstance(index, tuple) else (index,), len(shape(read)))
     if not all(_is_plain(part) for part in index):
@@ -231,6 +235,13 @@ def _item(writer: Any, node: fx.Node) -> str:
     if new := [axis for axis, part in enumerate(left) if part is None]:
         name = writer.emit("Unsqueeze", [name, writer.integers(new)], f"{node.name}.new")
     return name
+
+
+def _gather(writer: Any, node: fx.Node, read: fx.Node, index: fx.Node) -> str:
+    """Entries of the first axis by a tensor of their numbers."""
+    if index.meta["tensor_meta"].dtype == torch.bool:
+        raise no_form(node, "indexing with a mask", "write torch.where")
+    return writer.emit("Gather", [writer.names[read], writer.names[index]], node.name)
 
 
 def _complete(index: tuple, rank: int) -> tuple:
