@@ -1,4 +1,4 @@
-"""Where PAMS learns: the quantiser of a tensor with its alpha, and a convolution with rounded weights."""
+"""Where PAMS learns: the quantiser of a tensor with its alpha, and layers with rounded weights."""
 
 from typing import Any
 
@@ -62,30 +62,19 @@ class Quantiser(RangeQuantiser):
         self.seen += 1
 
 
-class QuantisedConv2d(nn.Conv2d):
-    """A convolution whose weight is rounded to b bits in every forward pass, by Card (3); its bias is not.
+class RoundedLayer(nn.Module):
+    """A layer whose weight is rounded to b bits in every forward pass, by Card (3); its bias is not.
 
     Once its codes are set, `weight` is what they stand for, and is used as it is.
     """
 
+    weight: Any
     bits: int
     per_channel: bool
     step: Tensor | None
 
-    @classmethod
-    def of(cls, conv: nn.Conv2d, bits: int, per_channel: bool = False) -> "QuantisedConv2d":
-        """The convolution with the same weights, which both then share."""
-        rounded: QuantisedConv2d = object.__new__(cls)
-        rounded.__dict__.update(conv.__dict__)
-        rounded._parameters = dict(conv._parameters)
-        rounded.bits, rounded.per_channel, rounded.step = bits, per_channel, None
-        return rounded
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.rounded_weight(), self.bias)
-
     def rounded_weight(self) -> Tensor:
-        """The weight as it acts: (OC, IC, KH, KW)."""
+        """The weight as it acts, in its shape."""
         if self.step is not None:
             return self.weight
         return eq.quantise_weight(self.weight, eq.levels(self.bits), self.per_channel)
@@ -105,3 +94,26 @@ class QuantisedConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bits={self.bits}"
+
+
+class QuantisedConv2d(RoundedLayer, nn.Conv2d):
+    """A convolution with a rounded weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.rounded_weight(), self.bias)
+
+
+class QuantisedLinear(RoundedLayer, nn.Linear):
+    """A linear layer with a rounded weight; its step is (1, 1) or (OC, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.rounded_weight(), self.bias)
+
+
+def rounded_layer(layer: nn.Conv2d | nn.Linear, bits: int, per_channel: bool = False) -> RoundedLayer:
+    """The layer with its weight rounded; both share the same weights."""
+    made: RoundedLayer = object.__new__(QuantisedLinear if isinstance(layer, nn.Linear) else QuantisedConv2d)
+    made.__dict__.update(layer.__dict__)
+    made._parameters = dict(layer._parameters)
+    made.bits, made.per_channel, made.step = bits, per_channel, None
+    return made

@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor, fx
 
 from . import equations as eq
-from .layers import QuantisedConv2d
+from .layers import RoundedLayer
 
 UNSIGNED = "0" * 64  # stands where the digest will, while it is taken
 
@@ -50,7 +50,7 @@ def set_state(model: fx.GraphModule, saved: dict[str, Tensor]) -> None:
     for _, conv in _rounded(model):
         size = -(-conv.weight.numel() * conv.bits // 8)
         code = unpack(codes.take(size), conv.bits, conv.weight.shape)
-        step = steps.take(len(conv.weight) if conv.per_channel else 1).view(-1, 1, 1, 1)
+        step = steps.take(len(conv.weight) if conv.per_channel else 1).view(-1, *[1] * (conv.weight.dim() - 1))
         conv.set_int_repr(code, step)
     for value in _others(model).values():
         value.copy_(rest.take(value.numel()).view_as(value))
@@ -86,8 +86,8 @@ def bake(model: fx.GraphModule) -> None:
         conv.set_int_repr(*conv.int_repr())
 
 
-def _rounded(model: fx.GraphModule) -> Iterator[tuple[str, QuantisedConv2d]]:
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantisedConv2d))
+def _rounded(model: fx.GraphModule) -> Iterator[tuple[str, RoundedLayer]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, RoundedLayer))
 
 
 def _others(model: fx.GraphModule) -> dict[str, Tensor]:

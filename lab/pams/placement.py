@@ -1,7 +1,7 @@
 """Which tensors are quantised: the paper's drawing, its released code, the later correction, and everything.
 
 The three published placements disagree, so every report names the one it was made with. A placement is found in a
-traced network: a residual block is a sum whose branch holds convolutions and no other such sum.
+traced network: a residual block is a sum whose branch holds layers and no other such sum.
 """
 
 from dataclasses import dataclass, replace
@@ -19,10 +19,12 @@ from ..core.quantisation.placement import (
     everywhere,
     in_graph_order,
     left_in_float,
+    matrix_products,
+    operands_of,
     point_behind,
     with_group_signs,
 )
-from .layers import QuantisedConv2d
+from .layers import RoundedLayer
 
 PLACEMENTS = ("fig1", "repo", "cadyq", "full")
 _UPSAMPLING = (nn.PixelShuffle, nn.Upsample, nn.ConvTranspose2d)
@@ -35,13 +37,13 @@ def place_quantisers(graph: fx.GraphModule, placement: str, unsigned: bool = Tru
     Raises ValueError where nothing could be quantised.
     """
     feature = _feature(graph)
-    convs = [node for node in graph.graph.nodes if _is_conv(node)]
-    if not convs:
-        raise ValueError("the network has no Conv2d, and only those are quantised: give a convolutional network")
+    layers = [node for node in graph.graph.nodes if _is_layer(node)]
+    if not any(map(_is_conv, layers)):
+        raise ValueError("the network has no Conv2d, which pictures are made by: give a convolutional network")
     if placement == "full":
-        scope, points = convs, everywhere(graph, convs)
+        scope, points = layers, everywhere(graph, layers)
     else:
-        scope, points = _published(graph, convs, feature, placement)
+        scope, points = _published(graph, layers, feature, placement)
     if not scope:
         raise ValueError(
             f"placement={placement!r} finds no convolution between the first one and the upsampler: take 'full'"
@@ -65,32 +67,34 @@ class _Block:
 
 
 def _published(
-    graph: fx.GraphModule, convs: list[fx.Node], feature: fx.Node, placement: str
+    graph: fx.GraphModule, layers: list[fx.Node], feature: fx.Node, placement: str
 ) -> tuple[list[fx.Node], list[QuantPoint]]:
     """What is quantised within residual blocks and in the fusion of their outputs; without blocks, the body."""
     scope: list[fx.Node] = []
     points: list[QuantPoint] = []
     blocks = _blocks(graph)
     for block in blocks:
-        block_convs = [conv for conv in convs if conv in block.inside]
-        scope += block_convs
-        points += _block_points(block, block_convs, placement)
+        block_layers = [layer for layer in layers if layer in block.inside]
+        scope += block_layers
+        points += _block_points(block, block_layers, placement)
+        products = [product for product in matrix_products(graph) if product in block.inside]
+        points += [point for product in products for point in operands_of(product)]
     for conv in _fusion(graph, [block.add for block in blocks]):
         scope.append(conv)
         if is_cat(conv.all_input_nodes[0]) or placement != "repo":  # the release leaves the second one's input alone
             points.append(point_behind(conv.all_input_nodes[0], [conv]))
     if not blocks:
         late = descendants(feature)
-        scope = [conv for conv in convs if conv not in late and any(map(_is_conv, ancestors(conv) - {conv}))]
-        points = [point_behind(conv.all_input_nodes[0], [conv]) for conv in scope]
+        scope = [layer for layer in layers if layer not in late and any(map(_is_layer, ancestors(layer) - {layer}))]
+        points = [point_behind(layer.all_input_nodes[0], [layer]) for layer in scope]
     return scope, _merged(points)
 
 
-def _block_points(block: _Block, convs: list[fx.Node], placement: str) -> list[QuantPoint]:
-    """The quantisers of one block: its convolutions' inputs, its shortcut and the end of its branch."""
+def _block_points(block: _Block, layers: list[fx.Node], placement: str) -> list[QuantPoint]:
+    """The quantisers of one block: its layers' inputs, its shortcut and the end of its branch."""
     add, shortcut, inside = block.add, block.shortcut, block.inside
-    first = [conv for conv in convs if conv.all_input_nodes[0] is shortcut]
-    points = [point_behind(conv.all_input_nodes[0], [conv]) for conv in convs if conv not in first]
+    first = [layer for layer in layers if layer.all_input_nodes[0] is shortcut]
+    points = [point_behind(layer.all_input_nodes[0], [layer]) for layer in layers if layer not in first]
     is_dense = any(map(is_cat, inside))
     if placement == "fig1":
         return [point_behind(shortcut, first), *points]
@@ -103,7 +107,7 @@ def _block_points(block: _Block, convs: list[fx.Node], placement: str) -> list[Q
 
 
 def _blocks(graph: fx.GraphModule) -> list[_Block]:
-    """Innermost sums over a branch with a convolution."""
+    """Innermost sums over a branch with a layer."""
     blocks: list[_Block] = []
     for add in filter(is_add, graph.graph.nodes):
         branch = residual_branch(add)
@@ -111,7 +115,7 @@ def _blocks(graph: fx.GraphModule) -> list[_Block]:
             continue
         (shortcut,) = (operand for operand in add.all_input_nodes if operand is not branch)
         inside = ancestors(branch) - ancestors(shortcut)
-        if any(map(_is_conv, ancestors(shortcut))) and not any(block.add in inside for block in blocks):
+        if any(map(_is_layer, ancestors(shortcut))) and not any(block.add in inside for block in blocks):
             blocks.append(_Block(add, shortcut, branch, inside))
     return blocks
 
@@ -143,12 +147,10 @@ def _feature(graph: fx.GraphModule) -> fx.Node:
     return convs[-1].all_input_nodes[0] if convs else next(iter(graph.graph.nodes))
 
 
-def _unquantised(graph: fx.GraphModule, convs: tuple[str, ...], placement: str) -> dict[str, str]:
+def _unquantised(graph: fx.GraphModule, layers: tuple[str, ...], placement: str) -> dict[str, str]:
     """The layers with weights that stay in float, and why; for `full` what else is computed in float."""
-    reasons = left_in_float(graph, convs, operators=placement == "full")
-    outside = {
-        str(node.target) for node in graph.graph.nodes if isinstance(module_of(node), nn.Conv2d)
-    } & reasons.keys()
+    reasons = left_in_float(graph, layers, operators=placement == "full")
+    outside = {str(node.target) for node in graph.graph.nodes if _is_layer(node)} & reasons.keys()
     return reasons | dict.fromkeys(outside, f"outside the placement {placement!r}")
 
 
@@ -162,4 +164,9 @@ def _merged(points: list[QuantPoint]) -> list[QuantPoint]:
 
 
 def _is_conv(node: fx.Node) -> bool:
-    return isinstance(module_of(node), nn.Conv2d) and not isinstance(module_of(node), QuantisedConv2d)
+    return isinstance(module_of(node), nn.Conv2d)
+
+
+def _is_layer(node: fx.Node) -> bool:
+    """Whether a node is a layer whose weight is rounded: a convolution, or a linear layer on tokens."""
+    return isinstance(module_of(node), (nn.Conv2d, nn.Linear)) and not isinstance(module_of(node), RoundedLayer)

@@ -25,7 +25,7 @@ from ..core.training import Step, descend
 from . import equations as eq
 from . import packed, sizes
 from .history import AlphaHistory
-from .layers import QuantisedConv2d, Quantiser
+from .layers import Quantiser, rounded_layer
 from .outcome import PAMSOutcome, rebuilt
 from .placement import PLACEMENTS, place_quantisers
 
@@ -40,7 +40,7 @@ class PAMS:
     """Quantised super-resolution with a parameterised max scale (Li et al., ECCV 2020, arXiv 2011.04212).
 
     weight_bits, activation_bits: 2 to 8 each. placement: which tensors are quantised: 'fig1' (the paper's drawing),
-    'repo' (the released code), 'cadyq' (its later correction) or 'full' (every convolution, for integer kernels).
+    'repo' (the released code), 'cadyq' (its later correction) or 'full' (every layer, for integer kernels).
     grid: behind a ReLU 'unsigned' uses all codes, 'signed' is the paper's. scales: one step for a weight 'tensor',
     as in the paper, or for each output 'channel'. steps, lr: updates of the weights and their rate; alpha_lr: the
     rate of the alphas, for pixels in [0, 1], and 255 times that for pixels in 0..255; both fall to zero along a
@@ -116,7 +116,7 @@ class PAMS:
         if task is None:
             task = tasks.photos(2, patch=96, batch_size=4)  # 48 x 48 small, as in the paper
         with running(self, task, seed, device, checkpoint, progress, validate_precision) as run:
-            # The float network teaches its own copy, whose convolutions and tensors are then rounded in place.
+            # The float network teaches its own copy, whose layers and tensors are then rounded in place.
             teacher, student = (fold_batch_norms(run.model, run.example) for _ in range(2))
             placement = place_quantisers(student, self.placement, self.grid == "unsigned")
             quantisers = self.quantise(student, placement)
@@ -135,9 +135,9 @@ class PAMS:
         )
 
     def quantise(self, graph: fx.GraphModule, placement: Placement) -> list[Quantiser]:
-        """Put this recipe's quantisers and rounded convolutions into a network, in place; gives the quantisers."""
+        """Put this recipe's quantisers and rounded layers into a network, in place; gives the quantisers."""
         # Weights need no quantiser that learns: their step is read from them at every forward pass, (2) and (3).
-        rounded = partial(QuantisedConv2d.of, bits=self.weight_bits, per_channel=self.scales == "channel")
+        rounded = partial(rounded_layer, bits=self.weight_bits, per_channel=self.scales == "channel")
         device = next(graph.parameters()).device
         return insert_quantisers(graph, placement, lambda point: self._quantiser(point).to(device), rounded)
 
@@ -234,7 +234,7 @@ class PAMS:
     def _notes(self, task: Task, placement: Placement, student: nn.Module, counts: sizes.Counts) -> list[str]:
         w, a = self.weight_bits, self.activation_bits
         notes = [
-            f"placement {self.placement!r}: {len(placement.layers)} convolutions, {len(placement.groups())} alphas, "
+            f"placement {self.placement!r}: {len(placement.layers)} layers, {len(placement.groups())} alphas, "
             f"W{w}A{a}; bytes: the packed file"
         ]
         notes += grouped_by_reason("left in float,", placement.unquantised)
@@ -314,5 +314,5 @@ def _is_zero(quantiser: Quantiser) -> bool:
 
 def _reset(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.reset_parameters()

@@ -9,7 +9,7 @@ from ..core.graph.operators import is_cat
 from ..core.graph.tracing import module_of
 from ..core.quantisation.placement import passes
 from . import equations as eq
-from .layers import QuantisedConv2d, Quantiser
+from .layers import Quantiser, RoundedLayer
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Counts:
     """equivalent: the paper's count of 32-bit parameters, Card (13), which rounds biases too; bitops: Card (14).
 
     bytes: what a file must hold, b / 8 for each rounded weight and 4 for every other parameter. half: the
-    convolutions with rounded weights that read a float tensor.
+    layers with rounded weights that read a float tensor.
     """
 
     parameters: int
@@ -32,7 +32,7 @@ class Counts:
 def count(plain: fx.GraphModule, quantised: fx.GraphModule, example: Tensor) -> Counts:
     """The counts of a network and its quantised form, for `example` as given."""
     total = cost.parameters(plain)
-    rounded = {name: m for name, m in quantised.named_modules() if isinstance(m, QuantisedConv2d)}
+    rounded = {name: m for name, m in quantised.named_modules() if isinstance(m, RoundedLayer)}
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in rounded.items()}
     bits = next((module.bits for module in rounded.values()), 32)
     spent, read = cost.layer_macs(plain, example), input_bits(quantised)

@@ -69,7 +69,7 @@ def test_reasons_are_the_true_ones():
     graph, _ = quantised(edsr(), X, placement="repo")
     reasons = {row.layer: row.reason for row in graph_report(graph).rows}
     assert reasons["blocks.1.conv1"] == "it reads a float tensor (Add)"
-    assert "6 of 8" not in repr(graph_report(graph)) and "2 of 8 convolutions" in repr(graph_report(graph))
+    assert "6 of 8" not in repr(graph_report(graph)) and "2 of 8 layers" in repr(graph_report(graph))
 
 
 def test_in_full_only_the_picture_itself_is_float():

@@ -151,7 +151,7 @@ def test_a_chain_without_blocks_quantises_its_body():
 
 
 def test_a_network_with_nothing_to_quantise_is_told_in_one_line():
-    with pytest.raises(ValueError, match="has no Conv2d, and only those are quantised"):
+    with pytest.raises(ValueError, match="has no Conv2d, which pictures are made by"):
         place_quantisers(fold_batch_norms(nn.Sequential(nn.ReLU()), X), "full")
     with pytest.raises(ValueError, match=r"placement='fig1' finds no convolution .* take 'full'"):
         place_quantisers(fold_batch_norms(nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2)), X), "fig1")

@@ -96,6 +96,16 @@ def _gelu(writer: Any, node: fx.Node) -> str:
     return writer.emit("Mul", [twice, _number(writer, 0.5)], name)
 
 
+def _embedding(writer: Any, node: fx.Node) -> str:
+    """Rows of a table by their numbers."""
+    module: Any = module_of(node)
+    if module.max_norm is not None:
+        raise no_form(node, "an embedding with max_norm", "leave it out")
+    return writer.emit(
+        "Gather", [writer.constant(f"{node.target}.weight", module.weight), source(writer, node)], node.name
+    )
+
+
 def _where(writer: Any, node: fx.Node) -> str:
     """One tensor or number where a mask holds, the other elsewhere; `masked_fill` has them the other way round."""
     args = list(arguments(node).values())
@@ -265,6 +275,7 @@ _KINDS: dict[Callable, tuple] = {
     _arithmetic("Div"): (operator.truediv, torch.div, torch.divide, "div", "divide"),
     _arithmetic("Max"): (torch.maximum, "maximum"),
     _arithmetic("Min"): (torch.minimum, "minimum"),
+    _embedding: (nn.Embedding,),
     _where: (torch.where, "where", torch.masked_fill, "masked_fill"),
     _simple("Not"): (operator.invert, torch.logical_not, "logical_not"),
     _power: (operator.pow, torch.pow, "pow"),

@@ -16,7 +16,7 @@ from ..graph.tracing import module_of
 from ..quantisation.qparams import FixedQuantiser, is_quantiser
 from ..task import evaluating
 from .qdq import to_model, written
-from .runtime import as_input, session
+from .runtime import fed, session
 
 _INTEGER = {"QLinearConv", "ConvInteger", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul", "MatMulInteger"}
 _LAYERS = {"Conv", "ConvTranspose", "Gemm"}
@@ -170,8 +170,8 @@ class Parity:
     unequal: float
 
 
-def parity(model: fx.GraphModule, x: Tensor, activation_type: str = "uint8") -> tuple[Parity, ...]:
-    """Run a picture through onnxruntime and each of the network's layers through torch on what onnxruntime fed it.
+def parity(model: fx.GraphModule, x: Tensor | tuple[Tensor, ...], activation_type: str = "uint8") -> tuple[Parity, ...]:
+    """Run a picture, or several inputs, through onnxruntime, and each layer through torch on what onnxruntime fed it.
 
     Both round to the grids of a file of this `activation_type`.
     """
@@ -181,10 +181,11 @@ def parity(model: fx.GraphModule, x: Tensor, activation_type: str = "uint8") -> 
     codes = [f"{name}.q" for name in names]  # the outputs of the QuantizeLinear nodes
     kind = getattr(onnx.TensorProto, activation_type.upper())
     exported.graph.output.extend(onnx.helper.make_tensor_value_info(c, kind, None) for c in codes)
-    values = session(exported.SerializeToString()).run(codes, {"input": as_input(x)})
+    given, run = x if isinstance(x, tuple) else (x,), session(exported.SerializeToString())
+    values = run.run(codes, fed(run.get_inputs(), given))
     comparison = _Comparison(model, dict(zip(names, values, strict=True)), activation_type)
     with torch.no_grad(), evaluating(model):
-        comparison.run(x)
+        comparison.run(*given)
     return tuple(comparison.rows)
 
 

@@ -8,6 +8,7 @@ from .. import cost
 from ..outcome import Outcome
 from ..quantisation.bn_folding import fold_batch_norms
 from . import qdq
+from .openvino import OpenVINOReport, openvino_report
 from .ort_report import Fusion, Parity, fusion, parity
 from .runtime import Deployed
 
@@ -37,6 +38,14 @@ class IntegerOutcome(Outcome):
     def parity(self, x: Tensor | None = None, activation_type: str = "uint8") -> tuple[Parity, ...]:
         """How far each quantised tensor is apart in torch and onnxruntime, on a picture (N, C, H, W)."""
         return parity(self.model, self.example if x is None else x, activation_type)
+
+    def openvino(self, x: Tensor | None = None, activation_type: str = "uint8") -> OpenVINOReport:
+        """How far OpenVINO's answers to (N, C, H, W) are from onnxruntime's, and how many layers it runs on integers.
+
+        Both read the same file, of this `activation_type`. Needs the extra `openvino`.
+        """
+        content = qdq.to_model(self.model, activation_type=activation_type).SerializeToString()
+        return openvino_report(content, self.example if x is None else x)
 
     def race(self, net: nn.Module, x: Tensor | None = None, repeats: int = 30) -> dict[str, cost.Latency]:
         """ms of the float network `net` and of this one in onnxruntime, interleaved on one thread: 'fp32', 'int8'."""

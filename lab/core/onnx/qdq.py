@@ -9,7 +9,7 @@ TensorRT asks for other bytes: int8 activations with zero point 0, and biases in
 hold, such as the 256 behind a ReLU, is then written with the 127 of the same largest value.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -26,11 +26,12 @@ from ..graph.tracing import module_of, shape
 from ..quantisation.placement import kind_of, passes
 from ..quantisation.qparams import QParams, is_quantiser
 from ..task import evaluating
-from . import attention, layers, ops, shapes
+from . import layers, norms, ops, shapes
 from .runtime import loadable
 from .shapes import source
 
 OPSETS = (17, 21)  # the oldest with layer norms, and the newest that is written here
+TYPES = {torch.float32: np.float32, torch.int64: np.int64, torch.int32: np.int32, torch.bool: np.bool_}
 ACTIVATION_TYPES = {"uint8": np.uint8, "int8": np.int8}
 
 
@@ -44,7 +45,10 @@ class WrittenGrid:
 
 
 def write(model: fx.GraphModule, path: str | Path, opset: int = 17, activation_type: str = "uint8") -> Path:
-    """Write a prepared network, quantised or not, as one ONNX file (N, C, H, W); returns the path.
+    """Write a prepared network, quantised or not, as one ONNX file; returns the path.
+
+    It reads 'input' and gives 'output'. Several inputs are called as in forward, several outputs 'output0', 'output1'
+    and so on, or by the keys of a dictionary.
 
     Its axes are free, but all except N are the example's where an operator needs their lengths. activation_type:
     'uint8', or 'int8' with zero point 0. From opset 21 on, weights of up to 4 bits are stored as such.
@@ -63,40 +67,58 @@ def to_model(model: fx.GraphModule, opset: int = 17, activation_type: str = "uin
     if activation_type not in ACTIVATION_TYPES:
         raise ValueError(f"activation_type={activation_type!r}: choose {' or '.join(ACTIVATION_TYPES)}")
     try:
-        from onnx import TensorProto, helper
+        from onnx import helper
     except ImportError as error:
         raise ImportError("writing ONNX needs onnx: pip install 'lab[export]'") from error
-    (entry, output) = _ends(model)
-    writer = _Writer(model, entry, opset, activation_type)
+    inputs, outputs = _inputs(model), _outputs(model)
+    writer = _Writer(model, inputs, outputs, opset, activation_type)
     with torch.no_grad(), evaluating(model):
         for node in model.graph.nodes:
             writer.visit(node)
-    free = [["N", *(f"{axis}{k}" for axis in range(1, len(shape(end))))] for k, end in enumerate((entry, output))]
-    axes = [writer.input_axes() or free[0], free[1]]
-    ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
-        for name, sizes in zip(("input", "output"), axes, strict=True)
-    ]
-    graph = helper.make_graph(writer.nodes, "lab", ends[:1], ends[1:], list(writer.constants.values()))
+    fixed, described = writer.input_axes(), []
+    for k, (name, node) in enumerate((inputs | outputs).items()):
+        free = ["N", *(f"{axis}{k}" for axis in range(1, len(shape(node))))]
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(TYPES[node.meta["tensor_meta"].dtype]))
+        described.append(helper.make_tensor_value_info(name, kind, fixed.get(name, free)))
+    ends = described[: len(inputs)], described[len(inputs) :]
+    graph = helper.make_graph(writer.nodes, "lab", *ends, list(writer.constants.values()))
     opsets = [helper.make_opsetid("", opset)]
     ir = helper.find_min_ir_version_for(opsets)
     return helper.make_model(graph, producer_name="lab", ir_version=ir, opset_imports=opsets)
 
 
-def _ends(model: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
-    """What the network reads and what it gives, one tensor of float32 each."""
-    entries = [node for node in model.graph.nodes if node.op == "placeholder"]
-    if len(entries) != 1:
-        raise ValueError(
-            f"the network takes {len(entries)} inputs ({', '.join(map(str, entries))}): one is written here"
-        )
-    (output,) = next(node for node in model.graph.nodes if node.op == "output").args
-    if not isinstance(output, fx.Node) or not shape(output):
-        raise ValueError(f"the network gives {output}: one tensor is written here, return that alone")
-    for node in (entries[0], output):
-        if (kind := node.meta["tensor_meta"].dtype) != torch.float32:
-            raise ValueError(f"{node.name} is {kind}: real float32 is written here, call float() on network and data")
-    return entries[0], output
+def _inputs(model: fx.GraphModule) -> dict[str, fx.Node]:
+    """What the network reads, by name: 'input', or the names of its forward's parameters where it reads several."""
+    entries = [node for node in model.graph.nodes if node.op == "placeholder" and shape(node)]
+    named = {"input": entries[0]} if len(entries) == 1 else {str(node.target): node for node in entries}
+    return {name: _validated(node) for name, node in named.items()}
+
+
+def _outputs(model: fx.GraphModule) -> dict[str, fx.Node]:
+    """What the network gives, by name: 'output', 'output0' and so on, or the keys of a dictionary."""
+    (tree,) = next(node for node in model.graph.nodes if node.op == "output").args
+    found = dict(_leaves(tree, "" if isinstance(tree, dict) else "output"))
+    if not found or not all(isinstance(leaf, fx.Node) and shape(leaf) for leaf in found.values()):
+        raise ValueError(f"the network gives {tree}: tensors are written here, alone, in tuples or in dictionaries")
+    return {name: _validated(node) for name, node in found.items()}
+
+
+def _leaves(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The parts of an output by name; what is None is left out."""
+    if isinstance(tree, dict):
+        for key, part in tree.items():
+            yield from _leaves(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(tree, (tuple, list)):
+        for k, part in enumerate(tree):
+            yield from _leaves(part, f"{name}{k}")
+    elif tree is not None:
+        yield name, tree
+
+
+def _validated(node: fx.Node) -> fx.Node:
+    if (kind := node.meta["tensor_meta"].dtype) not in TYPES:
+        raise ValueError(f"{node.name} is {kind}: real float32 is written here, call float() on network and data")
+    return node
 
 
 @dataclass
@@ -107,7 +129,8 @@ class _Writer:
     """
 
     model: fx.GraphModule
-    entry: fx.Node
+    inputs: dict[str, fx.Node]
+    outputs: dict[str, fx.Node]
     opset: int
     activation_type: str
     is_fixed: bool = False
@@ -120,22 +143,24 @@ class _Writer:
     @cached_property
     def sizes(self) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
         """What `shapes.sizes` finds."""
-        return shapes.sizes(self.model, self.entry)
+        return shapes.sizes(self.model, list(self.inputs.values()))
 
-    def input_axes(self) -> list[Any]:
-        """The lengths of the input's axes, or nothing where all of them are free."""
+    def input_axes(self) -> dict[str, list[Any]]:
+        """The lengths of the inputs' axes by name, or nothing where all of them are free."""
         if not self.is_fixed:
-            return []
-        few, more = (run[self.entry] for run in self.sizes)
-        return ["N" if a != b else a for a, b in zip(few, more, strict=True)]
+            return {}
+        few, more = self.sizes
+        pairs = {name: zip(few[node], more[node], strict=True) for name, node in self.inputs.items()}
+        return {name: ["N" if a != b else a for a, b in lengths] for name, lengths in pairs.items()}
 
     def visit(self, node: fx.Node) -> None:
         if node.op.startswith("call") and "tensor_meta" not in node.meta:
             return  # a number, which is taken from `sizes` where one is needed
         if node.op == "placeholder":
-            self.names[node] = "input"
+            self.names[node] = next((name for name, entry in self.inputs.items() if entry is node), "")
         elif node.op == "output":
-            self.append("Identity", [self.names[node.all_input_nodes[0]]], "output")
+            for name, source in self.outputs.items():
+                self.append("Identity", [self.names[source]], name)
         elif node.op == "get_attr":
             self.names[node] = self.constant(str(node.target), _attribute(self.model, str(node.target)))
         else:
@@ -162,8 +187,9 @@ class _Writer:
         return make(self, node)
 
     def emit(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Write one node; gives the name of its output, which is not that of the file's own two ends."""
-        return self.append(kind, inputs, f"{output}." if output in ("input", "output") else output, **attributes)
+        """Write one node; gives the name of its output, which is not that of the file's own ends."""
+        is_end = output in self.inputs or output in self.outputs
+        return self.append(kind, inputs, f"{output}." if is_end else output, **attributes)
 
     def emit_all(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> tuple[str, ...]:
         """Write one node with several outputs; gives their names."""
@@ -276,7 +302,7 @@ def _attribute(model: nn.Module, name: str) -> Any:
     return reduce(getattr, name.split("."), model)
 
 
-_FORMS: dict[Any, Callable] = ops.FORMS | shapes.FORMS | attention.FORMS | layers.FORMS
+_FORMS: dict[Any, Callable] = ops.FORMS | shapes.FORMS | norms.FORMS | layers.FORMS
 _MODULES: dict[Any, Callable] = {
     nn.ReLU: _clamp,
     nn.Hardtanh: _clamp,

@@ -44,24 +44,32 @@ def loadable(content: bytes) -> bytes:
     return content
 
 
-def as_input(x: Tensor) -> np.ndarray:
-    """A tensor as onnxruntime reads it; anything but real float32 is a one-line ValueError."""
-    if x.dtype != torch.float32:
+def as_input(x: Tensor, kind: str = "tensor(float)") -> np.ndarray:
+    """A tensor as onnxruntime reads it; one that is not of this kind is a one-line ValueError."""
+    wanted = {"tensor(int64)": torch.int64, "tensor(int32)": torch.int32, "tensor(bool)": torch.bool}.get(kind)
+    if wanted is None and x.dtype != torch.float32:
         raise ValueError(f"x is {x.dtype}: onnxruntime reads real float32 here, call x.float() on real numbers")
+    if wanted is not None and x.dtype != wanted:
+        raise ValueError(f"x is {x.dtype}: this input of the file reads {kind}, call x.to({wanted})")
     return x.detach().cpu().contiguous().numpy()
 
 
+def fed(ends: list[Any], inputs: tuple[Tensor, ...]) -> dict[str, np.ndarray]:
+    """Tensors by the names of the inputs that a session has, in their order."""
+    if len(ends) != len(inputs):
+        names = ", ".join(end.name for end in ends)
+        raise ValueError(f"{len(inputs)} tensors were given, the file reads {len(ends)}: give {names}")
+    return {end.name: as_input(x, end.type) for end, x in zip(ends, inputs, strict=True)}
+
+
 class Deployed(nn.Module):
-    """A session as a module: (N, C, H, W) float32 in, a tensor out."""
+    """A session as a module: tensors in, in the order of the file's inputs; a tensor out, or several by name."""
 
     def __init__(self, model: bytes | str | Path) -> None:
         super().__init__()
         self.session = session(model)
-        ends = self.session.get_inputs(), self.session.get_outputs()
-        if [len(end) for end in ends] != [1, 1]:
-            raise ValueError(f"the file has {len(ends[0])} inputs and {len(ends[1])} outputs: one each is run here")
-        self.input = ends[0][0].name
+        self.names = [end.name for end in self.session.get_outputs()]
 
-    def forward(self, x: Tensor) -> Tensor:
-        (output,) = self.session.run(None, {self.input: as_input(x)})
-        return torch.from_numpy(output)
+    def forward(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
+        outputs = [torch.from_numpy(y) for y in self.session.run(None, fed(self.session.get_inputs(), inputs))]
+        return outputs[0] if len(outputs) == 1 else dict(zip(self.names, outputs, strict=True))

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from ..graph.calls import arguments, asked
-from ..graph.tracing import shape
+from ..graph.tracing import gives_tensors, shape
 
 _END = 2**31  # where a slice that goes to the end of its axis ends
 
@@ -21,10 +21,10 @@ _END = 2**31  # where a slice that goes to the end of its axis ends
 class Values(fx.Interpreter):
     """The shape of every tensor of a network, and every number that it computes from shapes, by node."""
 
-    def __init__(self, model: fx.GraphModule, x: Tensor) -> None:
+    def __init__(self, model: fx.GraphModule, *inputs: Any) -> None:
         super().__init__(model)
         self.values: dict[fx.Node, Any] = {}
-        self.run(x)
+        self.run(*inputs)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -32,15 +32,26 @@ class Values(fx.Interpreter):
         return value
 
 
-def sizes(model: fx.GraphModule, entry: fx.Node) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+def sizes(model: fx.GraphModule, entries: list[fx.Node]) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
     """Two runs of a network, with two pictures and with three; alike where it takes one batch size only."""
-    batch, *rest = shape(entry)
     device = next(model.parameters(), torch.empty(0)).device
+    placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
+
+    def run(batch: int | None) -> dict[fx.Node, Any]:
+        given = []
+        for node in placeholders:
+            lengths, default = list(shape(node)), node.args[0] if node.args else None
+            if batch is not None:
+                lengths[:1] = [batch]
+            is_read = node in entries
+            zeros = torch.zeros(lengths, dtype=node.meta["tensor_meta"].dtype, device=device) if is_read else default
+            given.append(zeros)
+        return Values(model, *given).values
+
     try:
-        few, more = (Values(model, torch.zeros(n, *rest, device=device)).values for n in (2, 3))
+        return run(2), run(3)
     except (RuntimeError, AssertionError):
-        few = more = Values(model, torch.zeros(batch, *rest, device=device)).values
-    return few, more
+        return (alone := run(None)), alone
 
 
 def no_form(node: fx.Node, what: str, remedy: str) -> ValueError:
@@ -59,6 +70,8 @@ def numbers(writer: Any, node: fx.Node, value: Any) -> Any:
     """An argument with the numbers that the network computes from the sizes of its pictures in it."""
 
     def number(part: fx.Node) -> Any:
+        if gives_tensors(part):
+            raise no_form(node, f"the tensor {part} in the place of a number", "give a number")
         few, more = (run[part] for run in writer.sizes)
         if few != more:
             raise no_form(node, "a number that depends on the batch size", "take it from another axis")
@@ -145,7 +158,7 @@ def _expand(writer: Any, node: fx.Node) -> str:
         return writer.emit("Expand", [source(writer, node), rest], node.name)
     if any(a not in (b, 2) for a, b in zip(few, more, strict=True)):
         raise no_form(node, f"expanding to {few}", "expand over the batch itself, and over numbers")
-    batch = writer.emit("Shape", ["input"], f"{node.name}.batch", start=0, end=1)
+    batch = writer.emit("Shape", [next(iter(writer.inputs))], f"{node.name}.batch", start=0, end=1)
     missing = writer.integers([0 if a == b else 1 for a, b in zip(few, more, strict=True)])
     target = writer.emit("Add", [writer.emit("Mul", [missing, batch], f"{node.name}.n"), rest], f"{node.name}.shape")
     return writer.emit("Expand", [source(writer, node), target], node.name)
@@ -204,6 +217,8 @@ def _item(writer: Any, node: fx.Node) -> str:
     read: Any = node.args[0]
     if isinstance(writer.names[read], tuple):
         return writer.names[read][numbers(writer, node, node.args[1])]
+    if isinstance(node.args[1], fx.Node) and gives_tensors(node.args[1]):
+        return _gather(writer, node, read, node.args[1])
     index = numbers(writer, node, node.args[1])
     index = _complete(index if isinstance(index, tuple) else (index,), len(shape(read)))
     if not all(_is_plain(part) for part in index):
@@ -220,6 +235,13 @@ def _item(writer: Any, node: fx.Node) -> str:
     if new := [axis for axis, part in enumerate(left) if part is None]:
         name = writer.emit("Unsqueeze", [name, writer.integers(new)], f"{node.name}.new")
     return name
+
+
+def _gather(writer: Any, node: fx.Node, read: fx.Node, index: fx.Node) -> str:
+    """Entries of the first axis by a tensor of their numbers."""
+    if index.meta["tensor_meta"].dtype == torch.bool:
+        raise no_form(node, "indexing with a mask", "write torch.where")
+    return writer.emit("Gather", [writer.names[read], writer.names[index]], node.name)
 
 
 def _complete(index: tuple, rank: int) -> tuple:

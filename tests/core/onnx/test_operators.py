@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from lab.core.onnx import ort_report, qdq
 from lab.core.quantisation.bn_folding import fold_batch_norms
@@ -84,6 +86,18 @@ class Classed(nn.Module):
         return x * tokens[:, 0].sigmoid()[:, :, None, None] + tokens[:, 1:].mean(1).view(n, c, 1, 1)
 
 
+class Gathered(nn.Module):
+    """A table of learned numbers and where each of them stands, as shifted windows have their places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(3, 1))
+        self.register_buffer("index", torch.tensor([2, 0, 0, -2]))
+
+    def forward(self, x):
+        return x + self.table[self.index].view(-1, 1, 1)
+
+
 def shuffled(x):
     n, c, h, w = x.size()
     return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
@@ -127,6 +141,7 @@ STEPS = {
     "maximum": lambda x: torch.maximum(x, x.amax((2, 3), keepdim=True) / 2),
     "transpose": lambda x: x.transpose(-1, -2) + x.mT,
     "squeeze": lambda x: x.unsqueeze(1).squeeze(1)[..., None][..., 0],
+    "gathered": Gathered(),
     "roll": lambda x: torch.roll(x, shifts=(2, -1), dims=(2, 3)),
     "einsum": lambda x: torch.einsum("nchw, ndhw -> ncd", x, x).softmax(-1)[:, :, :, None].mean(2, True) * x,
     "bmm": lambda x: torch.bmm(x.flatten(2), x.flatten(2).transpose(1, 2)).mean(-1)[:, :, None, None] + x,
@@ -187,6 +202,46 @@ def test_the_axes_stay_free_where_no_operator_needs_their_lengths():
         torch.testing.assert_close(run(x), model(x), atol=1e-5, rtol=1e-4)
     (entry,) = qdq.to_model(fold_batch_norms(net("shuffle"), X)).graph.input
     assert [axis.dim_param or axis.dim_value for axis in entry.type.tensor_type.shape.dim] == ["N", C, SIDE, SIDE]
+
+
+class Two(nn.Module):
+    """Reads a picture and numbers of classes, gives several tensors."""
+
+    def __init__(self, form) -> None:
+        super().__init__()
+        self.form, self.conv, self.classes = form, nn.Conv2d(C, C, 1), nn.Embedding(5, C)
+
+    def forward(self, x, label):
+        y = self.conv(x) + self.classes(label)[:, :, None, None]
+        return self.form(y)
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        (lambda y: y, ["output"]),
+        (lambda y: (y, [y.mean((2, 3)), None]), ["output0", "output10"]),
+        (lambda y: {"out": y, "sides": {"low": y.relu()}, "none": None}, ["out", "sides.low"]),
+    ],
+)
+def test_several_inputs_and_outputs_have_their_names(form, names):
+    torch.manual_seed(0)
+    model, label = Two(form).eval(), torch.tensor([3, 1])
+    graph = fx.symbolic_trace(model)
+    ShapeProp(graph).propagate(X, label)
+    written = qdq.to_model(graph)
+    assert [end.name for end in written.graph.input] == ["x", "label"]
+    assert [end.name for end in written.graph.output] == names
+    run = Deployed(loadable(written.SerializeToString()))
+    given = run(X, label)
+    given = given if isinstance(given, dict) else {"output": given}
+    for mine, torchs in zip(given.values(), [t for t in tree_leaves(model(X, label)) if t is not None], strict=True):
+        torch.testing.assert_close(mine, torchs.detach(), atol=1e-6, rtol=1e-5)
+    assert run(X[:1], label[:1]) is not None
+    with pytest.raises(ValueError, match="the file reads 2: give x, label"):
+        run(X)
+    with pytest.raises(ValueError, match=r"reads tensor\(int64\)"):
+        run(X, label.float())
 
 
 # -- what a runtime asks for -------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""ONNX forms of what transformers add, in float: norms over channels, matrix products, attention.
+"""ONNX forms of what transformers add, in float: norms over channels and matrix products.
 
 Also the batch norms that no convolution took in.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
@@ -107,65 +107,10 @@ def _linear(writer: Any, node: fx.Node) -> str:
     return out if args["bias"] is None else writer.emit("Add", [out, writer.names[args["bias"]]], node.name)
 
 
-# -- attention ---------------------------------------------------------------------------------------------------------
-
-
 def _attention(writer: Any, node: fx.Node) -> str:
-    """What `write_out_attention` has left whole."""
-    raise no_form(node, "attention with dropout_p in eval mode", "leave it out there")
-
-
-def _attended(writer: Any, name: str, qkv: list[str], rank: int, how: tuple[float, str | None]) -> str:
-    """softmax(q k^T s + mask) v of three tensors by name; `how` is s and the mask."""
-    (query, key, value), (scale, mask) = qkv, how
-    turned = permuted(writer, key, (*range(rank - 2), rank - 1, rank - 2), f"{name}.key")
-    scaled = writer.emit("Mul", [query, writer.constant(f"number {scale}", np.float32(scale))], f"{name}.query")
-    scores = writer.emit("MatMul", [scaled, turned], f"{name}.scores")
-    if mask is not None:
-        scores = writer.emit("Add", [scores, mask], f"{name}.masked")
-    return writer.emit("MatMul", [writer.emit("Softmax", [scores], f"{name}.shares", axis=-1), value], name)
-
-
-def _multihead(writer: Any, node: fx.Node) -> tuple[str, str]:
-    """A module's whole attention: three projections, the heads side by side, and the projection of what they give."""
-    module: Any = module_of(node)
-    names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
-    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
-    odd = [name for name in ("key_padding_mask", "attn_mask") if given.get(name) is not None]
-    if odd or module.bias_k is not None or module.add_zero_attn:
-        raise no_form(node, "attention with a mask, bias_k or zeros", "write F.scaled_dot_product_attention")
-    if any(user.args[1] == 1 and user.users for user in node.users) or len(shape(given["query"])) != 3:
-        raise no_form(node, "attention's weights or no batch axis", "give need_weights=False and (N, L, C)")
-    weights = _projections(module)
-    biases = [None] * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
-    heads = []
-    for part, weight, bias in zip(("query", "key", "value"), weights, biases, strict=True):
-        name = f"{node.name}.{part}"
-        x = writer.names[given[part]]
-        x = x if module.batch_first else permuted(writer, x, (1, 0, 2), f"{name}.batch")
-        projected = _projected(writer, x, name, (f"{node.target}.{part}", weight, bias))
-        rows = shaped(writer, projected, [0, 0, module.num_heads, module.head_dim], f"{name}.heads")
-        heads.append(permuted(writer, rows, (0, 2, 1, 3), f"{name}.turned"))
-    out = _attended(writer, f"{node.name}.heads", heads, 4, (module.head_dim**-0.5, None))
-    rows = permuted(writer, out, (0, 2, 1, 3), f"{node.name}.turned")
-    flat = shaped(writer, rows, [0, 0, module.embed_dim], f"{node.name}.rows")
-    last = (f"{node.target}.out", module.out_proj.weight, module.out_proj.bias)
-    output = _projected(writer, flat, f"{node.name}.output", last)
-    return (output if module.batch_first else permuted(writer, output, (1, 0, 2), f"{node.name}.first")), ""
-
-
-def _projections(module: Any) -> list[Tensor]:
-    """The weights of query, key and value."""
-    if module.in_proj_weight is not None:
-        return list(module.in_proj_weight.chunk(3))
-    return [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
-
-
-def _projected(writer: Any, x: str, output: str, part: tuple[str, Tensor, Tensor | None]) -> str:
-    """x W^T + b; `part` is the name of the weight's constant, W and b."""
-    name, weight, bias = part
-    product = writer.emit("MatMul", [x, writer.constant(f"{name}.weight", weight.T)], f"{output}.product")
-    return product if bias is None else writer.emit("Add", [product, writer.constant(f"{name}.bias", bias)], output)
+    """What could not be written out as products and a softmax."""
+    remedy = "leave out dropout_p, add_bias_kv and add_zero_attn in eval mode"
+    raise no_form(node, "attention that drops shares out or attends to a learned key", remedy)
 
 
 _KINDS: dict[Callable, tuple] = {
@@ -177,7 +122,6 @@ _KINDS: dict[Callable, tuple] = {
     _matmul: (torch.matmul, operator.matmul, "matmul", torch.bmm, "bmm"),
     _einsum: (torch.einsum,),
     _linear: (F.linear,),
-    _attention: (F.scaled_dot_product_attention,),
-    _multihead: (nn.MultiheadAttention,),
+    _attention: (F.scaled_dot_product_attention, nn.MultiheadAttention),
 }
 FORMS: dict[Any, Callable] = {target: make for make, targets in _KINDS.items() for target in targets}
