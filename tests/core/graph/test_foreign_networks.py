@@ -204,7 +204,8 @@ def test_masked_folded_and_removed_are_one_function(network, seed):
     assert_one_function(network, structures.UNITS, seed)
 
 
-ORDERS = [order for count in range(1, 5) for order in permutations(structures.UNITS, count)]
+ORDERS = [order for count in range(1, 4) for order in permutations(structures.UNITS, count)]
+ORDERS += permutations(structures.UNITS[:4])
 
 
 @pytest.mark.slow
