@@ -312,7 +312,7 @@ class Entries(Unions):
         scores = contraction.of((query, key), (f"{batch}xw", f"{batch}yw"), f"{batch}xy", size)
         if not contraction.heads and given.get("scale") is None:
             self.freeze([query, key], f"{node.name} is scaled by the number of its channels")
-        if isinstance(given.get("attn_mask"), fx.Node):
+        if isinstance(given.get("attn_mask"), fx.Node) and isinstance(self.values[given["attn_mask"]], Tensor):
             scores = self._together(node, [scores, self._ids(given["attn_mask"])])[0]
         attended = contraction.of((compact(scores), value), (f"{batch}xy", f"{batch}yz"), f"{batch}xz", shape(node))
         self.heads += contraction.heads

@@ -24,7 +24,8 @@ _SELECTING = {"getitem", "__getitem__", "narrow", "index_select", "channel_shuff
 # Right as they stand, however many channels there are.
 _PLAIN = set(
     "flatten ravel permute transpose swapaxes swapdims movedim moveaxis t adjoint squeeze unsqueeze contiguous clone "
-    "cat concat stack repeat repeat_interleave tile pixel_shuffle pixel_unshuffle expand_as unbind".split()
+    "cat concat stack repeat repeat_interleave tile pixel_shuffle pixel_unshuffle expand_as reshape_as "
+    "view_as unbind".split()
 )
 _JOINTS = {"cat", "concat", "stack"}
 
@@ -57,7 +58,9 @@ def run(node: fx.Node, values: Callable[[fx.Node], Any]) -> Any:
         assert module is not None
         return module(*args, **kwargs)
     if node.op == "call_method":
-        name = "reshape" if node.target == "view" else str(node.target)  # expanded numbers have no view
+        name = {"view": "reshape", "view_as": "reshape_as"}.get(
+            str(node.target), str(node.target)
+        )  # expanded numbers have no view
         return getattr(args[0], name)(*args[1:], **kwargs)
     assert callable(node.target)
     return node.target(*args, **kwargs)

@@ -17,6 +17,7 @@ from ..task import evaluating
 from ..training import seeded
 from .attention import drop_unused, plain_attention
 from .inplace import OPERATORS, OWN, Shapes, out_of_place
+from .opened import call_layers, open_functions
 
 
 def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
@@ -44,7 +45,9 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
         if traced.get(name) is not tensor or tensor._version != version:
             raise ValueError(f"{type(model).__name__} changes its own {name} in forward: {OWN}")
     drop_unused(graph)
+    open_functions(graph, example)
     propagate(graph, example)
+    call_layers(graph)
     out_of_place(graph, example.to(next(graph.parameters(), example).device))
     propagate(graph, example)
     if not _outputs_match(graph, model, example):

@@ -144,7 +144,9 @@ class Masked(fx.Interpreter):
         value = super().run_node(n)
         if layout := self.channels.layouts.get(n):
             size = [-1 if axis == self.channels.axes[n] else 1 for axis in range(value.dim())]
-            value = value * self.channels.expand(layout, self.kept).view(size)
+            stays = self.channels.expand(layout, self.kept)
+            stays = stays.repeat(value.shape[self.channels.axes[n]] // len(stays))  # heads of several examples
+            value = value * stays.view(size)
         return value
 
 
