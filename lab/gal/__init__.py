@@ -29,8 +29,9 @@ arXiv 1903.09291).
                 Channels that several layers write (a gate and what it multiplies, a sum), those that a convolution
                 reads in groups and the hidden units of an MLP over tokens have one mask entry each, in front of all
                 layers that read them: there a closed entry can be removed exactly, whatever norms, activations or
-                gates stand in between. The release masks no such channels, nor those of a residual stream
-                (units 'stream'); its ResNet-50 too has masks in front of what reads. Ours.
+                gates stand in between; a head's is in front of the projection, and takes query, key and value along.
+                The blocks of a transformer are its residual branches, one of attention and one of the MLP. The paper
+                knows none of these, nor masks on the channels of a residual stream (units 'stream'). Ours.
                 The noise z is the network's own dropout modules, where it has any.
                 Batch norms keep the baseline's statistics while masks train: on batch statistics a mask in front of a
                 norm shrinks at no cost ('batch_statistics'). Ours.

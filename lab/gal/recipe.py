@@ -43,13 +43,13 @@ class GAL:
     """Generative adversarial learning of what to prune (Lin et al., CVPR 2019, arXiv 1903.09291).
 
     lam: weight of ||m||_1; more prunes more. mu: weight of the data loss, the share of the original output's variance
-    that G misses. units: which structures are masked, of 'channel' (whatever layers write: filters, hidden units of an
-    MLP), 'block', 'branch', 'input', and 'stream' (the channels of a residual stream). adversary: the discriminator's
-    regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps, lr: updates and rate of the
-    pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its updates; clip: the largest
-    norm of a step's gradient, over G's weights and over its masks, None for no limit. finetune_steps, finetune_lr: the
-    stage with labels. released: behaviours of the authors' code to switch on, of RELEASED. Both rates fall tenfold
-    each 30 % of a stage.
+    that G misses. units: which structures are masked, of 'channel' (whatever layers write: filters, heads of an
+    attention, hidden units of an MLP), 'block', 'branch', 'input', and 'stream' (the channels of a residual stream).
+    adversary: the discriminator's regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps,
+    lr: updates and rate of the pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its
+    updates; clip: the largest norm of a step's gradient, over G's weights and over its masks, None for no limit.
+    finetune_steps, finetune_lr: the stage with labels. released: behaviours of the authors' code to switch on, of
+    RELEASED. Both rates fall tenfold each 30 % of a stage.
     """
 
     lam: float = 0.07

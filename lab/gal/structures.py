@@ -18,7 +18,7 @@ from .layers import Mask, ReadMask
 
 UNITS = ("channel", "block", "branch", "input", "stream")
 # What the entries of a mask are called, and the part of a plan that they belong to; a 'channel' may be any of these.
-KINDS = {"channel": "channel", "hidden unit": "channel", "stream channel": "channel"} | {
+KINDS = {"channel": "channel", "hidden unit": "channel", "head": "channel", "stream channel": "channel"} | {
     unit: unit for unit in ("block", "branch", "input")
 }
 
@@ -202,7 +202,7 @@ def _where_read(channels: Channels, group: int, read: Reads, masked_inputs: set[
     """A mask in front of all layers that read the channels of a group."""
     name, *others = channels.producers[group]
     if read.others or not read.layers:
-        reason = f"{read.others[0].name} computes from all of its channels" if read.others else "no layer reads it"
+        reason = f"{read.others[0].name} sums over its channels" if read.others else "no layer reads it"
         yield from ((producer, reason) for producer in (name, *others))
     elif not masked_inputs & {str(reader.target) for reader in read.layers}:
         rows, size = channels.places(name).tolist(), channels.sizes[group]
@@ -214,6 +214,8 @@ def _kind(channels: Channels, group: int) -> str:
     """What the channels of a group are called."""
     if _is_stream(channels, group):
         return "stream channel"
+    if group in channels.heads:
+        return "head"
     written = [_node(channels, name) for name in channels.producers[group]]
     return (
         "hidden unit" if all(isinstance(module_of(n), nn.Linear) and len(shape(n)) > 2 for n in written) else "channel"
@@ -238,8 +240,8 @@ def _names(candidates: Candidates) -> set[str]:
 def _block_units(graph: fx.GraphModule, channels: Channels) -> Candidates:
     """Residual branches: one entry each, just before the sum."""
     for node in graph.graph.nodes:
-        if not is_add(node):
-            continue
+        if not is_add(node) or any(source.op == "get_attr" for source in node.all_input_nodes):
+            continue  # a parameter that is added (a position embedding) is no shortcut
         branch = residual_branch(node)
         if branch is None:
             yield node.name, "no shortcut can be told from a branch"

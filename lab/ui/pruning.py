@@ -10,6 +10,9 @@ from tqdm.auto import tqdm
 
 from ..core import cost
 from ..core.graph import surgery
+from ..core.graph.channels import Channels
+from ..core.graph.groups import KINDS, Group, groups
+from ..core.graph.tracing import trace
 from ..core.task import Task
 from . import svg
 from .explorer import Control, Explorer, Frame
@@ -20,7 +23,7 @@ MEASURED = (0.0, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class Pruned:
-    """What one rate leaves: channels kept and had by layer, blocks and branches dropped, parameters, multiply-adds."""
+    """What one rate leaves: channels, heads, hidden units kept and had by layer, blocks and branches dropped, costs."""
 
     layers: tuple[tuple[str, int, int], ...]
     dropped: tuple[str, ...]
@@ -34,6 +37,7 @@ class RateCurve:
 
     task: Task
     scores: surgery.Scores
+    groups: dict[str, Group] = field(default_factory=dict)  # by the layer that a plan knows them by
     states: dict[float, Pruned] = field(default_factory=dict)
     measured: dict[float, float] = field(default_factory=dict)
 
@@ -41,28 +45,32 @@ class RateCurve:
         """A really smaller copy of the task's network."""
         return surgery.remove(self.task.model, surgery.plan_at(self.scores, rate), self.task.example)
 
-    def note(self, rate: float) -> None:
-        """Count what a rate leaves."""
+    def note(self, rate: float) -> nn.Module:
+        """Count what a rate leaves, and return it."""
         plan = surgery.plan_at(self.scores, rate)
         model = surgery.remove(self.task.model, plan, self.task.example)
         self.states[rate] = Pruned(
-            layers=tuple(self._layers(plan, {name for name, _ in model.named_modules()})),
+            layers=tuple(self._layers(dict(model.named_modules()))),
             dropped=(*plan.blocks, *plan.branches),
             parameters=cost.parameters(model),
             macs=cost.macs(model, self.task.example),
         )
-
-    def _layers(self, plan: surgery.Plan, alive: set[str]) -> Iterator[tuple[str, int, int]]:
-        for (unit, names), score in self.scores.items():
-            if unit in ("channel", "input"):
-                kept = {**plan.channels, **plan.inputs}.get(names[0], range(len(score)))
-                yield names[0], len(kept) if names[0] in alive else 0, len(score)
-
-    def measure(self, rate: float) -> nn.Module:
-        """Prune at a rate, measure the score of what is left as it is (not fine-tuned), and return it."""
-        model = self.prune(rate)
-        self.measured[rate] = self.task.measure(model)
         return model
+
+    def _layers(self, modules: dict[str, nn.Module]) -> Iterator[tuple[str, int, int]]:
+        """What the modules that are left write, or read: heads are counted whole."""
+        for (unit, (name, *_)), score in self.scores.items():
+            if unit in ("channel", "input"):
+                size = self.groups[name].entries if self.kind(name) == "heads" else 1
+                yield name, _width(modules.get(name), unit) // size, len(score) // size
+
+    def kind(self, name: str) -> str:
+        """What the channels that a layer writes are called."""
+        return self.groups[name].kind if name in self.groups else "channels"
+
+    def measure(self, rate: float, model: nn.Module) -> None:
+        """Measure the score of what a rate leaves as it is, not fine-tuned."""
+        self.measured[rate] = self.task.measure(model)
 
     def estimate(self, rate: float) -> float:
         """The score between the measured rates, by straight lines."""
@@ -79,13 +87,24 @@ def curve(
     progress: bool = True,
 ) -> RateCurve:
     """Count the network at every rate and measure its score at a few; an outcome's masks rank in place of magnitude."""
+    if outcome is not None and not hasattr(outcome, "scores"):
+        raise TypeError(f"a {type(outcome).__name__} ranks no channels: give what GAL left, or no outcome")
     scores = surgery.magnitude(task.model, task.example) if outcome is None else outcome.scores()
-    by_rate = RateCurve(task, scores)
+    listed = groups(Channels(trace(task.model, task.example)))
+    by_rate = RateCurve(task, scores, {group.name: group for group in listed})
     for rate in tqdm(rates, desc="pruning", disable=not progress, leave=False):
-        by_rate.note(rate)
+        model = by_rate.note(rate)
         if rate in measured:
-            by_rate.measure(rate)
+            by_rate.measure(rate, model)
     return by_rate
+
+
+def _width(module: Any, unit: str) -> int:
+    """How many channels a layer writes, or reads where its inputs are ranked; 0 for one that is gone."""
+    if module is None:
+        return 0
+    end = "in" if unit == "input" else "out"
+    return int(getattr(module, f"{end}_channels", 0) or getattr(module, f"{end}_features"))
 
 
 def pruning_rate(
@@ -97,11 +116,11 @@ def pruning_rate(
     start: float = 0.5,
     progress: bool = True,
 ) -> Explorer:
-    """An explorer with a slider `rate`: kept channels by layer, parameters, multiply-adds and the score of a network.
+    """An explorer with a slider `rate`: what each layer keeps, parameters, multiply-adds and the score of a network.
 
-    Channels go by weight magnitude, or in the order in which an outcome's masks closed. Scores are measured at a few
-    rates, without fine-tuning, and marked as estimates in between; the button prunes for real at the present rate,
-    measures, and leaves the smaller network in `explorer.model`.
+    Channels, heads and hidden units go by weight magnitude, or in the order in which an outcome's masks closed. Scores
+    are measured at a few rates, without fine-tuning, and marked as estimates in between; the button prunes for real at
+    the present rate, measures, and leaves the smaller network in `explorer.model`.
     """
     rates = tuple(sorted({*rates, *measured}))
     by_rate = curve(task, outcome, rates=rates, measured=measured, progress=progress)
@@ -113,7 +132,9 @@ def pruning_rate(
         value = by_rate.measured[rate] if is_measured else by_rate.estimate(rate)
         between = [(r, by_rate.estimate(r)) for r in rates if r not in by_rate.measured]
         points = svg.Series(task.metric, sorted(by_rate.measured.items()), between)
-        images = svg.bars(state.layers, title="channels kept") + svg.lines([points], "pruning rate", unit, at=rate)
+        by_kind = {kind: [row for row in state.layers if by_rate.kind(row[0]) == kind] for kind in KINDS}
+        images = "".join(svg.bars(rows, title=f"{kind} kept") for kind, rows in by_kind.items() if rows)
+        images += svg.lines([points], "pruning rate", unit, at=rate)
         facts: dict[str, str | int | float] = {
             "parameters": state.parameters,
             "macs": state.macs,
@@ -122,7 +143,8 @@ def pruning_rate(
         return Frame(images, facts if not state.dropped else {**facts, "dropped": len(state.dropped)})
 
     def prune(explorer: Explorer) -> str:
-        explorer.model = by_rate.measure(explorer.rate)
+        explorer.model = by_rate.prune(explorer.rate)
+        by_rate.measure(explorer.rate, explorer.model)
         return f"explorer.model is a network of {cost.parameters(explorer.model):,} parameters"
 
     ranking = "magnitude" if outcome is None else type(outcome.recipe).__name__

@@ -35,15 +35,15 @@ def family(name: str) -> tuple[nn.Module, torch.Tensor, tuple[str, ...], int]:
     return network.eval(), x, units, entries
 
 
-def close_some(masked, share: float = 0.5) -> None:
-    """Draw every mask from [0.3, 1.2] and close a share of it; one layer wholly; every concatenation keeps a branch."""
+def close_some(masked, share: float = 0.5, whole: int = 1) -> None:
+    """Draw every mask from [0.3, 1.2] and close a share of it, `whole` layers wholly; joins keep a branch."""
     generator = torch.Generator().manual_seed(2)
     for mask in masked.masks():
         mask.data.uniform_(0.3, 1.2, generator=generator)
         mask.data[torch.rand(mask.shape, generator=generator) < share] = 0
-    whole = [m for s, m in zip(masked.structures, masked.masks(), strict=True) if s.unit == "channel"]
-    if whole:
-        whole[0].data.zero_()
+    layers = [m for s, m in zip(masked.structures, masked.masks(), strict=True) if s.unit == "channel"]
+    for mask in layers[:whole]:
+        mask.data.zero_()
     first: dict[str, nn.Parameter] = {}
     for structure, mask in zip(masked.structures, masked.masks(), strict=True):
         if structure.unit == "branch":

@@ -13,6 +13,7 @@ from lab.core.graph.channels import Channels
 from lab.core.graph.tracing import trace
 from lab.gal import structures
 
+from ..core.graph import test_groups as transformers
 from ..core.graph.test_channels import BLOCKS
 from ..core.graph.test_channels import network as random_network
 from .families import FAMILIES, close_some, distance, family
@@ -223,11 +224,12 @@ def assert_masked_is_removed(network, units, x):
     assert torch.allclose(masked.model(x), network(x), rtol=1e-5, atol=1e-6)
     masked.model(x).square().sum().backward()
     assert all(mask.grad is not None for mask in masked.masks())
-    with torch.no_grad():
-        close_some(masked)
-        expected, folded = masked.model(x), structures.fold(masked)
-        removed = surgery.remove(folded, structures.plan(masked)[0], x[:1])
-        assert distance(folded(x), expected) < 1e-5 and distance(removed(x), expected) < 1e-5
+    for whole in (0, 1):
+        with torch.no_grad():
+            close_some(masked, whole=whole)
+            expected, folded = masked.model(x), structures.fold(masked)
+            removed = surgery.remove(folded, structures.plan(masked)[0], x[:1])
+            assert distance(folded(x), expected) < 1e-5 and distance(removed(x), expected) < 1e-5
     return True
 
 
@@ -244,6 +246,33 @@ def test_masks_on_random_networks_are_removed_exactly(names, end, units, seed):
         torch.manual_seed(seed)
         network, x = random_network(names, end), torch.randn(2, 3, 8, 8)
         assert_masked_is_removed(network, tuple(units), x)
+
+
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([name for name in transformers.BLOCKS if name != "expanded by two"]), min_size=1, max_size=3
+    ),
+    st.sampled_from([("channel", "block"), ("channel",), ("block",)]),
+    st.integers(0, 2**16),
+)
+def test_masks_on_random_transformers_are_removed_exactly(names, units, seed):
+    with torch.random.fork_rng():
+        network = transformers.network(names, seed)
+        for scale in (network.scale, network.token):
+            nn.init.uniform_(scale, 0.5, 1)
+        assert_masked_is_removed(network, units, transformers.X)
+
+
+@pytest.mark.parametrize("name", transformers.ATTENTIONS)
+def test_each_head_has_one_mask_entry_and_each_residual_branch_too(name):
+    with torch.random.fork_rng():
+        network = transformers.network([name, "plain"])
+        assert assert_masked_is_removed(network, ("channel", "block"), transformers.X)
+        found = structures.insert_masks(network, ("channel", "block"), transformers.X[:1]).structures
+    heads = transformers.H // (2 if "two" in name else 1)
+    assert [(s.unit, s.entries) for s in found] == [("head", heads), ("hidden unit", 8), ("block", 1), ("block", 1)]
 
 
 @pytest.mark.parametrize(

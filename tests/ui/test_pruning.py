@@ -92,3 +92,50 @@ def test_a_network_in_which_nothing_can_go_says_so():
     whole = Task(model=nn.Linear(4, 2), batches=[torch.zeros(2, 4)], score=lambda _: 0.0)
     with pytest.raises(ValueError, match="nothing in this network can lose channels"):
         lab.ui.pruning_rate(whole, progress=False)
+
+
+class Transformer(nn.Module):
+    """Patches, one encoder layer of torch's own, a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 2, 2)
+        self.encoder = nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0, batch_first=True, norm_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def transformer() -> Task:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x, y = torch.randn(12, 3, 6, 6), torch.arange(12) % 3
+        return Task(model=Transformer().eval(), batches=[(x, y)], score=lab.tasks.accuracy([(x, y)]))
+
+
+@pytest.mark.slow
+def test_heads_and_hidden_units_are_counted_whole():
+    made = transformer()
+    outcome = lab.GAL(units="channel", steps=4, mask_every=1, finetune_steps=0).run(made, progress=False)
+    for ranked_by in (None, outcome):
+        curve = pruning.curve(made, ranked_by, rates=(0.0, 0.6), measured=(), progress=False)
+        assert sorted((curve.kind(name), total) for name, _, total in curve.states[0.0].layers) == [
+            ("heads", 4), ("hidden units", 24)
+        ]  # fmt: skip
+        assert all(kept == total for _, kept, total in curve.states[0.0].layers)
+        model = curve.prune(0.6)
+        kept = {curve.kind(name): kept for name, kept, _ in curve.states[0.6].layers}
+        assert kept["hidden units"] == model.get_submodule("encoder.linear1").out_features
+        query = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
+        assert 4 * kept["heads"] == query.out_features
+        assert curve.states[0.6].parameters == cost.parameters(model) < cost.parameters(made.model)
+    slider = lab.ui.pruning_rate(made, rates=(0.0, 0.5), measured=(0.0,), progress=False)
+    assert "heads kept" in slider.frame.svg and "hidden units kept" in slider.frame.svg
+
+
+def test_what_ranks_no_channels_is_one_line():
+    with pytest.raises(TypeError, match="a list ranks no channels: give what GAL left"):
+        lab.ui.pruning_rate(task(), [1], progress=False)
+    with pytest.raises(ValueError, match=r"rate=1.5: must be in \[0, 1\)"):
+        lab.ui.pruning_rate(task(), rates=(0.0, 1.5), measured=(), progress=False)

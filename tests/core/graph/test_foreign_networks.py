@@ -204,7 +204,9 @@ def test_masked_folded_and_removed_are_one_function(network, seed):
     assert_one_function(network, structures.UNITS, seed)
 
 
-ORDERS = [order for count in range(1, 5) for order in permutations(structures.UNITS, count)]
+*OTHERS, STREAM = structures.UNITS
+ORDERS = [order for count in range(1, 5) for order in permutations(OTHERS, count)]
+ORDERS += [(STREAM,), *((unit, STREAM) for unit in OTHERS), *((STREAM, unit) for unit in OTHERS)]
 
 
 @pytest.mark.slow
