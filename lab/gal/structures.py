@@ -13,7 +13,7 @@ from ..core.graph.channels import OUTPUT, Channels
 from ..core.graph.moves import is_move
 from ..core.graph.operators import CONVS, NORMS, TRANSPOSED, is_cat, is_homogeneous, is_product, operands
 from ..core.graph.surgery import Plan, is_add, residual_branch
-from ..core.graph.tracing import ancestors, module_of, shape, trace
+from ..core.graph.tracing import ancestors, gives_tensors, module_of, shape, trace
 from .layers import Mask, ReadMask
 
 UNITS = ("channel", "block", "branch", "input", "stream")
@@ -240,8 +240,8 @@ def _names(candidates: Candidates) -> set[str]:
 def _block_units(graph: fx.GraphModule, channels: Channels) -> Candidates:
     """Residual branches: one entry each, just before the sum."""
     for node in graph.graph.nodes:
-        if not is_add(node) or any(source.op == "get_attr" for source in node.all_input_nodes):
-            continue  # a parameter that is added (a position embedding) is no shortcut
+        if not is_add(node) or any(not _has_input(source) for source in node.all_input_nodes):
+            continue  # parameters that are added (a position embedding) are no shortcut
         branch = residual_branch(node)
         if branch is None:
             yield node.name, "no shortcut can be told from a branch"
@@ -301,11 +301,16 @@ def _homogeneous_source(node: fx.Node) -> fx.Node | None:
     while len(node.users) == 1:
         if _foldable(node):
             return node
-        sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        sources = [s for s in node.all_input_nodes if s.op != "get_attr" and gives_tensors(s)]
         if len(sources) != 1 or not (is_homogeneous(node) or is_move(node) or _scales(node)):
             return None
         node = sources[0]
     return None
+
+
+def _has_input(node: fx.Node) -> bool:
+    """Whether a node computes from the network's input."""
+    return any(source.op == "placeholder" for source in ancestors(node))
 
 
 def _scales(node: fx.Node) -> bool:
