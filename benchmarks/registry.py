@@ -13,7 +13,8 @@ counts for the network, the method and the sources of the lab that it was made w
 other sources too, and `--again METHOD/NETWORK` (with * and ?) makes some anew. Torch-Pruning runs on torchvision's
 classifiers, of as many channels and under the same check.
 
-`--json` writes the registry that `lab.works_with()` shows: the figures asked for, then a line for each network.
+`--json` writes the registry that `lab.works_with()` shows: the figures asked for, then a line for each network. A whole
+run writes it into the package, and its figures into the README.
 """
 
 import argparse
@@ -44,7 +45,8 @@ from lab.core.machine import machine
 from lab.registry import COLUMNS, Registry
 
 PACKAGE = Path(lab.__file__).parent
-METHODS = ("surgery", "GAL", "Decoupling", "SparseByteNN", "DQSS")
+MARK = "<!-- registry: python benchmarks/registry.py writes this table -->"
+METHODS = ("surgery", "ONNX", "GAL", "Decoupling", "SparseByteNN", "DQSS")
 
 Record = dict[str, Any]
 
@@ -76,6 +78,8 @@ def main() -> None:
     target = options.json or (None if options.quick or len(wanted) < len(here) else PACKAGE / "registry.json")
     if target:
         target.write_text(written(content))
+    if target == PACKAGE / "registry.json":
+        in_readme(Registry(content))
 
 
 def methods_of(network: Network) -> list[str]:
@@ -231,6 +235,14 @@ def written(content: dict[str, Any]) -> str:
     parts = [f'"{key}": {compact(content[key])}' for key in ("made", "figures", "reasons")]
     lines = [f"{json.dumps(name)}:{compact(row)}" for name, row in content["networks"].items()]
     return "{\n" + ",\n".join([*parts, '"networks": {\n' + ",\n".join(lines) + "\n}"]) + "\n}\n"
+
+
+def in_readme(table: Registry) -> None:
+    """Write the figures between their marks in the README, in a checkout."""
+    readme = PACKAGE.parent / "README.md"
+    if readme.exists():
+        before, mark, rest = readme.read_text().partition(f"{MARK}\n")
+        readme.write_text(f"{before}{mark}{table.to_markdown()}\n{rest[rest.index('<!-- end -->') :]}")
 
 
 def compact(value: Any) -> str:

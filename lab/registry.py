@@ -140,8 +140,13 @@ class Registry:
             n, of, asked = figure["reached"], figure["of"], figure["asked"]
             share = f" ({100 * n / of:.0f} %)" if asked != 0 else ""
             wanted = "" if asked is None else f"{asked} %" if asked else "0"
-            rows.append((figure["figure"], wanted, f"{n}{share}", str(of)))
+            rows.append((figure["figure"], wanted, f"{n}{share}", f"{of:,}"))
         return rows
+
+    def to_markdown(self) -> str:
+        """The figures as a table of Markdown, the README's."""
+        head, *rows = (f"| {' | '.join(row)} |" for row in self._figures())
+        return "\n".join([head, "|---|---|---|---|", *rows])
 
     def _outcomes(self) -> list[tuple[str, ...]]:
         methods = self.methods

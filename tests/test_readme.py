@@ -31,6 +31,13 @@ def test_every_recipe_that_works_is_in_the_table():
     assert working == [recipe.__name__ for recipe in lab.RECIPES]
 
 
+def test_the_figures_are_those_of_the_registry():
+    import lab
+
+    table = lab.works_with().to_markdown()
+    assert f"writes this table -->\n{table}\n<!-- end -->" in README
+
+
 def test_what_is_asked_of_an_outcome_it_has():
     import lab
 
