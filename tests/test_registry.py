@@ -139,7 +139,7 @@ def test_a_silent_difference_a_traceback_and_a_refusal_are_told_apart(zoo, monke
     assert outcome(lambda model, x, classifies, note: note(error=1e-6)) == {"outcome": "works"}
     assert outcome(lambda model, x, classifies, note: note(error=1e-4))["outcome"] == "different"
     assert outcome(lambda model, x, classifies, note: note(error=float("nan")))["outcome"] == "different"
-    assert outcome(lambda model, x, classifies, note: note(onnx=1e-3))["outcome"] == "different"
+    assert outcome(lambda model, x, classifies, note: note(onnx=0.02))["outcome"] == "different"
     assert outcome(lambda model, x, classifies, note: model(x[:, :1]))["outcome"] == "failed"
     assert outcome(lambda model, x, classifies, note: int("x"))["outcome"] == "failed"  # a ValueError, not the lab's
     assert outcome(lambda model, x, classifies, note: lab.GAL(lam=-1))["outcome"] == "refused"
