@@ -59,7 +59,7 @@ class FaceDetector(nn.Module):
             joined.insert(0, here if not joined else here + F.interpolate(joined[0], size=here.shape[-2:]))
         mixed = [self.mix(level) for level in joined]  # one head for all levels
         logits = [self.logits(level).permute(0, 2, 3, 1).flatten(1) for level in mixed]
-        offsets = [self.offsets(level).permute(0, 2, 3, 1).reshape(len(x), -1, 4) for level in mixed]
+        offsets = [self.offsets(level).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4) for level in mixed]
         return torch.cat(logits, 1), torch.cat(offsets, 1)
 
 
