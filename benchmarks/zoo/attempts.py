@@ -230,7 +230,7 @@ def by_decoupling(model: nn.Module, x: Tensor, classifies: bool, note: Note) -> 
     """Gates behind every layer that can have one; all on, nothing changes. One step of the recipe."""
     decoupled = insert_gates(model, x[:1], bias=1e3)
     note(structures=f"{sum(site.filters for site in decoupled.sites)} filters in {len(decoupled.sites)} layers")
-    names = [site.conv for site in decoupled.sites]
+    names = [site.layer for site in decoupled.sites]
     gated = sum(p.numel() for name in names for p in decoupled.model.get_submodule(name).parameters())
     note(reachable=gated / cost.parameters(model))
     with torch.no_grad():

@@ -30,7 +30,7 @@ class GALOutcome(Outcome):
     def found(self) -> dict[str, Any]:
         return {
             "plan": self.plan.to_dict(),
-            "structures": [list(vars(s).values()) for s in self.structures],
+            "structures": [list(vars(s).values())[: 7 if s.rows else 6] for s in self.structures],
             "history": self.history,
             "base": self.base,
             "example": list(self.example),

@@ -30,16 +30,16 @@ class DeployedOpenVINO(nn.Module):
         self.names = [end.any_name for end in self.compiled.outputs]
 
     def forward(self, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
-        answers = self.compiled([x.detach().cpu().contiguous().numpy() for x in inputs])
-        outputs = [torch.from_numpy(answers[end].copy()) for end in self.compiled.outputs]
+        results = self.compiled([x.detach().cpu().contiguous().numpy() for x in inputs])
+        outputs = [torch.from_numpy(results[end].copy()) for end in self.compiled.outputs]
         return outputs[0] if len(outputs) == 1 else dict(zip(self.names, outputs, strict=True))
 
 
 @dataclass(frozen=True)
 class OpenVINOReport:
-    """Where a file's answers are and how they are computed.
+    """Where a file's outputs are and how they are computed.
 
-    difference: the largest between OpenVINO and onnxruntime on the same pictures, as a share of the largest answer.
+    difference: the largest between OpenVINO and onnxruntime on the same pictures, as a share of the largest output.
     precisions: how many layers OpenVINO runs in each type of numbers, 'i8' and 'u8' on integers.
     """
 

@@ -97,10 +97,10 @@ def _inputs(model: fx.GraphModule) -> dict[str, fx.Node]:
 def _outputs(model: fx.GraphModule) -> dict[str, fx.Node]:
     """What the network gives, by name: 'output', 'output0' and so on, or the keys of a dictionary."""
     (tree,) = next(node for node in model.graph.nodes if node.op == "output").args
-    found = dict(_leaves(tree, "" if isinstance(tree, dict) else "output"))
-    if not found or not all(isinstance(leaf, fx.Node) and shape(leaf) for leaf in found.values()):
+    outputs = dict(_leaves(tree, "" if isinstance(tree, dict) else "output"))
+    if not outputs or not all(isinstance(leaf, fx.Node) and shape(leaf) for leaf in outputs.values()):
         raise ValueError(f"the network gives {tree}: tensors are written here, alone, in tuples or in dictionaries")
-    return {name: _validated(node) for name, node in found.items()}
+    return {name: _validated(node) for name, node in outputs.items()}
 
 
 def _leaves(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
