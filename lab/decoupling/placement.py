@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..core import cost
-from ..core.graph.chains import between, last_affine, shared
+from ..core.graph.chains import between, last_affine
 from ..core.graph.operators import (
     CONVS,
     is_cat,
@@ -17,7 +17,7 @@ from ..core.graph.operators import (
     operands,
     sees_pixels,
 )  # fmt: skip
-from ..core.graph.tracing import ancestors, gives_tensors, module_of, reached, shape, trace, width
+from ..core.graph.tracing import ancestors, gives_tensors, module_of, reached, shape, shared, trace, width
 from . import equations as eq
 from .layers import Controller, Gate, gates
 

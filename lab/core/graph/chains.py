@@ -1,6 +1,5 @@
 """From the layer that writes channels to the layers that read them: where a mask or a gate stands in between."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -84,13 +83,6 @@ def _until_read(source: fx.Node) -> list[fx.Node]:
 def _reads_channels(node: fx.Node) -> bool:
     module = module_of(node)
     return isinstance(module, nn.Linear) or (isinstance(module, (*CONVS, *TRANSPOSED)) and module.groups == 1)
-
-
-def shared(graph: fx.GraphModule) -> set[str]:
-    """The modules that are called more than once, or whose weights are read beside their calls."""
-    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    read = {str(node.target).rpartition(".")[0] for node in graph.graph.nodes if node.op == "get_attr"}
-    return {name for name, count in calls.items() if count > 1 or name in read}
 
 
 def between(first: fx.Node, last: fx.Node) -> list[fx.Node]:

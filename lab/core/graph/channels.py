@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from .entries import COUNTED, OUTPUT, Entries
 from .moves import Move, along, compact, core, is_move, move_of, varying
-from .tracing import gives_tensors, shape
+from .tracing import gives_tensors, shape, shared
 
 __all__ = ["OUTPUT", "Channels", "Layout"]
 
@@ -55,11 +55,8 @@ class Channels:
             self._number()
 
     def _number(self) -> None:
-        nodes = self.graph.graph.nodes
-        calls = [str(node.target) for node in nodes if node.op == "call_module"]
-        read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
-        self.layers = set(calls)
-        self.shared = {name for name in calls if calls.count(name) > 1 or name in read}
+        self.layers = {str(node.target) for node in self.graph.graph.nodes if node.op == "call_module"}
+        self.shared = shared(self.graph)
         entries = Entries(self.graph, self.shared, self.embeddings)
         roots = entries.roots()
         self._find_moves(entries, roots)

@@ -1,6 +1,7 @@
 """A network as a graph: a traced copy that can be cut, each node with the shape of what it gives."""
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stderr
 from copy import deepcopy
@@ -236,6 +237,13 @@ def module_of(node: fx.Node) -> nn.Module | None:
     """The module that a node calls, if it calls one."""
     graph = node.graph.owning_module
     return graph.get_submodule(str(node.target)) if graph is not None and node.op == "call_module" else None
+
+
+def shared(graph: fx.GraphModule) -> set[str]:
+    """The modules that are called more than once, or whose weights are read beside their calls."""
+    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in graph.graph.nodes if node.op == "get_attr"}
+    return {name for name, count in calls.items() if count > 1 or name in read}
 
 
 def ancestors(node: fx.Node) -> set[fx.Node]:
