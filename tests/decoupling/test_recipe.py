@@ -235,12 +235,21 @@ def test_a_network_in_double_precision_is_decoupled():
 
 
 @pytest.mark.slow
-def test_frozen_weights_learn_in_the_copy_alone():
-    """A network that was loaded for inference is trained like any other, and keeps its flags."""
+def test_a_network_loaded_for_inference_is_trained_like_any_other():
+    """All of it learns in the copy if nothing of it may; the network that was given keeps its flags and weights."""
     learned, task = run(small()).model.state_dict()["0.weight"], small()
-    before = task.model[0].weight.requires_grad_(False).clone()
+    before = task.model.requires_grad_(False)[0].weight.clone()
     assert torch.equal(run(task).model.state_dict()["0.weight"], learned) and not torch.equal(learned, before)
     assert torch.equal(task.model[0].weight, before) and not task.model[0].weight.requires_grad
+
+
+def test_frozen_weights_stay_where_others_may_learn():
+    task = small()
+    before = task.model[0].weight.requires_grad_(False).clone()
+    others = {name: p.clone() for name, p in task.model.named_parameters() if p.requires_grad}
+    learned = run(task).model.state_dict()
+    assert torch.equal(learned["0.weight"], before)
+    assert any(not torch.equal(learned[name], p) for name, p in others.items() if name in learned)
 
 
 # -- fields ----------------------------------------------------------------------------------------------------------

@@ -77,11 +77,12 @@ def _open(graph: fx.GraphModule, node: fx.Node, seen: list[dict[fx.Node, Any]]) 
         try:
             result = node.target(*args, **kwargs)  # type: ignore[operator]
         except Exception:  # it asks for what is not known
-            result = node
+            for new in reversed([new for new in graph.graph.nodes if new not in before]):
+                graph.graph.erase_node(new)
+            return
     _replace(node, result)
-    for new in [node, *reversed([new for new in graph.graph.nodes if new not in before])]:
-        if not new.users:
-            graph.graph.erase_node(new)
+    if not node.users:
+        graph.graph.erase_node(node)
 
 
 def _replace(node: fx.Node, result: Any) -> None:
@@ -139,7 +140,7 @@ class _KnownTracer(GraphAppendingTracer):
         if not _has_tensor(first) and _has_tensor(sources) and target not in _SIZES:
             raise TypeError(f"{target} makes a number of a tensor")
         if isinstance(first, (tuple, list)):
-            parts = range(len(first))
+            parts = range(self.length(proxy))
             return tuple(self.create_proxy("call_function", operator.getitem, (proxy, part), {}) for part in parts)
         is_made = target in _MADE and first.shape == second.shape
         return first if is_made or (not isinstance(first, Tensor) and first == second) else proxy
@@ -147,14 +148,21 @@ class _KnownTracer(GraphAppendingTracer):
     def values(self, proxy: fx.Proxy) -> list[Any]:
         return [values[proxy.node] for values in self.seen]
 
+    def length(self, proxy: fx.Proxy) -> int:
+        """How many parts a value has; TypeError where their number grows with the batch."""
+        first, second = map(len, self.values(proxy))
+        if first != second:
+            raise TypeError("it counts the samples of a batch")
+        return first
+
     def to_bool(self, obj: fx.Proxy) -> bool:
         first, second = self.values(obj)
         same = not isinstance(first, Tensor) and bool(first) == bool(second)
         return bool(first) if same else super().to_bool(obj)
 
     def iter(self, obj: fx.Proxy) -> Any:
-        count = len(self.values(obj)[0])
-        return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in range(count)])
+        parts = range(self.length(obj))
+        return iter([self.create_proxy("call_function", operator.getitem, (obj, i), {}) for i in parts])
 
 
 class _Known(fx.Proxy):
@@ -168,7 +176,7 @@ class _Known(fx.Proxy):
 
     def __len__(self) -> int:
         tracer: Any = self.tracer
-        return len(tracer.values(self)[0])
+        return int(tracer.length(self))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
@@ -214,7 +222,6 @@ def call_layers(graph: fx.GraphModule) -> None:
         readers = {user for node in nodes for user in node.users}
         if name and name not in called and len(readers) == 1:
             _call_layer(graph, name, readers.pop())
-    graph.graph.eliminate_dead_code()
     graph.recompile()
 
 

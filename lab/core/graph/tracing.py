@@ -75,6 +75,8 @@ def _traced(model: nn.Module, example: Example, tracer: Tracer) -> fx.GraphModul
     propagate(graph, example)
     call_layers(graph)
     out_of_place(graph, _placed(graph, example))
+    graph.graph.eliminate_dead_code()  # not before: what works in place has no readers
+    graph.recompile()
     propagate(graph, example)
     if not _outputs_match(graph, model, example):
         raise ValueError(_difference(model, copy, example))

@@ -50,7 +50,25 @@ def guess(x):
     return x if x.sum() > 0 else -x
 
 
-for name in ("windows", "pair", "guess"):
+def doubled_in_place(x):
+    x.mul_(2)  # nobody reads what it gives
+    return x.view(x.shape[0], -1).sum(1, keepdim=True)
+
+
+def doubled_then_guessed(x):
+    x.mul_(2)
+    return x if x.sum() > 0 else -x
+
+
+def counted(x):
+    return x.view(len(x), -1).sum(1, keepdim=True)
+
+
+def summed(x):
+    return sum(sample.sum() for sample in x)
+
+
+for name in ("windows", "pair", "guess", "counted", "summed", "doubled_in_place", "doubled_then_guessed"):
     fx.wrap(name)
 
 
@@ -88,6 +106,43 @@ class Several(nn.Module):
     def forward(self, x):
         y = self.function(self.conv(x))
         return y[0] + y[1] if isinstance(y, tuple) else y
+
+
+class Counting(nn.Module):
+    def __init__(self, loops):
+        super().__init__()
+        self.layer, self.loops = nn.Conv2d(3, C, 1), loops
+
+    def forward(self, x):
+        return (summed if self.loops else counted)(self.layer(x))
+
+
+@pytest.mark.parametrize("loops", [False, True])
+@torch.no_grad()
+def test_the_number_of_samples_is_none_that_is_known(loops):
+    torch.manual_seed(0)
+    model, x = Counting(loops), torch.randn(3, 3, 4, 4)
+    torch.testing.assert_close(trace(model, x[:1])(x), model(x))
+
+
+class Doubled(nn.Module):
+    def __init__(self, guesses):
+        super().__init__()
+        self.layer, self.guesses = nn.Conv2d(3, C, 1), guesses
+
+    def forward(self, x):
+        y = self.layer(x)
+        z = doubled_then_guessed(y) if self.guesses else doubled_in_place(y)
+        return y.mean((2, 3)) + z.flatten(1).sum(1, keepdim=True)
+
+
+@torch.no_grad()
+def test_what_works_in_place_is_done_once():
+    torch.manual_seed(0)
+    model, x = Doubled(guesses=False), torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(trace(model, x[:1])(x), model(x))
+    with pytest.raises(ValueError, match=r"works in place in a way that is not followed \(doubled_then_guessed\)"):
+        trace(Doubled(guesses=True), x[:1])
 
 
 @torch.no_grad()
