@@ -1,4 +1,4 @@
-"""Score functions over held-out data: accuracy, PSNR and SSIM."""
+"""Score functions over held-out data: accuracy, mean IoU, PSNR and SSIM."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 
@@ -25,7 +25,10 @@ def accuracy(batches: Iterable) -> Callable[[nn.Module], float]:
         with torch.no_grad(), evaluating(model):
             for output, y in _outputs(model, batches, "accuracy"):
                 counts = y != IGNORED
-                right, total = right + int((_right(output, y) & counts).sum()), total + int(counts.sum())
+                right, total = (
+                    right + int((_named(output, y, "accuracy") == y)[counts].sum()),
+                    total + int(counts.sum()),
+                )
         if not total:
             raise ValueError("accuracy: all labels of the held-out data are -100, which counts nowhere: give others")
         return 100 * right / total
@@ -33,15 +36,39 @@ def accuracy(batches: Iterable) -> Callable[[nn.Module], float]:
     return score
 
 
-def _right(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Whether the largest output is the label: (N, classes, ...) and (N, ...) -> (N, ...)."""
+def mean_iou(batches: Iterable) -> Callable[[nn.Module], float]:
+    """A score: the intersection over union in percent, the mean over classes, as segmentation is judged (Pascal VOC).
+
+    A batch is (x, y), y (N, H, W) class numbers; the model takes x to (N, classes, H, W). The pixels of all batches
+    are counted together. Labels of -100 do not count, nor does a class that is nowhere. ValueError as for `accuracy`.
+    """
+    _check(batches, "mean_iou")
+
+    def score(model: nn.Module) -> float:
+        pairs = torch.zeros(1, 1)  # (classes, classes): pixels by label and by the class that was named
+        with torch.no_grad(), evaluating(model):
+            for output, y in _outputs(model, batches, "mean_iou"):
+                named, classes, counts = _named(output, y, "mean_iou"), output.shape[1], y != IGNORED
+                found = (y[counts] * classes + named[counts]).bincount(minlength=classes**2)
+                pairs = pairs.to(found.device) + found.view(classes, classes)
+        both = pairs.diagonal()
+        either = pairs.sum(0) + pairs.sum(1) - both
+        if not either.any():
+            raise ValueError("mean_iou: all labels of the held-out data are -100, which counts nowhere: give others")
+        return 100 * float((both / either)[either > 0].mean())
+
+    return score
+
+
+def _named(output: torch.Tensor, y: torch.Tensor, name: str) -> torch.Tensor:
+    """The class of the largest output, in the labels' shape: (N, classes, ...) and (N, ...) -> (N, ...)."""
     named = output.argmax(1)
     if named.shape != y.shape:
         raise ValueError(
-            f"accuracy: the model names classes of shape {tuple(named.shape)}, the labels have {tuple(y.shape)}: "
+            f"{name}: the model names classes of shape {tuple(named.shape)}, the labels have {tuple(y.shape)}: "
             "give one class number per sample"
         )
-    return named == y
+    return named
 
 
 def psnr(batches: Iterable, border: int = 0) -> Callable[[nn.Module], float]:

@@ -21,7 +21,7 @@ from .data.images import read as read_images
 from .data.photographs import photograph
 from .data.scenes import CONCEPTS, LABELS, Scene, draw, random_scenes
 from .data.text import TextTask, Windows, documentation, next_token_loss, perplexity, text_file, tokens, windows
-from .scores import accuracy, psnr, ssim
+from .scores import accuracy, mean_iou, psnr, ssim
 from .spaces import streams, tables
 from .spaces.architectures import Space
 from .spaces.streams import Stream
@@ -35,6 +35,7 @@ __all__ = [
     "faces",
     "graphs",
     "images",
+    "mean_iou",
     "photos",
     "photos_held_out",
     "prose",

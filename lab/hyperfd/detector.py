@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..core import store
 from ..core.data.faces import Faces, FaceTask
+from ..core.task import Task
 from ..core.training import Stage, Step, descend, seeded
 from .precision import average_precision
 from .space import Configuration
@@ -278,7 +279,7 @@ def started(width: float) -> dict[str, Tensor]:
     return {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
 
 
-def detect(net: FaceDetector, images: Sequence[Tensor], side: int) -> list[tuple[Tensor, Tensor]]:
+def detect(net: nn.Module, images: Sequence[Tensor], side: int) -> list[tuple[Tensor, Tensor]]:
     """(boxes (n, 4) in px of the picture, scores (n,) in [0, 1]) of each picture, best first, at most a hundred."""
     priors, detections = anchors(side), []
     with torch.no_grad():
@@ -295,9 +296,31 @@ def detect(net: FaceDetector, images: Sequence[Tensor], side: int) -> list[tuple
     return detections
 
 
-def score(net: FaceDetector, faces: Faces, side: int) -> dict[str, float]:
+def score(net: nn.Module, faces: Faces, side: int) -> dict[str, float]:
     """Average precision on these faces in percent: 'ap50' at an overlap of 0.5, 'ap' the mean from 0.5 to 0.95."""
     return average_precision(detect(net, faces.images, side), faces.boxes)
+
+
+def detection(net: FaceDetector, faces: FaceTask, configuration: Configuration) -> Task:
+    """A detector of this configuration and faces as a task for methods that compress networks.
+
+    Batches are (x, label, target) of all anchors, as `match` gives them; the score is 'ap50' on the faces held out.
+    """
+
+    def loss(model: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        x, label, target = batch
+        logits, offsets = model(x)
+        terms = loss_terms(logits, offsets, label, target, configuration.ratio, configuration.weight)
+        return torch.stack([*terms.values()]).sum()
+
+    return Task(
+        model=net.to(memory_format=torch.contiguous_format),  # type: ignore[call-overload]
+        batches=_Prepared.of(faces.learn, configuration),
+        batch_loss=loss,
+        score=lambda model: score(model, faces.held_out, configuration.side)["ap50"],
+        metric="average precision",
+        name=f"faces, {faces.name}",
+    )
 
 
 def evaluated(task: FaceTask, configuration: Configuration, budget: int = BUDGET, seed: int = 0) -> dict[str, float]:

@@ -21,6 +21,7 @@ the answer    attribution: integrated gradients, saliency, gradient SHAP, occlus
               attention, rollout: how layers of attention weigh tokens, and what of each patch reaches the class token
               through all of them (Abnar and Zuidema, ACL 2020, arXiv 2005.00928)
               attend: both as maps, beside a network with fresh weights
+              segmentation: the classes that segmenters name, pixel by pixel, beside the labels
 
 A layer is a name of `model.named_modules()`; its filters are axis 1 of what it gives, (N, filters, H, W) or
 (N, filters). In networks of tokens they are the last axis, (N, tokens, filters) or (N, H, W, filters), and a filter's
@@ -42,6 +43,7 @@ from .concepts import concept_sets, unit_concepts, with_fresh_weights
 from .dissection import dissect
 from .field import receptive_fields
 from .filters import filters
+from .segmentation import segmentation
 from .selectivity import selectivity
 from .strongest import strongest
 from .weights import weights
@@ -59,6 +61,7 @@ __all__ = [
     "filters",
     "receptive_fields",
     "rollout",
+    "segmentation",
     "selectivity",
     "strongest",
     "switched_off",

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from sklearn.metrics import jaccard_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lab.core.scores import accuracy, luma, psnr, ssim
+from lab.core.scores import accuracy, luma, mean_iou, psnr, ssim
 
 GENERATOR = torch.Generator().manual_seed(0)
 PICTURES = torch.rand(3, 3, 12, 10, generator=GENERATOR)
@@ -36,6 +37,29 @@ def test_accuracy_of_dense_labels():
     x = torch.zeros(1, 2, 2, 2)
     x[0, 1, 0, 0] = 1
     assert accuracy([(x, torch.tensor([[[1, 1], [0, 0]]]))])(nn.Identity()) == 75.0
+
+
+def test_mean_iou_by_hand():
+    """Labels 0 0 1 1 2 and one that does not count, named 0 1 1 1 1 2: 1/2, 2/4 and 0/1, the fourth class nowhere."""
+    named, y = torch.tensor([[[0, 1, 1, 1, 1, 2]]]), torch.tensor([[[0, 0, 1, 1, 2, -100]]])
+    x = torch.nn.functional.one_hot(named, 4).permute(0, 3, 1, 2).float()
+    assert mean_iou([(x, y)])(nn.Identity()) == pytest.approx(100 / 3)
+    halves = [(x[..., :3], y[..., :3]), (x[..., 3:], y[..., 3:])]
+    assert mean_iou(halves)(nn.Identity()) == pytest.approx(100 / 3)  # pixels are counted together
+
+
+def test_mean_iou_agrees_with_scikit_learn():
+    y = torch.randint(0, 5, (3, 8, 8), generator=GENERATOR)
+    x = torch.randn(3, 5, 8, 8, generator=GENERATOR)
+    expected = jaccard_score(y.flatten(), x.argmax(1).flatten(), average="macro")
+    assert mean_iou([(x, y)])(nn.Identity()) == pytest.approx(100 * expected)
+
+
+def test_mean_iou_of_labels_that_do_not_fit():
+    x = torch.zeros(1, 2, 4, 4)
+    for y, cause in ((torch.full((1, 4, 4), -100), "are -100"), (torch.zeros(1, 2, 2).long(), "the labels have")):
+        with pytest.raises(ValueError, match=f"mean_iou: .*{cause}"):
+            mean_iou([(x, y)])(nn.Identity())
 
 
 def test_scores_leave_modes_and_gradients_as_they_were():

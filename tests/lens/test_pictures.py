@@ -1,13 +1,16 @@
 """The lens's explorers: what they show, how fast (in time of the processor), how large, and what a click does."""
 
+import io
 import json
 import re
 import time
+from base64 import b64decode
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import lab
@@ -48,6 +51,22 @@ def test_the_atlas_shows_a_layer_at_a_time():
     )
     whole(explorer)
     whole(explorer.set(scale="each map its own"))
+
+
+def test_a_segmentation_shows_labels_and_what_is_named_in_the_classes_colours():
+    y = torch.tensor([[[0, 1], [2, -100]]]).repeat(8, 1, 1)
+    x = nn.functional.one_hot(y.clamp(min=0), 3).permute(0, 3, 1, 2).float()
+    colours = ("#ff0000", "#00ff00", "#0000ff")
+    explorer = lens.segmentation({"itself": nn.Identity(), "turned": nn.Conv2d(3, 3, 1)}, x, y, colours)
+    whole(explorer.set(page=2))
+    assert explorer.frame.facts["pixels right, itself"] == "100.0%"
+    sources = re.findall(r'href="data:image/png;base64,([^"]*)"', explorer.frame.svg)
+    assert len(sources) == 4 * 2  # pictures, labels and two networks; two of eight pictures are left for page 2
+    labels, named = (np.asarray(Image.open(io.BytesIO(b64decode(sources[k]))).convert("RGB")) for k in (2, 4))
+    assert named.tolist() == [[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 0, 0]]]
+    assert (labels[:1] == named[:1]).all() and len(set(labels[1, 1])) == 1  # what does not count is grey
+    with pytest.raises(ValueError, match="colours: 2 for classes 0 to 2: give 3"):
+        lens.segmentation({"itself": nn.Identity()}, x, y, colours[:2])
 
 
 def test_two_thousand_filters_are_paged_within_a_fifth_of_a_second():

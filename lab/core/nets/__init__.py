@@ -17,6 +17,7 @@ from .mobilenet import mobilenet_v1, mobilenet_v2
 from .rdn import rdn
 from .resnet import resnet18, resnet50, resnet_cifar
 from .superres import edsr
+from .unet import unet
 from .vit import vit
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "resnet18",
     "resnet50",
     "resnet_cifar",
+    "unet",
     "vgg16",
     "vgg16_cifar",
     "vgg19_cifar",

@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ SMALL = [  # every factory, at the smallest size that its geometry permits and t
     ({"net": "resnet50", "classes": 10}, (3, 32, 32)),
     ({"net": "mobilenet_v1", "width": 0.25, "classes": 10}, (3, 32, 32)),
     ({"net": "mobilenet_v2", "width": 0.35, "classes": 10}, (3, 32, 32)),
+    ({"net": "unet", "width": 4, "channels": 1}, (1, 8, 8)),
     ({"net": "vit", "size": 8, "patch": 2, "width": 8, "depth": 2, "heads": 2, "ratio": 2}, (1, 8, 8)),
 ]
 SMALL_NAMES = [config["net"] for config, _ in SMALL]
@@ -75,6 +77,32 @@ def test_vit_counts_are_those_of_deit_tiny():
     layers = 196 * 768 * 192 + 12 * 197 * 192 * (3 + 1 + 4 + 4) * 192 + 192 * 1000
     attention = 12 * 2 * 197**2 * 192  # the two products of every block
     assert cost.macs(model, example) == layers + attention
+
+
+def test_unet_counts_are_those_of_the_paper():
+    """The paper's network has 31.0 million weights, without batch norms; its convolutions keep the size here."""
+    model = meta({"net": "unet", "width": 64, "depth": 4, "classes": 2, "channels": 1})
+    down = sum(9 * a * b + 9 * b * b for a, b in pairwise((1, 64, 128, 256, 512, 1024)))
+    up = sum(4 * b * a + a + 9 * 2 * a * a + 9 * a * a for a, b in pairwise((64, 128, 256, 512, 1024)))
+    assert cost.parameters(model, convention="paper") == down + up + 64 * 2 + 2
+    assert 31.0e6 < down + up < 31.05e6
+
+
+@pytest.mark.parametrize("sizes", [{"width": 0}, {"depth": 0}, {"classes": 0}, {"channels": 0}])
+def test_unet_refuses_counts_below_one(sizes):
+    with pytest.raises(ValueError, match=f"{next(iter(sizes))}=0: give an integer"):
+        nets.unet(**sizes)
+
+
+def test_unet_joins_each_level_to_its_counterpart():
+    """What reaches the head without the way down through the middle still changes with the picture, to the pixel."""
+    model = nets.unet(width=2, depth=2).eval()
+    nn.init.zeros_(model.up[-1].weight)  # the last level hears nothing from below
+    x, far = torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16)
+    far[0, :, 15, 15] = 9
+    with torch.no_grad():
+        change = (model(x) - model(far)).abs().amax(1)[0]
+    assert change[11:, 11:].max() > 0 and change[:11].max() == 0 and change[:, :11].max() == 0
 
 
 @pytest.mark.parametrize(("sizes", "cause"), [({"patch": 5}, "patch=5: "), ({"heads": 5}, "heads=5: ")])
@@ -160,7 +188,7 @@ def test_traced_network_answers_the_same_for_any_batch(config, shape):
     with torch.no_grad():
         whole, single = model(x), model(x[:1])
         torch.testing.assert_close(traced(x), whole, rtol=0, atol=0)
-    assert whole.shape == (3, config.get("classes", 10))
+    assert whole.shape[:2] == (3, model.config["classes"])
     torch.testing.assert_close(single, whole[:1], rtol=1e-3, atol=1e-3 * whole.abs().max().item())
     assert whole.std(0).max() > 0  # different pictures, different answers
 
