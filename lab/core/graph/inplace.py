@@ -81,6 +81,13 @@ def operator_name(target: Any) -> str:
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
+def may_overwrite(node: fx.Node) -> bool:
+    """Whether a node goes by a name of what works in place, so that it may matter although nobody reads it."""
+    name = operator_name(node.target)
+    is_named = name.endswith("_") and not name.endswith("__") and getattr(node.target, "__module__", "") != "_operator"
+    return node.target in _ASSIGNING or node.target in OPERATORS or is_named or "out" in node.kwargs
+
+
 def _is_tensor(node: fx.Node) -> bool:
     return node.meta.get("tensor_meta") is not None
 

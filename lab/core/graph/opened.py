@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from ..task import evaluating
-from .inplace import operator_name
+from .inplace import may_overwrite, operator_name
 
 _DRAWN = {"stochastic_depth", "drop_path"}  # what differs while training stays a node
 _SIZES = {getattr, "size", "dim", "ndimension", "numel", "is_floating_point"}  # numbers that no value decides
@@ -80,7 +80,7 @@ def _open(graph: fx.GraphModule, node: fx.Node, seen: list[dict[fx.Node, Any]]) 
             result = node
     _replace(node, result)
     for new in [node, *reversed([new for new in graph.graph.nodes if new not in before])]:
-        if not new.users:
+        if not new.users and not may_overwrite(new):
             graph.graph.erase_node(new)
 
 
@@ -204,7 +204,13 @@ _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.B
 
 
 def call_layers(graph: fx.GraphModule) -> None:
-    """Let each function of one module's weights be a call of that module, as the plain layer that computes it."""
+    """Let each function of one module's weights be a call of that module, as the plain layer that computes it.
+
+    Nothing in the graph may work in place. Weights and biases that are computed from parameters alone are computed once
+    and for all.
+    """
+    for node in list(graph.graph.nodes):
+        _hold_computed(graph, node)
     held: dict[str, list[fx.Node]] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
@@ -216,6 +222,49 @@ def call_layers(graph: fx.GraphModule) -> None:
             _call_layer(graph, name, readers.pop())
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _hold_computed(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Where a function of a module's weight reads a bias that is computed from parameters, let the module hold it."""
+    if node.op != "call_function" or node.target not in _FUNCTIONS:
+        return
+    given = dict(zip(_FUNCTIONS[node.target].split(), node.args, strict=False)) | node.kwargs
+    weight, bias = given.get("weight"), given.get("bias")
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or not isinstance(bias, fx.Node):
+        return
+    made_by = _made_by(bias)
+    sources = [part for part in made_by if not part.all_input_nodes]
+    if bias in sources or any(part.op != "get_attr" for part in sources):
+        return  # it is a parameter, or it depends on an input
+    name, _, part = str(weight.target).rpartition(".")
+    module, own = graph.get_submodule(name), {str(source.target) for source in sources}
+    elsewhere = [n for n in graph.graph.nodes if n.op == "get_attr" and n not in made_by and str(n.target) in own]
+    if part != "weight" or elsewhere or any(user not in made_by | {node} for maker in made_by for user in maker.users):
+        return
+    values = fx.Interpreter(graph)
+    with torch.no_grad():
+        for maker in (n for n in graph.graph.nodes if n in made_by):
+            values.env[maker] = values.run_node(maker)
+    learns = any(isinstance(p, nn.Parameter) and p.requires_grad for p in map(values.env.get, sources))
+    module.register_parameter("bias", nn.Parameter(values.env[bias].clone(), requires_grad=learns))
+    with graph.graph.inserting_before(node):
+        held = graph.graph.get_attr(f"{name}.bias")
+    node.replace_input_with(bias, held)
+    for maker in reversed([n for n in graph.graph.nodes if n in made_by]):
+        graph.graph.erase_node(maker)
+    for target in own - {f"{name}.bias"}:
+        owner, _, attribute = target.rpartition(".")
+        delattr(graph.get_submodule(owner), attribute)
+
+
+def _made_by(node: fx.Node) -> set[fx.Node]:
+    """A node and all that it is computed from."""
+    made_by, todo = {node}, [node]
+    while todo:
+        new = set(todo.pop().all_input_nodes) - made_by
+        made_by |= new
+        todo += new
+    return made_by
 
 
 def _call_layer(graph: fx.GraphModule, name: str, node: fx.Node) -> None:
