@@ -232,29 +232,34 @@ def _hold_computed(graph: fx.GraphModule, node: fx.Node) -> None:
     weight, bias = given.get("weight"), given.get("bias")
     if not isinstance(weight, fx.Node) or weight.op != "get_attr" or not isinstance(bias, fx.Node):
         return
-    made_by = _made_by(bias)
-    sources = [part for part in made_by if not part.all_input_nodes]
-    if bias in sources or any(part.op != "get_attr" for part in sources):
-        return  # it is a parameter, or it depends on an input
     name, _, part = str(weight.target).rpartition(".")
-    module, own = graph.get_submodule(name), {str(source.target) for source in sources}
-    elsewhere = [n for n in graph.graph.nodes if n.op == "get_attr" and n not in made_by and str(n.target) in own]
-    if part != "weight" or elsewhere or any(user not in made_by | {node} for maker in made_by for user in maker.users):
+    made_by = _made_by(bias)
+    if part != "weight" or bias.op == "get_attr" or not _is_all_of(graph, made_by, node):
         return
+    makers = [n for n in graph.graph.nodes if n in made_by]
     values = fx.Interpreter(graph)
     with torch.no_grad():
-        for maker in (n for n in graph.graph.nodes if n in made_by):
+        for maker in makers:
             values.env[maker] = values.run_node(maker)
-    learns = any(isinstance(p, nn.Parameter) and p.requires_grad for p in map(values.env.get, sources))
-    module.register_parameter("bias", nn.Parameter(values.env[bias].clone(), requires_grad=learns))
+    held = {str(n.target): values.env[n] for n in makers if n.op == "get_attr"}
+    learns = any(tensor.requires_grad for tensor in held.values())
+    graph.get_submodule(name).register_parameter("bias", nn.Parameter(values.env[bias].clone(), requires_grad=learns))
     with graph.graph.inserting_before(node):
-        held = graph.graph.get_attr(f"{name}.bias")
-    node.replace_input_with(bias, held)
-    for maker in reversed([n for n in graph.graph.nodes if n in made_by]):
+        node.replace_input_with(bias, graph.graph.get_attr(f"{name}.bias"))
+    for maker in reversed(makers):
         graph.graph.erase_node(maker)
-    for target in own - {f"{name}.bias"}:
-        owner, _, attribute = target.rpartition(".")
-        delattr(graph.get_submodule(owner), attribute)
+    for target in held.keys() - {f"{name}.bias"}:
+        module, _, attribute = target.rpartition(".")
+        delattr(graph.get_submodule(module), attribute)
+
+
+def _is_all_of(graph: fx.GraphModule, made_by: set[fx.Node], reader: fx.Node) -> bool:
+    """Whether these nodes compute from parameters alone, which nobody else reads, what nobody but `reader` does."""
+    sources = {n for n in made_by if not n.all_input_nodes}
+    names = {n.target for n in sources}
+    elsewhere = any(n.op == "get_attr" and n not in made_by and n.target in names for n in graph.graph.nodes)
+    is_read = any(user not in made_by and user is not reader for n in made_by for user in n.users)
+    return all(n.op == "get_attr" for n in sources) and not elsewhere and not is_read
 
 
 def _made_by(node: fx.Node) -> set[fx.Node]:
