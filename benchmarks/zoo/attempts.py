@@ -262,9 +262,7 @@ def by_dqss(model: nn.Module, x: Tensor, classifies: bool, note: Note) -> None:
     The search is the paper's, all strategies and arg-max: the safe way's thousand runs of the network would be spent on
     logits that two steps on two pictures have hardly moved.
     """
-    recipe = lab.DQSS(
-        algorithm="dqss", weight_bits=8, activation_bits=8, placement="full", steps=2, calibration=2
-    )
+    recipe = lab.DQSS(algorithm="dqss", weight_bits=8, activation_bits=8, placement="full", steps=2, calibration=2)
     quantised(recipe.run(task(model, x, classifies), progress=False), model, note)
 
 

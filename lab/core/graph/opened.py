@@ -212,7 +212,13 @@ _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.B
 
 
 def call_layers(graph: fx.GraphModule) -> None:
-    """Let each function of one module's weights be a call of that module, as the plain layer that computes it."""
+    """Let each function of one module's weights be a call of that module, as the plain layer that computes it.
+
+    Nothing in the graph may work in place. Weights and biases that are computed from parameters alone are computed once
+    and for all.
+    """
+    for node in list(graph.graph.nodes):
+        _hold_computed(graph, node)
     held: dict[str, list[fx.Node]] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
@@ -222,7 +228,56 @@ def call_layers(graph: fx.GraphModule) -> None:
         readers = {user for node in nodes for user in node.users}
         if name and name not in called and len(readers) == 1:
             _call_layer(graph, name, readers.pop())
+    graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _hold_computed(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Where a function of a module's weight reads a bias that is computed from parameters, let the module hold it."""
+    if node.op != "call_function" or node.target not in _FUNCTIONS:
+        return
+    given = dict(zip(_FUNCTIONS[node.target].split(), node.args, strict=False)) | node.kwargs
+    weight, bias = given.get("weight"), given.get("bias")
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or not isinstance(bias, fx.Node):
+        return
+    name, _, part = str(weight.target).rpartition(".")
+    made_by = _made_by(bias)
+    if part != "weight" or bias.op == "get_attr" or not _is_all_of(graph, made_by, node):
+        return
+    makers = [n for n in graph.graph.nodes if n in made_by]
+    values = fx.Interpreter(graph)
+    with torch.no_grad():
+        for maker in makers:
+            values.env[maker] = values.run_node(maker)
+    held = {str(n.target): values.env[n] for n in makers if n.op == "get_attr"}
+    learns = any(tensor.requires_grad for tensor in held.values())
+    graph.get_submodule(name).register_parameter("bias", nn.Parameter(values.env[bias].clone(), requires_grad=learns))
+    with graph.graph.inserting_before(node):
+        node.replace_input_with(bias, graph.graph.get_attr(f"{name}.bias"))
+    for maker in reversed(makers):
+        graph.graph.erase_node(maker)
+    for target in held.keys() - {f"{name}.bias"}:
+        module, _, attribute = target.rpartition(".")
+        delattr(graph.get_submodule(module), attribute)
+
+
+def _is_all_of(graph: fx.GraphModule, made_by: set[fx.Node], reader: fx.Node) -> bool:
+    """Whether these nodes compute from parameters alone, which nobody else reads, what nobody but `reader` does."""
+    sources = {n for n in made_by if not n.all_input_nodes}
+    names = {n.target for n in sources}
+    elsewhere = any(n.op == "get_attr" and n not in made_by and n.target in names for n in graph.graph.nodes)
+    is_read = any(user not in made_by and user is not reader for n in made_by for user in n.users)
+    return all(n.op == "get_attr" for n in sources) and not elsewhere and not is_read
+
+
+def _made_by(node: fx.Node) -> set[fx.Node]:
+    """A node and all that it is computed from."""
+    made_by, todo = {node}, [node]
+    while todo:
+        new = set(todo.pop().all_input_nodes) - made_by
+        made_by |= new
+        todo += new
+    return made_by
 
 
 def _call_layer(graph: fx.GraphModule, name: str, node: fx.Node) -> None:

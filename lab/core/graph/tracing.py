@@ -73,11 +73,11 @@ def _traced(model: nn.Module, example: Example, tracer: Tracer) -> fx.GraphModul
     drop_unused(graph)
     open_functions(graph, _placed(graph, example))
     propagate(graph, example)
-    call_layers(graph)
     out_of_place(graph, _placed(graph, example))
     graph.graph.eliminate_dead_code()  # not before: what works in place has no readers
     graph.recompile()
     propagate(graph, example)
+    call_layers(graph)
     if not _outputs_match(graph, model, example):
         raise ValueError(_difference(model, copy, example))
     if isinstance(tracer, ExampleTracer) and not _takes_batches(graph, model, example):

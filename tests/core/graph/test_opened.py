@@ -225,3 +225,59 @@ def test_a_weight_that_is_computed_or_read_twice_is_no_layer():
 
     graph = trace(Twice(2.0), torch.randn(1, C))
     assert not [node for node in graph.graph.nodes if node.op == "call_module"]
+
+
+def gated(x, weight, bias, count):
+    """A linear layer of which some biases are set to 0, as torchvision's Swin-v2 does with those of its keys."""
+    bias = bias.clone()
+    bias[count : 2 * count].zero_()
+    return F.linear(x, weight, bias)
+
+
+fx.wrap("gated")
+
+
+class ZeroedBias(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line, self.after = nn.Linear(C, 3 * C), nn.Linear(3 * C, 4)
+
+    def forward(self, x):
+        return self.after(gated(x, self.line.weight, self.line.bias, C).relu())
+
+
+class JoinedBias(nn.Module):
+    """A bias of several parameters, as BEiT's, whose keys have none that learns."""
+
+    def __init__(self):
+        super().__init__()
+        self.line, self.after = nn.Linear(C, 3 * C, bias=False), nn.Linear(3 * C, 4)
+        self.q, self.v = (nn.Parameter(torch.randn(C)) for _ in range(2))
+        self.register_buffer("k", torch.zeros(C))
+
+    def forward(self, x):
+        return self.after(F.linear(x, self.line.weight, torch.cat([self.q, self.k, self.v])).relu())
+
+
+@pytest.mark.parametrize("kind", [ZeroedBias, JoinedBias])
+@torch.no_grad()
+def test_a_bias_that_is_computed_from_parameters_alone_is_the_layers(kind):
+    torch.manual_seed(0)
+    net, x = kind().eval(), torch.randn(2, C)
+    net.line.weight.normal_()
+    graph = trace(net, x[:1])
+    assert torch.allclose(graph(x), net(x), atol=1e-6)
+    assert set(graph.state_dict()) == {"line.weight", "line.bias", "after.weight", "after.bias"}
+    assert graph.line.bias.requires_grad and not graph.line.bias[C : 2 * C].any()
+    assert_exact(net, surgery.Plan(channels={"line": range(3, 20)}), x)
+
+
+def test_a_bias_that_others_read_stays_computed():
+    class Shared(JoinedBias):
+        def forward(self, x):
+            return super().forward(x) + self.q.sum()
+
+    net, x = Shared().eval(), torch.randn(2, C)
+    graph = trace(net, x[:1])
+    assert {"q", "k", "v"} <= set(graph.state_dict())
+    assert torch.allclose(graph(x), net(x), atol=1e-6)
