@@ -45,7 +45,7 @@ def test_a_detector_of_two_heads_is_pruned_and_still_finds_faces(tmp_path):
     with seeded(0):
         untrained = task.measure(detector.FaceDetector(0.5))
     outcome = lab.GAL(
-        units="channel", lam=0.15, steps=80, mask_lr=0.05, mask_every=1, finetune_steps=80, finetune_lr=0.02
+        units="channel", lam=0.12, steps=100, mask_lr=0.05, mask_every=1, finetune_steps=100, finetune_lr=0.01
     ).run(task, progress=False)
     report, score = outcome.report, outcome.report["average precision"]
     assert report["channels"].after < 0.8 * report["channels"].before

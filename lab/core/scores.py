@@ -49,8 +49,8 @@ def mean_iou(batches: Iterable) -> Callable[[nn.Module], float]:
         with torch.no_grad(), evaluating(model):
             for output, y in _outputs(model, batches, "mean_iou"):
                 named, classes, counts = _named(output, y, "mean_iou"), output.shape[1], y != IGNORED
-                found = (y[counts] * classes + named[counts]).bincount(minlength=classes**2)
-                pairs = pairs.to(found.device) + found.view(classes, classes)
+                table = (y[counts] * classes + named[counts]).bincount(minlength=classes**2)
+                pairs = pairs.to(table.device) + table.view(classes, classes)
         both = pairs.diagonal()
         either = pairs.sum(0) + pairs.sum(1) - both
         if not either.any():

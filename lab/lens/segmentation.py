@@ -58,10 +58,10 @@ def _sheet(rows: Mapping[str, Sequence[np.ndarray]], side: int = 84) -> str:
     """Rows of pictures (H, W, 3) uint8 with their names at the left, as one SVG."""
     left = max(map(svg.text_width, rows)) + _GAP
     parts, top = [], 0.0
-    for name, pictures in rows.items():
-        tall = side * pictures[0].shape[0] / pictures[0].shape[1]
+    for name, images in rows.items():
+        tall = side * images[0].shape[0] / images[0].shape[1]
         parts.append(svg.text(0, top + tall / 2, name))
-        for k, pixels in enumerate(pictures):
+        for k, pixels in enumerate(images):
             parts.append(raster.image(raster.uri(pixels), left + k * (side + _GAP), top, side, tall, name))
         top += tall + _GAP
     width = left + len(next(iter(rows.values()))) * (side + _GAP)

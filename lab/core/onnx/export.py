@@ -1,7 +1,10 @@
 """A network as an ONNX file that runs without the lab and without Python."""
 
+import logging
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,8 +25,7 @@ def onnx(model: nn.Module, path: str | Path, example: torch.Tensor) -> Path:
     except ImportError as error:
         raise ImportError("exporting to ONNX needs onnx and onnxscript: pip install 'lab[export]'") from error
     device = next(model.parameters(), example).device
-    with tempfile.TemporaryDirectory() as folder, evaluating(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+    with tempfile.TemporaryDirectory() as folder, evaluating(model), _quiet():
         draft = Path(folder) / "model.onnx"
         batch = torch.export.Dim("batch")
         torch.onnx.export(
@@ -39,3 +41,17 @@ def onnx(model: nn.Module, path: str | Path, example: torch.Tensor) -> Path:
         )
         store.write(Path(path), loadable(draft.read_bytes()))
     return Path(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter warns and logs of its own internals, and of packages that are not needed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

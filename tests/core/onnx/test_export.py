@@ -1,5 +1,8 @@
 """The exported file answers like the network, in another runtime, at another batch size."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -27,6 +30,16 @@ def test_a_pruned_network_runs_in_onnxruntime(name, tmp_path):
     (output,) = session.run(None, {"input": three.numpy()})
     with torch.no_grad():
         assert (torch.from_numpy(output) - smaller(three)).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_an_export_says_nothing(tmp_path):
+    """Not even of packages that the exporter would like to find, which it logs once a process."""
+    path = str(tmp_path / "net.onnx")
+    export_it = f"export.onnx(torch.nn.Linear(2, 2), {path!r}, torch.zeros(1, 2))"
+    code = f"import torch; from lab.core.onnx import export; {export_it}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_missing_extra_is_one_line(monkeypatch, tmp_path):
