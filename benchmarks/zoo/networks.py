@@ -62,7 +62,8 @@ def all_networks() -> list[Network]:
 
 # -- torchvision -------------------------------------------------------------------------------------------------------
 
-_SIDES = {"inception_v3": 96, "maxvit_t": 224}  # what they need at least
+# What they need at least; EfficientViT-M0's batch norms would have two values each at 64, and overflow.
+_SIDES = {"inception_v3": 96, "maxvit_t": 224, "efficientvit_m0": 128}
 _OPTIONS = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 
 
@@ -127,16 +128,18 @@ _TRANSFORMERS = """
 def families() -> Iterator[Network]:
     """One small member of each of sixty of timm's families."""
     for kind, names in (("cnn", _CNNS), ("transformer", _TRANSFORMERS)):
-        yield from (Network(f"timm/{name}", "timm", kind, partial(_of_timm, name)) for name in names.split())
+        for name in names.split():
+            side = _SIDES.get(name, SIDE)
+            yield Network(f"timm/{name}", "timm", kind, partial(_of_timm, name, side), side)
 
 
-def _of_timm(name: str) -> nn.Module:
+def _of_timm(name: str, side: int) -> nn.Module:
     """A network of timm; those with positions are built for the side that they get."""
     importable()
     import timm
 
     try:
-        return timm.create_model(name, pretrained=False, num_classes=CLASSES, img_size=SIDE)
+        return timm.create_model(name, pretrained=False, num_classes=CLASSES, img_size=side)
     except TypeError:
         return timm.create_model(name, pretrained=False, num_classes=CLASSES)
 

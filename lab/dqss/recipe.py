@@ -1,5 +1,6 @@
 """DQSS's procedure: calibrate all strategies, learn which one each tensor gets, keep one a tensor, and tell the gap."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +103,8 @@ class DQSS:
             if self.mode == "aware":
                 validate_labels(task)
             # Three copies of one network: the float one that is imitated, the one that mixes, the one that is kept.
-            teacher, mixed, plain = (fold_batch_norms(run.model, run.example) for _ in range(3))
+            teacher = fold_batch_norms(run.model, run.example)
+            mixed, plain = deepcopy(teacher), deepcopy(teacher)
             # All of the calibration at once: a range is read from the largest values that any picture has.
             batches = self.calibration_batches(run, teacher)
             space = StrategySpace(mixed, self, torch.cat([x for x, _ in batches]))

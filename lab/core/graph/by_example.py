@@ -186,7 +186,10 @@ class ExampleTracer(Tracer):
             return a.node
         if is_dataclass(a) and isinstance(a, dict):
             return self.create_node("call_function", type(a), (), {k: self.create_arg(v) for k, v in a.items()})
-        return super().create_arg(tuple(a) if type(a) is SizeTuple else a)
+        arg = super().create_arg(tuple(a) if type(a) is SizeTuple else a)
+        if isinstance(a, Tensor):  # one that forward makes: torch.fx lets the network hold it
+            self.values[arg] = a
+        return arg
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         return forward(*args, **kwargs) if self.computing else super().call_module(m, forward, args, kwargs)

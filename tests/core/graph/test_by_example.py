@@ -351,3 +351,20 @@ def test_frozen_parameters_stay_frozen_unless_all_are():
     assert [p.requires_grad for p in smaller.parameters()] == [False, False, True, True]
     model.requires_grad_(False)
     assert all(p.requires_grad for p in trace(model, pictures()).parameters())
+
+
+class MadeInForward(nn.Module):
+    """A tensor made of plain numbers, beside one made of the batch's size, as a network's number of a step."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        step = torch.tensor([10.0]) * torch.ones(len(x))
+        return self.conv(x) * step[:, None, None, None]
+
+
+def test_a_tensor_that_forward_makes_is_known():
+    net, x = MadeInForward().eval(), torch.randn(3, 3, 4, 4)
+    assert torch.allclose(trace(net, x[:1])(x), net(x))
