@@ -187,7 +187,7 @@ class ExampleTracer(Tracer):
         if is_dataclass(a) and isinstance(a, dict):
             return self.create_node("call_function", type(a), (), {k: self.create_arg(v) for k, v in a.items()})
         arg = super().create_arg(tuple(a) if type(a) is SizeTuple else a)
-        if isinstance(a, Tensor):  # one that forward makes: torch.fx lets the network hold it
+        if isinstance(a, Tensor) and isinstance(arg, fx.Node):  # forward made it, torch.fx lets the network hold it
             self.values[arg] = a
         return arg
 
