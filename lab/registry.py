@@ -19,10 +19,10 @@ class Trial:
 
     outcome: 'works', 'refused' (by the lab, in one line), 'different', 'failed', 'hangs', 'memory' or 'skipped'.
     structures: what the method treats, counted. reachable: the share of the parameters in weights that it changes.
-    error: the largest difference of what must be equal, relative to the largest output; in double precision where single
-    precision alone may have rounded above 1e-5. onnx: the same between torch
-    and onnxruntime; of quantised networks the share of codes that differ, by one step each. seconds, megabytes: what
-    the attempt took of a processor and of memory. why: the line of what does not work.
+    error: the largest difference of what must be equal, relative to the largest output, taken in double precision where
+    single precision gives more than 1e-5. onnx: the same between torch and onnxruntime; of quantised networks the share
+    of codes that differ, by one step each. seconds, megabytes: what the attempt took of a processor and of memory.
+    why: the line of what does not work.
     """
 
     outcome: str
