@@ -63,7 +63,7 @@ def all_networks() -> list[Network]:
 # -- torchvision -------------------------------------------------------------------------------------------------------
 
 # What they need at least; EfficientViT-M0's batch norms would have two values each at 64, and overflow.
-_SIDES = {"inception_v3": 96, "maxvit_t": 224, "efficientvit_m0": 128}
+_SIDES = {"inception_v3": 96, "maxvit_t": 224, "vit_h_14": 70, "efficientvit_m0": 128}
 _OPTIONS = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 
 
