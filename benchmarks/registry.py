@@ -75,7 +75,8 @@ def main() -> None:
             print(
                 record["network"], *(record.get(part, "") for part in ("method", "outcome", "why", "where")), sep=": "
             )
-    target = options.json or (None if options.quick or len(wanted) < len(here) else PACKAGE / "registry.json")
+    is_whole = not options.quick and wanted.keys() == {network.name for network in here}
+    target = options.json or (PACKAGE / "registry.json" if is_whole else None)
     if target:
         target.write_text(written(content))
     if target == PACKAGE / "registry.json":

@@ -12,7 +12,8 @@ LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 def pruned_and_masked(model: nn.Module, x: Tensor, share: float) -> tuple[nn.Module, nn.Module]:
     """The network as Torch-Pruning leaves it, and the network as it came with zeros in the columns that went.
 
-    It is told what its own examples tell it: which layer gives the classes, and how many heads an attention has.
+    It is told what its own examples tell it: which layer gives the classes, and how many heads an attention has. A
+    grouped convolution that reads what goes is not masked: of networks that have one, the difference says nothing yet.
     """
     smaller, masked = deepcopy(model), deepcopy(model)
     names = {module: name for name, module in smaller.named_modules()}
