@@ -15,7 +15,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if name and not name.endswith(_INSIDE) and _INSIDE in module._modules:
             model.set_submodule(name, module.get_submodule(_INSIDE))
-    return model.get_submodule(_INSIDE) if _INSIDE in model._modules else model
+    return _unwrapped(model)
 
 
 def original(model: nn.Module) -> nn.Module:
@@ -26,6 +26,10 @@ def original(model: nn.Module) -> nn.Module:
         "Task.model is compiled: the network that torch.compile was given is compressed; compile what comes out",
         stacklevel=4,
     )
+    return _unwrapped(model)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
     return model.get_submodule(_INSIDE) if _INSIDE in model._modules else model
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from ..core.graph.channels import Channels
 from ..core.graph.operators import CONVS, is_depthwise
 from ..core.graph.slices import Slice, has_channels
-from ..core.graph.tracing import ancestors, descendants, module_of, propagate, trace
+from ..core.graph.tracing import ancestors, attribute, descendants, module_of, propagate, trace
 
 LAYERS = (*CONVS, nn.Linear)
 
@@ -125,20 +125,13 @@ def _shared(graph: fx.GraphModule) -> set[str]:
     """The modules that are called more than once, or whose weight another module has too."""
     calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
     weights = Counter(id(getattr(graph.get_submodule(name), "weight", None)) for name in calls)
-    read = {id(_attribute(graph, str(node.target))) for node in graph.graph.nodes if node.op == "get_attr"}
+    read = {id(attribute(graph, str(node.target))) for node in graph.graph.nodes if node.op == "get_attr"}
 
     def is_shared(name: str) -> bool:
         weight = getattr(graph.get_submodule(name), "weight", None)
         return calls[name] > 1 or (weight is not None and (weights[id(weight)] > 1 or id(weight) in read))
 
     return {name for name in calls if is_shared(name)}
-
-
-def _attribute(graph: fx.GraphModule, target: str) -> object:
-    value: object = graph
-    for name in target.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _frozen(channels: Channels) -> dict[int, str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..batch import call, each
+from ..batch import call, device_for, each
 from ..task import evaluating
 
 _MASKS = ("attn_mask", "key_padding_mask")
@@ -135,7 +135,7 @@ def _masks_given(model: nn.Module, layers: dict[str, Any], example: Any) -> dict
         for name, module in layers.items()
     ]
     with torch.no_grad(), evaluating(model):
-        device = next(model.parameters()).device
+        device = device_for(model, example)
         call(model, each(example, lambda x: x.to(device, copy=True)))
     for hook in hooks:
         hook.remove()

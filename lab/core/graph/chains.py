@@ -34,13 +34,13 @@ def last_affine(node: fx.Node) -> tuple[fx.Node, fx.Node]:
 
 def not_zero_after(masked: fx.Node) -> fx.Node | None:
     """The first node behind a masked one that makes zero channels nonzero before a layer reads them; None if none."""
-    behind = (node for node in _until_read(masked) if not _reads_channels(node))
+    behind = (node for node in _until_read(masked) if not reads_channels(node))
     return next((node for node in behind if node.op == "output" or not passes_zero(node)), None)
 
 
 def readers(source: fx.Node) -> set[str]:
     """The layers that read the channels of a node."""
-    return {str(node.target) for node in _until_read(source) if _reads_channels(node)}
+    return {str(node.target) for node in _until_read(source) if reads_channels(node)}
 
 
 @dataclass
@@ -61,7 +61,7 @@ def reads(channels: Channels) -> dict[int, Reads]:
     by_group = {group: Reads() for group in channels.producers}
     for reader in channels.graph.graph.nodes:
         for group in {group for source in reader.all_input_nodes for group in groups[source]}:
-            if _reads_channels(reader):
+            if reads_channels(reader):
                 by_group[group].layers.append(reader)
             elif reader.op == "output" or (
                 gives_tensors(reader) and group not in groups[reader] and not is_move(reader)
@@ -74,13 +74,14 @@ def _until_read(source: fx.Node) -> list[fx.Node]:
     """All nodes behind `source` up to and with the layers that read its channels."""
 
     def following(node: fx.Node) -> list[fx.Node]:
-        goes_on = node is source or not _reads_channels(node)
+        goes_on = node is source or not reads_channels(node)
         return [user for user in node.users if gives_tensors(user) or user.op == "output"] if goes_on else []
 
     return reached(source, following)[1:]
 
 
-def _reads_channels(node: fx.Node) -> bool:
+def reads_channels(node: fx.Node) -> bool:
+    """Whether a node is a layer that mixes all channels that it reads."""
     module = module_of(node)
     return isinstance(module, nn.Linear) or (isinstance(module, (*CONVS, *TRANSPOSED)) and module.groups == 1)
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .chains import reads_channels
 from .channels import Channels
 from .contractions import CONTRACTIONS
-from .operators import CONVS, TRANSPOSED, called
-from .tracing import module_of
+from .operators import called
 
 KINDS = ("channels", "heads", "hidden units", "embedding")
 
@@ -37,13 +37,13 @@ def groups(channels: Channels) -> list[Group]:
     is listed only if `channels` was made with `embeddings=True`: its LayerNorms then have the statistics of what stays.
     Those that cannot lose channels are in `channels.frozen`, with the reason.
     """
-    listed = []
+    listed, readers_of = [], _readers(channels)
     for group, producers in channels.free():
         module = channels.graph.get_submodule(producers[0])
         places = channels.places(producers[0])
         axis = -1 if isinstance(module, nn.Linear) else 1
         entries = len(places) // len(places.unique())
-        readers = _readers(channels, group)
+        readers = tuple(readers_of[group])
         kind = _kind(channels, group, readers)
         listed.append(Group(kind, producers[0], tuple(producers), readers, axis, channels.sizes[group], entries))
     return listed
@@ -59,13 +59,14 @@ def _kind(channels: Channels, group: int, readers: tuple[str, ...]) -> str:
     return "hidden units" if modules and all(isinstance(module, nn.Linear) for module in modules) else "channels"
 
 
-def _readers(channels: Channels, group: int) -> tuple[str, ...]:
-    """The nodes that read channels of a group and give others."""
-    readers: dict[str, None] = {}
+def _readers(channels: Channels) -> dict[int, dict[str, None]]:
+    """For each group the nodes that read its channels and give others, in the network's order."""
+    readers: dict[int, dict[str, None]] = {group: {} for group in channels.producers}
     for node in channels.graph.graph.nodes:
-        module = module_of(node)
-        is_layer = isinstance(module, (*CONVS, *TRANSPOSED, nn.Linear)) and getattr(module, "groups", 1) == 1
-        is_product = called(node) in CONTRACTIONS and group not in channels.heads
-        if (is_layer or is_product) and any(group in channels.groups(source) for source in node.all_input_nodes):
-            readers[str(node.target) if is_layer else node.name] = None
-    return tuple(readers)
+        is_layer = reads_channels(node)
+        if not is_layer and called(node) not in CONTRACTIONS:
+            continue
+        for group in {group for source in node.all_input_nodes for group in channels.groups(source)} & readers.keys():
+            if is_layer or group not in channels.heads:
+                readers[group][str(node.target) if is_layer else node.name] = None
+    return readers
