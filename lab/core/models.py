@@ -1,6 +1,8 @@
 """Which networks the lab takes: plain modules with numbers in them; one line says what any other is."""
 
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,27 @@ def original(model: nn.Module) -> nn.Module:
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     return model.get_submodule(_INSIDE) if _INSIDE in model._modules else model
+
+
+def learnable(model: nn.Module) -> nn.Module:
+    """The model itself; of one that was loaded for inference, all of whose parameters are frozen, all learn."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    return model
+
+
+@contextmanager
+def learning(parameters: Iterable[nn.Parameter], learns: bool) -> Iterator[None]:
+    """All parameters learn, or none, for a `with` block; then each learns or is frozen as it was."""
+    before = [(parameter, parameter.requires_grad) for parameter in parameters]
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(learns)
+        yield
+    finally:
+        for parameter, learned in before:
+            parameter.requires_grad_(learned)
 
 
 def validate_model(model: nn.Module) -> None:

@@ -46,6 +46,7 @@ class Outcome:
             "report": self.report.to_dict(),
             "trace": [asdict(step) for step in self.trace],
             "found": self.found(),
+            **_frozen(self),
         }
         store.save(folder, "outcome", tree, beside=sorted(path.name for path in folder.iterdir() if path.is_file()))
 
@@ -79,10 +80,26 @@ def restored(kind: type[Outcome], recipe: type, saved: dict[str, Any], folder: P
             "the lab does not know: load it with the one that wrote it"
         )
     try:
-        return kind.restore({**saved, "folder": str(folder)}, recipe(**saved["fields"]), base)
+        outcome = kind.restore({**saved, "folder": str(folder)}, recipe(**saved["fields"]), base)
+        for name, parameter in _parameters(outcome) if "frozen" in saved else ():
+            parameter.requires_grad_(name not in saved["frozen"])
+        return outcome
     except (KeyError, IndexError, AttributeError, TypeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{folder} is damaged ({reason}): save the outcome again") from error
+
+
+def _parameters(outcome: Outcome) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of the network that an outcome holds, by name."""
+    model = getattr(outcome, "model", None)
+    return list(model.named_parameters()) if isinstance(model, nn.Module) else []
+
+
+def _frozen(outcome: Outcome) -> dict[str, list[str]]:
+    """Which parameters of an outcome's network are frozen, by name; nothing where none is, or all are."""
+    parameters = _parameters(outcome)
+    names = [name for name, parameter in parameters if not parameter.requires_grad]
+    return {"frozen": names} if 0 < len(names) < len(parameters) else {}
 
 
 def base_config(model: nn.Module) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.models import learning
 from ..core.task import evaluating
 from . import equations as eq
 from .layers import gates
@@ -123,16 +124,9 @@ def _cross_entropies(scores: Tensor, target: Tensor) -> Tensor:
 @contextmanager
 def _attackable(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, its weights without gradients, both given back."""
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        for p, _ in before:
-            p.requires_grad_(False)
-        with evaluating(model), torch.enable_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Input Tensor", UserWarning)  # Captum says that it sets requires_grad
-            yield
-    finally:
-        for p, required in before:
-            p.requires_grad_(required)
+    with learning(model.parameters(), False), evaluating(model), torch.enable_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Input Tensor", UserWarning)  # Captum says that it sets requires_grad
+        yield
 
 
 def _attack(model: nn.Module, altered: Tensor, y: Tensor, target: Tensor) -> Attack:

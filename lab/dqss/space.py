@@ -198,7 +198,7 @@ class StrategySpace:
             W = self._layer(name).parametrizations.weight.original
             step = mixture.kept.step_of(W)
             set_int_repr(plain.get_submodule(name), (mixture.kept(W) / step).round(), step)
-        return plain.to(self.roles[0].mixture.logits.device).eval()
+        return plain.to(self.roles[0].mixture.logits.device).eval().requires_grad_(False)
 
     def choices(self, chosen: Assignment, model: fx.GraphModule) -> dict[str, dict[str, Any]]:
         """{layer: {weights, activations, weight_scale, scale, zero_point, bits}}: what was kept, by name and number.

@@ -163,7 +163,7 @@ def unrolled(model: Any) -> Any:
     for block in blocks(plain):
         for module in block.modules():
             for name, tensor in list(module.named_parameters(recurse=False)):
-                setattr(module, name, nn.Parameter(tensor.detach().clone()))
+                setattr(module, name, nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad))
         merge(block)
     if hasattr(plain.config, "fold"):
         del plain.config.fold
@@ -189,9 +189,13 @@ def alone(model: Any) -> list[nn.Module]:
 
 
 def adapt_alone(model: nn.Module, rank: int) -> None:
-    """Adapters for the blocks that share nothing; `merge` takes them out again."""
+    """Adapters for the blocks that share nothing, of frozen matrices frozen at zero; `merge` takes them out again."""
     for block in alone(model):
         adapt(block, rank)
+        for module in block.modules():
+            if isinstance(module, LowRank) and not module.base.get_parameter("weight").requires_grad:
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
 
 
 @contextmanager

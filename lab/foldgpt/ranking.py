@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..core.batch import Example, call, inputs
 from ..core.data import text
+from ..core.models import learning
 from ..core.task import evaluating
 from . import equations as eq
 from .folding import blocks, gates, recorded
@@ -57,14 +58,9 @@ def by_taylor(model: nn.Module, batches: Sequence[Example], removals: int = 0) -
     """The first-order change of the loss without a block's weights, least first."""
     weights = [[p for p in block.parameters()] for block in blocks(model)]
     flat = [p for block in weights for p in block]
-    frozen = [p.requires_grad for p in flat]
-    for p in flat:
-        p.requires_grad_(True)
-    with evaluating(model):
+    with learning(flat, True), evaluating(model):
         total = torch.stack([text.next_token_loss(call(model, inputs(x)), text.targets(x)) for x in batches]).mean()
-    gradients = iter(torch.autograd.grad(total, flat))
-    for p, was in zip(flat, frozen, strict=True):
-        p.requires_grad_(was)
+        gradients = iter(torch.autograd.grad(total, flat))
     return _ascending([float(eq.taylor([p.detach() for p in ps], [next(gradients) for _ in ps])) for ps in weights])
 
 

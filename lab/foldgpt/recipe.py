@@ -13,7 +13,8 @@ from ..core import cost, tasks
 from ..core.batch import Example, call, inputs, moved
 from ..core.data import text
 from ..core.fields import integer, one_of, real, validate
-from ..core.modeling_folded import LowRank, blocks, is_linear
+from ..core.modeling_folded import blocks, is_linear
+from ..core.models import learnable, learning
 from ..core.report import Attempts, Report, Row, reported
 from ..core.running import Run, running
 from ..core.task import Task
@@ -100,7 +101,7 @@ class FoldGPT:
         """Fold the task's model and cure it; the model passed in is not changed."""
         task = tasks.prose() if task is None else task
         with running(self, task, seed, device, checkpoint, progress, several=True) as run:
-            teacher = run.model.requires_grad_(False)
+            teacher = learnable(run.model)
             sizes, removals = self._counts(teacher)
             calibration = tuple(_tokens(run, batch) for batch in islice(iter(task.batches), CALIBRATION))
             alike = eq.similarity(hidden_states(teacher, calibration))  # (N + 1, N + 1)
@@ -110,7 +111,10 @@ class FoldGPT:
             student = shared(teacher, fold, self.representative, self.start, calibration)
             attempts = Attempts()
             raw = attempts(f"{task.metric}, not cured", task.measure, student)
-            trace += self._cure(run, student)
+            cured = self._cure(run, student)
+            trace += cured
+            if self.cure_steps and not cured:
+                attempts.notes.append("all norms and matrices of its blocks are frozen: not cured")
             report = reported(repr(self), self._report, run, student, sizes, fold, raw, attempts)
         return FoldGPTOutcome(
             recipe=self,
@@ -164,24 +168,33 @@ class FoldGPT:
             with gates(teacher, learned(len(stage.trace) / self.gate_steps)):  # all blocks at once, weights frozen
                 return {"kl": eq.logit_distillation(text.logits(call(teacher, x)), ungated)}
 
-        for step in descend(
-            terms, run.task.batches, sgd, stage, steps=self.gate_steps, schedule=fall, progress=run.progress
-        ):
-            learned.note(step.index, (step.index + 1) / self.gate_steps)
+        with learning(teacher.parameters(), False):
+            for step in descend(
+                terms, run.task.batches, sgd, stage, steps=self.gate_steps, schedule=fall, progress=run.progress
+            ):
+                learned.note(step.index, (step.index + 1) / self.gate_steps)
         return learned.ranking(), learned.history.cpu(), list(stage.trace)
 
     def _cure(self, run: Run, student: nn.Module) -> list[Step]:
         """Train norms and adapters in place; blocks that share nothing have theirs merged at the end."""
         if not self.cure_steps:
             return []
-        teacher = run.model
         adapt_alone(student, LONE_RANK)
         learned = trainable(student)
+        steps = self._train(run, student, learned) if learned else []
+        for block in alone(student):
+            merge(block)
+        return steps
+
+    def _train(self, run: Run, student: nn.Module, learned: list[nn.Parameter]) -> list[Step]:
+        """Train these parameters of the student in place, on the text and under the teacher; it ends in eval mode."""
+        teacher = run.model
         adam = torch.optim.AdamW(learned, self.lr, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.cure_steps)
         stage = run.stage("cure", student=student, adam=adam, schedule=schedule)
         student.train()
-        with recorded(student) as student_states, recorded(teacher) as teacher_states:
+        none, but_these = learning(student.parameters(), False), learning(learned, True)
+        with recorded(student) as student_states, recorded(teacher) as teacher_states, none, but_these:
 
             def terms(batch: Any) -> dict[str, Tensor]:
                 x = _tokens(run, batch)  # (N, T)
@@ -201,9 +214,7 @@ class FoldGPT:
                 terms, run.task.batches, adam, stage, steps=self.cure_steps, schedule=schedule, progress=run.progress
             ):
                 pass
-        for block in alone(student):
-            merge(block)
-        student.eval().requires_grad_(True)
+        student.eval()
         return list(stage.trace)
 
     def _report(
@@ -239,15 +250,6 @@ def _tokens(run: Run, batch: Any) -> Example:
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """Freeze all but adapters and the norms within blocks; gives what is left to learn."""
-    model.requires_grad_(False)
-    learned: list[nn.Parameter] = []
-    for block in blocks(model):
-        for module in block.modules():
-            if isinstance(module, LowRank):
-                learned += [module.A, module.B]
-            elif not is_linear(module):
-                learned += list(module.parameters(recurse=False))
-    for p in learned:
-        p.requires_grad_(True)
-    return learned
+    """What the cure learns: adapters and the norms within blocks, but for what is frozen."""
+    modules = [module for block in blocks(model) for module in block.modules() if not is_linear(module)]
+    return [p for module in modules for p in module.parameters(recurse=False) if p.requires_grad]

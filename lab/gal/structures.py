@@ -377,6 +377,8 @@ def _scale(module: nn.Module, m: torch.Tensor, columns: bool) -> None:
     """Multiply a mask into the rows that a module writes, or into the columns that it reads; tied weights part."""
     weight = module.get_parameter("weight")  # (out, in, ...), (in, out, ...) of a transposed layer, or (C,) of a norm
     axis = int(columns != isinstance(module, TRANSPOSED))
-    module.weight = nn.Parameter(weight * m.view([-1 if a == axis else 1 for a in range(weight.dim())]))
+    masked = weight * m.view([-1 if a == axis else 1 for a in range(weight.dim())])
+    module.weight = nn.Parameter(masked, requires_grad=weight.requires_grad)
     if not columns and getattr(module, "bias", None) is not None:
-        module.bias = nn.Parameter(module.get_parameter("bias") * m)
+        bias = module.get_parameter("bias")
+        module.bias = nn.Parameter(bias * m, requires_grad=bias.requires_grad)

@@ -129,12 +129,12 @@ def _cut_heads(attention: AttentionBlock, keep: int) -> None:
         raise ValueError(f"heads={keep} is not allowed: give 1 to {attention.heads}")
     inner = keep * (attention.to_q.out_features // attention.heads)
     for layer in (attention.to_q, attention.to_k, attention.to_v):
-        layer.weight = nn.Parameter(layer.weight[:inner].clone())
+        layer.weight = _part(layer.weight, layer.weight[:inner])
         if layer.bias is not None:
-            layer.bias = nn.Parameter(layer.bias[:inner].clone())
+            layer.bias = _part(layer.bias, layer.bias[:inner])
         layer.out_features = inner
     out = attention.to_out[0]
-    out.weight, out.in_features = nn.Parameter(out.weight[:, :inner].clone()), inner
+    out.weight, out.in_features = _part(out.weight, out.weight[:, :inner]), inner
     attention.heads, attention.inner_dim = keep, inner
 
 
@@ -144,16 +144,21 @@ def _cut_width(block: ResnetBlock, kept: torch.Tensor) -> None:
     if width % groups:
         raise ValueError(f"a width of {width} is no multiple of the {groups} groups of its norm: round it up")
     norm = nn.GroupNorm(groups, width, block.norm2.eps)
-    norm.weight = nn.Parameter(block.norm2.weight[kept].clone())
-    norm.bias = nn.Parameter(block.norm2.bias[kept].clone())
+    norm.weight = _part(block.norm2.weight, block.norm2.weight[kept])
+    norm.bias = _part(block.norm2.bias, block.norm2.bias[kept])
     block.norm2 = norm
     producers: tuple[nn.Conv2d | nn.Linear, ...] = (block.conv1, block.time_emb_proj)
     for layer in producers:
-        layer.weight = nn.Parameter(layer.weight.index_select(0, kept).clone())
+        layer.weight = _part(layer.weight, layer.weight.index_select(0, kept))
         if layer.bias is not None:
-            layer.bias = nn.Parameter(layer.bias[kept].clone())
-    block.conv2.weight = nn.Parameter(block.conv2.weight.index_select(1, kept).clone())
+            layer.bias = _part(layer.bias, layer.bias[kept])
+    block.conv2.weight = _part(block.conv2.weight, block.conv2.weight.index_select(1, kept))
     block.conv1.out_channels = block.time_emb_proj.out_features = block.conv2.in_channels = width
+
+
+def _part(whole: torch.Tensor, part: torch.Tensor) -> nn.Parameter:
+    """Some rows or columns of a parameter as one of their own, frozen where it is."""
+    return nn.Parameter(part.detach().clone(), requires_grad=whole.requires_grad)
 
 
 def load_narrowed(folder: str | Path, **options: Any) -> Any:

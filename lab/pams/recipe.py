@@ -313,6 +313,7 @@ def _is_zero(quantiser: Quantiser) -> bool:
 
 
 def _reset(model: nn.Module) -> None:
+    """Draw the weights of the layers that learn anew."""
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.weight.requires_grad:
             module.reset_parameters()

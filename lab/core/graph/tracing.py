@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from ..batch import Example, call, device_for, each, moved, tensors
 from ..errors import first_line
-from ..models import uncompiled, validate_model
+from ..models import learnable, uncompiled, validate_model
 from ..task import evaluating
 from ..training import seeded
 from .attention import drop_unused, plain_attention
@@ -53,10 +53,7 @@ class _NotTraced(Exception):
 
 def _traced(model: nn.Module, example: Example, tracer: Tracer) -> fx.GraphModule:
     """The model as this tracer sees it, checked on the example; a one-line ValueError where that is something else."""
-    copy = _plain_copy(model).eval()
-    if not any(parameter.requires_grad for parameter in copy.parameters()):
-        for parameter in copy.parameters():
-            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    copy = learnable(_plain_copy(model)).eval()
     plain_attention(copy, example)
     versions = [(name, tensor, tensor._version) for name, tensor in _named_tensors(copy)]
     try:
@@ -189,8 +186,9 @@ def _unparametrized(module: nn.Module) -> nn.Module:
     plain.__dict__.update(module.__dict__)
     plain._parameters = dict(module._parameters)
     plain._modules = {name: child for name, child in module._modules.items() if name != "parametrizations"}
-    for name, _ in module.get_submodule("parametrizations").named_children():
-        plain.register_parameter(name, nn.Parameter(getattr(module, name).detach().clone()))
+    for name, part in module.get_submodule("parametrizations").named_children():
+        learns = any(parameter.requires_grad for parameter in part.parameters())
+        plain.register_parameter(name, nn.Parameter(getattr(module, name).detach().clone(), requires_grad=learns))
     return plain
 
 
