@@ -117,3 +117,25 @@ def rounded_layer(layer: nn.Conv2d | nn.Linear, bits: int, per_channel: bool = F
     made._parameters = dict(layer._parameters)
     made.bits, made.per_channel, made.step = bits, per_channel, None
     return made
+
+
+class Taught(nn.Module):
+    """A student that answers as itself, whatever loss calls it; its teacher is asked about the same inputs.
+
+    `student` and `teacher` give their output and the feature F (N, C, H, W) that is compared.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output, self.feature = self.student(*args, **kwargs)
+        self.inputs = args, kwargs
+        return output
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        """F of the student in its last call, and of the teacher there, without gradient."""
+        args, kwargs = self.inputs
+        with torch.no_grad():
+            return self.feature, self.teacher(*args, **kwargs)[1]

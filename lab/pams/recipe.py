@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from ..core import tasks
 from ..core.batch import each, logits_of, moved, tensors
 from ..core.fields import integer, one_of, real, some_of, validate
+from ..core.finetune import has_labels, validate_labels
 from ..core.models import validate_precision
 from ..core.outcome import base_config
 from ..core.quantisation.bn_folding import fold_batch_norms
@@ -25,7 +27,7 @@ from ..core.training import Step, descend
 from . import equations as eq
 from . import packed, sizes
 from .history import AlphaHistory
-from .layers import Quantiser, rounded_layer
+from .layers import Quantiser, Taught, rounded_layer
 from .outcome import PAMSOutcome, rebuilt
 from .placement import PLACEMENTS, place_quantisers
 
@@ -116,6 +118,8 @@ class PAMS:
         if task is None:
             task = tasks.photos(2, patch=96, batch_size=4)  # 48 x 48 small, as in the paper
         with running(self, task, seed, device, checkpoint, progress, validate_precision) as run:
+            if _has_own_loss(task):
+                validate_labels(task)
             # The float network teaches its own copy, whose layers and tensors are then rounded in place.
             teacher, student = (fold_batch_norms(run.model, run.example) for _ in range(2))
             placement = place_quantisers(student, self.placement, self.grid == "unsigned")
@@ -173,6 +177,15 @@ class PAMS:
         # Both networks give their picture (N, C, sH, sW) and what their upsampler reads, F (N, C', H, W).
         both, guide = (with_feature_output(graph, placement.feature) for graph in (student, teacher))
         guide.requires_grad_(False)
+        taught = Taught(both, guide)
+
+        def own_terms(batch: Any) -> dict[str, Tensor]:
+            """The task's own loss in the place of L1."""
+            spread.note(moved(task.inputs_of(batch), run.device))
+            losses = {"task": task.fit(taught, batch)[0]}
+            if self.skt:
+                losses["skt"] = self.skt * eq.knowledge_transfer(*taught.features())
+            return losses
 
         def terms(batch: Any) -> dict[str, Tensor]:
             x = moved(task.inputs_of(batch), run.device)
@@ -194,8 +207,9 @@ class PAMS:
         student.train()  # quantisers follow the data in training mode only, so that a score never moves an alpha
         guide.eval()
         self._calibrate(quantisers, len(stage.trace))
+        loss_terms = own_terms if _has_own_loss(task) else terms
         for step in descend(
-            terms, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
+            loss_terms, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
         ):
             done = step.index + 1
             if done == self.calibration:  # here alphas have followed their last batch, and none has learned yet
@@ -245,7 +259,9 @@ class PAMS:
             notes.append(f"ranges that fell to 0 in training, lower alpha_lr: {', '.join(collapsed)}")
         if counts.half:
             notes.append(f"weights rounded, input in float: {', '.join(counts.half)}")
-        if _large(task, task.first_batch()) is None:
+        if _has_own_loss(task):
+            notes.append("trained on the task's own loss in place of L1")
+        elif _large(task, task.first_batch()) is None:
             notes.append("the batches hold no large pictures: trained on the teacher's alone")
         return notes
 
@@ -263,8 +279,14 @@ def unpack(path: str | Path, base: nn.Module | None = None) -> fx.GraphModule:
 def _peak(task: Task) -> float:
     """What pixels go to: 255 where a picture that the network is to give (or reads, where none is given) says so."""
     batch = task.first_batch()
-    pixels = next(tensors([_large(task, batch), task.inputs_of(batch)]))
+    wanted = None if _has_own_loss(task) else _large(task, batch)
+    pixels = next(tensors([wanted, task.inputs_of(batch)]))
     return 255.0 if float(pixels.max()) > BRIGHT else 1.0
+
+
+def _has_own_loss(task: Task) -> bool:
+    """Whether the task says what is learned from: a loss of the batch, or one of labels that is not L1."""
+    return task.batch_loss is not None or (task.loss not in (F.cross_entropy, F.l1_loss) and has_labels(task))
 
 
 def _large(task: Task, batch: Any) -> Tensor | None:

@@ -240,7 +240,7 @@ def _score(report: Report) -> Row:
 def _losses(outcome: PAMSOutcome, at: int) -> list[str]:
     """Each term of the loss on axes of its own: they are of unlike size."""
     thin = outcome.trace[:: max(1, len(outcome.trace) // 60)]
-    units = {"l1": "L1, of 255", "skt": "knowledge transfer, weighted"}
+    units = {"l1": "L1, of 255", "task": "the task's own loss", "skt": "knowledge transfer, weighted"}
     series = [svg.Series(name, [(step.index, step.terms[name]) for step in thin]) for name in thin[0].terms]
     return [svg.lines([curve], "step", units[curve.name], title=curve.name, at=at) for curve in series]
 

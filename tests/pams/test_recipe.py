@@ -1,5 +1,7 @@
 """PAMS's run: what it trains, what it calibrates, that it can be killed, and bad input."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 import lab
 from lab.core import store
 from lab.pams import equations as eq
+from lab.pams import view
 from lab.pams.layers import QuantisedConv2d, Quantiser
 from tests.pams.small import QUICK, edsr, pictures, task
 
@@ -262,3 +265,52 @@ class _Bicubic(nn.Module):
         from lab.core.data.batches import enlarged
 
         return enlarged(x, 2)
+
+
+# -- a loss of one's own -----------------------------------------------------------------------------------------------
+
+
+def own_loss(output, large) -> torch.Tensor:
+    return 255 * (output - large).abs().mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skt", [1000.0, 0.0])
+def test_a_loss_of_ones_own_takes_the_place_of_l1(skt):
+    """Written out as L1 is, it leaves the same network; what it is called with is the student's plain output."""
+    recipe, plain = lab.PAMS(**QUICK, skt=skt), task()
+    by_output = replace(plain, loss=own_loss)
+    by_batch = replace(plain, batch_loss=lambda model, batch: own_loss(model(batch[0]), batch[1]))
+    records = [(x, {"large": y}) for x, y in pictures()]
+    by_record = replace(plain, batches=records, loss=lambda output, y: own_loss(output, y["large"]), labels=1)
+    first, *others = (recipe.run(made, progress=False) for made in (plain, by_output, by_batch, by_record))
+    for other in others:
+        assert [{"l1": s.terms["task"], **s.terms} for s in other.trace] == [
+            {**s.terms, "task": s.terms["l1"]} for s in first.trace
+        ]
+        assert all(map(torch.equal, other.model.parameters(), first.model.parameters()))
+        assert "trained on the task's own loss in place of L1" in other.report.notes
+        assert any("own loss" in drawn for drawn in view._losses(other, 0))
+    assert not any("own loss" in note for note in first.report.notes)
+
+
+@pytest.mark.slow
+def test_the_teacher_is_asked_about_what_the_loss_shows_the_student():
+    """A loss may alter its batch: knowledge transfer compares both networks on the same pictures."""
+    seen = []
+    batches = [(x, None) for x, _ in pictures()]
+
+    def loss(model, batch):
+        seen.append(model(batch[0][..., ::2, ::2]))
+        return seen[-1].square().mean()
+
+    made = replace(task(), batches=batches, batch_loss=loss, labels=lambda batch: None)
+    outcome = lab.PAMS(steps=3, calibration=3).run(made, progress=False)
+    assert seen[-1].shape[-1] == 12 and outcome.trace[0].terms["skt"] < 0.01  # rounding alone
+
+
+def test_a_loss_that_does_not_fit_is_told_in_one_line():
+    made = replace(task(), loss=lambda output, large: output["out"])
+    with pytest.raises(ValueError, match=r"Task\.loss does not take the labels") as caught:
+        lab.PAMS(**QUICK).run(made, progress=False)
+    assert "\n" not in str(caught.value)
