@@ -42,9 +42,9 @@ class DecouplingOutcome(Outcome):
         """The network as it saves time: one picture at a time, only what is on is computed. Same outputs."""
         return skipping(self.decoupled, self.sample[:1].to(next(self.model.parameters()).device))
 
-    def export(self, path: str | Path) -> Path:
+    def export(self, path: str | Path, opset: int = 17) -> Path:
         """Write the gated network as an ONNX file with a free batch axis; needs the extra `export`."""
-        return export.onnx(self.model, path, torch.zeros(self.example))
+        return export.onnx(self.model, path, torch.zeros(self.example), opset)
 
     def found(self) -> dict[str, Any]:
         return {

@@ -56,9 +56,9 @@ class GALOutcome(Outcome):
             example=tuple(stored["example"]),
         )
 
-    def export(self, path: str | Path) -> Path:
+    def export(self, path: str | Path, opset: int = 17) -> Path:
         """Write the smaller network as an ONNX file with a free batch axis; needs the extra `export`."""
-        return export.onnx(self.model, path, torch.zeros(self.example))
+        return export.onnx(self.model, path, torch.zeros(self.example), opset)
 
     def masks(self) -> dict[str, Tensor]:
         """The final mask of each structure, by the name of its module."""

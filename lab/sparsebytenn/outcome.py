@@ -63,9 +63,9 @@ class SparseByteNNOutcome(Outcome):
             example=tuple(state["example"]),
         )
 
-    def export(self, path: str | Path) -> Path:
+    def export(self, path: str | Path, opset: int = 17) -> Path:
         """Write the network as an ONNX file with a free batch axis, its zeros in place; needs the extra `export`."""
-        return export.onnx(self.model, path, torch.zeros(self.example))
+        return export.onnx(self.model, path, torch.zeros(self.example), opset)
 
     def engine(
         self, *, dense: bool = False, measure: bool = True, interleaved: bool = False, calibrate: Tensor | None = None

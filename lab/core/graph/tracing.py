@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stderr
 from copy import deepcopy
+from dataclasses import is_dataclass
 from io import StringIO
 from typing import Any
 
@@ -221,6 +222,11 @@ def shape(node: fx.Node) -> tuple[int, ...]:
 def gives_tensors(node: fx.Node) -> bool:
     """Whether a node gives a tensor, or several."""
     return node.meta.get("tensor_meta") is not None
+
+
+def is_record(node: Any) -> bool:
+    """Whether a node only puts the outputs of a network into a record of named fields, such as transformers give."""
+    return isinstance(node, fx.Node) and isinstance(node.target, type) and is_dataclass(node.target)
 
 
 def attribute(graph: nn.Module, name: str) -> Any:

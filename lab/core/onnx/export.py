@@ -11,19 +11,37 @@ import torch
 from torch import nn
 
 from .. import store
+from ..batch import Example
+from ..errors import first_line
+from ..quantisation.bn_folding import fold_batch_norms
 from ..task import evaluating
+from . import qdq
 from .runtime import loadable
 
 
-def onnx(model: nn.Module, path: str | Path, example: torch.Tensor) -> Path:
+def onnx(model: nn.Module, path: str | Path, example: Example, opset: int = 17) -> Path:
     """Write the model in eval mode as one ONNX file, its batch axis free; returns the path.
 
-    `example` is one input with its batch axis. Needs the extra `export`; a failed export leaves no file behind.
+    `example` is one input with its batch axis, or several. Batch norms are folded into their convolutions. A network
+    with an operator that `qdq` has no form for is left to torch.onnx.export, which takes one input and its own opset.
+    Needs the extra `export`. ValueError where neither can write it; a failed export leaves no file behind.
     """
     try:
-        import onnxscript  # noqa: F401  what torch.onnx.export builds the graph with
+        return qdq.write(fold_batch_norms(model, example), path, opset)
+    except ValueError as error:
+        if not isinstance(example, torch.Tensor) or not qdq.OPSETS[0] <= opset <= qdq.OPSETS[1]:
+            raise
+        reason = first_line(error)
+    try:
+        return _by_torch(model, path, example)
     except ImportError as error:
         raise ImportError("exporting to ONNX needs onnx and onnxscript: pip install 'lab[export]'") from error
+    except Exception as error:  # of many kinds, some with pages of advice
+        raise ValueError(f"{reason}; nor can torch.onnx.export write it ({type(error).__name__})") from error
+
+
+def _by_torch(model: nn.Module, path: str | Path, example: torch.Tensor) -> Path:
+    """The same by torch's exporter, which asks for two samples: one alone would be a number to it."""
     device = next(model.parameters(), example).device
     with tempfile.TemporaryDirectory() as folder, evaluating(model), _quiet():
         draft = Path(folder) / "model.onnx"

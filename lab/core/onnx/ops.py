@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..graph.calls import arguments, asked, bounds, two
 from ..graph.tracing import module_of, shape
-from .shapes import no_form, numbers, source
+from .shapes import no_form, numbers, settings, source
 
 _PAD_MODES = {"constant": "constant", "zeros": "constant", "reflect": "reflect", "replicate": "edge"}
 
@@ -53,8 +53,8 @@ def _simple(kind: str, **attributes: str) -> Callable:
     """An operator of one tensor; its ONNX attributes by what torch calls them."""
 
     def make(writer: Any, node: fx.Node) -> str:
-        settings = asked(node)
-        values = {name: settings[torch_name] for name, torch_name in attributes.items()}
+        wanted = asked(node)
+        values = {name: wanted[torch_name] for name, torch_name in attributes.items()}
         return writer.emit(kind, [source(writer, node)], node.name, **values)
 
     return make
@@ -158,26 +158,26 @@ def _softplus(writer: Any, node: fx.Node) -> str:
 
 
 def _pool(writer: Any, node: fx.Node) -> str:
-    settings, is_mean = asked(node), isinstance(module_of(node), nn.AvgPool2d) or node.target is F.avg_pool2d
-    kernel, pad = two(settings["kernel_size"]), two(settings["padding"])
-    if settings.get("divisor_override") or settings.get("return_indices"):
+    wanted, is_mean = settings(writer, node), isinstance(module_of(node), nn.AvgPool2d) or node.target is F.avg_pool2d
+    kernel, pad = two(wanted["kernel_size"]), two(wanted["padding"])
+    if wanted.get("divisor_override") or wanted.get("return_indices"):
         raise no_form(node, "pooling with divisor_override or return_indices", "leave them out")
     window = {
         "kernel_shape": kernel,
-        "strides": two(settings["stride"] or kernel),
+        "strides": two(wanted["stride"] or kernel),
         "pads": [*pad, *pad],
-        "ceil_mode": int(settings["ceil_mode"]),
+        "ceil_mode": int(wanted["ceil_mode"]),
     }
     if is_mean:
-        counts_padding = int(settings["count_include_pad"])
+        counts_padding = int(wanted["count_include_pad"])
         return writer.emit("AveragePool", [source(writer, node)], node.name, **window, count_include_pad=counts_padding)
-    return writer.emit("MaxPool", [source(writer, node)], node.name, **window, dilations=two(settings["dilation"]))
+    return writer.emit("MaxPool", [source(writer, node)], node.name, **window, dilations=two(wanted["dilation"]))
 
 
 def _adaptive(writer: Any, node: fx.Node) -> str:
     """Pooling to 1 with any picture; to more with pictures as large as the example."""
     is_mean = isinstance(module_of(node), nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d
-    if two(asked(node)["output_size"]) == (1, 1):
+    if two(settings(writer, node)["output_size"]) == (1, 1):
         return writer.emit(f"Global{'Average' if is_mean else 'Max'}Pool", [source(writer, node)], node.name)
     reads, gives = shape(node.all_input_nodes[0])[-2:], shape(node)[-2:]
     writer.is_fixed = True
@@ -218,11 +218,11 @@ def _reduced(kind: str) -> Callable:
 
 
 def _pad(writer: Any, node: fx.Node) -> str:
-    settings, module = asked(node), module_of(node)
+    wanted, module = settings(writer, node), module_of(node)
     modes: dict[type, str] = {nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}
-    mode = settings["mode"] if module is None else modes.get(type(module), "constant")
-    pads = settings["pad"] if module is None else settings["padding"]
-    return padded(writer, node, list(pads), mode, settings.get("value") or 0.0)
+    mode = wanted["mode"] if module is None else modes.get(type(module), "constant")
+    pads = wanted["pad"] if module is None else wanted["padding"]
+    return padded(writer, node, list(pads), mode, wanted.get("value") or 0.0)
 
 
 def padded(writer: Any, node: fx.Node, pads: list[int], mode: str, value: float = 0.0) -> str:
@@ -236,18 +236,18 @@ def padded(writer: Any, node: fx.Node, pads: list[int], mode: str, value: float 
 
 
 def _shuffle(writer: Any, node: fx.Node) -> str:
-    factor = asked(node)["upscale_factor"]
+    factor = settings(writer, node)["upscale_factor"]
     return writer.emit("DepthToSpace", [source(writer, node)], node.name, blocksize=factor, mode="CRD")
 
 
 def _enlarge(writer: Any, node: fx.Node) -> str:
-    settings = asked(node)
-    mode, factor, size = settings["mode"], settings["scale_factor"], numbers(writer, node, settings["size"])
-    rounds_size = settings.get("recompute_scale_factor") and any(k % 1 for k in two(factor))
-    if mode not in ("nearest", "bilinear", "bicubic") or settings.get("antialias") or rounds_size:
+    wanted = settings(writer, node)
+    mode, factor, size = wanted["mode"], wanted["scale_factor"], wanted["size"]
+    rounds_size = wanted.get("recompute_scale_factor") and any(k % 1 for k in two(factor))
+    if mode not in ("nearest", "bilinear", "bicubic") or wanted.get("antialias") or rounds_size:
         what = f"interpolation {mode!r} with scale_factor={factor}"
         raise no_form(node, what, "give nearest, bilinear or bicubic, and a scale_factor")
-    coordinates = "align_corners" if settings.get("align_corners") else "half_pixel"
+    coordinates = "align_corners" if wanted.get("align_corners") else "half_pixel"
     kind = {"nearest": "nearest", "bilinear": "linear", "bicubic": "cubic"}[mode]
     if mode == "nearest":
         extra: dict[str, Any] = {"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from .. import store
 from ..graph.calls import bounds, is_relu
 from ..graph.operators import is_cat
-from ..graph.tracing import module_of, shape
+from ..graph.tracing import is_record, module_of, shape
 from ..quantisation.placement import kind_of, passes
 from ..quantisation.qparams import QParams, is_quantiser
 from ..task import evaluating
@@ -95,9 +95,9 @@ def _inputs(model: fx.GraphModule) -> dict[str, fx.Node]:
 
 
 def _outputs(model: fx.GraphModule) -> dict[str, fx.Node]:
-    """What the network gives, by name: 'output', 'output0' and so on, or the keys of a dictionary."""
+    """What the network gives, by name: 'output', 'output0' and so on, the keys of a dictionary or a record's fields."""
     (tree,) = next(node for node in model.graph.nodes if node.op == "output").args
-    outputs = dict(_leaves(tree, "" if isinstance(tree, dict) else "output"))
+    outputs = dict(_leaves(tree, "" if isinstance(tree, dict) or is_record(tree) else "output"))
     if not outputs or not all(isinstance(leaf, fx.Node) and shape(leaf) for leaf in outputs.values()):
         raise ValueError(f"the network gives {tree}: tensors are written here, alone, in tuples or in dictionaries")
     return {name: _validated(node) for name, node in outputs.items()}
@@ -105,7 +105,9 @@ def _outputs(model: fx.GraphModule) -> dict[str, fx.Node]:
 
 def _leaves(tree: Any, name: str) -> Iterator[tuple[str, Any]]:
     """The parts of an output by name; what is None is left out."""
-    if isinstance(tree, dict):
+    if is_record(tree):
+        yield from _leaves(tree.kwargs, name)
+    elif isinstance(tree, dict):
         for key, part in tree.items():
             yield from _leaves(part, f"{name}.{key}" if name else str(key))
     elif isinstance(tree, (tuple, list)):
@@ -154,8 +156,8 @@ class _Writer:
         return {name: ["N" if a != b else a for a, b in lengths] for name, lengths in pairs.items()}
 
     def visit(self, node: fx.Node) -> None:
-        if node.op.startswith("call") and "tensor_meta" not in node.meta:
-            return  # a number, which is taken from `sizes` where one is needed
+        if is_record(node) or (node.op.startswith("call") and "tensor_meta" not in node.meta):
+            return  # outputs, which have their names, or a number, which is taken from `sizes` where one is needed
         if node.op == "placeholder":
             self.names[node] = next((name for name, entry in self.inputs.items() if entry is node), "")
         elif node.op == "output":

@@ -81,6 +81,15 @@ def numbers(writer: Any, node: fx.Node, value: Any) -> Any:
     return fx.node.map_arg(value, number)
 
 
+def settings(writer: Any, node: fx.Node) -> dict[str, Any]:
+    """What an operator is asked for, by the names of `asked`, sizes as numbers; its tensors stay nodes."""
+    given = asked(node)
+    if node.op == "call_module":
+        return given
+    reads = {name for name, part in given.items() if isinstance(part, fx.Node) and gives_tensors(part)}
+    return {name: part if name in reads else numbers(writer, node, part) for name, part in given.items()}
+
+
 def reshaped(writer: Any, node: fx.Node, name: str | None = None, output: str = "") -> str:
     """A tensor, what the node reads if none is named, in the shape that the node gives; the batch axis stays free."""
     few, more = (run[node] for run in writer.sizes)

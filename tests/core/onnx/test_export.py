@@ -3,12 +3,14 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from lab.core.onnx import export
 from tests.gal.families import family
 
+onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
 
@@ -42,8 +44,44 @@ def test_an_export_says_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_missing_extra_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+class Sorted(torch.nn.Module):
+    """An operator that only torch's exporter knows."""
+
+    def forward(self, x):
+        return x.sort(-1).values
+
+
+class Fourier(torch.nn.Module):
+    """An operator that no exporter knows."""
+
+    def forward(self, x):
+        return torch.linalg.svdvals(x)
+
+
+def test_what_is_not_known_here_is_left_to_torch(tmp_path):
+    path = export.onnx(Sorted(), tmp_path / "net.onnx", torch.zeros(1, 4))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {"input": np.float32([[3, 1, 2, 0], [0, 2, 1, 5]])})
+    assert output.tolist() == [[0, 1, 2, 3], [0, 1, 2, 5]]
+
+
+def test_what_nobody_can_write_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"svdvals.* has no ONNX form here.*; nor can torch\.onnx\.export") as caught:
+        export.onnx(Fourier(), tmp_path / "net.onnx", torch.eye(3)[None])
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("module", "model"), [("onnx", torch.nn.Linear(4, 2)), ("onnxscript", Sorted())])
+def test_a_missing_extra_is_one_line(module, model, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=r"pip install 'lab\[export\]'"):
-        export.onnx(torch.nn.Linear(2, 2), tmp_path / "net.onnx", torch.zeros(1, 2))
+        export.onnx(model, tmp_path / "net.onnx", torch.zeros(1, 4))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_opset_is_the_one_asked_for(tmp_path):
+    for opset in (17, 21):
+        path = export.onnx(torch.nn.Linear(4, 2), tmp_path / "net.onnx", torch.zeros(1, 4), opset)
+        assert [entry.version for entry in onnx.load(path).opset_import] == [opset]
+    with pytest.raises(ValueError, match="opset=16"):
+        export.onnx(torch.nn.Linear(4, 2), tmp_path / "net.onnx", torch.zeros(1, 4), 16)

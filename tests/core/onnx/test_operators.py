@@ -3,14 +3,17 @@
 A step here takes (N, C, H, W) and gives it: what lies between may have other axes. The file's batch is always free.
 """
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
+from transformers.utils import ModelOutput
 
 from lab.core.onnx import ort_report, qdq
 from lab.core.quantisation.bn_folding import fold_batch_norms
@@ -147,6 +150,9 @@ STEPS = {
     "bmm": lambda x: torch.bmm(x.flatten(2), x.flatten(2).transpose(1, 2)).mean(-1)[:, :, None, None] + x,
     "transposed convolution": nn.ConvTranspose2d(C, C, 3, padding=1),
     "padded": lambda x: nn.functional.pad(x, (1, 0, 1, 0), value=0.5)[:, :, 1:, 1:],
+    "padded by sizes": lambda x: F.pad(x, (0, -x.shape[-1] % 4, 0, (4 - x.size(2) % 4) % 4))[:, :, :SIDE, :SIDE] * 2,
+    "pool by sizes": lambda x: x * F.avg_pool2d(x, x.size()[2:]) + F.max_pool2d(x, x.shape[-1]),
+    "pool to sizes": lambda x: F.adaptive_avg_pool2d(x, (x.shape[2] // 2, x.shape[3])).repeat(1, 1, 2, 1),
     "attention": Attention("module"),
     "attention, batch second": Attention("module", False),
     "attention by function": Attention("function"),
@@ -242,6 +248,33 @@ def test_several_inputs_and_outputs_have_their_names(form, names):
         run(X)
     with pytest.raises(ValueError, match=r"reads tensor\(int64\)"):
         run(X, label.float())
+
+
+@dataclass
+class Record(ModelOutput):
+    logits: Tensor | None = None
+    states: tuple | None = None
+
+
+def test_a_record_of_outputs_has_the_names_of_its_fields():
+    torch.manual_seed(0)
+    conv = nn.Conv2d(C, 3, 1)
+
+    class Recording(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x):
+            y = self.conv(x) if len(x) else x
+            return Record(logits=y.mean((2, 3)), states=(y, y.relu()))
+
+    written = qdq.to_model(fold_batch_norms(Recording(), X))
+    assert [end.name for end in written.graph.output] == ["logits", "states0", "states1"]
+    given = Deployed(loadable(written.SerializeToString()))(X)
+    with torch.no_grad():
+        torch.testing.assert_close(given["logits"], conv(X).mean((2, 3)))
+        torch.testing.assert_close(given["states1"], conv(X).relu())
 
 
 # -- what a runtime asks for -------------------------------------------------------------------------------------------
