@@ -195,8 +195,9 @@ def test_several_inputs_are_told_in_one_line():
             return self.net(a + b)
 
     task = lab.Task(model=Two(), batches=data, score=lambda model: 0.0)
-    with pytest.raises(ValueError, match="gives the model 2 inputs, GAL takes networks of one"):
-        run("GAL", task)
+    for name in ("Decoupling", "PAMS"):
+        with pytest.raises(ValueError, match=f"gives the model 2 inputs, {name} takes networks of one"):
+            run(name, task)
 
 
 # -- frozen parameters and half precision ------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What a batch holds and what a model gives for it: inputs and labels, one tensor or many."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any
@@ -85,6 +85,40 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 def size(x: Example) -> int:
     """The number of samples in a model's inputs."""
     return len(next(tensors(x)))
+
+
+def joined(parts: Sequence[Example]) -> Example:
+    """The inputs of several batches as those of one."""
+    first, every = parts[0], [list(tensors(part)) for part in parts]
+    whole = iter([torch.cat(several) for several in zip(*every, strict=True)])
+    return each(first, lambda _: next(whole))
+
+
+def split(x: Example, count: int) -> list[Example]:
+    """A model's inputs in batches of so many samples; the last may be smaller."""
+
+    def part(at: int) -> Example:
+        return each(x, lambda tensor: tensor[at : at + count])
+
+    return [part(at) for at in range(0, size(x), count)]
+
+
+def shapes_of(example: Example) -> Any:
+    """What is stored of an example: the shape of one float32 tensor, or the shape and dtype of each of its tensors."""
+    if isinstance(example, Tensor) and example.dtype == torch.float32:
+        return tuple(example.shape)
+    return each(example, lambda x: {"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")})  # type: ignore
+
+
+def zeros_of(shapes: Any) -> Example:
+    """An example of zeros, of the shapes that `shapes_of` gives; lists may stand for tuples."""
+    if isinstance(shapes, Mapping):
+        if isinstance(shapes.get("dtype"), str):
+            return torch.zeros(shapes["shape"], dtype=getattr(torch, shapes["dtype"]))
+        return {name: zeros_of(part) for name, part in shapes.items()}
+    if shapes and isinstance(shapes[0], Mapping):
+        return tuple(map(zeros_of, shapes))
+    return torch.zeros(tuple(shapes))
 
 
 def logits_of(output: Any) -> Any:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..core import nets, store
+from ..core.batch import Example
 from ..core.onnx.outcome import IntegerOutcome
 from ..core.quantisation.bn_folding import fold_batch_norms
 from ..core.quantisation.placement import insert_quantisers
@@ -32,7 +33,7 @@ class DQSSOutcome(IntegerOutcome):
     history: dict[str, Any]
     uniform: dict[str, float]
     losses: dict[str, float]
-    example: Tensor
+    example: Example
     base: dict | None
 
     @property
@@ -59,6 +60,8 @@ class DQSSOutcome(IntegerOutcome):
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "DQSSOutcome":
         """Place the quantisers in the base again; `base` is the user's own network, with any weights."""
         tree = saved["found"]
+        if isinstance(tree["example"], list):  # as several inputs by position are stored
+            tree = {**tree, "example": tuple(tree["example"])}
         model = rebuilt(tree, recipe, base)
         rest = {name: tree[name] for name in ("choices", "history", "uniform", "losses", "example", "base")}
         return cls(recipe=recipe, **cls.records(saved), model=model, **rest)

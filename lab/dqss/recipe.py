@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from ..core import cost, tasks
-from ..core.batch import moved
+from ..core.batch import Example, each, joined, moved, size, split, tensors
 from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import has_labels, validate_labels
 from ..core.models import validate_precision
@@ -99,7 +99,7 @@ class DQSS:
     ) -> DQSSOutcome:
         """Quantise the task's network, a strategy a tensor; the network passed in is not changed."""
         task = tasks.digits() if task is None else task
-        with running(self, task, seed, device, checkpoint, progress, validate_precision) as run:
+        with running(self, task, seed, device, checkpoint, progress, validate_precision, several=True) as run:
             if self.mode == "aware":
                 validate_labels(task)
             # Three copies of one network: the float one that is imitated, the one that mixes, the one that is kept.
@@ -107,7 +107,7 @@ class DQSS:
             mixed, plain = deepcopy(teacher), deepcopy(teacher)
             # All of the calibration at once: a range is read from the largest values that any picture has.
             batches = self.calibration_batches(run, teacher)
-            space = StrategySpace(mixed, self, torch.cat([x for x, _ in batches]))
+            space = StrategySpace(mixed, self, joined([x for x, _ in batches]))
             # From logits to one strategy a tensor; 'aware' goes on training what was kept.
             search = Search(self, run, space, batches)
             result = search.find()
@@ -125,7 +125,7 @@ class DQSS:
             history=result.history.tensors(),
             uniform=result.table,
             losses=result.losses,
-            example=run.example.detach().cpu(),
+            example=each(run.example, lambda x: x.detach().cpu()),
             base=base_config(task.model),
         )
 
@@ -133,15 +133,15 @@ class DQSS:
         """As many pictures as asked for, in batches, each with the float network's output; drawn anew at each call."""
         # A loader may give fewer pictures a pass than are asked for: a stream goes round.
         stream = Stage(None, "calibration", "").stream(run.task.batches)
-        parts: list[torch.Tensor] = []
-        while sum(map(len, parts)) < self.calibration:
+        parts: list[Example] = []
+        while sum(map(size, parts)) < self.calibration:
             parts.append(moved(run.task.inputs_of(next(stream)), run.device))
-        x = torch.cat(parts)[: self.calibration]
-        if not torch.isfinite(x).all():
+        x = each(joined(parts), lambda part: part[: self.calibration])
+        if not all(torch.isfinite(part).all() for part in tensors(x)):
             raise ValueError("calibration: the pictures hold NaN or infinite values: clean Task.batches first")
         # (64, C, H, W) each, with (64, classes) or (64, C, sH, sW): the last batch may be smaller.
         with torch.no_grad():
-            return [(part, answer(teacher, part)) for part in x.split(BATCH)]
+            return [(part, answer(teacher, part)) for part in split(x, BATCH)]
 
     def _report(
         self, run: Run, teacher: fx.GraphModule, space: StrategySpace, model: fx.GraphModule, result: SearchResult

@@ -11,7 +11,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm.auto import tqdm
 
-from ..core.batch import logits_of, vector
+from ..core.batch import Example, call, each, joined, logits_of, size, vector
 from ..core.finetune import has_labels
 from ..core.report import attempt
 from ..core.running import Run
@@ -22,12 +22,12 @@ from .space import Assignment, StrategySpace
 BATCH = 64  # pictures in one forward pass where the float network's outputs are the target
 SNAPSHOTS = 24  # how often shares are kept
 
-Batches = list[tuple[Tensor, Tensor]]  # pictures (N, C, H, W) with the float network's outputs
+Batches = list[tuple[Example, Tensor]]  # pictures (N, C, H, W), or several inputs, with the float network's outputs
 
 
-def answer(net: nn.Module, x: Tensor) -> Tensor:
+def answer(net: nn.Module, x: Example) -> Tensor:
     """What a network gives for pictures, as one tensor: all its outputs side by side, (N, 1, numbers), for several."""
-    output = logits_of(net(x))
+    output = logits_of(call(net, x))
     return output if isinstance(output, Tensor) else vector(output)[:, None]
 
 
@@ -55,8 +55,8 @@ class Objective:
             return self.losses[key]
         self.asked += 1
         self.space.set(chosen)
-        total = sum(len(x) * float(distance(answer(self.space.graph, x), target)) for x, target in self.batches)
-        loss = total / sum(len(x) for x, _ in self.batches)
+        total = sum(size(x) * float(distance(answer(self.space.graph, x), target)) for x, target in self.batches)
+        loss = total / sum(size(x) for x, _ in self.batches)
         if key is not None:
             self.losses[key] = loss
         return loss
@@ -305,11 +305,12 @@ class Search:
         task, space = self.run.task, self.space
         if has_labels(task):
             return lambda batch: {"task": task.fit(space.graph, batch)[0]}
-        x, target = (torch.cat(parts) for parts in zip(*batches, strict=True))  # (calibration, C, H, W), its outputs
+        inputs, targets = zip(*batches, strict=True)
+        x, target = joined(inputs), torch.cat(targets)  # (calibration, C, H, W), its outputs
 
         def near(_: Any) -> dict[str, Tensor]:
-            at = torch.randint(len(x), (BATCH,))
-            return {"distance": distance(answer(space.graph, x[at]), target[at])}
+            at = torch.randint(len(target), (BATCH,))
+            return {"distance": distance(answer(space.graph, each(x, lambda part: part[at])), target[at])}
 
         return near
 

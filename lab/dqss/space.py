@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from ..core.batch import Example, device_for
+from ..core.graph.tracing import arguments_of
 from ..core.quantisation.placement import insert_quantisers
 from ..core.quantisation.qparams import FixedQuantiser, QParams, set_int_repr
 from . import equations as eq
@@ -49,11 +51,11 @@ class Role:
 class StrategySpace:
     """The roles of a network in its order, the network that mixes their strategies, and what dropped out and why.
 
-    `graph` is changed in place; `recipe` says what is offered and where; x (N, C, H, W) are the calibration's pictures.
+    `graph` is changed in place; `recipe` says what is offered and where; x are the calibration's inputs.
     `aliases` of a role say which strategy stands for a name: its own, or that of the one it was merged into.
     """
 
-    def __init__(self, graph: fx.GraphModule, recipe: Any, x: Tensor) -> None:
+    def __init__(self, graph: fx.GraphModule, recipe: Any, x: Example) -> None:
         self.graph, self.mode, self.names = graph, recipe.mode, offered(recipe)
         self.notes: list[str] = []
         # Where: the tensors, the bits of each, the layers that read it.
@@ -79,7 +81,7 @@ class StrategySpace:
         }
         return {group: 8 if is_eight else recipe.activation_bits for group, is_eight in eight.items()}
 
-    def _calibrate(self, recipe: Any, weights: dict[str, LayerWeight], x: Tensor) -> Calibration:
+    def _calibrate(self, recipe: Any, weights: dict[str, LayerWeight], x: Example) -> Calibration:
         """Put a mixture behind each group's tensor; one run of the float network gives all of them their strategies."""
         mixtures = insert_quantisers(self.graph, self.placement, lambda _: Mixture({}))
         self.activations = dict(zip(self.readers, mixtures, strict=True))
@@ -89,10 +91,10 @@ class StrategySpace:
             tensors[group] = Activation(self.activation_bits[group], point.signed, reader)
         calibration = Calibration(self.graph, recipe, tensors)
         with torch.no_grad():
-            calibration.run(x)
+            calibration.run(*arguments_of(self.graph, x))
         for group, mixture in self.activations.items():
             mixture.set_strategies(self._usable(calibration.strategies[group], f"{group}, activations"))
-            mixture.to(x.device)
+            mixture.to(device_for(self.graph, x))
         return calibration
 
     def _weight(self, weight: LayerWeight, calibration: Calibration) -> Mixture:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from ..core.batch import Example, call
 from ..core.quantisation import quantisers as core
 from ..core.quantisation.qparams import FixedQuantiser, QParams
 from . import observers, quantisers
@@ -186,7 +187,7 @@ class LayerWeight:
 
 
 @torch.no_grad()
-def layer_weights(graph: fx.GraphModule, bits: dict[str, int], scales: str, x: Tensor) -> dict[str, LayerWeight]:
+def layer_weights(graph: fx.GraphModule, bits: dict[str, int], scales: str, x: Example) -> dict[str, LayerWeight]:
     """The weights of the layers that `bits` names, on the pictures x (N, C, H, W).
 
     A norm folded into the layer of a channel that its ReLU has shut makes huge weights, which do nothing; a range that
@@ -200,7 +201,7 @@ def layer_weights(graph: fx.GraphModule, bits: dict[str, int], scales: str, x: T
         live[name] = live.get(name, torch.zeros_like(some)) | some
 
     hooks = [graph.get_submodule(n).register_forward_pre_hook(lambda _, args, n=n: note(n, args)) for n in bits]
-    graph(x)
+    call(graph, x)
     for hook in hooks:
         hook.remove()
     return {name: _layer_weight(name, graph.get_submodule(name), bits[name], scales, live[name]) for name in bits}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.batch import shapes_of, zeros_of
 from ..core.graph import surgery
 from ..core.onnx import export
 from ..core.outcome import Outcome, base_network, load_weights
@@ -25,7 +26,7 @@ class GALOutcome(Outcome):
     structures: tuple[Structure, ...]
     history: Tensor
     base: dict | None
-    example: tuple[int, ...]
+    example: Any  # its shapes
 
     def found(self) -> dict[str, Any]:
         return {
@@ -33,7 +34,7 @@ class GALOutcome(Outcome):
             "structures": [list(vars(s).values())[: 7 if s.rows else 6] for s in self.structures],
             "history": self.history,
             "base": self.base,
-            "example": list(self.example),
+            "example": self.example,
             "weights": dict(self.model.state_dict()),
         }
 
@@ -43,7 +44,7 @@ class GALOutcome(Outcome):
         stored = saved["found"]
         dense = base_network(base, stored["base"])
         plan = surgery.Plan.from_dict(stored["plan"])
-        model = surgery.remove(dense, plan, torch.zeros(stored["example"]))
+        model = surgery.remove(dense, plan, zeros_of(stored["example"]))
         load_weights(model, stored["weights"], dense, "pruned")
         return cls(
             recipe=recipe,
@@ -53,12 +54,12 @@ class GALOutcome(Outcome):
             structures=tuple(Structure(*values[:6], *map(tuple, values[6:])) for values in stored["structures"]),
             history=stored["history"],
             base=stored["base"],
-            example=tuple(stored["example"]),
+            example=shapes_of(zeros_of(stored["example"])),
         )
 
     def export(self, path: str | Path, opset: int = 17) -> Path:
         """Write the smaller network as an ONNX file with a free batch axis; needs the extra `export`."""
-        return export.onnx(self.model, path, torch.zeros(self.example), opset)
+        return export.onnx(self.model, path, zeros_of(self.example), opset)
 
     def masks(self) -> dict[str, Tensor]:
         """The final mask of each structure, by the name of its module."""

@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import StepLR
 
 from ..core import cost, tasks
-from ..core.batch import call, moved, vector, vectors
+from ..core.batch import call, moved, shapes_of, vector, vectors
 from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import finetune_stage, has_labels, sgd, validate_batches, validate_classes, validate_labels
 from ..core.graph import surgery
@@ -130,7 +130,7 @@ class GAL:
     ) -> GALOutcome:
         """Prune the task's network (Algorithm 1) and fine-tune what is left; the network passed in is not changed."""
         task = tasks.digits() if task is None else task
-        with running(self, task, seed, device, checkpoint, progress) as run:
+        with running(self, task, seed, device, checkpoint, progress, several=True) as run:
             if self.finetune_steps:
                 validate_labels(task)
                 validate_batches(task)
@@ -152,7 +152,7 @@ class GAL:
             structures=masked.structures,
             history=history,
             base=base_config(task.model),
-            example=tuple(run.example.shape),
+            example=shapes_of(run.example),
         )
 
     def _prune(self, run: Run, masked: Masked) -> tuple[list[Step], Tensor]:

@@ -8,6 +8,7 @@ from itertools import permutations
 import torch
 from torch import fx, nn
 
+from ..core.batch import Example
 from ..core.graph.chains import Reads, last_affine, not_zero_after, private_chain, readers, reads
 from ..core.graph.channels import OUTPUT, Channels
 from ..core.graph.moves import is_move
@@ -58,7 +59,7 @@ class Masked:
         return [self.model.get_parameter(f"{_mask_name(i)}.m") for i in range(len(self.structures))]
 
 
-def insert_masks(model: nn.Module, units: tuple[str, ...], example: torch.Tensor) -> Masked:
+def insert_masks(model: nn.Module, units: tuple[str, ...], example: Example) -> Masked:
     """A masked copy of the network, equal to it while every mask is 1; the network itself is never changed."""
     graph = trace(model, example)
     channels = Channels(graph)

@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ..core import kernels
+from ..core.batch import Example
 from ..core.graph.calls import arguments, bounds, two
 from ..core.graph.operators import is_depthwise
 from ..core.graph.tracing import module_of, shape, trace
@@ -31,12 +32,14 @@ _FLATTENINGS = {"flatten", "view", "reshape", "squeeze", torch.flatten, torch.re
 FREE = (-np.inf, np.inf)
 
 
-def compile(model: nn.Module, example: torch.Tensor, *, interleaved: bool = False) -> Network:
+def compile(model: nn.Module, example: Example, *, interleaved: bool = False) -> Network:
     """The operators of a network for one input of the example's shape (1, C, H, W); the network is left as it is.
 
     `interleaved` takes pictures as (H, W, C) instead of (C, H, W). Raises ValueError naming the first operator that the
     engine does not have.
     """
+    if not isinstance(example, torch.Tensor):
+        raise ValueError(f"the network reads {len(example)} inputs: the engine takes one picture, (1, C, H, W)")
     if example.dim() != 4 or len(example) != 1:
         raise ValueError(f"example has shape {tuple(example.shape)}: the engine takes one picture, (1, C, H, W)")
     if any(tensor.is_complex() for tensor in (example, *model.parameters(), *model.buffers())):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.batch import each, shapes_of, zeros_of
 from ..core.graph.tracing import trace
 from ..core.onnx import export
 from ..core.outcome import Outcome, base_network, load_weights
@@ -31,7 +32,7 @@ class SparseByteNNOutcome(Outcome):
     classes: dict[str, tuple[str, ...]]
     saliencies: dict[str, Tensor]
     base: dict | None
-    example: tuple[int, ...]
+    example: Any  # its shapes
 
     def found(self) -> dict[str, Any]:
         return {
@@ -40,7 +41,7 @@ class SparseByteNNOutcome(Outcome):
             "classes": {name: list(layers) for name, layers in self.classes.items()},
             "saliencies": self.saliencies,
             "base": self.base,
-            "example": list(self.example),
+            "example": self.example,
             "weights": dict(self.model.state_dict()),
         }
 
@@ -49,7 +50,9 @@ class SparseByteNNOutcome(Outcome):
         """Trace the base and load the stored weights; `base` is the user's own network, with any weights."""
         state = saved["found"]
         dense = base_network(base, state["base"])
-        model = trace(dense, torch.zeros(state["example"], dtype=next(dense.parameters()).dtype))
+        example = zeros_of(state["example"])
+        kind = next(dense.parameters()).dtype
+        model = trace(dense, each(example, lambda x: x.to(kind) if x.is_floating_point() else x))
         load_weights(model, state["weights"], dense, "pruned")
         return cls(
             recipe=recipe,
@@ -60,12 +63,12 @@ class SparseByteNNOutcome(Outcome):
             classes={name: tuple(layers) for name, layers in state["classes"].items()},
             saliencies=state["saliencies"],
             base=state["base"],
-            example=tuple(state["example"]),
+            example=shapes_of(example),
         )
 
     def export(self, path: str | Path, opset: int = 17) -> Path:
         """Write the network as an ONNX file with a free batch axis, its zeros in place; needs the extra `export`."""
-        return export.onnx(self.model, path, torch.zeros(self.example), opset)
+        return export.onnx(self.model, path, zeros_of(self.example), opset)
 
     def engine(
         self, *, dense: bool = False, measure: bool = True, interleaved: bool = False, calibrate: Tensor | None = None
@@ -76,7 +79,7 @@ class SparseByteNNOutcome(Outcome):
         form that usually is. interleaved: images (H, W, C). calibrate: images as the engine takes them, (N, ...):
         products run in int8 over the ranges that these have. Raises ValueError naming an operator it does not have.
         """
-        network = compiler.compile(self.model, torch.zeros(self.example), interleaved=interleaved)
+        network = compiler.compile(self.model, zeros_of(self.example), interleaved=interleaved)
         network = network if calibrate is None else int8.quantised(network, calibrate)
         network = tuned(network) if measure else network
         return Engine(packed.write(compiler.densified(network) if dense else network))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from ..core.batch import Example
 from ..core.graph.channels import Channels
 from ..core.graph.operators import CONVS, is_depthwise
 from ..core.graph.slices import Slice, has_channels
@@ -65,7 +66,7 @@ def _classes(graph: fx.GraphModule, layers: tuple[str, ...]) -> tuple[dict[str, 
     return classes, fixed
 
 
-def permute(model: nn.Module, orders: Mapping[str, Tensor], example: Tensor) -> fx.GraphModule:
+def permute(model: nn.Module, orders: Mapping[str, Tensor], example: Example) -> fx.GraphModule:
     """A traced copy of the model with its channels in other orders; it computes the same function.
 
     `orders` gives for a class, by the name of a layer that writes it, where each new channel stood: (C,) of 0..C-1.

@@ -10,7 +10,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..core import cost, kernels, tasks
-from ..core.batch import call, logits_of, moved, vector
+from ..core.batch import Example, call, logits_of, moved, shapes_of, vector
 from ..core.fields import integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
 from ..core.graph.tracing import trace
@@ -88,7 +88,7 @@ class SparseByteNN:
     ) -> SparseByteNNOutcome:
         """Prune the task's network in blocks and rearrange it; the network passed in is not changed."""
         task = tasks.digits(size=32, channels=3) if task is None else task
-        with running(self, task, seed, device, checkpoint, progress) as run:
+        with running(self, task, seed, device, checkpoint, progress, several=True) as run:
             validate_labels(task)
             validate_batches(task)
             dense, example = run.model, run.example
@@ -112,7 +112,7 @@ class SparseByteNN:
             classes=ground.classes,
             saliencies={name: S.half() for name, S in saliencies.items()},
             base=base_config(task.model),
-            example=tuple(example.shape),
+            example=shapes_of(example),
         )
 
     def _train(self, run: Run, model: fx.GraphModule, pattern: Pattern) -> list[Step]:
@@ -197,7 +197,7 @@ class SparseByteNN:
         return notes
 
 
-def _engine_rows(attempts: Attempts, model: fx.GraphModule, example: Tensor) -> list[Row]:
+def _engine_rows(attempts: Attempts, model: fx.GraphModule, example: Example) -> list[Row]:
     """The packed file and the engine's time, with the zeros and without; or a note that says why there is none."""
     files = attempts("not packed", _files, model, example)
     if files is None:
@@ -208,7 +208,7 @@ def _engine_rows(attempts: Attempts, model: fx.GraphModule, example: Tensor) -> 
     return rows
 
 
-def _files(model: fx.GraphModule, example: Tensor) -> tuple[bytes, bytes]:
+def _files(model: fx.GraphModule, example: Example) -> tuple[bytes, bytes]:
     """The dense network and the sparse one, packed."""
     network = compiler.compile(model, example)
     return packed.write(compiler.densified(network)), packed.write(network)
@@ -219,7 +219,7 @@ def _times(dense: bytes, sparse: bytes) -> tuple[float, float]:
     return dense_ms, sparse_ms
 
 
-def _macs_of(model: fx.GraphModule, zeros: dict[str, int], example: Tensor) -> int:
+def _macs_of(model: fx.GraphModule, zeros: dict[str, int], example: Example) -> int:
     """The multiply-adds of so many weights of each layer: each is used once for every pixel of its layer's output."""
     macs = cost.layer_macs(model, example)
     return sum(macs[name] // model.get_parameter(f"{name}.weight").numel() * n for name, n in zeros.items())

@@ -13,6 +13,7 @@ from itertools import chain, count
 import torch
 from torch import fx, nn
 
+from ..batch import Example
 from .calls import is_relu
 from .chains import between, last_affine, private_chain
 from .channels import Channels
@@ -71,7 +72,7 @@ class Plan:
         return cls(kept["channel"], kept["input"], blocks=tuple(dropped["block"]), branches=tuple(dropped["branch"]))
 
 
-def remove(model: nn.Module, plan: Plan, example: torch.Tensor) -> fx.GraphModule:
+def remove(model: nn.Module, plan: Plan, example: Example) -> fx.GraphModule:
     """A smaller copy of the model with only what the plan keeps; the model itself is never changed.
 
     `example` is one input with its batch axis. The result is run once on it; a plan that does not fit is a ValueError.
@@ -146,7 +147,7 @@ def is_add(node: fx.Node) -> bool:
 Scores = dict[tuple[str, tuple[str, ...]], torch.Tensor]
 
 
-def magnitude(model: nn.Module, example: torch.Tensor) -> Scores:
+def magnitude(model: nn.Module, example: Example) -> Scores:
     """The score of each removable channel: the L2 norm of its weights, relative to the mean of its group.
 
     Keys name one producer of each group; a group of several producers has the sum of their norms, and channels that go

@@ -69,9 +69,9 @@ def _traced(model: nn.Module, example: Example, tracer: Tracer) -> fx.GraphModul
         if traced.get(name) is not tensor or tensor._version != version:
             raise ValueError(f"{type(model).__name__} changes its own {name} in forward: {OWN}")
     drop_unused(graph)
-    open_functions(graph, _placed(graph, example))
+    open_functions(graph, arguments_of(graph, example))
     propagate(graph, example)
-    out_of_place(graph, _placed(graph, example))
+    out_of_place(graph, arguments_of(graph, example))
     graph.graph.eliminate_dead_code()  # not before: what works in place has no readers
     graph.recompile()
     propagate(graph, example)
@@ -197,13 +197,13 @@ def propagate(graph: fx.GraphModule, example: Example) -> None:
     """Note each node's output shape in `node.meta`; a shape that does not fit is a one-line ValueError."""
     try:
         with torch.no_grad(), evaluating(graph), redirect_stderr(StringIO()):  # it prints a traceback of its own
-            Shapes(graph).propagate(*_placed(graph, example))
+            Shapes(graph).propagate(*arguments_of(graph, example))
     except RuntimeError as error:
         reason, shapes = first_line(error.__cause__ or error), ", ".join(str(tuple(x.shape)) for x in tensors(example))
         raise ValueError(f"the network does not run on an input of shape {shapes} ({reason})") from error
 
 
-def _placed(graph: fx.GraphModule, example: Example) -> tuple:
+def arguments_of(graph: fx.GraphModule, example: Example) -> tuple:
     """An example as a graph's arguments, by position, on its device: a copy, since a first layer may write into it."""
     device = device_for(graph, example)
     placed = each(example, lambda x: x.to(device, copy=True))

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from .. import cost
+from ..batch import Example
+from ..graph.tracing import arguments_of
 from ..outcome import Outcome
 from ..quantisation.bn_folding import fold_batch_norms
 from . import qdq
@@ -14,10 +16,13 @@ from .runtime import Deployed
 
 
 class IntegerOutcome(Outcome):
-    """An outcome with a quantised `model` and one `example`, a picture (1, C, H, W)."""
+    """An outcome with a quantised `model` and one `example`, a picture (1, C, H, W), or several inputs.
+
+    Where a method takes x, several inputs are a tuple, or a dictionary by the names that forward has for them.
+    """
 
     model: fx.GraphModule
-    example: Tensor
+    example: Example
 
     def export(self, path: str | Path, opset: int = 17, activation_type: str = "uint8") -> Path:
         """Write the network as ONNX with quantisers around every quantised layer; needs the extra `export`.
@@ -35,21 +40,24 @@ class IntegerOutcome(Outcome):
         """Which layers of the exported network onnxruntime runs on integers, and why others not."""
         return fusion(self.model)
 
-    def parity(self, x: Tensor | None = None, activation_type: str = "uint8") -> tuple[Parity, ...]:
+    def parity(self, x: Example | None = None, activation_type: str = "uint8") -> tuple[Parity, ...]:
         """How far each quantised tensor is apart in torch and onnxruntime, on a picture (N, C, H, W)."""
-        return parity(self.model, self.example if x is None else x, activation_type)
+        return parity(self.model, self._inputs(x), activation_type)
 
-    def openvino(self, x: Tensor | None = None, activation_type: str = "uint8") -> OpenVINOReport:
+    def openvino(self, x: Example | None = None, activation_type: str = "uint8") -> OpenVINOReport:
         """How far OpenVINO's answers to (N, C, H, W) are from onnxruntime's, and how many layers it runs on integers.
 
         Both read the same file, of this `activation_type`. Needs the extra `openvino`.
         """
         content = qdq.to_model(self.model, activation_type=activation_type).SerializeToString()
-        return openvino_report(content, self.example if x is None else x)
+        return openvino_report(content, *self._inputs(x))
 
-    def race(self, net: nn.Module, x: Tensor | None = None, repeats: int = 30) -> dict[str, cost.Latency]:
+    def race(self, net: nn.Module, x: Example | None = None, repeats: int = 30) -> dict[str, cost.Latency]:
         """ms of the float network `net` and of this one in onnxruntime, interleaved on one thread: 'fp32', 'int8'."""
-        x = self.example if x is None else x
-        graphs = {"fp32": fold_batch_norms(net, x), "int8": self.model}
+        graphs = {"fp32": fold_batch_norms(net, self.example if x is None else x), "int8": self.model}
         deployed = {name: Deployed(qdq.to_model(graph).SerializeToString()) for name, graph in graphs.items()}
-        return cost.latencies(deployed, x, repeats=repeats)
+        return cost.latencies(deployed, self._inputs(x), repeats=repeats)
+
+    def _inputs(self, x: Example | None) -> tuple:
+        """What a file of the network reads, in order: of x, or of the example."""
+        return tuple(part for part in arguments_of(self.model, self.example if x is None else x) if part is not None)

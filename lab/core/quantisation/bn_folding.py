@@ -3,9 +3,10 @@
 import operator
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..batch import Example
 from ..graph.calls import arguments
 from ..graph.inplace import operator_name
 from ..graph.tracing import module_of, propagate, trace
@@ -14,7 +15,7 @@ from .attention import write_out_attention
 _PRODUCTS = {operator.mul, torch.mul, "mul"}
 
 
-def fold_batch_norms(model: nn.Module, example: Tensor) -> fx.GraphModule:
+def fold_batch_norms(model: nn.Module, example: Example) -> fx.GraphModule:
     """A traced copy in eval mode that computes the same; the model is left as it is.
 
     A batch norm or a number that multiplies a convolution's output is folded into it: an integer convolution must be
