@@ -46,8 +46,14 @@ def asked(node: fx.Node) -> dict[str, Any]:
 
 def two(value: Any) -> tuple[Any, Any]:
     """A setting of both axes of a picture: one number, alone or in a list, stands for both."""
+    rows, columns = of_axes(value, 2)
+    return rows, columns
+
+
+def of_axes(value: Any, count: int) -> tuple[Any, ...]:
+    """A setting of so many axes: one number, alone or in a list, stands for all of them."""
     numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    return numbers * 2 if len(numbers) == 1 else numbers
+    return numbers * count if len(numbers) == 1 else numbers
 
 
 def _bound(signature: inspect.Signature, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any] | None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from ..graph.calls import two
+from ..graph.calls import of_axes
+from ..graph.operators import CONVS, TRANSPOSED
 from ..graph.tracing import module_of, shape
 from ..quantisation.qparams import int_repr, is_quantiser
 from .ops import padded
@@ -17,37 +18,40 @@ LANES = 16  # fewer output channels than this keep onnxruntime from its fast int
 
 
 def conv(writer: Any, node: fx.Node) -> str:
-    """A convolution; onnxruntime's fast integer kernel asks for LANES output channels, so that few are filled up.
+    """A convolution of one to three axes; onnxruntime's fast integer kernel asks for LANES output channels.
 
-    Only where one quantiser reads it, which then cuts the zeros off; with groups, more channels would be other groups.
+    A picture's few channels are filled up to those where one quantiser reads them, which then cuts the zeros off;
+    with groups, more channels would be other groups.
     """
     conv: Any = module_of(node)
-    is_transposed = isinstance(conv, nn.ConvTranspose2d)
+    is_transposed, axes = isinstance(conv, TRANSPOSED), len(conv.kernel_size)
     grid = writer.grids.get(node.all_input_nodes[0])
     weight = int_repr(conv)
     runs_on_integers = weight is not None and grid is not None and not is_transposed and _is_quantised(node)
     runs_on_integers &= writer.activation_type == "uint8"
-    if runs_on_integers and conv.out_channels < LANES and conv.groups == 1 and calls(node) == 1:
+    if runs_on_integers and axes == 2 and conv.out_channels < LANES and conv.groups == 1 and calls(node) == 1:
         writer.padded[node] = conv.out_channels
     parts = _plain(writer, node) if weight is None else _rounded(writer, node, grid, weight)
     reads, before, after = source(writer, node), *_padding(conv)
     if conv.padding_mode != "zeros":
         # torch's own attribute, which counts from the last axis; odd where one number stands for both
         around = list(conv._reversed_padding_repeated_twice)
-        reads, before, after = padded(writer, node, around, conv.padding_mode), (0, 0), (0, 0)
+        reads, before, after = padded(writer, node, around, conv.padding_mode), (0,) * axes, (0,) * axes
     attributes = {"pads": [*before, *after], "kernel_shape": conv.kernel_size}
-    defaults = {"strides": (1, 1), "dilations": (1, 1), "group": 1}  # ONNX's, which are left unwritten
-    settings = {"strides": two(conv.stride), "dilations": two(conv.dilation), "group": conv.groups}
+    ones = (1,) * axes
+    defaults = {"strides": ones, "dilations": ones, "group": 1}  # ONNX's, which are left unwritten
+    settings = {"strides": of_axes(conv.stride, axes), "dilations": of_axes(conv.dilation, axes), "group": conv.groups}
     attributes |= {key: value for key, value in settings.items() if value != defaults[key]}
-    attributes |= {"output_padding": two(conv.output_padding)} if is_transposed else {}
+    attributes |= {"output_padding": of_axes(conv.output_padding, axes)} if is_transposed else {}
     return writer.emit("ConvTranspose" if is_transposed else "Conv", [reads, *parts], node.name, **attributes)
 
 
 def _padding(conv: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The padding before and after each axis by number, where a word says it too."""
+    axes = len(conv.kernel_size)
     if not isinstance(conv.padding, str):
-        return two(conv.padding), two(conv.padding)
-    both = zip(two(conv.dilation), conv.kernel_size, strict=True)
+        return of_axes(conv.padding, axes), of_axes(conv.padding, axes)
+    both = zip(of_axes(conv.dilation, axes), conv.kernel_size, strict=True)
     total = [d * (k - 1) if conv.padding == "same" else 0 for d, k in both]
     return tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
 
@@ -80,7 +84,7 @@ def _rounded(writer: Any, node: fx.Node, grid: Any, weight: tuple[Tensor, Tensor
     if grid is not None and layer.bias is not None:
         int_weights, step = _with_room(int_weights, step, layer, grid)
     is_per_channel = step.numel() > 1
-    axis = {"axis": int(isinstance(layer, nn.ConvTranspose2d) or is_product)} if is_per_channel else {}
+    axis = {"axis": int(isinstance(layer, TRANSPOSED) or is_product)} if is_per_channel else {}
     flat = step.flatten() if is_per_channel else step.reshape(())
     if short := -len(int_weights) % LANES if node in writer.padded else 0:
         int_weights = F.pad(int_weights, (0, 0) * 3 + (0, short))
@@ -120,7 +124,7 @@ def _with_room(int_weights: Tensor, step: Tensor, layer: Any, grid: Any) -> tupl
 
 def _repeats(layer: Any) -> int:
     """How often a step a channel of the weight stands for a channel that is written: once for each transposed group."""
-    return layer.groups if isinstance(layer, nn.ConvTranspose2d) else 1
+    return layer.groups if isinstance(layer, TRANSPOSED) else 1
 
 
 def linear(writer: Any, node: fx.Node) -> str:
@@ -145,4 +149,4 @@ def _is_product(node: fx.Node) -> bool:
     return isinstance(module_of(node), nn.Linear) and len(shape(node)) != 2
 
 
-FORMS = {nn.Conv2d: conv, nn.ConvTranspose2d: conv, nn.Linear: linear}
+FORMS = dict.fromkeys((*CONVS, *TRANSPOSED), conv) | {nn.Linear: linear}

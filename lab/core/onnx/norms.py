@@ -114,11 +114,11 @@ def _attention(writer: Any, node: fx.Node) -> str:
 
 
 _KINDS: dict[Callable, tuple] = {
-    _norm: (nn.BatchNorm1d, nn.BatchNorm2d),
+    _norm: (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
     _layer_norm: (nn.LayerNorm, F.layer_norm, torch.layer_norm),
     _rms_norm: (nn.RMSNorm, F.rms_norm, torch.rms_norm),
     _group_norm: (nn.GroupNorm, F.group_norm, torch.group_norm),
-    _instance_norm: (nn.InstanceNorm1d, nn.InstanceNorm2d, F.instance_norm),
+    _instance_norm: (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, F.instance_norm),
     _matmul: (torch.matmul, operator.matmul, "matmul", torch.bmm, "bmm"),
     _einsum: (torch.einsum,),
     _linear: (F.linear,),

@@ -4,6 +4,7 @@ Each function writes one operator into the writer of `qdq` and gives the name of
 for is read by name, so that modules, functions and methods, keywords and positions come out alike.
 """
 
+import inspect
 import math
 import operator
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..graph.calls import arguments, asked, bounds, two
+from ..graph.calls import arguments, asked, bounds, of_axes, two
 from ..graph.tracing import module_of, shape
 from .shapes import no_form, numbers, settings, source
 
@@ -157,41 +158,68 @@ def _softplus(writer: Any, node: fx.Node) -> str:
     )
 
 
+_MEANS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+_MAXIMA = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d,
+    torch.max_pool2d, torch.max_pool3d,
+)  # fmt: skip
+_REFLECTIONS = (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d)
+_REPLICATIONS = (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)
+_ADAPTIVE_MEANS = (
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d,
+    F.adaptive_avg_pool3d,
+)  # fmt: skip
+_ADAPTIVE_MAXIMA = (
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d,
+    F.adaptive_max_pool3d,
+)  # fmt: skip
+
+
 def _pool(writer: Any, node: fx.Node) -> str:
-    wanted, is_mean = settings(writer, node), isinstance(module_of(node), nn.AvgPool2d) or node.target is F.avg_pool2d
-    kernel, pad = two(wanted["kernel_size"]), two(wanted["padding"])
+    """Pooling of any number of axes."""
+    wanted, is_mean, axes = settings(writer, node), _is_called(node, _MEANS), len(shape(node)) - 2
+    kernel, pad = of_axes(wanted["kernel_size"], axes), of_axes(wanted["padding"], axes)
     if wanted.get("divisor_override") or wanted.get("return_indices"):
         raise no_form(node, "pooling with divisor_override or return_indices", "leave them out")
     window = {
         "kernel_shape": kernel,
-        "strides": two(wanted["stride"] or kernel),
+        "strides": of_axes(wanted["stride"] or kernel, axes),
         "pads": [*pad, *pad],
         "ceil_mode": int(wanted["ceil_mode"]),
     }
     if is_mean:
         counts_padding = int(wanted["count_include_pad"])
         return writer.emit("AveragePool", [source(writer, node)], node.name, **window, count_include_pad=counts_padding)
-    return writer.emit("MaxPool", [source(writer, node)], node.name, **window, dilations=two(wanted["dilation"]))
+    return writer.emit(
+        "MaxPool", [source(writer, node)], node.name, **window, dilations=of_axes(wanted["dilation"], axes)
+    )
 
 
 def _adaptive(writer: Any, node: fx.Node) -> str:
     """Pooling to 1 with any picture; to more with pictures as large as the example."""
-    is_mean = isinstance(module_of(node), nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d
-    if two(settings(writer, node)["output_size"]) == (1, 1):
+    is_mean, axes = _is_called(node, _ADAPTIVE_MEANS), len(shape(node)) - 2
+    if of_axes(settings(writer, node)["output_size"], axes) == (1,) * axes:
         return writer.emit(f"Global{'Average' if is_mean else 'Max'}Pool", [source(writer, node)], node.name)
-    reads, gives = shape(node.all_input_nodes[0])[-2:], shape(node)[-2:]
+    reads, gives = shape(node.all_input_nodes[0])[2:], shape(node)[2:]
     writer.is_fixed = True
     if all(a % b == 0 for a, b in zip(reads, gives, strict=True)):
         kernel = [a // b for a, b in zip(reads, gives, strict=True)]
         kind = "AveragePool" if is_mean else "MaxPool"
         return writer.emit(kind, [source(writer, node)], node.name, kernel_shape=kernel, strides=kernel)
-    if not is_mean:
-        raise no_form(node, f"adaptive max pooling of {reads} to {gives}", "pool to sizes that divide the picture's")
-    rows, columns = (_means(a, b) for a, b in zip(reads, gives, strict=True))
-    left, right = writer.constant(f"{node.name}.rows", rows), writer.constant(f"{node.name}.columns", columns.T)
-    return writer.emit(
-        "MatMul", [left, writer.emit("MatMul", [source(writer, node), right], f"{node.name}.x")], node.name
-    )
+    if not is_mean or axes > 2:
+        kind = "mean" if is_mean else "max"
+        raise no_form(node, f"adaptive {kind} pooling of {reads} to {gives}", "pool to sizes that divide the picture's")
+    *rows, columns = (_means(a, b) for a, b in zip(reads, gives, strict=True))
+    right = [source(writer, node), writer.constant(f"{node.name}.columns", columns.T)]
+    if not rows:
+        return writer.emit("MatMul", right, node.name)
+    left = writer.constant(f"{node.name}.rows", rows[0])
+    return writer.emit("MatMul", [left, writer.emit("MatMul", right, f"{node.name}.x")], node.name)
+
+
+def _is_called(node: fx.Node, kinds: tuple[Any, ...]) -> bool:
+    """Whether a node calls one of these modules or functions."""
+    return isinstance(module_of(node), tuple(filter(inspect.isclass, kinds))) or node.target in kinds
 
 
 def _means(reads: int, gives: int) -> np.ndarray:
@@ -219,8 +247,9 @@ def _reduced(kind: str) -> Callable:
 
 def _pad(writer: Any, node: fx.Node) -> str:
     wanted, module = settings(writer, node), module_of(node)
-    modes: dict[type, str] = {nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}
-    mode = wanted["mode"] if module is None else modes.get(type(module), "constant")
+    padding = "reflect" if isinstance(module, _REFLECTIONS) else "constant"
+    padding = "replicate" if isinstance(module, _REPLICATIONS) else padding
+    mode = wanted["mode"] if module is None else padding
     pads = wanted["pad"] if module is None else wanted["padding"]
     return padded(writer, node, list(pads), mode, wanted.get("value") or 0.0)
 
@@ -299,18 +328,19 @@ _KINDS: dict[Callable, tuple] = {
     _softplus: (nn.Softplus, F.softplus),
     _softmax("Softmax"): (nn.Softmax, F.softmax, torch.softmax, "softmax"),
     _softmax("LogSoftmax"): (nn.LogSoftmax, F.log_softmax, torch.log_softmax, "log_softmax"),
-    _pool: (nn.MaxPool2d, nn.AvgPool2d, F.max_pool2d, torch.max_pool2d, F.avg_pool2d),
-    _adaptive: (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+    _pool: (*_MEANS, *_MAXIMA),
+    _adaptive: (*_ADAPTIVE_MEANS, *_ADAPTIVE_MAXIMA),
     _reduced("ReduceMean"): (torch.mean, "mean"),
     _reduced("ReduceSum"): (torch.sum, "sum"),
     _reduced("ReduceMax"): (torch.amax, "amax"),
     _reduced("ReduceMin"): (torch.amin, "amin"),
-    _pad: (nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, F.pad),
+    _pad: (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, *_REFLECTIONS, *_REPLICATIONS, F.pad),
     _shuffle: (nn.PixelShuffle, F.pixel_shuffle, torch.pixel_shuffle),
     _enlarge: (nn.Upsample, F.interpolate),
     _prelu: (nn.PReLU,),
     _same: (
         nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, F.dropout, F.dropout1d, F.dropout2d, torch.dropout,
+        nn.Dropout3d, F.dropout3d,
         "contiguous",
     ),
 }  # fmt: skip

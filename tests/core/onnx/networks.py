@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from lab.core.graph.operators import CONVS, TRANSPOSED
 from lab.core.graph.tracing import module_of
 from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.core.quantisation.placement import Placement, everywhere, in_graph_order, insert_quantisers, with_group_signs
 from lab.core.quantisation.qparams import FixedQuantiser, QParams, set_int_repr
 
-LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+LAYERS = (*CONVS, *TRANSPOSED, nn.Linear)
 
 
 class Largest(fx.Interpreter):
@@ -50,7 +51,7 @@ def quantised(model: nn.Module, x: torch.Tensor, per_channel: bool = False, bits
 
 @torch.no_grad()
 def round_weight(layer: Any, per_channel: bool, bits: int) -> None:
-    axis, n = int(isinstance(layer, nn.ConvTranspose2d)), 2 ** (bits - 1) - 1
+    axis, n = int(isinstance(layer, TRANSPOSED)), 2 ** (bits - 1) - 1
     weight = layer.weight.detach()
     over = [k for k in range(weight.dim()) if k != axis]
     largest = weight.abs().amax(over, keepdim=True) if per_channel else weight.abs().max()
