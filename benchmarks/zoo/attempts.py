@@ -19,6 +19,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -162,18 +163,19 @@ def changed(model: nn.Module, smaller: nn.Module) -> float:
 
 
 def compare(smaller: nn.Module, masked: nn.Module, before: object, x: Tensor, note: Note) -> None:
-    """Note how far the removed network is from the masked one, which must itself be far from the network as it came.
-
-    A difference that single precision may have rounded so is taken anew in double: both networks are that afterwards.
-    """
-    output = masked(x)
-    effect = apart(output, before)
+    """Note how far the removed network is from the masked one, which must itself be far from the network as it came."""
+    effect = apart(masked(x), before)
     if not effect > 100 * EXACT:
         raise Different(f"masking changed the output by {effect:.1g} only: nothing is proved")
-    error = apart(smaller(x), output)
+    note(error=distance(smaller, masked, x))
+
+
+def distance(one: nn.Module, other: nn.Module, x: Tensor) -> float:
+    """How far the outputs of two networks are apart; what single precision may have rounded so is tried in double."""
+    error = apart(one(x), other(x))
     if error > EXACT:
-        error = apart(smaller.double()(x.double()), masked.double()(x.double()))
-    note(error=error)
+        error = apart(deepcopy(one).double()(x.double()), deepcopy(other).double()(x.double()))
+    return error
 
 
 class _Masked(nn.Module):
@@ -252,7 +254,7 @@ def by_decoupling(model: nn.Module, x: Tensor, classifies: bool, note: Note) -> 
     gated = sum(p.numel() for name in names for p in decoupled.model.get_submodule(name).parameters())
     note(reachable=gated / cost.parameters(model))
     with torch.no_grad():
-        note(error=apart(decoupled.model.eval()(x), model(x)))
+        note(error=distance(decoupled.model.eval(), model, x))
     lab.Decoupling(steps=1).run(task(model, x, classifies), progress=False)
 
 
@@ -267,7 +269,7 @@ def by_sparsebytenn(model: nn.Module, x: Tensor, classifies: bool, note: Note) -
     sizes = {name: len(weights[layers[0]]) for name, layers in ground.classes.items()}
     orders = {name: torch.randperm(size, generator=generator) for name, size in sizes.items()}
     with torch.no_grad():
-        note(error=apart(permute(model, orders, x[:1])(x), model(x)))
+        note(error=distance(permute(model, orders, x[:1]), model, x))
     recipe = lab.SparseByteNN(steps=2, regroup_every=1, search="sort")
     outcome = recipe.run(task(model, x, classifies), progress=False)
     if any(row.name == "bytes" for row in outcome.report):

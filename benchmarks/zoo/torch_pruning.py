@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 
-import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 

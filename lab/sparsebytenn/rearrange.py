@@ -37,8 +37,11 @@ class Ground:
     fixed: dict[str, str]
 
 
-def survey(graph: fx.GraphModule, block: int) -> Ground:
-    """Sort the layers of a traced network; ValueError in one line if nothing in it can be pruned in blocks."""
+def survey(graph: fx.GraphModule, block: int, channels: Channels | None = None) -> Ground:
+    """Sort the layers of a traced network; ValueError in one line if nothing in it can be pruned in blocks.
+
+    `channels` are the network's, where they are known already.
+    """
     shared = _shared(graph)
     reasons = {str(node.target): _stays_dense(node, shared, block) for node in graph.graph.nodes if _is_layer(node)}
     layers = tuple(name for name, reason in reasons.items() if not reason)
@@ -46,12 +49,11 @@ def survey(graph: fx.GraphModule, block: int) -> Ground:
     if not layers:
         first = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:4]) or "it has no such layers"
         raise ValueError(f"nothing in this network can be pruned in blocks of {block} rows ({first})")
-    return Ground(layers, dense, *_classes(graph, layers))
+    return Ground(layers, dense, *_classes(channels or Channels(graph), layers))
 
 
-def _classes(graph: fx.GraphModule, layers: tuple[str, ...]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+def _classes(channels: Channels, layers: tuple[str, ...]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """The classes of channels that pruned layers write and that may move, and the layers whose rows cannot, and why."""
-    channels = Channels(graph)
     frozen = _frozen(channels)
     classes: dict[str, tuple[str, ...]] = {}
     fixed: dict[str, str] = {}
@@ -73,16 +75,20 @@ def permute(model: nn.Module, orders: Mapping[str, Tensor], example: Example) ->
     Raises ValueError for a name, an order or a class that does not allow it.
     """
     graph = trace(model, example)
-    for name, part in moves(graph, orders).items():
+    return move(graph, moves(Channels(graph), orders), example)
+
+
+def move(graph: fx.GraphModule, parts: Mapping[str, Slice], example: Tensor) -> fx.GraphModule:
+    """The traced network itself, once each module has its rows and columns where `moves` puts them."""
+    for name, part in parts.items():
         part.apply(graph.get_submodule(name))
     graph.recompile()
     propagate(graph, example)
     return graph
 
 
-def moves(graph: fx.GraphModule, orders: Mapping[str, Tensor]) -> dict[str, Slice]:
+def moves(channels: Channels, orders: Mapping[str, Tensor]) -> dict[str, Slice]:
     """For each module, where its rows and columns stood before, when the classes take these orders."""
-    channels = Channels(graph)
     frozen = _frozen(channels)
     index = {}
     for name, order in orders.items():
@@ -95,7 +101,8 @@ def moves(graph: fx.GraphModule, orders: Mapping[str, Tensor]) -> dict[str, Slic
         if not torch.equal(order.sort().values, torch.arange(channels.sizes[group])):
             raise ValueError(f"orders[{name!r}] is no order of {channels.sizes[group]} channels: give each of 0.. once")
         index[group] = order
-    return {str(node.target): Slice(channels, node, index) for node in graph.graph.nodes if has_channels(node)}
+    nodes = filter(has_channels, channels.graph.graph.nodes)
+    return {str(node.target): Slice(channels, node, index) for node in nodes}
 
 
 def _stays_dense(node: fx.Node, shared: set[str], block: int) -> str:

@@ -13,6 +13,7 @@ from ..core import cost, kernels, tasks
 from ..core.batch import Example, call, logits_of, moved, shapes_of, vector
 from ..core.fields import integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
+from ..core.graph.channels import Channels
 from ..core.graph.tracing import trace
 from ..core.outcome import base_config
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
@@ -24,7 +25,7 @@ from . import equations as eq
 from .engine import Engine, race
 from .outcome import SparseByteNNOutcome
 from .pattern import Pattern, retained
-from .rearrange import Ground, moves, permute, survey
+from .rearrange import Ground, move, moves, survey
 
 BLOCKS = (1, 4, 8, 16)
 
@@ -93,14 +94,16 @@ class SparseByteNN:
             validate_batches(task)
             dense, example = run.model, run.example
             model = trace(dense, example)
-            ground = survey(model, self.block)
+            channels = Channels(model)
+            ground = survey(model, self.block, channels)
             # masks: layer -> (OC / block, IC), orders: class -> (C,); rows stay where they are while the network trains
             pattern = Pattern(model, ground, self.block, self.budget, self.search, self.score == "random")
-            permute(model, pattern.orders, example)  # a network that cannot be is refused before training, not after
+            # a network that cannot be rearranged is refused before training, not after
+            move(trace(model, example), moves(channels, pattern.orders), example)
             saliencies = {name: eq.saliency(w).cpu() for name, w in pattern.weights.items()}  # layer -> (OC, IC)
             steps = self._train(run, model, pattern)
-            slices = moves(model, pattern.orders)  # columns follow the rows of the layer that they read
-            model = permute(model, pattern.orders, example)
+            slices = moves(channels, pattern.orders)  # columns follow the rows of the layer that they read
+            model = move(trace(model, example), slices, example)
             report = reported(repr(self), self._report, run, model, ground, pattern, saliencies)
         return SparseByteNNOutcome(
             recipe=self,
