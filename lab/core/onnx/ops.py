@@ -35,6 +35,15 @@ def _operand(writer: Any, node: fx.Node, value: Any) -> str:
     return _number(writer, value)
 
 
+def _promoted(writer: Any, node: fx.Node, value: Any) -> str:
+    """An operand as float32 where torch takes it as such beside another: truth and integers."""
+    name = _operand(writer, node, value)
+    kinds = [part.meta["tensor_meta"].dtype for part in (value, node) if isinstance(part, fx.Node) and shape(part)]
+    if len(kinds) < 2 or kinds[0] == kinds[1] or kinds[1] != torch.float32:
+        return name
+    return writer.emit("Cast", [name], f"{node.name}.{name}", to=1)
+
+
 def _arithmetic(kind: str) -> Callable:
     """An operator of two tensors, or of a tensor and a number, in their order."""
 
@@ -42,7 +51,7 @@ def _arithmetic(kind: str) -> Callable:
         args = arguments(node)
         if args.get("rounding_mode"):
             raise no_form(node, f"division with rounding_mode={args['rounding_mode']!r}", "divide plainly")
-        a, b = (_operand(writer, node, args[name]) for name in ("input", "other"))
+        a, b = (_promoted(writer, node, args[name]) for name in ("input", "other"))
         if (alpha := args.get("alpha", 1)) != 1:
             b = writer.emit("Mul", [b, _number(writer, alpha)], f"{node.name}.alpha")
         return writer.emit(kind, [a, b], node.name)

@@ -147,6 +147,11 @@ class _Writer:
         """What `shapes.sizes` finds."""
         return shapes.sizes(self.model, list(self.inputs.values()))
 
+    @cached_property
+    def constant_calls(self) -> set[fx.Node]:
+        """What `shapes.constants` finds."""
+        return shapes.constants(self.model)
+
     def input_axes(self) -> dict[str, list[Any]]:
         """The lengths of the inputs' axes by name, or nothing where all of them are free."""
         if not self.is_fixed:
@@ -165,6 +170,11 @@ class _Writer:
                 self.append("Identity", [self.names[source]], name)
         elif node.op == "get_attr":
             self.names[node] = self.constant(str(node.target), _attribute(self.model, str(node.target)))
+        elif (value := shapes.fixed(self, node)) is not None:
+            several = isinstance(value, (tuple, list))
+            parts = {f"{node.name}.{k}": part for k, part in enumerate(value)} if several else {node.name: value}
+            names = tuple(self.constant(name, part) for name, part in parts.items())
+            self.names[node] = names if several else names[0]
         else:
             self.names[node] = self.operator(node)
             if is_cat(node) or passes(node):
@@ -184,7 +194,8 @@ class _Writer:
             make = _FORMS.get(node.target)
         if make is None:
             raise ValueError(
-                f"{node.name} ({kind_of(node)}) has no ONNX form here: known are {', '.join(_supported())}"
+                f"{node.name} ({kind_of(node)}) has no ONNX form here: write it in operators that have one, such as "
+                "those of lab.core.onnx.ops"
             )
         return make(self, node)
 
@@ -310,8 +321,3 @@ _MODULES: dict[Any, Callable] = {
     nn.Hardtanh: _clamp,
     **{kind: make for kind, make in _FORMS.items() if isinstance(kind, type)},
 }
-
-
-def _supported() -> list[str]:
-    names = {getattr(target, "__name__", target) for target in (*_MODULES, *_FORMS)}
-    return sorted({name.lower() for name in names} | {"clamp", "relu"})

@@ -10,26 +10,56 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..graph.calls import arguments, asked
-from ..graph.tracing import gives_tensors, shape
+from ..graph.tracing import attribute, gives_tensors, shape
 
 _END = 2**31  # where a slice that goes to the end of its axis ends
 
 
 class Values(fx.Interpreter):
-    """The shape of every tensor of a network, and every number that it computes from shapes, by node."""
+    """The shape of every tensor of a network, and every number and tensor that it computes from shapes, by node."""
 
     def __init__(self, model: fx.GraphModule, *inputs: Any) -> None:
         super().__init__(model)
         self.values: dict[fx.Node, Any] = {}
+        self.kept = constants(model)
         self.run(*inputs)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        self.values[n] = tree_map(lambda leaf: tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf, value)
+        is_kept = n in self.kept
+        self.values[n] = value if is_kept else tree_map(_shape_of, value)
         return value
+
+
+def _shape_of(leaf: Any) -> Any:
+    return tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf
+
+
+def constants(model: fx.GraphModule) -> set[fx.Node]:
+    """The calls whose tensors no input's values and no parameter reaches: masks of windows, tables of positions."""
+    known: set[fx.Node] = set()
+    for node in model.graph.nodes:
+        reads = [source for source in node.all_input_nodes if gives_tensors(source)]
+        if node.op == "get_attr":
+            value = attribute(model, str(node.target))
+            known |= set() if isinstance(value, nn.Parameter) else {node}
+        elif node.op in ("call_function", "call_method") and gives_tensors(node) and known.issuperset(reads):
+            known.add(node)
+    return {node for node in known if node.op != "get_attr"}
+
+
+def fixed(writer: Any, node: fx.Node) -> Any:
+    """The tensor, or tensors, of a call that only sizes decide; None where the batch size is among them."""
+    if node not in writer.constant_calls:
+        return None
+    few, more = (tree_leaves(run[node]) for run in writer.sizes)
+    if not all(isinstance(a, Tensor) and torch.equal(a, b) for a, b in zip(few, more, strict=True)):
+        return None
+    writer.is_fixed = True
+    return writer.sizes[0][node]
 
 
 def sizes(model: fx.GraphModule, entries: list[fx.Node]) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
@@ -92,7 +122,7 @@ def settings(writer: Any, node: fx.Node) -> dict[str, Any]:
 
 def reshaped(writer: Any, node: fx.Node, name: str | None = None, output: str = "") -> str:
     """A tensor, what the node reads if none is named, in the shape that the node gives; the batch axis stays free."""
-    few, more = (run[node] for run in writer.sizes)
+    few, more = (_shape_of(run[node]) for run in writer.sizes)
     target = [a if a == b else -1 for a, b in zip(few, more, strict=True)]
     if target.count(-1) > 1:
         raise no_form(node, f"a shape with two axes that grow with the batch, {few}", "keep the batch on one axis")
@@ -160,7 +190,7 @@ def _unsqueeze(writer: Any, node: fx.Node) -> str:
 
 def _expand(writer: Any, node: fx.Node) -> str:
     """To the shape that the node gives; an axis of the batch is as long as the file's input."""
-    few, more = (run[node] for run in writer.sizes)
+    few, more = (_shape_of(run[node]) for run in writer.sizes)
     writer.is_fixed = True
     rest = writer.integers([a if a == b else 0 for a, b in zip(few, more, strict=True)])
     if few == more:

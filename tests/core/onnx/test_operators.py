@@ -111,6 +111,14 @@ def gated_by_a_half(x):
     return torch.cat([a * b.sigmoid(), b], 1)
 
 
+def windows(h, w):
+    """Which of four windows each place lies in, written in place as shifted windows have it: (1, H, W)."""
+    which = torch.zeros((1, h, w))
+    for count, (rows, columns) in enumerate([(slice(0, h // 2), slice(0, -2)), (slice(-2, None), slice(1, w))]):
+        which[:, rows, columns] = count + 1.0
+    return torch.split(which, [w - 2, 2], dim=2)[0].repeat(1, 1, 2)[:, :, :w].ne(1)
+
+
 def norm_of_layers(x):
     return F.layer_norm(x.permute(0, 2, 3, 1), (C,)).permute(0, 3, 1, 2)
 
@@ -153,6 +161,8 @@ STEPS = {
     "padded by sizes": lambda x: F.pad(x, (0, -x.shape[-1] % 4, 0, (4 - x.size(2) % 4) % 4))[:, :, :SIDE, :SIDE] * 2,
     "pool by sizes": lambda x: x * F.avg_pool2d(x, x.size()[2:]) + F.max_pool2d(x, x.shape[-1]),
     "pool to sizes": lambda x: F.adaptive_avg_pool2d(x, (x.shape[2] // 2, x.shape[3])).repeat(1, 1, 2, 1),
+    "mask of sizes": lambda x: x.masked_fill(torch.arange(x.shape[-1]) % 2 == x.shape[2] - SIDE, -1.0),
+    "windows of sizes": lambda x: x + windows(x.shape[2], x.shape[3]),
     "attention": Attention("module"),
     "attention, batch second": Attention("module", False),
     "attention by function": Attention("function"),
