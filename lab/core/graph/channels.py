@@ -209,8 +209,8 @@ class Channels:
     def gather(self, layout: Layout, index: Mapping[int, Tensor]) -> Tensor:
         """Which entries of an axis stay, and in which order, when `index` lists the channels of a group likewise."""
         stands_for: dict[int, int] = {}  # of each channel that stays, the one that comes to stand in its place
-        for group, order in index.items():
-            listed, members = order.tolist(), self._members[group]
+        for group in {self._group_of[channel] for channel in layout} & index.keys():
+            listed, members = index[group].tolist(), self._members[group]
             stands_for |= {members[old]: members[new] for old, new in zip(sorted(listed), listed, strict=True)}
         count: dict[int, int] = defaultdict(int)
         slots: list[tuple[int, int]] = []  # of each entry: its channel, and how many of its entries came before
