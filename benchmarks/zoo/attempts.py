@@ -19,6 +19,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -162,18 +163,18 @@ def changed(model: nn.Module, smaller: nn.Module) -> float:
 
 
 def compare(smaller: nn.Module, masked: nn.Module, before: object, x: Tensor, note: Note) -> None:
-    """Note how far the removed network is from the masked one, which must itself be far from the network as it came.
-
-    A difference that single precision may have rounded so is taken anew in double: both networks are that afterwards.
-    """
+    """Note how far the removed network is from the masked one, which must itself be far from the network as it came."""
     output = masked(x)
     effect = apart(output, before)
     if not effect > 100 * EXACT:
         raise Different(f"masking changed the output by {effect:.1g} only: nothing is proved")
     error = apart(smaller(x), output)
-    if error > EXACT:
-        error = apart(smaller.double()(x.double()), masked.double()(x.double()))
-    note(error=error)
+    note(error=apart_in_double(smaller, masked, x) if error > EXACT else error)
+
+
+def apart_in_double(net: nn.Module, other: nn.Module, x: Tensor) -> float:
+    """A difference that single precision may have rounded so, taken anew: both networks are in double afterwards."""
+    return apart(net.double()(x.double()), other.double()(x.double()))
 
 
 class _Masked(nn.Module):
@@ -267,7 +268,9 @@ def by_sparsebytenn(model: nn.Module, x: Tensor, classifies: bool, note: Note) -
     sizes = {name: len(weights[layers[0]]) for name, layers in ground.classes.items()}
     orders = {name: torch.randperm(size, generator=generator) for name, size in sizes.items()}
     with torch.no_grad():
-        note(error=apart(permute(model, orders, x[:1])(x), model(x)))
+        permuted = permute(model, orders, x[:1])
+        error = apart(permuted(x), model(x))
+        note(error=apart_in_double(permuted, deepcopy(model), x) if error > EXACT else error)
     recipe = lab.SparseByteNN(steps=2, regroup_every=1, search="sort")
     outcome = recipe.run(task(model, x, classifies), progress=False)
     if any(row.name == "bytes" for row in outcome.report):

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from ..core.graph.channels import Channels
 from ..core.graph.operators import CONVS, is_depthwise
 from ..core.graph.slices import Slice, has_channels
-from ..core.graph.tracing import ancestors, attribute, descendants, module_of, propagate, trace
+from ..core.graph.tracing import attribute, earlier, later, module_of, propagate, trace
 
 LAYERS = (*CONVS, nn.Linear)
 
@@ -38,8 +38,9 @@ class Ground:
 
 def survey(graph: fx.GraphModule, block: int) -> Ground:
     """Sort the layers of a traced network; ValueError in one line if nothing in it can be pruned in blocks."""
-    shared = _shared(graph)
-    reasons = {str(node.target): _stays_dense(node, shared, block) for node in graph.graph.nodes if _is_layer(node)}
+    shared, between = _shared(graph), (later(graph, _is_layer), earlier(graph, _is_layer))
+    listed = filter(_is_layer, graph.graph.nodes)
+    reasons = {str(node.target): _stays_dense(node, shared, between, block) for node in listed}
     layers = tuple(name for name, reason in reasons.items() if not reason)
     dense = {name: reason for name, reason in reasons.items() if reason}
     if not layers:
@@ -72,7 +73,12 @@ def permute(model: nn.Module, orders: Mapping[str, Tensor], example: Tensor) -> 
     Raises ValueError for a name, an order or a class that does not allow it.
     """
     graph = trace(model, example)
-    for name, part in moves(graph, orders).items():
+    return rearranged(graph, moves(graph, orders), example)
+
+
+def rearranged(graph: fx.GraphModule, parts: Mapping[str, Slice], example: Tensor) -> fx.GraphModule:
+    """The traced network itself, each of its modules with the rows and columns of its part in their new places."""
+    for name, part in parts.items():
         part.apply(graph.get_submodule(name))
     graph.recompile()
     propagate(graph, example)
@@ -97,8 +103,8 @@ def moves(graph: fx.GraphModule, orders: Mapping[str, Tensor]) -> dict[str, Slic
     return {str(node.target): Slice(channels, node, index) for node in graph.graph.nodes if has_channels(node)}
 
 
-def _stays_dense(node: fx.Node, shared: set[str], block: int) -> str:
-    """Why a layer is not pruned, '' if it is."""
+def _stays_dense(node: fx.Node, shared: set[str], between: tuple[set[fx.Node], set[fx.Node]], block: int) -> str:
+    """Why a layer is not pruned, '' if it is; `between` are the nodes behind layers and those before layers."""
     module = module_of(node)
     if not isinstance(module, LAYERS):
         return f"{type(module).__name__} is not pruned"
@@ -108,9 +114,9 @@ def _stays_dense(node: fx.Node, shared: set[str], block: int) -> str:
         return "convolution in groups"
     if node.target in shared:
         return "its weight is used more than once"
-    if not any(map(_is_layer, ancestors(node) - {node})):
+    if node not in between[0]:
         return "it reads the network's input"
-    if not any(map(_is_layer, descendants(node) - {node})):
+    if node not in between[1]:
         return "it gives the network's answer"
     return f"fewer than {block} rows" if len(module.weight) < block else ""
 

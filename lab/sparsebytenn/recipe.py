@@ -1,5 +1,6 @@
 """SparseByteNN's procedure: blocks go gradually while rows are regrouped, then the pattern is frozen and distilled."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from . import equations as eq
 from .engine import Engine, race
 from .outcome import SparseByteNNOutcome
 from .pattern import Pattern, retained
-from .rearrange import Ground, moves, permute, survey
+from .rearrange import Ground, moves, rearranged, survey
 
 BLOCKS = (1, 4, 8, 16)
 
@@ -96,11 +97,11 @@ class SparseByteNN:
             ground = survey(model, self.block)
             # masks: layer -> (OC / block, IC), orders: class -> (C,); rows stay where they are while the network trains
             pattern = Pattern(model, ground, self.block, self.budget, self.search, self.score == "random")
-            permute(model, pattern.orders, example)  # a network that cannot be is refused before training, not after
+            rearranged(deepcopy(model), moves(model, pattern.orders), example)  # refused before training
             saliencies = {name: eq.saliency(w).cpu() for name, w in pattern.weights.items()}  # layer -> (OC, IC)
             steps = self._train(run, model, pattern)
             slices = moves(model, pattern.orders)  # columns follow the rows of the layer that they read
-            model = permute(model, pattern.orders, example)
+            model = rearranged(deepcopy(model), slices, example)
             report = reported(repr(self), self._report, run, model, ground, pattern, saliencies)
         return SparseByteNNOutcome(
             recipe=self,
