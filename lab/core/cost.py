@@ -1,5 +1,6 @@
 """What a model costs: parameters, multiply-adds and bytes are counted, latency is measured; nothing is guessed."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from .task import evaluating
 __all__ = ["Latency", "bytes_stored", "latencies", "latency", "layer_macs", "macs", "parameters"]
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # batch and instance norms: _NormBase
+_LEAST = 3  # rounds that are timed, however long they take
 _WARM_UP = 3  # calls before the clock starts: the first ones allocate and choose algorithms
 
 
@@ -124,25 +126,36 @@ def latency(model: nn.Module, example: Example, *, batch: int = 1, repeats: int 
 
 
 def latencies(
-    models: Mapping[str, nn.Module], example: Example, *, batch: int = 1, repeats: int = 30, threads: int = 1
+    models: Mapping[str, nn.Module],
+    example: Example,
+    *,
+    batch: int = 1,
+    repeats: int = 30,
+    threads: int = 1,
+    seconds: float = math.inf,
 ) -> dict[str, Latency]:
     """Measure several models in turn, round by round, so that a noisy machine disturbs all of them alike.
 
-    The order turns round with every round. Arguments and errors as for `latency`; ratios: `dense.over(pruned)`.
+    The order turns round with every round; none but the first three begins after `seconds`. Other arguments and errors
+    as for `latency`; ratios: `dense.over(pruned)`.
     """
     _at_least("batch", batch, 1)
-    _at_least("repeats", repeats, 3)
+    _at_least("repeats", repeats, _LEAST)
     _at_least("threads", threads, 1)
+    end = time.perf_counter() + seconds
     calls = {name: _prepared(name, model, _batched(example, batch)) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in models}
     with ExitStack() as stack:
         stack.enter_context(_threads(threads))
         for model in models.values():
             stack.enter_context(evaluating(model))
-        for _ in range(_WARM_UP):
-            for call in calls.values():
-                call()
+        for i in range(_WARM_UP):
+            if i == 0 or time.perf_counter() < end:
+                for call in calls.values():
+                    call()
         for i in range(repeats):
+            if i >= _LEAST and time.perf_counter() >= end:
+                break
             for name in list(calls) if i % 2 == 0 else reversed(calls):
                 start = time.perf_counter()
                 calls[name]()

@@ -4,12 +4,14 @@ import html
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from . import cost
 
 Kind = Literal["exact", "learned", "timed"]
 Value = TypeVar("Value")
+SECONDS = 5.0  # after which a report times no further rounds
 
 
 def attempt(label: str, function: Callable[..., Value], *args: object) -> tuple[Value | None, str | None]:
@@ -58,7 +60,7 @@ class Attempts:
 
     def times(self, before: Any, after: Any, example: Any) -> tuple[float | None, float | None]:
         """The median latencies of both networks in ms, measured in turns."""
-        timed = self("latency", cost.latencies, {"before": before, "after": after}, example)
+        timed = self("latency", partial(cost.latencies, seconds=SECONDS), {"before": before, "after": after}, example)
         return (None, None) if timed is None else (timed["before"].median, timed["after"].median)
 
 

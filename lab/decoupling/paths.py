@@ -15,7 +15,7 @@ from ..core.task import evaluating
 from .layers import recording
 from .placement import Decoupled
 
-CHUNK = 32  # pictures a forward pass: always as many, so that no rounding depends on how the data are batched
+CHUNK, VALUES = 32, 2**19  # pictures a forward pass at most, and the values in them
 STATES = ("both", "only A", "only B", "neither")  # who of two pictures uses a filter
 UNKNOWN = -1  # the label of a picture that came without one
 
@@ -124,7 +124,7 @@ def record(decoupled: Decoupled, batches: Iterable, limit: int | None = None) ->
     packed, classes, predicted = [], [], []
     with torch.no_grad(), evaluating(model):
         for x, y in _chunks(batches, limit):
-            padded = torch.cat([x, x[-1:].expand(CHUNK - len(x), *x.shape[1:])])
+            padded = torch.cat([x, x[-1:].expand(_chunk(x) - len(x), *x.shape[1:])])
             with recording(model) as records:
                 output = model(padded.to(device))
             bits = torch.cat([record.pop().z for record in records], 1)[: len(x)] > 0  # (N, filters)
@@ -143,7 +143,7 @@ def paths_of(decoupled: Decoupled, packed: np.ndarray, labels: np.ndarray, predi
 
 
 def _chunks(batches: Iterable, limit: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pictures and labels of the batches, CHUNK by CHUNK; torch's generator is left as it was."""
+    """The pictures and labels of the batches, chunk by chunk; torch's generator is left as it was."""
     x, y, left = torch.empty(0), torch.empty(0, dtype=torch.int64), limit if limit is not None else 2**62
     with torch.random.fork_rng(devices=[]):
         for batch in batches:
@@ -151,13 +151,19 @@ def _chunks(batches: Iterable, limit: int | None) -> Iterator[tuple[Tensor, Tens
             left -= len(more)
             x = torch.cat([x, more]) if len(x) else more
             y = torch.cat([y, class_numbers(labels(batch), len(more))])
-            while len(x) >= CHUNK:
-                yield x[:CHUNK], y[:CHUNK]
-                x, y = x[CHUNK:], y[CHUNK:]
+            while len(x) and len(x) >= (chunk := _chunk(x)):
+                yield x[:chunk], y[:chunk]
+                x, y = x[chunk:], y[chunk:]
             if not left:
                 break
     if len(x):
         yield x, y
+
+
+def _chunk(x: Tensor) -> int:
+    """How many pictures of such a size (N, C, ...) a forward pass has: always as many, so that no rounding depends on
+    how the data are batched."""
+    return max(1, min(CHUNK, VALUES // x[0].numel()))
 
 
 def class_numbers(y: Any, count: int) -> Tensor:

@@ -17,7 +17,7 @@ from ..core.graph.operators import (
     operands,
     sees_pixels,
 )  # fmt: skip
-from ..core.graph.tracing import ancestors, gives_tensors, module_of, reached, shape, shared, trace, width
+from ..core.graph.tracing import gives_tensors, later, module_of, reached, shape, shared, trace, width
 from . import equations as eq
 from .layers import Controller, Gate, gates
 
@@ -102,13 +102,17 @@ def insert_gates(model: nn.Module, example: Tensor, *, bias: float = 2.0, mix: s
 
     A gate stands behind the batch norm and the activation, its controller reads what the layer reads.
     """
-    graph = trace(model, example)
+    return insert_gates_in(trace(model, example), example, bias=bias, mix=mix)
+
+
+def insert_gates_in(graph: fx.GraphModule, example: Tensor, *, bias: float = 2.0, mix: str = "sample") -> Decoupled:
+    """`insert_gates` in a traced network itself, not in a copy."""
     several = shared(graph)
     gated, ungated = _gated_layers(graph, several)
     if not gated:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(ungated.items())[:3])
         raise ValueError(
-            f"{type(model).__name__} has no convolution that can be gated ({reasons or 'it has none at all'}): "
+            f"{type(graph).__name__} has no convolution that can be gated ({reasons or 'it has none at all'}): "
             "decoupling needs convolutions behind the first one, or MLPs over tokens"
         )
     macs = cost.layer_macs(graph, example)
@@ -130,7 +134,7 @@ def insert_gates(model: nn.Module, example: Tensor, *, bias: float = 2.0, mix: s
         for name, read in sources.items()
         if axis_of(graph.get_submodule(name)) == -1 and any(gate != DENSE for gate, _ in read)
     ]
-    device = next(model.parameters()).device
+    device = next(graph.parameters()).device
     return Decoupled(graph.to(device), tuple(sites), tuple(readers), sum(macs.values()), ungated)
 
 
@@ -155,10 +159,11 @@ def _gated_layers(
 ) -> tuple[list[tuple[fx.Node, fx.Node, list[str]]], dict[str, str]]:
     """(layer, where its gate goes, the depthwise layers in between), and what stays ungated with the reason."""
     gated, ungated = [], {}
+    behind_layers = later(graph, _is_layer)
     for node in graph.graph.nodes:
         if not _is_candidate(node):
             continue
-        reason = _reason(node, module_of(node), several)
+        reason = _reason(node, node in behind_layers, several)
         if reason:
             ungated[str(node.target)] = reason
             continue
@@ -167,10 +172,14 @@ def _gated_layers(
     return gated, ungated
 
 
+def _is_layer(node: fx.Node) -> bool:
+    """Whether a node calls a convolution, or a linear layer over tokens."""
+    return isinstance(module_of(node), CONVS) or _over_tokens(node)
+
+
 def _is_candidate(node: fx.Node) -> bool:
     """Whether a node calls a convolution that mixes channels, or a linear layer over tokens."""
-    module = module_of(node)
-    return _over_tokens(node) or (isinstance(module, CONVS) and not is_depthwise(module))
+    return _is_layer(node) and not is_depthwise(module_of(node))
 
 
 def _over_tokens(node: fx.Node) -> bool:
@@ -194,9 +203,10 @@ def _keeps_units(node: fx.Node) -> bool:
     return len(above) == 1 and shape(node) == shape(above[0]) and keeps_zero(node) and not sees_pixels(node)
 
 
-def _reason(node: fx.Node, module: Any, several: set[str]) -> str:
-    """Why a layer is not gated, '' if it can be."""
-    if not any(isinstance(module_of(above), CONVS) or _over_tokens(above) for above in ancestors(node) - {node}):
+def _reason(node: fx.Node, is_behind: bool, several: set[str]) -> str:
+    """Why a layer is not gated, '' if it can be; `is_behind` another layer."""
+    module: Any = module_of(node)
+    if not is_behind:
         return "it is a first layer"
     if node.target in several:
         return "it is used more than once"

@@ -11,10 +11,10 @@ from ..core.graph.chains import between, not_zero_after
 from ..core.graph.channels import Channels
 from ..core.graph.operators import is_depthwise
 from ..core.graph.surgery import Plan
-from ..core.graph.tracing import module_of, trace
+from ..core.graph.tracing import module_of, propagate
 from .layers import Controller, gates
 from .paths import Paths
-from .placement import Decoupled, axis_of, gate_position, insert_gates, strip
+from .placement import Decoupled, axis_of, gate_position, insert_gates_in, strip
 
 
 def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
@@ -24,9 +24,8 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
     only, and hidden units that another layer writes too stay. Two filters stay where a depthwise layer follows, which
     would else be a plain one; a layer whose norm is called elsewhere too stays whole.
     """
-    graph = _backbone(decoupled, example)
-    channels = Channels(graph)
-    nodes = {str(node.target): node for node in graph.graph.nodes if node.op == "call_module"}
+    channels = _channels(decoupled, example)
+    nodes, depthwise = _calls(channels), _depthwise(channels)
     plan = Plan()
     for name, bits in zip(paths.layers, paths.split(), strict=True):
         used = bits.any(0)  # (C_l,)
@@ -39,7 +38,7 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
         is_exact = is_alone and not_zero_after(end) is None
         if not is_exact and axis_of(module_of(nodes[name])) == -1:
             continue
-        least = 2 if any(_is_depthwise_of(node, group, channels) for node in graph.graph.nodes) else 1
+        least = 2 if group in depthwise else 1
         kept = np.argsort(~used, kind="stable")[: max(least, used.sum())]
         (plan.channels if is_exact else plan.outputs)[name] = tuple(sorted(kept.tolist()))
     return plan
@@ -47,32 +46,46 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
 
 def removed(decoupled: Decoupled, plan: Plan, example: Tensor) -> Decoupled:
     """The network without what the plan drops, its gates and controllers cut to match; the one given stays as it is."""
-    graph = _backbone(decoupled, example)
-    smaller = insert_gates(surgery.remove(graph, plan, example), example)  # says in one line if the plan does not fit
-    channels = Channels(graph)
-    kept = surgery.kept_channels(channels, plan)
-    sources = {str(node.target): node.all_input_nodes[0] for node in graph.graph.nodes if node.op == "call_module"}
+    channels = _channels(decoupled, example)
+    columns = _columns(decoupled, channels, surgery.kept_channels(channels, plan))
+    smaller = insert_gates_in(surgery.remove_from(channels, plan, example), example)
     old, new = gates(decoupled.model), gates(smaller.model)
     filters = {**plan.channels, **plan.outputs}
     for before, after in zip(decoupled.sites, smaller.sites, strict=True):
-        axis = axis_of(graph.get_submodule(before.layer))
-        read = channels.expand(channels.entries(sources[before.layer], axis), kept)
         rows = torch.tensor(filters.get(before.layer, range(before.filters)))
-        _cut(old[before.gate].controller, new[after.gate].controller, read.nonzero().flatten(), rows)
+        _cut(old[before.gate].controller, new[after.gate].controller, columns[before.layer], rows)
         new[after.gate].mix = old[before.gate].mix
     smaller.model.eval()
     return smaller
 
 
-def _is_depthwise_of(node: fx.Node, group: int, channels: Channels) -> bool:
-    """Whether a node calls a depthwise layer of this channel group."""
-    return is_depthwise(module_of(node)) and group in channels.groups(node)
+def _depthwise(channels: Channels) -> set[int]:
+    """The channel groups that depthwise layers write."""
+    layers = (node for node in channels.graph.graph.nodes if is_depthwise(module_of(node)))
+    return {group for node in layers for group in channels.groups(node)}
 
 
-def _backbone(decoupled: Decoupled, example: Tensor) -> fx.GraphModule:
-    graph = deepcopy(decoupled.model)
+def _channels(decoupled: Decoupled, example: Tensor) -> Channels:
+    """The channels of a copy without gates; it was traced when they were put in, and is not traced again."""
+    graph = deepcopy(decoupled.model).eval()
     strip(graph)
-    return trace(graph, example)
+    propagate(graph, example)
+    return Channels(graph)
+
+
+def _calls(channels: Channels) -> dict[str, fx.Node]:
+    """The nodes that call a module, by its name."""
+    return {str(node.target): node for node in channels.graph.graph.nodes if node.op == "call_module"}
+
+
+def _columns(decoupled: Decoupled, channels: Channels, kept: dict[int, Tensor]) -> dict[str, Tensor]:
+    """Of each gated layer, which of the channels that it reads stay."""
+    columns, nodes = {}, _calls(channels)
+    for site in decoupled.sites:
+        node = nodes[site.layer]
+        read = channels.entries(node.all_input_nodes[0], axis_of(module_of(node)))
+        columns[site.layer] = channels.expand(read, kept).nonzero().flatten()
+    return columns
 
 
 @torch.no_grad()

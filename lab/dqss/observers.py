@@ -6,7 +6,7 @@ Rules that try many ranges read at most MOST values a group, drawn with a fixed 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -63,7 +63,8 @@ def percentile(share: float) -> Callable[[Tensor, int, bool], Tensor]:
 
     def rule(x: Tensor, n: int, signed: bool) -> Tensor:
         flat = _flat(x).abs()
-        return flat.kthvalue(max(1, math.ceil(share / 100 * flat.shape[1])), 1).values
+        within = max(1, math.ceil(share / 100 * flat.shape[1]))
+        return flat.topk(flat.shape[1] - within + 1, 1, sorted=False).values.amin(1)
 
     return rule
 
@@ -138,30 +139,43 @@ def divergences(counts: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     bins = counts.shape[1]
     stops = torch.arange(bins, bins // 16 - 1, -max(1, bins // 256))
     sums = F.pad(torch.cat([counts, (counts > 0).double()]).cumsum(1), (1, 0))
-    tried = [_divergence(counts, sums, stop, levels) for stop in stops.tolist()]
-    return stops.to(counts.device), torch.stack(tried, 1)
+    stops = stops.to(counts.device)
+    tried = [_divergences(counts, sums, some, levels) for some in stops.split(max(1, BLOCK // counts.numel()))]
+    return stops, torch.cat(tried, 1)
 
 
-def _divergence(counts: Tensor, sums: Tensor, stop: int, levels: int) -> Tensor:
-    """KL of clipped histograms to their own `levels` means, both smoothed as in Migacz's talk: (G,).
+def _divergences(counts: Tensor, sums: Tensor, stops: Tensor, levels: int) -> Tensor:
+    """KL of clipped histograms to their own `levels` means, both smoothed as in Migacz's talk: (G, T).
 
-    counts (G, B); sums (2 G, B + 1): up to each bin those of the counts, and of the bins that hold values.
+    counts (G, B); sums (2 G, B + 1): up to each bin those of the counts, and of the bins that hold values; stops (T,),
+    the widest first.
     """
-    cut, held = counts[:, :stop], sums[: len(counts)]
-    ends = -(torch.arange(levels + 1, device=counts.device) * -stop // levels)  # bin i is of level i levels // stop
-    total, filled = sums.index_select(1, ends).diff().chunk(2)
-    means = (total / filled.clamp_(min=1)).repeat_interleave(ends.diff(), 1, output_size=stop)
-    both = torch.cat([cut, means * (cut > 0)])
-    both[: len(cut), -1] += held[:, -1] - held[:, stop]
-    p, q = _smoothed(both / both.sum(1, keepdim=True)).chunk(2)
-    return (p * (p / q).log_()).sum(1).masked_fill_(held[:, stop] == 0, math.inf)
+    held, at, lengths = sums[: len(counts)], stops[:, None], stops.tolist()
+    bins = torch.arange(lengths[0], device=counts.device)  # no threshold of these takes more
+    inside = bins < at  # (T, B')
+    cut = torch.where(inside, counts[:, None, : lengths[0]], 0)  # (G, T, B')
+    ends = -(torch.arange(levels + 1, device=counts.device) * -at // levels)  # bin i is of level i levels // stop
+    total, filled = sums[:, ends].diff().chunk(2)  # (G, T, levels) each
+    level = (bins * levels // at).clamp_(max=levels - 1).expand(len(counts), -1, -1)
+    q = (total / filled.clamp_(min=1)).gather(2, level) * (cut > 0)
+    cut.scatter_add_(2, (at - 1).expand(len(counts), -1, 1), (held[:, -1:] - held[:, stops])[..., None])
+    p = _smoothed(cut / held[:, -1:, None], inside)
+    q = _smoothed(q / _sums(q, lengths)[..., None], inside)
+    return _sums(p * (p / q).log_(), lengths).masked_fill_(held[:, stops] == 0, math.inf)
 
 
-def _smoothed(p: Tensor, eps: float = 1e-4) -> Tensor:
-    """A little of every full bin given to the empty ones, so that no logarithm is infinite: (G, B)."""
-    empty = p == 0
-    count = empty.sum(1, keepdim=True).double()
-    return torch.where(empty, eps, p - eps * count / (p.shape[1] - count)).clamp_(min=1e-12)
+def _sums(values: Tensor, lengths: list[int]) -> Tensor:
+    """The sum of each row (G, T, B) up to its length: (G, T)."""
+    return torch.stack([values[:, k, :length].sum(1) for k, length in enumerate(lengths)], 1)
+
+
+def _smoothed(p: Tensor, inside: Tensor, eps: float = 1e-4) -> Tensor:
+    """A little of every full bin given to the empty ones, so that no logarithm is infinite: (G, T, B), as what is
+    `inside` (T, B)."""
+    empty = (p == 0) & inside
+    count = empty.sum(2, keepdim=True).double()
+    full = inside.sum(1, keepdim=True) - count
+    return torch.where(empty, eps, p - eps * count / full).clamp_(min=1e-12)
 
 
 def aciq(x: Tensor, n: int, signed: bool) -> Tensor:
@@ -229,15 +243,15 @@ def easyquant(
     def rounded(value: Tensor, alpha: Tensor, n: int, signed: bool) -> Tensor:
         return nearest(value.reshape(len(alpha), -1), alpha, n, signed).view_as(value)
 
-    def best(outputs: list[Tensor]) -> Tensor:
+    def best(outputs: Iterator[Tensor]) -> Tensor:
         cosines = [float(F.cosine_similarity(output.flatten(), float_output, 0)) for output in outputs]
         return factors[max(range(tried), key=lambda k: cosines[k])]
 
     for _ in range(rounds):
         x_q = rounded(x, a, n[1], signed)
-        w = w * best([layer(x_q, rounded(W, w * f, n[0], True)) for f in factors])
+        w = w * best(layer(x_q, rounded(W, w * f, n[0], True)) for f in factors)
         W_q = rounded(W, w, n[0], True)
-        a = a * best([layer(rounded(x, a * f, n[1], signed), W_q) for f in factors])
+        a = a * best(layer(rounded(x, a * f, n[1], signed), W_q) for f in factors)
     return w, a
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..core.graph.tracing import ancestors, descendants, module_of
+from ..core.graph.tracing import earlier, later, module_of
 from ..core.quantisation.placement import (
     Placement,
     QuantPoint,
@@ -45,14 +45,10 @@ def _input_of(layer: fx.Node) -> QuantPoint:
 
 def layer_bits(graph: fx.GraphModule, placement: Placement, recipe: Any) -> dict[str, int]:
     """The bits of each layer's weight: the recipe's, and `ends` for the first and the last."""
-    nodes = [node for node in graph.graph.nodes if str(node.target) in placement.layers and node.op == "call_module"]
-    ends = {str(node.target) for node in nodes if _is_end(node, nodes)}
+    nodes = {n for n in graph.graph.nodes if n.op == "call_module" and str(n.target) in placement.layers}
+    inner = later(graph, nodes.__contains__) & earlier(graph, nodes.__contains__)
+    ends = {str(node.target) for node in nodes if node not in inner}
     return {name: recipe.ends if name in ends else recipe.weight_bits for name in placement.layers}
-
-
-def _is_end(node: fx.Node, nodes: list[fx.Node]) -> bool:
-    before, after = ancestors(node) - {node}, descendants(node) - {node}
-    return before.isdisjoint(nodes) or after.isdisjoint(nodes)
 
 
 def readers(graph: fx.GraphModule, placement: Placement) -> dict[str, list[str]]:

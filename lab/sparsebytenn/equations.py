@@ -127,9 +127,10 @@ def _kept(n: int, s: float) -> int:
 
 def _largest(values: Tensor, k: int) -> Tensor:
     """(n,) -> which of them are the k largest; of equal ones the first."""
-    stays = torch.zeros(len(values), dtype=torch.bool)
-    stays[values.argsort(descending=True, stable=True)[:k].cpu()] = True
-    return stays
+    least = values.kthvalue(len(values) - k + 1).values
+    stays = values > least
+    stays[(values == least).nonzero()[: k - int(stays.sum()), 0]] = True
+    return stays.cpu()
 
 
 def _top(B: Tensor, s: float) -> float:

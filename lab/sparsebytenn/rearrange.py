@@ -17,7 +17,7 @@ from ..core.batch import Example
 from ..core.graph.channels import Channels
 from ..core.graph.operators import CONVS, is_depthwise
 from ..core.graph.slices import Slice, has_channels
-from ..core.graph.tracing import ancestors, attribute, descendants, module_of, propagate, trace
+from ..core.graph.tracing import attribute, earlier, later, module_of, propagate, trace
 
 LAYERS = (*CONVS, nn.Linear)
 
@@ -42,8 +42,9 @@ def survey(graph: fx.GraphModule, block: int, channels: Channels | None = None) 
 
     `channels` are the network's, where they are known already.
     """
-    shared = _shared(graph)
-    reasons = {str(node.target): _stays_dense(node, shared, block) for node in graph.graph.nodes if _is_layer(node)}
+    shared, between = _shared(graph), (later(graph, _is_layer), earlier(graph, _is_layer))
+    listed = filter(_is_layer, graph.graph.nodes)
+    reasons = {str(node.target): _stays_dense(node, shared, between, block) for node in listed}
     layers = tuple(name for name, reason in reasons.items() if not reason)
     dense = {name: reason for name, reason in reasons.items() if reason}
     if not layers:
@@ -75,11 +76,11 @@ def permute(model: nn.Module, orders: Mapping[str, Tensor], example: Example) ->
     Raises ValueError for a name, an order or a class that does not allow it.
     """
     graph = trace(model, example)
-    return move(graph, moves(Channels(graph), orders), example)
+    return rearranged(graph, moves(Channels(graph), orders), example)
 
 
-def move(graph: fx.GraphModule, parts: Mapping[str, Slice], example: Tensor) -> fx.GraphModule:
-    """The traced network itself, once each module has its rows and columns where `moves` puts them."""
+def rearranged(graph: fx.GraphModule, parts: Mapping[str, Slice], example: Tensor) -> fx.GraphModule:
+    """The traced network itself, each of its modules with the rows and columns of its part in their new places."""
     for name, part in parts.items():
         part.apply(graph.get_submodule(name))
     graph.recompile()
@@ -105,8 +106,8 @@ def moves(channels: Channels, orders: Mapping[str, Tensor]) -> dict[str, Slice]:
     return {str(node.target): Slice(channels, node, index) for node in nodes}
 
 
-def _stays_dense(node: fx.Node, shared: set[str], block: int) -> str:
-    """Why a layer is not pruned, '' if it is."""
+def _stays_dense(node: fx.Node, shared: set[str], between: tuple[set[fx.Node], set[fx.Node]], block: int) -> str:
+    """Why a layer is not pruned, '' if it is; `between` are the nodes behind layers and those before layers."""
     module = module_of(node)
     if not isinstance(module, LAYERS):
         return f"{type(module).__name__} is not pruned"
@@ -116,9 +117,9 @@ def _stays_dense(node: fx.Node, shared: set[str], block: int) -> str:
         return "convolution in groups"
     if node.target in shared:
         return "its weight is used more than once"
-    if not any(map(_is_layer, ancestors(node) - {node})):
+    if node not in between[0]:
         return "it reads the network's input"
-    if not any(map(_is_layer, descendants(node) - {node})):
+    if node not in between[1]:
         return "it gives the network's answer"
     return f"fewer than {block} rows" if len(module.weight) < block else ""
 

@@ -1,5 +1,6 @@
 """SparseByteNN's procedure: blocks go gradually while rows are regrouped, then the pattern is frozen and distilled."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from . import equations as eq
 from .engine import Engine, race
 from .outcome import SparseByteNNOutcome
 from .pattern import Pattern, retained
-from .rearrange import Ground, move, moves, survey
+from .rearrange import Ground, moves, rearranged, survey
 
 BLOCKS = (1, 4, 8, 16)
 
@@ -98,12 +99,11 @@ class SparseByteNN:
             ground = survey(model, self.block, channels)
             # masks: layer -> (OC / block, IC), orders: class -> (C,); rows stay where they are while the network trains
             pattern = Pattern(model, ground, self.block, self.budget, self.search, self.score == "random")
-            # a network that cannot be rearranged is refused before training, not after
-            move(trace(model, example), moves(channels, pattern.orders), example)
+            rearranged(deepcopy(model), moves(channels, pattern.orders), example)  # refused before training
             saliencies = {name: eq.saliency(w).cpu() for name, w in pattern.weights.items()}  # layer -> (OC, IC)
             steps = self._train(run, model, pattern)
             slices = moves(channels, pattern.orders)  # columns follow the rows of the layer that they read
-            model = move(trace(model, example), slices, example)
+            model = rearranged(deepcopy(model), slices, example)
             report = reported(repr(self), self._report, run, model, ground, pattern, saliencies)
         return SparseByteNNOutcome(
             recipe=self,

@@ -184,6 +184,14 @@ def test_threads_come_back_after_an_error():
     assert model.training and torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize(("seconds", "rounds"), [(0, 3), (60, 5)])
+def test_slow_models_are_timed_in_fewer_rounds(seconds, rounds):
+    models = {"dense": Sleeper(1), "pruned": Sleeper(1)}
+    found = cost.latencies(models, X, repeats=5, seconds=seconds)
+    assert [len(latency.times) for latency in found.values()] == [rounds] * 2
+    assert {len(model.calls) for model in models.values()} == {1 + (3 if seconds else 1) + rounds}
+
+
 def test_models_are_timed_in_turn():
     turns = []
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from lab.decoupling import paths
 from lab.decoupling.layers import recording
 from lab.decoupling.paths import (
     UNKNOWN,
@@ -89,6 +90,18 @@ def test_any_order_gives_the_same_paths(resnet):
     order = torch.randperm(75, generator=torch.Generator().manual_seed(0))
     there, back = record(decoupled, [(x, y)]), record(decoupled, [(x[order], y[order])])
     assert (there.take(order.numpy()).packed == back.packed).all()
+
+
+@pytest.mark.parametrize("size", [1, 7, 75])
+def test_large_pictures_pass_a_few_at_a_time_however_they_are_batched(resnet, size, monkeypatch):
+    decoupled, x, y = resnet
+    monkeypatch.setattr(paths, "VALUES", 10 * x[0].numel())
+    passes = []
+    hook = decoupled.model.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    parts = record(decoupled, DataLoader(TensorDataset(x, y), batch_size=size))
+    hook.remove()
+    assert passes == [10] * 8
+    assert (parts.packed == record(decoupled, [(x, y)]).packed).all() and (parts.labels == y.numpy()).all()
 
 
 def test_a_limit_is_the_first_pictures(resnet):

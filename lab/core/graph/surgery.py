@@ -77,14 +77,17 @@ def remove(model: nn.Module, plan: Plan, example: Example) -> fx.GraphModule:
 
     `example` is one input with its batch axis. The result is run once on it; a plan that does not fit is a ValueError.
     """
-    graph = trace(model, example)
-    channels = Channels(graph, embeddings=bool(plan.embedding))
-    kept = kept_channels(channels, plan)
-    branches = [_operand(graph, name, _cats(graph)) for name in plan.branches]
+    return remove_from(Channels(trace(model, example), embeddings=bool(plan.embedding)), plan, example)
+
+
+def remove_from(channels: Channels, plan: Plan, example: torch.Tensor) -> fx.GraphModule:
+    """`remove` from the network of these channels itself, which they do not describe any more afterwards."""
+    graph, kept = channels.graph, kept_channels(channels, plan)
+    branches = _operands(plan.branches, _cats(graph) if plan.branches else [])
     for _, operand in branches:
         for group in channels.groups(operand) & set(channels.producers):
             kept[group] = torch.zeros(channels.sizes[group], dtype=torch.bool)
-    blocks = [_operand(graph, name, _adds(graph)) for name in plan.blocks]
+    blocks = _operands(plan.blocks, _adds(graph) if plan.blocks else [])
     index = {group: mask.nonzero().flatten() for group, mask in kept.items()}
     slices = {n: Slice(channels, n, index) for n in graph.graph.nodes if has_channels(n)}
     cut = _Cut(graph, channels, kept, slices, channels.rewritten(kept))
@@ -347,11 +350,13 @@ def _cats(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
     return [(node, operand) for node in graph.graph.nodes if is_cat(node) for operand in operands(node)]
 
 
-def _operand(graph: fx.GraphModule, name: str, pairs: list[tuple[fx.Node, fx.Node]]) -> tuple[fx.Node, fx.Node]:
-    for joint, operand in pairs:
-        if anchor(operand) == name:
-            return joint, operand
-    raise ValueError(f"the plan drops {name!r}, which ends no branch of this network")
+def _operands(names: Iterable[str], pairs: list[tuple[fx.Node, fx.Node]]) -> list[tuple[fx.Node, fx.Node]]:
+    """Of each name the first pair of a joint and an operand that it ends."""
+    ends = {anchor(operand): (joint, operand) for joint, operand in reversed(pairs)}
+    unknown = next((name for name in names if name not in ends), None)
+    if unknown is not None:
+        raise ValueError(f"the plan drops {unknown!r}, which ends no branch of this network")
+    return [ends[name] for name in names]
 
 
 def _drop_block(add: fx.Node, branch: fx.Node) -> None:

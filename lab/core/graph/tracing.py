@@ -262,6 +262,24 @@ def descendants(node: fx.Node) -> set[fx.Node]:
     return set(reached(node, lambda present: present.users))
 
 
+def later(graph: fx.GraphModule, which: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """The nodes that are computed from one of these."""
+    found: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        if which(node) or node in found:
+            found.update(node.users)
+    return found
+
+
+def earlier(graph: fx.GraphModule, which: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    """The nodes that one of these is computed from."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.graph.nodes):
+        if which(node) or node in found:
+            found.update(node.all_input_nodes)
+    return found
+
+
 def reached(node: fx.Node, following: Callable[[fx.Node], Iterable[fx.Node]]) -> list[fx.Node]:
     """A node and all that is reached from it, each once, however many paths lead there."""
     seen: dict[fx.Node, None] = {}

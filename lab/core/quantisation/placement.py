@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..graph.calls import arguments, bounds
 from ..graph.operators import is_cat
 from ..graph.surgery import is_add
-from ..graph.tracing import ancestors, descendants, module_of, shape
+from ..graph.tracing import ancestors, earlier, later, module_of, shape
 
 # What these give was in what they got: no new rounding.
 _PASSING = (nn.PixelShuffle, nn.Identity, nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Dropout2d)
@@ -133,12 +133,13 @@ def everywhere(graph: fx.GraphModule, layers: list[fx.Node]) -> list[QuantPoint]
     read = [node.all_input_nodes[0] for node in layers]
     for node in read + [x for several in (*sums, *matrix_products(graph)) for x in several.all_input_nodes]:
         _reach(node, sources, ties)
-    heads = {node for node in sources if ancestors(node).isdisjoint(layers)}
+    is_layer = set(layers).__contains__
+    behind, before = later(graph, is_layer), earlier(graph, is_layer)
     points = []
     for node in sources:
-        is_last = (descendants(node) - {node}).isdisjoint(layers)
+        is_first = node not in behind and not is_layer(node)
         readers = tuple(user.name for user in node.users)
-        group, is_image = _root(node, ties).name, node in heads or is_last
+        group, is_image = _root(node, ties).name, is_first or node not in before
         points.append(QuantPoint(node.name, readers, group, not is_positive(node), is_image))
     return points
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from lab.core.graph import surgery
 from lab.core.graph.chains import not_zero_after, readers
-from lab.core.graph.tracing import trace
+from lab.core.graph.tracing import ancestors, descendants, earlier, later, module_of, trace
 from lab.decoupling import placement
 from lab.gal import structures
 from lab.sparsebytenn import rearrange
@@ -80,3 +80,13 @@ def test_methods_that_place_gates_masks_and_blocks_return(join):
             assert "can be masked" in str(error)
     assert surgery.magnitude(network, X) is not None
     assert rearrange.survey(trace(network, X), 2).layers
+
+
+@pytest.mark.parametrize("join", [product, halves])
+def test_what_lies_behind_and_before_layers_is_what_walks_from_each_node_say(join):
+    graph = trace(Forks(join), X)
+    nodes = set(graph.graph.nodes)
+    layers = {node for node in nodes if isinstance(module_of(node), nn.Conv2d)}
+    assert later(graph, layers.__contains__) == {n for n in nodes if (ancestors(n) - {n}) & layers}
+    assert earlier(graph, layers.__contains__) == {n for n in nodes if (descendants(n) - {n}) & layers}
+    assert not later(graph, lambda node: False) and not earlier(graph, lambda node: False)

@@ -169,5 +169,7 @@ def test_gather_lists_what_stays_of_an_axis_and_in_which_order():
     group = channels.group_of("0")
     assert channels.gather(flat, {}).tolist() == list(range(12))
     assert channels.gather(flat, {group: torch.tensor([2, 0])}).tolist() == [8, 9, 10, 11, 0, 1, 2, 3]
+    elsewhere: dict = {channels.group_of("2"): None}  # what does not lie on an axis is not asked for
+    assert channels.gather(flat, {group: torch.tensor([0]), **elsewhere}).tolist() == [0, 1, 2, 3]
     joined = (*flat, *flat)
     assert channels.gather(joined, {group: torch.tensor([1])}).tolist() == [4, 5, 6, 7, 16, 17, 18, 19]
