@@ -6,7 +6,6 @@ sums and the columns of all readers. `core.graph.channels` says which axes are o
 not at all.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from ..core.batch import Example
 from ..core.graph.channels import Channels
 from ..core.graph.operators import CONVS, is_depthwise
 from ..core.graph.slices import Slice, has_channels
-from ..core.graph.tracing import ancestors, attribute, descendants, module_of, propagate, trace
+from ..core.graph.tracing import ancestors, descendants, module_of, propagate, shared, trace
 
 LAYERS = (*CONVS, nn.Linear)
 
@@ -42,8 +41,8 @@ def survey(graph: fx.GraphModule, block: int, channels: Channels | None = None) 
 
     `channels` are the network's, where they are known already.
     """
-    shared = _shared(graph)
-    reasons = {str(node.target): _stays_dense(node, shared, block) for node in graph.graph.nodes if _is_layer(node)}
+    several = shared(graph)
+    reasons = {str(node.target): _stays_dense(node, several, block) for node in graph.graph.nodes if _is_layer(node)}
     layers = tuple(name for name, reason in reasons.items() if not reason)
     dense = {name: reason for name, reason in reasons.items() if reason}
     if not layers:
@@ -78,7 +77,7 @@ def permute(model: nn.Module, orders: Mapping[str, Tensor], example: Example) ->
     return move(graph, moves(Channels(graph), orders), example)
 
 
-def move(graph: fx.GraphModule, parts: Mapping[str, Slice], example: Tensor) -> fx.GraphModule:
+def move(graph: fx.GraphModule, parts: Mapping[str, Slice], example: Example) -> fx.GraphModule:
     """The traced network itself, once each module has its rows and columns where `moves` puts them."""
     for name, part in parts.items():
         part.apply(graph.get_submodule(name))
@@ -95,7 +94,11 @@ def moves(channels: Channels, orders: Mapping[str, Tensor]) -> dict[str, Slice]:
         try:
             group = channels.group_of(name)
         except KeyError:
-            raise ValueError(f"orders names {name!r}, which writes no channels of this network") from None
+            if name not in channels.shared:
+                raise ValueError(f"orders names {name!r}, which writes no channels of this network") from None
+            raise ValueError(
+                f"the channels of {name} cannot move: the weight of {name} is used more than once; leave it out of orders"
+            ) from None
         if reason := channels.frozen.get(group) or frozen.get(group):
             raise ValueError(f"the channels of {name} cannot move: {reason}; leave it out of orders")
         if not torch.equal(order.sort().values, torch.arange(channels.sizes[group])):
@@ -105,7 +108,7 @@ def moves(channels: Channels, orders: Mapping[str, Tensor]) -> dict[str, Slice]:
     return {str(node.target): Slice(channels, node, index) for node in nodes}
 
 
-def _stays_dense(node: fx.Node, shared: set[str], block: int) -> str:
+def _stays_dense(node: fx.Node, several: set[str], block: int) -> str:
     """Why a layer is not pruned, '' if it is."""
     module = module_of(node)
     if not isinstance(module, LAYERS):
@@ -114,7 +117,7 @@ def _stays_dense(node: fx.Node, shared: set[str], block: int) -> str:
         return "depthwise"
     if isinstance(module, CONVS) and module.groups > 1:
         return "convolution in groups"
-    if node.target in shared:
+    if node.target in several:
         return "its weight is used more than once"
     if not any(map(_is_layer, ancestors(node) - {node})):
         return "it reads the network's input"
@@ -129,26 +132,6 @@ def _is_layer(node: fx.Node) -> bool:
     return module is not None and any(p.dim() > 1 for p in module.parameters())
 
 
-def _shared(graph: fx.GraphModule) -> set[str]:
-    """The modules that are called more than once, or whose weight another module has too."""
-    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    weights = Counter(id(getattr(graph.get_submodule(name), "weight", None)) for name in calls)
-    read = {id(attribute(graph, str(node.target))) for node in graph.graph.nodes if node.op == "get_attr"}
-
-    def is_shared(name: str) -> bool:
-        weight = getattr(graph.get_submodule(name), "weight", None)
-        return calls[name] > 1 or (weight is not None and (weights[id(weight)] > 1 or id(weight) in read))
-
-    return {name for name in calls if is_shared(name)}
-
-
 def _frozen(channels: Channels) -> dict[int, str]:
-    """The classes without an order of their own, with the reason: a shared weight has one for all of its uses."""
-    shared = _shared(channels.graph)
-    reasons = channels.unordered | dict.fromkeys(channels.heads & set(channels.unordered), "its heads stay whole")
-    for node in channels.graph.graph.nodes:
-        if node.op == "call_module" and node.target in shared and has_channels(node):
-            reason = f"the weight of {node.target} is used more than once"
-            for end in (node, node.all_input_nodes[0]):
-                reasons |= dict.fromkeys(channels.groups(end), reason)
-    return reasons
+    """The classes without an order of their own, with the reason."""
+    return channels.unordered | dict.fromkeys(channels.heads & set(channels.unordered), "its heads stay whole")
