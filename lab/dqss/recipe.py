@@ -156,9 +156,10 @@ class DQSS:
         count = sum(macs.values()) if macs else None
         bitops = sum(n * bits.get(name, 32) * read.get(name, 32) for name, n in macs.items()) if macs else None
         total = cost.parameters(teacher)
-        rounded: dict[str, int] = {name: teacher.get_submodule(name).weight.numel() for name in bits}  # type: ignore
-        # Each rounded weight packed into whole bytes; biases and all else as float32.
-        size = 4 * (total - sum(rounded.values())) + sum(-(-n * bits[name] // 8) for name, n in rounded.items())
+        rounded = {name: teacher.get_parameter(f"{name}.weight") for name in bits}
+        floats = total - sum(weight.numel() for weight in {id(weight): weight for weight in rounded.values()}.values())
+        # Each layer's rounded weight packed into whole bytes; biases and all else as float32.
+        size = 4 * floats + sum(-(-weight.numel() * bits[name] // 8) for name, weight in rounded.items())
         # Before and after; the loss is that of the best uniform strategy, then of what was kept.
         rows = [
             Row("parameters", total, total),

@@ -6,7 +6,6 @@ sums and the columns of all readers. `core.graph.channels` says which axes are o
 not at all.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from ..core.batch import Example
 from ..core.graph.channels import Channels
 from ..core.graph.operators import CONVS, is_depthwise
 from ..core.graph.slices import Slice, has_channels
-from ..core.graph.tracing import attribute, earlier, later, module_of, propagate, trace
+from ..core.graph.tracing import earlier, later, module_of, propagate, shared, trace
 
 LAYERS = (*CONVS, nn.Linear)
 
@@ -42,9 +41,9 @@ def survey(graph: fx.GraphModule, block: int, channels: Channels | None = None) 
 
     `channels` are the network's, where they are known already.
     """
-    shared, between = _shared(graph), (later(graph, _is_layer), earlier(graph, _is_layer))
+    several, between = shared(graph), (later(graph, _is_layer), earlier(graph, _is_layer))
     listed = filter(_is_layer, graph.graph.nodes)
-    reasons = {str(node.target): _stays_dense(node, shared, between, block) for node in listed}
+    reasons = {str(node.target): _stays_dense(node, several, between, block) for node in listed}
     layers = tuple(name for name, reason in reasons.items() if not reason)
     dense = {name: reason for name, reason in reasons.items() if reason}
     if not layers:
@@ -79,7 +78,7 @@ def permute(model: nn.Module, orders: Mapping[str, Tensor], example: Example) ->
     return rearranged(graph, moves(Channels(graph), orders), example)
 
 
-def rearranged(graph: fx.GraphModule, parts: Mapping[str, Slice], example: Tensor) -> fx.GraphModule:
+def rearranged(graph: fx.GraphModule, parts: Mapping[str, Slice], example: Example) -> fx.GraphModule:
     """The traced network itself, each of its modules with the rows and columns of its part in their new places."""
     for name, part in parts.items():
         part.apply(graph.get_submodule(name))
@@ -96,7 +95,11 @@ def moves(channels: Channels, orders: Mapping[str, Tensor]) -> dict[str, Slice]:
         try:
             group = channels.group_of(name)
         except KeyError:
-            raise ValueError(f"orders names {name!r}, which writes no channels of this network") from None
+            if name not in channels.shared:
+                raise ValueError(f"orders names {name!r}, which writes no channels of this network") from None
+            raise ValueError(
+                f"the channels of {name} cannot move: the weight of {name} is used more than once; leave it out of orders"
+            ) from None
         if reason := channels.frozen.get(group) or frozen.get(group):
             raise ValueError(f"the channels of {name} cannot move: {reason}; leave it out of orders")
         if not torch.equal(order.sort().values, torch.arange(channels.sizes[group])):
@@ -106,7 +109,7 @@ def moves(channels: Channels, orders: Mapping[str, Tensor]) -> dict[str, Slice]:
     return {str(node.target): Slice(channels, node, index) for node in nodes}
 
 
-def _stays_dense(node: fx.Node, shared: set[str], between: tuple[set[fx.Node], set[fx.Node]], block: int) -> str:
+def _stays_dense(node: fx.Node, several: set[str], between: tuple[set[fx.Node], set[fx.Node]], block: int) -> str:
     """Why a layer is not pruned, '' if it is; `between` are the nodes behind layers and those before layers."""
     module = module_of(node)
     if not isinstance(module, LAYERS):
@@ -115,7 +118,7 @@ def _stays_dense(node: fx.Node, shared: set[str], between: tuple[set[fx.Node], s
         return "depthwise"
     if isinstance(module, CONVS) and module.groups > 1:
         return "convolution in groups"
-    if node.target in shared:
+    if node.target in several:
         return "its weight is used more than once"
     if node not in between[0]:
         return "it reads the network's input"
@@ -130,26 +133,6 @@ def _is_layer(node: fx.Node) -> bool:
     return module is not None and any(p.dim() > 1 for p in module.parameters())
 
 
-def _shared(graph: fx.GraphModule) -> set[str]:
-    """The modules that are called more than once, or whose weight another module has too."""
-    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    weights = Counter(id(getattr(graph.get_submodule(name), "weight", None)) for name in calls)
-    read = {id(attribute(graph, str(node.target))) for node in graph.graph.nodes if node.op == "get_attr"}
-
-    def is_shared(name: str) -> bool:
-        weight = getattr(graph.get_submodule(name), "weight", None)
-        return calls[name] > 1 or (weight is not None and (weights[id(weight)] > 1 or id(weight) in read))
-
-    return {name for name in calls if is_shared(name)}
-
-
 def _frozen(channels: Channels) -> dict[int, str]:
-    """The classes without an order of their own, with the reason: a shared weight has one for all of its uses."""
-    shared = _shared(channels.graph)
-    reasons = channels.unordered | dict.fromkeys(channels.heads & set(channels.unordered), "its heads stay whole")
-    for node in channels.graph.graph.nodes:
-        if node.op == "call_module" and node.target in shared and has_channels(node):
-            reason = f"the weight of {node.target} is used more than once"
-            for end in (node, node.all_input_nodes[0]):
-                reasons |= dict.fromkeys(channels.groups(end), reason)
-    return reasons
+    """The classes without an order of their own, with the reason."""
+    return channels.unordered | dict.fromkeys(channels.heads & set(channels.unordered), "its heads stay whole")

@@ -252,7 +252,7 @@ def test_a_wrong_order_is_one_line(orders, words):
 
 def test_tied_weights_stay_tied():
     network = own("tied weights")
-    with pytest.raises(ValueError, match="cannot move: the weight of b is used more than once"):
+    with pytest.raises(ValueError, match="of a cannot move: the weight of a is used more than once"):
         rearrange.permute(network, {"a": torch.arange(8)}, X[:1])
     moved = rearrange.permute(network, shuffles(network, X[:1]), X[:1])
     assert moved.a.weight is moved.b.weight

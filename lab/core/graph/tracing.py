@@ -246,10 +246,17 @@ def module_of(node: fx.Node) -> nn.Module | None:
 
 
 def shared(graph: fx.GraphModule) -> set[str]:
-    """The modules that are called more than once, or whose weights are read beside their calls."""
+    """The modules that are called more than once, or whose weights another has too, or that are read beside calls."""
     calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    read = {str(node.target).rpartition(".")[0] for node in graph.graph.nodes if node.op == "get_attr"}
-    return {name for name, count in calls.items() if count > 1 or name in read}
+    held = Counter(id(weight) for name in calls for weight in graph.get_submodule(name).parameters())
+    read = [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+    held.update({id(attribute(graph, name)) for name in read})
+    several = {name for name in calls if any(held[id(p)] > 1 for p in graph.get_submodule(name).parameters())}
+    return {name for name, count in calls.items() if count > 1} | several | (calls.keys() & _parents(read))
+
+
+def _parents(names: Iterable[str]) -> set[str]:
+    return {name.rpartition(".")[0] for name in names}
 
 
 def ancestors(node: fx.Node) -> set[fx.Node]:
