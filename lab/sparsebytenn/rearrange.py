@@ -97,7 +97,7 @@ def moves(channels: Channels, orders: Mapping[str, Tensor]) -> dict[str, Slice]:
             if name not in channels.shared:
                 raise ValueError(f"orders names {name!r}, which writes no channels of this network") from None
             raise ValueError(
-                f"the channels of {name} cannot move: the weight of {name} is used more than once; leave it out of orders"
+                f"the channels of {name} cannot move: the weight of {name} is used more than once; leave it out"
             ) from None
         if reason := channels.frozen.get(group) or frozen.get(group):
             raise ValueError(f"the channels of {name} cannot move: {reason}; leave it out of orders")
