@@ -90,8 +90,8 @@ def size(x: Example) -> int:
 def joined(parts: Sequence[Example]) -> Example:
     """The inputs of several batches as those of one."""
     first, every = parts[0], [list(tensors(part)) for part in parts]
-    whole = iter([torch.cat(several) for several in zip(*every, strict=True)])
-    return each(first, lambda _: next(whole))
+    several = iter([torch.cat(column) for column in zip(*every, strict=True)])
+    return each(first, lambda _: next(several))
 
 
 def split(x: Example, count: int) -> list[Example]:

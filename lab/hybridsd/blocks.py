@@ -156,9 +156,9 @@ def _cut_width(block: ResnetBlock, kept: torch.Tensor) -> None:
     block.conv1.out_channels = block.time_emb_proj.out_features = block.conv2.in_channels = width
 
 
-def _part(whole: torch.Tensor, part: torch.Tensor) -> nn.Parameter:
+def _part(old: torch.Tensor, part: torch.Tensor) -> nn.Parameter:
     """Some rows or columns of a parameter as one of their own, frozen where it is."""
-    return nn.Parameter(part.detach().clone(), requires_grad=whole.requires_grad)
+    return nn.Parameter(part.detach().clone(), requires_grad=old.requires_grad)
 
 
 def load_narrowed(folder: str | Path, **options: Any) -> Any:

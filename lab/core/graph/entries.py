@@ -160,8 +160,7 @@ class Entries(Unions):
         sources = node.all_input_nodes
         assert module is not None
         if name in self.shared and any(True for _ in module.parameters()):
-            once = sum(n.op == "call_module" and n.target == name for n in self.graph.graph.nodes) == 1
-            reason = f"{'the weight of ' if once else ''}{name} is used more than once"
+            reason = f"{name} is used more than once"
             self.freeze([self._ids(source) for source in sources], reason)
             return self._constant(node, reason)
         if len(sources) != 1 or not isinstance(self.values[sources[0]], Tensor):
