@@ -270,6 +270,8 @@ def _branch_units(graph: fx.GraphModule, channels: Channels) -> Candidates:
                 yield str(source.target), "it is used more than once"
             elif any(group in channels.frozen or len(channels.producers.get(group, ())) > 1 for group in groups):
                 yield str(source.target), "its width is fixed by what reads it"
+            elif (first := not_zero_after(operand)) is not None:
+                yield str(source.target), f"{first.target} makes something of its zeros"
             else:
                 yield Structure("branch", str(source.target), 1, str(source.target), operand.name, node.name)
 

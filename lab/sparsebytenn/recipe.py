@@ -142,12 +142,12 @@ class SparseByteNN:
 
         if not stage.trace:
             self._advance(pattern, 0)
-        model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # depthwise gradients are twice as fast on a processor
+        _lay_out(model.train(), torch.channels_last)  # depthwise gradients are twice as fast on a processor
         for step in descend(
             terms, task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
         ):
             self._advance(pattern, step.index + 1)
-        model.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        _lay_out(model.eval(), torch.contiguous_format)
         return list(stage.trace)
 
     def _advance(self, pattern: Pattern, t: int) -> None:
@@ -198,6 +198,13 @@ class SparseByteNN:
         if not has_labels(task):
             notes.append("the batches hold no labels: trained on the dense network's answers alone")
         return notes
+
+
+def _lay_out(model: nn.Module, form: torch.memory_format) -> None:
+    """Give the weights of 2d convolutions another layout in memory; tensors of five axes could not take it."""
+    for conv in model.modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.to(memory_format=form)  # type: ignore[call-overload]
 
 
 def _engine_rows(attempts: Attempts, model: fx.GraphModule, example: Example) -> list[Row]:

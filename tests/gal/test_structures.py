@@ -143,6 +143,28 @@ def test_a_module_without_branches_is_refused():
         structures.plan(masked)
 
 
+class Separable(nn.Module):
+    """Two branches side by side, which a depthwise convolution with a batch norm of its own reads (ShuffleNet)."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.depthwise, self.norm = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), norm
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.norm(self.depthwise(torch.cat([self.a(x).relu(), self.b(x).relu()], 1))))
+
+
+def test_a_branch_whose_zeros_become_something_else_is_left_dense():
+    example = torch.zeros(1, 3, 8, 8)
+    channels = Channels(trace(Separable(nn.BatchNorm2d(8)), example))
+    found, dense = structures.find(channels, ("branch",))
+    assert not found and dense == {name: "norm makes something of its zeros" for name in "ab"}
+    found, dense = structures.find(Channels(trace(Separable(nn.Identity()), example)), ("branch",))
+    assert [s.name for s in found] == ["a", "b"] and not dense
+
+
 def test_nothing_to_mask_is_an_error_that_says_so():
     with pytest.raises(ValueError, match=r"units=\('block',\): nothing in Sequential can be masked"):
         structures.insert_masks(nets.lenet(), ("block",), torch.zeros(1, 1, 28, 28))

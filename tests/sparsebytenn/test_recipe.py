@@ -97,6 +97,13 @@ def test_a_network_of_tokens_loses_blocks_of_its_linear_layers():
     assert any(note.startswith("not packed: ") for note in found.report.notes)
 
 
+def test_a_network_with_a_tensor_of_five_axes_is_trained():
+    """As Swin's masks of windows are, which know no layout of pictures."""
+    task = small()
+    task.model.register_buffer("windows", torch.zeros(1, 2, 1, 3, 3))
+    assert run(SparseByteNN(**QUICK), task).report["blocks"].after
+
+
 def test_what_stays_dense_is_named(outcome):
     notes = " ".join(outcome.report.notes)
     for words in ("reads the network's input: 0", "depthwise: 4.deep", "network's answer: 8"):
