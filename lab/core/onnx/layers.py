@@ -118,6 +118,8 @@ def _with_room(int_weights: Tensor, step: Tensor, layer: Any, grid: Any) -> tupl
     bias = layer.bias.detach().double().abs()
     largest = bias.view(_repeats(layer), -1).amax(0).view_as(step) if step.numel() > 1 else bias.max()
     coarse = torch.maximum(step.double(), largest / (ROOM * grid.value)).to(step)
+    if not (coarse > step).any():
+        return int_weights.to(torch.int8), step
     codes = torch.where(coarse > step, (int_weights * (step.double() / coarse)).round(), int_weights)
     return codes.to(torch.int8), coarse
 
