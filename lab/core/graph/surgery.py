@@ -80,7 +80,7 @@ def remove(model: nn.Module, plan: Plan, example: Example) -> fx.GraphModule:
     return remove_from(Channels(trace(model, example), embeddings=bool(plan.embedding)), plan, example)
 
 
-def remove_from(channels: Channels, plan: Plan, example: torch.Tensor) -> fx.GraphModule:
+def remove_from(channels: Channels, plan: Plan, example: Example) -> fx.GraphModule:
     """`remove` from the network of these channels itself, which they do not describe any more afterwards."""
     graph, kept = channels.graph, kept_channels(channels, plan)
     branches = _operands(plan.branches, _cats(graph) if plan.branches else [])
