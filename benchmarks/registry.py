@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -179,7 +180,8 @@ def registry(wanted: dict[str, Network], records: list[Record]) -> dict[str, Any
             cells = {record["method"]: cell(record, reasons) for record in mine}
             rows[name] = {**head, "parameters": known.get("parameters"), "methods": cells}
     versions = {name: version(name) for name in ("torch", "torchvision", "timm", "diffusers", "torch-pruning")}
-    made = {"sources": sources(), "versions": versions, "processor": machine()["processor"]}
+    counts = Counter(record["sources"] for record in records)  # one, unless records of other sources were taken too
+    made = {"sources": counts, "versions": versions, "processor": machine()["processor"]}
     return {"made": made, "figures": figures(wanted, records), "reasons": reasons, "networks": rows}
 
 

@@ -11,7 +11,7 @@ from lab import registry
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "made": {"sources": "0", "versions": {"torch": "2.13.0", "timm": None}, "processor": "a processor"},
+    "made": {"sources": {"0": 4}, "versions": {"torch": "2.13.0", "timm": None}, "processor": "a processor"},
     "figures": [
         {"figure": "classifiers that are pruned", "asked": 95, "reached": 19, "of": 20},
         {"figure": "tracebacks", "asked": 0, "reached": 1, "of": 9},
