@@ -17,7 +17,7 @@ from ..core.graph.operators import (
     operands,
     sees_pixels,
 )  # fmt: skip
-from ..core.graph.tracing import gives_tensors, later, module_of, reached, shape, shared, trace, width
+from ..core.graph.tracing import gives_tensors, later, module_of, reached, repeated, shape, trace, width
 from . import equations as eq
 from .layers import Controller, Gate, gates
 
@@ -107,7 +107,7 @@ def insert_gates(model: nn.Module, example: Tensor, *, bias: float = 2.0, mix: s
 
 def insert_gates_in(graph: fx.GraphModule, example: Tensor, *, bias: float = 2.0, mix: str = "sample") -> Decoupled:
     """`insert_gates` in a traced network itself, not in a copy."""
-    several = shared(graph)
+    several = repeated(graph)
     gated, ungated = _gated_layers(graph, several)
     if not gated:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(ungated.items())[:3])

@@ -246,17 +246,22 @@ def module_of(node: fx.Node) -> nn.Module | None:
 
 
 def shared(graph: fx.GraphModule) -> set[str]:
-    """The modules that are called more than once, or whose weights another has too, or that are read beside calls."""
-    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    held = Counter(id(weight) for name in calls for weight in graph.get_submodule(name).parameters())
-    read = [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
-    held.update({id(attribute(graph, name)) for name in read})
-    several = {name for name in calls if any(held[id(p)] > 1 for p in graph.get_submodule(name).parameters())}
-    return {name for name, count in calls.items() if count > 1} | several | (calls.keys() & _parents(read))
+    """The modules that are called more than once, whose weights are read beside their calls, or are another's too."""
+    held = Counter(id(p) for name in _calls(graph) for p in graph.get_submodule(name).parameters())
+    held.update({id(attribute(graph, str(node.target))) for node in graph.graph.nodes if node.op == "get_attr"})
+    tied = {name for name in _calls(graph) if any(held[id(p)] > 1 for p in graph.get_submodule(name).parameters())}
+    return repeated(graph) | tied
 
 
-def _parents(names: Iterable[str]) -> set[str]:
-    return {name.rpartition(".")[0] for name in names}
+def repeated(graph: fx.GraphModule) -> set[str]:
+    """The modules that are called more than once, or whose weights are read beside their calls."""
+    read = {str(node.target).rpartition(".")[0] for node in graph.graph.nodes if node.op == "get_attr"}
+    return {name for name, count in _calls(graph).items() if count > 1 or name in read}
+
+
+def _calls(graph: fx.GraphModule) -> Counter[str]:
+    """How often each module is called."""
+    return Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
 
 
 def ancestors(node: fx.Node) -> set[fx.Node]:
@@ -271,20 +276,20 @@ def descendants(node: fx.Node) -> set[fx.Node]:
 
 def later(graph: fx.GraphModule, which: Callable[[fx.Node], bool]) -> set[fx.Node]:
     """The nodes that are computed from one of these."""
-    found: set[fx.Node] = set()
+    marked: set[fx.Node] = set()
     for node in graph.graph.nodes:
-        if which(node) or node in found:
-            found.update(node.users)
-    return found
+        if which(node) or node in marked:
+            marked.update(node.users)
+    return marked
 
 
 def earlier(graph: fx.GraphModule, which: Callable[[fx.Node], bool]) -> set[fx.Node]:
     """The nodes that one of these is computed from."""
-    found: set[fx.Node] = set()
+    marked: set[fx.Node] = set()
     for node in reversed(graph.graph.nodes):
-        if which(node) or node in found:
-            found.update(node.all_input_nodes)
-    return found
+        if which(node) or node in marked:
+            marked.update(node.all_input_nodes)
+    return marked
 
 
 def reached(node: fx.Node, following: Callable[[fx.Node], Iterable[fx.Node]]) -> list[fx.Node]:

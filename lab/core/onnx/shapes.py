@@ -40,15 +40,15 @@ def _shape_of(leaf: Any) -> Any:
 
 def constants(model: fx.GraphModule) -> set[fx.Node]:
     """The calls whose tensors no input's values and no parameter reaches: masks of windows, tables of positions."""
-    known: set[fx.Node] = set()
+    constant: set[fx.Node] = set()
     for node in model.graph.nodes:
         reads = [source for source in node.all_input_nodes if gives_tensors(source)]
         if node.op == "get_attr":
             value = attribute(model, str(node.target))
-            known |= set() if isinstance(value, nn.Parameter) else {node}
-        elif node.op in ("call_function", "call_method") and gives_tensors(node) and known.issuperset(reads):
-            known.add(node)
-    return {node for node in known if node.op != "get_attr"}
+            constant |= set() if isinstance(value, nn.Parameter) else {node}
+        elif node.op in ("call_function", "call_method") and gives_tensors(node) and constant.issuperset(reads):
+            constant.add(node)
+    return {node for node in constant if node.op != "get_attr"}
 
 
 def fixed(writer: Any, node: fx.Node) -> Any:
