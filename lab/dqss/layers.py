@@ -40,12 +40,15 @@ class _FixedMixture(torch.autograd.Function):
         ctx.save_for_backward(x, p)
         ctx.grids = grids
         (steps, qmin, qmax), shares = grids, p.tolist()
-        flat, mixed = x.reshape(-1), torch.zeros_like(x, memory_format=torch.contiguous_format)
+        flat, mixed = x.reshape(-1), torch.empty_like(x, memory_format=torch.contiguous_format)
         for part, out in zip(flat.split(CHUNK), mixed.view(-1).split(CHUNK), strict=True):
             codes = torch.empty_like(part)
-            for share, step in zip(shares, steps, strict=True):
+            for k, (share, step) in enumerate(zip(shares, steps, strict=True)):
                 torch.mul(part, 1 / step, out=codes).round_().clamp_(qmin, qmax)
-                out.add_(codes, alpha=share * step)
+                if k:
+                    out.add_(codes, alpha=share * step)
+                else:
+                    torch.mul(codes, share * step, out=out)
         return mixed
 
     @staticmethod
