@@ -85,11 +85,9 @@ class StrategySpace:
         """Put a mixture behind each group's tensor; one run of the float network gives all of them their strategies."""
         mixtures = insert_quantisers(self.graph, self.placement, lambda _: Mixture({}))
         self.activations = dict(zip(self.readers, mixtures, strict=True))
-        tensors = {}
-        for group, point in self.placement.groups().items():
-            reader = weights[self.readers[group][0]] if self.readers[group] else None
-            tensors[group] = Activation(self.activation_bits[group], point.signed, reader)
-        calibration = Calibration(self.graph, recipe, tensors)
+        groups = self.placement.groups().items()
+        tensors = {group: Activation(self.activation_bits[group], point.signed) for group, point in groups}
+        calibration = Calibration(self.graph, recipe, tensors, weights)
         with torch.no_grad():
             calibration.run(*arguments_of(self.graph, x))
         for group, mixture in self.activations.items():

@@ -52,11 +52,10 @@ def offered(recipe: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Activation:
-    """A tensor on its way into layers: the bits of its codes, whether it may be negative, the first layer's weight."""
+    """A tensor on its way into layers: the bits of its codes, and whether it may be negative."""
 
     bits: int
     signed: bool
-    reader: "LayerWeight | None" = None
 
     @property
     def n(self) -> int:
@@ -67,16 +66,28 @@ class Activation:
 class Calibration(fx.Interpreter):
     """A run of the float network, in which each tensor at a quantiser makes its strategies and passes as it is.
 
-    strategies: {group: {name: quantiser}}. samples: {group: (SAMPLE,)}, what those are compared on. weight_ranges:
-    {layer: (G,)}, EasyQuant's, which come with its ranges of what the layer reads.
+    weights: {layer: its weight}. strategies: {group: {name: quantiser}}. samples: {group: (SAMPLE,)}, what those are
+    compared on. weight_ranges: {layer: (G,)}, EasyQuant's, which come with its ranges of what the layer reads.
     """
 
-    def __init__(self, graph: fx.GraphModule, recipe: Any, activations: dict[str, Activation]) -> None:
+    def __init__(
+        self,
+        graph: fx.GraphModule,
+        recipe: Any,
+        activations: dict[str, Activation],
+        weights: dict[str, "LayerWeight"],
+    ) -> None:
         super().__init__(graph)
-        self.recipe, self.activations = recipe, activations
+        self.recipe, self.activations, self.weights = recipe, activations, weights
+        self.reader: LayerWeight | None = None  # the first layer that reads the tensor at hand, one of its group's
         self.strategies: dict[str, Strategies] = {group: {} for group in activations}
         self.samples: dict[str, Tensor] = {}
         self.weight_ranges: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        layers = (self.weights.get(str(user.target)) for user in n.users)
+        self.reader = next((layer for layer in layers if layer is not None), None)
+        return super().run_node(n)
 
     def call_module(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         group = target.removeprefix("quantisers.")
@@ -101,9 +112,9 @@ class Calibration(fx.Interpreter):
         """The grid of each rule; of tensors that share one, the widest."""
         activation, strategies = self.activations[group], self.strategies[group]
         names, uneven = offered(self.recipe), self.recipe.scales == "uneven"
-        weight_range, alpha = easyquant_ranges(activation, x) if "easyquant" in names else (None, 0.0)
-        if weight_range is not None and activation.reader is not None:
-            self.weight_ranges.setdefault(activation.reader.name, weight_range)
+        weight_range, alpha = easyquant_ranges(activation, self.reader, x) if "easyquant" in names else (None, 0.0)
+        if weight_range is not None and self.reader is not None:
+            self.weight_ranges.setdefault(self.reader.name, weight_range)
         for name in names:
             grid = (_uneven_grid if uneven and activation.signed else _even_grid)(name, activation, x, alpha)
             if name in strategies:
@@ -111,12 +122,12 @@ class Calibration(fx.Interpreter):
             strategies[name] = FixedQuantiser(grid).to(x.device)
 
 
-def easyquant_ranges(activation: Activation, x: Tensor) -> tuple[Tensor | None, float]:
+def easyquant_ranges(activation: Activation, weight: "LayerWeight | None", x: Tensor) -> tuple[Tensor | None, float]:
     """EasyQuant's ranges of the weight of the layer that reads x (N, ...), (G,), and of x, which are found together.
 
     Where no layer reads x, or it is all 0, there is no range of a weight, and max|x|.
     """
-    samples, weight = x.detach().flatten(1)[None], activation.reader
+    samples = x.detach().flatten(1)[None]
     start = observers.max_abs(samples, activation.n, activation.signed)
     if weight is None or float(start) <= 0:
         return None, float(start)

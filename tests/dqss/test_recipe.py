@@ -216,6 +216,35 @@ def single(count: int = 3):
     return space, x, reads, weight, graph.get_submodule("0")
 
 
+class Dense(nn.Module):
+    """Two tensors side by side on one grid, of which a layer reads the first alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wider, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.Conv2d(10, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.last(torch.cat([x, self.wider(x).relu()], 1)).mean((2, 3))
+
+
+def test_easyquant_compares_a_layer_on_what_it_reads():
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 6)
+    recipe = lab.DQSS(placement="full", activation_bits=8, candidates=("max", "easyquant"))
+    graph = fold_batch_norms(Dense().eval(), x)
+    with torch.no_grad():
+        first = graph.get_submodule("stem")(x).relu()
+        second = graph.get_submodule("wider")(first).relu()
+    space = StrategySpace(graph, recipe, x)
+    (group,) = [group for group, names in space.readers.items() if "wider" in names]
+    assert [point.source for point in space.placement.points if point.group == group] == ["relu", "relu_1"]
+    ranges = dict(zip(space.activations[group].names, space.activations[group].strategies, strict=True))
+    largest = float(torch.cat([first.flatten(), second.flatten()]).max())
+    assert float(ranges["max"].qparams().scale) == pytest.approx(largest / 255)
+    assert "easyquant" in space.weights["wider"].names
+
+
 def role_of(space: StrategySpace, mixture) -> str:
     return next(role.role for role in space.roles if role.mixture is mixture)
 
