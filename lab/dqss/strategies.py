@@ -288,9 +288,11 @@ def has_range(strategy: Any) -> bool:
 
 
 def any_range(strategies: Strategies) -> Strategies:
-    """The first strategy of a tensor that is all 0, with a step of 1: any range will do."""
+    """The first strategy of a tensor that is all 0, with a range of 1: any would do, but a bias behind it is rounded
+    to the products of two steps.
+    """
     name, strategy = next(iter(strategies.items()))
-    strategy.step = torch.ones_like(strategy.step)  # type: ignore[arg-type]
+    strategy.step = torch.ones_like(strategy.step) / strategy.qmax  # type: ignore[arg-type, operator]
     return {name: strategy}
 
 

@@ -10,6 +10,7 @@ from torch import nn
 import lab
 from lab.core import store
 from lab.core.quantisation.bn_folding import fold_batch_norms
+from lab.core.task import Task
 from lab.core.training import seeded
 from lab.dqss import equations as eq
 from lab.dqss import search
@@ -214,6 +215,19 @@ def single(count: int = 3):
         nn.init.normal_(role.mixture.logits)
     reads, weight = sorted((role.mixture for role in space.roles), key=lambda one: "weights" in role_of(space, one))
     return space, x, reads, weight, graph.get_submodule("0")
+
+
+def test_a_tensor_that_is_all_zero_leaves_the_bias_behind_it_exact():
+    """Of integers, the bias is rounded to the product of the steps before it: a step of 1 would be seen."""
+    pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 1), nn.Flatten(), nn.Linear(8 * 36, 2)).eval()
+    net[0].bias.data.fill_(-100)
+    net[2].weight.data.mul_(8)
+    task = Task(model=net, batches=[torch.randn(4, 3, 6, 6)], score=lambda net: 0.0, metric="nothing", unit="")
+    recipe = lab.DQSS(algorithm="dqss", placement="full", weight_bits=8, activation_bits=8, steps=1, calibration=2)
+    outcome = recipe.run(task, progress=False)
+    assert all(row.steps <= 1 for row in outcome.parity())
 
 
 class Dense(nn.Module):
