@@ -22,7 +22,7 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
 
     Filters that one layer alone writes go for all their readers; those that join a residual stream go at their writer
     only, and hidden units that another layer writes too stay. Two filters stay where a depthwise layer follows, which
-    would else be a plain one; a layer whose norm is called elsewhere too stays whole.
+    would else be a plain one; a layer whose weight or norm is used elsewhere too stays whole.
     """
     channels = _channels(decoupled, example)
     nodes, depthwise = _calls(channels), _depthwise(channels)
@@ -31,7 +31,7 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
         used = bits.any(0)  # (C_l,)
         last, end = gate_position(nodes[name])
         chain = between(nodes[name], last)
-        if used.all() or any(node.target in channels.shared for node in chain):
+        if used.all() or any(node.target in channels.shared for node in (nodes[name], *chain)):
             continue
         group = channels.group_of(name)
         is_alone = group not in channels.frozen and len(channels.producers[group]) == 1

@@ -1,5 +1,8 @@
 """A weight that two modules have is one weight: it is cut for neither, and what is left computes what it did."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +13,7 @@ from lab.core.graph import surgery
 from lab.core.graph.channels import Channels
 from lab.core.graph.tracing import shared, trace
 from lab.core.training import seeded
+from lab.decoupling.removal import never_on
 
 
 class Convs(nn.Module):
@@ -103,10 +107,13 @@ def test_gal_leaves_them_dense_and_says_why():
 
 
 @pytest.mark.slow
-def test_decoupling_gates_neither():
+def test_decoupling_gates_both_and_cuts_neither():
     outcome = lab.Decoupling(steps=3).run(task(), progress=False)
-    assert is_tied(outcome.model)
-    assert {site.layer for site in outcome.decoupled.sites} <= {"c", "d"}
+    assert is_tied(outcome.model) and {"a", "b", "c", "d"} == {site.layer for site in outcome.decoupled.sites}
+    paths = outcome.paths(task().batches)
+    nothing = replace(paths, packed=np.zeros_like(paths.packed))
+    plan = never_on(outcome.decoupled, nothing, task().example)
+    assert plan.channels.keys() | plan.outputs.keys() == {"c", "d"}
 
 
 @pytest.mark.slow
