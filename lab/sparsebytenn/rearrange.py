@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from ..core.batch import Example
 from ..core.graph.channels import Channels
 from ..core.graph.operators import CONVS, is_depthwise
-from ..core.graph.slices import Slice, has_channels
+from ..core.graph.slices import Slice, cut, has_channels
 from ..core.graph.tracing import earlier, later, module_of, propagate, shared, trace
 
 LAYERS = (*CONVS, nn.Linear)
@@ -78,17 +78,32 @@ def permute(model: nn.Module, orders: Mapping[str, Tensor], example: Example) ->
     return rearranged(graph, moves(Channels(graph), orders), example)
 
 
-def rearranged(graph: fx.GraphModule, parts: Mapping[str, Slice], example: Example) -> fx.GraphModule:
+@dataclass(frozen=True)
+class Beside:
+    """Where the entries of a tensor that stands beside the layers (a layer scale) were before, along one axis."""
+
+    index: Tensor
+    axis: int
+
+
+def rearranged(graph: fx.GraphModule, parts: Mapping[str, Slice | Beside], example: Example) -> fx.GraphModule:
     """The traced network itself, each of its modules with the rows and columns of its part in their new places."""
     for name, part in parts.items():
-        part.apply(graph.get_submodule(name))
+        if isinstance(part, Slice):
+            part.apply(graph.get_submodule(name))
+        else:
+            owner, _, own = name.rpartition(".")
+            cut(graph.get_submodule(owner), own, part.index, axis=part.axis)
     graph.recompile()
     propagate(graph, example)
     return graph
 
 
-def moves(channels: Channels, orders: Mapping[str, Tensor]) -> dict[str, Slice]:
-    """For each module, where its rows and columns stood before, when the classes take these orders."""
+def moves(channels: Channels, orders: Mapping[str, Tensor]) -> dict[str, Slice | Beside]:
+    """Where rows and columns of each module, and tensors beside them, stood before, when the classes take these orders.
+
+    Tensors are listed under their own names.
+    """
     frozen = _frozen(channels)
     index = {}
     for name, order in orders.items():
@@ -106,8 +121,13 @@ def moves(channels: Channels, orders: Mapping[str, Tensor]) -> dict[str, Slice]:
         if not torch.equal(order.sort().values, torch.arange(channels.sizes[group])):
             raise ValueError(f"orders[{name!r}] is no order of {channels.sizes[group]} channels: give each of 0.. once")
         index[group] = order
-    nodes = filter(has_channels, channels.graph.graph.nodes)
-    return {str(node.target): Slice(channels, node, index) for node in nodes}
+    parts: dict[str, Slice | Beside] = {}
+    for node in channels.graph.graph.nodes:
+        if has_channels(node):
+            parts[str(node.target)] = Slice(channels, node, index)
+        elif node.op == "get_attr" and (layout := channels.layouts.get(node, ())):
+            parts[str(node.target)] = Beside(channels.gather(layout, index), channels.axes[node])
+    return parts
 
 
 def _stays_dense(node: fx.Node, several: set[str], between: tuple[set[fx.Node], set[fx.Node]], block: int) -> str:

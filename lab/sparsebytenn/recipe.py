@@ -15,6 +15,7 @@ from ..core.batch import Example, call, logits_of, moved, shapes_of, vector
 from ..core.fields import integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
 from ..core.graph.channels import Channels
+from ..core.graph.slices import Slice
 from ..core.graph.tracing import trace
 from ..core.outcome import base_config
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
@@ -102,15 +103,16 @@ class SparseByteNN:
             rearranged(deepcopy(model), moves(channels, pattern.orders), example)  # refused before training
             saliencies = {name: eq.saliency(w).cpu() for name, w in pattern.weights.items()}  # layer -> (OC, IC)
             steps = self._train(run, model, pattern)
-            slices = moves(channels, pattern.orders)  # columns follow the rows of the layer that they read
-            model = rearranged(deepcopy(model), slices, example)
+            parts = moves(channels, pattern.orders)  # columns follow the rows of the layer that they read
+            columns = {name: part.columns for name, part in parts.items() if isinstance(part, Slice)}
+            model = rearranged(deepcopy(model), parts, example)
             report = reported(repr(self), self._report, run, model, ground, pattern, saliencies)
         return SparseByteNNOutcome(
             recipe=self,
             report=report,
             trace=tuple(steps),
             model=model,
-            masks={name: M[:, slices[name].columns] for name, M in pattern.masks.items()},
+            masks={name: M[:, columns[name]] for name, M in pattern.masks.items()},
             orders=pattern.orders,
             classes=ground.classes,
             saliencies={name: S.half() for name, S in saliencies.items()},

@@ -256,3 +256,24 @@ def test_tied_weights_stay_tied():
         rearrange.permute(network, {"a": torch.arange(8)}, X[:1])
     moved = rearrange.permute(network, shuffles(network, X[:1]), X[:1])
     assert moved.a.weight is moved.b.weight
+
+
+class Scaled(nn.Module):
+    """A residual block whose branch has a scale a channel, which stands beside the layers (LayerScale)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.scale = nn.Parameter(torch.randn(8, 1, 1))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.last(x + self.scale * self.branch(x))
+
+
+def test_a_scale_beside_the_layers_moves_with_its_channels():
+    torch.manual_seed(0)
+    network, x = Scaled().eval(), torch.randn(2, 3, 5, 5)
+    moved = rearrange.permute(network, {"stem": torch.randperm(8)}, x[:1])
+    assert not torch.equal(moved.scale, network.scale)
+    torch.testing.assert_close(moved(x), network(x), atol=1e-5, rtol=1e-5)

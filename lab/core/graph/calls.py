@@ -13,7 +13,7 @@ from torch._jit_internal import boolean_dispatched
 from torch.nn import functional as F
 
 from .inplace import operator_name
-from .tracing import module_of, shape
+from .tracing import gives_tensors, module_of, shape
 
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
 _CLAMP_KINDS = {
@@ -26,16 +26,22 @@ _CLAMP_KINDS = {
 def arguments(node: fx.Node) -> dict[str, Any]:
     """What a function or method is called with, by torch's own names and with its defaults: `input` is the tensor.
 
-    Keywords, positions, NumPy's spellings and the loose numbers of `x.permute(0, 2, 1)` come out alike. Raises
-    ValueError where torch has no such call.
+    Keywords, positions, NumPy's spellings and the loose numbers of `x.permute(0, 2, 1)` come out alike; what forward
+    was not given is its default. Raises ValueError where torch has no such call.
     """
-    kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in node.kwargs.items()}
-    gathered = (node.args[0], node.args[1:]) if len(node.args) > 2 else node.args
-    for args in (node.args, gathered):
+    given: Any = fx.node.map_arg((node.args, node.kwargs), _default)
+    kwargs = {_NUMPY_NAMES.get(name, name): value for name, value in given[1].items()}
+    gathered = (given[0][0], given[0][1:]) if len(given[0]) > 2 else given[0]
+    for args in (given[0], gathered):
         for signature in _signatures(node.target):
             if (bound := _bound(signature, args, kwargs)) is not None:
                 return bound
     raise ValueError(f"{node.name}: torch has no {operator_name(node.target)} with these arguments")
+
+
+def _default(node: fx.Node) -> Any:
+    """What an input that was not given stands for, such as `is_causal`; any other node is itself."""
+    return node.args[0] if node.op == "placeholder" and node.args and not gives_tensors(node) else node
 
 
 def asked(node: fx.Node) -> dict[str, Any]:

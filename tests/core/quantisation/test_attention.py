@@ -65,6 +65,24 @@ def test_all_forms_answer_as_torch_does_and_within_a_step_on_integers(shared, ma
     assert ort_report.worst(ort_report.parity(rounded, X, kind)).steps <= 1
 
 
+class Asked(nn.Module):
+    """Attention that forward can be asked to mask, and is not (timm's)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x, is_causal: bool = False):
+        q, k, v = self.qkv(x)[:, None].chunk(3, -1)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)[:, 0]
+
+
+def test_what_forward_is_not_given_is_its_default():
+    torch.manual_seed(0)
+    model = Asked().eval()
+    torch.testing.assert_close(fold_batch_norms(model, X)(X), model(X), atol=1e-6, rtol=1e-5)
+
+
 def test_shares_are_known_to_be_positive_and_products_run_on_integers():
     graph = quantised(heads(), X)
     scores, mixed = matrix_products(graph)
