@@ -26,6 +26,7 @@ import lab
 from . import attempts
 from .networks import Network, by_name
 
+REFUSALS = (ValueError, TypeError, FloatingPointError)  # what the lab raises, in one line
 SECONDS, GIGABYTES = 60, 8
 LARGE = 150e6  # parameters above which only surgery is tried
 PACKAGE = str(Path(lab.__file__).parent)
@@ -130,7 +131,7 @@ def _outcome(error: Exception) -> str:
     if isinstance(error, MemoryError) or any(words in str(error) for words in OF_TORCH):
         return "memory"
     raised = traceback.extract_tb(error.__traceback__)[-1].filename
-    is_line = isinstance(error, (ValueError, TypeError)) and "\n" not in str(error)
+    is_line = isinstance(error, REFUSALS) and "\n" not in str(error)
     return "refused" if is_line and raised.startswith(PACKAGE) else "failed"
 
 
@@ -142,5 +143,9 @@ def _where(error: Exception) -> str:
 
 def in_one_line(error: BaseException) -> str:
     """An error as one line of at most 200 letters; its kind, where it is none that the lab raises on purpose."""
-    kind = "" if isinstance(error, (ValueError, TypeError, attempts.Different)) else f"{type(error).__name__}: "
+    kind = (
+        ""
+        if isinstance(error, (ValueError, TypeError, FloatingPointError, attempts.Different))
+        else f"{type(error).__name__}: "
+    )
     return (kind + " ".join(str(error).split()))[:200]

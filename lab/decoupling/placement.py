@@ -210,6 +210,9 @@ def _reason(node: fx.Node, is_behind: bool, several: set[str]) -> str:
         return "it is a first layer"
     if node.target in several:
         return "it is used more than once"
+    given = next(above for above in node.graph.nodes if above.op == "placeholder")
+    if shape(node)[0] != shape(given)[0]:
+        return "its first axis is not that of the pictures"
     if isinstance(module, nn.Linear):
         return _reason_of_units(node)
     if module.groups > 1:
@@ -221,9 +224,6 @@ def _reason(node: fx.Node, is_behind: bool, several: set[str]) -> str:
 
 def _reason_of_units(node: fx.Node) -> str:
     """Why a linear layer over tokens is not gated: only the hidden units of an MLP can be filters."""
-    given = next(above for above in node.graph.nodes if above.op == "placeholder")
-    if shape(node)[0] != shape(given)[0]:
-        return "its first axis is not that of the pictures"
     behind = reached(node, lambda present: present.users if present is node or _keeps_units(present) else ())[1:]
     behind = [user for user in behind if gives_tensors(user) or user.op == "output"]
     hidden = all(_keeps_units(user) or _over_tokens(user) for user in behind)

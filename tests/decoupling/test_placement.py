@@ -240,6 +240,22 @@ def test_a_layer_called_twice_is_left_alone():
     assert [site.layer for site in decoupled.sites] == ["c"]
 
 
+def test_a_layer_of_windows_is_not_gated():
+    """Its rows are windows, of which a picture has several: no path of a picture could be read off them."""
+
+    def forward(s, x):
+        x = F.relu(s.stem(x))
+        n, c, h, w = x.shape
+        parts = x.view(n, c, 2, h // 2, w).transpose(1, 2).reshape(2 * n, c, h // 2, w)
+        y = F.relu(s.inner(parts)).view(n, 2, c, h // 2, w).transpose(1, 2).reshape(n, c, h, w)
+        return s.head(F.relu(s.b(y)).mean((2, 3)))
+
+    net = Net(forward, stem=conv(3, 8), inner=conv(8, 8), b=conv(8, 8), head=nn.Linear(8, 4))
+    decoupled = insert_gates(net.eval(), torch.zeros(1, 3, 8, 8))
+    assert [site.layer for site in decoupled.sites] == ["b"]
+    assert decoupled.ungated["inner"] == "its first axis is not that of the pictures"
+
+
 def test_tied_weights_are_gated_apart():
     decoupled = insert_gates(tied(), torch.zeros(1, 3, 8, 8))
     assert [site.layer for site in decoupled.sites] == ["a", "b"]
