@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,6 +45,7 @@ from lab.sparsebytenn.rearrange import permute, survey
 SHARE = 0.3  # of the structures is removed
 EXACT, PARITY = 1e-5, 1e-4  # what counts as equal, relative to the largest output: in torch, and beside onnxruntime
 UNEQUAL = 0.01  # of all codes, the mean over the tensors, may lie one step apart: ties that two sums round otherwise
+LARGE, QUICKEST = 100_000_000, ("max", "p99.9", "aciq", "als")  # parameters above which DQSS compares these alone
 READERS = {"matmul", "bmm", "baddbmm", "einsum", "linear", "scaled_dot_product_attention"}
 
 Note = Callable[..., None]
@@ -296,9 +298,12 @@ def by_dqss(model: nn.Module, x: Tensor, classifies: bool, note: Note) -> None:
     """Search two steps, keep, export, and compare onnxruntime's codes with torch's, tensor by tensor.
 
     The search is the paper's, all strategies and arg-max: the safe way's thousand runs of the network would be spent on
-    logits that two steps on two pictures have hardly moved.
+    logits that two steps on two pictures have hardly moved. Of large networks the quickest strategies are compared.
     """
     recipe = lab.DQSS(algorithm="dqss", weight_bits=8, activation_bits=8, placement="full", steps=2, calibration=2)
+    if cost.parameters(model) > LARGE or x.shape[-1] > 128:
+        recipe = replace(recipe, candidates=QUICKEST)
+        note(extra=f"of {len(QUICKEST)} strategies")
     quantised(recipe.run(task(model, x, classifies), progress=False), model, note)
 
 
