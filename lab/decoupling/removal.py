@@ -47,13 +47,16 @@ def never_on(decoupled: Decoupled, paths: Paths, example: Tensor) -> Plan:
 def removed(decoupled: Decoupled, plan: Plan, example: Tensor) -> Decoupled:
     """The network without what the plan drops, its gates and controllers cut to match; the one given stays as it is."""
     channels = _channels(decoupled, example)
-    columns = _columns(decoupled, channels, surgery.kept_channels(channels, plan))
+    kept = surgery.kept_channels(channels, plan)  # filters that go together only stay together, whatever the plan drops
+    columns = _columns(decoupled, channels, kept)
+    rows = {name: torch.tensor(index) for name, index in plan.outputs.items()}
+    for name in plan.channels:
+        rows[name] = kept[channels.group_of(name)][channels.places(name)].nonzero().flatten()
     smaller = insert_gates_in(surgery.remove_from(channels, plan, example), example)
     old, new = gates(decoupled.model), gates(smaller.model)
-    filters = {**plan.channels, **plan.outputs}
     for before, after in zip(decoupled.sites, smaller.sites, strict=True):
-        rows = torch.tensor(filters.get(before.layer, range(before.filters)))
-        _cut(old[before.gate].controller, new[after.gate].controller, columns[before.layer], rows)
+        filters = rows.get(before.layer, torch.arange(before.filters))
+        _cut(old[before.gate].controller, new[after.gate].controller, columns[before.layer], filters)
         new[after.gate].mix = old[before.gate].mix
     smaller.model.eval()
     return smaller

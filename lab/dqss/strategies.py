@@ -94,6 +94,10 @@ class Calibration(fx.Interpreter):
         if group not in self.activations or group == target:
             return super().call_module(target, args, kwargs)
         (x,) = args
+        if not x.isfinite().all():
+            raise ValueError(
+                f"{group} holds values that are not finite, which no grid has: give max-pooling its padding"
+            )
         self.samples[group] = observers.subsample(x.detach().flatten(), SAMPLE)
         (self._learn if self.recipe.mode == "aware" else self._read)(group, x)
         return x

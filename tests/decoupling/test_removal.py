@@ -11,6 +11,7 @@ from lab.core.graph import surgery
 from lab.core.graph.surgery import Plan
 from lab.decoupling.layers import gates
 from lab.decoupling.paths import record
+from lab.decoupling.placement import insert_gates
 from lab.decoupling.removal import never_on, removed
 from tests.core.graph.test_foreign_networks import Net, conv
 from tests.decoupling.families import NETS, QUICK, always, distance, gated, network, plain
@@ -225,3 +226,17 @@ def test_depthwise_layers_are_cut_with_the_outputs_before_them():
     found[5].weight[gone], found[5].bias[gone] = 0, 0
     assert distance(smaller(x), found(x)) < 1e-5
     assert (smaller.get_submodule("4").groups, smaller.get_submodule("7").in_channels) == (3, 6)
+
+
+def test_filters_that_a_grouped_reader_ties_stay_together():
+    """A convolution in groups reads as many channels in each, so a plan of some of them leaves more."""
+    net = Net(
+        lambda s, x: s.head(F.relu(s.tied(F.relu(s.a(F.relu(s.stem(x)))))).mean((2, 3))),
+        stem=conv(3, 8), a=conv(8, 8), tied=nn.Conv2d(8, 8, 3, groups=2), head=nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    decoupled = insert_gates(net, x[:1])
+    smaller = removed(decoupled, Plan(channels={"a": (0, 1, 2, 4, 5)}), x[:1])
+    (site,) = [site for site in smaller.sites if site.layer == "a"]
+    assert site.filters == len(smaller.model.a.weight) == gates(smaller.model)[site.gate].controller.fc2.out_features
+    assert smaller.model(x).shape == (2, 4)

@@ -230,6 +230,27 @@ def test_a_tensor_that_is_all_zero_leaves_the_bias_behind_it_exact():
     assert all(row.steps <= 1 for row in outcome.parity())
 
 
+class Awkward(nn.Module):
+    """A tensor that is moved by `to`, after which its node is called, and where asked one of infinite padding."""
+
+    def __init__(self, padding: float) -> None:
+        super().__init__()
+        self.padding, self.stem, self.last = padding, nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x.to(torch.float32))
+        return self.last(torch.max_pool2d(nn.functional.pad(x, (0, 1, 0, 1), value=self.padding), 2)).mean((2, 3))
+
+
+def test_a_group_has_a_name_that_a_module_can_have():
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    recipe = lab.DQSS(placement="full", candidates=("max", "mse"))
+    space = StrategySpace(fold_batch_norms(Awkward(0.0).eval(), x), recipe, x)
+    assert space.readers["to_"] == ["stem"]
+    with pytest.raises(ValueError, match="pad holds values that are not finite"):
+        StrategySpace(fold_batch_norms(Awkward(-torch.inf).eval(), x), recipe, x)
+
+
 class Dense(nn.Module):
     """Two tensors side by side on one grid, of which a layer reads the first alone."""
 

@@ -68,6 +68,10 @@ class QuantPoint:
     signed: bool
     image: bool = False
 
+    def __post_init__(self) -> None:
+        if hasattr(nn.Module, self.group):  # x.to(...) is a node called 'to', which no module may be
+            object.__setattr__(self, "group", f"{self.group}_")
+
 
 @dataclass(frozen=True)
 class Placement:
