@@ -78,6 +78,7 @@ class Calibration(fx.Interpreter):
         weights: dict[str, "LayerWeight"],
     ) -> None:
         super().__init__(graph)
+        self.extra_traceback = False  # an error is one line
         self.recipe, self.activations, self.weights = recipe, activations, weights
         self.reader: LayerWeight | None = None  # the first layer that reads the tensor at hand, one of its group's
         self.strategies: dict[str, Strategies] = {group: {} for group in activations}
