@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..graph.calls import arguments, bounds
 from ..graph.operators import is_cat
 from ..graph.surgery import is_add
-from ..graph.tracing import ancestors, earlier, later, module_of, shape
+from ..graph.tracing import earlier, gives_tensors, later, module_of, reached, shape
 
 # What these give was in what they got: no new rounding.
 _PASSING = (nn.PixelShuffle, nn.Identity, nn.MaxPool2d, nn.Flatten, nn.Dropout, nn.Dropout2d)
@@ -159,7 +159,7 @@ def _reach(node: fx.Node, sources: set[fx.Node], ties: dict[fx.Node, fx.Node]) -
     if not (is_cat(node) or passes(node)):
         sources.add(node)
         return
-    inputs = node.all_input_nodes
+    inputs = list(filter(gives_tensors, node.all_input_nodes))  # a window may be as large as a size says
     for part in inputs:
         _reach(part, sources, ties)
         a, b = _root(_grid_of(part), ties), _root(_grid_of(inputs[0]), ties)
@@ -316,5 +316,6 @@ def _moves(node: fx.Node) -> bool:
 
 
 def varies(node: fx.Node) -> bool:
-    """Whether a node depends on the network's input, and is no number."""
-    return bool(shape(node)) and any(source.op == "placeholder" for source in ancestors(node))
+    """Whether a node depends on the values of the network's input, and is no number: a mask of its sizes does not."""
+    above = reached(node, lambda present: filter(gives_tensors, present.all_input_nodes))
+    return bool(shape(node)) and any(source.op == "placeholder" for source in above)
