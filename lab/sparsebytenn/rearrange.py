@@ -92,8 +92,8 @@ def rearranged(graph: fx.GraphModule, parts: Mapping[str, Slice | Beside], examp
         if isinstance(part, Slice):
             part.apply(graph.get_submodule(name))
         else:
-            owner, _, own = name.rpartition(".")
-            cut(graph.get_submodule(owner), own, part.index, axis=part.axis)
+            parent, _, last = name.rpartition(".")
+            cut(graph.get_submodule(parent), last, part.index, axis=part.axis)
     graph.recompile()
     propagate(graph, example)
     return graph
