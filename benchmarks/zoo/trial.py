@@ -143,9 +143,5 @@ def _where(error: Exception) -> str:
 
 def in_one_line(error: BaseException) -> str:
     """An error as one line of at most 200 letters; its kind, where it is none that the lab raises on purpose."""
-    kind = (
-        ""
-        if isinstance(error, (ValueError, TypeError, FloatingPointError, attempts.Different))
-        else f"{type(error).__name__}: "
-    )
+    kind = "" if isinstance(error, (*REFUSALS, attempts.Different)) else f"{type(error).__name__}: "
     return (kind + " ".join(str(error).split()))[:200]

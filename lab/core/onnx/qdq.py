@@ -11,7 +11,7 @@ hold, such as the 256 behind a ReLU, is then written with the 127 of the same la
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from .. import store
 from ..graph.calls import bounds, is_relu
 from ..graph.operators import is_cat
-from ..graph.tracing import is_record, module_of, shape
+from ..graph.tracing import attribute, is_record, module_of, shape
 from ..quantisation.placement import kind_of, passes
 from ..quantisation.qparams import QParams, is_quantiser
 from ..task import evaluating
@@ -145,7 +145,7 @@ class _Writer:
     @cached_property
     def sizes(self) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
         """What `shapes.sizes` finds."""
-        return shapes.sizes(self.model, list(self.inputs.values()))
+        return shapes.sizes(self.model, list(self.inputs.values()), self.constant_calls)
 
     @cached_property
     def constant_calls(self) -> set[fx.Node]:
@@ -169,7 +169,7 @@ class _Writer:
             for name, source in self.outputs.items():
                 self.append("Identity", [self.names[source]], name)
         elif node.op == "get_attr":
-            self.names[node] = self.constant(str(node.target), _attribute(self.model, str(node.target)))
+            self.names[node] = self.constant(str(node.target), attribute(self.model, str(node.target)))
         elif (value := shapes.fixed(self, node)) is not None:
             several = isinstance(value, (tuple, list))
             parts = {f"{node.name}.{k}": part for k, part in enumerate(value)} if several else {node.name: value}
@@ -309,10 +309,6 @@ def _clamp(writer: _Writer, node: fx.Node) -> str:
         before = writer.pair(source(writer, node), f"{node.name}.before", writer.grid(name, qparams))
         return writer.emit("Relu", [before], node.name)
     return ops.clamp(writer, node)
-
-
-def _attribute(model: nn.Module, name: str) -> Any:
-    return reduce(getattr, name.split("."), model)
 
 
 _FORMS: dict[Any, Callable] = ops.FORMS | shapes.FORMS | norms.FORMS | layers.FORMS

@@ -19,18 +19,20 @@ _END = 2**31  # where a slice that goes to the end of its axis ends
 
 
 class Values(fx.Interpreter):
-    """The shape of every tensor of a network, and every number and tensor that it computes from shapes, by node."""
+    """The shape of every tensor of a network, and every number that it computes from shapes, by node.
 
-    def __init__(self, model: fx.GraphModule, *inputs: Any) -> None:
+    Of the `kept` nodes the tensors themselves.
+    """
+
+    def __init__(self, model: fx.GraphModule, kept: set[fx.Node], *inputs: Any) -> None:
         super().__init__(model)
         self.values: dict[fx.Node, Any] = {}
-        self.kept = constants(model)
+        self.kept = kept
         self.run(*inputs)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        is_kept = n in self.kept
-        self.values[n] = value if is_kept else tree_map(_shape_of, value)
+        self.values[n] = value if n in self.kept else tree_map(_shape_of, value)
         return value
 
 
@@ -62,8 +64,10 @@ def fixed(writer: Any, node: fx.Node) -> Any:
     return writer.sizes[0][node]
 
 
-def sizes(model: fx.GraphModule, entries: list[fx.Node]) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
-    """Two runs of a network, with two pictures and with three; alike where it takes one batch size only."""
+def sizes(
+    model: fx.GraphModule, entries: list[fx.Node], kept: set[fx.Node]
+) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+    """The `Values` of two runs, with two pictures and with three; alike where a network takes one batch size only."""
     device = next(model.parameters(), torch.empty(0)).device
     placeholders = [node for node in model.graph.nodes if node.op == "placeholder"]
 
@@ -76,7 +80,7 @@ def sizes(model: fx.GraphModule, entries: list[fx.Node]) -> tuple[dict[fx.Node, 
             is_read = node in entries
             zeros = torch.zeros(lengths, dtype=node.meta["tensor_meta"].dtype, device=device) if is_read else default
             given.append(zeros)
-        return Values(model, *given).values
+        return Values(model, kept, *given).values
 
     try:
         return run(2), run(3)
