@@ -1,6 +1,7 @@
 """Real tasks that come with the lab, and the same tasks on data of one's own, by path."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = [
     "detectors",
     "digits",
     "faces",
+    "fashion",
     "graphs",
     "images",
     "mean_iou",
@@ -97,6 +99,42 @@ def _digits_model(size: int, channels: int) -> nn.Module:
         f"digits: no trained network for size={size}, channels={channels}: give a model, or take size 8 and "
         "1 channel, or size 32 and 3 channels"
     )
+
+
+# Networks by the name that `fashion` knows them under, as `nets.build` makes them.
+FASHION_NETS = {
+    "resnet20": {"net": "resnet_cifar", "depth": 20, "channels": 1},
+    "mobilenet_v1": {"net": "mobilenet_v1", "width": 0.25, "classes": 10, "channels": 1, "size": 28},
+    "vgg16": {"net": "vgg16_cifar", "channels": 1, "width": 0.25},
+}
+
+
+def fashion(
+    model: nn.Module | None = None,
+    batch_size: int = 128,
+    *,
+    net: str = "resnet20",
+    folder: str | Path | None = None,
+) -> Task:
+    """Fashion-MNIST: ten kinds of clothing, 10,000 images to learn from and 2,000 held out, scored in percent.
+
+    Inputs (N, 1, 28, 28) float32, normalised; those to learn from are flipped and moved by up to four pixels at random.
+    Without `model`, a trained network of `data/fashion`: `net` is "resnet20", "mobilenet_v1" (a quarter of the
+    channels, the first and the last stride 1) or "vgg16" (a quarter of the channels, no shortcuts). The images are the
+    first ones of each part; `folder` with the four idx files of the data set gives all 60,000 and 10,000. Raises
+    ValueError for another `net` (H. Xiao, K. Rasul, R. Vollgraf, arXiv:1708.07747).
+    """
+    if net not in FASHION_NETS:
+        raise ValueError(f"fashion: net={net!r}: give one of {', '.join(FASHION_NETS)}, or a model")
+    path = folder if folder is not None else store.artefact("fashion/t10k-images-idx3-ubyte.gz").parent
+    model = model if model is not None else _trained(f"fashion/{net}", **FASHION_NETS[net])
+    task = images(path, model, batch_size=batch_size, augment=("pad-crop", "flip"), mean=(0.2860,), std=(0.3530,))
+    return replace(task, name="fashion")
+
+
+def fashion_net(name: str) -> nn.Module:
+    """One of `FASHION_NETS` with fresh weights, drawn from torch's generator."""
+    return nets.build(FASHION_NETS[name])
 
 
 def scenes(model: nn.Module | None = None, batch_size: int = 64, *, label: str = "shape", size: int = 32) -> Task:

@@ -19,10 +19,12 @@ from lab.core import nets, store, tasks
 from lab.core.data import images
 from lab.core.data.batches import enlarged
 
+WHOLE = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts the data set
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 ARTEFACTS = [
     "digits/resnet20.safetensors", "digits/mobilenet_v1.safetensors",
     *(f"photos/edsr_x{scale}.safetensors" for scale in (2, 3, 4)),
+    *(f"fashion/{net}.safetensors" for net in tasks.FASHION_NETS),
 ]  # fmt: skip
 
 
@@ -50,7 +52,7 @@ def test_artefacts_are_those_that_were_made(name):
 
 
 def test_artefacts_are_small():
-    assert sum(store.artefact(name).stat().st_size for name in ARTEFACTS) < 3_000_000
+    assert sum(store.artefact(name).stat().st_size for name in ARTEFACTS) < 6_000_000
 
 
 def test_damaged_checkpoint_is_told_in_one_line(tmp_path, monkeypatch):
@@ -64,6 +66,43 @@ def test_damaged_checkpoint_is_told_in_one_line(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=r"is not the lab's checkpoint .*: install the package again$") as caught:
             tasks.digits()
         assert "\n" not in str(caught.value)
+
+
+# -- fashion ----------------------------------------------------------------------------------------------------------
+
+
+def test_fashion_is_the_first_images_of_each_part():
+    task = tasks.fashion()
+    assert (task.name, task.metric, task.unit) == ("fashion", "accuracy", "%")
+    assert task.example.shape == (1, 1, 28, 28) and sum(len(y) for _, y in task.batches) == 10_000
+    split = images.read(store.artefact("fashion/t10k-images-idx3-ubyte.gz").parent)
+    assert split.x_test.shape == (2_000, 1, 28, 28) and split.y_test[:5].tolist() == [9, 2, 1, 1, 6]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", tasks.FASHION_NETS)
+def test_fashion_starts_from_trained_networks(net):
+    task = tasks.fashion(net=net)
+    stated = (store.artefact(f"fashion/{net}.safetensors").parent / "README.md").read_text()
+    accuracy = next(line.split("|")[3].split()[0] for line in stated.splitlines() if f"`{net}.safetensors`" in line)
+    assert task.measure(task.model) == pytest.approx(float(accuracy), abs=0.15)  # three pictures of rounding
+    assert task.model.config == tasks.fashion_net(net).config
+    assert {p.dtype for p in task.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not WHOLE.exists(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_fashion_is_the_beginning_of_the_whole():
+    kept, whole = (images.read(path) for path in (store.artefact("fashion/SHA256SUMS").parent, WHOLE))
+    assert len(whole.x) == 60_000 and len(whole.x_test) == 10_000
+    assert torch.equal(kept.x, whole.x[:10_000]) and torch.equal(kept.y, whole.y[:10_000])
+    assert torch.equal(kept.x_test, whole.x_test[:2_000]) and torch.equal(kept.y_test, whole.y_test[:2_000])
+    assert tasks.fashion(nets.lenet(), folder=WHOLE).example.shape == (1, 1, 28, 28)
+
+
+def test_another_network_of_fashion_is_one_line():
+    with pytest.raises(ValueError, match="fashion: net='vgg19': give one of resnet20, mobilenet_v1, vgg16, or a model"):
+        tasks.fashion(net="vgg19")
 
 
 # -- digits -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from .parts import Mean, check_counts, conv_bn, named
+from .parts import Mean, check_counts, check_width, conv_bn, named
 
 
 def lenet(classes: int = 10, channels: int = 1) -> nn.Module:
@@ -34,15 +34,20 @@ _VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 _VGG19 = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 
 
-def vgg16_cifar(classes: int = 10, channels: int = 3) -> nn.Module:
+def vgg16_cifar(classes: int = 10, channels: int = 3, width: float = 1.0) -> nn.Module:
     """VGG-16 for small pictures, with batch norm and one hidden layer of 512: (N, channels, H, W) -> (N, classes).
 
-    H, W: 32 in the papers; any size works, the last map is averaged. Raises ValueError for a count below 1.
+    H, W: 32 in the papers; any size works, the last map is averaged. All layers have `width` times the paper's
+    channels. Raises ValueError for a count below 1 and a width outside (0, 8].
     """
     check_counts(classes=classes, channels=channels)
-    classifier = nn.Sequential(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, classes))
-    net = nn.Sequential(OrderedDict(features=_stages(_VGG16, channels), classifier=classifier))
-    return named(net, "vgg16_cifar", classes=classes, channels=channels)
+    check_width(width)
+    stages = tuple(tuple(max(8, int(c * width)) for c in stage) for stage in _VGG16)
+    c = stages[-1][-1]
+    classifier = nn.Sequential(nn.Linear(c, c), nn.BatchNorm1d(c), nn.ReLU(), nn.Linear(c, classes))
+    net = nn.Sequential(OrderedDict(features=_stages(stages, channels), classifier=classifier))
+    thin = {} if width == 1 else {"width": width}
+    return named(net, "vgg16_cifar", classes=classes, channels=channels, **thin)
 
 
 def vgg19_cifar(classes: int = 10, channels: int = 3) -> nn.Module:

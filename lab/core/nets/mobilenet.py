@@ -11,22 +11,28 @@ _V1 = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 
 _V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
 
-def mobilenet_v1(width: float = 1.0, classes: int = 1000) -> nn.Module:
-    """MobileNet-v1 with all channels times `width`: (N, 3, H, W) -> (N, classes), H, W: 224 in the paper.
+def mobilenet_v1(width: float = 1.0, classes: int = 1000, channels: int = 3, size: int = 224) -> nn.Module:
+    """MobileNet-v1 with all channels times `width`: (N, channels, H, W) -> (N, classes), H, W: 224 in the paper.
 
-    Raises ValueError for a width outside (0, 8] and for a count below 1.
+    `size` is the side of the pictures it is made for: below 64 the first and the last stride are 1, so that 28 x 28
+    ends in 4 x 4 maps, where the paper's five strides would leave a single pixel. Raises ValueError for a width outside
+    (0, 8] and for a count below 1.
     """
     check_width(width)
-    check_counts(classes=classes)
+    check_counts(classes=classes, channels=channels, size=size)
     c_in = max(8, int(32 * width))
-    features: list[nn.Module] = [nn.Sequential(*conv_bn(3, c_in, 3, stride=2))]
-    for c, stride in _V1:
+    strides = [stride for _, stride in _V1]
+    if small := size < 64:
+        strides[-2] = 1
+    features: list[nn.Module] = [nn.Sequential(*conv_bn(channels, c_in, 3, stride=1 if small else 2))]
+    for (c, _), stride in zip(_V1, strides, strict=True):
         c_out = max(8, int(c * width))
         depthwise = conv_bn(c_in, c_in, 3, stride=stride, groups=c_in)
         features.append(nn.Sequential(*depthwise, *conv_bn(c_in, c_out, 1)))
         c_in = c_out
     layers = OrderedDict(features=nn.Sequential(*features), mean=Mean(), classifier=nn.Linear(c_in, classes))
-    return named(nn.Sequential(layers), "mobilenet_v1", width=width, classes=classes)
+    own = {name: value for name, value, usual in (("channels", channels, 3), ("size", size, 224)) if value != usual}
+    return named(nn.Sequential(layers), "mobilenet_v1", width=width, classes=classes, **own)
 
 
 def _by_eight(c: float) -> int:
