@@ -93,10 +93,10 @@ class Fista:
                 m.copy_(eq.extrapolate(now, previous, self.alpha))
 
     @torch.no_grad()
-    def step(self, lr: float, lam: float) -> None:
+    def step(self, lr: float, lam: float, closed: list[Tensor] | None = None) -> None:
         """From the gradients that the masks hold: u = y - lr * grad, m = shrink(u, lr * lam), Card (9) to (11).
 
-        ValueError in one line where a mask holds none.
+        `closed` has of each mask which entries stay 0. ValueError in one line where a mask holds none.
         """
         gradients = [m.grad for m in self.masks if m.grad is not None]
         if unread := len(self.masks) - len(gradients):
@@ -104,12 +104,21 @@ class Fista:
         for index, (m, gradient) in enumerate(zip(self.masks, gradients, strict=True)):
             y = eq.extrapolate(self.now[index], self.previous[index], self.alpha)  # (C,) or (1,), where the gradient is
             after = eq.shrink(y - lr * gradient, lr * lam)
+            if closed is not None:
+                after = after.masked_fill(closed[index], 0)
             self.previous[index], self.now[index] = self.now[index], after
             m.copy_(after)
         self.alpha = eq.momentum(self.alpha)
         self.updates += 1
         if self.restart is not None and self.updates % self.restart == 0:
             self.alpha = 1.0  # the next extrapolation is none
+
+    @torch.no_grad()
+    def rest(self, states: list[Tensor]) -> None:
+        """Put the masks at a state, without speed."""
+        self.now, self.previous = [s.clone() for s in states], [s.clone() for s in states]
+        for m, state in zip(self.masks, states, strict=True):
+            m.copy_(state)
 
     def settle(self) -> None:
         """Put the masks at their last state, from wherever the last extrapolation has left them."""

@@ -50,7 +50,7 @@ class GAL:
     adversary: the discriminator's regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps,
     lr: updates and rate of the pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its
     updates; restart: after how many of them its momentum begins anew, None for never; macs_ratio: how many times fewer
-    multiply-adds the masks may leave before they shrink no further (ours), None for no such limit; clip: the largest
+    multiply-adds the masks leave before they shrink no further (ours), None for no such limit; clip: the largest
     norm of a step's gradient, over G's weights and over its masks, None for no limit.
     finetune_steps, finetune_lr: the stage with labels. released: behaviours of the authors' code to switch on, of
     RELEASED. Both rates fall tenfold each 30 % of a stage.
@@ -194,7 +194,7 @@ class GAL:
                 output = call(run.model, x)
             if is_labelled:
                 validate_classes(run.task, output, run.task.labels_of(batch))  # now, not after the whole stage
-            lam = self.lam if budget.is_exceeded else 0.0
+            lam = 0.0 if budget.is_reached else self.lam
             return self._round(vectors(output), vectors(call(G, x)), masks, adversary, lam)
 
         # FISTA takes its gradient at y, Card (10): masks look ahead before the step in which they are due, Card (11) is
@@ -205,10 +205,10 @@ class GAL:
             play, run.task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
         ):
             if self._mask_due(step.index):
-                fista.step(self._mask_rate(schedule), self.lam if budget.is_exceeded else 0.0)
-                self._validate_survivors(fista, step)
+                fista.step(self._mask_rate(schedule), 0.0 if budget.is_reached else self.lam, budget.closed)
                 if step.index % max(1, self.steps // COUNTS) < self.mask_every:
-                    budget.count()
+                    budget.count(fista)
+                self._validate_survivors(fista, step)
             if self._mask_due(step.index + 1):
                 fista.look_ahead()
             if self.adversary != "off":
@@ -303,24 +303,28 @@ class GAL:
     ) -> Report:
         task, baseline, example = run.task, run.model, run.example
         before, tuned = run.before, attempts(task.metric, task.measure, model)
+        macs = Row("macs", *attempts.pair("macs", cost.macs, baseline, model, example))
         rows = [
             *_counts(masked, model),
             Row("parameters", cost.parameters(baseline), cost.parameters(model)),
-            Row("macs", *attempts.pair("macs", cost.macs, baseline, model, example)),
+            macs,
             Row("bytes", cost.bytes_stored(baseline), cost.bytes_stored(model), "B"),
             Row("latency", *attempts.times(baseline, model, example), "ms", "timed", 2),
             Row(f"{task.metric} before fine-tuning", before, untuned, task.unit, "learned"),
             Row(task.metric, before, tuned, task.unit, "learned"),
         ]
-        return Report(repr(self), tuple(rows), (*self._notes(task, masked, model, empty), *attempts.notes))
+        return Report(repr(self), tuple(rows), (*self._notes(task, masked, model, empty, macs), *attempts.notes))
 
-    def _notes(self, task: Task, masked: Masked, model: nn.Module, empty: tuple[str, ...]) -> list[str]:
+    def _notes(self, task: Task, masked: Masked, model: nn.Module, empty: tuple[str, ...], macs: Row) -> list[str]:
         notes = grouped_by_reason("left dense, since", masked.dense)
         alive = {name for name, _ in model.named_modules()}
         if dead := [name for name in empty if name in alive]:
             notes.append(f"wholly masked, kept with one dead channel: {', '.join(dead)}")
         if not has_labels(task):
             notes.append("the batches hold no labels: not fine-tuned")
+        if self.macs_ratio is not None and macs.ratio < self.macs_ratio:
+            short = f"macs_ratio={self.macs_ratio} was not reached: {macs.ratio:.1f}x"
+            notes.append(f"{short}; raise lam, mask_lr or steps")
         if self.steps // self.mask_every < 100:
             notes.append(f"only {self.steps // self.mask_every} mask updates: fewer than about 100 rarely settle")
         return notes
