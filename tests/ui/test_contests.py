@@ -45,5 +45,5 @@ def test_the_table_tells_the_interval(small):
 
 def test_the_picture_has_the_worst_at_the_bottom_and_its_interval(small):
     (marks,) = small.figure(unit="points").data
-    assert marks.y == ("theirs", "nobody's") and marks.x == (1.5, -0.5)
+    assert (list(marks.y), list(marks.x)) == (["theirs", "nobody's"], [1.5, -0.5])
     assert list(marks.error_x.array) == [0.5, 0.5] and list(marks.error_x.arrayminus) == [0.25, 0.25]
