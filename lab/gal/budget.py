@@ -1,5 +1,7 @@
 """How far the masks may close: a number of multiply-adds, counted on the network that they would leave (ours)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,32 +13,43 @@ from .structures import Masked, fold, plan
 
 
 class Budget:
-    """The multiply-adds that the masks may leave, None for no limit.
+    """The multiply-adds that the masks may leave: fewer from round to round, none for no limit.
 
-    Until they leave no more, the masks shrink by lam. From then on lam is 0, what is closed stays closed, and the
-    weights have the rest of the stage to follow.
+    In a round the masks shrink, lam growing, and the weights stand still, which would undo every mask that shrinks. Where
+    the masks leave as few as the round allows, lam is 0 and what is closed stays closed; the weights follow for `follow`
+    updates of the masks, behind the last round to the end.
     """
 
-    def __init__(self, masked: Masked, example: Example, macs: float | None) -> None:
-        self.masked, self.example, self.macs = masked, example, macs
-        self.closed: list[Tensor] | None = None  # of each mask the entries that stay closed, once the budget is reached
+    def __init__(self, masked: Masked, example: Example, limits: Sequence[float], follow: int) -> None:
+        self.masked, self.example, self.limits, self.follow = masked, example, list(limits), follow
+        self.closed: list[Tensor] | None = None  # of each mask the entries that stay closed
+        self.round = self.updates = self.rested = 0  # rounds that are over; updates while closing, and since then
         self.last = self._masks()  # as they were at the last count
 
     @property
-    def is_reached(self) -> bool:
-        return self.closed is not None
+    def is_closing(self) -> bool:
+        """Whether masks shrink towards a limit now."""
+        return self.round < len(self.limits) and self.rested >= self.follow * (self.round > 0)
 
-    def count(self, fista: Fista) -> None:
-        """Look whether the masks leave few enough, where more of them are closed than at the last count."""
+    @property
+    def is_over(self) -> bool:
+        """Whether there are no more rounds."""
+        return self.round >= len(self.limits)
+
+    def update(self, fista: Fista) -> None:
+        """Take note of an update of the masks, and count what they leave where more of them are closed than before."""
+        if not self.is_closing:
+            self.rested += 1
+            return
+        self.updates += 1
         masks = self._masks()
-        if self.macs is None or self.is_reached or _zeros(masks) <= _zeros(self.last):
+        if _zeros(masks) <= _zeros(self.last) or self._left(masks) > self.limits[self.round]:
             self.last = masks
-        elif self._left(masks) > self.macs:
-            self.last = masks
-        else:
-            masks = self._opened(masks)
-            self.closed = [m == 0 for m in masks]
-            fista.rest(masks)
+            return
+        self.closed = [m == 0 for m in self._opened(masks)]
+        self.last = [(~closed).to(m) for closed, m in zip(self.closed, masks, strict=True)]
+        self.round, self.rested = self.round + 1, 0
+        fista.rest(self.last)
 
     def _opened(self, masks: list[Tensor]) -> list[Tensor]:
         """The masks with as many as the budget bears of those open again that have closed since the last count.
@@ -48,7 +61,7 @@ class Budget:
         low, high = 0, int(((now == 0) & (was > 0)).sum())
         while low < high:  # the most that may open, by bisection: each more leaves more multiply-adds
             middle = (low + high + 1) // 2
-            fits = self._left(self._split(now, was, order[:middle])) <= self.macs
+            fits = self._left(self._split(now, was, order[:middle])) <= self.limits[self.round]
             low, high = (middle, high) if fits else (low, middle - 1)
         return self._split(now, was, order[:low])
 
@@ -70,10 +83,11 @@ class Budget:
         return [m.detach().clamp(min=0).clone() for m in self.masked.masks()]
 
     def state_dict(self) -> dict:
-        return {"closed": self.closed, "last": self.last}
+        names = ("closed", "round", "updates", "rested", "last")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict) -> None:
-        self.closed, self.last = state["closed"], state["last"]
+        vars(self).update(state)
 
 
 def _zeros(masks: list[Tensor]) -> int:

@@ -78,8 +78,14 @@ class Fista:
     masks that start at 1, it goes on to gather speed, and all masks close at once.
     """
 
-    def __init__(self, masks: Iterable[nn.Parameter], look_ahead: bool = True, restart: int | None = None) -> None:
-        self.masks = list(masks)
+    def __init__(
+        self,
+        masks: Iterable[nn.Parameter],
+        look_ahead: bool = True,
+        restart: int | None = None,
+        largest: float = torch.inf,
+    ) -> None:
+        self.masks, self.largest = list(masks), largest
         self.looks_ahead, self.restart, self.updates = look_ahead, restart, 0
         self.alpha = 1.0  # alpha_1: the first extrapolation is none
         self.now = [m.detach().clone() for m in self.masks]
@@ -93,17 +99,17 @@ class Fista:
                 m.copy_(eq.extrapolate(now, previous, self.alpha))
 
     @torch.no_grad()
-    def step(self, lr: float, lam: float, closed: list[Tensor] | None = None) -> None:
+    def step(self, lr: float, lam: list[float], closed: list[Tensor] | None = None) -> None:
         """From the gradients that the masks hold: u = y - lr * grad, m = shrink(u, lr * lam), Card (9) to (11).
 
-        `closed` has of each mask which entries stay 0. ValueError in one line where a mask holds none.
+        Each mask has its own lam; `closed` has of each which entries stay 0. ValueError in one line where a mask holds none.
         """
         gradients = [m.grad for m in self.masks if m.grad is not None]
         if unread := len(self.masks) - len(gradients):
             raise ValueError(f"{unread} of {len(self.masks)} masks have no gradient: nothing in the network reads them")
         for index, (m, gradient) in enumerate(zip(self.masks, gradients, strict=True)):
             y = eq.extrapolate(self.now[index], self.previous[index], self.alpha)  # (C,) or (1,), where the gradient is
-            after = eq.shrink(y - lr * gradient, lr * lam)
+            after = eq.shrink(y - lr * gradient, lr * lam[index]).clamp(max=self.largest)
             if closed is not None:
                 after = after.masked_fill(closed[index], 0)
             self.previous[index], self.now[index] = self.now[index], after

@@ -37,7 +37,8 @@ RELEASED = (
     "raw_outputs",
 )
 SNAPSHOTS = 120  # the most mask states that an outcome keeps
-COUNTS = 100  # the most times that a stage counts multiply-adds
+ROUNDS = 5  # in which masks close towards a number of multiply-adds
+GROWTH = 1.03  # of lam with each update of the masks, while they leave too many multiply-adds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +166,16 @@ class GAL:
 
     def _prune(self, run: Run, masked: Masked) -> tuple[list[Step], Tensor]:
         """Stage 1, without labels: D and G play, FISTA closes the masks. The mask entries over time are the history."""
-        G, masks = self._training(masked.model), masked.masks()
+        G, masks = masked.model, masked.masks()
         self._start(masks)
         adversary = self._adversary(run)
         weights = [p for p in G.parameters() if not any(p is m for m in masks)]  # SGD moves these, FISTA the masks
         optimiser, schedule = sgd(weights, self.lr, self.steps)
         optimiser.register_step_pre_hook(lambda *_: self._clip(weights, masks))
-        fista = Fista(masks, look_ahead="grad_at_current" not in self.released, restart=self.restart)
         budget = self._budget(run, masked)
+        optimiser.register_step_pre_hook(lambda *_: self._wait(weights, budget))
+        largest = torch.inf if self.macs_ratio is None else 1.0
+        fista = Fista(masks, "grad_at_current" not in self.released, self.restart, largest)
         history = MaskHistory(masks, every=max(1, self.steps // SNAPSHOTS))
         is_labelled = self.finetune_steps > 0 and has_labels(run.task)
         stage = run.stage(
@@ -194,23 +197,26 @@ class GAL:
                 output = call(run.model, x)
             if is_labelled:
                 validate_classes(run.task, output, run.task.labels_of(batch))  # now, not after the whole stage
-            lam = 0.0 if budget.is_reached else self.lam
-            return self._round(vectors(output), vectors(call(G, x)), masks, adversary, lam)
+            return self._round(vectors(output), vectors(call(G, x)), masks, adversary, self._lams(fista, budget))
 
         # FISTA takes its gradient at y, Card (10): masks look ahead before the step in which they are due, Card (11) is
         # taken behind it, and the masks stand still until the next.
+        self._training(G, budget)
         if self._mask_due(len(stage.trace)):
             fista.look_ahead()
         for step in descend(
-            play, run.task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
+            play, run.task.batches, optimiser, stage, steps=self.steps, progress=run.progress
         ):
             if self._mask_due(step.index):
-                fista.step(self._mask_rate(schedule), 0.0 if budget.is_reached else self.lam, budget.closed)
-                if step.index % max(1, self.steps // COUNTS) < self.mask_every:
-                    budget.count(fista)
+                if not self.macs_ratio or budget.is_closing:
+                    fista.step(self._mask_rate(schedule), self._lams(fista, budget), budget.closed)
+                budget.update(fista)
+                self._training(G, budget)
                 self._validate_survivors(fista, step)
             if self._mask_due(step.index + 1):
                 fista.look_ahead()
+            if budget.is_over:
+                schedule.step()
             if self.adversary != "off":
                 adversary.schedule.step()
             history.note(step.index, fista.now)
@@ -218,7 +224,7 @@ class GAL:
         return list(stage.trace), history.states()
 
     def _round(
-        self, f_b: list[Tensor], f_g: list[Tensor], masks: list[nn.Parameter], adversary: Adversary, lam: float
+        self, f_b: list[Tensor], f_g: list[Tensor], masks: list[nn.Parameter], adversary: Adversary, lams: list[float]
     ) -> dict[str, Tensor]:
         """One round on output vectors (N, classes), one a head: D learns to tell them apart, then G's losses."""
         is_raw = "raw_outputs" in self.released
@@ -231,15 +237,30 @@ class GAL:
             adversary.learn(b, g.detach())  # D's update must not reach G
             terms["adversary"] = adversary.generator_loss(g)
         if "l1_in_gradient" in self.released:
-            terms["sparsity"] = eq.sparsity(torch.cat([*masks]), lam)
+            terms["sparsity"] = torch.stack([eq.sparsity(m, lam) for m, lam in zip(masks, lams, strict=True)]).sum()
         for m in masks:  # G's optimiser does not hold them: FISTA takes the gradient of the round that comes
             m.grad = None
         return terms
 
     def _budget(self, run: Run, masked: Masked) -> Budget:
         """The multiply-adds that the masks may leave."""
-        limit = None if self.macs_ratio is None else cost.macs(run.model, run.example) / self.macs_ratio
-        return Budget(masked, run.example, limit)
+        rounds = 0 if self.macs_ratio is None else ROUNDS
+        whole = cost.macs(run.model, run.example)
+        limits = [whole / self.macs_ratio ** ((k + 1) / rounds) for k in range(rounds)]
+        return Budget(masked, run.example, limits, self.steps // self.mask_every // (3 * ROUNDS))
+
+    def _lams(self, fista: Fista, budget: Budget) -> list[float]:
+        """lam of each mask: towards a budget it grows, as along a lasso's path, and is 0 while the weights follow."""
+        if self.macs_ratio is None:
+            return [self.lam for _ in fista.masks]
+        lam = self.lam * GROWTH**budget.updates if budget.is_closing else 0.0
+        return [lam for _ in fista.masks]
+
+    def _wait(self, weights: list[nn.Parameter], budget: Budget) -> None:
+        """Let the weights stand still while masks close towards a budget: they would undo every mask that shrinks."""
+        if budget.is_closing:
+            for p in weights:
+                p.grad = None
 
     def _adversary(self, run: Run) -> Adversary:
         """A fresh D for output vectors of the network's size: all tensors that it gives, side by side."""
@@ -249,17 +270,17 @@ class GAL:
         D.to(run.device, output.dtype)
         return Adversary(D, *sgd(D.parameters(), self.lr, self.steps), self.adversary)
 
-    def _training(self, G: fx.GraphModule) -> fx.GraphModule:
-        """G in training mode, but with its batch norms on the baseline's statistics.
+    def _training(self, G: fx.GraphModule, budget: Budget) -> None:
+        """Put G in training mode, but its batch norms on the baseline's statistics while masks shrink.
 
-        On batch statistics a mask in front of a batch norm could shrink at no cost: the norm undoes every scale.
+        On batch statistics a mask in front of a batch norm could shrink at no cost: the norm undoes every scale. Where
+        a budget has been reached nothing shrinks any more, and the norms learn what is left.
         """
         G.train()
-        if "batch_statistics" not in self.released:
+        if (self.macs_ratio is None or budget.is_closing) and "batch_statistics" not in self.released:
             for module in G.modules():
                 if isinstance(module, NORMS):
                     module.eval()
-        return G
 
     def _start(self, masks: list[nn.Parameter]) -> None:
         """Masks that are 1 are left so, or drawn as the release draws them."""
