@@ -25,6 +25,8 @@ class Budget:
         self.closed: list[Tensor] | None = None  # of each mask the entries that stay closed
         self.round = self.updates = self.rested = 0  # rounds that are over; updates while closing, and since then
         self.last = self._masks()  # as they were at the last count
+        self.prices = self._prices() if self.limits else []
+        self.curvature: list[Tensor] = []  # of each mask entry, as this round began
 
     @property
     def is_closing(self) -> bool:
@@ -48,8 +50,20 @@ class Budget:
             return
         self.closed = [m == 0 for m in self._opened(masks)]
         self.last = [(~closed).to(m) for closed, m in zip(self.closed, masks, strict=True)]
-        self.round, self.rested = self.round + 1, 0
+        self.round, self.rested, self.updates, self.curvature = self.round + 1, 0, 0, []
         fista.rest(self.last)
+
+    def _prices(self) -> list[float]:
+        """Of each mask the multiply-adds that go with one of its entries, in means over all entries."""
+        whole = self._left(self.last)
+        saved = []
+        for index in range(len(self.last)):
+            masks = [m.clone() for m in self.last]
+            masks[index][0] = 0
+            saved.append(whole - self._left(masks))
+        self._left(self.last)
+        mean = sum(s * len(m) for s, m in zip(saved, self.last, strict=True)) / sum(len(m) for m in self.last)
+        return [s / mean for s in saved]
 
     def _opened(self, masks: list[Tensor]) -> list[Tensor]:
         """The masks with as many as the budget bears of those open again that have closed since the last count.
@@ -83,7 +97,7 @@ class Budget:
         return [m.detach().clamp(min=0).clone() for m in self.masked.masks()]
 
     def state_dict(self) -> dict:
-        names = ("closed", "round", "updates", "rested", "last")
+        names = ("closed", "round", "updates", "rested", "last", "curvature")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict) -> None:

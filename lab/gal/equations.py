@@ -69,6 +69,17 @@ def shrink(u: Tensor, threshold: float) -> Tensor:
     return (u - threshold).clamp(min=0)
 
 
+def curvature(f_g: Tensor, masks: Sequence[Tensor], mu: float, probes: int = 8) -> list[Tensor]:
+    """Card (13): c, by which mu * L_data curves along each mask entry: 2 mu E[(df_g / dm)^2], where f_g is f_b (ours).
+
+    f_g (N, classes) with its graph, which is kept. Hutchinson's estimate: `probes` random signs in the place of f_b's
+    error, squared and averaged.
+    """
+    signs = [torch.randint(0, 2, f_g.shape, device=f_g.device).to(f_g) * 2 - 1 for _ in range(probes)]
+    pulls = [torch.autograd.grad(f_g, masks, sign, retain_graph=True) for sign in signs]
+    return [2 * mu / f_g.numel() * torch.stack(each).square().mean(0) for each in zip(*pulls, strict=True)]
+
+
 def output_scale(f_b: Tensor) -> Tensor:
     """Card (12): sigma, the standard deviation of f_b over batch and outputs (ours); 1 where all of them are equal.
 

@@ -1,6 +1,6 @@
 """Where GAL's state is learned: the soft masks, the discriminator, and FISTA's memory."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -99,17 +99,18 @@ class Fista:
                 m.copy_(eq.extrapolate(now, previous, self.alpha))
 
     @torch.no_grad()
-    def step(self, lr: float, lam: list[float], closed: list[Tensor] | None = None) -> None:
+    def step(self, lr: Sequence[Tensor | float], lam: Sequence[float], closed: list[Tensor] | None = None) -> None:
         """From the gradients that the masks hold: u = y - lr * grad, m = shrink(u, lr * lam), Card (9) to (11).
 
-        Each mask has its own lam; `closed` has of each which entries stay 0. ValueError in one line where a mask holds none.
+        Each mask has its own rate, or one for each entry, and its own lam; `closed` has of each which entries stay 0.
+        ValueError in one line where a mask holds none.
         """
         gradients = [m.grad for m in self.masks if m.grad is not None]
         if unread := len(self.masks) - len(gradients):
             raise ValueError(f"{unread} of {len(self.masks)} masks have no gradient: nothing in the network reads them")
         for index, (m, gradient) in enumerate(zip(self.masks, gradients, strict=True)):
             y = eq.extrapolate(self.now[index], self.previous[index], self.alpha)  # (C,) or (1,), where the gradient is
-            after = eq.shrink(y - lr * gradient, lr * lam[index]).clamp(max=self.largest)
+            after = eq.shrink(y - lr[index] * gradient, lr[index] * lam[index]).clamp(max=self.largest)
             if closed is not None:
                 after = after.masked_fill(closed[index], 0)
             self.previous[index], self.now[index] = self.now[index], after

@@ -38,7 +38,7 @@ RELEASED = (
 )
 SNAPSHOTS = 120  # the most mask states that an outcome keeps
 ROUNDS = 5  # in which masks close towards a number of multiply-adds
-GROWTH = 1.03  # of lam with each update of the masks, while they leave too many multiply-adds
+GROWTH = 1.1  # of lam with each update of the masks, while they leave too many multiply-adds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,19 +197,19 @@ class GAL:
                 output = call(run.model, x)
             if is_labelled:
                 validate_classes(run.task, output, run.task.labels_of(batch))  # now, not after the whole stage
-            return self._round(vectors(output), vectors(call(G, x)), masks, adversary, self._lams(fista, budget))
+            if budget.is_closing and not budget.curvature:
+                budget.curvature = self._curvature(G, x, masks)
+            return self._round(vectors(output), vectors(call(G, x)), masks, adversary, self._lams(budget))
 
         # FISTA takes its gradient at y, Card (10): masks look ahead before the step in which they are due, Card (11) is
         # taken behind it, and the masks stand still until the next.
         self._training(G, budget)
         if self._mask_due(len(stage.trace)):
             fista.look_ahead()
-        for step in descend(
-            play, run.task.batches, optimiser, stage, steps=self.steps, progress=run.progress
-        ):
+        for step in descend(play, run.task.batches, optimiser, stage, steps=self.steps, progress=run.progress):
             if self._mask_due(step.index):
                 if not self.macs_ratio or budget.is_closing:
-                    fista.step(self._mask_rate(schedule), self._lams(fista, budget), budget.closed)
+                    fista.step(self._rates(schedule, budget), self._lams(budget), budget.closed)
                 budget.update(fista)
                 self._training(G, budget)
                 self._validate_survivors(fista, step)
@@ -249,12 +249,45 @@ class GAL:
         limits = [whole / self.macs_ratio ** ((k + 1) / rounds) for k in range(rounds)]
         return Budget(masked, run.example, limits, self.steps // self.mask_every // (3 * ROUNDS))
 
-    def _lams(self, fista: Fista, budget: Budget) -> list[float]:
-        """lam of each mask: towards a budget it grows, as along a lasso's path, and is 0 while the weights follow."""
+    def _lams(self, budget: Budget) -> list[float]:
+        """lam of each mask: towards a budget it grows, as along a lasso's path, in proportion to what an entry saves.
+
+        It is relative to the mean of what entries lose for what they save, and 0 while the weights follow.
+        """
+        if self.macs_ratio is None or not budget.curvature:
+            return [self.lam if self.macs_ratio is None else 0.0 for _ in budget.last]
+        loss = torch.cat([c / max(price, 1e-9) for c, price in zip(budget.curvature, budget.prices, strict=True)])
+        lam = self.lam * float(loss.median()) * GROWTH**budget.updates
+        return [lam * price for price in budget.prices]
+
+    def _curvature(self, G: nn.Module, x: Any, masks: list[nn.Parameter]) -> list[Tensor]:
+        """How much the data loss curves along each entry; of a whole block or branch, what it loses without it.
+
+        A block may lose much that no slope at 1 tells of: a ReLU behind its sum hides it.
+        """
+
+        def scaled(heads: list[Tensor]) -> Tensor:
+            return torch.cat([f / eq.output_scale(w) for f, w in zip(heads, f_g, strict=True)], 1)
+
+        f_g = vectors(call(G, x))
+        here = scaled(f_g)
+        found = eq.curvature(here, masks, self.mu)
+        for index, m in enumerate(masks):
+            if len(m) == 1:
+                with torch.no_grad():
+                    was = m.clone()
+                    m.zero_()
+                    found[index].fill_(2 * self.mu * eq.data_loss(here, scaled(vectors(call(G, x)))))
+                    m.copy_(was)
+        return found
+
+    def _rates(self, schedule: StepLR, budget: Budget) -> list[Tensor | float]:
+        """FISTA's rates: one for all masks, or towards a budget one for each entry, in units of its own curvature."""
+        rate = self._mask_rate(schedule)
         if self.macs_ratio is None:
-            return [self.lam for _ in fista.masks]
-        lam = self.lam * GROWTH**budget.updates if budget.is_closing else 0.0
-        return [lam for _ in fista.masks]
+            return [rate for _ in budget.last]
+        floor = 1e-3 * torch.cat(budget.curvature).mean()
+        return [rate / c.clamp(min=floor) for c in budget.curvature]
 
     def _wait(self, weights: list[nn.Parameter], budget: Budget) -> None:
         """Let the weights stand still while masks close towards a budget: they would undo every mask that shrinks."""
