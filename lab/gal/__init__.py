@@ -10,7 +10,7 @@ arXiv 1903.09291).
                 sigma standard deviation of f_b
     equations   (1) masked   (2) adversarial_value   (3) data_loss   (4) sparsity   (5) regulariser_l1
                 (6) regulariser_l2   (7) regulariser_adversarial   (8) generator_loss   (9) momentum
-                (10) extrapolate   (11) shrink   (12) output_scale
+                (10) extrapolate   (11) shrink   (12) output_scale   (13) curvature
     procedure   recipe.GAL.run: stage `prune` (recipe.GAL._prune), removal (core.graph.surgery.remove), stage `finetune`
     where       structures.find says where masks sit, insert_masks puts them there, fold multiplies them into
                 the weights exactly; layers holds what is learned, players the discriminator's side
@@ -42,6 +42,12 @@ arXiv 1903.09291).
                 and D sees all of them side by side. Ours.
                 The gradient of a step is clipped: without that the data loss now and then runs away (`clip`). Weights
                 and masks have a norm each: steep weights must not weaken what holds masks open against lam. Ours.
+                With a `macs_ratio` masks close in five rounds, each to the same share of the multiply-adds of the one
+                before (budget.Budget). In a round they lie between 0 and 1 and G's weights stand still: both would
+                undo a mask that shrinks, by a larger mask or weight behind it. FISTA's rate is divided by (13), and
+                lam grows, in proportion to the multiply-adds that an entry would save. Behind a round masks that are
+                open are 1 again, and G's weights and batch norms follow. Without it all masks shrink together until
+                many close at once, and in a short run the weights can't follow. Ours.
                 Each name in quotes goes into the recipe's `released`. The R(W_D) weights of L1 and L2 (1e-4) are ours.
 """
 

@@ -37,8 +37,7 @@ RELEASED = (
     "raw_outputs",
 )
 SNAPSHOTS = 120  # the most mask states that an outcome keeps
-ROUNDS = 5  # in which masks close towards a number of multiply-adds
-GROWTH = 1.1  # of lam with each update of the masks, while they leave too many multiply-adds
+FOLLOW = 15  # towards a `macs_ratio`, weights follow each round for one in so many updates of the masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +49,12 @@ class GAL:
     attention, hidden units of an MLP), 'block', 'branch', 'input', and 'stream' (the channels of a residual stream).
     adversary: the discriminator's regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps,
     lr: updates and rate of the pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its
-    updates; restart: after how many of them its momentum begins anew, None for never; macs_ratio: how many times fewer
-    multiply-adds the masks leave before they shrink no further (ours), None for no such limit; clip: the largest
-    norm of a step's gradient, over G's weights and over its masks, None for no limit.
+    updates; restart: after how many of them its momentum begins anew, None for never; clip: the largest
+    norm of a step's gradient, over G's weights and over its masks, None for no limit. macs_ratio: how many times fewer
+    multiply-adds shall be left (ours): masks then close in rounds, the weights follow each, and lam and mask_lr are
+    relative to what each entry loses; None for the paper's procedure, in which lam alone decides.
     finetune_steps, finetune_lr: the stage with labels. released: behaviours of the authors' code to switch on, of
-    RELEASED. Both rates fall tenfold each 30 % of a stage.
+    RELEASED. Both rates fall tenfold each 30 % of a stage, with a `macs_ratio` counted from the last round on.
     """
 
     lam: float = 0.07
@@ -172,8 +172,8 @@ class GAL:
         weights = [p for p in G.parameters() if not any(p is m for m in masks)]  # SGD moves these, FISTA the masks
         optimiser, schedule = sgd(weights, self.lr, self.steps)
         optimiser.register_step_pre_hook(lambda *_: self._clip(weights, masks))
-        budget = self._budget(run, masked)
-        optimiser.register_step_pre_hook(lambda *_: self._wait(weights, budget))
+        budget = Budget(masked, run.example, self.macs_ratio, self.steps // self.mask_every // FOLLOW)
+        optimiser.register_step_pre_hook(lambda *_: budget.hold(weights))
         largest = torch.inf if self.macs_ratio is None else 1.0
         fista = Fista(masks, "grad_at_current" not in self.released, self.restart, largest)
         history = MaskHistory(masks, every=max(1, self.steps // SNAPSHOTS))
@@ -197,25 +197,33 @@ class GAL:
                 output = call(run.model, x)
             if is_labelled:
                 validate_classes(run.task, output, run.task.labels_of(batch))  # now, not after the whole stage
-            if budget.is_closing and not budget.curvature:
-                budget.curvature = self._curvature(G, x, masks)
-            return self._round(vectors(output), vectors(call(G, x)), masks, adversary, self._lams(budget))
+            sigmas = self._sigmas(vectors(output))
+
+            def scaled(heads: list[Tensor]) -> list[Tensor]:
+                return [f / sigma for f, sigma in zip(heads, sigmas, strict=True)]
+
+            budget.begin(lambda: torch.cat(scaled(vectors(call(G, x))), 1), self.mu)
+            f_b, f_g = scaled(vectors(output)), scaled(vectors(call(G, x)))
+            return self._round(f_b, f_g, masks, adversary, budget.lams(self.lam))
 
         # FISTA takes its gradient at y, Card (10): masks look ahead before the step in which they are due, Card (11) is
         # taken behind it, and the masks stand still until the next.
         self._training(G, budget)
         if self._mask_due(len(stage.trace)):
             fista.look_ahead()
-        for step in descend(play, run.task.batches, optimiser, stage, steps=self.steps, progress=run.progress):
+        falls = None if budget.limits else schedule  # towards a budget the rates fall behind the last round
+        for step in descend(
+            play, run.task.batches, optimiser, stage, steps=self.steps, schedule=falls, progress=run.progress
+        ):
             if self._mask_due(step.index):
-                if not self.macs_ratio or budget.is_closing:
-                    fista.step(self._rates(schedule, budget), self._lams(budget), budget.closed)
+                if budget.is_closing or not budget.limits:
+                    fista.step(budget.rates(self._mask_rate(schedule)), budget.lams(self.lam), budget.closed)
                 budget.update(fista)
                 self._training(G, budget)
                 self._validate_survivors(fista, step)
             if self._mask_due(step.index + 1):
                 fista.look_ahead()
-            if budget.is_over:
+            if budget.limits and budget.is_over:
                 schedule.step()
             if self.adversary != "off":
                 adversary.schedule.step()
@@ -227,9 +235,6 @@ class GAL:
         self, f_b: list[Tensor], f_g: list[Tensor], masks: list[nn.Parameter], adversary: Adversary, lams: list[float]
     ) -> dict[str, Tensor]:
         """One round on output vectors (N, classes), one a head: D learns to tell them apart, then G's losses."""
-        is_raw = "raw_outputs" in self.released
-        sigmas = [1 if is_raw else eq.output_scale(f) for f in f_b]  # scalars: one mu fits all networks
-        f_b, f_g = ([f / sigma for f, sigma in zip(heads, sigmas, strict=True)] for heads in (f_b, f_g))
         losses = [eq.data_loss(b, g) for b, g in zip(f_b, f_g, strict=True)]
         terms = {"data": self.mu * torch.stack(losses).mean()}
         if self.adversary != "off":
@@ -242,58 +247,9 @@ class GAL:
             m.grad = None
         return terms
 
-    def _budget(self, run: Run, masked: Masked) -> Budget:
-        """The multiply-adds that the masks may leave."""
-        rounds = 0 if self.macs_ratio is None else ROUNDS
-        whole = cost.macs(run.model, run.example)
-        limits = [whole / self.macs_ratio ** ((k + 1) / rounds) for k in range(rounds)]
-        return Budget(masked, run.example, limits, self.steps // self.mask_every // (3 * ROUNDS))
-
-    def _lams(self, budget: Budget) -> list[float]:
-        """lam of each mask: towards a budget it grows, as along a lasso's path, in proportion to what an entry saves.
-
-        It is relative to the mean of what entries lose for what they save, and 0 while the weights follow.
-        """
-        if self.macs_ratio is None or not budget.curvature:
-            return [self.lam if self.macs_ratio is None else 0.0 for _ in budget.last]
-        loss = torch.cat([c / max(price, 1e-9) for c, price in zip(budget.curvature, budget.prices, strict=True)])
-        lam = self.lam * float(loss.median()) * GROWTH**budget.updates
-        return [lam * price for price in budget.prices]
-
-    def _curvature(self, G: nn.Module, x: Any, masks: list[nn.Parameter]) -> list[Tensor]:
-        """How much the data loss curves along each entry; of a whole block or branch, what it loses without it.
-
-        A block may lose much that no slope at 1 tells of: a ReLU behind its sum hides it.
-        """
-
-        def scaled(heads: list[Tensor]) -> Tensor:
-            return torch.cat([f / eq.output_scale(w) for f, w in zip(heads, f_g, strict=True)], 1)
-
-        f_g = vectors(call(G, x))
-        here = scaled(f_g)
-        found = eq.curvature(here, masks, self.mu)
-        for index, m in enumerate(masks):
-            if len(m) == 1:
-                with torch.no_grad():
-                    was = m.clone()
-                    m.zero_()
-                    found[index].fill_(2 * self.mu * eq.data_loss(here, scaled(vectors(call(G, x)))))
-                    m.copy_(was)
-        return found
-
-    def _rates(self, schedule: StepLR, budget: Budget) -> list[Tensor | float]:
-        """FISTA's rates: one for all masks, or towards a budget one for each entry, in units of its own curvature."""
-        rate = self._mask_rate(schedule)
-        if self.macs_ratio is None:
-            return [rate for _ in budget.last]
-        floor = 1e-3 * torch.cat(budget.curvature).mean()
-        return [rate / c.clamp(min=floor) for c in budget.curvature]
-
-    def _wait(self, weights: list[nn.Parameter], budget: Budget) -> None:
-        """Let the weights stand still while masks close towards a budget: they would undo every mask that shrinks."""
-        if budget.is_closing:
-            for p in weights:
-                p.grad = None
+    def _sigmas(self, f_b: list[Tensor]) -> list[Tensor | int]:
+        """Card (12) of each head: scalars, so that one mu fits all networks."""
+        return [1 if "raw_outputs" in self.released else eq.output_scale(f) for f in f_b]
 
     def _adversary(self, run: Run) -> Adversary:
         """A fresh D for output vectors of the network's size: all tensors that it gives, side by side."""

@@ -47,9 +47,9 @@ class Contest:
         marks = go.Scatter(
             x=table["behind"], y=list(table.index), error_x=whiskers, mode="markers", marker_size=9, showlegend=False
         )
-        drawn = figure(marks, x=f"{unit} behind {self.kept['subject']} (left: ahead)", title=title)
-        drawn.add_vline(x=0, line_width=1, line_dash="dot")
-        return drawn.update_layout(height=150 + 24 * len(table))
+        plot = figure(marks, x=f"{unit} behind {self.kept['subject']} (left: ahead)", title=title)
+        plot.add_vline(x=0, line_width=1, line_dash="dot")
+        return plot.update_layout(height=150 + 24 * len(table))
 
     def __repr__(self) -> str:
         budgets = list(dict.fromkeys(str(row["budget"]) for row in self.kept["summary"]))
@@ -61,14 +61,14 @@ class Contest:
 
     def _shown(self, budget: Any) -> pandas.DataFrame:
         """The figure of each rival with its spread, and how far it is behind with the interval."""
-        table, name = self.summary(budget), self.kept["figure"]
-        spread = table.get(f"{name} sd", pandas.Series(float("nan"), table.index))
+        table, figure_name = self.summary(budget), self.kept["figure"]
+        spread = table.get(f"{figure_name} sd", pandas.Series(float("nan"), table.index))
         return pandas.DataFrame({
             "seeds": table["seeds"],
-            name.replace("_", " "): [f"{m:.2f} ± {s:.2f}" for m, s in zip(table[name], spread, strict=True)],
+            figure_name.replace("_", " "): [f"{m:.2f} ± {s:.2f}" for m, s in zip(table[figure_name], spread, strict=True)],
             f"behind {self.kept['subject']}": [
-                f"{m:+.2f} ({low:+.2f} to {high:+.2f})" if rival != self.kept["subject"] else ""
-                for rival, m, low, high in zip(
+                f"{m:+.2f} ({low:+.2f} to {high:+.2f})" if name != self.kept["subject"] else ""
+                for name, m, low, high in zip(
                     table.index, table["behind"], table["behind low"], table["behind high"], strict=True
                 )
             ],

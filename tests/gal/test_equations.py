@@ -102,3 +102,18 @@ def test_a_mask_of_as_many_entries_as_pictures_scales_channels():
 
 def test_a_small_scale_of_outputs_is_kept():
     assert eq.output_scale(torch.tensor([[0.25, 0.75]])).item() == 0.25
+
+
+def test_curvature_is_the_second_derivative_where_the_outputs_agree():
+    """Card (13), held to autograd: 2 mu E[(df/dm)^2] is the Hessian's diagonal at f_g = f_b."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(3, 4), torch.randn(8, 4)
+    m = torch.ones(4, requires_grad=True)
+
+    def output(m):
+        return (m * x) @ weight.T + 0.1 * ((m * x) @ weight.T) ** 2
+
+    wanted = output(m).detach()
+    hessian = torch.autograd.functional.hessian(lambda m: 10 * eq.data_loss(wanted, output(m)), m)
+    (found,) = eq.curvature(output(m), [m], 10.0, probes=4000)
+    assert torch.allclose(found, hessian.diagonal(), rtol=0.1)

@@ -30,7 +30,7 @@ def solve(fista: Fista, gradient, lr: float, lam: float, updates: int) -> torch.
     for _ in range(updates):
         fista.look_ahead()
         fista.masks[0].grad = gradient(fista.masks[0].detach())
-        fista.step(lr, lam)
+        fista.step([lr], [lam])
     return fista.now[0]
 
 
@@ -38,7 +38,7 @@ def test_a_mask_that_nothing_reads_is_one_line():
     masks = [nn.Parameter(torch.ones(2)) for _ in range(3)]
     masks[0].grad = torch.zeros(2)
     with pytest.raises(ValueError, match=r"^2 of 3 masks have no gradient: nothing in the network reads them$"):
-        Fista(masks).step(0.1, 0.1)
+        Fista(masks).step([0.1] * 3, [0.1] * 3)
     assert all(torch.equal(mask, torch.ones(2)) for mask in masks)
 
 
@@ -81,7 +81,7 @@ def test_closed_entries_stay_closed():
     for _ in range(3):
         fista.look_ahead()
         fista.masks[0].grad = torch.tensor([-1.0, -1.0])  # both are pulled open
-        fista.step(0.1, 0.01, [torch.tensor([True, False])])
+        fista.step([0.1], [0.01], [torch.tensor([True, False])])
     assert fista.now[0][0] == 0 and fista.now[0][1] > 1
 
 

@@ -1,6 +1,7 @@
 """GAL run: label-free, exact, controlled, and clear about what goes wrong."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import lab
 from lab.core.task import Task
 from lab.gal import GAL
+from lab.gal.budget import Budget
 from lab.gal.recipe import RELEASED
+from lab.gal.structures import insert_masks
 
 QUICK = {"steps": 40, "finetune_steps": 10, "mask_every": 1, "mask_lr": 0.03, "lam": 0.8}
 
@@ -112,30 +115,66 @@ def test_masks_move_only_when_they_are_due():
     assert moved == [10, 20]  # snapshot k is the state after k steps
 
 
+BUDGET = {**QUICK, "lam": 0.1, "mask_lr": 0.3, "restart": 1, "steps": 200}
+
+
 @pytest.mark.parametrize("ratio", [1.3, 2.0, 4.0])
 def test_masks_stop_at_the_multiply_adds_that_were_asked_for(ratio):
-    """With this lam all but two of 28 masks would close, most of them in one update."""
-    recipe = GAL(units="channel", **{**QUICK, "lam": 2.0})
-    free, found = run(recipe, small()), run(replace(recipe, macs_ratio=ratio), small())
+    found = run(GAL(units="channel", macs_ratio=ratio, **BUDGET), small())
     macs = found.report["macs"]
-    assert free.report["macs"].ratio > 10 and ratio <= macs.ratio
-    assert macs.before / ratio - macs.after < macs.before * 0.08  # not by more than a filter
-    reached = next(k for k, m in enumerate(found.history) if not torch.equal(m, free.history[k]))
-    closed = found.history[reached] == 0
-    assert closed.any() and (found.history[reached:][:, closed] == 0).all()  # and stays so, whatever pulls
-    assert found.report["accuracy before fine-tuning"].after > free.report["accuracy before fine-tuning"].after
+    assert ratio <= macs.ratio
+    assert macs.before / ratio - macs.after < macs.before * 0.08  # one more filter would have been too much
+    assert set(found.history[-1].tolist()) == {0.0, 1.0}  # what is open is whole
+    assert found.report["accuracy before fine-tuning"].after > 90
+
+
+def test_closed_masks_stay_closed_and_weights_wait_for_the_end_of_a_round(monkeypatch):
+    seen, task = [], small()
+    update = Budget.update
+
+    def watched(budget, fista):
+        was = budget.is_closing
+        update(budget, fista)
+        weight = budget.masked.model.get_submodule("0").weight.detach().clone()
+        seen.append((was, budget.round, weight, torch.cat(fista.now)))
+
+    monkeypatch.setattr(Budget, "update", watched)
+    run(GAL(units="channel", macs_ratio=2.0, **BUDGET), task)
+    assert seen[-1][1] == 5  # rounds
+    assert torch.equal(seen[0][2], task.model[0].weight)
+    for (_, before, old, masks), (closing, after, new, later) in pairwise(seen):
+        assert torch.equal(old, new) == closing  # weights move between rounds alone
+        assert closing or torch.equal(masks, later)  # and masks within them
+        assert before == after or set(later.tolist()) == {0.0, 1.0}
+        if after:
+            closed = next(m for _, r, _, m in seen if r == after) == 0
+            assert (later[closed] == 0).all()
+
+
+def test_lam_weighs_what_an_entry_saves_against_what_it_loses():
+    masked = insert_masks(small().model.eval(), ("channel",), torch.zeros(1, 3, 8, 8))
+    budget = Budget(masked, torch.zeros(1, 3, 8, 8), 2.0, 3)
+    first, second = 3 * 9 * 64 + 16 * 9 * 16, 12 * 9 * 16 + 16 * 4  # multiply-adds that are written and read
+    assert budget.prices[0] / budget.prices[1] == pytest.approx(first / second)
+    assert 12 * budget.prices[0] + 16 * budget.prices[1] == pytest.approx(28)
+    budget.begin(lambda: masked.model(torch.randn(64, 3, 8, 8)), 10.0)
+    lams = budget.lams(0.1)
+    assert lams[0] / lams[1] == pytest.approx(first / second)
+    lost = torch.cat([c / p for c, p in zip(budget.curvature, budget.prices, strict=True)])
+    assert lams[0] / budget.prices[0] == pytest.approx(0.1 * float(lost.median()))
+    for rate, c in zip(budget.rates(0.3), budget.curvature, strict=True):
+        assert torch.allclose(rate[c > 0.1] * c[c > 0.1], torch.tensor(0.3))
 
 
 def test_a_budget_that_the_masks_do_not_reach_is_told():
-    recipe = GAL(units="channel", macs_ratio=50.0, **{**QUICK, "lam": 0.01})
+    recipe = GAL(units="channel", macs_ratio=50.0, **{**BUDGET, "steps": 4, "mask_lr": 1e-3})
     notes = run(recipe, small()).report.notes
     assert any("macs_ratio=50.0 was not reached: 1.0x; raise lam, mask_lr or steps" in note for note in notes)
 
 
 def test_a_run_with_a_budget_is_resumed_as_it_was(tmp_path):
-    recipe = GAL(units="channel", macs_ratio=1.5, restart=5, **QUICK)
+    recipe, stop = GAL(units="channel", macs_ratio=1.5, **BUDGET), 3
     whole = run(recipe, small())
-    task, stop = small(), 3
 
     class Broken(DataLoader):
         def __iter__(self):
@@ -145,10 +184,13 @@ def test_a_run_with_a_budget_is_resumed_as_it_was(tmp_path):
                 raise KeyboardInterrupt
             return super().__iter__()
 
-    loader = Broken(task.batches.dataset, batch_size=16, shuffle=True)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, replace(task, batches=loader), checkpoint=tmp_path)
-    again = run(recipe, replace(task, batches=loader), checkpoint=tmp_path)
+    task = small()
+    task = replace(task, batches=Broken(task.batches.dataset, batch_size=16, shuffle=True))
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lab.core.training.SAVE_SECONDS", 0.0)
+        run(recipe, task, checkpoint=tmp_path)
+    again = run(recipe, task, checkpoint=tmp_path)
     assert torch.equal(again.history, whole.history) and again.report["macs"] == whole.report["macs"]
 
 

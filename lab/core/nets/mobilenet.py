@@ -31,8 +31,8 @@ def mobilenet_v1(width: float = 1.0, classes: int = 1000, channels: int = 3, siz
         features.append(nn.Sequential(*depthwise, *conv_bn(c_in, c_out, 1)))
         c_in = c_out
     layers = OrderedDict(features=nn.Sequential(*features), mean=Mean(), classifier=nn.Linear(c_in, classes))
-    own = {name: value for name, value, usual in (("channels", channels, 3), ("size", size, 224)) if value != usual}
-    return named(nn.Sequential(layers), "mobilenet_v1", width=width, classes=classes, **own)
+    given = {name: value for name, value, usual in (("channels", channels, 3), ("size", size, 224)) if value != usual}
+    return named(nn.Sequential(layers), "mobilenet_v1", width=width, classes=classes, **given)
 
 
 def _by_eight(c: float) -> int:
