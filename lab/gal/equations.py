@@ -64,7 +64,7 @@ def extrapolate(m: Tensor, m_previous: Tensor, alpha: float) -> Tensor:
     return m + (alpha - 1) / momentum(alpha) * (m - m_previous)
 
 
-def shrink(u: Tensor, threshold: float) -> Tensor:
+def shrink(u: Tensor, threshold: Tensor | float) -> Tensor:
     """Card (11): the proximal step, max(0, sign(u) max(|u| - threshold, 0)): small and negative entries become 0."""
     return (u - threshold).clamp(min=0)
 

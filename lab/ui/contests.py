@@ -61,11 +61,11 @@ class Contest:
 
     def _shown(self, budget: Any) -> pandas.DataFrame:
         """The figure of each rival with its spread, and how far it is behind with the interval."""
-        table, figure_name = self.summary(budget), self.kept["figure"]
-        spread = table.get(f"{figure_name} sd", pandas.Series(float("nan"), table.index))
+        table, chosen = self.summary(budget), self.kept["figure"]
+        spread = table.get(f"{chosen} sd", pandas.Series(float("nan"), table.index))
         return pandas.DataFrame({
             "seeds": table["seeds"],
-            figure_name.replace("_", " "): [f"{m:.2f} ± {s:.2f}" for m, s in zip(table[figure_name], spread, strict=True)],
+            chosen.replace("_", " "): [f"{m:.2f} ± {s:.2f}" for m, s in zip(table[chosen], spread, strict=True)],
             f"behind {self.kept['subject']}": [
                 f"{m:+.2f} ({low:+.2f} to {high:+.2f})" if name != self.kept["subject"] else ""
                 for name, m, low, high in zip(
