@@ -30,7 +30,7 @@ from lab.dqss.space import Assignment, StrategySpace
 
 NAMES = ("max", "p99.9", "mse", "kl", "aciq")
 WIDTHS = (8, 16, 32)
-LEARNED = {"steps": 400, "lr": 0.1}  # of the float network
+LEARNED = {"steps": 800, "lr": 0.1}  # of the float network
 HELD_OUT = 1000
 SEARCH = "DQSS's search"
 PICKS = {  # the best of which assignments, on which pictures
