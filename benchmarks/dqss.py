@@ -29,7 +29,7 @@ from lab.core.running import running
 from lab.core.task import Task
 from lab.dqss import search
 
-RECIPE = lab.DQSS(calibration=64, steps=60)
+RECIPE = lab.DQSS(calibration=256, steps=60, temperature=8.0)
 SINGLE = ("max", "p99.9", "mse", "kl", "aciq")
 STATIC = ("MinMax", "Entropy", "Percentile")
 NETS = ("resnet20", "vgg16", "mobilenet_v1")
