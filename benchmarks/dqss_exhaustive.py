@@ -8,6 +8,7 @@ network of its own, learned on Fashion-MNIST without augmentation.
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,31 +33,33 @@ from lab.dqss.space import Assignment, StrategySpace
 NAMES = ("max", "p99.9", "mse", "kl")
 WIDTHS = (8, 16, 32)
 LEARNED = {"steps": 300, "lr": 0.1}  # of the float network
-HELD_OUT = 1000
+HELD_OUT, PICTURES = 1000, 256  # to judge on, to calibrate on
+SHARP, SOFT = 1.0, 8.0  # temperatures of the classes that are compared
 FOLDER = store.artefact("fashion/t10k-images-idx3-ubyte.gz").parent
 MEAN, STD = (0.2860,), (0.3530,)  # as `lab.tasks.fashion` has them
-SEARCH = "DQSS's search"
-PICKS = {  # the best of which assignments, on which pictures
-    "best assignment for the calibration": ("any", "calibration"),
-    "best uniform pair for the calibration": ("uniform", "calibration"),
-    "best assignment for the held-out pictures": ("any", "held out"),
-    "best uniform pair for the held-out pictures": ("uniform", "held out"),
-}
+LOSSES = {"calibration": SOFT, "calibration at 1": SHARP, "held-out pictures": SHARP}
 
 
 def exhaustive(quick: bool) -> Contest:
-    """Bits, and pictures to calibrate on; the figure is the loss on held-out pictures over the least of all, in dB."""
-    budgets = ((4, 64),) if quick else tuple(itertools.product((4, 3), (64, 512)))
-    rivals = {SEARCH: rival("dqss_safe"), "arg-max of the mixture": rival("dqss"), "random": rival("random")}
-    rivals |= {name: rival("uniform", *how) for name, how in PICKS.items()}
-    settings = {"recipe": repr(recipe(4, 64, "dqss_safe")), "widths": WIDTHS, "learned": LEARNED, "held out": HELD_OUT}
-    return Contest(name="dqss-exhaustive", rivals=rivals, settings=settings, figure="held_out_behind", budgets=budgets)
+    """Assignments by bits; the figure is the loss on held-out pictures over the least of all assignments, in dB.
+
+    'best ... for the held-out pictures' nobody could have chosen: it says what there is to gain.
+    """
+    rivals = {"DQSS's search": rival("dqss_safe"), "DQSS's search at 1": rival("dqss_safe", SHARP)}
+    rivals |= {"arg-max of the mixture": rival("dqss"), "random": rival("random")}
+    for which, where in itertools.product(("assignment", "uniform pair"), LOSSES):
+        rivals[f"best {which} for the {where}"] = picked(which, where)
+    settings = {"recipe": repr(recipe(4, "dqss_safe")), "widths": WIDTHS, "learned": LEARNED, "held out": HELD_OUT}
+    return Contest(
+        name="dqss-exhaustive", rivals=rivals, settings=settings, figure="held_out_behind",
+        budgets=("4 bits",) if quick else ("4 bits", "3 bits"),
+    )  # fmt: skip
 
 
-def recipe(bits: int, pictures: int, algorithm: str) -> lab.DQSS:
+def recipe(bits: int, algorithm: str, temperature: float = SOFT) -> lab.DQSS:
     return lab.DQSS(
-        algorithm=algorithm, weight_bits=bits, activation_bits=bits, ends=bits, candidates=NAMES, calibration=pictures,
-        steps=100,
+        algorithm=algorithm, weight_bits=bits, activation_bits=bits, ends=bits, candidates=NAMES, calibration=PICTURES,
+        temperature=temperature, steps=100,
     )  # fmt: skip
 
 
@@ -87,36 +90,42 @@ class Ground:
 
     def __init__(self, run: Run, recipe: lab.DQSS) -> None:
         self.run, self.recipe = run, recipe
-        self.teacher, self.plain, mixed = (fold_batch_norms(run.model, run.example) for _ in range(3))
+        self.teacher, self.plain = (fold_batch_norms(run.model, run.example) for _ in range(2))
         self.batches = recipe.calibration_batches(run, self.teacher)
         self.x = torch.cat([x for x, _ in self.batches])
-        self.space = StrategySpace(mixed, recipe, self.x)
-        _leave_one(self.space, "max")
+        self.space = self._space()
         self.names = [list(role.mixture.names) for role in self.space.roles]
         self.uniform = {tuple(search.same(self.space, w, a)) for w, a in itertools.product(NAMES, NAMES)}
 
+    def _space(self) -> StrategySpace:
+        space = StrategySpace(fold_batch_norms(self.run.model, self.run.example), self.recipe, self.x)
+        _leave_one(space, "max")
+        return space
+
     def losses(self, path: Path) -> dict[str, np.ndarray]:
-        """'calibration', 'held out' and 'right' of every assignment, one axis a tensor; computed once."""
+        """Each of LOSSES, and how many held-out pictures are named rightly, of every assignment; computed once."""
         if not path.exists():
             x, y = held_out(HELD_OUT)
             with torch.no_grad():
                 every = torch.cat([self.x, x])
                 wanted = self.teacher(every)
                 rows = [judged(z, wanted, y) for z in leaves(self.space, every)]
-            names = ("calibration", "held out", "right")
-            np.savez(path, **{name: np.array(v) for name, v in zip(names, zip(*rows, strict=True), strict=True)})
+            np.savez(
+                path, **{name: np.array(v) for name, v in zip((*LOSSES, "right"), zip(*rows, strict=True), strict=True)}
+            )
         with np.load(path) as file:
             return {name: file[name].reshape([len(names) for names in self.names]) for name in file.files}
 
     def found(self) -> Assignment:
-        """What the recipe's algorithm keeps, as indices of the strategies before near-duplicates were merged."""
-        result = search.Search(self.recipe, self.run, self.space, self.batches).find()
-        kept = [role.mixture.names[k] for role, k in zip(self.space.roles, result.chosen, strict=True)]
+        """What the recipe's algorithm keeps; it merges strategies that are alike, in a space of its own."""
+        space = self._space()
+        result = search.Search(self.recipe, self.run, space, self.batches).find()
+        kept = [role.mixture.names[k] for role, k in zip(space.roles, result.chosen, strict=True)]
         return [names.index(name) for names, name in zip(self.names, kept, strict=True)]
 
     def best(self, which: str, losses: np.ndarray) -> Assignment:
-        """The assignment of least loss: of all, or of the uniform pairs."""
-        if which == "any":
+        """The 'assignment' of least loss, or the 'uniform pair' of least loss."""
+        if which == "assignment":
             return [int(k) for k in np.unravel_index(losses.argmin(), losses.shape)]
         return list(min(self.uniform, key=lambda chosen: losses[chosen]))
 
@@ -157,38 +166,50 @@ def leaves(space: StrategySpace, x: Tensor) -> Iterator[Tensor]:
     yield from walk(0, x)
 
 
-def judged(z: Tensor, wanted: Tensor, y: Tensor) -> tuple[float, float, int]:
-    """The loss on the first pictures, the loss on the last len(y), and how many of those are right."""
-    first, last = (search.distance(*parts) for parts in zip(_split(z, len(y)), _split(wanted, len(y)), strict=True))
-    return float(first), float(last), int((z[-len(y) :].argmax(1) == y).sum())
+def judged(z: Tensor, wanted: Tensor, y: Tensor) -> tuple[float, ...]:
+    """The losses on the first pictures, the loss on the last len(y), and how many of those are right."""
+    (a, b), (a_wanted, b_wanted) = ((part[: -len(y)], part[-len(y) :]) for part in (z, wanted))
+    soft, sharp = (float(search.distance(a, a_wanted, T)) for T in (SOFT, SHARP))
+    return soft, sharp, float(search.distance(b, b_wanted)), int((b.argmax(1) == y).sum())
 
 
-def _split(z: Tensor, last: int) -> tuple[Tensor, Tensor]:
-    return z[:-last], z[-last:]
+def rival(algorithm: str, temperature: float = SOFT) -> Rival:
+    """What an algorithm of the recipe finds."""
 
-
-def rival(algorithm: str, which: str = "", where: str = "") -> Rival:
-    """What an algorithm of the recipe finds, or the best of `which` assignments on the pictures `where`."""
-
-    def make(budget: tuple[int, int], seed: int, folder: Path) -> tuple[nn.Module, dict[str, float]]:
-        task, settings = trained(seed, folder), recipe(*budget, algorithm)
-        with running(settings, task, seed, None, None, progress=False) as run:
-            ground = Ground(run, settings)
-            losses = ground.losses(folder / f"losses_{budget[0]}_{budget[1]}_{seed}.npz")
-            chosen = ground.best(which, losses[where]) if which else ground.found()
-            ground = Ground(run, settings) if not which else ground  # as it was before the search merged strategies
-            model = ground.space.deployed(chosen, ground.plain)
-        return model, figures(losses, tuple(chosen))
+    def make(budget: str, seed: int, folder: Path) -> tuple[nn.Module, dict[str, float]]:
+        with grounded(recipe(int(budget[0]), algorithm, temperature), seed, folder) as (ground, losses):
+            chosen = ground.found()
+        return told(ground, losses, chosen)
 
     return make
 
 
-def figures(losses: dict[str, np.ndarray], chosen: tuple[int, ...]) -> dict[str, float]:
-    """dB behind the best of all assignments on either pictures, how many percent are better, and the accuracy."""
-    told = {"held_out_behind": behind(losses["held out"], chosen)}
-    told["calibration_behind"] = behind(losses["calibration"], chosen)
-    told["better_held_out"] = 100 * float((losses["held out"] < losses["held out"][chosen]).mean())
-    return told | {"accuracy": 100 * float(losses["right"][chosen]) / HELD_OUT}
+def picked(which: str, where: str) -> Rival:
+    """The best of which assignments, by which of LOSSES."""
+
+    def make(budget: str, seed: int, folder: Path) -> tuple[nn.Module, dict[str, float]]:
+        with grounded(recipe(int(budget[0]), "uniform"), seed, folder) as (ground, losses):
+            chosen = ground.best(which, losses[where])
+        return told(ground, losses, chosen)
+
+    return make
+
+
+@contextmanager
+def grounded(recipe: lab.DQSS, seed: int, folder: Path) -> Iterator[tuple[Ground, dict[str, np.ndarray]]]:
+    """The network of a seed with its strategies, and the losses of all assignments, kept in the folder."""
+    with running(recipe, trained(seed, folder), seed, None, None, progress=False) as run:
+        ground = Ground(run, recipe)
+        yield ground, ground.losses(folder / f"losses_{recipe.weight_bits}_{seed}.npz")
+
+
+def told(ground: Ground, losses: dict[str, np.ndarray], chosen: Assignment) -> tuple[nn.Module, dict[str, float]]:
+    """The network, and figures: dB behind the best of all, the percentage of assignments that are better, accuracy."""
+    at, apart = tuple(chosen), losses["held-out pictures"]
+    figures = {"held_out_behind": behind(apart, at), "calibration_behind": behind(losses["calibration"], at)}
+    figures["better"] = 100 * float((apart < apart[at]).mean())
+    figures["accuracy"] = 100 * float(losses["right"][at]) / HELD_OUT
+    return ground.space.deployed(chosen, ground.plain), figures
 
 
 def behind(losses: np.ndarray, chosen: tuple[int, ...]) -> float:

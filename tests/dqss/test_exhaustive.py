@@ -30,7 +30,7 @@ def ground():
         net, x = exhaustive.network().eval(), torch.randn(8, 1, 28, 28)
     batches = [(x, torch.arange(8) % 10)]
     task = lab.Task(model=net, batches=batches, score=lab.tasks.accuracy(batches))
-    recipe = replace(exhaustive.recipe(3, 8, "dqss_safe"), steps=4)
+    recipe = replace(exhaustive.recipe(3, "dqss_safe"), calibration=8, steps=4)
     with running(recipe, task, 0, None, None, progress=False) as run:
         yield exhaustive.Ground(run, recipe)
 
@@ -48,9 +48,12 @@ def test_each_leaf_is_the_network_of_its_assignment(ground):
 
 def test_the_best_of_all_and_of_the_uniform_pairs(ground):
     losses = np.arange(np.prod([len(names) for names in ground.names]), 0, -1.0).reshape([len(n) for n in ground.names])
-    best = ground.best("any", losses)
+    best = ground.best("assignment", losses)
     assert best == [len(names) - 1 for names in ground.names]
-    assert tuple(ground.best("uniform", losses)) in ground.uniform and len(ground.uniform) <= len(exhaustive.NAMES) ** 2
+    assert (
+        tuple(ground.best("uniform pair", losses)) in ground.uniform
+        and len(ground.uniform) <= len(exhaustive.NAMES) ** 2
+    )
     assert exhaustive.behind(losses, tuple(best)) == 0 < exhaustive.behind(losses, (0,) * len(best))
 
 
@@ -58,18 +61,24 @@ def test_losses_are_of_their_own_pictures():
     wanted, y = torch.randn(6, 10), torch.arange(4)
     z = wanted.clone()
     z[:2] += torch.randn(2, 10)
-    first, last, right = exhaustive.judged(z, wanted, y)
-    assert first > 0.01 and last == pytest.approx(0, abs=1e-6) and right == int((wanted[2:].argmax(1) == y).sum())
+    soft, sharp, last, right = exhaustive.judged(z, wanted, y)
+    assert (
+        soft > 0.01
+        and sharp > 0.01
+        and last == pytest.approx(0, abs=1e-6)
+        and right == int((wanted[2:].argmax(1) == y).sum())
+    )
 
 
 @pytest.mark.slow
-def test_what_the_search_keeps_is_named_as_before_it_merged(ground):
-    chosen = ground.found()
-    for names, role, k in zip(ground.names, ground.space.roles, chosen, strict=True):
-        assert names[k] == role.mixture.names[role.mixture.chosen]
-    assert any(
-        len(role.mixture.names) < len(names) for names, role in zip(ground.names, ground.space.roles, strict=True)
+def test_what_the_search_keeps_is_not_beaten_by_a_uniform_pair_of_its_calibration(ground, tmp_path, monkeypatch):
+    monkeypatch.setattr(exhaustive, "HELD_OUT", 20)
+    losses = ground.losses(tmp_path / "losses.npz")
+    assert set(losses) == {*exhaustive.LOSSES, "right"} and losses["right"].max() <= 20
+    found, uniform = (
+        losses["calibration"][tuple(at)] for at in (ground.found(), ground.best("uniform pair", losses["calibration"]))
     )
+    assert losses["calibration"].min() <= found <= uniform * (1 + 1e-4)
 
 
 def test_a_network_with_a_branch_is_refused():
@@ -84,6 +93,6 @@ def test_a_network_with_a_branch_is_refused():
 
     with seeded(0):
         graph, x = fold_batch_norms(Twice().eval(), torch.randn(2, 1, 8, 8)), torch.randn(2, 1, 8, 8)
-    space = StrategySpace(graph, exhaustive.recipe(4, 2, "dqss_safe"), x)
+    space = StrategySpace(graph, replace(exhaustive.recipe(4, "dqss_safe"), calibration=2), x)
     with pytest.raises(ValueError, match="no chain"):
         next(exhaustive.leaves(space, x))
