@@ -61,7 +61,7 @@ def test_losses_are_of_their_own_pictures():
     wanted, y = torch.randn(6, 10), torch.arange(4)
     z = wanted.clone()
     z[:2] += torch.randn(2, 10)
-    soft, sharp, last, right = exhaustive.judged(z, wanted, y)
+    sharp, soft, last, right = exhaustive.judged(z, wanted, y)
     assert (
         soft > 0.01
         and sharp > 0.01

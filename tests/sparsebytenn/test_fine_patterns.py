@@ -1,5 +1,6 @@
 """The rivals of the accuracy contest: masks of other shapes, trained as the recipe trains."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
     import contest
     import fine_patterns as fine
+    import sparsebytenn_accuracy as accuracy
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -66,3 +68,31 @@ def test_a_trained_network_has_the_zeros_of_its_pattern(mask):
         order = pattern.orders[name]
         whole = stays[:, order][:, : len(order) // 4 * 4].reshape(len(stays), -1, 4).sum(2)
         assert set(whole.unique().tolist()) <= ({2} if mask is fine.two_of_four else {0, 4})
+
+
+KEPT = ROOT / "data" / "sparsebytenn" / "fashion.json"
+
+
+def test_the_kept_contest_is_whole_and_of_these_settings():
+    kept, now = json.loads(KEPT.read_text()), accuracy.fashion(False)
+    assert kept["digest"] == now.digest and contest.checked(kept["records"]) == kept["records"]
+    cells = {(r["rival"], r["budget"], r["seed"]) for r in kept["records"]}
+    seeds = {seed for _, _, seed in cells}
+    assert len(seeds) > 1 and seeds <= {*now.seeds}
+    wanted = {(r, b, s) for r in now.rivals for b in now.only.get(r, now.budgets) for s in seeds}
+    assert cells == wanted
+
+
+@pytest.mark.slow
+def test_a_kept_cell_is_made_again(tmp_path):
+    """Learned figures differ a little from processor to processor, counted ones do not."""
+    (record,) = (
+        r
+        for r in json.loads(KEPT.read_text())["records"]
+        if (r["rival"], r["budget"], r["seed"]) == ("blocks of 4", 0.5, 10)
+    )
+    again = contest.made(accuracy.fashion(False), 0.5, 10, "blocks of 4", tmp_path)["figures"]
+    for name in ("macs_ratio", "sparsity"):
+        assert again[name] == pytest.approx(record["figures"][name])
+    assert again["retained"] == pytest.approx(record["figures"]["retained"], abs=0.5)
+    assert again["accuracy_drop"] == pytest.approx(record["figures"]["accuracy_drop"], abs=1.0)
