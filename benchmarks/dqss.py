@@ -8,9 +8,8 @@ fashion: ResNet-20, VGG-16 and MobileNet-v1 of `data/fashion`, quantised without
 pictures, the same for all rivals. 'best uniform pair' is the pair of strategies (weights, activations) that is best on
 them when used everywhere; 'uniform max' and its fellows are single ones. First and last layer keep 8 bits; onnxruntime
 (`quantize_static`, 8 and 4 bits) leaves them in float below 8. `held_out_loss` is the KL divergence from the float
-network's answers on 1,000 test pictures, in thousandths. exhaustive: see `dqss_exhaustive.py`. aware: ResNet-20 at
-3 bits in the quantisation-aware mode, all with as many updates from the same start. Settings were chosen with
-seeds 0 to 2.
+network's answers on 1,000 test pictures, in thousandths. exhaustive: see `dqss_exhaustive.py`. aware: the network of
+four layers of a seed at 3 and 2 bits in the quantisation-aware mode, all with as many updates from the same start.
 """
 
 from dataclasses import replace
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import torch
 from contest import Contest, Rival, main
-from dqss_exhaustive import exhaustive, held_out
+from dqss_exhaustive import LEARNED, WIDTHS, exhaustive, held_out, trained
 from dqss_static import deployed
 from torch import nn
 
@@ -34,9 +33,8 @@ SINGLE = ("max", "p99.9", "mse", "kl", "aciq")
 STATIC = ("MinMax", "Entropy", "Percentile")
 NETS = ("resnet20", "vgg16", "mobilenet_v1")
 BUDGETS = {f"{net}, {bits} bits": (net, bits) for net in NETS for bits in (8, 4, 3)}
-AWARE = lab.DQSS(mode="aware", calibration=64, steps=60, weight_bits=3, activation_bits=3)
+AWARE = lab.DQSS(mode="aware", calibration=256, steps=100)
 TRAINED = ("pams", "lsq", "dorefa", "tqt")
-BATCH = 64  # of the quantisation-aware mode
 PICTURES = 1000  # held out, of the loss
 
 
@@ -59,17 +57,15 @@ def fashion(quick: bool) -> Contest:
 
 
 def aware(quick: bool) -> Contest:
-    """Weights and ranges learned with the strategies, then with what was kept."""
-    steps = AWARE.steps // 10 if quick else AWARE.steps
+    """Weights and ranges learned with the strategies, then as long again with what was kept."""
     ways = {"DQSS's search": {}, "arg-max of the mixture": {"algorithm": "dqss"}}
     ways |= {f"{name} alone": {"algorithm": "uniform", "candidates": (name,)} for name in TRAINED}
-    rivals: dict[str, Rival] = {name: partial(_aware, replace(AWARE, steps=steps, **way)) for name, way in ways.items()}
     return Contest(
-        name="dqss-aware-quick" if quick else "dqss-aware",
-        rivals=rivals,
-        settings={"recipe": repr(replace(AWARE, steps=steps)), "net": "resnet20"},
+        name="dqss-aware",
+        rivals={name: partial(_aware, way) for name, way in ways.items()},
+        settings={"recipe": repr(AWARE), "rivals": ways, "widths": WIDTHS, "learned": LEARNED},
         figure="accuracy_drop",
-        budgets=("3 bits",),
+        budgets=("3 bits",) if quick else ("3 bits", "2 bits"),
     )
 
 
@@ -98,8 +94,9 @@ def _static(method: str, budget: str, seed: int, folder: Path) -> tuple[nn.Modul
     return network, told | {"calibration_loss": 1000 * apart}
 
 
-def _aware(recipe: lab.DQSS, budget: str, seed: int, folder: Path) -> tuple[nn.Module, dict[str, float]]:
-    task = lab.tasks.fashion(net="resnet20", batch_size=BATCH)
+def _aware(fields: dict, budget: str, seed: int, folder: Path) -> tuple[nn.Module, dict[str, float]]:
+    task, bits = trained(seed, folder), int(budget[0])
+    recipe = replace(AWARE, weight_bits=bits, activation_bits=bits, ends=bits, **fields)
     outcome = recipe.run(task, seed=seed, progress=False)
     return outcome.model, {"accuracy_drop": -outcome.report[task.metric].change}
 
