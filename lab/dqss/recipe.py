@@ -39,8 +39,8 @@ class DQSS:
     of the mode. placement: 'layers' quantises what each layer reads, 'full' all that integers must pass. scales: one
     step a weight 'tensor' or, in 'post', 'channel'; 'uneven' is 'tensor' with a zero point of its own for every tensor
     with negative values that a layer reads. calibration: pictures. temperature: of the classes that are compared with
-    the float network's; what a confident one answers says more at 8 than at 1. steps, lr: updates of the logits and
-    their rate; in 'aware' weights learn at a hundredth of it. remedies: against under-fitting in 'aware', of REMEDIES.
+    the float network's; the higher, the nearer to comparing logits. steps, lr: updates of the logits and their rate; in
+    'aware' weights learn at a hundredth of it. remedies: against under-fitting in 'aware', of REMEDIES.
     """
 
     mode: str = "post"
