@@ -43,7 +43,7 @@ class Contest:
 
     The first rival is the subject: the others are compared with it by `figure`, of which less is better if `less`.
     `folder` is where a rival may leave what another needs, with the same budget and seed. `settings` hold all that
-    decides a figure: where they change, cells are made anew.
+    decides a figure: where they change, cells are made anew. `only` names rivals that have not all budgets, and theirs.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Contest:
     budgets: tuple[Any, ...] = ("",)
     seeds: tuple[int, ...] = (10, 11, 12, 13, 14)  # none of which was used to choose a setting
     once: frozenset[str] = field(default_factory=frozenset)  # rivals that no seed changes: made with the first alone
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def subject(self) -> str:
@@ -92,7 +93,9 @@ def run(
         for budget in budgets or contest.budgets
         for seed in seeds
         for rival in contest.rivals
-        if rival in {*rivals} and (rival not in contest.once or seed == contest.seeds[0])
+        if rival in {*rivals}
+        and (rival not in contest.once or seed == contest.seeds[0])
+        and budget in contest.only.get(rival, contest.budgets)
     ]
     for budget, seed, rival in tqdm(wanted, desc=contest.name):
         if not any(_key(record) == (budget, seed, rival) for record in records(contest, path)):

@@ -103,6 +103,14 @@ def test_a_rival_that_no_seed_changes_is_made_once(small, tmp_path):
     assert row["seeds"] == 1 and row["behind"] == pytest.approx(3.0 - 1.1)  # beside each seed of ours
 
 
+def test_a_rival_of_one_budget_has_no_other(small, tmp_path):
+    small = replace(small, only={"theirs": (3,)})
+    found = contest.run(small, tmp_path, small.rivals, small.seeds)
+    assert {r["budget"] for r in found if r["rival"] == "theirs"} == {3}
+    table = contest.summary(small, found).set_index(["budget", "rival"])
+    assert [*table.index] == [(2, "ours"), (3, "ours"), (3, "theirs")]
+
+
 def test_differences_are_paired_by_seed(small, tmp_path):
     found = contest.run(small, tmp_path, small.rivals, small.seeds)
     table = contest.summary(small, found).set_index(["budget", "rival"])

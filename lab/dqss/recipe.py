@@ -38,8 +38,9 @@ class DQSS:
     2 to 8; ends: bits of the first and last layer. candidates: names of strategies, of POST or AWARE; left empty, all
     of the mode. placement: 'layers' quantises what each layer reads, 'full' all that integers must pass. scales: one
     step a weight 'tensor' or, in 'post', 'channel'; 'uneven' is 'tensor' with a zero point of its own for every tensor
-    with negative values that a layer reads. calibration: pictures. steps, lr: updates of the logits and their
-    rate; in 'aware' weights learn at a hundredth of it. remedies: against under-fitting in 'aware', of REMEDIES.
+    with negative values that a layer reads. calibration: pictures. temperature: of the classes that are compared with
+    the float network's; the higher, the nearer to comparing logits. steps, lr: updates of the logits and their rate; in
+    'aware' weights learn at a hundredth of it. remedies: against under-fitting in 'aware', of REMEDIES.
     """
 
     mode: str = "post"
@@ -51,6 +52,7 @@ class DQSS:
     placement: str = "layers"
     scales: str = "tensor"
     calibration: int = 128
+    temperature: float = 1.0
     steps: int = 100
     lr: float = 0.05
     remedies: tuple[str, ...] = REMEDIES
@@ -70,6 +72,7 @@ class DQSS:
             placement=one_of("layers", "full"),
             scales=one_of(*(("tensor", "channel", "uneven") if self.mode == "post" else ("tensor",))),
             calibration=integer(2),
+            temperature=real(above=0),
             steps=integer(1),
             lr=real(above=0),
             remedies=some_of(*REMEDIES),

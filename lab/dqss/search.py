@@ -31,11 +31,15 @@ def answer(net: nn.Module, x: Example) -> Tensor:
     return output if isinstance(output, Tensor) else vector(output)[:, None]
 
 
-def distance(output: Tensor, target: Tensor) -> Tensor:
-    """How far a network's output is from the float one: KL of classes (N, C), squared error of pictures."""
+def distance(output: Tensor, target: Tensor, T: float = 1.0) -> Tensor:
+    """How far a network's output is from the float one: KL of classes (N, C), squared error of pictures.
+
+    T^2 KL(softmax(target / T) || softmax(output / T)), which goes to half the variance of their difference as T grows.
+    """
     if output.dim() == 2 and output.shape[1] > 1:
         # The mean over pictures of sum_c p_c (log p_c - log q_c), p the float network's.
-        return F.kl_div(output.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
+        log_q, log_p = (output / T).log_softmax(1), (target / T).log_softmax(1)
+        return T**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
     return F.mse_loss(output, target)
 
 
@@ -45,6 +49,7 @@ class Objective:
 
     space: StrategySpace
     batches: Batches
+    T: float = 1.0
     asked: int = 0
     losses: dict[tuple[int, ...], float] = field(default_factory=dict)
 
@@ -55,7 +60,9 @@ class Objective:
             return self.losses[key]
         self.asked += 1
         self.space.set(chosen)
-        total = sum(size(x) * float(distance(answer(self.space.graph, x), target)) for x, target in self.batches)
+        total = sum(
+            size(x) * float(distance(answer(self.space.graph, x), target, self.T)) for x, target in self.batches
+        )
         loss = total / sum(size(x) for x, _ in self.batches)
         if key is not None:
             self.losses[key] = loss
@@ -122,14 +129,14 @@ def draw(space: StrategySpace) -> tuple[Assignment, Tensor]:
     return sampled, torch.stack([log[k] for log, k in zip(logs, sampled, strict=True)]).sum()
 
 
-def expected(space: StrategySpace, x: Tensor, target: Tensor) -> Tensor:
+def expected(space: StrategySpace, x: Tensor, target: Tensor, T: float = 1.0) -> Tensor:
     """Card (9) on one batch, on the logarithm of the loss, for its size means nothing."""
     losses, logs = [], []  # of two draws, each the other's baseline
     for _ in range(2):
         chosen, log = draw(space)
         space.set(chosen)
         with torch.no_grad():
-            losses.append(distance(answer(space.graph, x), target).clamp(min=1e-20).log())
+            losses.append(distance(answer(space.graph, x), target, T).clamp(min=1e-20).log())
         logs.append(log)
     space.set(None)
     return eq.policy((losses[0], losses[1]), (logs[0], logs[1]))
@@ -214,7 +221,7 @@ class Search:
         """Learn the logits and keep a strategy for each role; the space is left hard, and with what was merged."""
         recipe, run, space = self.recipe, self.run, self.space
         # Soft: the mixture's logits, then what it loses, and how its network scores while nothing is chosen yet.
-        history, objective = ShareHistory(space), Objective(space, self.batches)
+        history, objective = ShareHistory(space), Objective(space, self.batches, recipe.temperature)
         trace = self.learn("search", history)
         soft, asked = objective(None), 0
         soft_score, failed = attempt(f"{run.task.metric} of the mixture", run.task.measure, space.graph)
@@ -226,7 +233,8 @@ class Search:
         # The safe way of 'post' learns again, now what a draw of hard strategies loses.
         if recipe.algorithm == "dqss_safe" and recipe.mode == "post":
             best, first = space.merge(keep=(best, first))  # near-duplicates split the vote
-            history, asked, objective = ShareHistory(space), objective.asked, Objective(space, self.batches)
+            history, asked = ShareHistory(space), objective.asked
+            objective = Objective(space, self.batches, recipe.temperature)
             trace += self.learn("draws", history)
         chosen = self._kept(objective, best, first)
         losses |= {"kept": objective(chosen), "asked": float(asked + objective.asked)}
@@ -289,20 +297,20 @@ class Search:
         loss, data = self._task_loss(batches), run.task.batches
         for _ in descend(loss, data, optimiser, stage, steps=recipe.steps, schedule=schedule, progress=run.progress):
             pass
-        losses = result.losses | {"restarted": Objective(space, self.batches)(result.chosen)}
+        losses = result.losses | {"restarted": Objective(space, self.batches, recipe.temperature)(result.chosen)}
         return replace(result, trace=result.trace + list(stage.trace), losses=losses)
 
     def _loss(self, name: str) -> Callable[[Any], dict[str, Tensor]]:
-        space = self.space
+        space, T = self.space, self.recipe.temperature
         if name == "draws":
-            return lambda batch: {"policy": expected(space, *batch)}
+            return lambda batch: {"policy": expected(space, *batch, T)}
         if self.recipe.mode == "post":
-            return lambda batch: {"distance": distance(answer(space.graph, batch[0]), batch[1])}
+            return lambda batch: {"distance": distance(answer(space.graph, batch[0]), batch[1], T)}
         return self._task_loss(self.batches)
 
     def _task_loss(self, batches: Batches) -> Callable[[Any], dict[str, Tensor]]:
         """The task's own loss where there are labels, else the distance to the float outputs on these batches."""
-        task, space = self.run.task, self.space
+        task, space, T = self.run.task, self.space, self.recipe.temperature
         if has_labels(task):
             return lambda batch: {"task": task.fit(space.graph, batch)[0]}
         inputs, targets = zip(*batches, strict=True)
@@ -310,7 +318,7 @@ class Search:
 
         def near(_: Any) -> dict[str, Tensor]:
             at = torch.randint(len(target), (BATCH,))
-            return {"distance": distance(answer(space.graph, each(x, lambda part: part[at])), target[at])}
+            return {"distance": distance(answer(space.graph, each(x, lambda part: part[at])), target[at], T)}
 
         return near
 

@@ -1,13 +1,11 @@
 """DQSS seen: which strategy each layer leans to over the search, what each one costs it, soft against hard."""
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ..core import store
 from ..ui import Control, Explorer, Frame, svg, view
 from . import equations as eq
 from .outcome import DQSSOutcome
@@ -111,13 +109,6 @@ def trade(outcomes: Sequence[DQSSOutcome]) -> Explorer:
         return Frame(costs(outcomes), facts | {"bytes": present[-1].report["bytes"].after or 0})
 
     return Explorer(draw, {"bits": Control(bits, label="activation bits", start=bits[-1])}, title="score against cost")
-
-
-def contest() -> Any:
-    """`data/dqss/figures.json` as a frame, one row a method, network, bits and seed."""
-    import pandas
-
-    return pandas.DataFrame(json.loads(store.artefact("dqss/figures.json").read_text())["rows"])
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

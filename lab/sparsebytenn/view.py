@@ -167,26 +167,3 @@ def speedups() -> list[tuple[float, float]]:
     return [
         (float(name.split(", ")[1][:-1]) / 100, ratio) for name, ratio in ours[["index", "over the best dense"]].values
     ]
-
-
-# -- the benchmark as it was last run ----------------------------------------------------------------------------------
-
-
-def accuracies() -> Any:
-    """`data/sparsebytenn/accuracy.json` as a frame, one row a setting and seed."""
-    import pandas
-
-    return pandas.DataFrame(json.loads(store.artefact("sparsebytenn/accuracy.json").read_text())["rows"])
-
-
-def accuracy() -> go.Figure:
-    """Points of accuracy lost by block size, order and control: mean and range of the seeds, 30 and 50 % removed."""
-    table, bars = accuracies(), []
-    for sparsity in sorted(table.sparsity.unique(), reverse=True):
-        part = table[table.sparsity == sparsity].groupby("method", sort=False)["accuracy_drop"]
-        lost = part.agg(["mean", "min", "max"])[::-1]
-        whiskers = {"type": "data", "array": lost["max"] - lost["mean"], "arrayminus": lost["mean"] - lost["min"]}
-        bars.append(
-            go.Bar(x=lost["mean"], y=list(lost.index), orientation="h", error_x=whiskers, name=f"{sparsity:.0%}")
-        )
-    return figure(*bars, x="points of accuracy lost (less is better)", title="digits, thin MobileNet-v1")

@@ -549,3 +549,21 @@ def test_descent_asks_only_for_what_is_new():
     kept = search.descent(objective, best)
     asked = objective.asked
     assert objective(kept) <= objective(best) and objective.asked == asked
+
+
+def test_a_high_temperature_compares_logits():
+    z, target = torch.randn(2, 6, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plain = torch.nn.functional.kl_div(z.log_softmax(1), target.softmax(1), reduction="batchmean")
+    assert float(search.distance(z, target)) == pytest.approx(float(plain))
+    variance = 0.5 * (z - target).var(1, correction=0).mean()
+    assert float(search.distance(z, target, 1000.0)) == pytest.approx(float(variance), rel=1e-2)
+
+
+@pytest.mark.parametrize("algorithm", ["dqss_safe", "uniform"])
+def test_losses_are_told_at_the_temperature(algorithm):
+    outcome = run(algorithm=algorithm, temperature=8.0, weight_bits=3, activation_bits=3)
+    task = small_task()
+    teacher, x = fold_batch_norms(task.model, task.example), torch.cat([batch[0] for batch in task.batches])[:8]
+    with torch.no_grad():
+        apart = search.distance(outcome.model(x), teacher(x), 8.0)
+    assert outcome.losses["kept"] == pytest.approx(float(apart), rel=1e-4)

@@ -74,14 +74,3 @@ def test_blocks_of_one_row_have_no_order_to_search():
     assert all(torch.equal(order, torch.arange(len(order))) for order in found.orders.values())
     shown = view.searched(found, "4.wide")
     assert shown["none"] == shown["swaps"]
-
-
-def test_accuracy_is_the_benchmark_that_was_kept():
-    table = view.accuracies()
-    assert table.groupby(["sparsity", "method"]).seed.nunique().eq(3).all()
-    assert set(table[table.sparsity == 0].method) == {"dense, trained as long"}
-    bars = {bar.name: dict(zip(bar.y, bar.x, strict=True)) for bar in view.accuracy().data}
-    mean = table.groupby(["sparsity", "method"]).accuracy_drop.mean()
-    assert bars["30%"]["blocks of 4"] == pytest.approx(mean[0.3, "blocks of 4"])
-    assert bars["50%"]["blocks of 16"] == pytest.approx(mean[0.5, "blocks of 16"])
-    assert set(bars) == {"0%", "30%", "50%"} and set(bars["0%"]) == {"dense, trained as long"}

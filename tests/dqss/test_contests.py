@@ -1,0 +1,62 @@
+"""DQSS's contests: what is judged is apart from what is calibrated on, and kept cells can be made again."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+try:
+    import contest
+    import dqss
+    import dqss_static
+finally:
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+KEPT = {name: ROOT / "data" / "dqss" / f"{name}.json" for name in ("exhaustive", "aware", "fashion")}
+CELLS = {  # one that is quickly made, and how far its learned figures may be on another processor
+    "exhaustive": ("4 bits", "best uniform pair for the calibration", {"accuracy": 5.0, "held_out_behind": 1.5}),
+    "aware": ("3 bits", "dorefa alone", {"accuracy_drop": 5.0}),
+    "fashion": ("vgg16, 4 bits", "uniform mse", {"accuracy_drop": 0.5, "held_out_loss": 5.0}),
+}
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_no_picture_is_calibrated_on_and_judged(fresh):
+    task = dqss.ground("vgg16", fresh)
+    judged = dqss.held_out(dqss.PICTURES)[0].flatten(1)
+    x = next(iter(task.batches))[0].flatten(1)
+    assert float(torch.cdist(x[:32], judged).min()) > 0.1
+    assert len(x) == 128 and task.measure(task.model) > 90
+
+
+def test_onnxruntimes_network_has_a_hash_of_its_own():
+    task = dqss.ground("vgg16")
+    pictures = [next(iter(task.batches))[0][:8]]
+    networks = [dqss_static.deployed(task, bits, pictures, "MinMax") for bits in (8, 4)]
+    assert len({contest.fingerprint(network) for network in networks}) == 2
+    apart = dqss.lost(task, networks[0]), dqss.lost(task, networks[1])
+    assert apart[0] < apart[1]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_kept_is_of_these_settings(name):
+    kept, now = json.loads(KEPT[name].read_text()), getattr(dqss, name)(False)
+    assert kept["digest"] == now.digest and contest.checked(kept["records"]) == kept["records"]
+    assert {r["rival"] for r in kept["records"]} <= {*now.rivals} and {r["seed"] for r in kept["records"]} <= {
+        *now.seeds
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEPT)
+def test_a_kept_cell_is_made_again(name, tmp_path):
+    budget, rival, near = CELLS[name]
+    kept = json.loads(KEPT[name].read_text())["records"]
+    (record,) = (r for r in kept if (r["budget"], r["rival"], r["seed"]) == (budget, rival, 10))
+    again = contest.made(getattr(dqss, name)(False), budget, 10, rival, tmp_path)["figures"]
+    for figure, apart in near.items():
+        assert again[figure] == pytest.approx(record["figures"][figure], abs=apart)
