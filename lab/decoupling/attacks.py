@@ -17,6 +17,7 @@ from ..core.models import learning
 from ..core.task import evaluating
 from . import equations as eq
 from .layers import gates
+from .paths import Paths, class_paths, paths_of_answers
 from .placement import Decoupled
 
 
@@ -73,7 +74,7 @@ def adaptive(
     x: Tensor,
     y: Tensor,
     target: Tensor,
-    paths: Tensor,
+    reference: Paths,
     *,
     weight: float,
     eps: float,
@@ -84,14 +85,12 @@ def adaptive(
 ) -> Attack:
     """As `bim`, by someone who knows the detector: the altered picture is also to take the path of `target`.
 
-    `paths` (classes, filters) are the class paths of all classes by number. To the loss comes `weight` times the mean
-    squared distance between v1, through which gradients pass, and the path of the target.
+    The class paths are those of `reference`. To the loss comes `weight` times the mean squared distance between v1,
+    through which gradients pass, and the path of the target. ValueError for a target that has no class path.
     """
-    if int(target.max()) >= len(paths):
-        raise ValueError(
-            f"target: there is no path of class {int(target.max())}, only {len(paths)}: give a path a class"
-        )
-    model, filters = decoupled.model, paths.shape[1]
+    model, filters, classes = decoupled.model, sum(reference.sizes), torch.from_numpy(reference.classes())
+    paths_of_answers(reference, target.cpu().numpy())  # an error in one line for a class without a path
+    typical = torch.from_numpy(class_paths(reference)).to(x)  # (classes, filters)
 
     def scores_and_bits(images: Tensor) -> Tensor:
         """Class scores and soft encodings side by side: (N, classes + filters)."""
@@ -108,7 +107,8 @@ def adaptive(
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         scores, soft = output[:, :-filters], output[:, -filters:]
-        return _cross_entropies(scores, target) + weight * (soft - paths.to(soft)[target]).square().mean(1)
+        wanted = typical[torch.searchsorted(classes.to(target), target)]
+        return _cross_entropies(scores, target) + weight * (soft - wanted).square().mean(1)
 
     with _attackable(model):
         attack = _pgd(scores_and_bits, loss, low, high)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.task import evaluating
 from .layers import input_of
-from .paths import Paths, class_paths, record
+from .paths import Paths, paths_of_answers, record
 from .placement import Decoupled
 
 CLASSIFIERS = ("random forest", "adaboost", "gradient boosting")
@@ -23,14 +23,8 @@ def features(paths: Paths, reference: Paths) -> np.ndarray:
     (N, filters + layers) float32; the distance is the mean of |z - class path| over the layer's filters. ValueError for
     a prediction that has no class path.
     """
-    classes, typical = reference.classes(), class_paths(reference)
     bits = paths.bits.astype(np.float32)
-    if strange := sorted(set(np.asarray(paths.predicted).tolist()) - set(classes.tolist())):
-        raise ValueError(
-            f"the answer {strange[0]} has no class path, `reference` has pictures of {classes.tolist()}: "
-            "give it pictures of every class"
-        )
-    away = np.abs(bits - typical[np.searchsorted(classes, paths.predicted)])
+    away = np.abs(bits - paths_of_answers(reference, paths.predicted))
     distances = np.stack([away[:, paths.span(name)].mean(1) for name in paths.layers], 1)
     return np.concatenate([bits, distances], 1).astype(np.float32)
 
@@ -120,7 +114,10 @@ def _last_linear(model: nn.Module) -> str:
 
 
 def auc(clean: Sequence[float], altered: Sequence[float]) -> float:
-    """The area under the ROC curve of scores: 0.5 tells nothing, 1 everything."""
+    """The area under the ROC curve of scores: 0.5 tells nothing, 1 everything. ValueError for no score at all."""
     from sklearn.metrics import roc_auc_score
 
+    for name, scores in (("clean", clean), ("altered", altered)):
+        if not len(scores):
+            raise ValueError(f"auc: there is no score of a {name} picture: give at least one, or a stronger attack")
     return float(roc_auc_score(np.repeat([0, 1], [len(clean), len(altered)]), np.concatenate([clean, altered])))
