@@ -87,15 +87,22 @@ class Mahalanobis:
 
     def score(self, model: nn.Module, x: Tensor) -> np.ndarray:
         """The squared distance of each picture to the nearest class: (N,)."""
-        seen = last_features(model, x)
+        return self.distance(last_features(model, x))
+
+    def distance(self, seen: np.ndarray) -> np.ndarray:
+        """The squared distance of features (N, features) to the nearest class: (N,)."""
         return np.min([self.covariance.mahalanobis(seen - mean) for mean in self.means], axis=0)
 
 
 def mahalanobis(model: nn.Module, x: Tensor, y: Tensor) -> Mahalanobis:
-    """Class means and a shared covariance (Ledoit-Wolf) of what the last linear layer reads, from clean pictures."""
+    """`class_gaussians` of what the last linear layer reads, from clean pictures."""
+    return class_gaussians(last_features(model, x), y.cpu().numpy())
+
+
+def class_gaussians(seen: np.ndarray, labels: np.ndarray) -> Mahalanobis:
+    """Class means and a shared covariance (Ledoit-Wolf) of features (N, features) with their classes (N,)."""
     from sklearn.covariance import LedoitWolf
 
-    seen, labels = last_features(model, x), y.cpu().numpy()
     means = np.stack([seen[labels == label].mean(0) for label in np.unique(labels)])
     centred = seen - means[np.searchsorted(np.unique(labels), labels)]
     return Mahalanobis(means, LedoitWolf(assume_centered=True).fit(centred))
