@@ -15,15 +15,24 @@ from torch.nn import functional as F
 
 from lab.core.models import learning
 from lab.core.task import evaluating
-from lab.decoupling import detection, paths
+from lab.core.training import seeded
+from lab.decoupling import attacks, detection, paths
 from lab.decoupling.layers import changing, recording
 from lab.decoupling.placement import Decoupled
 
 BATCH = 50  # pictures at a time
+SHOWN = 20  # of each class, those that detectors may see altered
+REACH = 8 / 255  # of all attacks, in the pictures' range of grey or of each colour
+STEPS, PART = 10, 5  # of an attack, each a fifth of its reach
+WEIGHTS = (1.0, 10.0, 100.0)  # of the path in the adaptive attack
 BITS = 3  # of feature squeezing's reduced pixels
 CDRP_STEPS, CDRP_LR, CDRP_GAMMA = 30, 0.1, 0.05  # Wang et al.: 30 updates, rate 0.1, momentum 0.9
 NAD_STEPS, NAD_LR, NAD_BETA = 60, 0.1, 1.0
 NAD_START = 2.0  # where masks begin: sigmoid(2) = 0.88
+SETTINGS = {
+    "shown": SHOWN, "reach": REACH, "steps": STEPS, "part": PART, "weights": WEIGHTS, "bits": BITS,
+    "CDRP": (CDRP_STEPS, CDRP_LR, CDRP_GAMMA), "NAD": (NAD_STEPS, NAD_LR, NAD_BETA, NAD_START),
+}  # fmt: skip
 Score = Callable[[Tensor], np.ndarray]
 
 
@@ -54,6 +63,53 @@ class Detector:
     forward: int
     backward: int
     sees: bool
+
+
+# -- what detectors are shown ------------------------------------------------------------------------------------------
+
+Labelled = tuple[Tensor, Tensor]
+
+
+def altered_pictures(
+    decoupled: Decoupled, known: Labelled, held_out: Labelled, bounds: Labelled, judged: int, seed: int
+) -> tuple[Known, Tensor, dict[str, Tensor]]:
+    """What detectors learn from, the first `judged` held-out pictures that are read rightly, and those altered.
+
+    An attack gives only those that it has misread. Pictures come with their classes, bounds are the least and the
+    greatest pixel, (C, 1, 1) each.
+    """
+    (x, y), (low, high), model = known, bounds, decoupled.model
+    reach = REACH * (high - low)
+    once = {"eps": reach, "low": low, "high": high}
+    often = once | {"step": reach / PART, "steps": STEPS}
+    reference, seen = paths.record(decoupled, [known]), paths.record(decoupled, [held_out])
+    with seeded(seed):
+        few = first_of_each(y, reference.predicted == y.numpy())
+        shown = attacks.bim(model, x[few], y[few], other_class(y[few]), **often)
+        right = torch.from_numpy(np.flatnonzero(seen.predicted == seen.labels)[:judged])
+        clean, named = (part[right] for part in held_out)
+        target = other_class(named)
+        found = {
+            "bim": attacks.bim(model, clean, named, target, **often),
+            "fgsm": attacks.fgsm(model, clean, named, **once),
+            "pgd": attacks.pgd(model, clean, named, **often),
+        }
+        for weight in WEIGHTS:
+            imitated = attacks.adaptive(decoupled, clean, named, target, reference, weight=weight, **often)
+            found[f"adaptive {weight:g}"] = imitated
+    learned = Known(decoupled, reference, x, y, few, shown.x[shown.misread], low, high, seed)
+    return learned, clean, {name: attack.x[attack.misread] for name, attack in found.items()}
+
+
+def first_of_each(y: Tensor, right: np.ndarray) -> Tensor:
+    """The indices of the first `SHOWN` pictures of each class that are read rightly."""
+    chosen = torch.from_numpy(right)
+    return torch.cat([((y == label) & chosen).nonzero().flatten()[:SHOWN] for label in y.unique()])
+
+
+def other_class(y: Tensor) -> Tensor:
+    """A class that each picture does not have, at random."""
+    return (y + torch.randint(1, 10, y.shape)) % 10
 
 
 # -- paths ------------------------------------------------------------------------------------------------------------
