@@ -82,12 +82,14 @@ def made(contest: Contest, budget: Any, seed: int, rival: str, folder: Path) -> 
     }  # fmt: skip
 
 
-def run(contest: Contest, folder: Path, rivals: Iterable[str], seeds: Iterable[int]) -> list[dict]:
-    """All records of the contest, after those cells of these rivals and seeds that were missing have been made."""
+def run(
+    contest: Contest, folder: Path, rivals: Iterable[str], seeds: Iterable[int], budgets: Iterable = ()
+) -> list[dict]:
+    """All records of the contest, after those cells of these rivals, seeds and budgets that were missing are made."""
     path = folder / "records.jsonl"
     wanted = [
         (budget, seed, rival)
-        for budget in contest.budgets
+        for budget in budgets or contest.budgets
         for seed in seeds
         for rival in contest.rivals
         if rival in {*rivals} and (rival not in contest.once or seed == contest.seeds[0])
@@ -256,6 +258,7 @@ def main(
     parser.add_argument("--json", type=Path, help="write settings, summary and all records here, and go on from them")
     parser.add_argument("--seeds", help="those of the contest, or some of them: 10,11")
     parser.add_argument("--rivals", help="some of them, by name: 'GAL,uniform L1'")
+    parser.add_argument("--budgets", help="some of the contest's: 2,3")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where records and outcomes are kept")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -267,7 +270,10 @@ def main(
     folder = options.runs / contest.name
     if options.json:
         adopt(contest, folder / "records.jsonl", options.json)
-    found = run(contest, folder, rivals, seeds[:1] if options.quick else seeds)
+    some = contest.budgets
+    if options.budgets:
+        some = tuple(budget for budget in contest.budgets if str(budget) in options.budgets.split(","))
+    found = run(contest, folder, rivals, seeds[:1] if options.quick else seeds, some)
     print(f"{contest.name}; one thread of {machine()['processor']}; torch {torch.__version__}")
     print(shown(contest, found))
     if options.json:

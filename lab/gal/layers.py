@@ -72,11 +72,15 @@ class Discriminator(nn.Module):
 
 
 class Fista:
-    """FISTA on all masks at once: look ahead to y, take the gradient there, shrink."""
+    """FISTA on all masks at once: look ahead to y, take the gradient there, shrink.
 
-    def __init__(self, masks: Iterable[nn.Parameter], look_ahead: bool = True) -> None:
+    Its momentum begins anew after each `restart` updates, or never: under a pull that nothing holds yet, as lam is for
+    masks that start at 1, it goes on to gather speed, and all masks close at once.
+    """
+
+    def __init__(self, masks: Iterable[nn.Parameter], look_ahead: bool = True, restart: int | None = None) -> None:
         self.masks = list(masks)
-        self.looks_ahead = look_ahead
+        self.looks_ahead, self.restart, self.updates = look_ahead, restart, 0
         self.alpha = 1.0  # alpha_1: the first extrapolation is none
         self.now = [m.detach().clone() for m in self.masks]
         self.previous = [m.detach().clone() for m in self.masks]
@@ -89,10 +93,10 @@ class Fista:
                 m.copy_(eq.extrapolate(now, previous, self.alpha))
 
     @torch.no_grad()
-    def step(self, lr: float, lam: float) -> None:
+    def step(self, lr: float, lam: float, closed: list[Tensor] | None = None) -> None:
         """From the gradients that the masks hold: u = y - lr * grad, m = shrink(u, lr * lam), Card (9) to (11).
 
-        ValueError in one line where a mask holds none.
+        `closed` has of each mask which entries stay 0. ValueError in one line where a mask holds none.
         """
         gradients = [m.grad for m in self.masks if m.grad is not None]
         if unread := len(self.masks) - len(gradients):
@@ -100,9 +104,21 @@ class Fista:
         for index, (m, gradient) in enumerate(zip(self.masks, gradients, strict=True)):
             y = eq.extrapolate(self.now[index], self.previous[index], self.alpha)  # (C,) or (1,), where the gradient is
             after = eq.shrink(y - lr * gradient, lr * lam)
+            if closed is not None:
+                after = after.masked_fill(closed[index], 0)
             self.previous[index], self.now[index] = self.now[index], after
             m.copy_(after)
         self.alpha = eq.momentum(self.alpha)
+        self.updates += 1
+        if self.restart is not None and self.updates % self.restart == 0:
+            self.alpha = 1.0  # the next extrapolation is none
+
+    @torch.no_grad()
+    def rest(self, states: list[Tensor]) -> None:
+        """Put the masks at a state, without speed."""
+        self.now, self.previous = [s.clone() for s in states], [s.clone() for s in states]
+        for m, state in zip(self.masks, states, strict=True):
+            m.copy_(state)
 
     def settle(self) -> None:
         """Put the masks at their last state, from wherever the last extrapolation has left them."""
@@ -114,10 +130,10 @@ class Fista:
         return sum(int((m == 0).sum()) for m in self.now), sum(m.numel() for m in self.now)
 
     def state_dict(self) -> dict:
-        return {"alpha": self.alpha, "now": list(self.now), "previous": list(self.previous)}
+        return {"alpha": self.alpha, "updates": self.updates, "now": list(self.now), "previous": list(self.previous)}
 
     def load_state_dict(self, state: dict) -> None:
-        self.alpha = state["alpha"]
+        self.alpha, self.updates = state["alpha"], state["updates"]
         self.now = [value.to(m) for value, m in zip(state["now"], self.masks, strict=True)]
         self.previous = [value.to(m) for value, m in zip(state["previous"], self.masks, strict=True)]
 

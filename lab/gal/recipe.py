@@ -21,6 +21,7 @@ from ..core.running import Run, running
 from ..core.task import Task
 from ..core.training import Step, descend
 from . import equations as eq
+from .budget import Budget
 from .layers import Discriminator, Fista, MaskHistory
 from .outcome import GALOutcome
 from .players import ADVERSARIES, Adversary
@@ -36,6 +37,7 @@ RELEASED = (
     "raw_outputs",
 )
 SNAPSHOTS = 120  # the most mask states that an outcome keeps
+COUNTS = 100  # the most times that a stage counts multiply-adds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,9 @@ class GAL:
     attention, hidden units of an MLP), 'block', 'branch', 'input', and 'stream' (the channels of a residual stream).
     adversary: the discriminator's regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps,
     lr: updates and rate of the pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its
-    updates; clip: the largest norm of a step's gradient, over G's weights and over its masks, None for no limit.
+    updates; restart: after how many of them its momentum begins anew, None for never; macs_ratio: how many times fewer
+    multiply-adds the masks leave before they shrink no further (ours), None for no such limit; clip: the largest
+    norm of a step's gradient, over G's weights and over its masks, None for no limit.
     finetune_steps, finetune_lr: the stage with labels. released: behaviours of the authors' code to switch on, of
     RELEASED. Both rates fall tenfold each 30 % of a stage.
     """
@@ -60,6 +64,8 @@ class GAL:
     lr: float = 0.01
     mask_lr: float = 0.03
     mask_every: int = 2
+    restart: int | None = None
+    macs_ratio: float | None = None
     clip: float | None = 10.0
     finetune_steps: int = 500
     finetune_lr: float = 0.05
@@ -79,6 +85,8 @@ class GAL:
             steps=integer(1),
             lr=real(above=0),
             mask_lr=real(above=0),
+            restart=integer(1) if self.restart is not None else one_of(None),
+            macs_ratio=real(above=1) if self.macs_ratio is not None else one_of(None),
             clip=real(above=0) if self.clip is not None else one_of(None),
             finetune_steps=integer(0),
             finetune_lr=real(above=0),
@@ -163,7 +171,8 @@ class GAL:
         weights = [p for p in G.parameters() if not any(p is m for m in masks)]  # SGD moves these, FISTA the masks
         optimiser, schedule = sgd(weights, self.lr, self.steps)
         optimiser.register_step_pre_hook(lambda *_: self._clip(weights, masks))
-        fista = Fista(masks, look_ahead="grad_at_current" not in self.released)
+        fista = Fista(masks, look_ahead="grad_at_current" not in self.released, restart=self.restart)
+        budget = self._budget(run, masked)
         history = MaskHistory(masks, every=max(1, self.steps // SNAPSHOTS))
         is_labelled = self.finetune_steps > 0 and has_labels(run.task)
         stage = run.stage(
@@ -176,6 +185,7 @@ class GAL:
             schedule_D=adversary.schedule,
             fista=fista,
             history=history,
+            budget=budget,
         )
 
         def play(batch: Any) -> dict[str, Tensor]:
@@ -184,7 +194,8 @@ class GAL:
                 output = call(run.model, x)
             if is_labelled:
                 validate_classes(run.task, output, run.task.labels_of(batch))  # now, not after the whole stage
-            return self._round(vectors(output), vectors(call(G, x)), masks, adversary)
+            lam = 0.0 if budget.is_reached else self.lam
+            return self._round(vectors(output), vectors(call(G, x)), masks, adversary, lam)
 
         # FISTA takes its gradient at y, Card (10): masks look ahead before the step in which they are due, Card (11) is
         # taken behind it, and the masks stand still until the next.
@@ -194,7 +205,9 @@ class GAL:
             play, run.task.batches, optimiser, stage, steps=self.steps, schedule=schedule, progress=run.progress
         ):
             if self._mask_due(step.index):
-                fista.step(self._mask_rate(schedule), self.lam)
+                fista.step(self._mask_rate(schedule), 0.0 if budget.is_reached else self.lam, budget.closed)
+                if step.index % max(1, self.steps // COUNTS) < self.mask_every:
+                    budget.count(fista)
                 self._validate_survivors(fista, step)
             if self._mask_due(step.index + 1):
                 fista.look_ahead()
@@ -205,7 +218,7 @@ class GAL:
         return list(stage.trace), history.states()
 
     def _round(
-        self, f_b: list[Tensor], f_g: list[Tensor], masks: list[nn.Parameter], adversary: Adversary
+        self, f_b: list[Tensor], f_g: list[Tensor], masks: list[nn.Parameter], adversary: Adversary, lam: float
     ) -> dict[str, Tensor]:
         """One round on output vectors (N, classes), one a head: D learns to tell them apart, then G's losses."""
         is_raw = "raw_outputs" in self.released
@@ -218,10 +231,15 @@ class GAL:
             adversary.learn(b, g.detach())  # D's update must not reach G
             terms["adversary"] = adversary.generator_loss(g)
         if "l1_in_gradient" in self.released:
-            terms["sparsity"] = eq.sparsity(torch.cat([*masks]), self.lam)
+            terms["sparsity"] = eq.sparsity(torch.cat([*masks]), lam)
         for m in masks:  # G's optimiser does not hold them: FISTA takes the gradient of the round that comes
             m.grad = None
         return terms
+
+    def _budget(self, run: Run, masked: Masked) -> Budget:
+        """The multiply-adds that the masks may leave."""
+        limit = None if self.macs_ratio is None else cost.macs(run.model, run.example) / self.macs_ratio
+        return Budget(masked, run.example, limit)
 
     def _adversary(self, run: Run) -> Adversary:
         """A fresh D for output vectors of the network's size: all tensors that it gives, side by side."""
@@ -285,24 +303,28 @@ class GAL:
     ) -> Report:
         task, baseline, example = run.task, run.model, run.example
         before, tuned = run.before, attempts(task.metric, task.measure, model)
+        macs = Row("macs", *attempts.pair("macs", cost.macs, baseline, model, example))
         rows = [
             *_counts(masked, model),
             Row("parameters", cost.parameters(baseline), cost.parameters(model)),
-            Row("macs", *attempts.pair("macs", cost.macs, baseline, model, example)),
+            macs,
             Row("bytes", cost.bytes_stored(baseline), cost.bytes_stored(model), "B"),
             Row("latency", *attempts.times(baseline, model, example), "ms", "timed", 2),
             Row(f"{task.metric} before fine-tuning", before, untuned, task.unit, "learned"),
             Row(task.metric, before, tuned, task.unit, "learned"),
         ]
-        return Report(repr(self), tuple(rows), (*self._notes(task, masked, model, empty), *attempts.notes))
+        return Report(repr(self), tuple(rows), (*self._notes(task, masked, model, empty, macs), *attempts.notes))
 
-    def _notes(self, task: Task, masked: Masked, model: nn.Module, empty: tuple[str, ...]) -> list[str]:
+    def _notes(self, task: Task, masked: Masked, model: nn.Module, empty: tuple[str, ...], macs: Row) -> list[str]:
         notes = grouped_by_reason("left dense, since", masked.dense)
         alive = {name for name, _ in model.named_modules()}
         if dead := [name for name in empty if name in alive]:
             notes.append(f"wholly masked, kept with one dead channel: {', '.join(dead)}")
         if not has_labels(task):
             notes.append("the batches hold no labels: not fine-tuned")
+        if self.macs_ratio is not None and macs.ratio < self.macs_ratio:
+            short = f"macs_ratio={self.macs_ratio} was not reached: {macs.ratio:.1f}x"
+            notes.append(f"{short}; raise lam, mask_lr or steps")
         if self.steps // self.mask_every < 100:
             notes.append(f"only {self.steps // self.mask_every} mask updates: fewer than about 100 rarely settle")
         return notes

@@ -9,6 +9,7 @@ from typing import Any
 from . import raster, svg
 from .classifier import Classifier
 from .comparison import Comparison, compare
+from .contests import Contest, contest
 from .explorer import Control, Explorer, Frame
 from .figures import figure
 from .pruning import pruning_rate
@@ -16,10 +17,12 @@ from .pruning import pruning_rate
 __all__ = [
     "Classifier",
     "Comparison",
+    "Contest",
     "Control",
     "Explorer",
     "Frame",
     "compare",
+    "contest",
     "figure",
     "pruning_rate",
     "raster",

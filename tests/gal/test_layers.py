@@ -61,6 +61,30 @@ def objective(A, b, m, lam):
     return float((A @ m - b).square().sum() / 2 + lam * m.abs().sum())
 
 
+def falling(restart, updates=12):
+    """The state of a mask under lam alone, with nothing to hold it, after each update."""
+    fista = Fista([nn.Parameter(torch.ones(1))], restart=restart)
+    return [float(solve(fista, torch.zeros_like, 0.1, 0.01, 1)) for _ in range(updates)]
+
+
+def test_momentum_gathers_speed_and_begins_anew():
+    """Each update shrinks by lr * lam; what momentum adds to that is gone behind every third."""
+    free, restarted = falling(None), falling(3)
+    assert restarted[:3] == free[:3] and restarted[3:] != free[3:]
+    falls = [1 - restarted[2]] + [a - b for a, b in zip(restarted[2::3], restarted[5::3], strict=False)]
+    assert falls == pytest.approx([falls[0]] * 4, rel=1e-4)
+    assert falling(1) == pytest.approx([1 - 0.001 * (k + 1) for k in range(12)])
+
+
+def test_closed_entries_stay_closed():
+    fista = Fista([nn.Parameter(torch.ones(2))])
+    for _ in range(3):
+        fista.look_ahead()
+        fista.masks[0].grad = torch.tensor([-1.0, -1.0])  # both are pulled open
+        fista.step(0.1, 0.01, [torch.tensor([True, False])])
+    assert fista.now[0][0] == 0 and fista.now[0][1] > 1
+
+
 def test_fista_reaches_the_lasso_that_scikit_learn_finds():
     from sklearn.linear_model import Lasso
 

@@ -1,5 +1,7 @@
 """GAL run: label-free, exact, controlled, and clear about what goes wrong."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -110,6 +112,46 @@ def test_masks_move_only_when_they_are_due():
     assert moved == [10, 20]  # snapshot k is the state after k steps
 
 
+@pytest.mark.parametrize("ratio", [1.3, 2.0, 4.0])
+def test_masks_stop_at_the_multiply_adds_that_were_asked_for(ratio):
+    """With this lam all but two of 28 masks would close, most of them in one update."""
+    recipe = GAL(units="channel", **{**QUICK, "lam": 2.0})
+    free, found = run(recipe, small()), run(replace(recipe, macs_ratio=ratio), small())
+    macs = found.report["macs"]
+    assert free.report["macs"].ratio > 10 and ratio <= macs.ratio
+    assert macs.before / ratio - macs.after < macs.before * 0.08  # not by more than a filter
+    reached = next(k for k, m in enumerate(found.history) if not torch.equal(m, free.history[k]))
+    closed = found.history[reached] == 0
+    assert closed.any() and (found.history[reached:][:, closed] == 0).all()  # and stays so, whatever pulls
+    assert found.report["accuracy before fine-tuning"].after > free.report["accuracy before fine-tuning"].after
+
+
+def test_a_budget_that_the_masks_do_not_reach_is_told():
+    recipe = GAL(units="channel", macs_ratio=50.0, **{**QUICK, "lam": 0.01})
+    notes = run(recipe, small()).report.notes
+    assert any("macs_ratio=50.0 was not reached: 1.0x; raise lam, mask_lr or steps" in note for note in notes)
+
+
+def test_a_run_with_a_budget_is_resumed_as_it_was(tmp_path):
+    recipe = GAL(units="channel", macs_ratio=1.5, restart=5, **QUICK)
+    whole = run(recipe, small())
+    task, stop = small(), 3
+
+    class Broken(DataLoader):
+        def __iter__(self):
+            nonlocal stop
+            stop -= 1
+            if not stop:
+                raise KeyboardInterrupt
+            return super().__iter__()
+
+    loader = Broken(task.batches.dataset, batch_size=16, shuffle=True)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, replace(task, batches=loader), checkpoint=tmp_path)
+    again = run(recipe, replace(task, batches=loader), checkpoint=tmp_path)
+    assert torch.equal(again.history, whole.history) and again.report["macs"] == whole.report["macs"]
+
+
 def test_the_baseline_is_frozen_with_its_buffers():
     task = small()
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
@@ -197,6 +239,8 @@ def test_bad_tasks_are_one_line(changes, words):
         ("steps", 0, "steps=0 is not allowed: give an integer >= 1"),
         ("units", ("filter",), r"units=\('filter',\) is not allowed: give at least 1 of 'channel', 'block'"),
         ("mask_every", 601, "mask_every=601 is not allowed: give an integer in"),
+        ("restart", 0, "restart=0 is not allowed: give an integer >= 1"),
+        ("macs_ratio", 1, "macs_ratio=1 is not allowed: give a number > 1"),
         ("adversary", "wgan", "adversary='wgan' is not allowed"),
         ("released", ("bugs",), r"released=\('bugs',\) is not allowed"),
         ("released", ("normal_masks", "uniform_masks"), "masks start 'normal_masks' or 'uniform_masks'"),

@@ -1,0 +1,81 @@
+"""Contests as they were kept: every rival beside a method, with the interval of what lies between them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+import plotly.graph_objects as go
+
+from ..core import store
+from .figures import figure
+
+
+@dataclass(frozen=True, repr=False)
+class Contest:
+    """What `benchmarks/contest.py` kept: a record a cell (rival, budget, seed), and their summary."""
+
+    kept: dict[str, Any]
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row a cell: rival, budget, seed, and all figures."""
+        about = ("rival", "budget", "seed")
+        return pandas.DataFrame([{k: r[k] for k in about} | r["figures"] for r in self.kept["records"]])
+
+    def summary(self, budget: Any = None) -> pandas.DataFrame:
+        """A row a rival at one budget, the first unless told: mean and standard deviation of each figure over seeds.
+
+        'behind' is how far it is behind the method on the same seeds, between 'behind low' and 'behind high' with 95 %.
+        """
+        table = pandas.DataFrame(self.kept["summary"])
+        budgets = list(dict.fromkeys(map(str, table.budget)))
+        wanted = budgets[0] if budget is None else str(budget)
+        if wanted not in budgets:
+            raise ValueError(f"budget={budget!r}: this contest was held at {', '.join(budgets)}")
+        return (
+            table[table.budget.map(str) == wanted].drop(columns="budget").set_index("rival").dropna(axis=1, how="all")
+        )
+
+    def figure(self, budget: Any = None, unit: str = "points", title: str = "") -> go.Figure:
+        """How far each rival is behind the method, a point with its interval of 95 %; left of the line it is ahead."""
+        table = self.summary(budget).drop(index=self.kept["subject"]).sort_values("behind", ascending=False)
+        whiskers = {
+            "type": "data", "array": table["behind high"] - table["behind"],
+            "arrayminus": table["behind"] - table["behind low"],
+        }  # fmt: skip
+        marks = go.Scatter(
+            x=table["behind"], y=list(table.index), error_x=whiskers, mode="markers", marker_size=9, showlegend=False
+        )
+        drawn = figure(marks, x=f"{unit} behind {self.kept['subject']} (left: ahead)", title=title)
+        drawn.add_vline(x=0, line_width=1, line_dash="dot")
+        return drawn.update_layout(height=150 + 24 * len(table))
+
+    def __repr__(self) -> str:
+        budgets = list(dict.fromkeys(str(row["budget"]) for row in self.kept["summary"]))
+        tables = [f"at {budget}\n{self._shown(budget).to_string()}" for budget in budgets]
+        return "\n\n".join([f"{self.kept['contest']}: {self.kept['figure']}", *tables])
+
+    def _repr_html_(self) -> str:
+        return self._shown(None).to_html()
+
+    def _shown(self, budget: Any) -> pandas.DataFrame:
+        """The figure of each rival with its spread, and how far it is behind with the interval."""
+        table, name = self.summary(budget), self.kept["figure"]
+        spread = table.get(f"{name} sd", pandas.Series(float("nan"), table.index))
+        return pandas.DataFrame({
+            "seeds": table["seeds"],
+            name.replace("_", " "): [f"{m:.2f} ± {s:.2f}" for m, s in zip(table[name], spread, strict=True)],
+            f"behind {self.kept['subject']}": [
+                f"{m:+.2f} ({low:+.2f} to {high:+.2f})" if rival != self.kept["subject"] else ""
+                for rival, m, low, high in zip(
+                    table.index, table["behind"], table["behind low"], table["behind high"], strict=True
+                )
+            ],
+        })  # fmt: skip
+
+
+def contest(name: str | Path) -> Contest:
+    """The contest of `data/<name>`, such as 'gal/fashion.json', or of a file of one's own by path."""
+    path = Path(name)
+    return Contest(json.loads((path if path.exists() else store.artefact(str(name))).read_text()))

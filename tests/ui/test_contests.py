@@ -1,0 +1,49 @@
+"""Kept contests as tables and pictures."""
+
+import json
+
+import pytest
+
+from lab.ui import contest
+
+KEPT = {
+    "contest": "small", "figure": "points_lost", "less": True, "subject": "ours",
+    "summary": [
+        {"budget": budget, "rival": rival, "seeds": 2, "points_lost": lost, "points_lost sd": 0.1,
+         "behind": behind, "behind low": behind - 0.25, "behind high": behind + 0.5}
+        for budget in (3, 2)
+        for rival, lost, behind in (("ours", 1.0, 0.0), ("theirs", 1.5, 0.5 * budget), ("nobody's", 0.5, -0.5))
+    ],
+    "records": [
+        {"rival": rival, "budget": 3, "seed": seed, "figures": {"points_lost": 1.0 + seed}}
+        for rival in ("ours", "theirs")
+        for seed in (10, 11)
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "kept.json"
+    path.write_text(json.dumps(KEPT))
+    return contest(path)
+
+
+def test_every_cell_is_a_row(small):
+    rows = small.to_frame()
+    assert rows.columns.tolist() == ["rival", "budget", "seed", "points_lost"] and len(rows) == 4
+
+
+def test_the_table_tells_the_interval(small):
+    table = small.summary()
+    assert table.loc["theirs", "behind"] == 1.5 and small.summary(2).loc["theirs", "behind"] == 1.0
+    assert "+1.50 (+1.25 to +2.00)" in repr(small) and "at 2" in repr(small)
+    assert "1.00 ± 0.10" in small._repr_html_()
+    with pytest.raises(ValueError, match="budget=5: this contest was held at 3, 2"):
+        small.summary(5)
+
+
+def test_the_picture_has_the_worst_at_the_bottom_and_its_interval(small):
+    (marks,) = small.figure(unit="points").data
+    assert (list(marks.y), list(marks.x)) == (["theirs", "nobody's"], [1.5, -0.5])
+    assert list(marks.error_x.array) == [0.5, 0.5] and list(marks.error_x.arrayminus) == [0.25, 0.25]
