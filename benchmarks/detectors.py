@@ -127,7 +127,7 @@ def path_likelihood(known: Known) -> Score:
 
     def score(x: Tensor) -> np.ndarray:
         seen = paths.record(known.decoupled, [x])
-        on = paths.paths_of_answers(known.reference, seen.predicted).clip(least, 1 - least)
+        on = paths.typical_paths(known.reference, seen.predicted).clip(least, 1 - least)
         return -np.where(seen.bits, np.log(on), np.log(1 - on)).mean(1)
 
     return score

@@ -18,7 +18,7 @@ from ..core.models import learning
 from ..core.task import evaluating
 from . import equations as eq
 from .layers import gates
-from .paths import Paths, class_paths, paths_of_answers
+from .paths import Paths, class_paths, typical_paths
 from .placement import Decoupled
 
 Size = float | Tensor
@@ -90,7 +90,7 @@ def adaptive(
     through which gradients pass, and the path of the target. ValueError for a target that has no class path.
     """
     model, filters, classes = decoupled.model, sum(reference.sizes), torch.from_numpy(reference.classes())
-    paths_of_answers(reference, target.cpu().numpy())  # an error in one line for a class without a path
+    typical_paths(reference, target.cpu().numpy())  # an error in one line for a class without a path
     typical = torch.from_numpy(class_paths(reference)).to(x)  # (classes, filters)
 
     def scores_and_bits(images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.task import evaluating
 from .layers import input_of
-from .paths import Paths, paths_of_answers, record
+from .paths import Paths, record, typical_paths
 from .placement import Decoupled
 
 CLASSIFIERS = ("random forest", "adaboost", "gradient boosting")
@@ -24,7 +24,7 @@ def features(paths: Paths, reference: Paths) -> np.ndarray:
     a prediction that has no class path.
     """
     bits = paths.bits.astype(np.float32)
-    away = np.abs(bits - paths_of_answers(reference, paths.predicted))
+    away = np.abs(bits - typical_paths(reference, paths.predicted))
     distances = np.stack([away[:, paths.span(name)].mean(1) for name in paths.layers], 1)
     return np.concatenate([bits, distances], 1).astype(np.float32)
 

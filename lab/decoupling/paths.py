@@ -182,18 +182,18 @@ def class_paths(paths: Paths) -> np.ndarray:
     return np.stack([bits[paths.labels == label].mean(0) for label in paths.classes()])
 
 
-def paths_of_answers(reference: Paths, answers: np.ndarray) -> np.ndarray:
-    """The class path, as `reference` knows it, of each answer (N,): (N, filters) in [0, 1].
+def typical_paths(reference: Paths, predicted: np.ndarray) -> np.ndarray:
+    """The class path, as `reference` knows it, of each predicted class (N,): (N, filters) in [0, 1].
 
-    ValueError for an answer that has no class path: it is not given a neighbour's.
+    ValueError for a class that has no path: it is not given a neighbour's.
     """
-    classes, answers = reference.classes(), np.asarray(answers)
-    if strange := sorted({*answers.tolist()} - {*classes.tolist()}):
+    classes, predicted = reference.classes(), np.asarray(predicted)
+    if strange := sorted({*predicted.tolist()} - {*classes.tolist()}):
         raise ValueError(
             f"the answer {strange[0]} has no class path, `reference` has pictures of {classes.tolist()}: "
             "give it pictures of every class"
         )
-    return class_paths(reference)[np.searchsorted(classes, answers)]
+    return class_paths(reference)[np.searchsorted(classes, predicted)]
 
 
 def class_similarity(paths: Paths, layer: str) -> np.ndarray:
