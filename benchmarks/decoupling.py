@@ -12,10 +12,10 @@ specific filters. It stands beside 'lost as many used', without as many filters 
 always-on ones among them, which is the fair control, and 'lost as many conditional', without as many that are on for
 some pictures only.
 
-`-altered` gives each detector the same pictures: it may learn from 2,000 clean ones and from 20 of each class altered
+`-altered` gives each detector the same pictures: it may learn from 1,000 clean ones and from 20 of each class altered
 by BIM, and is judged on held-out ones that were read rightly, altered by BIM, by FGSM and PGD, which it has not seen
 ('unseen' is the worse of the two), and by an attack that imitates the path of its target ('adaptive' is the least over
-three weights). 'forward' and 'backward' are passes a picture, 'sees' is 1 where attacks were learned from. `losses`
+two weights). 'forward' and 'backward' are passes a picture, 'sees' is 1 where attacks were learned from. `losses`
 leaves losses out on the digits. `speed` trains the gates of a ResNet-18 on enlarged Fashion-MNIST and times skipping
 against the dense network, one picture, one thread.
 """
@@ -49,7 +49,7 @@ from lab.decoupling.outcome import DecouplingOutcome
 from lab.decoupling.placement import insert_gates
 from lab.decoupling.skipping import skipping
 
-KNOWN = 2_000  # training pictures that paths and detectors learn from
+KNOWN = 1_000  # training pictures that paths and detectors learn from
 FILTERS = 150  # knocked out, of ResNet-20's 672 gated filters: chosen on the digits
 DRAWS = 2  # of the filters that a control knocks out
 SHARED = ROOT.parent / "shared" / "data"
@@ -332,8 +332,8 @@ def telling(name: str, of: Callable[[int], Ground], batch: int, recipe: lab.Deco
 
 
 def on_fashion(quick: bool, make: Callable = claims) -> Contest:
-    recipe = lab.Decoupling(steps=20 if quick else 300)
-    return make("fashion", fashion_ground, 64, recipe, (200 if quick else 1_000) // (1 if make is claims else 5))
+    recipe = lab.Decoupling(steps=20 if quick else 200)
+    return make("fashion", fashion_ground, 64, recipe, (100 if quick else 300) // (1 if make is claims else 3))
 
 
 def on_cifar(quick: bool, make: Callable = claims) -> Contest:
