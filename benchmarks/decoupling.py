@@ -336,12 +336,12 @@ def telling(name: str, of: Callable[[int], Ground], batch: int, recipe: lab.Deco
 
 
 def on_fashion(quick: bool, make: Callable = claims) -> Contest:
-    recipe = lab.Decoupling(steps=20 if quick else 400, lr=0.05, lam_m=1.0)
+    recipe = lab.Decoupling(steps=20 if quick else 400, lr=0.05, bias=1.0)
     return make("fashion", fashion_ground, 32, recipe, (100 if quick else 300) // (1 if make is claims else 3))
 
 
 def on_cifar(quick: bool, make: Callable = claims) -> Contest:
-    recipe = lab.Decoupling(steps=5 if quick else 1_500, lr=0.05, lam_m=1.0)
+    recipe = lab.Decoupling(steps=5 if quick else 1_500, lr=0.05, bias=1.0)
     return make("cifar", cifar_ground, 32, recipe, (50 if quick else 1_000) // (1 if make is claims else 5))
 
 
