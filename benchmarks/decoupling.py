@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from cifar import cifar, tiles
 from contest import ROOT, Contest, main
-from detectors import DETECTORS, SETTINGS, Known, altered_pictures
+from detectors import DETECTORS, SETTINGS, Known, Pixels, altered_pictures
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
@@ -54,40 +54,43 @@ KNOWN = 1_000  # training pictures that paths and detectors learn from
 FILTERS = 150  # knocked out, of ResNet-20's 672 gated filters: chosen on the digits
 DRAWS = 2  # of the filters that a control knocks out
 TIMED, FORMS = 8, ("skipped", "gated")  # pictures that are timed one by one, and what is timed beside the dense network
+ATTACKED = {
+    "fashion": (0.1, 2),
+    "cifar": (8 / 255, 5),
+}  # reach of attacks, bits of squeezing: chosen on seed 0, published
 SHARED = ROOT.parent / "shared" / "data"
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What a contest stands on: the task, pictures and classes to learn from and held out, and the bounds of pixels."""
+    """What a contest stands on: the task, pictures with classes to learn from and held out, and what pixels are."""
 
     task: Task
     known: tuple[Tensor, Tensor]
     held_out: tuple[Tensor, Tensor]
-    low: Tensor
-    high: Tensor
+    pixels: Pixels
 
 
 @cache
 def fashion_ground(batch: int) -> Ground:
     task = lab.tasks.fashion(batch_size=batch)
     split = read(store.artefact("fashion/t10k-images-idx3-ubyte.gz").parent)
-    return ground(task, split.x_test, split.y_test)
+    return ground(task, split.x_test, split.y_test, *ATTACKED["fashion"])
 
 
 @cache
 def cifar_ground(batch: int) -> Ground:
-    return ground(cifar(SHARED, 56, batch), *tiles(SHARED / "cifar10" / "cifar10_test1k.zip"))
+    return ground(cifar(SHARED, 56, batch), *tiles(SHARED / "cifar10" / "cifar10_test1k.zip"), *ATTACKED["cifar"])
 
 
-def ground(task: Task, x: Tensor, y: Tensor) -> Ground:
+def ground(task: Task, x: Tensor, y: Tensor, reach: float, bits: int) -> Ground:
     """The ground of a task whose batches are normalised pictures; x (N, C, H, W) uint8 and y (N,) are held out."""
     learn = task.batches.dataset
     mean, std = learn.mean.flatten().tolist(), learn.std.flatten().tolist()
     known = LabelledImages(learn.x, learn.y, mean, std)[torch.arange(KNOWN)]
     held_out = LabelledImages(x, y, mean, std)[torch.arange(len(y))]
     low, high = ((value - learn.mean[0]) / learn.std[0] for value in (0.0, 1.0))  # (C, 1, 1)
-    return Ground(task, known, held_out, low, high)
+    return Ground(task, known, held_out, Pixels(low, high, reach, bits))
 
 
 # -- the rivals ------------------------------------------------------------------------------------------------------
@@ -233,7 +236,7 @@ def detector(on: Ground, recipe: lab.Decoupling, judged: int, name: str, r: floa
 def shown(on: Ground, recipe: lab.Decoupling, judged: int, seed: int, folder: Path) -> tuple[Known, Tensor, dict]:
     """What detectors learn from and what they are judged on, with this seed."""
     outcome = decoupled_by(on, recipe, seed, folder)
-    return altered_pictures(outcome.decoupled, on.known, on.held_out, (on.low, on.high), judged, seed)
+    return altered_pictures(outcome.decoupled, on.known, on.held_out, on.pixels, judged, seed)
 
 
 # -- losses, time ----------------------------------------------------------------------------------------------------
@@ -327,7 +330,8 @@ def telling(name: str, of: Callable[[int], Ground], batch: int, recipe: lab.Deco
         name=f"decoupling-{name}-altered",
         rivals={one: on(one) for one in DETECTORS},
         settings={
-            "recipe": repr(recipe), "batch": batch, "judged": judged, "known": KNOWN, **SETTINGS,
+            "recipe": repr(recipe), "batch": batch, "judged": judged, "known": KNOWN,
+            "reach and bits": ATTACKED[name], **SETTINGS,
         },
         figure="unseen",
         less=False,

@@ -22,18 +22,27 @@ from lab.decoupling.placement import Decoupled
 
 BATCH = 50  # pictures at a time
 SHOWN = 20  # of each class, those that detectors may see altered
-REACH = 8 / 255  # of all attacks, in the pictures' range of grey or of each colour
 STEPS, PART = 10, 5  # of an attack, each a fifth of its reach
 WEIGHTS = (10.0, 100.0)  # of the path in the adaptive attack
-BITS = 3  # of feature squeezing's reduced pixels
 CDRP_STEPS, CDRP_LR, CDRP_GAMMA = 30, 0.1, 0.05  # Wang et al.: 30 updates, rate 0.1, momentum 0.9
 NAD_STEPS, NAD_LR, NAD_BETA = 60, 0.1, 1.0
 NAD_START = 2.0  # where masks begin: sigmoid(2) = 0.88
 SETTINGS = {
-    "shown": SHOWN, "reach": REACH, "steps": STEPS, "part": PART, "weights": WEIGHTS, "bits": BITS,
+    "shown": SHOWN, "steps": STEPS, "part": PART, "weights": WEIGHTS,
     "CDRP": (CDRP_STEPS, CDRP_LR, CDRP_GAMMA), "NAD": (NAD_STEPS, NAD_LR, NAD_BETA, NAD_START),
 }  # fmt: skip
 Score = Callable[[Tensor], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """The least and the greatest value of a pixel, (C, 1, 1) each, how far an attack moves it, as a share of what lies
+    between, and to how many bits feature squeezing reduces it."""
+
+    low: Tensor
+    high: Tensor
+    reach: float
+    bits: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +50,7 @@ class Known:
     """What every detector may learn from.
 
     Clean pictures x (N, C, H, W) with classes y (N,) and their paths, of which the `few` first of each class also come
-    as `altered` ones (M, C, H, W) that the network misreads; pixels lie between `low` and `high`, numbers or (C, 1, 1).
+    as `altered` ones (M, C, H, W) that the network misreads.
     """
 
     decoupled: Decoupled
@@ -50,8 +59,7 @@ class Known:
     y: Tensor
     few: Tensor
     altered: Tensor
-    low: float | Tensor
-    high: float | Tensor
+    pixels: Pixels
     seed: int
 
 
@@ -71,16 +79,15 @@ Labelled = tuple[Tensor, Tensor]
 
 
 def altered_pictures(
-    decoupled: Decoupled, known: Labelled, held_out: Labelled, bounds: Labelled, judged: int, seed: int
+    decoupled: Decoupled, known: Labelled, held_out: Labelled, pixels: Pixels, judged: int, seed: int
 ) -> tuple[Known, Tensor, dict[str, Tensor]]:
     """What detectors learn from, the first `judged` held-out pictures that are read rightly, and those altered.
 
-    An attack gives only those that it has misread. Pictures come with their classes, bounds are the least and the
-    greatest pixel, (C, 1, 1) each.
+    An attack gives only those that it has misread. Pictures come with their classes.
     """
-    (x, y), (low, high), model = known, bounds, decoupled.model
-    reach = REACH * (high - low)
-    once = {"eps": reach, "low": low, "high": high}
+    (x, y), model = known, decoupled.model
+    reach = pixels.reach * (pixels.high - pixels.low)
+    once = {"eps": reach, "low": pixels.low, "high": pixels.high}
     often = once | {"step": reach / PART, "steps": STEPS}
     reference, seen = paths.record(decoupled, [known]), paths.record(decoupled, [held_out])
     with seeded(seed):
@@ -97,7 +104,7 @@ def altered_pictures(
         for weight in WEIGHTS:
             imitated = attacks.adaptive(decoupled, clean, named, target, reference, weight=weight, **often)
             found[f"adaptive {weight:g}"] = imitated
-    learned = Known(decoupled, reference, x, y, few, shown.x[shown.misread], low, high, seed)
+    learned = Known(decoupled, reference, x, y, few, shown.x[shown.misread], pixels, seed)
     return learned, clean, {name: attack.x[attack.misread] for name, attack in found.items()}
 
 
@@ -198,8 +205,8 @@ def feature_squeezing(known: Known) -> Score:
 
     Their third filter, non-local means for colour, is left out.
     """
-    model, low, span = known.decoupled.model, known.low, known.high - known.low
-    levels = 2**BITS - 1
+    model, low, span = known.decoupled.model, known.pixels.low, known.pixels.high - known.pixels.low
+    levels = 2**known.pixels.bits - 1
 
     @torch.no_grad()
     def probabilities(x: Tensor) -> Tensor:

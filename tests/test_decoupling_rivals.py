@@ -25,7 +25,8 @@ RECIPE = lab.Decoupling(steps=2, bias=1.0)
 def ground():
     task, (x, y, x_held_out, y_held_out) = lab.tasks.digits(), digits_data()
     low, high = (torch.full((1, 1, 1), value) for value in (-0.5, 0.5))
-    return benchmark.Ground(task, (x[:200], y[:200]), (x_held_out, y_held_out), low, high)
+    pixels = detectors.Pixels(low, high, 0.2, bits=2)
+    return benchmark.Ground(task, (x[:200], y[:200]), (x_held_out, y_held_out), pixels)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +72,8 @@ def test_the_same_seed_gives_the_same_outcome_from_the_folder(ground, folder):
 @pytest.mark.slow
 def test_detectors_are_shown_what_is_misread_only(ground, folder):
     outcome = benchmark.decoupled_by(ground, RECIPE, 0, folder)
-    bounds = ground.low, ground.high
     known, clean, altered = detectors.altered_pictures(
-        outcome.decoupled, ground.known, ground.held_out, bounds, judged=30, seed=0
+        outcome.decoupled, ground.known, ground.held_out, ground.pixels, judged=30, seed=0
     )
     model: nn.Module = outcome.model
     with torch.no_grad():
@@ -82,6 +82,6 @@ def test_detectors_are_shown_what_is_misread_only(ground, folder):
         for x in altered.values():
             assert len(x) <= len(clean) == 30
             nearest = (x[:, None] - clean[None]).abs().flatten(2).amax(2).min(1)
-            assert (nearest.values <= detectors.REACH + 1e-6).all()
+            assert (nearest.values <= 0.2 + 1e-6).all()
             assert (model(x).argmax(1) != answers[nearest.indices]).all()
     assert torch.equal(right, known.y[known.few]) and known.few.unique().numel() == len(known.few)

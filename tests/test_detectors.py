@@ -17,12 +17,15 @@ finally:
     sys.path.pop(0)
 
 
+PIXELS = detectors.Pixels(torch.full((1, 1, 1), -4.0), torch.full((1, 1, 1), 4.0), 0.1, bits=3)
+
+
 @pytest.fixture(scope="module")
 def known():
     outcome = run(**QUICK, r=0.5, bias=1.0)
     x, y = data()
     few = torch.arange(24)
-    return detectors.Known(outcome.decoupled, outcome.seen, x, y, few, x[few].flip(1) * 3, -4.0, 4.0, seed=0)
+    return detectors.Known(outcome.decoupled, outcome.seen, x, y, few, x[few].flip(1) * 3, PIXELS, seed=0)
 
 
 @pytest.mark.parametrize("name", detectors.DETECTORS)
