@@ -164,9 +164,9 @@ def gated(on: Ground, recipe: lab.Decoupling, changes: list[Callable[[Tensor], T
 
 
 RIVALS = {
-    "dense, trained as long": always_on,
+    "dense trained as long": always_on,
     "random gates": random_gates,
-    "static filters, largest norms": static_filters,
+    "static largest norms": static_filters,
 }
 
 

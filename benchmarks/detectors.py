@@ -325,13 +325,13 @@ def _times(mask: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 DETECTORS = {
-    "paths, forest": Detector(path_forest, 1, 0, True),
-    "paths, likelihood": Detector(path_likelihood, 1, 0, False),
+    "paths forest": Detector(path_forest, 1, 0, True),
+    "paths likelihood": Detector(path_likelihood, 1, 0, False),
     "max softmax": Detector(max_softmax, 1, 0, False),
-    "Mahalanobis, last": Detector(mahalanobis_last, 1, 0, False),
-    "Mahalanobis, layers": Detector(mahalanobis_layers, 1, 0, True),
-    "Mahalanobis, layers summed": Detector(mahalanobis_sum, 1, 0, False),
+    "Mahalanobis last": Detector(mahalanobis_last, 1, 0, False),
+    "Mahalanobis layers": Detector(mahalanobis_layers, 1, 0, True),
+    "Mahalanobis layers summed": Detector(mahalanobis_sum, 1, 0, False),
     "feature squeezing": Detector(feature_squeezing, 3, 0, False),
-    "CDRP gates, forest": Detector(critical_paths, 1 + CDRP_STEPS, CDRP_STEPS, True),
+    "CDRP gates forest": Detector(critical_paths, 1 + CDRP_STEPS, CDRP_STEPS, True),
     "NAD": Detector(disentangled, 2, 0, False),
 }
