@@ -361,10 +361,10 @@ def losses(quick: bool) -> Contest:
 
 def speed(quick: bool) -> Contest:
     """The network has no trained start: more of the time goes into the dense one."""
-    size, steps = (32, 5) if quick else (64, 60)
+    size, steps = (32, 5) if quick else (64, 50)
     recipe = lab.Decoupling(steps=steps)
-    of = {"Decoupling": partial(resnet18, recipe, 32, 2 * steps, size)}
-    settings = {"recipe": repr(recipe), "batch": 32, "dense steps": 2 * steps, "size": size, "images": TIMED}
+    of = {"Decoupling": partial(resnet18, recipe, 16, 2 * steps, size)}
+    settings = {"recipe": repr(recipe), "batch": 16, "dense steps": 2 * steps, "size": size, "images": TIMED}
     return Contest(name="decoupling-speed", rivals=of, settings=settings, figure="accuracy drop", budgets=(0.6,))
 
 
