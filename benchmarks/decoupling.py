@@ -1,297 +1,381 @@
-"""Decoupling's claims on the digits, each beside its control: accuracy, on-rate, what paths tell, whether they matter,
-whether they give altered pictures away, and what they save.
+"""Decoupling's claims where they can be seen, each beside its control: accuracy at an on-rate, paths that tell the
+class and what the network loses without them, altered pictures, and time.
 
-    python benchmarks/decoupling.py [--quick] [--json FILE] [--seeds 10,11,12]
+    python benchmarks/decoupling.py fashion [--quick] [--json data/decoupling/fashion.json] [--seeds 10,11,12,13,14]
+    python benchmarks/decoupling.py fashion-altered | cifar | cifar-altered | losses | speed
 
-For each seed ResNet-20 is decoupled (25 s) and compared with the same network trained on for as many steps without
-gates. Paths are learned on the 1,297 training pictures; probes, likeness, interventions and detection are judged on
-the 500 held-out ones. `knockout_ratio` sets a class's most specific filters against as many conditional filters of
-the same layers at random; `knockout_ratio_used` against as many filters of the same layers that the class uses,
-always-on ones among them. Detectors learn from `per_class` training pictures of each class and their BIM versions,
-and are judged on held-out pictures altered by BIM, by attacks that they have not seen (`attack_auc_unseen` is the
-worse of FGSM and PGD), and by an adaptive attack that imitates the target's path; only misread pictures count, and
-`attack_auc` is that of a random forest from 50 pictures a class. Latency: one picture, one thread; on ResNet-18 and
-VGG-16 with controllers drawn at random to the papers' keep ratios, since time does not ask which filters are on.
+`fashion` is ResNet-20 on Fashion-MNIST, `cifar` ResNet-56 on CIFAR-10 (where `../shared/data` is at hand). All rivals
+start from the same trained network and take as many steps with the same batches, rates and momentum: dense; with gates
+that are drawn at random for each picture, as many of a layer on; with as many filters of each layer, those of the
+largest norms, on for all pictures. 'lost specific' are the points that a class loses without its `FILTERS` most
+specific filters. It stands beside 'lost as many used', without as many filters of the same layers that the class uses,
+always-on ones among them, which is the fair control, and 'lost as many conditional', without as many that are on for
+some pictures only.
+
+`-altered` gives each detector the same pictures: it may learn from 1,000 clean ones and from 20 of each class altered
+by BIM, and is judged on held-out ones that were read rightly, altered by BIM, by FGSM and PGD, which it has not seen
+('unseen' is the worse of the two), and by an attack that imitates the path of its target ('adaptive' is the least over
+two weights). 'forward' and 'backward' are passes a picture, 'sees' is 1 where attacks were learned from.
+
+`losses` leaves losses out on the digits. `speed` trains a ResNet-18 and its gates on Fashion-MNIST enlarged to 64
+pixels and times skipping and gating against the dense network, there and at 224 pixels, one picture, one thread.
 """
 
-import argparse
-import json
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import pandas
 import torch
-from torch import nn
-from tqdm.auto import tqdm
+from cifar import cifar, tiles
+from contest import ROOT, Contest, main
+from detectors import DETECTORS, SETTINGS, Known, Pixels, altered_pictures
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.optim.lr_scheduler import MultiStepLR
 
 import lab
-from lab.core import cost
-from lab.core.finetune import finetune
-from lab.core.kernels import isa_name
-from lab.core.machine import machine
+from lab.core import cost, store
+from lab.core.data.batches import LabelledImages
+from lab.core.data.images import read
+from lab.core.task import Task
 from lab.core.tasks import digits_data
-from lab.core.training import seeded
-from lab.decoupling import attacks, detection, intervention, paths
-from lab.decoupling.layers import gates
+from lab.core.training import Stage, descend, seeded
+from lab.decoupling import detection, intervention, paths
+from lab.decoupling.layers import changing
+from lab.decoupling.outcome import DecouplingOutcome
 from lab.decoupling.placement import insert_gates
 from lab.decoupling.skipping import skipping
 
-FILTERS = 150  # knocked out: a quarter of ResNet-20's gated filters; chosen with seed 0
-ALTER = {"eps": 0.2, "low": -0.5, "high": 0.5}  # pixels lie in [-0.5, 0.5]
-STEPS = {"step": 0.04, "steps": 10}
-WEIGHTS = (1.0, 10.0, 100.0)  # of the path in the adaptive attack
-PER_CLASS = (1, 5, 10, 50)  # training pictures of each class that a detector learns from
-ONE = 0.2  # points: one held-out picture, the least that a control is taken to lose
-FIGURES = (
-    "accuracy_drop", "on_rate_error", "macs_ratio", "probe_margin", "path_p", "attack_auc", "attack_auc_unseen",
-    "attack_auc_adaptive", "auc_max_softmax", "auc_mahalanobis", "click_ms",
-)  # fmt: skip
+KNOWN = 1_000  # training pictures that paths and detectors learn from
+FILTERS = 150  # knocked out, of ResNet-20's 672 gated filters: chosen on the digits
+DRAWS = 2  # of the filters that a control knocks out
+TIMED, FORMS = 8, ("skipped", "gated")  # pictures that are timed one by one, and what is timed beside the dense network
+ATTACKED = {
+    "fashion": (0.1, 2),
+    "cifar": (8 / 255, 5),
+}  # reach of attacks, bits of squeezing: chosen on seed 0, published
+SHARED = ROOT.parent / "shared" / "data"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed and no controls: under two minutes")
-    parser.add_argument("--json", type=Path, help="write all figures, settings, seeds and the machine here")
-    parser.add_argument("--seeds", default="10,11,12", help="none of which was used to choose the settings")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.quick else None]
-    rows, detectors = [], []
-    for seed in tqdm(seeds, desc="seeds"):
-        row, scores = judged(lab.Decoupling(), seed, options.quick)
-        rows.append(row)
-        detectors += scores
-    controls = [] if options.quick else [row for seed in tqdm(seeds, desc="controls") for row in ablations(seed)]
-    speed = list(latencies(quick=options.quick))
-    table = pandas.DataFrame(rows)
-    figures = summary(table)
-    print(f"{lab.Decoupling()}\nseeds {seeds}; one thread of {machine()['processor']} ({isa_name()})")
-    for part in (rows, controls, detectors, speed):
-        if part:
-            print(pandas.DataFrame(part).round(3).to_string(index=False), end="\n\n")
-    print(json.dumps(figures, indent=1))
-    if options.json:
-        parts = {"rows": rows, "controls": controls, "detectors": detectors, "speed": speed}
-        settings = {"recipe": repr(lab.Decoupling()), "attacks": {**ALTER, **STEPS}, "filters knocked out": FILTERS}
-        report = {"figures": figures, **parts, "settings": settings, "seeds": seeds, "machine": machine()}
-        options.json.write_text(json.dumps(report, indent=1, default=float) + "\n")
+@dataclass(frozen=True)
+class Ground:
+    """What a contest stands on: the task, pictures with classes to learn from and held out, and what pixels are."""
+
+    task: Task
+    known: tuple[Tensor, Tensor]
+    held_out: tuple[Tensor, Tensor]
+    pixels: Pixels
 
 
-def summary(table: pandas.DataFrame) -> dict[str, float]:
-    """Means over seeds with their range; ratios of points lost are ratios of means."""
-    mean, low, high = table.mean(), table.min(), table.max()
-    figures = {name: float(mean[name]) for name in FIGURES}
-    figures["knockout_ratio"] = float(mean.lost_specific / max(mean.lost_random, ONE))
-    figures["knockout_ratio_used"] = float(mean.lost_specific / max(mean.lost_random_used, ONE))
-    return figures | {f"{n}_{end}": float(v[n]) for n in FIGURES for end, v in (("min", low), ("max", high))}
+@cache
+def fashion_ground(batch: int) -> Ground:
+    task = lab.tasks.fashion(batch_size=batch)
+    split = read(store.artefact("fashion/t10k-images-idx3-ubyte.gz").parent)
+    return ground(task, split.x_test, split.y_test, *ATTACKED["fashion"])
 
 
-def judged(recipe: lab.Decoupling, seed: int, quick: bool) -> tuple[dict, list[dict]]:
-    """All figures of one seed, and a row for each detector."""
-    task = lab.tasks.digits()
-    x, y, x_held_out, y_held_out = digits_data()
-    outcome = recipe.run(task, seed=seed, progress=False)
-    train, held_out = outcome.paths([(x, y)]), outcome.paths([(x_held_out, y_held_out)])
-    bits = paths.probe(train, held_out, seed=seed)
-    behind = bits[[not name.startswith("layer1") for name in bits.index]]
-    apart = paths.separation(held_out, seed=seed)
-    lost = knocked_out(outcome, train, held_out_batches(), seed, draws=2 if quick else 5)
-    scores = list(detection_rows(outcome, train, seed, quick))
-    best = pandas.DataFrame(scores)
-    main_one = best[(best.detector == "random forest") & (best.per_class == PER_CLASS[-1])].iloc[0]
-    click = clicked(outcome)
-    row = {
-        "seed": seed,
-        "accuracy": outcome.report["accuracy"].after,
-        "accuracy_drop": trained_on(task, recipe, seed) - outcome.report["accuracy"].after,
-        "on_rate": outcome.report["on-rate"].after,
-        "on_rate_error": abs(on_rate(outcome, held_out) - recipe.r),
-        "macs_ratio": outcome.report["macs"].ratio,
-        "random_gates": randomly_gated(outcome, held_out, seed),
-        "probe_margin": float((behind.bits - behind.shuffled).min()),
-        "within": apart.within, "between": apart.between, "path_p": apart.p,
-        **lost,
-        "attack_auc": main_one.bim, "attack_auc_unseen": min(main_one.fgsm, main_one.pgd),
-        "attack_auc_adaptive": main_one.adaptive,
-        "auc_max_softmax": float(best[best.detector == "max softmax"].bim.iloc[0]),
-        "auc_mahalanobis": float(best[best.detector == "mahalanobis"].bim.iloc[0]),
-        "click_ms": click,
-    }  # fmt: skip
-    return row, [{"seed": seed, **score} for score in scores]
+@cache
+def cifar_ground(batch: int) -> Ground:
+    return ground(cifar(SHARED, 56, batch), *tiles(SHARED / "cifar10" / "cifar10_test1k.zip"), *ATTACKED["cifar"])
 
 
-def held_out_batches() -> list:
-    _, _, x, y = digits_data()
-    return [(x, y)]
+def ground(task: Task, x: Tensor, y: Tensor, reach: float, bits: int) -> Ground:
+    """The ground of a task whose batches are normalised pictures; x (N, C, H, W) uint8 and y (N,) are held out."""
+    learn = task.batches.dataset
+    mean, std = learn.mean.flatten().tolist(), learn.std.flatten().tolist()
+    known = LabelledImages(learn.x, learn.y, mean, std)[torch.arange(KNOWN)]
+    held_out = LabelledImages(x, y, mean, std)[torch.arange(len(y))]
+    low, high = ((value - learn.mean[0]) / learn.std[0] for value in (0.0, 1.0))  # (C, 1, 1)
+    return Ground(task, known, held_out, Pixels(low, high, reach, bits))
 
 
-def trained_on(task: lab.Task, recipe: lab.Decoupling, seed: int) -> float:
-    """The accuracy of the network as it came, trained on for as many steps at the same rate."""
-    model = lab.tasks.digits().model
-    with seeded(seed):
-        finetune(task, model, steps=recipe.steps, lr=recipe.lr, progress=False)
-    return task.measure(model)
+# -- the rivals ------------------------------------------------------------------------------------------------------
 
 
-def on_rate(outcome, held_out: paths.Paths) -> float:
-    """The mean on-rate of pictures among all the filters that there were, those taken out included."""
-    sites = insert_gates(lab.tasks.digits().model, lab.tasks.digits().example).sites
-    rates = [bits.mean() * bits.shape[1] / site.filters for bits, site in zip(held_out.split(), sites, strict=True)]
-    return float(np.mean(rates))
+def decoupling(on: Ground, recipe: lab.Decoupling, judged: int, r: float, seed: int, folder: Path):
+    """The subject: its own figures, those of its paths, and what the network loses without them."""
+    outcome = decoupled_by(on, replace(recipe, r=r), seed, folder)
+    known = outcome.paths([on.known])
+    x, y = (part[:judged] for part in on.held_out)
+    held_out = outcome.paths([(x, y)])
+    apart, bits = paths.separation(held_out, seed=seed), paths.probe(known, held_out, seed=seed, progress=False)
+    lost = intervention.knock_out(
+        outcome.decoupled, known, [(x, y)], count=FILTERS, draws=DRAWS, seed=seed, progress=False
+    ).mean()
+    rate = float(np.mean(on_rates(on.task, outcome, held_out)))
+    return outcome.model, {
+        **accuracy(on.task, outcome.model),
+        "on-rate": rate,
+        "on-rate error": abs(rate - r),
+        "macs ratio": outcome.report["macs"].ratio,
+        "within": apart.within,
+        "between": apart.between,
+        "path p": apart.p,
+        "bits told": float(bits.bits.mean()),
+        "bits of shuffled labels": float(bits.shuffled.mean()),
+        "lost specific": lost.own - lost.specific,
+        "lost as many used": lost.own - lost["as many used"],
+        "lost as many conditional": lost.own - lost["as many conditional"],
+        "lost by the others": lost.others - lost["others specific"],
+    }
 
 
-def randomly_gated(outcome, held_out: paths.Paths, seed: int) -> float:
-    """The control of gates: the accuracy with as many filters of each layer on, drawn at random for each picture."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def shuffle(z: torch.Tensor) -> torch.Tensor:
-        return z.gather(1, torch.rand(z.shape, generator=generator).argsort(1))
-
-    with intervention.changing(outcome.model, {name: shuffle for name in gates(outcome.model)}):
-        return outcome_accuracy(outcome)
+def always_on(on: Ground, recipe: lab.Decoupling, r: float, seed: int, folder: Path):
+    """Dense, trained as long."""
+    model = on.task.copy_for(None)
+    trained(on.task, model, recipe)
+    return model, {**accuracy(on.task, model), "on-rate": 1.0}
 
 
-def outcome_accuracy(outcome) -> float:
-    return lab.tasks.digits().measure(outcome.model)
+def random_gates(on: Ground, recipe: lab.Decoupling, r: float, seed: int, folder: Path):
+    """Gates that are drawn at random for each picture, in training and in use, as many of each layer on."""
+    rates = on_rates(on.task, *judged_paths(on, replace(recipe, r=r), seed, folder))
+
+    def drawn(share: float) -> Callable[[Tensor], Tensor]:
+        return lambda z: (torch.rand_like(z).argsort(1).argsort(1) < round(share * z.shape[1])).to(z)
+
+    return gated(on, recipe, [drawn(share) for share in rates], rates)
 
 
-def knocked_out(outcome, train: paths.Paths, batches: list, seed: int, draws: int) -> dict[str, float]:
-    """Points of accuracy that a class loses without its most specific filters, and without random ones."""
-    table = intervention.knock_out(outcome.decoupled, train, batches, count=FILTERS, draws=draws, seed=seed).mean()
-    specific, random, used = (table.own - table[name] for name in ("specific", "random", "random used"))
-    return {
-        "lost_specific": specific, "lost_random": random, "lost_random_used": used,
-        "lost_others": table.others - table["others specific"],
-    }  # fmt: skip
+def static_filters(on: Ground, recipe: lab.Decoupling, r: float, seed: int, folder: Path):
+    """As many filters of each layer, those of the largest L1 norms, on for all pictures."""
+    rates = on_rates(on.task, *judged_paths(on, replace(recipe, r=r), seed, folder))
+    sites = insert_gates(on.task.model, on.task.example).sites
+
+    def fixed(layer: str, share: float) -> Callable[[Tensor], Tensor]:
+        norms = on.task.model.get_submodule(layer).weight.detach().flatten(1).abs().sum(1)  # (C_l,)
+        is_on = torch.zeros_like(norms).index_fill(0, norms.topk(round(share * len(norms))).indices, 1.0)
+        return lambda z: is_on.to(z).expand_as(z)
+
+    return gated(on, recipe, [fixed(site.layer, share) for site, share in zip(sites, rates, strict=True)], rates)
+
+
+def gated(on: Ground, recipe: lab.Decoupling, changes: list[Callable[[Tensor], Tensor]], rates: list[float]):
+    """A network whose gates do as they are told, trained as long."""
+    decoupled = insert_gates(on.task.copy_for(None), on.task.example)
+    by_gate = {site.gate: change for site, change in zip(decoupled.sites, changes, strict=True)}
+    with changing(decoupled.model, by_gate):
+        trained(on.task, decoupled.model, recipe)
+        return decoupled.model, {**accuracy(on.task, decoupled.model), "on-rate": float(np.mean(rates))}
+
+
+RIVALS = {
+    "dense trained as long": always_on,
+    "random gates": random_gates,
+    "static largest norms": static_filters,
+}
+
+
+def trained(task: Task, model: nn.Module, recipe: lab.Decoupling) -> None:
+    """The network with labels for as many steps, the optimiser and the rates those of the recipe."""
+    optimiser = SGD(model.parameters(), recipe.lr, momentum=0.9, weight_decay=1e-4)
+    schedule = MultiStepLR(optimiser, [round(share * recipe.steps) for share in recipe.milestones], 0.1)
+    stage = Stage(None, "dense", "", model=model, optimiser=optimiser, schedule=schedule)
+    model.train()
+    fit = lambda batch: {"task": task.fit(model, batch)[0]}  # noqa: E731
+    for _ in descend(fit, task.batches, optimiser, stage, steps=recipe.steps, schedule=schedule, progress=False):
+        pass
+    model.eval()
+
+
+def accuracy(task: Task, model: nn.Module) -> dict[str, float]:
+    """Accuracy in percent, and the points that it is below that of the network as it came."""
+    with seeded(0):  # random gates draw
+        after = task.measure(model)
+    return {"accuracy": after, "accuracy drop": start(task) - after}
+
+
+@cache
+def start(task: Task) -> float:
+    """The accuracy of the network as it came."""
+    return task.measure(task.model)
+
+
+def decoupled_by(on: Ground, recipe: lab.Decoupling, seed: int, folder: Path) -> DecouplingOutcome:
+    """What the recipe leaves with this seed: found beside the contests' folders, or made and left there."""
+    name = sha256(f"{recipe} {on.task.name}".encode()).hexdigest()[:12]
+    path = folder.parent / "decoupling-outcomes" / f"{name}-{seed}"
+    if not path.exists():
+        recipe.run(on.task, seed=seed, progress=False).save(path)
+    return lab.load(path)
+
+
+def judged_paths(on: Ground, recipe: lab.Decoupling, seed: int, folder: Path) -> tuple[DecouplingOutcome, paths.Paths]:
+    outcome = decoupled_by(on, recipe, seed, folder)
+    return outcome, outcome.paths([on.held_out], 1_000)
+
+
+def on_rates(task: Task, outcome: DecouplingOutcome, held_out: paths.Paths) -> list[float]:
+    """The on-rate of each layer, among all the filters that there were, those taken out included."""
+    sites = insert_gates(task.model, task.example).sites
+    return [float(bits.sum(1).mean()) / site.filters for bits, site in zip(held_out.split(), sites, strict=True)]
 
 
 # -- altered pictures ------------------------------------------------------------------------------------------------
 
 
-def detection_rows(outcome, train: paths.Paths, seed: int, quick: bool) -> Iterator[dict]:
-    """AUC of each detector against each attack on held-out pictures."""
-    x, y, x_test, y_test = digits_data()
-    altered = altered_pictures(outcome, train, x_test, y_test, seed)
-    success = {f"{name} misread": float(attack.misread.float().mean()) for name, attack in altered.items()}
-    with seeded(seed):
-        learn = few_of_each(y, PER_CLASS[-1])
-        shown = attacks.bim(outcome.model, x[learn], y[learn], other_class(y[learn]), **ALTER, **STEPS)
-    for kind in ("random forest",) if quick else detection.CLASSIFIERS:
-        for n in PER_CLASS[-1:] if quick else PER_CLASS:
-            few = few_of_each(y[learn], n)
-            detector = detection.detector(
-                outcome.decoupled, train, x[learn][few], shown.x[few][shown.misread[few]], classifier=kind, seed=seed
-            )
-            yield {"detector": kind, "per_class": n, **aucs(detector.score, x_test, altered), **success}
-    baseline = detection.mahalanobis(outcome.model, x, y)
-    yield {
-        "detector": "max softmax", "per_class": 0,
-        **aucs(lambda z: detection.max_softmax(outcome.model, z), x_test, altered), **success,
-    }  # fmt: skip
-    yield {
-        "detector": "mahalanobis", "per_class": 0,
-        **aucs(lambda z: baseline.score(outcome.model, z), x_test, altered), **success,
-    }  # fmt: skip
-
-
-def altered_pictures(outcome, train: paths.Paths, x: torch.Tensor, y: torch.Tensor, seed: int) -> dict:
-    """Each attack on the same pictures; the adaptive one with each weight of the path."""
-    typical = torch.from_numpy(paths.class_paths(train)).float()
-    with seeded(seed):
-        target = other_class(y)
-        altered = {
-            "bim": attacks.bim(outcome.model, x, y, target, **ALTER, **STEPS),
-            "fgsm": attacks.fgsm(outcome.model, x, y, **ALTER),
-            "pgd": attacks.pgd(outcome.model, x, y, **ALTER, **STEPS),
-        }
-        for weight in WEIGHTS:
-            altered[f"adaptive {weight:g}"] = attacks.adaptive(
-                outcome.decoupled, x, y, target, typical, weight=weight, **ALTER, **STEPS
-            )
-    return altered
-
-
-def aucs(score, clean: torch.Tensor, altered: dict) -> dict[str, float]:
-    """The AUC against each attack; `adaptive` is the lowest over the weights that the attacker may choose."""
+def detector(on: Ground, recipe: lab.Decoupling, judged: int, name: str, r: float, seed: int, folder: Path):
+    """The areas under the curve of one detector, learned and judged on the pictures that all have."""
+    known, clean, altered = shown(on, replace(recipe, r=r), judged, seed, folder)
+    one = DETECTORS[name]
+    score = one.learn(known)
     plain = score(clean)
-    by_attack = {name: detection.auc(plain, score(attack.x[attack.misread])) for name, attack in altered.items()}
-    return {**by_attack, "adaptive": min(value for name, value in by_attack.items() if name.startswith("adaptive"))}
+    areas = {attack: detection.auc(plain, score(x)) for attack, x in altered.items()}
+    adaptive = min(area for attack, area in areas.items() if attack.startswith("adaptive"))
+    return known.decoupled.model, {
+        "bim": areas["bim"], "fgsm": areas["fgsm"], "pgd": areas["pgd"], "unseen": min(areas["fgsm"], areas["pgd"]),
+        "adaptive": adaptive, "forward": one.forward, "backward": one.backward, "sees": one.sees,
+    }  # fmt: skip
 
 
-def few_of_each(y: torch.Tensor, count: int) -> torch.Tensor:
-    """The indices of the first `count` pictures of each class."""
-    return torch.cat([(y == label).nonzero().flatten()[:count] for label in y.unique()])
+@lru_cache(maxsize=1)
+def shown(on: Ground, recipe: lab.Decoupling, judged: int, seed: int, folder: Path) -> tuple[Known, Tensor, dict]:
+    """What detectors learn from and what they are judged on, with this seed."""
+    outcome = decoupled_by(on, recipe, seed, folder)
+    return altered_pictures(outcome.decoupled, on.known, on.held_out, on.pixels, judged, seed)
 
 
-def other_class(y: torch.Tensor) -> torch.Tensor:
-    """A class that each picture does not have, at random."""
-    return (y + torch.randint(1, 10, y.shape)) % 10
+# -- losses, time ----------------------------------------------------------------------------------------------------
 
 
-# -- controls, time --------------------------------------------------------------------------------------------------
-
-
-def ablations(seed: int) -> Iterator[dict]:
-    """The recipe without one of its losses, and with the encodings told about shuffled labels."""
+def without(changes: Mapping[str, float], recipe: lab.Decoupling, r: float, seed: int, folder: Path):
+    """The recipe on the digits with some of its losses left out: what its paths tell about the class."""
     x, y, x_test, y_test = digits_data()
-    for name, recipe in (
-        ("whole", lab.Decoupling()), ("lam_m=0", lab.Decoupling(lam_m=0)), ("lam_k=0", lab.Decoupling(lam_k=0)),
-    ):  # fmt: skip
-        outcome = recipe.run(seed=seed, progress=False)
-        train, held_out = outcome.paths([(x, y)]), outcome.paths([(x_test, y_test)])
-        bits, apart = paths.probe(train, held_out, seed=seed), paths.separation(held_out, permutations=99, seed=seed)
-        yield {
-            "control": name, "seed": seed, "accuracy": outcome.report["accuracy"].after,
-            "on_rate": outcome.report["on-rate"].after, "conditional": outcome.report["conditional filters"].after,
-            "bits told": bits.bits.mean(), "shuffled": bits.shuffled.mean(), "within": apart.within,
-            "between": apart.between,
-        }  # fmt: skip
+    outcome = replace(recipe, r=r, **changes).run(lab.tasks.digits(), seed=seed, progress=False)
+    known, held_out = outcome.paths([(x, y)]), outcome.paths([(x_test, y_test)])
+    bits = paths.probe(known, held_out, seed=seed, progress=False)
+    apart = paths.separation(held_out, permutations=99, seed=seed)
+    return outcome.model, {
+        "bits told": float(bits.bits.mean()),
+        "bits of shuffled labels": float(bits.shuffled.mean()),
+        "conditional filters": outcome.report["conditional filters"].after,
+        "within": apart.within,
+        "between": apart.between,
+        "on-rate": outcome.report["on-rate"].after,
+        "accuracy": outcome.report["accuracy"].after,
+    }
 
 
-def latencies(quick: bool) -> Iterator[dict]:
-    """Multiply-adds in theory and time measured, dense against gated against skipped."""
-    shapes = [("resnet20 8 x 8", lab.nets.resnet_cifar(20, channels=1), (1, 1, 8, 8), 0.6)]
-    if not quick:
-        shapes.append(("resnet18 224 x 224", lab.nets.resnet18(), (1, 3, 224, 224), 0.6))
-        shapes.append(("vgg16 224 x 224", lab.nets.vgg16(), (1, 3, 224, 224), 0.5))
-    for name, net, shape, keep in shapes:
-        example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        decoupled = insert_gates(net.eval(), example)
-        with seeded(0):
-            draw_encodings(decoupled.model, keep)
-        decoupled.model.eval()
-        on = paths.record(decoupled, [example])
-        macs = float(decoupled.macs([torch.from_numpy(bits) for bits in on.split()])[0])
-        forms = {"dense": net, "gated": decoupled.model, "skipped": skipping(decoupled, example)}
-        timed = cost.latencies(forms, example, repeats=100 if shape[-1] < 100 else 15)
-        yield {
-            "network": name, "on-rate": on.on_rate(), "macs ratio": decoupled.dense / macs,
-            "dense ms": timed["dense"].median, "gated ratio": timed["dense"].over(timed["gated"]),
-            "skipped ratio": timed["dense"].over(timed["skipped"]),
-        }  # fmt: skip
+def resnet18(recipe: lab.Decoupling, batch: int, dense_steps: int, size: int, r: float, seed: int, folder: Path):
+    """A ResNet-18 trained on Fashion-MNIST enlarged to `size` pixels, then with gates; timed there and at 224."""
+    task = enlarged_fashion(lab.nets.resnet18(classes=10), batch, size)
+    trained(task, task.model, replace(recipe, steps=dense_steps))
+    outcome = replace(recipe, r=r).run(task, seed=seed, progress=False)
+    images = fashion_ground(batch).held_out[0][:TIMED]
+    on = outcome.paths([enlarged(images, size)])
+    macs = outcome.decoupled.macs([torch.from_numpy(bits) for bits in on.split()])
+    figures = accuracy(task, outcome.model) | {
+        "on-rate": float(np.mean(on_rates(task, outcome, on))),
+        "macs ratio": float(cost.macs(task.model, task.example) / macs.mean()),
+    }
+    for side in (size, 224):
+        ratios = np.median([timed(task.model, outcome, enlarged(x, side)) for x in images.split(1)], axis=0)
+        figures |= {f"latency ratio, {form}, {side} px": ratio for form, ratio in zip(FORMS, ratios, strict=True)}
+    return outcome.model, figures
 
 
-def draw_encodings(model: nn.Module, keep: float) -> None:
-    """Controllers that turn a random share `keep` of the filters on, whatever they see."""
-    for gate in gates(model).values():
-        bias = gate.controller.fc2.bias
-        nn.init.zeros_(gate.controller.fc2.weight)
-        off = torch.randperm(len(bias))[: round((1 - keep) * len(bias))]
-        bias.data = torch.ones_like(bias).index_fill(0, off, -1.0)
+def enlarged_fashion(model: nn.Module, batch: int, size: int) -> Task:
+    """Fashion-MNIST for a network of larger colour pictures, scored on the first 500 held out."""
+    task = lab.tasks.fashion(batch_size=batch)
+    x, y = (part[:500] for part in fashion_ground(batch).held_out)
+    score = lab.tasks.accuracy([(enlarged(a, size), b) for a, b in zip(x.split(50), y.split(50), strict=True)])
+    inputs = lambda batch: enlarged(batch[0], size)  # noqa: E731
+    return replace(task, model=model, score=score, inputs=inputs, example=enlarged(task.example, size))
 
 
-def clicked(outcome) -> float:
-    """Milliseconds from a click on a filter to the new picture, the median of 20 in the last layer."""
-    explorer = lab.view(outcome)
-    times = []
-    for k in range(1, 21):
-        start = time.perf_counter()
-        explorer.set(filter=k)
-        times.append(1000 * (time.perf_counter() - start))
-    return float(np.median(times))
+def enlarged(x: Tensor, size: int) -> Tensor:
+    """Grey pictures (N, 1, H, W) as colour ones of another size."""
+    return F.interpolate(x, size=(size, size), mode="bilinear").expand(-1, 3, -1, -1)
 
+
+def timed(dense: nn.Module, outcome: DecouplingOutcome, x: Tensor) -> list[float]:
+    """How many times as fast as the dense network each of FORMS is on a picture, in one run."""
+    forms = {"skipped": skipping(outcome.decoupled, x), "gated": outcome.model}
+    times = cost.latencies({"dense": dense.eval(), **forms}, x, repeats=15)
+    return [times["dense"].over(times[form]) for form in FORMS]
+
+
+# -- the contests ----------------------------------------------------------------------------------------------------
+
+
+def claims(name: str, of: Callable[[int], Ground], batch: int, recipe: lab.Decoupling, judged: int) -> Contest:
+    """Accuracy, paths and knock-out of the subject, and the accuracy of its rivals."""
+
+    def on(make: Callable, *given) -> Callable:
+        return lambda *cell: make(of(batch), recipe, *given, *cell)
+
+    return Contest(
+        name=f"decoupling-{name}",
+        rivals={"Decoupling": on(decoupling, judged)} | {rival: on(make) for rival, make in RIVALS.items()},
+        settings={
+            "recipe": repr(recipe), "batch": batch, "judged": judged, "filters knocked out": FILTERS, "draws": DRAWS,
+            "known": KNOWN,
+        },
+        figure="accuracy drop",
+        budgets=(0.6,),
+    )  # fmt: skip
+
+
+def telling(name: str, of: Callable[[int], Ground], batch: int, recipe: lab.Decoupling, judged: int) -> Contest:
+    """All detectors on the network that the recipe leaves."""
+
+    def on(one: str) -> Callable:
+        return lambda *cell: detector(of(batch), recipe, judged, one, *cell)
+
+    return Contest(
+        name=f"decoupling-{name}-altered",
+        rivals={one: on(one) for one in DETECTORS},
+        settings={
+            "recipe": repr(recipe), "batch": batch, "judged": judged, "known": KNOWN,
+            "reach and bits": ATTACKED[name], **SETTINGS,
+        },
+        figure="unseen",
+        less=False,
+        budgets=(0.6,),
+    )  # fmt: skip
+
+
+def on_fashion(quick: bool, make: Callable = claims) -> Contest:
+    recipe = lab.Decoupling(steps=20 if quick else 400, lr=0.05, bias=1.0)
+    return make("fashion", fashion_ground, 32, recipe, (100 if quick else 300) // (1 if make is claims else 3))
+
+
+def on_cifar(quick: bool, make: Callable = claims) -> Contest:
+    recipe = lab.Decoupling(steps=5 if quick else 1_500, lr=0.05, bias=1.0)
+    return make("cifar", cifar_ground, 32, recipe, (50 if quick else 1_000) // (1 if make is claims else 5))
+
+
+def losses(quick: bool) -> Contest:
+    recipe = lab.Decoupling(steps=100 if quick else 500)
+    parts = {"Decoupling": {}, "without mutual information": {"lam_m": 0.0}, "without agreement": {"lam_k": 0.0}}
+    rivals = {name: partial(without, changes, recipe) for name, changes in parts.items()}
+    settings = {"recipe": repr(recipe), "rivals": parts}
+    return Contest(
+        name="decoupling-losses", rivals=rivals, settings=settings, figure="bits told", less=False, budgets=(0.6,)
+    )
+
+
+def speed(quick: bool) -> Contest:
+    """The network has no trained start: more of the time goes into the dense one."""
+    size, steps = (32, 5) if quick else (64, 50)
+    recipe = lab.Decoupling(steps=steps)
+    of = {"Decoupling": partial(resnet18, recipe, 16, 2 * steps, size)}
+    settings = {"recipe": repr(recipe), "batch": 16, "dense steps": 2 * steps, "size": size, "images": TIMED}
+    return Contest(name="decoupling-speed", rivals=of, settings=settings, figure="accuracy drop", budgets=(0.6,))
+
+
+CONTESTS: dict[str, Callable[[bool], Contest]] = {
+    "fashion": on_fashion,
+    "fashion-altered": partial(on_fashion, make=telling),
+    "cifar": on_cifar,
+    "cifar-altered": partial(on_cifar, make=telling),
+    "losses": losses,
+    "speed": speed,
+}
 
 if __name__ == "__main__":
-    main()
+    main(CONTESTS, __doc__)

@@ -1,6 +1,7 @@
 """Pictures altered to be misread: FGSM, PGD, the targeted basic iterative method, and one that also hides its path.
 
-Captum (Kokhlikyan et al., 2020) takes the steps; what is attacked, and with which loss, stands here.
+Captum (Kokhlikyan et al., 2020) takes the steps; what is attacked, and with which loss, stands here. Sizes of a step
+and the bounds of pixels are numbers, or tensors (C, 1, 1) where each channel is normalised in its own way.
 """
 
 import warnings
@@ -17,7 +18,10 @@ from ..core.models import learning
 from ..core.task import evaluating
 from . import equations as eq
 from .layers import gates
+from .paths import Paths, class_paths, typical_paths
 from .placement import Decoupled
+
+Size = float | Tensor
 
 
 @dataclass(frozen=True)
@@ -29,16 +33,14 @@ class Attack:
     misread: Tensor
 
 
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, low: float, high: float) -> Attack:
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: Size, low: Size, high: Size) -> Attack:
     """One step of size eps up the loss (Goodfellow et al., 2015); pixels stay in [low, high]."""
     with _attackable(model):
         altered = _fgsm(model, _cross_entropies, low, high).perturb(x, eps, y)
     return _attack(model, altered, y, y)
 
 
-def pgd(
-    model: nn.Module, x: Tensor, y: Tensor, *, eps: float, step: float, steps: int, low: float, high: float
-) -> Attack:
+def pgd(model: nn.Module, x: Tensor, y: Tensor, *, eps: Size, step: Size, steps: int, low: Size, high: Size) -> Attack:
     """Steps up the loss from a random start within eps, which no pixel leaves (Madry et al., 2018).
 
     The start is drawn from torch's generator.
@@ -55,11 +57,11 @@ def bim(
     y: Tensor,
     target: Tensor,
     *,
-    eps: float,
-    step: float,
+    eps: Size,
+    step: Size,
     steps: int,
-    low: float,
-    high: float,
+    low: Size,
+    high: Size,
 ) -> Attack:
     """Steps towards being called `target` (N,), within eps (Kurakin et al., 2017)."""
     with _attackable(model):
@@ -73,25 +75,23 @@ def adaptive(
     x: Tensor,
     y: Tensor,
     target: Tensor,
-    paths: Tensor,
+    reference: Paths,
     *,
     weight: float,
-    eps: float,
-    step: float,
+    eps: Size,
+    step: Size,
     steps: int,
-    low: float,
-    high: float,
+    low: Size,
+    high: Size,
 ) -> Attack:
     """As `bim`, by someone who knows the detector: the altered picture is also to take the path of `target`.
 
-    `paths` (classes, filters) are the class paths of all classes by number. To the loss comes `weight` times the mean
-    squared distance between v1, through which gradients pass, and the path of the target.
+    The class paths are those of `reference`. To the loss comes `weight` times the mean squared distance between v1,
+    through which gradients pass, and the path of the target. ValueError for a target that has no class path.
     """
-    if int(target.max()) >= len(paths):
-        raise ValueError(
-            f"target: there is no path of class {int(target.max())}, only {len(paths)}: give a path a class"
-        )
-    model, filters = decoupled.model, paths.shape[1]
+    model, filters, classes = decoupled.model, sum(reference.sizes), torch.from_numpy(reference.classes())
+    typical_paths(reference, target.cpu().numpy())  # an error in one line for a class without a path
+    typical = torch.from_numpy(class_paths(reference)).to(x)  # (classes, filters)
 
     def scores_and_bits(images: Tensor) -> Tensor:
         """Class scores and soft encodings side by side: (N, classes + filters)."""
@@ -108,7 +108,8 @@ def adaptive(
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
         scores, soft = output[:, :-filters], output[:, -filters:]
-        return _cross_entropies(scores, target) + weight * (soft - paths.to(soft)[target]).square().mean(1)
+        wanted = typical[torch.searchsorted(classes.to(target), target)]
+        return _cross_entropies(scores, target) + weight * (soft - wanted).square().mean(1)
 
     with _attackable(model):
         attack = _pgd(scores_and_bits, loss, low, high)
@@ -137,7 +138,7 @@ def _attack(model: nn.Module, altered: Tensor, y: Tensor, target: Tensor) -> Att
     return Attack(altered, target, (pred != y) & ((pred == target) | (target is y)))
 
 
-def _fgsm(net: Any, loss: Any, low: float, high: float) -> Any:
+def _fgsm(net: Any, loss: Any, low: Size, high: Size) -> Any:
     """Captum's fast method, without its habit of leaving pixels alone whose gradient is under 1e-6: a confident
     prediction has hardly any larger ones, and would pass for one that cannot be attacked."""
     attack = _captum().FGSM(net, loss, low, high)
@@ -145,7 +146,7 @@ def _fgsm(net: Any, loss: Any, low: float, high: float) -> Any:
     return attack
 
 
-def _pgd(net: Any, loss: Any, low: float, high: float) -> Any:
+def _pgd(net: Any, loss: Any, low: Size, high: Size) -> Any:
     """Captum's projected steps, each of them as in `_fgsm`."""
     attack = _captum().PGD(net, loss, low, high)
     attack.fgsm.zero_thresh = 0.0

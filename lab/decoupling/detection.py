@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.task import evaluating
 from .layers import input_of
-from .paths import Paths, class_paths, record
+from .paths import Paths, record, typical_paths
 from .placement import Decoupled
 
 CLASSIFIERS = ("random forest", "adaboost", "gradient boosting")
@@ -23,14 +23,8 @@ def features(paths: Paths, reference: Paths) -> np.ndarray:
     (N, filters + layers) float32; the distance is the mean of |z - class path| over the layer's filters. ValueError for
     a prediction that has no class path.
     """
-    classes, typical = reference.classes(), class_paths(reference)
     bits = paths.bits.astype(np.float32)
-    if strange := sorted(set(np.asarray(paths.predicted).tolist()) - set(classes.tolist())):
-        raise ValueError(
-            f"the answer {strange[0]} has no class path, `reference` has pictures of {classes.tolist()}: "
-            "give it pictures of every class"
-        )
-    away = np.abs(bits - typical[np.searchsorted(classes, paths.predicted)])
+    away = np.abs(bits - typical_paths(reference, paths.predicted))
     distances = np.stack([away[:, paths.span(name)].mean(1) for name in paths.layers], 1)
     return np.concatenate([bits, distances], 1).astype(np.float32)
 
@@ -93,15 +87,22 @@ class Mahalanobis:
 
     def score(self, model: nn.Module, x: Tensor) -> np.ndarray:
         """The squared distance of each picture to the nearest class: (N,)."""
-        seen = last_features(model, x)
+        return self.distance(last_features(model, x))
+
+    def distance(self, seen: np.ndarray) -> np.ndarray:
+        """The squared distance of features (N, features) to the nearest class: (N,)."""
         return np.min([self.covariance.mahalanobis(seen - mean) for mean in self.means], axis=0)
 
 
 def mahalanobis(model: nn.Module, x: Tensor, y: Tensor) -> Mahalanobis:
-    """Class means and a shared covariance (Ledoit-Wolf) of what the last linear layer reads, from clean pictures."""
+    """`class_gaussians` of what the last linear layer reads, from clean pictures."""
+    return class_gaussians(last_features(model, x), y.cpu().numpy())
+
+
+def class_gaussians(seen: np.ndarray, labels: np.ndarray) -> Mahalanobis:
+    """Class means and a shared covariance (Ledoit-Wolf) of features (N, features) with their classes (N,)."""
     from sklearn.covariance import LedoitWolf
 
-    seen, labels = last_features(model, x), y.cpu().numpy()
     means = np.stack([seen[labels == label].mean(0) for label in np.unique(labels)])
     centred = seen - means[np.searchsorted(np.unique(labels), labels)]
     return Mahalanobis(means, LedoitWolf(assume_centered=True).fit(centred))
@@ -120,7 +121,10 @@ def _last_linear(model: nn.Module) -> str:
 
 
 def auc(clean: Sequence[float], altered: Sequence[float]) -> float:
-    """The area under the ROC curve of scores: 0.5 tells nothing, 1 everything."""
+    """The area under the ROC curve of scores: 0.5 tells nothing, 1 everything. ValueError for no score at all."""
     from sklearn.metrics import roc_auc_score
 
+    for name, scores in (("clean", clean), ("altered", altered)):
+        if not len(scores):
+            raise ValueError(f"auc: there is no score of a {name} picture: give at least one, or a stronger attack")
     return float(roc_auc_score(np.repeat([0, 1], [len(clean), len(altered)]), np.concatenate([clean, altered])))

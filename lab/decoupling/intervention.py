@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .layers import changing
-from .paths import Paths, class_paths, record
+from .paths import UNKNOWN, Paths, class_paths, record
 from .placement import Decoupled
 
 
@@ -55,17 +55,19 @@ def knock_out(
     """What it costs each class to lose its `count` most specific filters, beside random ones: a DataFrame.
 
     Filters are chosen on `paths`, accuracies in percent are those of `batches`, which should hold other pictures. A row
-    a class: `own`, its accuracy as it is; `specific`, without its most specific filters; `random`, without as many
-    conditional filters of the same layers; `random used`, without as many filters of the same layers that are on for
-    half of the class's pictures or more, always-on ones among them (means of `draws`). `others` is the accuracy of the
-    other classes as it is, `others specific` without this class's specific filters.
+    a class: `own`, its accuracy as it is; `specific`, without its most specific filters. The fair control is `as many
+    used`: without as many filters of the same layers that the class uses, which are on for half of its pictures or
+    more, always-on ones among them. The easy one is `as many conditional`: without as many of the same layers that
+    are on for some pictures only, whether for this class or not (means of `draws`). `others` is the accuracy of the
+    other classes as it is, `others specific` without this class's specific filters. ValueError for batches without
+    labels.
     """
     import pandas
     from tqdm.auto import tqdm
 
     rng = np.random.default_rng(seed)
     batches = list(batches)
-    before, frequency = record(decoupled, batches), class_paths(paths)
+    before, frequency = _labelled(record(decoupled, batches)), class_paths(paths)
     rows = []
     classes = tqdm(paths.classes(), desc="knocking out", leave=False, disable=not progress)
     for label, used in zip(classes, frequency, strict=True):
@@ -73,7 +75,7 @@ def knock_out(
         after = _without(decoupled, paths, bits, batches)
         row: dict[str, float] = {"class": int(label), "filters": len(bits)}
         row |= {"own": _accuracy(before, members), "specific": _accuracy(after, members)}
-        for name, pool in (("random", paths.conditional()), ("random used", used >= 0.5)):
+        for name, pool in (("as many used", used >= 0.5), ("as many conditional", paths.conditional())):
             draws_of = (random_bits(paths, bits, pool, rng) for _ in range(draws))
             row[name] = float(np.mean([_accuracy(_without(decoupled, paths, b, batches), members) for b in draws_of]))
         rows.append({**row, "others": _accuracy(before, ~members), "others specific": _accuracy(after, ~members)})
@@ -85,14 +87,15 @@ def force(decoupled: Decoupled, paths: Paths, label: int, batches: Iterable, *, 
 
     A row for each class of pictures; columns, in percent: `own` and `named` (called its class, or called `label`) as
     it was, `forced` and `forced own` on the class's path, `random` and `random spread` on paths with as many filters of
-    each layer on, drawn at random: the mean of `draws` such paths and their standard deviation.
+    each layer on, drawn at random: the mean of `draws` such paths and their standard deviation. ValueError for batches
+    without labels.
     """
     import pandas
 
     rng = np.random.default_rng(seed)
     batches = list(batches)
     path = class_paths(paths)[_class_index(paths.classes(), label)] >= 0.5
-    before, on_path = record(decoupled, batches), _forced(decoupled, paths, path, batches)
+    before, on_path = _labelled(record(decoupled, batches)), _forced(decoupled, paths, path, batches)
     controls = [_forced(decoupled, paths, _permuted(paths, path, rng), batches) for _ in range(draws)]
     rows = []
     for true_label in before.classes():
@@ -104,6 +107,13 @@ def force(decoupled: Decoupled, paths: Paths, label: int, batches: Iterable, *, 
         rows.append((int(true_label), *means, float(np.mean(random)), float(np.std(random))))
     columns = ["class", "own", "named", "forced", "forced own", "random", "random spread"]
     return pandas.DataFrame(rows, columns=columns).set_index("class")
+
+
+def _labelled(paths: Paths) -> Paths:
+    """The paths, if all their pictures came with a class."""
+    if (paths.labels == UNKNOWN).any():
+        raise ValueError("the batches hold pictures without a class: give pairs (x, y), y the class numbers (N,)")
+    return paths
 
 
 def _permuted(paths: Paths, path: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -182,6 +182,20 @@ def class_paths(paths: Paths) -> np.ndarray:
     return np.stack([bits[paths.labels == label].mean(0) for label in paths.classes()])
 
 
+def typical_paths(reference: Paths, predicted: np.ndarray) -> np.ndarray:
+    """The class path, as `reference` knows it, of each predicted class (N,): (N, filters) in [0, 1].
+
+    ValueError for a class that has no path: it is not given a neighbour's.
+    """
+    classes, predicted = reference.classes(), np.asarray(predicted)
+    if strange := sorted({*predicted.tolist()} - {*classes.tolist()}):
+        raise ValueError(
+            f"the answer {strange[0]} has no class path, `reference` has pictures of {classes.tolist()}: "
+            "give it pictures of every class"
+        )
+    return class_paths(reference)[np.searchsorted(classes, predicted)]
+
+
 def class_similarity(paths: Paths, layer: str) -> np.ndarray:
     """The cosine between class paths on the layer's conditional filters, each less its mean over classes: (K, K).
 

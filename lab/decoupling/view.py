@@ -1,14 +1,11 @@
 """Decoupling seen: the paths of two pictures through the layers, the filters they share, and what each filter sees."""
 
-import json
 from collections.abc import Container, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 
-from ..core import store
 from ..core.task import evaluating
 from ..lens.tokens import input_maps
 from ..ui import Control, Explorer, Frame, raster, svg, view
@@ -390,10 +387,3 @@ def _valid_layers(paths: Paths, layers: Sequence[str] | None) -> list[str]:
     for name in layers or ():
         paths.layer(name)  # a one-line error that names the layers there are
     return list(layers or paths.layers)
-
-
-def kept(part: str) -> Any:
-    """A table of the benchmark as it was last run (`data/decoupling`): 'rows', 'controls', 'detectors' or 'speed'."""
-    import pandas
-
-    return pandas.DataFrame(json.loads(store.artefact("decoupling/figures.json").read_text())[part])

@@ -42,9 +42,8 @@ def altered(kind: str, outcome, pictures, **changes):
         return attacks.pgd(outcome.model, x, y, **STEPS, **BOUNDS)
     if kind == "bim":
         return attacks.bim(outcome.model, x, y, target, **STEPS, **BOUNDS)
-    typical = torch.from_numpy(class_paths(outcome.seen))
     settings = {"weight": 10.0, **STEPS, **BOUNDS, **changes}
-    return attacks.adaptive(outcome.decoupled, x, y, target, typical, **settings)
+    return attacks.adaptive(outcome.decoupled, x, y, target, outcome.seen, **settings)
 
 
 KINDS = ("fgsm", "pgd", "bim", "adaptive")
@@ -287,3 +286,23 @@ def test_an_answer_without_a_class_path_is_not_given_a_neighbours():
 def test_a_network_without_linear_layer_has_no_last_features():
     with pytest.raises(ValueError, match="Conv2d has no linear layer: the Mahalanobis baseline needs one"):
         detection.last_features(nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 2, 2))
+
+
+def test_an_attacker_without_the_path_of_the_target_does_not_take_a_neighbours(outcome, pictures):
+    """Class 2 is missing among the paths: its number stands for no row, and class 3 is not in its place."""
+    x, y, _ = pictures
+    known, imitate = outcome.seen.take(outcome.seen.labels != 2), {"weight": 10.0, **STEPS, **BOUNDS}
+    for target in (2, -1, 4):
+        with pytest.raises(ValueError, match=rf"the answer {target} has no class path"):
+            attacks.adaptive(outcome.decoupled, x, y, torch.full_like(y, target), known, **imitate)
+    threes = [
+        attacks.adaptive(outcome.decoupled, x, y, torch.full_like(y, 3), reference, **imitate).x
+        for reference in (known, outcome.seen)
+    ]
+    assert torch.equal(*threes)
+
+
+def test_scores_of_no_picture_are_one_line():
+    for scores, name in (([], [0.1]), "clean"), (([0.1], []), "altered"):
+        with pytest.raises(ValueError, match=f"no score of a {name} picture"):
+            detection.auc(*scores)

@@ -88,8 +88,9 @@ def test_knocking_out_costs_the_class_and_no_other(network):
     # without its filter a picture has the scores (0, 0, 0), and is called class 0
     assert table["specific"].tolist() == [100, 0, 0]
     assert (table["others specific"] == 100).all()
-    assert (table["random"] >= table["specific"]).all() and (table["random used"] >= table["specific"]).all()
-    assert table["random used"].max() <= 100
+    for control in ("as many used", "as many conditional"):
+        assert (table[control] >= table["specific"]).all() and table[control].max() <= 100
+    assert table.columns.get_loc("as many used") < table.columns.get_loc("as many conditional")
 
 
 def test_knocking_out_more_than_there_is_takes_what_is_specific(network):
@@ -174,3 +175,11 @@ def test_paths_of_one_class_have_no_specific_filters():
     with pytest.raises(ValueError, match="all paths are of class 0: specific filters need") as caught:
         specific_bits(seen, 0, 3)
     assert "\n" not in str(caught.value)
+
+
+def test_pictures_without_a_class_cannot_be_judged(network):
+    decoupled, seen, ((x, _),) = network
+    for act in (lambda: knock_out(decoupled, seen, [x]), lambda: force(decoupled, seen, 1, [x], draws=1)):
+        with pytest.raises(ValueError, match=r"pictures without a class: give pairs \(x, y\)") as caught:
+            act()
+        assert "\n" not in str(caught.value)
