@@ -26,7 +26,7 @@ from lab.core.task import Task
 
 SHARED = Path(__file__).parents[1] / "../shared/data"
 FASHION = lab.GAL(
-    lam=0.1, mask_lr=0.3, mask_every=1, restart=1, steps=400, finetune_steps=200, finetune_lr=0.005
+    lam=0.1, mask_lr=0.3, mask_every=1, steps=400, finetune_steps=200, finetune_lr=0.005
 )  # chosen on seed 0
 ABLATIONS = {
     "no adversary": {"adversary": "off"},

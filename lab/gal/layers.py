@@ -74,19 +74,13 @@ class Discriminator(nn.Module):
 class Fista:
     """FISTA on all masks at once: look ahead to y, take the gradient there, shrink.
 
-    Its momentum begins anew after each `restart` updates, or never: under a pull that nothing holds yet, as lam is for
-    masks that start at 1, it goes on to gather speed, and all masks close at once.
+    `is_bounded` keeps masks at 1 or below, and leaves out the momentum: under a pull that nothing holds yet, as lam is
+    for masks that start at 1, it goes on to gather speed, and all masks close at once.
     """
 
-    def __init__(
-        self,
-        masks: Iterable[nn.Parameter],
-        look_ahead: bool = True,
-        restart: int | None = None,
-        largest: float = torch.inf,
-    ) -> None:
-        self.masks, self.largest = list(masks), largest
-        self.looks_ahead, self.restart, self.updates = look_ahead, restart, 0
+    def __init__(self, masks: Iterable[nn.Parameter], look_ahead: bool = True, is_bounded: bool = False) -> None:
+        self.masks = list(masks)
+        self.looks_ahead, self.is_bounded = look_ahead, is_bounded
         self.alpha = 1.0  # alpha_1: the first extrapolation is none
         self.now = [m.detach().clone() for m in self.masks]
         self.previous = [m.detach().clone() for m in self.masks]
@@ -110,15 +104,15 @@ class Fista:
             raise ValueError(f"{unread} of {len(self.masks)} masks have no gradient: nothing in the network reads them")
         for index, (m, gradient) in enumerate(zip(self.masks, gradients, strict=True)):
             y = eq.extrapolate(self.now[index], self.previous[index], self.alpha)  # (C,) or (1,), where the gradient is
-            after = eq.shrink(y - lr[index] * gradient, lr[index] * lam[index]).clamp(max=self.largest)
+            after = eq.shrink(y - lr[index] * gradient, lr[index] * lam[index])
+            if self.is_bounded:
+                after = after.clamp(max=1)
             if closed is not None:
                 after = after.masked_fill(closed[index], 0)
             self.previous[index], self.now[index] = self.now[index], after
             m.copy_(after)
-        self.alpha = eq.momentum(self.alpha)
-        self.updates += 1
-        if self.restart is not None and self.updates % self.restart == 0:
-            self.alpha = 1.0  # the next extrapolation is none
+        if not self.is_bounded:
+            self.alpha = eq.momentum(self.alpha)
 
     @torch.no_grad()
     def rest(self, states: list[Tensor]) -> None:
@@ -137,10 +131,10 @@ class Fista:
         return sum(int((m == 0).sum()) for m in self.now), sum(m.numel() for m in self.now)
 
     def state_dict(self) -> dict:
-        return {"alpha": self.alpha, "updates": self.updates, "now": list(self.now), "previous": list(self.previous)}
+        return {"alpha": self.alpha, "now": list(self.now), "previous": list(self.previous)}
 
     def load_state_dict(self, state: dict) -> None:
-        self.alpha, self.updates = state["alpha"], state["updates"]
+        self.alpha = state["alpha"]
         self.now = [value.to(m) for value, m in zip(state["now"], self.masks, strict=True)]
         self.previous = [value.to(m) for value, m in zip(state["previous"], self.masks, strict=True)]
 

@@ -49,7 +49,7 @@ class GAL:
     attention, hidden units of an MLP), 'block', 'branch', 'input', and 'stream' (the channels of a residual stream).
     adversary: the discriminator's regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps,
     lr: updates and rate of the pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its
-    updates; restart: after how many of them its momentum begins anew, None for never; clip: the largest
+    updates; clip: the largest
     norm of a step's gradient, over G's weights and over its masks, None for no limit. macs_ratio: how many times fewer
     multiply-adds shall be left (ours): masks then close in rounds, the weights follow each, and lam and mask_lr are
     relative to what each entry loses; None for the paper's procedure, in which lam alone decides.
@@ -65,7 +65,6 @@ class GAL:
     lr: float = 0.01
     mask_lr: float = 0.03
     mask_every: int = 2
-    restart: int | None = None
     macs_ratio: float | None = None
     clip: float | None = 10.0
     finetune_steps: int = 500
@@ -86,7 +85,6 @@ class GAL:
             steps=integer(1),
             lr=real(above=0),
             mask_lr=real(above=0),
-            restart=integer(1) if self.restart is not None else one_of(None),
             macs_ratio=real(above=1) if self.macs_ratio is not None else one_of(None),
             clip=real(above=0) if self.clip is not None else one_of(None),
             finetune_steps=integer(0),
@@ -174,8 +172,7 @@ class GAL:
         optimiser.register_step_pre_hook(lambda *_: self._clip(weights, masks))
         budget = Budget(masked, run.example, self.macs_ratio, self.steps // self.mask_every // FOLLOW)
         optimiser.register_step_pre_hook(lambda *_: budget.hold(weights))
-        largest = torch.inf if self.macs_ratio is None else 1.0
-        fista = Fista(masks, "grad_at_current" not in self.released, self.restart, largest)
+        fista = Fista(masks, "grad_at_current" not in self.released, is_bounded=bool(budget.limits))
         history = MaskHistory(masks, every=max(1, self.steps // SNAPSHOTS))
         is_labelled = self.finetune_steps > 0 and has_labels(run.task)
         stage = run.stage(

