@@ -29,8 +29,8 @@ def installed():
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
 
-# Without VNNI, x86 adds two products of 8 bits in 16, which are too few: OpenVINO saturates there, and computes products
-# of two activations in float.
+# Without VNNI, x86 adds two products of 8 bits in 16, which are too few: OpenVINO saturates there, and computes
+# products of two activations in float.
 CPU = Path("/proc/cpuinfo")
 BITS = 7 if platform.machine() == "x86_64" and CPU.exists() and "vnni" not in CPU.read_text() else 8
 
