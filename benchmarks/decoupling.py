@@ -54,6 +54,7 @@ KNOWN = 1_000  # training pictures that paths and detectors learn from
 FILTERS = 150  # knocked out, of ResNet-20's 672 gated filters: chosen on the digits
 DRAWS = 2  # of the filters that a control knocks out
 TIMED, FORMS = 8, ("skipped", "gated")  # pictures that are timed one by one, and what is timed beside the dense network
+DENSE_LR = 0.02  # of the ResNet-18, which starts from nothing
 ATTACKED = {
     "fashion": (0.1, 2),
     "cifar": (8 / 255, 5),
@@ -263,7 +264,7 @@ def without(changes: Mapping[str, float], recipe: lab.Decoupling, r: float, seed
 def resnet18(recipe: lab.Decoupling, batch: int, dense_steps: int, size: int, r: float, seed: int, folder: Path):
     """A ResNet-18 trained on Fashion-MNIST enlarged to `size` pixels, then with gates; timed there and at 224."""
     task = enlarged_fashion(lab.nets.resnet18(classes=10), batch, size)
-    trained(task, task.model, replace(recipe, steps=dense_steps))
+    trained(task, task.model, replace(recipe, steps=dense_steps, lr=DENSE_LR))
     outcome = replace(recipe, r=r).run(task, seed=seed, progress=False)
     images = fashion_ground(batch).held_out[0][:TIMED]
     on = outcome.paths([enlarged(images, size)])
@@ -361,10 +362,17 @@ def losses(quick: bool) -> Contest:
 
 def speed(quick: bool) -> Contest:
     """The network has no trained start: more of the time goes into the dense one."""
-    size, steps = (32, 5) if quick else (64, 50)
-    recipe = lab.Decoupling(steps=steps)
+    size, steps = (32, 5) if quick else (64, 60)
+    recipe = lab.Decoupling(steps=steps, lr=0.05)
     of = {"Decoupling": partial(resnet18, recipe, 16, 2 * steps, size)}
-    settings = {"recipe": repr(recipe), "batch": 16, "dense steps": 2 * steps, "size": size, "images": TIMED}
+    settings = {
+        "recipe": repr(recipe),
+        "batch": 16,
+        "dense steps": 2 * steps,
+        "dense lr": DENSE_LR,
+        "size": size,
+        "images": TIMED,
+    }
     return Contest(name="decoupling-speed", rivals=of, settings=settings, figure="accuracy drop", budgets=(0.6,))
 
 
