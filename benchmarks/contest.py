@@ -260,14 +260,14 @@ def main(
     parser.add_argument("--quick", action="store_true", help="one seed, few steps: under two minutes")
     parser.add_argument("--json", type=Path, help="write settings, summary and all records here, and go on from them")
     parser.add_argument("--seeds", help="those of the contest, or some of them: 10,11")
-    parser.add_argument("--rivals", help="some of them, by name: 'GAL,uniform L1'")
+    parser.add_argument("--rivals", help="some of them, by name: 'GAL; uniform L1'")
     parser.add_argument("--budgets", help="some of the contest's: 2,3")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where records and outcomes are kept")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     contest = contests[options.contest](options.quick)
     seeds = [int(seed) for seed in options.seeds.split(",")] if options.seeds else [*contest.seeds]
-    rivals = options.rivals.split(",") if options.rivals else [*contest.rivals]
+    rivals = [name.strip() for name in options.rivals.split(";")] if options.rivals else [*contest.rivals]
     if unheard := {*rivals} - {*contest.rivals}:
         parser.error(f"--rivals {', '.join(sorted(unheard))}: give some of {', '.join(contest.rivals)}")
     folder = options.runs / contest.name

@@ -119,7 +119,7 @@ def resnet56(is_quick: bool) -> contest.Contest:
 
 
 def on_cifar(name: str, depth: int, recipe: lab.GAL, ratios: tuple, is_quick: bool) -> contest.Contest:
-    return gal(name, cifar(SHARED, depth, 64), recipe, {}, ["uniform L1", "dense, trained as long"], ratios, is_quick)
+    return gal(name, cifar(SHARED, depth, 64), recipe, {}, ["uniform L1", "dense trained as long"], ratios, is_quick)
 
 
 CONTESTS: dict[str, Callable[[bool], contest.Contest]] = {

@@ -95,12 +95,12 @@ CUTS: dict[str, Callable] = {
     "group Taylor": group_taylor,
     "CHIP": chip,
     "null signal": null_signal,
-    "GAL's masks, start's weights": gal_masks,
-    "GAL's shape, random weights": same_shape,
-    "dense, trained as long": dense,
+    "GAL's masks on the start's weights": gal_masks,
+    "GAL's shape from random weights": same_shape,
+    "dense trained as long": dense,
 }
 SPARSE = ("BN scale", "group norm")  # these have trained with labels for the steps of the stage without
-AFTER_GAL = ("GAL's masks, start's weights", "GAL's shape, random weights")  # these need its outcome
+AFTER_GAL = ("GAL's masks on the start's weights", "GAL's shape from random weights")  # these need its outcome
 
 
 def trained(task: Task, model: nn.Module, recipe: lab.GAL, name: str) -> float:
@@ -109,7 +109,7 @@ def trained(task: Task, model: nn.Module, recipe: lab.GAL, name: str) -> float:
     The stage without labels is distillation from the start, for as many steps at the same rates. The random weights
     learn with labels in both.
     """
-    if name == "GAL's shape, random weights":
+    if name == "GAL's shape from random weights":
         finetune(task, model, steps=recipe.steps, lr=recipe.finetune_lr, progress=False)
     elif name not in SPARSE:
         distil(task, model, steps=recipe.steps, lr=recipe.lr)
