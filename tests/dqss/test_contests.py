@@ -16,10 +16,9 @@ try:
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
-KEPT = {name: ROOT / "data" / "dqss" / f"{name}.json" for name in ("exhaustive", "aware")}
+KEPT = {name: ROOT / "data" / "dqss" / f"{name}.json" for name in ("exhaustive",)}
 CELLS = {  # one that is quickly made, and how far its learned figures may be on another processor
     "exhaustive": ("4 bits", "best uniform pair for the calibration", {"accuracy": 5.0, "held_out_behind": 1.5}),
-    "aware": ("3 bits", "dorefa alone", {"accuracy_drop": 5.0}),
 }
 
 
