@@ -230,7 +230,7 @@ def shown(contest: Contest, found: list[dict]) -> str:
         if f"{name} sd" in table:
             columns[name] = [f"{m:.2f} ± {s:.2f}" for m, s in zip(table[name], table[f"{name} sd"], strict=True)]
     columns[f"{contest.figure}: behind {contest.subject}"] = [
-        f"{m:+.2f} ({low:+.2f} to {high:+.2f})"
+        f"{m:+.2f}" + ("" if math.isnan(low) else f" ({low:+.2f} to {high:+.2f})")
         for m, low, high in zip(table.behind, table["behind low"], table["behind high"], strict=True)
     ]
     return pandas.DataFrame(columns).to_string(index=False)
