@@ -303,7 +303,7 @@ class Search:
     def _loss(self, name: str) -> Callable[[Any], dict[str, Tensor]]:
         space, T = self.space, self.recipe.temperature
         if name == "draws":
-            return lambda batch: {"policy": expected(space, *batch, T)}
+            return lambda batch: {"policy": expected(space, batch[0], batch[1], T)}
         if self.recipe.mode == "post":
             return lambda batch: {"distance": distance(answer(space.graph, batch[0]), batch[1], T)}
         return self._task_loss(self.batches)
