@@ -1,6 +1,7 @@
 """Contests as they were kept: every rival beside a method, with the interval of what lies between them."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,18 +62,22 @@ class Contest:
 
     def _shown(self, budget: Any) -> pandas.DataFrame:
         """The figure of each rival with its spread, and how far it is behind with the interval."""
-        table, chosen = self.summary(budget), self.kept["figure"]
-        spread = table.get(f"{chosen} sd", pandas.Series(float("nan"), table.index))
-        return pandas.DataFrame({
-            "seeds": table["seeds"],
-            chosen.replace("_", " "): [f"{m:.2f} ± {s:.2f}" for m, s in zip(table[chosen], spread, strict=True)],
-            f"behind {self.kept['subject']}": [
-                f"{m:+.2f} ({low:+.2f} to {high:+.2f})" if name != self.kept["subject"] else ""
-                for name, m, low, high in zip(
-                    table.index, table["behind"], table["behind low"], table["behind high"], strict=True
-                )
-            ],
-        })  # fmt: skip
+        table, chosen, subject = self.summary(budget), self.kept["figure"], self.kept["subject"]
+        unheard = pandas.Series(float("nan"), table.index)
+        spread, low, high = (table.get(k, unheard) for k in (f"{chosen} sd", "behind low", "behind high"))
+        means = [_shown(m, s) for m, s in zip(table[chosen], spread, strict=True)]
+        behind = [_between(*values) for values in zip(table["behind"], low, high, strict=True)]
+        behind[list(table.index).index(subject)] = ""
+        columns = {"seeds": table["seeds"], chosen.replace("_", " "): means, f"behind {subject}": behind}
+        return pandas.DataFrame(columns)
+
+
+def _shown(mean: float, spread: float) -> str:
+    return f"{mean:.2f}" if math.isnan(spread) else f"{mean:.2f} ± {spread:.2f}"
+
+
+def _between(mean: float, low: float, high: float) -> str:
+    return f"{mean:+.2f}" if math.isnan(low) else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def contest(name: str | Path) -> Contest:

@@ -47,3 +47,11 @@ def test_the_picture_has_the_worst_at_the_bottom_and_its_interval(small):
     (marks,) = small.figure(unit="points").data
     assert (list(marks.y), list(marks.x)) == (["theirs", "nobody's"], [1.5, -0.5])
     assert list(marks.error_x.array) == [0.5, 0.5] and list(marks.error_x.arrayminus) == [0.25, 0.25]
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    rows = [{**row, "points_lost sd": None, "behind low": None, "behind high": None} for row in KEPT["summary"]]
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({**KEPT, "summary": rows}))
+    shown = repr(contest(path))
+    assert "nan" not in shown and "±" not in shown and "+1.50" in shown
