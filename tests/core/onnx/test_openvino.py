@@ -29,15 +29,16 @@ def installed():
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
 
-# Without VNNI, x86 adds two products of 8 bits in 16, which are too few: OpenVINO saturates there, and computes
-# products of two activations in float.
+# Without VNNI, x86 adds two products of 8 bits in 16, which are too few: OpenVINO saturates there. Weights may have 7
+# bits, the factors of attention's products, which are activations, may not.
 CPU = Path("/proc/cpuinfo")
 BITS = 7 if platform.machine() == "x86_64" and CPU.exists() and "vnni" not in CPU.read_text() else 8
+PARTS = ["gelu", "channels last", "pool to 1", *(["attention by function"] if BITS == 8 else [])]
 
 
 @settings(deadline=None, max_examples=8)
 @given(
-    st.lists(st.sampled_from(["gelu", "channels last", "pool to 1", "attention by function"]), min_size=1, max_size=2),
+    st.lists(st.sampled_from(PARTS), min_size=1, max_size=2),
     st.sampled_from(["uint8", "int8"]),
     st.booleans(),
 )
@@ -45,8 +46,7 @@ def test_both_runtimes_agree_within_two_steps_and_layers_are_integer(installed, 
     graph = quantised(net(*names), X, per_channel, BITS)
     report = openvino_report(qdq.to_model(graph, activation_type=kind).SerializeToString(), X)
     assert report.difference <= 2.01 / 127, report
-    floats = 2 * names.count("attention by function") if BITS == 7 else 0
-    assert 2 <= report.integers <= sum(report.precisions.values()) <= report.integers + floats, report
+    assert report.integers == sum(report.precisions.values()) >= 2, report
 
 
 def test_a_float_network_is_the_same_and_runs_in_float32(installed):
