@@ -609,7 +609,7 @@ def closed_by_gal(recipe) -> torch.Tensor:
     fista, mask.grad = Fista([mask]), torch.zeros(1000)
     for index in range(recipe.steps):
         if recipe._mask_due(index):
-            fista.step(recipe._mask_rate(schedule), recipe.lam)
+            fista.step([recipe._mask_rate(schedule)], [recipe.lam])
         schedule.optimizer.step()
         schedule.step()
     return fista.now[0] == 0
