@@ -1,8 +1,6 @@
 """A file gives in OpenVINO what it gives in onnxruntime, and its layers run there on integers."""
 
-import platform
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 from lab.core.onnx import qdq
 from lab.core.onnx.openvino import DeployedOpenVINO, openvino_report
 from lab.core.quantisation.bn_folding import fold_batch_norms
-from tests.core.onnx.networks import quantised
+from tests.core.onnx.networks import HAS_VNNI, quantised
 from tests.core.onnx.test_operators import X, net
 
 
@@ -29,11 +27,8 @@ def installed():
     pytest.importorskip("onnxruntime", reason="needs the extra `export`")
 
 
-# Without VNNI, x86 adds two products of 8 bits in 16, which are too few: OpenVINO saturates there. Weights may have 7
-# bits, the factors of attention's products, which are activations, may not.
-CPU = Path("/proc/cpuinfo")
-BITS = 7 if platform.machine() == "x86_64" and CPU.exists() and "vnni" not in CPU.read_text() else 8
-PARTS = ["gelu", "channels last", "pool to 1", *(["attention by function"] if BITS == 8 else [])]
+BITS = 8 if HAS_VNNI else 7
+PARTS = ["gelu", "channels last", "pool to 1", *(["attention by function"] if HAS_VNNI else [])]
 
 
 @settings(deadline=None, max_examples=8)

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from lab.core.onnx import ort_report, qdq
 from lab.core.quantisation.bn_folding import fold_batch_norms
-from tests.core.onnx.networks import quantised
+from tests.core.onnx.networks import KINDS, quantised
 
 onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
 pytest.importorskip("onnxruntime", reason="needs the extra `export`")
@@ -204,7 +204,7 @@ def test_a_step_alone(name, opset):
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=3), st.sampled_from(["uint8", "int8"]))
+@given(st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=3), st.sampled_from(KINDS))
 @example(["attention", "pool by sizes"], "uint8")  # a window as large as a size, which is no tensor
 def test_integers_are_within_a_step_of_torch(names, activation_type):
     graph = quantised(net(*names), X)

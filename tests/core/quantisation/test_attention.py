@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lab.core.onnx import ort_report, qdq
 from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.core.quantisation.placement import is_positive, matrix_products
-from tests.core.onnx.networks import quantised
+from tests.core.onnx.networks import KINDS, quantised
 
 TOKENS, WIDTH = 6, 8
 X = torch.randn(2, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -48,7 +48,7 @@ def heads(shared=1, mask="", scale=None):
     st.sampled_from([1, 2, 4]),
     st.sampled_from(["", "bool", "added", "causal"]),
     st.sampled_from([None, 0.7]),
-    st.sampled_from(["uint8", "int8"]),
+    st.sampled_from(KINDS),
     st.booleans(),
 )
 def test_all_forms_answer_as_torch_does_and_within_a_step_on_integers(shared, mask, scale, kind, per_channel):
