@@ -13,7 +13,7 @@ from .layers import Fista
 from .structures import Masked, fold, plan
 
 ROUNDS = 5  # each leaves the same share of the multiply-adds of the one before
-GROWTH = 1.1  # of lam with an update of the masks as a round begins; it doubles with each `follow` updates
+GROWTH = 1.1  # of lam with an update of the masks as a round begins; its power rises by one each `follow` updates
 LEAST = 1e-3  # of the mean curvature: the least that a rate is divided by
 
 
@@ -147,7 +147,7 @@ class Budget:
         return cost.macs(surgery.remove(fold(self.masked), removal, self.example), self.example)
 
     def _masks(self) -> list[Tensor]:
-        return [m.detach().clamp(min=0).clone() for m in self.masked.masks()]
+        return [m.detach().clamp(min=0) for m in self.masked.masks()]
 
     def state_dict(self) -> dict:
         names = ("closed", "round", "updates", "rested", "last", "curvature")

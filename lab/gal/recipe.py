@@ -49,10 +49,10 @@ class GAL:
     attention, hidden units of an MLP), 'block', 'branch', 'input', and 'stream' (the channels of a residual stream).
     adversary: the discriminator's regulariser, 'AR', 'L1', 'L2' or 'none'; 'off' plays without a discriminator. steps,
     lr: updates and rate of the pruning stage; mask_lr, mask_every: FISTA's own rate, and how many steps lie between its
-    updates; clip: the largest
-    norm of a step's gradient, over G's weights and over its masks, None for no limit. macs_ratio: how many times fewer
-    multiply-adds shall be left (ours): masks then close in rounds, the weights follow each, and lam and mask_lr are
-    relative to what each entry loses; None for the paper's procedure, in which lam alone decides.
+    updates; clip: the largest norm of a step's gradient, over G's weights and over its masks, None for no limit.
+    macs_ratio: how many times fewer multiply-adds shall be left (ours): masks then close in rounds, the weights follow
+    each, and lam and mask_lr are relative to what each entry loses; None for the paper's procedure, in which lam alone
+    decides.
     finetune_steps, finetune_lr: the stage with labels. released: behaviours of the authors' code to switch on, of
     RELEASED. Both rates fall tenfold each 30 % of a stage, with a `macs_ratio` counted from the last round on.
     """
@@ -215,8 +215,9 @@ class GAL:
             if self._mask_due(step.index):
                 if budget.is_closing or not budget.limits:
                     fista.step(budget.rates(self._mask_rate(schedule)), budget.lams(self.lam), budget.closed)
-                budget.update(fista)
-                self._training(G, budget)
+                if budget.limits:
+                    budget.update(fista)
+                    self._training(G, budget)
                 self._validate_survivors(fista, step)
             if self._mask_due(step.index + 1):
                 fista.look_ahead()
