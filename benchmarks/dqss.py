@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from contest import Contest, Rival, main
 from dqss_exhaustive import LEARNED, WIDTHS, exhaustive, held_out, trained
-from dqss_static import deployed
+from ort_static import deployed
 from torch import nn
 from torch.utils.data import TensorDataset
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import pandas
 import torch
-from onnxruntime import quantization
+from ort_static import quantised
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.optim import Adam
@@ -195,7 +194,7 @@ def static_quantisation(task: Task, seed: int) -> Iterator[dict]:
     """onnxruntime's own tool on the same float graph, calibrated on as many batches: every convolution, no training."""
     for method in ("MinMax", "Entropy", "Percentile"):
         with seeded(seed):
-            model = static(fold_batch_norms(task.model, task.example), [x for x, _ in batches(task, 20)], method)
+            model = quantised(fold_batch_norms(task.model, task.example), [x for x, _ in batches(task, 20)], method)
         yield {
             "method": f"onnxruntime static, {method}",
             "seed": seed,
@@ -212,34 +211,6 @@ def batches(task: Task, count: int) -> list:
     return [next(stage) for _ in range(count)]
 
 
-def static(graph, pictures: list[torch.Tensor], method: str) -> bytes:
-    """The float graph quantised by onnxruntime's static tool with QDQ pairs, uint8 activations, int8 weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        qdq.write(graph, before)
-        quantization.quantize_static(
-            before,
-            after,
-            Pictures(pictures),
-            quant_format=quantization.QuantFormat.QDQ,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            calibrate_method=quantization.CalibrationMethod[method],
-        )
-        return after.read_bytes()
-
-
-class Pictures(quantization.CalibrationDataReader):
-    """Pictures as onnxruntime's tool asks for them."""
-
-    def __init__(self, pictures: list[torch.Tensor]) -> None:
-        self.rest = iter(pictures)
-
-    def get_next(self) -> dict | None:
-        x = next(self.rest, None)
-        return None if x is None else {"input": x.numpy()}
-
-
 # -- speed and size ----------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +224,7 @@ def speed(repeats: int) -> list[dict]:
         for placement, grid in (("fig1", "signed"), ("repo", "signed"), ("cadyq", "unsigned"), ("full", "unsigned")):
             graphs[f"{placement}, {grid}"] = calibrated(net, x, lab.PAMS(placement=placement, grid=grid))
         files = {name: qdq.to_model(graph).SerializeToString() for name, graph in graphs.items()}
-        files["onnxruntime static"] = static(graphs["fp32"], [x], "MinMax")
+        files["onnxruntime static"] = quantised(graphs["fp32"], [x], "MinMax")
         timed = cost.latencies({name: Deployed(file) for name, file in files.items()}, x, repeats=repeats)
         for name, file in files.items():
             made = fusion(file)

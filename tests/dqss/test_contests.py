@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
     import contest
     import dqss
-    import dqss_static
+    import ort_static
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -34,7 +34,7 @@ def test_no_picture_is_calibrated_on_and_judged(fresh):
 def test_onnxruntimes_network_has_a_hash_of_its_own():
     task = dqss.ground("vgg16")
     pictures = [next(iter(task.batches))[0][:8]]
-    networks = [dqss_static.deployed(task, pictures, method) for method in ("MinMax", "Percentile")]
+    networks = [ort_static.deployed(task, pictures, method) for method in ("MinMax", "Percentile")]
     assert len({contest.fingerprint(network) for network in networks}) == 2
     assert all(dqss.lost(task, network) < 20 for network in networks)  # thousandths
 

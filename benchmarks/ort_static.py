@@ -1,4 +1,4 @@
-"""onnxruntime's own static quantisation of a task's float network, at 8 bits: DQSS's rival outside the lab.
+"""onnxruntime's own static quantisation of a float network, at 8 bits: the rival of PAMS and DQSS outside the lab.
 
 At 4 bits it puts codes of 4 bits in front of a pooling, which it then refuses to load.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import torch
 from onnxruntime import quantization
+from torch import fx
 
 from lab.core.onnx import qdq
 from lab.core.onnx.runtime import Deployed
@@ -17,13 +18,21 @@ from lab.core.task import Task
 
 
 def deployed(task: Task, pictures: list[torch.Tensor], method: str) -> Deployed:
-    """`quantize_static` of the float graph: QDQ pairs, unsigned activations, signed weights, a step a tensor.
+    """`quantised` of the task's network, as a module that has a hash."""
+    content = quantised(fold_batch_norms(task.model, task.example), pictures, method)
+    network = Deployed(content)
+    network.register_buffer("file", torch.frombuffer(bytearray(content), dtype=torch.uint8))  # so that it has a hash
+    return network
+
+
+def quantised(graph: fx.GraphModule, pictures: list[torch.Tensor], method: str) -> bytes:
+    """`quantize_static` of a float graph: QDQ pairs, unsigned activations, signed weights, a step a tensor.
 
     `method` calibrates, 'MinMax', 'Entropy' or 'Percentile'.
     """
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "float.onnx", Path(folder) / "rounded.onnx"
-        model = qdq.to_model(fold_batch_norms(task.model, task.example))
+        model = qdq.to_model(graph)
         for node in model.graph.node:
             node.name = node.output[0]
         onnx.save(model, before)
@@ -36,10 +45,7 @@ def deployed(task: Task, pictures: list[torch.Tensor], method: str) -> Deployed:
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod[method],
         )
-        content = after.read_bytes()
-    network = Deployed(content)
-    network.register_buffer("file", torch.frombuffer(bytearray(content), dtype=torch.uint8))  # so that it has a hash
-    return network
+        return after.read_bytes()
 
 
 class Pictures(quantization.CalibrationDataReader):
