@@ -6,17 +6,21 @@ its lines or from the kept file, seeds can be shared out to several processes (`
 there), and a line that was copied from another is refused: no two runs take the same nanoseconds.
 
     python benchmarks/gal.py fashion --seeds 10,11,12,13,14 --json data/gal/fashion.json
+
+`--device cuda` computes there; the cells say so, and their last digits are other ones than a processor's. Where the
+sources lie without a repository, COMMIT names theirs.
 """
 
 import argparse
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from lab.core import store
+from lab.core.batch import moved
 from lab.core.machine import machine
+from lab.core.task import Task
 from lab.core.training import seeded
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +50,7 @@ class Contest:
     The first rival is the subject: the others are compared with it by `figure`, of which less is better if `less`.
     `folder` is where a rival may leave what another needs, with the same budget and seed. `settings` hold all that
     decides a figure: where they change, cells are made anew. `only` names rivals that have not all budgets, and theirs.
+    `device` is where the networks lie, which a record names.
     """
 
     name: str
@@ -55,6 +62,7 @@ class Contest:
     seeds: tuple[int, ...] = (10, 11, 12, 13, 14)  # none of which was used to choose a setting
     once: frozenset[str] = field(default_factory=frozenset)  # rivals that no seed changes: made with the first alone
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    device: str = "cpu"
 
     @property
     def subject(self) -> str:
@@ -79,7 +87,7 @@ def made(contest: Contest, budget: Any, seed: int, rival: str, folder: Path) -> 
         "figures": {name: float(value) for name, value in figures.items()},
         "network": fingerprint(network), "nanoseconds": spent, "settings": contest.digest,
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]), "commit": commit(),
-        "processor": machine()["processor"],
+        "processor": processor(contest.device),
     }  # fmt: skip
 
 
@@ -165,13 +173,44 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
+def processor(device: str) -> str:
+    """The name of what computes."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else str(machine()["processor"])
+
+
 def commit() -> str:
     """The commit of the sources, with a + if they differ from it."""
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"]
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+
+
+# -- where it is computed ---------------------------------------------------------------------------------------------
+
+
+def placed(task: Task, device: str) -> Task:
+    """The task with its network, its example and each of its batches on a device."""
+    if device == "cpu":
+        return task
+    example, batches = moved(task.example, device), Placed(task.batches, device)
+    return replace(task, model=task.copy_for(device), example=example, batches=batches)
+
+
+class Placed:
+    """Batches, each moved to a device as it is taken."""
+
+    def __init__(self, batches: Iterable, device: str) -> None:
+        self.batches, self.device = batches, device
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator:
+        return (moved(batch, self.device) for batch in self.batches)
 
 
 # -- what is told -----------------------------------------------------------------------------------------------------
@@ -252,7 +291,7 @@ def keep(contest: Contest, found: list[dict], path: Path) -> None:
 
 
 def main(
-    contests: Mapping[str, Callable[[bool], Contest]], doc: str | None, arguments: list[str] | None = None
+    contests: Mapping[str, Callable[[bool, str], Contest]], doc: str | None, arguments: list[str] | None = None
 ) -> Contest:
     """Run one of the contests as the command line says, print its summary, keep it where asked."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -262,10 +301,11 @@ def main(
     parser.add_argument("--seeds", help="those of the contest, or some of them: 10,11")
     parser.add_argument("--rivals", help="some of them, by name: 'GAL; uniform L1'")
     parser.add_argument("--budgets", help="some of the contest's: 2,3")
+    parser.add_argument("--device", default="cpu", help="where networks are trained: cpu, cuda")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="where records and outcomes are kept")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    contest = contests[options.contest](options.quick)
+    contest = contests[options.contest](options.quick, options.device)
     seeds = [int(seed) for seed in options.seeds.split(",")] if options.seeds else [*contest.seeds]
     rivals = [name.strip() for name in options.rivals.split(";")] if options.rivals else [*contest.rivals]
     if unheard := {*rivals} - {*contest.rivals}:
@@ -277,7 +317,7 @@ def main(
     if options.budgets:
         some = tuple(budget for budget in contest.budgets if str(budget) in options.budgets.split(","))
     found = run(contest, folder, rivals, seeds[:1] if options.quick else seeds, some)
-    print(f"{contest.name}; one thread of {machine()['processor']}; torch {torch.__version__}")
+    print(f"{contest.name}; one thread of {processor('cpu')}, networks on {options.device}; torch {torch.__version__}")
     print(shown(contest, found))
     if options.json:
         keep(contest, found, options.json)

@@ -12,10 +12,9 @@ seeds 0 to 2.
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from contest import Contest, Rival, main
+from contest import Contest, Rival, main, placed
 from fine_patterns import Mask, Pattern, one_by, trained, two_of_four
 from torch import nn
 
@@ -37,10 +36,10 @@ METHODS = {
 DENSE = "dense, trained as long"
 
 
-def fashion(quick: bool) -> Contest:
+def fashion(quick: bool, device: str = "cpu") -> Contest:
     """A MobileNet-v1 of a quarter of the channels, 28 x 28 pictures."""
     recipe = replace(RECIPE, steps=RECIPE.steps // 10, regroup_every=2) if quick else RECIPE
-    task = partial(lab.tasks.fashion, batch_size=BATCH, net="mobilenet_v1")
+    task = lambda: placed(lab.tasks.fashion(batch_size=BATCH, net="mobilenet_v1"), device)  # noqa: E731
     rivals: dict[str, Rival] = {name: _blocks(task, replace(recipe, **fields)) for name, fields in METHODS.items()}
     rivals |= {
         "1 x 4": _fine(task, recipe, one_by(4), 4),
@@ -54,6 +53,7 @@ def fashion(quick: bool) -> Contest:
         figure="accuracy_drop",
         budgets=SHARES,
         only={"2:4": (0.5,)},
+        device=device,
     )
 
 

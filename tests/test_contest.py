@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
+from lab.core.machine import machine
+from lab.core.task import Task
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
@@ -142,8 +145,8 @@ def test_interval_of_one_seed_has_no_bounds():
 
 
 def test_kept_file_is_taken_up_again(small, tmp_path, capsys):
-    def quick(is_quick):
-        return small
+    def quick(is_quick, device):
+        return replace(small, device=device)
 
     kept = tmp_path / "kept.json"
     asked = ["small", "--json", str(kept), "--seeds", "10,11"]
@@ -155,7 +158,22 @@ def test_kept_file_is_taken_up_again(small, tmp_path, capsys):
     assert "small; one thread of" in capsys.readouterr().out
 
 
+def test_batches_come_on_the_device_that_is_asked_for(small):
+    """torch's `meta` stands for a device of another kind."""
+    pictures = [(torch.ones(2, 3), torch.zeros(2, dtype=torch.long)) for _ in range(2)]
+    task = Task(model=nn.Linear(3, 2), batches=pictures, score=lambda model: 0.0)
+    assert contest.placed(task, "cpu") is task
+    there = [*contest.Placed(pictures, "meta")]
+    assert len(there) == 2 and all(x.is_meta and y.is_meta for x, y in there)
+    assert contest.processor("cpu") == machine()["processor"]
+
+
+def test_where_there_is_no_repository_the_commit_is_given(monkeypatch):
+    monkeypatch.setenv("COMMIT", "0123456789ab")
+    assert contest.commit() == "0123456789ab"
+
+
 def test_an_unheard_rival_is_named(small, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        contest.main({"small": lambda quick: small}, "", ["--rivals", "nobody", "--runs", str(tmp_path)])
+        contest.main({"small": lambda quick, device: small}, "", ["--rivals", "nobody", "--runs", str(tmp_path)])
     assert "nobody: give some of ours, theirs" in capsys.readouterr().err
