@@ -1,8 +1,8 @@
 """The rivals of GAL: ways to cut a trained network to at most so many multiply-adds, and what each then gets.
 
-Each cut is `cut(task, recipe, budget, outcome) -> network`: a smaller copy of the task's own network. Channels between
-the two layers of a residual block may go, as GAL's may; what the residual stream carries stays, for its zero-padded
-shortcuts can't be followed by Torch-Pruning.
+Each cut is `cut(task, recipe, budget, outcome) -> network`: a smaller copy of the task's own network. The channels that
+may go are those that GAL may mask: of a ResNet those between the two layers of a block; what the residual stream
+carries stays, for its zero-padded shortcuts can't be followed by Torch-Pruning.
 """
 
 from collections.abc import Callable, Iterator
@@ -80,7 +80,7 @@ def dense(task: Task, recipe: lab.GAL, budget: float, outcome) -> nn.Module:
 
 def same_shape(task: Task, recipe: lab.GAL, budget: float, outcome) -> nn.Module:
     """GAL's small network from random weights."""
-    model = deepcopy(outcome.model)
+    model = deepcopy(outcome.model).to(task.example.device)
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
@@ -152,7 +152,8 @@ def at_budget(task: Task, scores: surgery.Scores, budget: float) -> nn.Module:
 def torch_pruning(task, pruner_class, importance, budget, *, sparse=None, uniform=False, model=None) -> nn.Module:
     """A Torch-Pruning network within the budget; with a recipe, after as many steps of sparse training with labels."""
     model = deepcopy(task.model) if model is None else model
-    kept = [module for name, module in model.named_modules() if is_stream(name, module)]
+    free = {name for _, names in surgery.magnitude(task.model, task.example) for name in names}
+    kept = [m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and name not in free]
     pruner = pruner_class(
         model, task.example, importance=importance, global_pruning=not uniform, pruning_ratio=0.98,
         iterative_steps=200, ignored_layers=kept, max_pruning_ratio=0.98,
@@ -164,11 +165,6 @@ def torch_pruning(task, pruner_class, importance, budget, *, sparse=None, unifor
         pruner.step()
     model.zero_grad(set_to_none=True)
     return model.eval()
-
-
-def is_stream(name: str, module: nn.Module) -> bool:
-    """Whether a layer writes the residual stream or the output."""
-    return isinstance(module, (nn.Conv2d, nn.Linear)) and not (name.startswith("layer") and name.endswith("conv1"))
 
 
 def _in_ranks(task: Task, scores: dict[str, Tensor]) -> surgery.Scores:
@@ -186,7 +182,7 @@ def independence(maps: Tensor) -> Tensor:
     CHIP's Eq. (3): ||A||_* - ||M_i A||_*, A (C, H W) being the maps and M_i setting row i to 0.
     """
     c = maps.shape[1]
-    gram = torch.einsum("ncp,ndp->ncd", *[maps.flatten(2).double()] * 2)
+    gram = torch.einsum("ncp,ndp->ncd", *[maps.flatten(2).double().cpu()] * 2)
     whole = _nuclear(gram)  # (N,)
     lost = []
     for i in range(c):

@@ -33,9 +33,11 @@ class Budget:
         self.curvature: list[Tensor] = []  # of each mask entry, as this round began
         self.limits: list[float] = []
         if macs_ratio is not None:
-            dense = self._left(self.last)
-            self.limits = [dense / macs_ratio ** ((k + 1) / ROUNDS) for k in range(ROUNDS)]
-            self.prices = self._prices(dense)
+            self.dense = self._left(self.last)
+            self.limits = [self.dense / macs_ratio ** ((k + 1) / ROUNDS) for k in range(ROUNDS)]
+            self.saved = self._saved()
+            mean = sum(s * len(m) for s, m in zip(self.saved, self.last, strict=True)) / sum(map(len, self.last))
+            self.prices = [s / mean for s in self.saved]
 
     @property
     def is_closing(self) -> bool:
@@ -99,7 +101,7 @@ class Budget:
             return
         self.updates += 1
         masks = self._masks()
-        if _zeros(masks) <= _zeros(self.last) or self._left(masks) > self.limits[self.round]:
+        if _zeros(masks) <= _zeros(self.last) or not self._fits(masks):
             self.last = masks
             return
         self.closed = [m == 0 for m in self._opened(masks)]
@@ -107,16 +109,23 @@ class Budget:
         self.round, self.rested, self.updates, self.curvature = self.round + 1, 0, 0, []
         fista.rest(self.last)
 
-    def _prices(self, dense: float) -> list[float]:
-        """Of each mask the multiply-adds that go with one of its entries, in means over all entries."""
+    def _saved(self) -> list[float]:
+        """Of each mask the multiply-adds that go with one of its entries where no other goes; at least 1."""
         saved = []
         for index in range(len(self.last)):
             masks = [m.clone() for m in self.last]
             masks[index][0] = 0
-            saved.append(max(dense - self._left(masks), 1.0))
+            saved.append(max(self.dense - self._left(masks), 1.0))
         self._left(self.last)
-        mean = sum(s * len(m) for s, m in zip(saved, self.last, strict=True)) / sum(len(m) for m in self.last)
-        return [s / mean for s in saved]
+        return saved
+
+    def _fits(self, masks: list[Tensor]) -> bool:
+        """Whether masks leave as few multiply-adds as the round allows; counted only where that can be.
+
+        Together, entries save less than one by one, for a layer may shrink on both sides.
+        """
+        most = sum(s * int((m == 0).sum()) for s, m in zip(self.saved, masks, strict=True))
+        return self.dense - most <= self.limits[self.round] and self._left(masks) <= self.limits[self.round]
 
     def _opened(self, masks: list[Tensor]) -> list[Tensor]:
         """The masks with as many as the budget bears of those open again that have closed since the last count.
@@ -128,7 +137,7 @@ class Budget:
         low, high = 0, int(((now == 0) & (was > 0)).sum())
         while low < high:  # the most that may open, by bisection: each more leaves more multiply-adds
             middle = (low + high + 1) // 2
-            fits = self._left(self._split(now, was, order[:middle])) <= self.limits[self.round]
+            fits = self._fits(self._split(now, was, order[:middle]))
             low, high = (middle, high) if fits else (low, middle - 1)
         return self._split(now, was, order[:low])
 

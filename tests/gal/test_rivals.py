@@ -8,10 +8,13 @@ import torch
 
 import lab
 from lab.core import cost
+from lab.gal.budget import Budget
+from lab.gal.structures import insert_masks
 
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 sys.path.insert(0, BENCHMARKS)
 try:
+    import joint
     import pruning
 finally:
     sys.path.remove(BENCHMARKS)
@@ -71,3 +74,25 @@ def test_distillation_brings_a_cut_network_back_to_the_start():
     pruning.distil(task, model, steps=40, lr=0.01)
     assert task.measure(model) > before + 10
     assert all(torch.equal(value, start[name]) for name, value in task.model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet", "googlenet", "densenet"])
+def test_entries_that_close_together_save_no_more_than_one_by_one(name):
+    """What lets a count be left out: many masks, closed at random, never leave less than the sum says."""
+    kinds = {"resnet": ("channel", "block"), "googlenet": ("channel", "branch"), "densenet": ("channel", "input")}
+    net = lab.nets.resnet_cifar(8) if name == "resnet" else joint.SMALL[name]()
+    example = torch.zeros(1, 3 if name == "resnet" else 1, 16, 16)
+    masked = insert_masks(net.eval(), kinds[name], example)
+    budget = Budget(masked, example, 2.0, 3)
+    budget.limits = [0.0]
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        masks = [(torch.rand(len(m), generator=generator) > 0.15 * seed).float() for m in budget.last]
+        for s, m in zip(masked.structures, masks, strict=True):
+            m[0] = 1 if s.unit == "branch" else m[0]  # a concatenation needs one
+        left = budget._left(masks)
+        budget.limits[0] = left
+        assert budget._fits(masks), "the bound says that more is left than there is"
+        budget.limits[0] = left - 1
+        assert not budget._fits(masks)
