@@ -1,14 +1,11 @@
 """GAL seen: the masks closing step by step, the network shrinking with them."""
 
-import json
 from itertools import takewhile
 from typing import Any
 
-import plotly.graph_objects as go
 from torch import Tensor
 
-from ..core import store
-from ..ui import Control, Explorer, Frame, figure, svg, view
+from ..ui import Control, Explorer, Frame, svg, view
 from .outcome import GALOutcome
 from .structures import KINDS
 
@@ -76,18 +73,3 @@ def _losses(outcome: GALOutcome) -> list[svg.Series]:
 
 def _parts(outcome: GALOutcome, snapshot: int) -> tuple[Tensor, ...]:
     return outcome.history[snapshot].split([s.entries for s in outcome.structures])
-
-
-def contest() -> Any:
-    """The benchmark as it was last run (`data/gal`): a frame with one row a method and seed."""
-    import pandas
-
-    return pandas.DataFrame(json.loads(store.artefact("gal/controls.json").read_text())["rows"])
-
-
-def controls() -> go.Figure:
-    """GAL beside its baselines and controls at equal multiply-adds: points of accuracy lost, mean and range."""
-    lost = contest().groupby("method", sort=False)["accuracy_drop"].agg(["mean", "min", "max"])[::-1]
-    whiskers = {"type": "data", "array": lost["max"] - lost["mean"], "arrayminus": lost["mean"] - lost["min"]}
-    bars = go.Bar(x=lost["mean"], y=list(lost.index), orientation="h", error_x=whiskers)
-    return figure(bars, x="points of accuracy lost (less is better)", title="digits, ResNet-20")

@@ -1,7 +1,6 @@
 """What GAL's pictures show, as numbers."""
 
 import pytest
-import torch
 
 import lab
 from lab.gal import view
@@ -49,13 +48,3 @@ def test_the_explorer_moves_through_the_run_in_small_pieces(outcome):
 def test_names_lose_what_they_share():
     assert view._shared_start(["layer1.0", "layer2.0"]) == "layer"
     assert view._shared_start(["a", "b"]) == "" and view._shared_start(["x", "x"]) == "x"
-
-
-def test_the_contest_is_the_benchmark_that_was_kept():
-    table = view.contest()
-    assert set(table.groupby("method").seed.nunique()) == {3}
-    assert {"GAL", "null signal", "no adversary"} <= set(table.method)
-    drawn = view.controls().data[0]
-    gal = list(drawn.y).index("GAL")
-    assert drawn.x[gal] == pytest.approx(table[table.method == "GAL"].accuracy_drop.mean())
-    assert torch.tensor(drawn.error_x.array).min() >= 0
