@@ -230,18 +230,19 @@ def without(changes: Mapping[str, float], recipe: lab.Decoupling, device: str, r
 
 
 def resnet18(
-    recipe: lab.Decoupling, batch: int, dense_steps: int, size: int, device: str, r: float, seed: int, folder: Path
-):
-    """A ResNet-18 trained on Fashion-MNIST enlarged to `size` pixels, then with gates; timed there and at 224.
+    recipe: lab.Decoupling, batch: int, dense_steps: int, size: int, count: int, device: str,
+    r: float, seed: int, folder: Path,
+):  # fmt: skip
+    """A ResNet-18 trained on Fashion-MNIST enlarged to `size` pixels, then with gates; `count` pictures timed.
 
-    Wherever it was trained, what is timed are copies on the processor, one picture at a time.
+    Wherever it was trained, it is timed on the processor, one picture at a time, at that size and at 224 pixels.
     """
     task = enlarged_fashion(lab.nets.resnet18(classes=10), batch, size, device)
     trained(task, task.model, replace(recipe, steps=dense_steps, lr=DENSE_LR))
     outcome = replace(recipe, r=r).run(task, seed=seed, progress=False)
     figures = accuracy(task, outcome.model)
     dense, _ = task.copy_for("cpu"), outcome.model.to("cpu")  # in place: the outcome's own network
-    images = fashion(batch, device).held_out[0][:TIMED].cpu()
+    images = fashion(batch, device).held_out[0][:count].cpu()
     on = outcome.paths([enlarged(images, size)])
     macs = outcome.decoupled.macs([torch.from_numpy(bits) for bits in on.split()])
     figures |= {
@@ -333,12 +334,12 @@ def losses(quick: bool, device: str = "cpu") -> Contest:
 def speed(quick: bool, device: str = "cpu") -> Contest:
     """The network has no trained start."""
     size, steps, dense_steps, batch = (32, 5, 10, 16) if quick else (SIZE, ON_RESNET18.steps, DENSE_STEPS, BATCH)
-    recipe = replace(ON_RESNET18, steps=steps)
+    recipe, count = replace(ON_RESNET18, steps=steps), 2 if quick else TIMED
     settings = {
         "recipe": repr(recipe), "batch": batch, "dense steps": dense_steps, "dense lr": DENSE_LR, "size": size,
-        "images": TIMED,
+        "images": count,
     }  # fmt: skip
-    of = {"Decoupling": partial(resnet18, recipe, batch, dense_steps, size, device)}
+    of = {"Decoupling": partial(resnet18, recipe, batch, dense_steps, size, count, device)}
     return Contest(
         name="decoupling-speed", rivals=of, settings=settings, figure="accuracy drop", budgets=(0.6,), device=device
     )
