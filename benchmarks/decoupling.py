@@ -22,25 +22,22 @@ pixels and times skipping and gating against the dense network, there and at 224
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
-from cifar import cifar, tiles
-from contest import ROOT, Contest, main
-from detectors import DETECTORS, SETTINGS, Known, Pixels, altered_pictures
+from contest import Contest, main, placed
+from decoupling_grounds import ATTACKED, CIFAR, KNOWN, Ground, cifar56, enlarged, enlarged_fashion, fashion
+from detectors import DETECTORS, SETTINGS, Known, altered_pictures
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
 import lab
-from lab.core import cost, store
-from lab.core.data.batches import LabelledImages
-from lab.core.data.images import read
+from lab.core import cost
 from lab.core.task import Task
 from lab.core.tasks import digits_data
 from lab.core.training import Stage, descend, seeded
@@ -50,48 +47,15 @@ from lab.decoupling.outcome import DecouplingOutcome
 from lab.decoupling.placement import insert_gates
 from lab.decoupling.skipping import skipping
 
-KNOWN = 1_000  # training pictures that paths and detectors learn from
-FILTERS = 150  # knocked out, of ResNet-20's 672 gated filters: chosen on the digits
+# The settings, chosen on seeds 0 to 2: see data/decoupling.
+BATCH = 128
+ON_FASHION = lab.Decoupling(steps=2_000, lr=0.02, lam_m=0.05)
+ON_CIFAR = lab.Decoupling(steps=1_500, lr=0.02, lam_m=0.05)
+ON_RESNET18, DENSE_STEPS, DENSE_LR, SIZE = lab.Decoupling(steps=1_000, lr=0.02, lam_m=0.05), 1_000, 0.05, 64
+QUICK = {"steps": 10, "lr": 0.1, "lam_m": 0.3, "bias": 0.5}  # gates open and close at once, wherever that leads
+SPECIFIC = 150 / 672  # the share of the gated filters that is knocked out: 150 of ResNet-20's, chosen on the digits
 DRAWS = 2  # of the filters that a control knocks out
 TIMED, FORMS = 8, ("skipped", "gated")  # pictures that are timed one by one, and what is timed beside the dense network
-DENSE_LR = 0.02  # of the ResNet-18, which starts from nothing
-ATTACKED = {
-    "fashion": (0.1, 2),
-    "cifar": (8 / 255, 5),
-}  # reach of attacks, bits of squeezing: chosen on seed 0, published
-SHARED = ROOT.parent / "shared" / "data"
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What a contest stands on: the task, pictures with classes to learn from and held out, and what pixels are."""
-
-    task: Task
-    known: tuple[Tensor, Tensor]
-    held_out: tuple[Tensor, Tensor]
-    pixels: Pixels
-
-
-@cache
-def fashion_ground(batch: int) -> Ground:
-    task = lab.tasks.fashion(batch_size=batch)
-    split = read(store.artefact("fashion/t10k-images-idx3-ubyte.gz").parent)
-    return ground(task, split.x_test, split.y_test, *ATTACKED["fashion"])
-
-
-@cache
-def cifar_ground(batch: int) -> Ground:
-    return ground(cifar(SHARED, 56, batch), *tiles(SHARED / "cifar10" / "cifar10_test1k.zip"), *ATTACKED["cifar"])
-
-
-def ground(task: Task, x: Tensor, y: Tensor, reach: float, bits: int) -> Ground:
-    """The ground of a task whose batches are normalised pictures; x (N, C, H, W) uint8 and y (N,) are held out."""
-    learn = task.batches.dataset
-    mean, std = learn.mean.flatten().tolist(), learn.std.flatten().tolist()
-    known = LabelledImages(learn.x, learn.y, mean, std)[torch.arange(KNOWN)]
-    held_out = LabelledImages(x, y, mean, std)[torch.arange(len(y))]
-    low, high = ((value - learn.mean[0]) / learn.std[0] for value in (0.0, 1.0))  # (C, 1, 1)
-    return Ground(task, known, held_out, Pixels(low, high, reach, bits))
 
 
 # -- the rivals ------------------------------------------------------------------------------------------------------
@@ -104,8 +68,9 @@ def decoupling(on: Ground, recipe: lab.Decoupling, judged: int, r: float, seed: 
     x, y = (part[:judged] for part in on.held_out)
     held_out = outcome.paths([(x, y)])
     apart, bits = paths.separation(held_out, seed=seed), paths.probe(known, held_out, seed=seed, progress=False)
+    count = round(SPECIFIC * sum(site.filters for site in insert_gates(on.task.model, on.task.example).sites))
     lost = intervention.knock_out(
-        outcome.decoupled, known, [(x, y)], count=FILTERS, draws=DRAWS, seed=seed, progress=False
+        outcome.decoupled, known, [(x, y)], count=count, draws=DRAWS, seed=seed, progress=False
     ).mean()
     rate = float(np.mean(on_rates(on.task, outcome, held_out)))
     return outcome.model, {
@@ -113,6 +78,7 @@ def decoupling(on: Ground, recipe: lab.Decoupling, judged: int, r: float, seed: 
         "on-rate": rate,
         "on-rate error": abs(rate - r),
         "macs ratio": outcome.report["macs"].ratio,
+        "conditional": outcome.report["conditional filters"].after / outcome.report["gated filters"].before,
         "within": apart.within,
         "between": apart.between,
         "path p": apart.p,
@@ -198,11 +164,13 @@ def start(task: Task) -> float:
 
 def decoupled_by(on: Ground, recipe: lab.Decoupling, seed: int, folder: Path) -> DecouplingOutcome:
     """What the recipe leaves with this seed: found beside the contests' folders, or made and left there."""
-    name = sha256(f"{recipe} {on.task.name}".encode()).hexdigest()[:12]
+    name = sha256(f"{recipe} {on.task.name} {len(on.task.batches)}".encode()).hexdigest()[:12]
     path = folder.parent / "decoupling-outcomes" / f"{name}-{seed}"
     if not path.exists():
         recipe.run(on.task, seed=seed, progress=False).save(path)
-    return lab.load(path)
+    outcome = lab.load(path)
+    outcome.model.to(on.device)
+    return outcome
 
 
 def judged_paths(on: Ground, recipe: lab.Decoupling, seed: int, folder: Path) -> tuple[DecouplingOutcome, paths.Paths]:
@@ -243,10 +211,10 @@ def shown(on: Ground, recipe: lab.Decoupling, judged: int, seed: int, folder: Pa
 # -- losses, time ----------------------------------------------------------------------------------------------------
 
 
-def without(changes: Mapping[str, float], recipe: lab.Decoupling, r: float, seed: int, folder: Path):
+def without(changes: Mapping[str, float], recipe: lab.Decoupling, device: str, r: float, seed: int, folder: Path):
     """The recipe on the digits with some of its losses left out: what its paths tell about the class."""
     x, y, x_test, y_test = digits_data()
-    outcome = replace(recipe, r=r, **changes).run(lab.tasks.digits(), seed=seed, progress=False)
+    outcome = replace(recipe, r=r, **changes).run(placed(lab.tasks.digits(), device), seed=seed, progress=False)
     known, held_out = outcome.paths([(x, y)]), outcome.paths([(x_test, y_test)])
     bits = paths.probe(known, held_out, seed=seed, progress=False)
     apart = paths.separation(held_out, permutations=99, seed=seed)
@@ -261,122 +229,123 @@ def without(changes: Mapping[str, float], recipe: lab.Decoupling, r: float, seed
     }
 
 
-def resnet18(recipe: lab.Decoupling, batch: int, dense_steps: int, size: int, r: float, seed: int, folder: Path):
-    """A ResNet-18 trained on Fashion-MNIST enlarged to `size` pixels, then with gates; timed there and at 224."""
-    task = enlarged_fashion(lab.nets.resnet18(classes=10), batch, size)
+def resnet18(
+    recipe: lab.Decoupling, batch: int, dense_steps: int, size: int, count: int, device: str,
+    r: float, seed: int, folder: Path,
+):  # fmt: skip
+    """A ResNet-18 trained on Fashion-MNIST enlarged to `size` pixels, then with gates; `count` pictures timed.
+
+    Wherever it was trained, it is timed on the processor, one picture at a time, at that size and at 224 pixels.
+    """
+    task = enlarged_fashion(lab.nets.resnet18(classes=10), batch, size, device)
     trained(task, task.model, replace(recipe, steps=dense_steps, lr=DENSE_LR))
     outcome = replace(recipe, r=r).run(task, seed=seed, progress=False)
-    images = fashion_ground(batch).held_out[0][:TIMED]
+    figures = accuracy(task, outcome.model)
+    dense, _ = task.copy_for("cpu"), outcome.model.to("cpu")  # in place: the outcome's own network
+    images = fashion(batch, device).held_out[0][:count].cpu()
     on = outcome.paths([enlarged(images, size)])
     macs = outcome.decoupled.macs([torch.from_numpy(bits) for bits in on.split()])
-    figures = accuracy(task, outcome.model) | {
+    figures |= {
         "on-rate": float(np.mean(on_rates(task, outcome, on))),
-        "macs ratio": float(cost.macs(task.model, task.example) / macs.mean()),
+        "macs ratio": float(cost.macs(dense, enlarged(images[:1], size)) / macs.mean()),
     }
     for side in (size, 224):
-        ratios = np.median([timed(task.model, outcome, enlarged(x, side)) for x in images.split(1)], axis=0)
+        ratios = np.median([timed(dense, outcome, enlarged(x, side)) for x in images.split(1)], axis=0)
         figures |= {f"latency ratio, {form}, {side} px": ratio for form, ratio in zip(FORMS, ratios, strict=True)}
     return outcome.model, figures
-
-
-def enlarged_fashion(model: nn.Module, batch: int, size: int) -> Task:
-    """Fashion-MNIST for a network of larger colour pictures, scored on the first 500 held out."""
-    task = lab.tasks.fashion(batch_size=batch)
-    x, y = (part[:500] for part in fashion_ground(batch).held_out)
-    score = lab.tasks.accuracy([(enlarged(a, size), b) for a, b in zip(x.split(50), y.split(50), strict=True)])
-    inputs = lambda batch: enlarged(batch[0], size)  # noqa: E731
-    return replace(task, model=model, score=score, inputs=inputs, example=enlarged(task.example, size))
-
-
-def enlarged(x: Tensor, size: int) -> Tensor:
-    """Grey pictures (N, 1, H, W) as colour ones of another size."""
-    return F.interpolate(x, size=(size, size), mode="bilinear").expand(-1, 3, -1, -1)
 
 
 def timed(dense: nn.Module, outcome: DecouplingOutcome, x: Tensor) -> list[float]:
     """How many times as fast as the dense network each of FORMS is on a picture, in one run."""
     forms = {"skipped": skipping(outcome.decoupled, x), "gated": outcome.model}
-    times = cost.latencies({"dense": dense.eval(), **forms}, x, repeats=15)
+    times = cost.latencies({"dense": dense, **forms}, x, repeats=15)
     return [times["dense"].over(times[form]) for form in FORMS]
 
 
 # -- the contests ----------------------------------------------------------------------------------------------------
 
 
-def claims(name: str, of: Callable[[int], Ground], batch: int, recipe: lab.Decoupling, judged: int) -> Contest:
+def claims(
+    name: str, of: Callable[[], Ground], recipe: lab.Decoupling, batch: int, judged: int, device: str
+) -> Contest:
     """Accuracy, paths and knock-out of the subject, and the accuracy of its rivals."""
 
     def on(make: Callable, *given) -> Callable:
-        return lambda *cell: make(of(batch), recipe, *given, *cell)
+        return lambda *cell: make(of(), recipe, *given, *cell)
 
     return Contest(
         name=f"decoupling-{name}",
         rivals={"Decoupling": on(decoupling, judged)} | {rival: on(make) for rival, make in RIVALS.items()},
         settings={
-            "recipe": repr(recipe), "batch": batch, "judged": judged, "filters knocked out": FILTERS, "draws": DRAWS,
-            "known": KNOWN,
+            "recipe": repr(recipe), "batch": batch, "judged": judged, "share knocked out": SPECIFIC, "draws": DRAWS,
+            "known": KNOWN, **({"pictures": CIFAR} if name == "cifar" else {}),
         },
         figure="accuracy drop",
         budgets=(0.6,),
+        device=device,
     )  # fmt: skip
 
 
-def telling(name: str, of: Callable[[int], Ground], batch: int, recipe: lab.Decoupling, judged: int) -> Contest:
+def telling(
+    name: str, of: Callable[[], Ground], recipe: lab.Decoupling, batch: int, judged: int, device: str
+) -> Contest:
     """All detectors on the network that the recipe leaves."""
 
     def on(one: str) -> Callable:
-        return lambda *cell: detector(of(batch), recipe, judged, one, *cell)
+        return lambda *cell: detector(of(), recipe, judged, one, *cell)
 
     return Contest(
         name=f"decoupling-{name}-altered",
         rivals={one: on(one) for one in DETECTORS},
         settings={
             "recipe": repr(recipe), "batch": batch, "judged": judged, "known": KNOWN,
-            "reach and bits": ATTACKED[name], **SETTINGS,
+            "reach and bits": ATTACKED[name], **({"pictures": CIFAR} if name == "cifar" else {}), **SETTINGS,
         },
         figure="unseen",
         less=False,
         budgets=(0.6,),
+        device=device,
     )  # fmt: skip
 
 
-def on_fashion(quick: bool, make: Callable = claims) -> Contest:
-    recipe = lab.Decoupling(steps=20 if quick else 400, lr=0.05, bias=1.0)
-    return make("fashion", fashion_ground, 32, recipe, (100 if quick else 300) // (1 if make is claims else 3))
+def on_fashion(quick: bool, device: str = "cpu", make: Callable = claims) -> Contest:
+    recipe, batch = (replace(ON_FASHION, **QUICK), 32) if quick else (ON_FASHION, BATCH)
+    judged = 300 if make is claims else 200
+    return make("fashion", partial(fashion, batch, device), recipe, batch, 40 if quick else judged, device)
 
 
-def on_cifar(quick: bool, make: Callable = claims) -> Contest:
-    recipe = lab.Decoupling(steps=5 if quick else 1_500, lr=0.05, bias=1.0)
-    return make("cifar", cifar_ground, 32, recipe, (50 if quick else 1_000) // (1 if make is claims else 5))
+def on_cifar(quick: bool, device: str = "cpu", make: Callable = claims) -> Contest:
+    recipe, batch = (replace(ON_CIFAR, **QUICK), 32) if quick else (ON_CIFAR, BATCH)
+    judged = 1_000 if make is claims else 200
+    return make("cifar", partial(cifar56, batch, device), recipe, batch, 40 if quick else judged, device)
 
 
-def losses(quick: bool) -> Contest:
+def losses(quick: bool, device: str = "cpu") -> Contest:
     recipe = lab.Decoupling(steps=100 if quick else 500)
     parts = {"Decoupling": {}, "without mutual information": {"lam_m": 0.0}, "without agreement": {"lam_k": 0.0}}
-    rivals = {name: partial(without, changes, recipe) for name, changes in parts.items()}
+    rivals = {name: partial(without, changes, recipe, device) for name, changes in parts.items()}
     settings = {"recipe": repr(recipe), "rivals": parts}
     return Contest(
-        name="decoupling-losses", rivals=rivals, settings=settings, figure="bits told", less=False, budgets=(0.6,)
+        name="decoupling-losses", rivals=rivals, settings=settings, figure="bits told", less=False, budgets=(0.6,),
+        device=device,
+    )  # fmt: skip
+
+
+def speed(quick: bool, device: str = "cpu") -> Contest:
+    """The network has no trained start."""
+    size, steps, dense_steps, batch = (32, 5, 10, 16) if quick else (SIZE, ON_RESNET18.steps, DENSE_STEPS, BATCH)
+    recipe, count = replace(ON_RESNET18, steps=steps), 2 if quick else TIMED
+    settings = {
+        "recipe": repr(recipe), "batch": batch, "dense steps": dense_steps, "dense lr": DENSE_LR, "size": size,
+        "images": count,
+    }  # fmt: skip
+    of = {"Decoupling": partial(resnet18, recipe, batch, dense_steps, size, count, device)}
+    return Contest(
+        name="decoupling-speed", rivals=of, settings=settings, figure="accuracy drop", budgets=(0.6,), device=device
     )
 
 
-def speed(quick: bool) -> Contest:
-    """The network has no trained start: more of the time goes into the dense one."""
-    size, steps = (32, 5) if quick else (64, 60)
-    recipe = lab.Decoupling(steps=steps, lr=0.05)
-    of = {"Decoupling": partial(resnet18, recipe, 16, 2 * steps, size)}
-    settings = {
-        "recipe": repr(recipe),
-        "batch": 16,
-        "dense steps": 2 * steps,
-        "dense lr": DENSE_LR,
-        "size": size,
-        "images": TIMED,
-    }
-    return Contest(name="decoupling-speed", rivals=of, settings=settings, figure="accuracy drop", budgets=(0.6,))
-
-
-CONTESTS: dict[str, Callable[[bool], Contest]] = {
+CONTESTS: dict[str, Callable[[bool, str], Contest]] = {
     "fashion": on_fashion,
     "fashion-altered": partial(on_fashion, make=telling),
     "cifar": on_cifar,

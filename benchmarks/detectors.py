@@ -91,9 +91,9 @@ def altered_pictures(
     often = once | {"step": reach / PART, "steps": STEPS}
     reference, seen = paths.record(decoupled, [known]), paths.record(decoupled, [held_out])
     with seeded(seed):
-        few = first_of_each(y, reference.predicted == y.numpy())
+        few = first_of_each(y, reference.predicted == reference.labels)
         shown = attacks.bim(model, x[few], y[few], other_class(y[few]), **often)
-        right = torch.from_numpy(np.flatnonzero(seen.predicted == seen.labels)[:judged])
+        right = torch.from_numpy(np.flatnonzero(seen.predicted == seen.labels)[:judged]).to(x.device)
         clean, named = (part[right] for part in held_out)
         target = other_class(named)
         found = {
@@ -110,13 +110,13 @@ def altered_pictures(
 
 def first_of_each(y: Tensor, right: np.ndarray) -> Tensor:
     """The indices of the first `SHOWN` pictures of each class that are read rightly."""
-    chosen = torch.from_numpy(right)
+    chosen = torch.from_numpy(right).to(y.device)
     return torch.cat([((y == label) & chosen).nonzero().flatten()[:SHOWN] for label in y.unique()])
 
 
 def other_class(y: Tensor) -> Tensor:
     """A class that each picture does not have, at random."""
-    return (y + torch.randint(1, 10, y.shape)) % 10
+    return (y + torch.randint(1, 10, y.shape).to(y.device)) % 10
 
 
 # -- paths ------------------------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def mahalanobis_sum(known: Known) -> Score:
 
 def _layer_distances(known: Known) -> Score:
     """The logarithm of the squared distance to the nearest class at each gated layer: (N, layers)."""
-    model, labels = known.decoupled.model, known.y.numpy()
+    model, labels = known.decoupled.model, known.y.cpu().numpy()
     fitted = [detection.class_gaussians(seen, labels) for seen in _layer_means(model, known.x)]
 
     def distances(x: Tensor) -> np.ndarray:
@@ -197,7 +197,7 @@ def _layer_means(model: nn.Module, x: Tensor) -> list[np.ndarray]:
     with torch.no_grad(), evaluating(model), recording(model) as records:
         for part in x.split(BATCH):
             model(part)
-    return [torch.cat([gate.z * gate.out for gate in record]).numpy() for record in records]
+    return [torch.cat([gate.z * gate.out for gate in record]).cpu().numpy() for record in records]
 
 
 def feature_squeezing(known: Known) -> Score:
@@ -214,11 +214,11 @@ def feature_squeezing(known: Known) -> Score:
 
     def score(x: Tensor) -> np.ndarray:
         coarse = ((x - low) / span * levels).round() / levels * span + low
-        smooth = torch.from_numpy(median_filter(x.numpy(), (1, 1, 2, 2), mode="reflect"))
+        smooth = torch.from_numpy(median_filter(x.cpu().numpy(), (1, 1, 2, 2), mode="reflect")).to(x)
         with evaluating(model):
             plain = probabilities(x)
             moved = [(probabilities(squeezed) - plain).abs().sum(1) for squeezed in (coarse, smooth)]
-        return torch.stack(moved).amax(0).numpy()
+        return torch.stack(moved).amax(0).cpu().numpy()
 
     return score
 
@@ -246,8 +246,8 @@ def cdrp_gates(decoupled: Decoupled, x: Tensor) -> np.ndarray:
 
 def _cdrp_gates(decoupled: Decoupled, x: Tensor) -> np.ndarray:
     model, filters = decoupled.model, sum(site.filters for site in decoupled.sites)
-    gates = torch.ones(len(x), filters, requires_grad=True)
-    kept, least = torch.ones(len(x), filters), torch.full((len(x),), torch.inf)
+    gates = x.new_ones(len(x), filters).requires_grad_()
+    kept, least = x.new_ones(len(x), filters), x.new_full((len(x),), torch.inf)
     optimiser = torch.optim.SGD([gates], CDRP_LR, momentum=0.9)
     with evaluating(model), learning(model.parameters(), False), torch.enable_grad():
         own = model(x).detach().softmax(1)
@@ -260,7 +260,7 @@ def _cdrp_gates(decoupled: Decoupled, x: Tensor) -> np.ndarray:
             loss.sum().backward()
             optimiser.step()
             gates.data.clamp_(min=0)
-    return kept.numpy()
+    return kept.cpu().numpy()
 
 
 def disentangled(known: Known) -> Score:
@@ -279,7 +279,7 @@ def disentangled(known: Known) -> Score:
 
     def score(x: Tensor) -> np.ndarray:
         with evaluating(known.decoupled.model):
-            return torch.cat([part_score(part) for part in x.split(BATCH)]).numpy()
+            return torch.cat([part_score(part) for part in x.split(BATCH)]).cpu().numpy()
 
     return score
 
@@ -292,12 +292,12 @@ def nad_masks(known: Known) -> Tensor:
     """
     decoupled = known.decoupled
     model, sizes = decoupled.model, [site.filters for site in decoupled.sites]
-    masks = torch.full((int(known.y.max()) + 1, sum(sizes)), NAD_START, requires_grad=True)
+    masks = known.x.new_full((int(known.y.max()) + 1, sum(sizes)), NAD_START).requires_grad_()
     optimiser = torch.optim.Adam([masks], NAD_LR)
     x, y = known.x[known.few], known.y[known.few]
     with evaluating(model), learning(model.parameters(), False), torch.enable_grad():
         for _ in range(NAD_STEPS):
-            drawn = torch.randperm(len(x))[:BATCH]
+            drawn = torch.randperm(len(x))[:BATCH].to(x.device)
             with torch.no_grad(), recording(model) as plain:
                 model(x[drawn])
             soft = masks[y[drawn]].sigmoid()

@@ -174,12 +174,12 @@ def _prepared(name: str, model: nn.Module, example: Example) -> Callable[[], Non
     def timed() -> None:
         with torch.no_grad():
             call(model, placed)
-        _settle(device)
+        settle(device)
 
     return timed
 
 
-def _settle(device: torch.device) -> None:
+def settle(device: torch.device) -> None:
     """Wait until everything queued on an accelerator is done."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

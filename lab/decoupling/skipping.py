@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from ..core import cost
 from ..core.graph.chains import between
 from ..core.graph.operators import CONVS, NORMS
 from ..core.graph.tracing import module_of
@@ -180,8 +181,10 @@ def _choose(net: Skipping, parts: list[Any], x: Tensor) -> None:
 
 def _seconds(part: Any, a: Tensor, densified: bool) -> float:
     part.densified = densified
+    cost.settle(a.device)
     start = time.perf_counter()
     part(a)
+    cost.settle(a.device)
     return time.perf_counter() - start
 
 

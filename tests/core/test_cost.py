@@ -220,10 +220,10 @@ def test_ratio_is_taken_round_by_round():
 def test_clock_waits_for_the_accelerator(monkeypatch):
     waited = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
-    cost._settle(torch.device("cpu"))
-    cost._settle(torch.device("cuda", 1))
+    cost.settle(torch.device("cpu"))
+    cost.settle(torch.device("cuda", 1))
     assert waited == [torch.device("cuda", 1)]
-    monkeypatch.setattr(cost, "_settle", waited.append)
+    monkeypatch.setattr(cost, "settle", waited.append)
     cost.latency(small(), X, repeats=3)
     assert waited[1:] == [torch.device("cpu")] * (cost._WARM_UP + 3)  # after every call, inside the clock
 
