@@ -20,7 +20,7 @@ bits, all with as many updates.
 
 import math
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -114,6 +114,7 @@ def _without_training(
 # -- classes ----------------------------------------------------------------------------------------------------------
 
 
+@cache
 def ground(device: str, fresh: bool = True) -> Task:
     """A network judged on 1,000 test pictures; it is calibrated on 1,000 others, or on its own training pictures."""
     x, y = held_out(2 * PICTURES)

@@ -18,7 +18,7 @@ respect to the weights in percent of L1's, both of the trained network. ranges: 
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -146,9 +146,12 @@ def recipe(net: str, bits: int, full: bool = False) -> lab.PAMS:
 
 def ground(net: str, folder: Path, device: str) -> Task:
     """The task of a contest, its network as it starts."""
-    if net == "photos":
-        return placed(lab.tasks.photos(2, patch=96, batch_size=4), device)
-    return set5_task(net, folder.parent, device)
+    return _photos(device) if net == "photos" else set5_task(net, folder.parent, device)
+
+
+@cache
+def _photos(device: str) -> Task:
+    return placed(lab.tasks.photos(2, patch=96, batch_size=4), device)
 
 
 # -- rivals -----------------------------------------------------------------------------------------------------------
