@@ -40,7 +40,7 @@ MEAN, STD = (0.2860,), (0.3530,)  # as `lab.tasks.fashion` has them
 LOSSES = {"calibration": SHARP, "calibration at 8": SOFT, "held-out pictures": SHARP}
 
 
-def exhaustive(quick: bool) -> Contest:
+def exhaustive(quick: bool, device: str = "cpu") -> Contest:
     """Assignments by bits; the figure is the loss on held-out pictures over the least of all assignments, in dB.
 
     'best ... for the held-out pictures' nobody could have chosen: it says what there is to gain.

@@ -4,6 +4,7 @@ At 4 bits it puts codes of 4 bits in front of a pooling, which it then refuses t
 """
 
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 
 import onnx
@@ -11,15 +12,17 @@ import torch
 from onnxruntime import quantization
 from torch import fx
 
+from lab.core.batch import moved
 from lab.core.onnx import qdq
-from lab.core.onnx.runtime import Deployed
+from lab.core.onnx.runtime import Deployed, as_input
 from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.core.task import Task
 
 
 def deployed(task: Task, pictures: list[torch.Tensor], method: str) -> Deployed:
     """`quantised` of the task's network, as a module that has a hash."""
-    content = quantised(fold_batch_norms(task.model, task.example), pictures, method)
+    graph = fold_batch_norms(deepcopy(task.model).cpu(), moved(task.example, "cpu"))  # it runs on the processor alone
+    content = quantised(graph, pictures, method)
     network = Deployed(content)
     network.register_buffer("file", torch.frombuffer(bytearray(content), dtype=torch.uint8))  # so that it has a hash
     return network
@@ -56,4 +59,4 @@ class Pictures(quantization.CalibrationDataReader):
 
     def get_next(self) -> dict | None:
         x = next(self.rest, None)
-        return None if x is None else {"input": x.numpy()}
+        return None if x is None else {"input": as_input(x)}

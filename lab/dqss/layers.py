@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..core.quantisation.qparams import FixedQuantiser
 from . import equations as eq
 
-CHUNK = 2**15  # values taken through all strategies while they are in the processor's cache
+CHUNK = 2**15  # values taken through all strategies while they are in the processor's cache; elsewhere all at once
 
 FixedGrids = tuple[list[float], int, int]  # the step of each strategy, and the lowest and largest code of all
 
@@ -41,7 +41,7 @@ class _FixedMixture(torch.autograd.Function):
         ctx.grids = grids
         (steps, qmin, qmax), shares = grids, p.tolist()
         flat, mixed = x.reshape(-1), torch.empty_like(x, memory_format=torch.contiguous_format)
-        for part, out in zip(flat.split(CHUNK), mixed.view(-1).split(CHUNK), strict=True):
+        for part, out in zip(flat.split(_chunk(x)), mixed.view(-1).split(_chunk(x)), strict=True):
             codes = torch.empty_like(part)
             for k, (share, step) in enumerate(zip(shares, steps, strict=True)):
                 torch.mul(part, 1 / step, out=codes).round_().clamp_(qmin, qmax)
@@ -57,8 +57,8 @@ class _FixedMixture(torch.autograd.Function):
         g, shares = g.contiguous(), p.tolist()
         g_x = torch.zeros_like(g) if ctx.needs_input_grad[0] else None
         products = [0.0] * len(steps)  # <G, Q_j>, straight into the gradient of p: softmax has its own way back
-        x_parts, g_parts = (t.reshape(-1).split(CHUNK) for t in (x, g))
-        outs = [None] * len(x_parts) if g_x is None else g_x.view(-1).split(CHUNK)
+        x_parts, g_parts = (t.reshape(-1).split(_chunk(x)) for t in (x, g))
+        outs = [None] * len(x_parts) if g_x is None else g_x.view(-1).split(_chunk(x))
         for part, above, out in zip(x_parts, g_parts, outs, strict=True):
             codes, clipped = torch.empty_like(part), torch.empty_like(part)
             for k, (share, step) in enumerate(zip(shares, steps, strict=True)):
@@ -70,6 +70,10 @@ class _FixedMixture(torch.autograd.Function):
             if out is not None:
                 out.mul_(above)
         return g_x, torch.tensor(products, dtype=p.dtype, device=p.device), None
+
+
+def _chunk(x: Tensor) -> int:
+    return CHUNK if x.device.type == "cpu" else max(1, x.numel())
 
 
 class _LearnedMixture(torch.autograd.Function):
@@ -127,7 +131,7 @@ def _by_channels(
 ) -> tuple[tuple[Tensor, ...], Iterator[Iterator[Tensor]]]:
     """A tensor of W's shape in parts of some channels, and for each of them what every strategy makes of W there."""
     axis = max(range(W.dim()), key=lambda k: strategies[0].step.shape[k])
-    size = max(1, CHUNK * W.shape[axis] // W.numel())
+    size = max(1, _chunk(W) * W.shape[axis] // W.numel())
     steps = zip(*(strategy.step.split(size, axis) for strategy in strategies), strict=True)
     ends = strategies[0].qmin, strategies[0].qmax
     rounded = (

@@ -31,7 +31,7 @@ class Quantiser(RangeQuantiser):
     """PAMS's learned range: calibrated without a clamp, then trained by the written gradients; from 0 behind a ReLU.
 
     `last_batch` forgets all batches but the present one, as the release does, and `track_max` keeps the largest value
-    of all, for pictures. Shapes stay.
+    of all, as for pictures. Shapes stay.
     """
 
     def __init__(self, bits: int, signed: bool = True, last_batch: bool = False, track_max: bool = False) -> None:

@@ -46,8 +46,10 @@ class PAMS:
     grid: behind a ReLU 'unsigned' uses all codes, 'signed' is the paper's. scales: one step for a weight 'tensor',
     as in the paper, or for each output 'channel'. steps, lr: updates of the weights and their rate; alpha_lr: the
     rate of the alphas, for pixels in [0, 1], and 255 times that for pixels in 0..255; both fall to zero along a
-    cosine. calibration: the first steps, in which alpha is the moving average of what it sees. skt: weight of
-    structured knowledge transfer. released: behaviours of the authors' code to switch on, of RELEASED.
+    cosine. calibration: the first steps, in which alpha is the moving average of what it sees. statistic: what it sees
+    of a batch, the 'mean' of each picture's largest |x|, as in the paper, or the 'largest' of all batches, which clips
+    nothing. skt: weight of structured knowledge transfer. released: behaviours of the authors' code to switch on, of
+    RELEASED.
     """
 
     weight_bits: int = 8
@@ -59,6 +61,7 @@ class PAMS:
     lr: float = 1e-4
     alpha_lr: float = 3e-3
     calibration: int = 20
+    statistic: str = "mean"
     skt: float = 1000.0
     released: tuple[str, ...] = ()
 
@@ -77,6 +80,7 @@ class PAMS:
             steps=integer(1),
             lr=real(above=0),
             alpha_lr=real(above=0),
+            statistic=one_of("mean", "largest"),
             skt=real(0),
             released=some_of(*RELEASED),
         )
@@ -147,7 +151,8 @@ class PAMS:
 
     def _quantiser(self, point: QuantPoint) -> Quantiser:
         bits = 8 if point.image else self.activation_bits
-        return Quantiser(bits, point.signed, last_batch="last_batch" in self.released, track_max=point.image)
+        track_max = point.image or self.statistic == "largest"
+        return Quantiser(bits, point.signed, last_batch="last_batch" in self.released, track_max=track_max)
 
     def _train(
         self,

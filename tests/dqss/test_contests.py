@@ -24,7 +24,7 @@ CELLS = {  # one that is quickly made, and how far its learned figures may be on
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_no_picture_is_calibrated_on_and_judged(fresh):
-    task = dqss.ground("vgg16", fresh)
+    task = dqss.ground("cpu", fresh)
     judged = dqss.held_out(dqss.PICTURES)[0].flatten(1)
     x = next(iter(task.batches))[0].flatten(1)
     assert float(torch.cdist(x[:32], judged).min()) > 0.1
@@ -32,7 +32,7 @@ def test_no_picture_is_calibrated_on_and_judged(fresh):
 
 
 def test_onnxruntimes_network_has_a_hash_of_its_own():
-    task = dqss.ground("vgg16")
+    task = dqss.ground("cpu")
     pictures = [next(iter(task.batches))[0][:8]]
     networks = [ort_static.deployed(task, pictures, method) for method in ("MinMax", "Percentile")]
     assert len({contest.fingerprint(network) for network in networks}) == 2
