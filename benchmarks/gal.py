@@ -30,10 +30,10 @@ from lab.core import cost
 from lab.core.task import Task
 
 SHARED = Path(os.environ.get("SHARED", Path(__file__).parents[1] / "../shared/data"))
-BATCH = 128
+BATCH = 64
 FASHION = lab.GAL(
-    lam=0.1, mask_lr=0.3, mask_every=1, steps=1_000, finetune_steps=500, finetune_lr=0.005
-)  # chosen on seeds 0 to 2
+    lam=0.1, mask_lr=0.3, mask_every=1, steps=400, finetune_steps=100, finetune_lr=0.002
+)  # chosen on seed 0: 800 steps lose half a point less, in twice the time
 CIFAR = replace(FASHION, steps=2_000, finetune_steps=1_000)
 ABLATIONS = {
     "no adversary": {"adversary": "off"},
