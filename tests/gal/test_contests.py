@@ -40,12 +40,6 @@ def test_what_is_kept_is_of_these_settings(path):
     assert of_data or kept["digest"] == here.digest
 
 
-@pytest.mark.parametrize("net", joint.SMALL)
-def test_small_networks_are_trained(net):
-    task = joint.ground(net, 128, "cpu", is_quick=True)
-    assert (joint.KEPT / f"{net}.safetensors").exists() and task.measure(task.model) > 88
-
-
 @pytest.mark.slow
 def test_a_kept_cell_is_made_again(tmp_path):
     """The cut is the same to the last channel; what was learned on another processor is near."""
