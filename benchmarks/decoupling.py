@@ -75,7 +75,7 @@ class Ground:
 @cache
 def fashion_ground(batch: int) -> Ground:
     task = lab.tasks.fashion(batch_size=batch)
-    split = read(store.artefact("fashion/t10k-images-idx3-ubyte.gz").parent)
+    split = read(store.artefact("fashion/t10k-images-idx3-ubyte.xz").parent)
     return ground(task, split.x_test, split.y_test, *ATTACKED["fashion"])
 
 
