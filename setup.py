@@ -8,7 +8,17 @@ from setuptools.command.build_py import build_py
 
 TRAVELS = ("notebooks", "data", "benchmarks")  # each becomes lab/<folder> in the wheel
 STAYS = {  # in the checkout, where LAB_DATA finds it: the wheel is to stay below 12 MB
-    "data/hybridsd": ("unet", "edge", "vae", "tiny", "text_encoder", "tokenizer", "scheduler", "reader.*", "model_index.*"),
+    "data/hybridsd": (
+        "unet",
+        "edge",
+        "vae",
+        "tiny",
+        "text_encoder",
+        "tokenizer",
+        "scheduler",
+        "reader.*",
+        "model_index.*",
+    ),
     "data/fashion": ("vgg16.*",),
 }
 
