@@ -206,7 +206,7 @@ def test_every_task_comes_with_the_wheel(elsewhere):
 @pytest.mark.parametrize("recipe", [name for name in QUICK if name != "HybridSD"])
 def test_every_method_but_one_runs_from_the_wheel(elsewhere, recipe):
     folder, python = elsewhere
-    run = f"import lab; print(lab.{recipe}(**{QUICK[recipe]!r}).run(progress=False).report[0].name)"
+    run = f"import lab; print(lab.{recipe}(**{QUICK[recipe]!r}).run(progress=False).report)"
     assert answered(python, folder, "-c", run).strip()
 
 
