@@ -1,12 +1,26 @@
 """What pyproject.toml cannot say: the C kernels, folders inside the wheel, the data files of an editable install."""
 
 from pathlib import Path
-from shutil import copytree, ignore_patterns
+from shutil import copytree, ignore_patterns, rmtree
 
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
 TRAVELS = ("notebooks", "data", "benchmarks")  # each becomes lab/<folder> in the wheel
+STAYS = {  # in the checkout, where LAB_DATA finds it: the wheel is to stay below 12 MB
+    "data/hybridsd": (
+        "unet",
+        "edge",
+        "vae",
+        "tiny",
+        "text_encoder",
+        "tokenizer",
+        "scheduler",
+        "reader.*",
+        "model_index.*",
+    ),
+    "data/fashion": ("vgg16.*",),
+}
 
 
 class BuildWithFolders(build_py):
@@ -18,8 +32,15 @@ class BuildWithFolders(build_py):
             return
         for folder in TRAVELS:
             if Path(folder).is_dir():
-                skip = ignore_patterns("__pycache__", ".*", "runs", "*.html")
-                copytree(folder, Path(self.build_lib) / "lab" / folder, ignore=skip, dirs_exist_ok=True)
+                target = Path(self.build_lib) / "lab" / folder
+                rmtree(target, ignore_errors=True)  # an earlier build may have brought more
+                copytree(folder, target, ignore=left_out)
+
+
+def left_out(folder, names):
+    """The names of a folder that do not travel, as `copytree` asks for them."""
+    stays = STAYS.get(Path(folder).as_posix(), ())
+    return ignore_patterns("__pycache__", ".*", "runs", "*.html", *stays)(folder, names)
 
 
 class WithData(Distribution):

@@ -39,7 +39,7 @@ class Ground:
 @cache
 def fashion(batch: int, device: str = "cpu") -> Ground:
     """ResNet-20 on Fashion-MNIST."""
-    split = read(store.artefact("fashion/t10k-images-idx3-ubyte.gz").parent)
+    split = read(store.artefact("fashion/t10k-images-idx3-ubyte.xz").parent)
     return _ground(lab.tasks.fashion(batch_size=batch), (split.x_test, split.y_test), ATTACKED["fashion"], device)
 
 

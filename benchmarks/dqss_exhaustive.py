@@ -35,7 +35,7 @@ WIDTHS = (8, 16, 32)
 LEARNED = {"steps": 600, "lr": 0.1}  # of the float network
 HELD_OUT, PICTURES = 1000, 256  # to judge on, to calibrate on
 SHARP, SOFT = 1.0, 8.0  # temperatures of the classes that are compared
-FOLDER = store.artefact("fashion/t10k-images-idx3-ubyte.gz").parent
+FOLDER = store.artefact("fashion/t10k-images-idx3-ubyte.xz").parent
 MEAN, STD = (0.2860,), (0.3530,)  # as `lab.tasks.fashion` has them
 LOSSES = {"calibration": SHARP, "calibration at 8": SOFT, "held-out pictures": SHARP}
 

@@ -26,7 +26,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything once, the essential things first."""
-    return [*versions(), devices(), threads(), kernels(), compiler(), jupyter(), chromium()]
+    return [*versions(), devices(), threads(), kernels(), compiler(), data(), jupyter(), chromium()]
 
 
 def versions() -> list[Finding]:
@@ -96,6 +96,16 @@ def compiler() -> Finding:
     path = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     remedy = "apt-get install gcc (Debian, Ubuntu), xcode-select --install (macOS)"
     return Finding("compiler", path, "") if path else Finding("compiler", "missing (optional)", remedy)
+
+
+def data() -> Finding:
+    """Whether the models are here that are too large to travel with the package."""
+    from .core import store
+
+    try:
+        return Finding("data", f"HybridSD's models at {store.artefact('hybridsd/model_index.json').parent}")
+    except FileNotFoundError as error:
+        return Finding("data", "without HybridSD's models (optional)", str(error).rpartition(": ")[2])
 
 
 def jupyter() -> Finding:

@@ -14,7 +14,7 @@ import torch
 import lab
 from lab import __main__ as cli
 from lab import doctor
-from lab.core import kernels
+from lab.core import kernels, store
 
 ROOT = Path(__file__).parents[1]
 
@@ -200,18 +200,21 @@ def test_doctor_names_what_it_found(capsys):
     assert lines["threads"].startswith("torch uses 1 of")
     assert lines["notebooks"].startswith("JupyterLab")
     assert {"python", "lab", "torch", "devices", "compiler", "chromium"} <= set(lines)
+    assert lines["data"] == f"HybridSD's models at {ROOT / 'data' / 'hybridsd'}"
 
 
-def test_doctor_says_how_to_get_what_is_missing(capsys, monkeypatch):
+def test_doctor_says_how_to_get_what_is_missing(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("LAB_KERNELS", raising=False)
     monkeypatch.setattr(kernels, "lib", None)
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "lab" / "core" / "store.py"))
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["torch>=99", "no-such-thing>=2; extra == 'all'"])
     assert cli.main(["doctor"]) == 1
     said = capsys.readouterr().out
     assert "but >=99 is needed; to get it: pip install 'torch>=99'" in said
     assert "no-such-thing  missing (optional); to get it: pip install 'no-such-thing>=2'" in said
     assert "backend numpy; to get it: install a C compiler" in said
+    assert "without HybridSD's models (optional); to get it: set LAB_DATA to the folder 'data'" in said
     assert "chromium       missing (browser tests only); to get it: apt-get install chromium" in said
 
 

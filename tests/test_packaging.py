@@ -23,6 +23,8 @@ from packaging.version import Version
 import lab
 from lab.core import kernels
 
+from .test_contract import QUICK
+
 ROOT = Path(__file__).parents[1]
 UNTRACKED = (
     *(".venv", ".git", ".*_cache", "__pycache__", ".ipynb_checkpoints"),
@@ -39,6 +41,12 @@ again = lab.load("saved")
 print(json.dumps({"from": lab.__file__, "backend": kernels.backend(), "data": str(store.artefact("digits")),
                   "accuracy": rows["accuracy"], "same": again.report == outcome.report}))
 """
+# What is large and used by one notebook or benchmark: it stays in the checkout, where LAB_DATA finds it.
+AT_HOME = re.compile(r"lab/data/(fashion/vgg16\.|hybridsd/(?!README\.md|SHA256SUMS|figures\.json|make\.py)).+")
+TASKS = (
+    "digits()", "digits(size=32, channels=3)", "fashion()", "fashion(net='mobilenet_v1')", "scenes()", "photos()",
+    "photos(3)", "photos(4)", "prose()", "faces()", "cells()", "detectors()",
+)  # fmt: skip
 
 
 def project():
@@ -147,10 +155,12 @@ def names(wheel):
 @pytest.mark.slow
 def test_the_wheel_holds_everything_and_nothing_else(wheel):
     held = names(wheel)
+    assert not list(filter(AT_HOME.match, held))
     for folder in ("notebooks", "data", "benchmarks"):
         sources = [path for path in (ROOT / folder).rglob("*") if path.is_file()]
         tracked = {f"lab/{path.relative_to(ROOT).as_posix()}" for path in sources if not ignored(path)}
-        assert tracked == {name for name in held if name.startswith(f"lab/{folder}/")}
+        travels = {name for name in tracked if not AT_HOME.match(name)}
+        assert travels == {name for name in held if name.startswith(f"lab/{folder}/")}
     assert {"lab/notebooks/00_tour.ipynb", "lab/__main__.py", "lab/py.typed", "lab/ui/static/explorer.js"} <= set(held)
     parts = {"lab", *(f"lab-{lab.__version__}.{part}" for part in ("dist-info", "data"))}
     assert {name.split("/")[0] for name in held} == parts
@@ -181,6 +191,40 @@ def test_the_wheel_runs_outside_the_checkout(elsewhere):
 
 
 @pytest.mark.slow
+def test_the_wheel_stays_small(wheel):
+    assert wheel.stat().st_size < 12_000_000
+
+
+@pytest.mark.slow
+def test_every_task_comes_with_the_wheel(elsewhere):
+    folder, python = elsewhere
+    makes = "\n".join(f"print(type(lab.tasks.{task}).__name__)" for task in TASKS)
+    assert len(answered(python, folder, "-c", f"import lab\n{makes}").splitlines()) == len(TASKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [name for name in QUICK if name != "HybridSD"])
+def test_every_method_but_one_runs_from_the_wheel(elsewhere, recipe):
+    folder, python = elsewhere
+    run = f"import lab; print(lab.{recipe}(**{QUICK[recipe]!r}).run(progress=False).report)"
+    assert answered(python, folder, "-c", run).strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "run", [f"lab.HybridSD(**{QUICK['HybridSD']!r}).run(progress=False)", "lab.tasks.fashion(net='vgg16')"]
+)
+def test_what_stays_at_home_is_named_in_one_line_and_found_there(elsewhere, run):
+    folder, python = elsewhere
+    told = "try:\n    {}\nexcept FileNotFoundError as error:\n    print(error)"
+    message = answered(python, folder, "-c", f"import lab\n{told.format(run)}")
+    assert re.fullmatch(
+        r"the lab's data file '\S+' is neither .*: set LAB_DATA to the folder 'data' of a checkout .*\n", message
+    )
+    assert answered(python, folder, "-c", f"import lab\n{run}", LAB_DATA=str(ROOT / "data")) == ""
+
+
+@pytest.mark.slow
 def test_the_wheel_brings_the_notebooks_and_the_command(elsewhere):
     folder, python = elsewhere
     answered(python.with_name("lab"), folder, "start", "--no-open", "my notebooks")
@@ -188,9 +232,10 @@ def test_the_wheel_brings_the_notebooks_and_the_command(elsewhere):
     assert copied == {path.name: path.read_bytes() for path in (ROOT / "notebooks").iterdir() if path.is_file()}
 
 
-def answered(program, folder, *arguments):
-    """What a program of the fresh environment prints; no path of the checkout is handed on."""
-    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+def answered(program, folder, *arguments, **settings):
+    """What a program of the fresh environment prints; no path of the checkout is handed on but what is set here."""
+    ours = ("PYTHONPATH", "VIRTUAL_ENV", "LAB_DATA")
+    clean = {name: value for name, value in os.environ.items() if name not in ours} | settings
     done = subprocess.run([program, *arguments], cwd=folder, env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

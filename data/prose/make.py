@@ -17,6 +17,7 @@ from lab.core.training import Stage, descend, seeded
 
 SEED, STEPS, BATCH, CONTEXT, LR, DECAY, VOCABULARY = 0, 700, 16, 128, 2e-3, 0.1, 1024
 EVERY = 35  # steps between two looks at the paragraphs that say when to stop
+GRAIN = 1 / 256  # what is kept of a matrix are multiples of it
 HERE = Path(__file__).parent
 
 
@@ -83,6 +84,26 @@ class Best:
         self.weights, self.value = state["weights"], state["value"]
 
 
+@torch.no_grad()
+def rounded(net: LlamaForCausalLM) -> LlamaForCausalLM:
+    """In place: half precision, and matrices in multiples of GRAIN, which a zip file holds in half as many bytes."""
+    for parameter in net.half().parameters():
+        if parameter.dim() > 1:
+            parameter.div_(GRAIN).round_().mul_(GRAIN)
+    return net
+
+
+def keep(net: LlamaForCausalLM, words: PreTrainedTokenizerFast, held_out: list[str]) -> None:
+    """Store the rounded network, its tokenizer and their hashes; say how well what was stored does."""
+    rounded(net).save_pretrained(HERE)
+    words.save_pretrained(HERE)
+    score = text.perplexity(text.windows(text.tokens(words, held_out), CONTEXT, BATCH))
+    print(f"held-out perplexity {score(net.float()):.2f}")
+    kept = sorted(path for path in HERE.iterdir() if path.suffix in (".json", ".safetensors"))
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in kept]
+    (HERE / "SHA256SUMS").write_text("".join(sums))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", help="a folder that keeps the training")
@@ -96,13 +117,7 @@ def main() -> None:
         print(f"{sum(p.numel() for p in net.parameters()):,} parameters", flush=True)
         print(f"{len(text.tokens(words, learn)):,} tokens; watched {len(text.tokens(words, watch)):,}", flush=True)
         net.load_state_dict(train(net, learn, watch, words, folder))
-    net.half().save_pretrained(HERE)
-    words.save_pretrained(HERE)
-    score = text.perplexity(text.windows(text.tokens(words, held_out), CONTEXT, BATCH))
-    print(f"held-out perplexity {score(net.float()):.2f}")
-    kept = sorted(path for path in HERE.iterdir() if path.suffix in (".json", ".safetensors"))
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in kept]
-    (HERE / "SHA256SUMS").write_text("".join(sums))
+    keep(net, words, held_out)
 
 
 if __name__ == "__main__":

@@ -30,13 +30,18 @@ _DAMAGE = (
 
 
 def artefact(name: str) -> Path:
-    """The path of a file of the lab's own `data/`, in an installed package or in a checkout."""
+    """The path of a file of the lab's own `data/`: in the folder that LAB_DATA names, the package, or a checkout.
+
+    FileNotFoundError in one line for what is in none of them, as large models are that do not travel with the package.
+    """
     package = Path(__file__).parents[1]
-    for folder in (package / "data", package.parent / "data"):
+    given = os.environ.get("LAB_DATA", "")
+    for folder in (*([Path(given)] if given else []), package / "data", package.parent / "data"):
         if (folder / name).exists():
             return folder / name
     raise FileNotFoundError(
-        f"the lab's data file {name!r} is missing: install the package again, or see data/README.md"
+        f"the lab's data file {name!r} is neither in the package, with which large models do not travel, nor in "
+        f"LAB_DATA={given!r}: set LAB_DATA to the folder 'data' of a checkout of the lab"
     )
 
 

@@ -126,7 +126,7 @@ def fashion(
     """
     if net not in FASHION_NETS:
         raise ValueError(f"fashion: net={net!r}: give one of {', '.join(FASHION_NETS)}, or a model")
-    path = folder if folder is not None else store.artefact("fashion/t10k-images-idx3-ubyte.gz").parent
+    path = folder if folder is not None else store.artefact("fashion/t10k-images-idx3-ubyte.xz").parent
     model = model if model is not None else _trained(f"fashion/{net}", **FASHION_NETS[net])
     task = images(path, model, batch_size=batch_size, augment=("pad-crop", "flip"), mean=(0.2860,), std=(0.3530,))
     return replace(task, name="fashion")

@@ -417,3 +417,37 @@ def test_a_tree_too_deep_to_read(tmp_path):
     with pytest.raises(ValueError, match="is damaged") as caught:
         store.load(tmp_path, "tree")
     told(caught, "delete the folder")
+
+
+# -- the lab's own data -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A package whose `data` has one file, and none beside it."""
+    package = tmp_path / "site-packages" / "lab"
+    (package / "data" / "small").mkdir(parents=True)
+    (package / "data" / "small" / "net").write_text("the package's")
+    monkeypatch.setattr(store, "__file__", str(package / "core" / "store.py"))
+    monkeypatch.delenv("LAB_DATA", raising=False)
+    return tmp_path
+
+
+def test_data_are_found_in_the_package_and_first_where_lab_data_says(installed, monkeypatch):
+    assert store.artefact("small/net").read_text() == "the package's"
+    for name in ("small", "large"):
+        (installed / "mine" / name).mkdir(parents=True)
+        (installed / "mine" / name / "net").write_text("mine")
+    monkeypatch.setenv("LAB_DATA", str(installed / "mine"))
+    assert {store.artefact(name).read_text() for name in ("small/net", "large/net")} == {"mine"}
+    (installed / "mine" / "small" / "net").unlink()
+    assert store.artefact("small/net").read_text() == "the package's"
+
+
+@pytest.mark.parametrize("given", [None, "no such folder"])
+def test_data_that_did_not_travel_are_told_in_one_line(installed, monkeypatch, given):
+    if given is not None:
+        monkeypatch.setenv("LAB_DATA", given)
+    with pytest.raises(FileNotFoundError) as caught:
+        store.artefact("large/net")
+    told(caught, "'large/net'", f"LAB_DATA={given or ''!r}", "set LAB_DATA to the folder 'data' of a checkout")

@@ -75,7 +75,7 @@ def test_fashion_is_the_first_images_of_each_part():
     task = tasks.fashion()
     assert (task.name, task.metric, task.unit) == ("fashion", "accuracy", "%")
     assert task.example.shape == (1, 1, 28, 28) and sum(len(y) for _, y in task.batches) == 10_000
-    split = images.read(store.artefact("fashion/t10k-images-idx3-ubyte.gz").parent)
+    split = images.read(store.artefact("fashion/t10k-images-idx3-ubyte.xz").parent)
     assert split.x_test.shape == (2_000, 1, 28, 28) and split.y_test[:5].tolist() == [9, 2, 1, 1, 6]
 
 

@@ -139,7 +139,7 @@ def _idx_file(folder: Path, stem: str) -> Path | None:
 def _idx_array(folder: Path, stem: str) -> np.ndarray:
     path = _idx_file(folder, stem)
     if path is None:
-        raise ValueError(f"{folder} has no {stem}-idx*-ubyte(.gz): all four files of MNIST are needed")
+        raise ValueError(f"{folder} has no {stem}-idx*-ubyte(.gz, .xz): all four files of MNIST are needed")
     with inflating.InflatedFile(path) as stream:
         head = stream.read(4)  # magic number: 0, 0, 8 for unsigned bytes, the number of axes
         rank = head[3] if head[:3] == b"\x00\x00\x08" and len(head) == 4 else 0

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import lzma
 import struct
 import tarfile
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_npz_that_lacks_an_array_or_is_torn(tmp_path):
         images.read(tmp_path / "a.npz")
 
 
-@pytest.mark.parametrize(("pack", "suffix"), [(lambda data: data, ""), (gzip.compress, ".gz")])
+@pytest.mark.parametrize(("pack", "suffix"), [(lambda data: data, ""), (gzip.compress, ".gz"), (lzma.compress, ".xz")])
 def test_idx(tmp_path, pack, suffix):
     is_grey_set(images.read(write_idx(tmp_path, pack, suffix)))
 
