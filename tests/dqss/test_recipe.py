@@ -551,23 +551,6 @@ def test_descent_asks_only_for_what_is_new():
     assert objective(kept) <= objective(best) and objective.asked == asked
 
 
-@pytest.mark.parametrize(("gains", "doubt", "better"), [
-    ([0.3, -0.1, 0.1], 0.0, True), ([0.3, -0.1, 0.1], 1.0, False), ([0.1, 0.1, 0.1], 9.0, True),
-    ([-0.1, -0.1, -0.1], 0.0, False), ([0.3, 0.1, 0.2], 2.0, True), ([0.3, 0.1, 0.2], 4.0, False),
-])  # fmt: skip
-def test_a_gain_is_taken_beyond_doubt(gains, doubt, better):
-    parts = {(0,): torch.ones(3), (1,): 1 - torch.tensor(gains)}
-    losses = {chosen: float(part.mean()) for chosen, part in parts.items()}
-    objective = search.Objective(None, [], losses=losses, parts=parts)
-    assert objective.is_better([1], [0], doubt) == better and not objective.is_better([0], [0], doubt)
-
-
-def test_with_great_doubt_the_best_uniform_choice_stays():
-    fields = {"weight_bits": 2, "activation_bits": 2, "calibration": 128}
-    kept = run(doubt=1e6, **fields)
-    assert kept.losses["kept"] == kept.losses["uniform"] > run(**fields).losses["kept"]
-
-
 def test_off_the_processor_a_mixture_is_not_cut_up():
     assert layers._chunk(torch.empty(3 * layers.CHUNK, device="meta")) == 3 * layers.CHUNK
     assert layers._chunk(torch.empty(3 * layers.CHUNK)) == layers.CHUNK
