@@ -25,7 +25,6 @@ from lab.core.onnx.runtime import Deployed
 from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.core.training import seeded
 from lab.pams import packed, sizes
-from lab.pams.placement import place_quantisers
 
 
 def main() -> None:
@@ -79,7 +78,7 @@ def speed(repeats: int) -> list[dict]:
 def calibrated(net: nn.Module, pictures: list[torch.Tensor], recipe: lab.PAMS) -> fx.GraphModule:
     """The network quantised as the recipe says, calibrated on these batches and not trained."""
     graph = fold_batch_norms(net, pictures[0][:1])
-    made = recipe.quantise(graph, place_quantisers(graph, recipe.placement, recipe.grid == "unsigned"))
+    made = recipe.quantise(graph, recipe.place(graph))
     graph.train()
     calibrate(made, True)
     with torch.no_grad():

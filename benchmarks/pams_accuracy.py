@@ -1,16 +1,18 @@
 """PAMS beside its rivals on photographs: what bits cost, what knowledge transfer adds, which range is worth learning.
 
     python benchmarks/pams_accuracy.py photos --json data/pams/photos.json
+    python benchmarks/pams_accuracy.py full --json data/pams/full.json
     python benchmarks/pams_accuracy.py edsr --device cuda --json data/pams/edsr.json
     python benchmarks/pams_accuracy.py rdn --device cuda --json data/pams/rdn.json
     python benchmarks/pams_accuracy.py transfer --json data/pams/transfer.json
     python benchmarks/pams_accuracy.py ranges --json data/pams/ranges.json
 
-photos: the lab's small EDSR x2 on the photographs that scikit-image and scikit-learn ship. edsr, rdn: EDSR-baseline
-and an RDN, learned from T91 and judged on Set5, see `set5.py`. The figure is how many dB a network is below its float
-start. All rivals quantise the same tensors (placement `cadyq`; at '8 bits, full' every tensor), start from the same
-network and learn for as many steps on the same batches at the same rates, on L1. 'not trained' has PAMS's ranges as
-calibrated; onnxruntime's static quantisation, which does not train either, stands beside in `full`.
+photos: the lab's small EDSR x2 on the photographs that scikit-image and scikit-learn ship. edsr, rdn: EDSR-baseline and
+an RDN, learned from T91 and judged on Set5, see `set5.py`. The figure is how many dB a network is below its float
+start. All rivals quantise the same tensors (placement `cadyq`), start from the same network and learn for as many steps
+on the same batches at the same rates, on L1. 'not trained' has PAMS's ranges as calibrated; 'PAMS as drawn' has the
+paper's own placement, `fig1`, which leaves sums in float. full: the small EDSR with every tensor on 8 bits;
+onnxruntime's static quantisation, which does not train either, stands beside.
 
 transfer: the small EDSR under knowledge transfer of several weights. `skt_pull` is the length of its gradient with
 respect to the weights in percent of L1's, both of the trained network. ranges: weights and activations quantised apart.
@@ -42,15 +44,19 @@ from lab.core.task import Task
 from lab.core.training import Stage, descend
 from lab.pams import equations as eq
 from lab.pams.outcome import PAMSOutcome
-from lab.pams.placement import place_quantisers
 
-STEPS = 300
-BITS = {"2 bits": 2, "3 bits": 3, "4 bits": 4, "8 bits": 8, "8 bits, full": 8}
-RATES = {  # of weights and alphas by net and bits, chosen for PAMS on seeds 0 to 2; the rivals have the same
-    "photos": {2: (1e-3, 3e-3), 3: (1e-3, 3e-3), 4: (1e-3, 3e-3), 8: (1e-4, 3e-3)},
-    "edsr": {2: (3e-4, 3e-3), 3: (3e-4, 3e-3), 4: (3e-4, 3e-3), 8: (1e-4, 3e-3)},
-    "rdn": {2: (3e-4, 3e-3), 3: (3e-4, 3e-3), 4: (3e-4, 3e-3), 8: (1e-4, 3e-3)},
-}
+STEPS = 200
+BITS = ("4 bits", "2 bits", "8 bits", "3 bits")
+FULL = "8 bits, full"
+SET5 = {"2 bits": (3e-4, 3e-3), "3 bits": (3e-4, 3e-3), "4 bits": (3e-4, 3e-3), "8 bits": (1e-4, 3e-3)}  # not tried
+RATES = {  # of weights and alphas by net and bits, chosen for PAMS on seed 0; the rivals have the same
+    "photos": {
+        "2 bits": (3e-3, 3e-3), "3 bits": (1e-3, 3e-3), "4 bits": (1e-3, 3e-3), "8 bits": (1e-4, 3e-3),
+        FULL: (1e-5, 3e-3),
+    },
+    "edsr": SET5,
+    "rdn": SET5,
+}  # fmt: skip
 RIVALS: dict[str, tuple[Callable, Callable]] = {  # activations, weights
     "max-abs": (quantisers.MaxAbs, lambda bits, W: quantisers.MaxAbsWeight(bits)),
     "least squares": (quantisers.LeastSquares, lambda bits, W: quantisers.MaxAbsWeight(bits)),
@@ -58,8 +64,9 @@ RIVALS: dict[str, tuple[Callable, Callable]] = {  # activations, weights
     "PACT": (quantisers.PACT, quantisers.DoReFaWeight),
     "LSQ": (quantisers.LSQ, quantisers.LSQWeight),
 }
+STRONG = 1e5  # a weight of knowledge transfer beside the paper's 1000
 STATIC = ("MinMax", "Entropy", "Percentile")
-WEIGHTS_OF_TRANSFER = (0.0, 1e5, 1e6, 1e7)  # beside the paper's 1000
+WEIGHTS_OF_TRANSFER = (0.0, STRONG, 1e6, 1e7)  # beside the paper's 1000
 TRANSFER: dict[str, dict[str, Any]] = {  # what a budget of `transfer` changes of the recipe
     "2 bits": {"weight_bits": 2, "activation_bits": 2},
     "4 bits": {"weight_bits": 4, "activation_bits": 4},
@@ -89,7 +96,7 @@ def transfer(quick: bool, device: str = "cpu") -> Contest:
     return Contest(
         name="pams-transfer",
         rivals=rivals,
-        settings={"recipe": repr(recipe("photos", 4)), "budgets": TRANSFER, "judged": JUDGED, "quick": quick},
+        settings={"recipe": repr(recipe("photos", "4 bits")), "budgets": TRANSFER, "judged": JUDGED, "quick": quick},
         figure="lost",
         budgets=("2 bits",) if quick else tuple(TRANSFER),
         device=device,
@@ -103,7 +110,7 @@ def ranges(quick: bool, device: str = "cpu") -> Contest:
     return Contest(
         name="pams-ranges",
         rivals=rivals,
-        settings={"recipe": repr(recipe("photos", 4)), "budgets": APART, "judged": JUDGED, "quick": quick},
+        settings={"recipe": repr(recipe("photos", "4 bits")), "budgets": APART, "judged": JUDGED, "quick": quick},
         figure="lost",
         budgets=tuple(APART)[:1] if quick else tuple(APART),
         device=device,
@@ -115,33 +122,43 @@ def _accuracy(net: str, quick: bool, device: str) -> Contest:
     make = partial(_cell, net, device, quick)
     rivals: dict[str, Rival] = {"PAMS": partial(make, partial(_pams, {}))}
     rivals["PAMS without transfer"] = partial(make, partial(_pams, {"skt": 0.0}))
+    rivals[f"PAMS, transfer {STRONG:g}"] = partial(make, partial(_pams, {"skt": STRONG}))
     rivals["PAMS on the paper's grid"] = partial(make, partial(_pams, {"grid": "signed"}))
+    rivals["PAMS as drawn"] = partial(make, partial(_pams, {"placement": "fig1"}))
     rivals |= {name: partial(make, partial(_trained, name)) for name in RIVALS}
     rivals["not trained"] = partial(make, _not_trained)
-    rivals |= {f"onnxruntime {method}": partial(make, partial(_static, method)) for method in STATIC}
-    everywhere = ("PAMS", "PAMS without transfer", "max-abs", "LSQ", "not trained")
-    whole = tuple(bits for bits in BITS if bits != "8 bits, full")
     return Contest(
         name=f"pams-{net}",
         rivals=rivals,
         settings={
-            "recipes": {name: repr(recipe(net, bits, name.endswith("full"))) for name, bits in BITS.items()},
+            "recipes": {name: repr(recipe(net, name)) for name in BITS},
             "start": {} if net == "photos" else NETS[net] | LEARNED,
             "quick": quick,
         },
         figure="lost",
-        budgets=("4 bits", "8 bits, full") if quick else tuple(BITS),
-        only={name: ("8 bits, full",) if "onnx" in name else whole for name in rivals if name not in everywhere},
+        budgets=("4 bits",) if quick else BITS,
         device=device,
     )
 
 
-def recipe(net: str, bits: int, full: bool = False) -> lab.PAMS:
-    lr, alpha_lr = RATES[net][bits]
-    return lab.PAMS(
-        weight_bits=bits, activation_bits=bits, placement="full" if full else "cadyq", steps=STEPS, lr=lr,
-        alpha_lr=alpha_lr,
-    )  # fmt: skip
+def full(quick: bool, device: str = "cpu") -> Contest:
+    """Every tensor on 8 bits, as integer kernels need it, beside onnxruntime's tool."""
+    make = partial(_cell, "photos", device, quick)
+    rivals: dict[str, Rival] = {"PAMS": partial(make, partial(_pams, {}))}
+    rivals["PAMS from the mean"] = partial(make, partial(_pams, {"statistic": "mean"}))
+    rivals["PAMS without transfer"] = partial(make, partial(_pams, {"skt": 0.0}))
+    rivals |= {name: partial(make, partial(_trained, name)) for name in ("max-abs", "LSQ")}
+    rivals["not trained"] = partial(make, _not_trained)
+    rivals |= {f"onnxruntime {method}": partial(make, partial(_static, method)) for method in STATIC}
+    settings = {"recipe": repr(recipe("photos", FULL)), "quick": quick}
+    return Contest(name="pams-full", rivals=rivals, settings=settings, figure="lost", budgets=(FULL,), device=device)
+
+
+def recipe(net: str, budget: str) -> lab.PAMS:
+    lr, alpha_lr = RATES[net][budget]
+    bits = int(budget[0])
+    recipe = lab.PAMS(weight_bits=bits, activation_bits=bits, steps=STEPS, lr=lr, alpha_lr=alpha_lr)
+    return replace(recipe, placement="full", statistic="largest") if budget == FULL else recipe
 
 
 def ground(net: str, folder: Path, device: str) -> Task:
@@ -151,7 +168,7 @@ def ground(net: str, folder: Path, device: str) -> Task:
 
 @cache
 def _photos(device: str) -> Task:
-    return placed(lab.tasks.photos(2, patch=96, batch_size=4), device)
+    return placed(lab.tasks.photos(2, patch=64, batch_size=4), device)
 
 
 # -- rivals -----------------------------------------------------------------------------------------------------------
@@ -160,38 +177,47 @@ def _photos(device: str) -> Task:
 def _cell(
     net: str, device: str, quick: bool, rival: Callable, budget: str, seed: int, folder: Path
 ) -> tuple[nn.Module, dict[str, float]]:
-    task, settings = ground(net, folder, device), recipe(net, BITS[budget], budget.endswith("full"))
+    task, settings = ground(net, folder, device), recipe(net, budget)
     network, told = rival(task, replace(settings, steps=30) if quick else settings, seed)
-    return network, lost(task, network) | told
+    return network, lost(task, network, told)
 
 
 def _transferred(
     device: str, quick: bool, weight: float, budget: str, seed: int, folder: Path
 ) -> tuple[nn.Module, dict[str, float]]:
     task, fields = ground("photos", folder, device), TRANSFER[budget]
-    settings = replace(recipe("photos", fields["weight_bits"]), skt=weight, **fields)
+    settings = replace(recipe("photos", f"{fields['weight_bits']} bits"), skt=weight, **fields)
     network, told = _pams({}, task, replace(settings, steps=30) if quick else settings, seed)
-    return network, lost(task, network) | told
+    return network, lost(task, network, told)
 
 
 def _split(
     device: str, quick: bool, name: str, budget: str, seed: int, folder: Path
 ) -> tuple[nn.Module, dict[str, float]]:
     task, (w, a) = ground("photos", folder, device), APART[budget]
-    settings = replace(recipe("photos", min(w, a)), weight_bits=w, activation_bits=a, steps=30 if quick else STEPS)
+    settings = replace(
+        recipe("photos", f"{min(w, a)} bits"), weight_bits=w, activation_bits=a, steps=30 if quick else STEPS
+    )
     network, told = (_pams if name == "PAMS" else _trained)({} if name == "PAMS" else name, task, settings, seed)
-    return network, lost(task, network) | told
+    return network, lost(task, network, told)
 
 
-def lost(task: Task, network: nn.Module) -> dict[str, float]:
-    psnr = task.measure(network)
-    return {"lost": task.measure(task.model) - psnr, "psnr": psnr}
+def lost(task: Task, network: nn.Module, told: dict[str, float]) -> dict[str, float]:
+    """dB below the float start, and dB, beside what else is told of a network."""
+    psnr = told["psnr"] if "psnr" in told else task.measure(network)
+    return {"lost": _start(task) - psnr, "psnr": psnr} | told
+
+
+@cache
+def _start(task: Task) -> float:
+    return task.measure(task.model)
 
 
 def _pams(fields: Mapping[str, Any], task: Task, settings: lab.PAMS, seed: int) -> tuple[nn.Module, dict[str, float]]:
     """The recipe with these fields changed, how hard transfer pulls in the end, and how far its alphas went."""
     outcome = replace(settings, **fields).run(task, seed=seed, progress=False)
-    return outcome.model, {"skt_pull": pull(task, outcome), "alpha_moved": alpha_moved(outcome)}
+    told = {"psnr": outcome.report["psnr"].after}
+    return outcome.model, told | {"skt_pull": pull(task, outcome), "alpha_moved": alpha_moved(outcome)}
 
 
 def _trained(name: str, task: Task, settings: lab.PAMS, seed: int) -> tuple[nn.Module, dict[str, float]]:
@@ -215,7 +241,7 @@ def batches(task: Task, count: int) -> list[Tensor]:
 def learned(task: Task, recipe: lab.PAMS, activation: Callable, weight: Callable) -> fx.GraphModule:
     """The task's network with another paper's quantisers at the recipe's placement, trained on L1 alone."""
     graph = fold_batch_norms(task.model, task.example)
-    placement = place_quantisers(graph, recipe.placement, recipe.grid == "unsigned")
+    placement = recipe.place(graph)
     device = task.example.device  # type: ignore[union-attr]
 
     def quantiser(point: QuantPoint) -> nn.Module:
@@ -275,5 +301,12 @@ def alpha_moved(outcome: PAMSOutcome) -> float:
 
 
 if __name__ == "__main__":
-    contests = {"photos": on_photos, "edsr": on_edsr, "rdn": on_rdn, "transfer": transfer, "ranges": ranges}
+    contests = {
+        "photos": on_photos,
+        "full": full,
+        "edsr": on_edsr,
+        "rdn": on_rdn,
+        "transfer": transfer,
+        "ranges": ranges,
+    }
     main(contests, __doc__)

@@ -39,10 +39,8 @@ class DQSS:
     of the mode. placement: 'layers' quantises what each layer reads, 'full' all that integers must pass. scales: one
     step a weight 'tensor' or, in 'post', 'channel'; 'uneven' is 'tensor' with a zero point of its own for every tensor
     with negative values that a layer reads. calibration: pictures. temperature: of the classes that are compared with
-    the float network's; the higher, the nearer to comparing logits. doubt: 'dqss_safe' and 'greedy' change a strategy
-    only where that gains more than so many standard errors, over batches of 64, of what it gains. steps, lr: updates of
-    the logits and their rate; in 'aware' weights learn at a hundredth of it. remedies: against under-fitting in
-    'aware', of REMEDIES.
+    the float network's; the higher, the nearer to comparing logits. steps, lr: updates of the logits and their rate; in
+    'aware' weights learn at a hundredth of it. remedies: against under-fitting in 'aware', of REMEDIES.
     """
 
     mode: str = "post"
@@ -55,7 +53,6 @@ class DQSS:
     scales: str = "tensor"
     calibration: int = 128
     temperature: float = 1.0
-    doubt: float = 0.0
     steps: int = 100
     lr: float = 0.05
     remedies: tuple[str, ...] = REMEDIES
@@ -76,7 +73,6 @@ class DQSS:
             scales=one_of(*(("tensor", "channel", "uneven") if self.mode == "post" else ("tensor",))),
             calibration=integer(2),
             temperature=real(above=0),
-            doubt=real(0),
             steps=integer(1),
             lr=real(above=0),
             remedies=some_of(*REMEDIES),

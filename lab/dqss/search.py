@@ -52,7 +52,6 @@ class Objective:
     T: float = 1.0
     asked: int = 0
     losses: dict[tuple[int, ...], float] = field(default_factory=dict)
-    parts: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # the losses of each batch
 
     @torch.no_grad()
     def __call__(self, chosen: Assignment | None) -> float:
@@ -61,20 +60,13 @@ class Objective:
             return self.losses[key]
         self.asked += 1
         self.space.set(chosen)
-        parts = [float(distance(answer(self.space.graph, x), target, self.T)) for x, target in self.batches]
-        total = sum(size(x) * part for (x, _), part in zip(self.batches, parts, strict=True))
+        total = sum(
+            size(x) * float(distance(answer(self.space.graph, x), target, self.T)) for x, target in self.batches
+        )
         loss = total / sum(size(x) for x, _ in self.batches)
         if key is not None:
-            self.losses[key], self.parts[key] = loss, torch.tensor(parts, dtype=torch.float64)
+            self.losses[key] = loss
         return loss
-
-    def is_better(self, chosen: Assignment, than: Assignment, doubt: float) -> bool:
-        """Whether an assignment loses less, by more than `doubt` standard errors of the mean over the batches."""
-        gain = self(than) - self(chosen)
-        if not doubt or gain <= 0:
-            return gain > 0
-        apart = self.parts[tuple(than)] - self.parts[tuple(chosen)]
-        return gain > doubt * float(apart.std()) / len(apart) ** 0.5
 
 
 # -- hard assignments --------------------------------------------------------------------------------------------------
@@ -110,32 +102,24 @@ def arg_max(space: StrategySpace) -> Assignment:
     return [eq.hard(role.mixture.logits.detach()) for role in space.roles]
 
 
-def descent(
-    objective: Objective, start: Assignment, sweeps: int = 1, progress: bool = False, doubt: float = 0.0
-) -> Assignment:
-    """Coordinate descent: role by role, the strategy of least loss beyond doubt, all others as they are."""
-    best = list(start)
+def descent(objective: Objective, start: Assignment, sweeps: int = 1, progress: bool = False) -> Assignment:
+    """Coordinate descent: role by role, take the strategy of least loss, all others as they are."""
+    best, loss = list(start), objective(start)
     for _ in range(sweeps):
-        before = best
+        before = loss
         for at, role in enumerate(tqdm(objective.space.roles, "descent", disable=not progress, leave=False)):
             for k in range(len(role.mixture.names)):
                 tried = [*best[:at], k, *best[at + 1 :]]
-                if objective.is_better(tried, best, doubt):
-                    best = tried
-        if best == before:
+                if (value := objective(tried)) < loss:
+                    best, loss = tried, value
+        if loss >= before:
             break
     return best
 
 
-def safe(objective: Objective, starts: Sequence[Assignment], progress: bool = False, doubt: float = 0.0) -> Assignment:
-    """Coordinate descent from the best of several starts and of arg-max: never worse than any of them.
-
-    With `doubt` the first start stays unless another is better beyond it.
-    """
-    best = starts[0]
-    for start in (*starts[1:], arg_max(objective.space)):
-        best = start if objective.is_better(start, best, doubt) else best
-    return descent(objective, best, 1, progress, doubt)
+def safe(objective: Objective, starts: Sequence[Assignment], progress: bool = False) -> Assignment:
+    """Coordinate descent from the best of several starts and of arg-max: never worse than any of them."""
+    return descent(objective, min((*starts, arg_max(objective.space)), key=objective), 1, progress)
 
 
 def draw(space: StrategySpace) -> tuple[Assignment, Tensor]:
@@ -265,9 +249,9 @@ class Search:
         """What the recipe's algorithm ends with: from the best uniform choice, and the mixture's arg-max."""
         algorithm = self.recipe.algorithm
         if algorithm == "dqss_safe":
-            return safe(objective, (best, first), self.run.progress, self.recipe.doubt)
+            return safe(objective, (best, first), self.run.progress)
         if algorithm == "greedy":
-            return descent(objective, best, 1, self.run.progress, self.recipe.doubt)
+            return descent(objective, best, 1, self.run.progress)
         return {"dqss": first, "uniform": best}.get(algorithm) or random(self.space)
 
     def learn(self, name: str, history: ShareHistory) -> list[Step]:

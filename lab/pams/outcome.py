@@ -12,7 +12,6 @@ from ..core.onnx.outcome import IntegerOutcome
 from ..core.quantisation.bn_folding import fold_batch_norms
 from ..core.quantisation.placement import Placement
 from . import packed
-from .placement import place_quantisers
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -60,7 +59,7 @@ def rebuilt(
     if plain is None:
         raise ValueError("this was made from a network of your own: give base=net")
     model = fold_batch_norms(plain, example)
-    placement = place_quantisers(model, recipe.placement, recipe.grid == "unsigned")
+    placement = recipe.place(model)
     recipe.quantise(model, placement)
     try:
         packed.set_state(model, state)

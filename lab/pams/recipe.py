@@ -126,7 +126,7 @@ class PAMS:
                 validate_labels(task)
             # The float network teaches its own copy, whose layers and tensors are then rounded in place.
             teacher, student = (fold_batch_norms(run.model, run.example) for _ in range(2))
-            placement = place_quantisers(student, self.placement, self.grid == "unsigned")
+            placement = self.place(student)
             quantisers = self.quantise(student, placement)
             trace, history = self._train(run, teacher, student, placement, quantisers)
             packed.bake(student)  # weights as they are stored: codes (int8) times a step, no longer rounded anew
@@ -141,6 +141,10 @@ class PAMS:
             example=run.example.detach().cpu(),
             base=base_config(task.model),
         )
+
+    def place(self, graph: fx.GraphModule) -> Placement:
+        """Where this recipe's quantisers stand in a traced network."""
+        return place_quantisers(graph, self.placement, self.grid == "unsigned")
 
     def quantise(self, graph: fx.GraphModule, placement: Placement) -> list[Quantiser]:
         """Put this recipe's quantisers and rounded layers into a network, in place; gives the quantisers."""

@@ -6,14 +6,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
 from ..core import store, tasks
 from ..core.report import Report, Row
 from ..core.task import Task
-from ..ui import Control, Explorer, Frame, figure, raster, svg, view
+from ..ui import Control, Explorer, Frame, raster, svg, view
 from . import equations as eq
 from .outcome import PAMSOutcome
 
@@ -259,25 +258,8 @@ def _bits(outcome: PAMSOutcome) -> int:
 # -- the benchmark as it was last run ----------------------------------------------------------------------------------
 
 
-def contest() -> Any:
-    """`data/pams/accuracy.json` as a frame, one row a method, placement and seed."""
-    import pandas
-
-    return pandas.DataFrame(json.loads(store.artefact("pams/accuracy.json").read_text())["rows"])
-
-
 def speeds() -> Any:
     """`data/pams/speed.json` as a frame: EDSR-baseline in onnxruntime, one row a form."""
     import pandas
 
     return pandas.DataFrame(json.loads(store.artefact("pams/speed.json").read_text())["speed"])
-
-
-def controls() -> go.Figure:
-    """PAMS beside its baselines at 4 bits and one placement: dB lost, mean and range of the seeds."""
-    table = contest()
-    table = table[(table.placement == "fig1") & (table.weight_bits == 4)]
-    lost = table.groupby("method", sort=False)["gap"].agg(["mean", "min", "max"])[::-1]
-    whiskers = {"type": "data", "array": lost["max"] - lost["mean"], "arrayminus": lost["mean"] - lost["min"]}
-    bars = go.Bar(x=lost["mean"], y=list(lost.index), orientation="h", error_x=whiskers)
-    return figure(bars, x="dB lost to float (less is better)", title="photographs x2, W4A4, placement fig1")

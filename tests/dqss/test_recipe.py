@@ -13,7 +13,7 @@ from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.core.task import Task
 from lab.core.training import seeded
 from lab.dqss import equations as eq
-from lab.dqss import search
+from lab.dqss import layers, search
 from lab.dqss.space import StrategySpace
 
 QUICK = {"steps": 8, "calibration": 8, "candidates": ("max", "p99.9", "mse", "aciq")}
@@ -549,6 +549,11 @@ def test_descent_asks_only_for_what_is_new():
     kept = search.descent(objective, best)
     asked = objective.asked
     assert objective(kept) <= objective(best) and objective.asked == asked
+
+
+def test_off_the_processor_a_mixture_is_not_cut_up():
+    assert layers._chunk(torch.empty(3 * layers.CHUNK, device="meta")) == 3 * layers.CHUNK
+    assert layers._chunk(torch.empty(3 * layers.CHUNK)) == layers.CHUNK
 
 
 def test_a_high_temperature_compares_logits():

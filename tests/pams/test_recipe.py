@@ -8,6 +8,7 @@ from torch import nn
 
 import lab
 from lab.core import store
+from lab.core.quantisation.bn_folding import fold_batch_norms
 from lab.pams import equations as eq
 from lab.pams import view
 from lab.pams.layers import QuantisedConv2d, Quantiser
@@ -69,6 +70,21 @@ def test_the_last_batch_alone_calibrates_in_the_release():
     kept = run(task(batches=[one, other]), released=("last_batch",), **fields).history["alphas"][-1]
     mean = run(task(batches=[one, other]), **fields).history["alphas"][-1]
     assert not torch.allclose(kept, mean)
+
+
+def test_the_largest_value_of_all_batches_calibrates_where_nothing_is_to_be_clipped():
+    one, other = pictures(2, side=8)
+    other = tuple(0.25 * x for x in other)
+    fields = {"steps": 2, "calibration": 2, "lr": 1e-12}
+    largest = run(task(batches=[one, other]), statistic="largest", **fields).alphas()
+    mean = run(task(batches=[one, other]), **fields).alphas()
+    top = {}
+    model = fold_batch_norms(edsr(), one[0])
+    with torch.no_grad():
+        for x, _ in (one, other):
+            top["head"] = max(top.get("head", 0.0), float(model.head(x - model.mean).abs().max()))
+    assert largest["head"] == pytest.approx(top["head"], rel=1e-5)
+    assert all(largest[name] > mean[name] for name in mean)
 
 
 def test_a_random_student_forgets_its_teacher():
