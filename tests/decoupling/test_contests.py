@@ -21,7 +21,6 @@ finally:
 KEPT = {path.stem.replace("_", "-"): path for path in sorted((ROOT / "data" / "decoupling").glob("*.json"))}
 CELLS = {  # one that is quickly made, and how far its learned figures may be on another processor
     "fashion": ("dense trained as long", {"accuracy": 1.5, "on-rate": 0.0}),
-    "losses": ("Decoupling", {"on-rate": 0.05, "bits told": 0.3, "accuracy": 2.5}),
 }
 
 
