@@ -71,6 +71,16 @@ def test_a_layer_is_computed_whole_where_that_was_faster(monkeypatch):
     assert not any(part.densified for part in skipping(decoupled).modules() if isinstance(part, GatedLayer))
 
 
+@torch.no_grad()
+def test_the_clock_that_chooses_waits_for_the_device(monkeypatch):
+    """What an accelerator has not done yet is not timed: each reading of the clock comes behind a wait."""
+    seen = []
+    monkeypatch.setattr(skips.cost, "settle", lambda device: seen.append(str(device)))
+    monkeypatch.setattr(skips.time, "perf_counter", lambda: seen.append("clock") or float(len(seen)))
+    skips._seconds(nn.Identity(), torch.zeros(1), densified=True)
+    assert seen == ["cpu", "clock", "cpu", "clock"]
+
+
 def test_the_skipping_network_has_no_gates_and_no_weights_twice():
     decoupled, _ = gated("resnet")
     skipped = skipping(decoupled)
