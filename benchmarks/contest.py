@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -86,7 +87,7 @@ def made(contest: Contest, budget: Any, seed: int, rival: str, folder: Path) -> 
         "rival": rival, "budget": budget, "seed": seed,
         "figures": {name: float(value) for name, value in figures.items()},
         "network": fingerprint(network), "nanoseconds": spent, "settings": contest.digest,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]), "commit": commit(),
+        "command": command(sys.argv), "commit": commit(),
         "processor": processor(contest.device),
     }  # fmt: skip
 
@@ -171,6 +172,13 @@ def fingerprint(network: nn.Module) -> str:
         if isinstance(tensor, torch.Tensor):
             digest.update(name.encode() + np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     return digest.hexdigest()[:12]
+
+
+def command(words: list[str]) -> str:
+    """The command line without the folders that it names, which are those of one machine."""
+    script, *rest = words
+    kept = [w for w, before in zip(rest, ["", *rest], strict=False) if not {w, before} & {"--runs", "--json"}]
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *kept])
 
 
 def processor(device: str) -> str:

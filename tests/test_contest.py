@@ -168,6 +168,15 @@ def test_batches_come_on_the_device_that_is_asked_for(small):
     assert contest.processor("cpu") == machine()["processor"]
 
 
+def test_a_command_names_no_folder_of_one_machine():
+    words = ["/home/me/benchmarks/gal.py", "fashion", "--runs", "/tmp/runs", "--seeds", "10,11", "--json", "/a/b.json"]
+    assert contest.command(words) == "python benchmarks/gal.py fashion --seeds 10,11"
+    assert (
+        contest.command(["gal.py", "--rivals", "GAL; uniform L1"])
+        == "python benchmarks/gal.py --rivals 'GAL; uniform L1'"
+    )
+
+
 def test_where_there_is_no_repository_the_commit_is_given(monkeypatch):
     monkeypatch.setenv("COMMIT", "0123456789ab")
     assert contest.commit() == "0123456789ab"
