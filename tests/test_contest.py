@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
@@ -125,6 +125,7 @@ def test_differences_are_paired_by_seed(small, tmp_path):
     assert "+2.00 (+2.00 to +2.00)" in contest.shown(small, found)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=9))
 def test_interval_is_students(values):
     mean, low, high = contest.interval(values)
