@@ -39,6 +39,7 @@ from lab.core.task import Task
 from lab.core.training import seeded
 
 ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("SHARED", ROOT.parent / "shared" / "data"))  # data that are not the lab's to ship
 CONFIDENCE = 0.95
 TIMED = ("latency", "seconds")  # figures whose names hold one of these are of a clock
 Rival = Callable[[Any, int, Path], tuple[nn.Module, Mapping[str, float]]]

@@ -1,13 +1,11 @@
 """What decoupling's contests stand on: a trained network, pictures to learn from and held out, and where they lie."""
 
-import os
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 import torch
 from cifar import cifar, tiles
-from contest import ROOT, placed
+from contest import SHARED, placed
 from detectors import Pixels
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +20,6 @@ from lab.core.task import Task
 KNOWN = 1_000  # training pictures that paths and detectors learn from
 CIFAR = 18_000  # of CIFAR-10's training pictures, the first ones
 ATTACKED = {"fashion": (0.1, 2), "cifar": (8 / 255, 5)}  # reach of attacks, bits of squeezing: seed 0, published
-SHARED = Path(os.environ.get("SHARED", ROOT.parent / "shared" / "data"))
 
 
 @dataclass(frozen=True)

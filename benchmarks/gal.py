@@ -12,7 +12,6 @@ and a small DenseNet. `resnet20`, `resnet56` and `vgg16`: CIFAR-10 where it is a
 On a processor's core `fashion` takes half an hour a seed and budget, a contest on CIFAR-10 some hours a seed.
 """
 
-import os
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -29,7 +28,6 @@ import lab
 from lab.core import cost
 from lab.core.task import Task
 
-SHARED = Path(os.environ.get("SHARED", Path(__file__).parents[1] / "../shared/data"))
 BATCH = 64
 FASHION = lab.GAL(
     lam=0.1, mask_lr=0.3, mask_every=1, steps=400, finetune_steps=100, finetune_lr=0.002
@@ -42,37 +40,38 @@ ABLATIONS = {
     "adversary held by L2": {"adversary": "L2"},
 }
 UNITS = {"resnet20": ("channel", "block"), "googlenet": ("channel", "branch"), "densenet": ("channel", "input")}
-DENSE = "dense trained as long"
 
 
 def fashion(is_quick: bool, device: str = "cpu") -> contest.Contest:
     """ResNet-20 on Fashion-MNIST: all rivals, and GAL with its adversary held otherwise or left out."""
     task = contest.placed(lab.tasks.fashion(batch_size=BATCH), device)
-    rivals = against(task, shortened(FASHION, is_quick), ABLATIONS, [*pruning.CUTS])
-    few = (3,) if is_quick else (3, 2, 5)
-    return contested("gal-fashion", task, rivals, FASHION, few, device)
+    recipe = shortened(FASHION, is_quick)
+    rivals = against(task, recipe, ABLATIONS, [*pruning.CUTS])
+    return contested("gal-fashion", task, rivals, recipe, (3,) if is_quick else (3, 2, 5), device)
 
 
 def resnet20(is_quick: bool, device: str = "cpu") -> contest.Contest:
     """ResNet-20 on CIFAR-10, channels and blocks, at 1.4 times fewer multiply-adds."""
-    return on_cifar("resnet20", cifar(SHARED, 20, BATCH), CIFAR, 1.4, is_quick, device)
+    task = contest.placed(cifar(contest.SHARED, 20, BATCH), device)
+    return on_cifar("resnet20", task, CIFAR, 1.4, is_quick, device)
 
 
 def resnet56(is_quick: bool, device: str = "cpu") -> contest.Contest:
     """ResNet-56 on CIFAR-10, blocks alone as in the paper, at 1.6 times fewer multiply-adds."""
-    return on_cifar("resnet56", cifar(SHARED, 56, BATCH), replace(CIFAR, units=("block",)), 1.6, is_quick, device)
+    task = contest.placed(cifar(contest.SHARED, 56, BATCH), device)
+    return on_cifar("resnet56", task, replace(CIFAR, units=("block",)), 1.6, is_quick, device)
 
 
 def vgg16(is_quick: bool, device: str = "cpu") -> contest.Contest:
     """VGG-16 on CIFAR-10, channels, at the paper's 1.8 times fewer multiply-adds; its start is trained here."""
-    task = joint.vgg16(SHARED, BATCH, device, is_quick)
+    task = joint.vgg16(BATCH, device, is_quick)
     return on_cifar("vgg16", task, replace(CIFAR, units=("channel",)), 1.8, is_quick, device)
 
 
 def on_cifar(name: str, task: Task, recipe: lab.GAL, ratio: float, is_quick: bool, device: str) -> contest.Contest:
     """One network of CIFAR-10 at one ratio."""
-    task, recipe = contest.placed(task, device), shortened(recipe, is_quick)
-    cuts = ["uniform L1", "group Taylor", "random channels", DENSE]
+    recipe = shortened(recipe, is_quick)
+    cuts = ["uniform L1", "group Taylor", "random channels", "dense trained as long"]
     rivals = against(task, recipe, {"no adversary": ABLATIONS["no adversary"]}, cuts)
     made = contested(f"gal-{name}", task, rivals, recipe, (ratio,), device)
     return replace(made, seeds=(10, 11, 12), settings={**made.settings, "pictures": len(task.batches) * BATCH})
@@ -132,7 +131,7 @@ def contested(
 
 
 def shortened(recipe: lab.GAL, is_quick: bool) -> lab.GAL:
-    """A tenth of the steps for a quick look."""
+    """A twentieth of the steps for a quick look."""
     if not is_quick:
         return recipe
     return replace(recipe, steps=recipe.steps // 20, finetune_steps=recipe.finetune_steps // 20)

@@ -10,6 +10,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import contest
@@ -67,23 +68,21 @@ def ground(net: str, batch: int, device: str, is_quick: bool) -> Task:
     """Fashion-MNIST with a trained network of `SMALL`, or with the ResNet-20 of `data/fashion`."""
     if net not in SMALL:
         return contest.placed(lab.tasks.fashion(batch_size=batch, net=net), device)
-    task = fresh(SMALL[net], lambda model: lab.tasks.fashion(model, batch))
+    task = lab.tasks.fashion(fresh(SMALL[net]), batch)
     return started(KEPT / f"{net}.safetensors", task, device, is_quick)
 
 
-def vgg16(shared: Path, batch: int, device: str, is_quick: bool) -> Task:
+def vgg16(batch: int, device: str, is_quick: bool) -> Task:
     """CIFAR-10 with a VGG-16 of half the channels."""
-    whole = cifar(shared, 20, batch)
-    task = fresh(
-        lambda: nets.vgg16_cifar(width=0.5), lambda model: replace(whole, model=model, name="VGG-16, CIFAR-10")
-    )
+    model = fresh(partial(nets.vgg16_cifar, width=0.5))
+    task = replace(cifar(contest.SHARED, 20, batch), model=model, name="VGG-16, CIFAR-10")
     return started(LARGE / "vgg16.safetensors", task, device, is_quick)
 
 
-def fresh(make: Callable[[], nn.Module], task_of: Callable[[nn.Module], Task]) -> Task:
-    """The task of a fresh network, drawn from seed 0."""
+def fresh(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network with weights drawn from seed 0."""
     with seeded(0):
-        return task_of(make().eval())
+        return make().eval()
 
 
 def started(path: Path, task: Task, device: str, is_quick: bool) -> Task:

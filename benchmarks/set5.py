@@ -10,15 +10,14 @@ Set5 is scored as published: PSNR on luma, a border of two pixels left out, bicu
 """
 
 import argparse
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
-from contest import ROOT, placed
-from safetensors.torch import load_file, save_file
+from contest import ROOT, SHARED, placed
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
@@ -31,7 +30,7 @@ from lab.core.scores import luma
 from lab.core.task import Task
 from lab.core.training import Stage, descend, seeded
 
-FOLDER = Path(os.environ.get("SHARED", ROOT.parent / "shared/data")) / "sr"
+FOLDER = SHARED / "sr"
 SCALE, PATCH, BATCH = 2, 64, 16
 NETS = {  # EDSR-baseline as published; RDN at a twenty-fifth of RDN-B's parameters
     "edsr": {"net": "edsr", "blocks": 16, "width": 64, "scale": SCALE},
@@ -79,7 +78,8 @@ def learn(name: str, runs: Path, device: str, progress: bool = True) -> float:
         steps = int(LEARNED["steps"])
         for _ in descend(terms, made.batches, adam, stage, steps=steps, schedule=schedule, progress=progress):
             pass
-    save_file({key: value.cpu() for key, value in made.model.state_dict().items()}, folder / f"{name}.safetensors")
+    weights = save({key: value.cpu() for key, value in made.model.state_dict().items()})
+    store.write(folder / f"{name}.safetensors", weights)
     return made.measure(made.model)
 
 

@@ -1,6 +1,5 @@
 """Decoupling's contests: grounds lie on one device, and what is kept is of these settings and can be made again."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -8,11 +7,11 @@ import pytest
 import torch
 
 import lab
+from tests.kept import twice, validated
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
-    import contest
     import decoupling as benchmark
     import decoupling_grounds as grounds
 finally:
@@ -45,18 +44,13 @@ def test_enlarged_pictures_are_grey_in_three_channels():
 
 @pytest.mark.parametrize("name", KEPT)
 def test_what_is_kept_is_of_these_settings(name):
-    kept, now = json.loads(KEPT[name].read_text()), benchmark.CONTESTS[name](False, "cpu")
-    assert kept["digest"] == now.digest and contest.checked(kept["records"]) == kept["records"]
-    assert {r["rival"] for r in kept["records"]} <= {*now.rivals}
-    assert {r["seed"] for r in kept["records"]} <= {*now.seeds}
+    assert validated(KEPT[name], benchmark.CONTESTS[name](False, "cpu"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CELLS)
 def test_a_kept_cell_is_made_again(name, tmp_path):
     rival, near = CELLS[name]
-    kept = json.loads(KEPT[name].read_text())["records"]
-    (record,) = (r for r in kept if (r["rival"], r["seed"]) == (rival, 10))
-    again = contest.made(benchmark.CONTESTS[name](False, "cpu"), 0.6, 10, rival, tmp_path)["figures"]
+    kept, again = twice(KEPT[name], benchmark.CONTESTS[name](False, "cpu"), rival, 0.6, tmp_path)
     for figure, apart in near.items():
-        assert again[figure] == pytest.approx(record["figures"][figure], abs=apart)
+        assert again[figure] == pytest.approx(kept[figure], abs=apart)

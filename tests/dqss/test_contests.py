@@ -1,11 +1,12 @@
 """DQSS's contests: what is judged is apart from what is calibrated on, and kept cells can be made again."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.kept import twice, validated
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -41,19 +42,13 @@ def test_onnxruntimes_network_has_a_hash_of_its_own():
 
 @pytest.mark.parametrize("name", KEPT)
 def test_what_is_kept_is_of_these_settings(name):
-    kept, now = json.loads(KEPT[name].read_text()), getattr(dqss, name)(False)
-    assert kept["digest"] == now.digest and contest.checked(kept["records"]) == kept["records"]
-    assert {r["rival"] for r in kept["records"]} <= {*now.rivals} and {r["seed"] for r in kept["records"]} <= {
-        *now.seeds
-    }
+    assert validated(KEPT[name], getattr(dqss, name)(False))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KEPT)
 def test_a_kept_cell_is_made_again(name, tmp_path):
     budget, rival, near = CELLS[name]
-    kept = json.loads(KEPT[name].read_text())["records"]
-    (record,) = (r for r in kept if (r["budget"], r["rival"], r["seed"]) == (budget, rival, 10))
-    again = contest.made(getattr(dqss, name)(False), budget, 10, rival, tmp_path)["figures"]
+    kept, again = twice(KEPT[name], getattr(dqss, name)(False), rival, budget, tmp_path)
     for figure, apart in near.items():
-        assert again[figure] == pytest.approx(record["figures"][figure], abs=apart)
+        assert again[figure] == pytest.approx(kept[figure], abs=apart)

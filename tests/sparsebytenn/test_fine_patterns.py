@@ -1,6 +1,5 @@
 """The rivals of the accuracy contest: masks of other shapes, trained as the recipe trains."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 import lab
+from tests.kept import twice, validated
 
 from .test_recipe import small
 
@@ -74,9 +74,8 @@ KEPT = ROOT / "data" / "sparsebytenn" / "fashion.json"
 
 
 def test_the_kept_contest_is_whole_and_of_these_settings():
-    kept, now = json.loads(KEPT.read_text()), accuracy.fashion(False)
-    assert kept["digest"] == now.digest and contest.checked(kept["records"]) == kept["records"]
-    cells = {(r["rival"], r["budget"], r["seed"]) for r in kept["records"]}
+    now = accuracy.fashion(False)
+    cells = {(r["rival"], r["budget"], r["seed"]) for r in validated(KEPT, now)}
     seeds = {seed for _, _, seed in cells}
     assert len(seeds) > 1 and seeds <= {*now.seeds}
     wanted = {(r, b, s) for r in now.rivals for b in now.only.get(r, now.budgets) for s in seeds}
@@ -86,13 +85,8 @@ def test_the_kept_contest_is_whole_and_of_these_settings():
 @pytest.mark.slow
 def test_a_kept_cell_is_made_again(tmp_path):
     """Learned figures differ a little from processor to processor, counted ones do not."""
-    (record,) = (
-        r
-        for r in json.loads(KEPT.read_text())["records"]
-        if (r["rival"], r["budget"], r["seed"]) == ("blocks of 4", 0.5, 10)
-    )
-    again = contest.made(accuracy.fashion(False), 0.5, 10, "blocks of 4", tmp_path)["figures"]
+    kept, again = twice(KEPT, accuracy.fashion(False), "blocks of 4", 0.5, tmp_path)
     for name in ("macs_ratio", "sparsity"):
-        assert again[name] == pytest.approx(record["figures"][name])
-    assert again["retained"] == pytest.approx(record["figures"]["retained"], abs=0.5)
-    assert again["accuracy_drop"] == pytest.approx(record["figures"]["accuracy_drop"], abs=1.0)
+        assert again[name] == pytest.approx(kept[name])
+    assert again["retained"] == pytest.approx(kept["retained"], abs=0.5)
+    assert again["accuracy_drop"] == pytest.approx(kept["accuracy_drop"], abs=1.0)
