@@ -77,7 +77,7 @@ class _Builder:
             else:
                 self._operator(node)
         ops = [replace(op, weights=packed_rows(op, self.rows[op.y])) if op.y in self.rows else op for op in self.ops]
-        return Network(self.maps, ops, image, output, meta)
+        return Network(self.maps, ops, (image,), (output,), meta)
 
     def _output(self, output: Any) -> tuple[int, dict[str, Any]]:
         """The map that holds the network's output, and its shape without the batch axis."""
@@ -174,7 +174,8 @@ class _Builder:
         _, c, h, w = shape(node)
         weight = module.weight.detach().double().numpy()  # (OC, IC / groups, k, k)
         bias = np.zeros(c) if module.bias is None else module.bias.detach().double().numpy()
-        op = Op("conv", str(node.target), x, self._new(Map(c, h, w)), k=k, stride=stride, pad=pad, bias=bias)
+        op = Op("conv", str(node.target), x, self._new(Map(c, h, w)), k=(k, k), stride=(stride, stride), pad=(pad, pad))
+        op.bias = bias
         op.tile_rows = tile_rows(h, w, module.in_channels // module.groups * k * k if module.groups == 1 else c)
         if self._is_vector(source):
             if module.groups != 1 or (h, w) != (1, 1):
@@ -242,7 +243,7 @@ class _Builder:
                 self.ops[-1].add = maps[other]
                 self.values[node] = maps[last]
                 return
-        self._emit(Op("add", node.name, maps[0], self._new(Map(*sizes.pop())), add=maps[1]), node)
+        self._emit(Op("binary", node.name, maps[0], self._new(Map(*sizes.pop())), add=maps[1], fn="add"), node)
 
     def _can_add(self, term: fx.Node) -> bool:
         """Whether the last operator is a convolution that made this term of a sum, for nobody else."""
@@ -268,7 +269,7 @@ class _Builder:
                     "64 x 64"
                 )
             kind = "pointwise" if source.h == 1 else "conv"
-            op = Op(kind, str(node.target), x, self._new(Map(len(weight), 1, 1)), k=source.h, bias=bias)
+            op = Op(kind, str(node.target), x, self._new(Map(len(weight), 1, 1)), k=(source.h, source.w), bias=bias)
         self.rows[op.y] = weight
         self._emit(op, node)
 
