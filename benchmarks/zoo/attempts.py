@@ -41,7 +41,7 @@ from lab.decoupling.placement import insert_gates
 from lab.gal.structures import UNITS, fold, insert_masks, plan
 from lab.sparsebytenn.rearrange import permute, survey
 
-from .weights import Different, apart, lively
+from .weights import Different, apart
 
 SHARE = 0.3  # of the structures is removed
 EXACT, PARITY = 1e-5, 1e-4  # what counts as equal, relative to the largest output: in torch, and beside onnxruntime

@@ -1,4 +1,4 @@
-"""The networks that the engine takes whole, by name, as small as their pictures may be; weights as benchmarks draw them.
+"""The networks that the engine takes whole, by name, on small pictures, with weights as the registry draws.
 
 Of torchvision the architectures alone: its compiled operators, which none of these networks calls, may be missing.
 """
@@ -7,6 +7,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -49,9 +50,7 @@ class VDSR(nn.Module):
     def __init__(self, layers: int = 20, width: int = 64) -> None:
         super().__init__()
         widths = [3, *[width] * (layers - 1), 3]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -107,7 +106,7 @@ class Spatial(nn.Module):
 
 
 class YOLO(nn.Module):
-    """A detector with three heads, each (N, places, 4 + classes): boxes in pixels and scores, by the name of its level."""
+    """A detector with three heads, each (N, places, 4 + classes): boxes and scores, by the name of its level."""
 
     def __init__(self, width: int = 8, classes: int = 3) -> None:
         super().__init__()
