@@ -82,14 +82,17 @@ def shuffled(d: Draft) -> int:
 
 
 def pixel_shuffled(d: Draft) -> int:
-    r = d.pick(2, 3)
-    if d.flag():
-        i = d.value(4, where=lambda shape: shape[1] % r**2 == 0)
-        if d.flag():
-            return d.module(nn.PixelShuffle(r), i)
-        return d.step(f"F.pixel_shuffle({r})", lambda net, x: F.pixel_shuffle(x, r), i)
-    i = d.value(4, where=lambda shape: shape[2] % r == shape[3] % r == 0)
-    return d.module(nn.PixelUnshuffle(r), i)
+    r, spelling = d.pick(2, 3), d.pick("module", "F", "back", "copies")
+    if spelling == "copies":
+        i = d.value(4)
+        return d.step(f"pixel_shuffle({r}) of copies", lambda net, x: F.pixel_shuffle(x.repeat(1, r**2, 1, 1), r), i)
+    if spelling == "back":
+        i = d.value(4, where=lambda shape: shape[2] % r == shape[3] % r == 0)
+        return d.module(nn.PixelUnshuffle(r), i)
+    i = d.value(4, where=lambda shape: shape[1] % r**2 == 0)
+    if spelling == "module":
+        return d.module(nn.PixelShuffle(r), i)
+    return d.step(f"F.pixel_shuffle({r})", lambda net, x: F.pixel_shuffle(x, r), i)
 
 
 def enlarged_channels(d: Draft) -> int:

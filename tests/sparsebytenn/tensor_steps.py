@@ -79,9 +79,12 @@ def cat(d: Draft) -> int:
 
 
 def stack(d: Draft) -> int:
-    i = d.value(2, 3)
+    """Two values side by side on an axis of their own; of maps it joins that of the channels."""
+    i = d.value(2, 3, 4)
     shape = d.shape(i)
     j, dim = d.value(len(shape), where=lambda other: other == shape), d.pick(1, 2, -1)
+    if len(shape) == 4:
+        return d.step(f"stack({dim}), flatten", lambda net, x, y: torch.stack((x, y), dim=dim).flatten(1, 2), i, j)
     return d.step(f"stack({dim})", lambda net, x, y: torch.stack([x, y], dim), i, j)
 
 
@@ -233,16 +236,17 @@ def residual(d: Draft) -> int:
 
 def matmul(d: Draft) -> int:
     i = d.value(3, 4)
-    shape = d.shape(i)
-    j = d.value(len(shape), where=lambda other: other[:-2] == shape[:-2] and other[-2] == shape[-1])
+    shape, plain = d.shape(i), d.flag()
+    j = d.value(len(shape), where=lambda other: other[:-2] == shape[:-2] and other[-2 if plain else -1] == shape[-1])
+    turned = (lambda y: y) if plain else (lambda y: y.transpose(-1, -2))
     forms = {
-        "@": lambda net, x, y: x @ y,
-        "torch.matmul": lambda net, x, y: torch.matmul(x, y),
-        "x.matmul": lambda net, x, y: x.matmul(y),
-        "torch.bmm": lambda net, x, y: torch.bmm(x, y) if len(shape) == 3 else x @ y,
+        "x @ y": lambda net, x, y: x @ turned(y),
+        "torch.matmul": lambda net, x, y: torch.matmul(x, turned(y)) * shape[-1] ** -0.5,
+        "x.matmul": lambda net, x, y: x.matmul(turned(y)),
+        "torch.bmm": lambda net, x, y: torch.bmm(x, turned(y)) if len(shape) == 3 else x @ turned(y),
     }
     name = d.pick(*forms)
-    return d.step(name, forms[name], i, j)
+    return d.step(name if plain else f"{name}, turned", forms[name], i, j)
 
 
 def gram(d: Draft) -> int:

@@ -1,4 +1,4 @@
-"""The engine beside torch on networks drawn at random over all its operators; GRAPHS=5000 draws other ones each time."""
+"""The engine beside torch on networks drawn at random over all its operators; GRAPHS=5000 draws as many, anew."""
 
 import os
 from collections import Counter
