@@ -164,7 +164,7 @@ def layer(c_in: int, c_out: int, side: int, share: float, repeats: int) -> tuple
     g = np.random.default_rng(0)
     w = g.normal(size=(c_out, c_in)) * np.repeat(g.random((c_out // 4, c_in)) >= share, 4, 0)
     op = Op("pointwise", "layer", 0, 1, weights=kernels.pack(w), bias=np.zeros(c_out), clamp=(0.0, np.inf))
-    network = tuned(Network([Map(c_in, side, side), Map(c_out, side, side)], [op], 0, 1))
+    network = tuned(Network([Map(c_in, side, side), Map(c_out, side, side)], [op], (0,), (1,)))
     engine = Engine(packed.write(network))
     engine(torch.randn(1, c_in, side, side))
     file, arena, isa = engine._ready()

@@ -133,7 +133,7 @@ def bound(arm, loops: list[dict], share: int, network: Network) -> dict:
         elif op.kind == "linear":
             rest += op.weights.blocks.size / PEAK
         if op.taps is not None:
-            rest += x.c * y.pixels * op.k**2 / PEAK
+            rest += x.c * y.pixels * op.k[0] * op.k[1] / PEAK
     return {
         "sparsity": share,
         "products_ms": 1000 * products / arm.HERTZ,

@@ -114,19 +114,19 @@ def product() -> Network:
     keep = np.repeat(draws.random((channels // 4, channels)) >= 0.3, 4, 0)
     weights = kernels.pack(draws.normal(size=keep.shape) * keep, k_tile=compiler.K_TILE)
     op = Op("pointwise", "product", 0, 1, weights=weights, clamp=(0, np.inf))
-    return Network([Map(channels, side, side), Map(channels, side, side)], [op], 0, 1)
+    return Network([Map(channels, side, side), Map(channels, side, side)], [op], (0,), (1,))
 
 
 def for_tfjs(network: Network, folder: Path):
     """The network's layers as tfjs takes them: filters (k, k, in, out), depthwise (k, k, channels, 1), norms folded."""
     for i, op in enumerate(network.ops):
-        window = {"stride": op.stride, "pad": op.pad}
+        window = {"stride": op.stride[0], "pad": op.pad[0]}
         if op.taps is not None:
-            taps = op.taps.T.reshape(op.k, op.k, -1, 1)
+            taps = op.taps.T.reshape(*op.k, -1, 1)
             yield layer(folder, f"{i}a", "depthwise", taps, op.taps_bias, op.inner, **window)
             window = {"stride": 1, "pad": 0}
         if op.weights is not None:
-            rows, k = op.weights.to_dense(), op.k if op.kind == "conv" else 1
+            rows, k = op.weights.to_dense(), op.k[0] if op.kind == "conv" else 1
             filters = rows.T if op.kind == "linear" else rows.reshape(len(rows), -1, k, k).transpose(2, 3, 1, 0)
             kind = "linear" if op.kind == "linear" else "conv"
             yield layer(folder, f"{i}b", kind, filters, op.bias, op.clamp, **window)

@@ -28,6 +28,7 @@ MAX_K_TILE = 65_535  # the most columns that 16-bit indices reach
 SLACK = 16  # floats that a kernel may read or write behind the last pixel of a plane
 # What ckernels/kernels.h says too, for where it is not compiled; a test holds both to one value.
 SPMM_MAX_K_TILE = 1024  # the most columns of a k-tile that `spmm` finds by an index
+MATMUL_K_TILE = 128  # columns of a k-tile of a product of two maps
 MAX_CHAIN = 8  # operators that may be chained by maps in rolling row buffers: ENGINE_MAX_CHAIN
 ISAS = ("avx512vnni", "avx512", "avx2vnni", "avx2", "neondot", "neon", "ref")
 BACKENDS = ("c", "numpy")
@@ -186,6 +187,23 @@ def depthwise_workspace(w: int, k: int, stride: int, rows: int) -> int:
     pixels = w if stride == 1 else (w + 1) // 2
     line = stride * (-(-max(pixels, 16) // 16) * 16 + 32)
     return line * ((rows - 1) * stride + k)
+
+
+def line_workspace(w: int, out_w: int) -> int:
+    """Floats that a pool or a resize works in: a row of x between zeros, and a number for each column of the output.
+
+    line_workspace of ckernels/dispatch.c, for where it is not compiled; a test holds both to one value.
+    """
+    return -(-w // 16) * 16 + 96 + -(-out_w // 16) * 16 + 16
+
+
+def matmul_workspace(m: int, k: int, n: int) -> int:
+    """Floats that a product of (m, k) and (k, n) works in: a's rows as blocks, their counts and biases, 4 rows of y.
+
+    matmul_workspace of ckernels/dispatch.c, for where it is not compiled; a test holds both to one value.
+    """
+    groups, k_tiles = -(-m // BLOCK), -(-k // MATMUL_K_TILE)
+    return BLOCK * groups * (k + 1) + BLOCK * (-(-n // 16) * 16 + 16) + groups * k_tiles
 
 
 def planes(x: np.ndarray, channels: int = 0) -> np.ndarray:

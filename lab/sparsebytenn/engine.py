@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ class Engine:
         return Path(path)
 
     def __call__(self, x: torch.Tensor | np.ndarray, *, threads: int = 1) -> torch.Tensor:
-        """The network's output for each image, in the shape that the network itself gives it: (N, ...).
+        """The network's first output for each image, in the shape that the network itself gives it: (N, ...).
 
         An image is one thread's work; more `threads` share out the images.
         """
@@ -52,34 +52,39 @@ class Engine:
         images = floats("x", x)
         if images.ndim != 4 or images.shape[1:] != self.shape:
             raise ValueError(f"x has shape {images.shape}: this engine takes (N, {', '.join(map(str, self.shape))})")
-        run = self._run if kernels.backend() == "c" else partial(reference.run, self.network)
-        out = self.network.maps[self.network.output]
-        outputs = np.empty((len(images), out.c, out.h, out.w), np.float32)
-        for y, output in zip(outputs, _in_threads(run, images, threads), strict=True):
+        out = self.network.maps[self.network.outputs[0]]
+        outputs = np.empty((len(images), *out.shape), np.float32)
+        for y, (output, *_) in zip(
+            outputs, _in_threads(self._run, ([image] for image in images), threads), strict=True
+        ):
             y[:] = output
         return torch.from_numpy(outputs.reshape(len(outputs), *self.output_shape))
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """The shape of an image."""
-        m = self.network.maps[self.network.input]
-        return (m.h, m.w, m.c) if m.interleaved else (m.c, m.h, m.w)
+        return self.network.maps[self.network.inputs[0]].shape
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """The shape of one image's output; of a file that does not give it, that of the last map."""
-        out, shape = self.network.maps[self.network.output], self.network.meta.get("answer")
+        out, shape = self.network.maps[self.network.outputs[0]], self.network.meta.get("answer")
         sides = [side for side in shape if isinstance(side, int) and side > 0] if isinstance(shape, list) else []
         if shape == sides and math.prod(sides) == out.c * out.pixels:
             return tuple(sides)
         return (out.c * out.w,) if out.pixels == 1 or (out.c == 1 and out.h == 1) else (out.c, out.h, out.w)
 
-    def _run(self, image: np.ndarray) -> np.ndarray:
-        out = self.network.maps[self.network.output]
-        y = np.empty((out.c, out.h, out.w), np.float32)
-        image_and_output = kernels.pointer(image), kernels.pointer(y)
-        kernels.lib.engine_run(kernels.pointer(self._file), self._arena(), kernels.isa(), *image_and_output)
-        return y
+    def _run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs (C, H, W) for the inputs, contiguous float32 in the shapes of their maps, unasked."""
+        if kernels.backend() != "c":
+            return reference.outputs(self.network, arrays)
+        x = arrays[0] if len(arrays) == 1 else np.concatenate([array.reshape(-1) for array in arrays])
+        shapes = [self.network.maps[output].shape for output in self.network.outputs]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        y = np.empty(ends[-1], np.float32)
+        inputs_and_outputs = kernels.pointer(x), kernels.pointer(y)
+        kernels.lib.engine_run(kernels.pointer(self._file), self._arena(), kernels.isa(), *inputs_and_outputs)
+        return [flat.reshape(shape) for flat, shape in zip(np.split(y, ends[:-1]), shapes, strict=True)]
 
     def _arena(self) -> Any:
         """This thread's arena."""
@@ -91,7 +96,8 @@ class Engine:
         """Each operator's time in ms, the median of `repeats` runs on an image of noise; one thread."""
         file, arena, isa = self._ready()
         steps = [partial(kernels.lib.engine_step, file, arena, isa, i) for i in range(len(self.network.ops))]
-        kernels.lib.engine_put(file, arena, kernels.pointer(self._noise()))
+        noise = np.concatenate([array.reshape(-1) for array in self._noise()])
+        kernels.lib.engine_put(file, arena, kernels.pointer(noise))
         seconds = [[clocked(step) for step in steps] for _ in range(repeats + 2)][2:]  # two to warm up
         return [1000 * t for t in np.median(seconds, axis=0)]
 
@@ -106,8 +112,10 @@ class Engine:
         frame = pandas.DataFrame(rows)
         return frame.assign(**{"GMAC/s": frame["macs"] / frame["ms"] / 1e6})
 
-    def _noise(self) -> np.ndarray:
-        return np.random.default_rng(0).standard_normal(self.shape, np.float32)
+    def _noise(self) -> list[np.ndarray]:
+        """Normal numbers for each input."""
+        g = np.random.default_rng(0)
+        return [g.standard_normal(self.network.maps[i].shape, np.float32) for i in self.network.inputs]
 
     def _ready(self) -> tuple[Any, Any, Any]:
         """What the C engine is called with; an error where there is none."""
@@ -119,7 +127,7 @@ class Engine:
         return f"Engine({len(self.network.ops)} operators, {len(self.data):,} bytes, pictures {self.shape})"
 
 
-def _in_threads(run: Callable, images: np.ndarray, threads: int) -> Iterator[np.ndarray]:
+def _in_threads(run: Callable, images: Iterable, threads: int) -> Iterator[list[np.ndarray]]:
     if threads == 1:
         yield from map(run, images)
         return

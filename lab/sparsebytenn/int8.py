@@ -23,7 +23,7 @@ from ..core import kernels
 from . import packed, reference
 from .engine import arena_for, floats, placed
 from .packed import Int8Params, Map, Network, Op, SparseInt8
-from .proof import PRODUCTS, U8S8_MAX_COLUMNS
+from .records import PRODUCTS, U8S8_MAX_COLUMNS
 
 K_TILE = 128  # fours of columns of W whose rows of X stay in the first-level cache
 
@@ -45,8 +45,9 @@ def quantised(network: Network, images: torch.Tensor | np.ndarray) -> Network:
 
 
 def _checked(network: Network, images: torch.Tensor | np.ndarray) -> np.ndarray:
-    m = network.maps[network.input]
-    shape = (m.h, m.w, m.c) if m.interleaved else (m.c, m.h, m.w)
+    if len(network.inputs) > 1:
+        raise ValueError(f"the network takes {len(network.inputs)} inputs: in int8 it may take one, its images")
+    shape = network.maps[network.inputs[0]].shape
     array = floats("images", images)
     if array.ndim != 4 or array.shape[1:] != shape or not len(array):
         raise ValueError(f"images has shape {array.shape}: give at least one as (N, {', '.join(map(str, shape))})")
@@ -58,7 +59,7 @@ def _checked(network: Network, images: torch.Tensor | np.ndarray) -> np.ndarray:
 def _is_quantisable(op: Op, network: Network) -> bool:
     """Whether an operator's product is done in int8; what reads the image is small and needs its precision."""
     fits = op.kind in PRODUCTS and op.weights is not None and op.weights.columns <= U8S8_MAX_COLUMNS
-    return fits and op.int8 is None and op.x != network.input
+    return fits and op.int8 is None and op.x not in network.inputs
 
 
 def _quantised_op(op: Op, low: float, high: float) -> Op:
@@ -104,9 +105,10 @@ def _unfused(network: Network, products: list[int]) -> tuple[Network, list[int]]
         if op.kind == "separable":
             out = maps[op.y]
             maps.append(Map(maps[op.x].c, out.h, out.w))
-            depthwise = replace(op, kind="depthwise", y=len(maps) - 1, clamp=op.inner)
+            depthwise = replace(op, kind="depthwise", y=len(maps) - 1, clamp=op.inner, act=op.inner_act)
             ops.append(replace(depthwise, add=None, weights=None, bias=None))
-            op = replace(op, kind="pointwise", x=len(maps) - 1, k=1, stride=1, pad=0, taps=None, taps_bias=None)
+            op = replace(op, kind="pointwise", x=len(maps) - 1, k=(1, 1), stride=(1, 1), pad=(0, 0), inner_act="")
+            op.taps = op.taps_bias = None
         if i in products:
             where.append(len(ops))
         ops.append(op)
@@ -127,12 +129,11 @@ def _ranges(network: Network, products: list[int], images: np.ndarray) -> list[t
 def _inputs_reference(network: Network, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Each operator's number and what it reads (C, pixels), image by image, computed by the reference."""
     for image in images:
-        values = {network.input: reference.planes(network, image)}
+        values = reference.inputs(network, [image])
         for i, op in enumerate(network.ops):
-            yield i, values[op.x].reshape(len(values[op.x]), -1)
-            values[op.y] = reference.step(
-                op, network.maps[op.y], values[op.x], None if op.add is None else values[op.add]
-            )
+            if op.reads:
+                yield i, values[op.x].reshape(len(values[op.x]), -1)
+            values[op.y] = reference.step(op, network.maps, values)
 
 
 def _inputs_c(network: Network, images: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -144,6 +145,6 @@ def _inputs_c(network: Network, images: np.ndarray) -> Iterator[tuple[int, np.nd
         kernels.lib.engine_put(model, memory, kernels.pointer(image))
         for i, op in enumerate(network.ops):
             m = network.maps[op.x]
-            if not m.interleaved:
+            if op.reads and not m.interleaved:
                 yield i, arena[m.at : m.at + m.c * m.pitch].reshape(m.c, m.pitch)[:, : m.pixels]
             kernels.lib.engine_step(model, memory, kernels.isa(), i)

@@ -3,18 +3,20 @@
 Little-endian; every section begins on a multiple of 64 bytes, and all positions are bytes from the start of the file.
 
     header      16 x uint32: 'SBNN', version, size, CRC-32 of all behind these four, maps, operators, where their tables
-                begin, arena (floats), workspace (float in the arena where it begins), floats of it, input map, output
-                map, where the JSON text begins, its size, 0
+                begin, arena (floats), workspace (float in the arena where it begins), floats of it, where the numbers
+                of the input maps and behind them the output maps begin, inputs + 65,536 x outputs, where the JSON
+                text begins, its size, 0
     feature map 8 x uint32: channels, height, width, pitch (floats from plane to plane), place in the arena,
                 1 if its channels are interleaved (an image as browsers hold it), rows of its rolling row buffer
                 (0: all are kept), 0
-    operator    32 x uint32, floats as their bits: the fields of `proof.OpRecord` in order
+    operator    40 x uint32, floats as their bits: the fields of `records.OpRecord` in order
     weights     count uint16 (k-tiles of columns, groups of rows), col uint16 (blocks,), blocks float32
                 (blocks, 4 or 16), bias float32; see `core.kernels.Sparse`. In int8: blocks int8 (blocks, 4, 4), and for
                 each row its scale float32 and the sum of its weights int32; see `SparseInt8`
+    table       what else an operator's kind asks for, words as `tables` lays them out
     JSON text   {"names": one an operator, "answer": the shape of the network's output, "classes": how many}
 
-`proof` and ckernels/engine.c read the same tables, and check them before anything runs.
+`proof` and ckernels/check.c read the same tables, and check them before anything runs.
 """
 
 import json
@@ -27,8 +29,24 @@ import numpy as np
 
 from ..core import kernels
 from ..core.kernels import Sparse
-from . import proof
-from .proof import INDEXED, KINDS, MAGIC, NONE, PRODUCTS, U8S8, VERSION, WRONG, File, round_up
+from . import proof, records, tables
+from .records import (
+    ACTS,
+    FNS,
+    INDEXED,
+    KINDS,
+    MAGIC,
+    NONE,
+    PRODUCTS,
+    U8S8,
+    VERSION,
+    WRONG,
+    File,
+    OpRecord,
+    Sections,
+    round_up,
+)
+from .tables import Matmul, Move, Table
 
 NAMES = {number: name for name, number in KINDS.items()}
 REFUSED, AGAIN = "this is no packed network that can be run", "make it again with outcome.engine()"
@@ -52,6 +70,11 @@ class Map:
     @property
     def pixels(self) -> int:
         return self.h * self.w
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """As an array holds it: (h, w, c) with interleaved channels, else (c, h, w)."""
+        return (self.h, self.w, self.c) if self.interleaved else (self.c, self.h, self.w)
 
     @property
     def pitch(self) -> int:
@@ -95,11 +118,14 @@ class Int8Params:
 
 @dataclass
 class Op:
-    """One operator: the maps it reads and writes (by number), its window, its weights, its clamp.
+    """One operator: y = act(clamp(what it computes)); the maps it reads and writes (by number), its window, weights.
 
-    `tile_rows`: rows of the output that are made at a time, over a workspace of `pitch` floats a row of X. `taps`
-    (C, k * k) and `taps_bias` are the depthwise half's of a separable pair, `inner` the clamp between its halves. With
-    `int8` the product is done in int8 and its weights are `SparseInt8`.
+    `k`, `stride`, `pad`, `dilation`: of rows and of columns; what a window meets outside of x are zeros, `pad` of them
+    above and to the left, below and to the right as many as y asks for. `tile_rows`: rows of the output that are made
+    at a time, over a workspace of `pitch` floats a row of X. `taps` (C, k * k) and `taps_bias` are the depthwise half's
+    of a separable pair, `inner` and `inner_act` what stands between its halves. With `int8` the product is done in int8
+    and its weights are `SparseInt8`. `act` is one of records.ACTS, `slopes` (y.c,) are a prelu's; `fn` is one of
+    records.FNS, `planes` those of a group of a softmax or a norm, `table` what else the kind asks for.
     """
 
     kind: str
@@ -107,9 +133,10 @@ class Op:
     x: int
     y: int
     add: int | None = None
-    k: int = 1
-    stride: int = 1
-    pad: int = 0
+    k: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    pad: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
     tile_rows: int = 1
     weights: Sparse | None = None
     bias: np.ndarray | None = None
@@ -118,6 +145,21 @@ class Op:
     taps_bias: np.ndarray | None = None
     int8: Int8Params | None = None
     inner: tuple[float, float] = (-np.inf, np.inf)
+    act: str = ""
+    slopes: np.ndarray | None = None
+    inner_act: str = ""
+    fn: str = ""
+    planes: int = 0
+    table: Table | None = None
+
+    @property
+    def reads(self) -> list[int]:
+        """The maps that it reads, x first."""
+        if isinstance(self.table, Move):
+            return [part.x for part in self.table.parts]
+        if self.kind == "const":
+            return []
+        return [self.x] if self.add is None else [self.x, self.add]
 
     def pitch(self, out: Map) -> int:
         """Floats of a row of the workspace, where a row tile is laid out."""
@@ -125,22 +167,26 @@ class Op:
 
     def workspace(self, x: Map, out: Map) -> int:
         """Floats of the workspace that the operator needs: rows laid out, X as uint8, a depthwise half's own."""
-        floats = {"conv": x.c * self.k**2, "separable": x.c}.get(self.kind, 0) * self.pitch(out)
+        if isinstance(self.table, Matmul):
+            return kernels.matmul_workspace(self.table.m, self.table.k, self.table.n)
+        if self.kind in ("pool", "resize"):
+            return kernels.line_workspace(x.w, out.w)
+        floats = {"conv": x.c * self.k[0] * self.k[1], "separable": x.c}.get(self.kind, 0) * self.pitch(out)
         if isinstance(self.weights, SparseInt8):
             floats += self.weights.blocks_per_row * (x.pitch if self.kind == "pointwise" else self.pitch(out))
         if self.taps is None:
             return floats
-        return floats + kernels.depthwise_workspace(x.w, self.k, self.stride, self.tile_rows)
+        return floats + kernels.depthwise_workspace(x.w, self.k[0], self.stride[0], self.tile_rows)
 
 
 @dataclass
 class Network:
-    """A whole network, ready to be packed: maps, operators in the order they run, which maps are input and output."""
+    """A network, ready to be packed: maps, operators in the order they run, which maps are inputs and outputs."""
 
     maps: list[Map]
     ops: list[Op]
-    input: int
-    output: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
     meta: dict[str, Any] = field(default_factory=dict)
 
     def plan(self) -> tuple[int, int, int]:
@@ -148,13 +194,13 @@ class Network:
 
         Returns the arena's floats, where the workspace begins in it, and the workspace's floats.
         """
-        last = {self.output: len(self.ops)}
+        last = dict.fromkeys(self.inputs, -1) | dict.fromkeys(self.outputs, len(self.ops))
         for i, op in enumerate(self.ops):
             end = self._runs_until(i)
-            last.update({m: max(end, last.get(m, 0)) for m in (op.x, op.add, op.y) if m is not None})
+            last.update({m: max(end, last.get(m, 0)) for m in (*op.reads, op.y)})
         live: list[int] = []
         end = 0
-        for i, written in [(-1, self.input), *((i, op.y) for i, op in enumerate(self.ops))]:
+        for i, written in [*((-1, m) for m in self.inputs), *((i, op.y) for i, op in enumerate(self.ops))]:
             live = sorted((m for m in live if last[m] >= i), key=lambda m: self.maps[m].at)
             self.maps[written].at = _first_gap([self.maps[m] for m in live], self.maps[written].floats)
             live.append(written)
@@ -185,50 +231,51 @@ def _first_gap(live: list[Map], floats: int) -> int:
 def write(network: Network) -> bytes:
     """The packed file; ValueError for a network whose maps do not fit an arena, and for a meta that is no JSON."""
     arena, workspace, workspace_floats = network.plan()
-    if arena > proof.MAX_FLOATS:
+    if arena > records.MAX_FLOATS:
         raise ValueError(
             f"the network's maps need {4 * arena / 2**30:.3g} GiB at once, the engine takes 4: give smaller pictures"
         )
     meta = json.dumps({"names": [op.name for op in network.ops], **network.meta}, sort_keys=True).encode()
     if not proof.DESCRIPTION.fullmatch(meta):
         raise ValueError(f"meta={network.meta!r}: give integers, strings and lists of them, under names a to z")
-    ops_at = round_up(proof.HEADER.size + proof.MAP.size * len(network.maps), 64)
-    sections = _Sections(ops_at + proof.OP.size * len(network.ops))
-    maps = b"".join(proof.MAP.pack(m.c, m.h, m.w, m.pitch, m.at, m.interleaved, m.buffer_rows, 0) for m in network.maps)
-    ops = b"".join(proof.OP.pack(*_record(op, network.maps[op.y], sections)) for op in network.ops)
-    head = proof.Head(
+    ops_at = round_up(records.HEADER.size + records.MAP.size * len(network.maps), 64)
+    sections = Sections(ops_at + records.OP.size * len(network.ops))
+    maps = b"".join(
+        records.MAP.pack(m.c, m.h, m.w, m.pitch, m.at, m.interleaved, m.buffer_rows, 0) for m in network.maps
+    )
+    ops = b"".join(records.OP.pack(*_record(op, network.maps[op.y], sections)) for op in network.ops)
+    head = records.Head(
         magic=MAGIC,
         version=VERSION,
         size=0,
         crc=0,
         n_maps=len(network.maps),
         n_ops=len(network.ops),
-        maps=proof.HEADER.size,
+        maps=records.HEADER.size,
         ops=ops_at,
         arena=arena,
         workspace=workspace,
         workspace_floats=workspace_floats,
-        input=network.input,
-        output=network.output,
+        ends=sections.add(np.array([*network.inputs, *network.outputs], np.uint32)),
+        n_ends=len(network.inputs) | len(network.outputs) << 16,
         meta=sections.add(meta),
         meta_size=len(meta),
         zero=0,
     )
-    tables = (maps.ljust(ops_at - proof.HEADER.size, b"\0") + ops).ljust(sections.start - proof.HEADER.size, b"\0")
-    body = proof.HEADER.pack(*head)[16:] + tables + sections.bytes()
+    front = (maps.ljust(ops_at - records.HEADER.size, b"\0") + ops).ljust(sections.start - records.HEADER.size, b"\0")
+    body = records.HEADER.pack(*head)[16:] + front + sections.bytes()
     return MAGIC + struct.pack("<3I", VERSION, sections.size(), zlib.crc32(body)) + body
 
 
-def _record(op: Op, out: Map, sections: "_Sections") -> proof.OpRecord:
+def _record(op: Op, out: Map, sections: Sections) -> OpRecord:
     """The operator as the file has it, its numbers added to the sections."""
-    return proof.OpRecord(
+    return OpRecord(
         kind=KINDS[op.kind],
         x=op.x,
         add=NONE if op.add is None else op.add,
         y=op.y,
-        k=op.k,
-        stride=op.stride,
-        pad=op.pad,
+        **{name: getattr(op, name)[0] for name in _PAIRS},
+        **{f"{name}_w": getattr(op, name)[1] for name in _PAIRS},
         tile_rows=op.tile_rows,
         lo=op.clamp[0],
         hi=op.clamp[1],
@@ -239,10 +286,27 @@ def _record(op: Op, out: Map, sections: "_Sections") -> proof.OpRecord:
         taps=sections.add_fp32(op.taps),
         taps_bias=sections.add_fp32(op.taps_bias),
         **_int8_fields(op, sections),
+        act=ACTS.index(op.act),
+        slopes=sections.add_fp32(op.slopes),
+        inner_act=ACTS.index(op.inner_act),
+        fn=FNS[op.kind].index(op.fn) + 1 if op.kind in FNS else 0,
+        planes=op.planes,
+        **_table_fields(op, sections),
     )
 
 
-def _weights_fields(op: Op, sections: "_Sections") -> dict[str, int]:
+_PAIRS = ("k", "stride", "pad", "dilation")
+
+
+def _table_fields(op: Op, sections: Sections) -> dict[str, int]:
+    """Where the table lies, and how many words it has."""
+    if op.table is None:
+        return {"args": 0, "n_args": 0}
+    args = tables.words(op.table)
+    return {"args": sections.add(args), "n_args": len(args)}
+
+
+def _weights_fields(op: Op, sections: Sections) -> dict[str, int]:
     """Where the weights of a product lie, and how they are cut."""
     w = op.weights
     if w is None:
@@ -259,7 +323,7 @@ def _weights_fields(op: Op, sections: "_Sections") -> dict[str, int]:
     }
 
 
-def _int8_fields(op: Op, sections: "_Sections") -> dict[str, float]:
+def _int8_fields(op: Op, sections: Sections) -> dict[str, float]:
     """How a product in int8 takes X, and where its rows' scales and sums lie."""
     if op.int8 is None or op.weights is None:
         return {"inv_scale": 0.0, "zero": 0, "scale": 0, "sums": 0}
@@ -280,32 +344,6 @@ def _padded(numbers: np.ndarray | None, w: Sparse, dtype: Any = np.float32) -> n
     return padded
 
 
-class _Sections:
-    """Sections behind the tables, each on a multiple of 64 bytes."""
-
-    def __init__(self, start: int) -> None:
-        self.start = self.at = round_up(start, 64)
-        self.parts: list[bytes] = []
-
-    def add(self, part: np.ndarray | bytes) -> int:
-        """Append a section; returns where it begins."""
-        data = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()
-        at = self.at
-        self.parts.append(data.ljust(round_up(len(data), 64), b"\0"))
-        self.at += len(self.parts[-1])
-        return at
-
-    def add_fp32(self, numbers: np.ndarray | None) -> int:
-        """Append float32 numbers, if there are any; returns where they begin, or 0."""
-        return 0 if numbers is None else self.add(np.asarray(numbers, np.float32))
-
-    def size(self) -> int:
-        return self.at
-
-    def bytes(self) -> bytes:
-        return b"".join(self.parts)
-
-
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
@@ -316,7 +354,7 @@ def check(data: bytes) -> None:
 
 def _refuse(data: bytes, wrong: int) -> None:
     if wrong:
-        arena = 4 * proof.Head(*proof.HEADER.unpack_from(data)).arena if wrong == 11 else 0
+        arena = 4 * records.Head(*records.HEADER.unpack_from(data)).arena if wrong == 11 else 0
         raise ValueError(f"{REFUSED}: {WRONG[wrong]}{f' ({arena / 2**30:.3g} GiB)' if arena else ''}; {AGAIN}")
 
 
@@ -328,13 +366,20 @@ def read(data: bytes) -> Network:
     names = meta.pop("names")
     maps = [Map(m.c, m.h, m.w, bool(m.interleaved), m.at, m.buffer_rows) for m in file.maps]
     ops = [_op(file, record, name, maps) for record, name in zip(file.ops, names, strict=True)]
-    return Network(maps, ops, file.head.input, file.head.output, meta)
+    return Network(maps, ops, file.inputs, file.outputs, meta)
 
 
-def _op(file: File, record: proof.OpRecord, name: str, maps: list[Map]) -> Op:
-    shared = {key: getattr(record, key) for key in ("x", "y", "k", "stride", "pad", "tile_rows")}
+def _op(file: File, record: OpRecord, name: str, maps: list[Map]) -> Op:
+    shared: dict[str, Any] = {key: getattr(record, key) for key in ("x", "y", "tile_rows", "planes")}
+    shared |= {key: (getattr(record, key), getattr(record, f"{key}_w")) for key in _PAIRS}
     op = Op(NAMES[record.kind], name, **shared, clamp=(record.lo, record.hi), inner=(record.inner_lo, record.inner_hi))
     op.add = None if record.add == NONE else record.add
+    op.act, op.inner_act = ACTS[record.act], ACTS[record.inner_act]
+    y = maps[op.y]
+    if op.act == "prelu":
+        op.slopes = file.array(np.float32, record.slopes, y.c)
+    if op.kind in FNS:
+        op.fn = FNS[op.kind][record.fn - 1]
     if op.kind in PRODUCTS | {"linear"}:
         op.weights = _weights(file, record, maps)
         op.bias = file.array(np.float32, record.bias, op.weights.rows)
@@ -343,16 +388,18 @@ def _op(file: File, record: proof.OpRecord, name: str, maps: list[Map]) -> Op:
             op.int8 = Int8Params(record.inv_scale, record.zero, scale)
     if op.kind in ("depthwise", "separable"):
         channels = maps[op.x].c
-        op.taps = file.array(np.float32, record.taps, channels, op.k**2)
+        op.taps = file.array(np.float32, record.taps, channels, op.k[0] ** 2)
         op.taps_bias = file.array(np.float32, record.taps_bias, channels)
+    if op.kind in tables.KINDS:
+        op.table = tables.from_words(op.kind, file.args(record), (y.c, y.h, y.w))
     return op
 
 
-def _weights(file: File, o: proof.OpRecord, maps: list[Map]) -> Sparse:
+def _weights(file: File, o: OpRecord, maps: list[Map]) -> Sparse:
     """W (rows, columns) of a product between two maps, or of a linear layer between two vectors."""
     kind, x, y = NAMES[o.kind], maps[o.x], maps[o.y]
     rows, columns, block = (y.w, x.w, kernels.GEMV_BLOCK) if kind == "linear" else (y.c, x.c, kernels.BLOCK)
-    columns *= o.k**2 if kind == "conv" else 1
+    columns *= o.k * o.k_w if kind == "conv" else 1
     int8 = bool(o.flags & U8S8)
     blocks_per_row = -(-columns // 4) if int8 else columns
     count = file.array(np.uint16, o.count, -(-blocks_per_row // o.k_tile) * -(-rows // block))

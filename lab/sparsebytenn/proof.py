@@ -1,81 +1,53 @@
 """The records of a packed file, and what they must prove before it runs.
 
-ckernels/engine.c asks the same questions in the same order, for programs and browsers without Python; this is asked
+ckernels/check.c asks the same questions in the same order, for programs and browsers without Python; this is asked
 where the C kernels are not built, too. Tests hold both to the same answers.
 """
 
-import json
 import re
-import struct
 import zlib
-from collections import namedtuple
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 
 from ..core import kernels
+from . import table_proof
+from .records import (
+    ACTS,
+    FNS,
+    HEADER,
+    INDEXED,
+    KINDS,
+    MAGIC,
+    MAP,
+    MAX_ENDS,
+    MAX_FLOATS,
+    MAX_OPS,
+    MAX_SIDE,
+    MAX_WINDOW,
+    NONE,
+    OP,
+    PART,
+    PRODUCTS,
+    U8S8,
+    U8S8_MAX_COLUMNS,
+    VERSION,
+    File,
+    Head,
+    MapRecord,
+    OpRecord,
+    round_up,
+)
+from .table_proof import extent, is_inside
 
-MAGIC, VERSION, NONE = b"SBNN", 1, 0xFFFFFFFF
-INDEXED, U8S8 = 1, 2  # of an operator's flags
-KINDS = {"conv": 1, "pointwise": 2, "depthwise": 3, "separable": 4, "mean": 5, "linear": 6, "add": 7}
-PRODUCTS = {"conv", "pointwise", "separable"}  # W X, which can take a sum in
-WRONG = {
-    1: "it is cut short",
-    2: "it does not begin as a packed network does",
-    3: "it has another version",
-    4: "its checksum does not fit: it was changed or damaged",
-    5: "a feature map is malformed",
-    6: "an operator is malformed",
-    7: "shapes do not go together",
-    8: "a section lies outside of it",
-    9: "its block counts or columns do not fit",
-    10: "its arena is too small",
-    11: "its arena is larger than its maps need, or than 4 GiB",
-    12: "a map is read that nothing wrote before, or that was written over",
-    13: "its row sums are not those of its weights",
-    14: "its description is malformed",
-}
-MAX_SIDE, MAX_OPS, MAX_FLOATS = 1 << 20, 1 << 12, 1 << 30  # of a map, of a file, of an arena
-U8S8_MAX_COLUMNS = 1 << 16  # 2^16 * 255 * 128 < 2^31: so many products an int32 can sum
 _MAX_FP32 = float(np.finfo(np.float32).max)
-
-HEADER, MAP, OP = struct.Struct("<4s15I"), struct.Struct("<8I"), struct.Struct("<15I2f2I2fIf3I24x")
-Head = namedtuple(
-    "Head",
-    "magic version size crc n_maps n_ops maps ops arena workspace workspace_floats input output meta meta_size zero",
-)
-MapRecord = namedtuple("MapRecord", "c h w pitch at interleaved buffer_rows zero")
-OpRecord = namedtuple(
-    "OpRecord",
-    "kind x add y k stride pad tile_rows k_tile flags blocks w col count bias lo hi taps taps_bias inner_lo inner_hi "
-    "pitch inv_scale zero scale sums",
-)
+_PRELU = ACTS.index("prelu")
 
 # The description: one JSON object of integers, strings and lists of them, written as json.dumps does.
 _STRING, _INTEGER = rb'"(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"', rb"-?(?:0|[1-9][0-9]{0,14})"
 _ITEM = rb"(?:%s|%s)" % (_STRING, _INTEGER)
 _ENTRY = rb'"[a-z]*": (?:%s|\[(?:%s(?:, %s)*)?\])' % (_ITEM, _ITEM, _ITEM)
 DESCRIPTION = re.compile(rb"\{%s(?:, %s)*\}" % (_ENTRY, _ENTRY))
-
-
-class File:
-    """A packed file taken apart: its header, its maps and operators, its numbers."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.head = data, Head(*HEADER.unpack_from(data))
-        h = self.head
-        self.maps = [MapRecord(*MAP.unpack_from(data, h.maps + MAP.size * i)) for i in range(h.n_maps)]
-        self.ops = [OpRecord(*OP.unpack_from(data, h.ops + OP.size * i)) for i in range(h.n_ops)]
-
-    def array(self, dtype: Any, at: int, *shape: int) -> np.ndarray:
-        return np.frombuffer(self.data, dtype, int(np.prod(shape, dtype=np.int64)), at).reshape(shape)
-
-    def description(self) -> Any:
-        return json.loads(self.data[self.head.meta : self.head.meta + self.head.meta_size])
-
-
-def round_up(n: int, to: int) -> int:
-    return -(-n // to) * to
 
 
 def check(data: bytes) -> int:
@@ -97,28 +69,23 @@ def _envelope(data: bytes) -> int:
     if zlib.crc32(data[16:]) != h.crc:
         return 4
     tables = ((h.maps, MAP.size * h.n_maps), (h.ops, OP.size * h.n_ops), (h.meta, h.meta_size))
-    return 0 if all(_is_inside(h, *table) for table in tables) else 8
-
-
-def _is_inside(h: Head, at: int, size: int) -> bool:
-    return at % 4 == 0 and HEADER.size <= at <= h.size and size <= h.size - at
+    return 0 if all(is_inside(h, *table) for table in tables) else 8
 
 
 def _network(f: File) -> int:
     h = f.head
-    if h.input >= h.n_maps or h.output >= h.n_maps or f.maps[h.output].interleaved:
-        return 5
+    wrong = _ends(f)
+    if wrong:
+        return wrong
     if h.n_ops > MAX_OPS:
         return 6
     if h.arena > MAX_FLOATS:
         return 11
     if h.workspace % 16 or h.workspace + h.workspace_floats > h.arena:
         return 10
-    wrong = next(filter(None, (_map(h, m) for m in f.maps)), 0)
-    if wrong or f.maps[h.input].buffer_rows or f.maps[h.output].buffer_rows:
-        return wrong or 5
     return (
-        next(filter(None, (_op(f, o) for o in f.ops)), 0)
+        next(filter(None, (_map(h, m) for m in f.maps)), 0)
+        or next(filter(None, (_op(f, o) for o in f.ops)), 0)
         or next(filter(None, (_buffers(f, i) for i in range(h.n_ops))), 0)
         or (11 if h.arena > round_up(_end(f), 16) else 0)
         or (0 if _is_in_order(f) else 12)
@@ -126,14 +93,22 @@ def _network(f: File) -> int:
     )
 
 
+def _ends(f: File) -> int:
+    """Whether inputs and outputs are whole maps, with their channels apart but for the first input."""
+    n_inputs, n_outputs = f.head.n_ends & 0xFFFF, f.head.n_ends >> 16
+    if not (1 <= n_inputs <= MAX_ENDS and 1 <= n_outputs <= MAX_ENDS):
+        return 5
+    if not is_inside(f.head, f.head.ends, 4 * (n_inputs + n_outputs)):
+        return 8
+    for i, end in enumerate(f.inputs + f.outputs):
+        if end >= f.head.n_maps or f.maps[end].buffer_rows or (f.maps[end].interleaved and i > 0):
+            return 5
+    return 0
+
+
 def _end(f: File) -> int:
     """The float of the arena behind all that lies in it."""
     return max(f.head.workspace + f.head.workspace_floats, *(m.at + extent(m) for m in f.maps))
-
-
-def extent(m: MapRecord) -> int:
-    """Floats of the arena that a map takes."""
-    return round_up(m.h * m.w * m.c, 16) + 16 if m.interleaved else round_up(m.c, 4) * m.pitch
 
 
 def _map(h: Head, m: MapRecord) -> int:
@@ -150,27 +125,33 @@ def _map(h: Head, m: MapRecord) -> int:
 
 def _op(f: File, o: OpRecord) -> int:
     n = f.head.n_maps
-    if o.x >= n or o.y >= n or o.x == o.y or (o.add != NONE and o.add >= n):
+    kind = next((name for name, number in KINDS.items() if number == o.kind), "")
+    if o.x >= n or o.y >= n or (o.add != NONE and o.add >= n) or (o.x == o.y) != (kind == "const"):
         return 6
     x, y = f.maps[o.x], f.maps[o.y]
     a = y if o.add == NONE else f.maps[o.add]
-    if y.interleaved or a.interleaved or (a.c, a.h, a.w, a.pitch) != (y.c, y.h, y.w, y.pitch):
+    if y.interleaved or a.interleaved or (x.interleaved and kind != "conv"):
         return 7
-    if x.interleaved and o.kind != KINDS["conv"]:
-        return 7
-    kind = next((name for name, number in KINDS.items() if number == o.kind), "")
-    if o.add != NONE and kind not in PRODUCTS | {"add"}:
+    if o.add != NONE and kind not in PRODUCTS | {"binary", "matmul"}:
         return 6
+    if kind in PRODUCTS and (a.c, a.h, a.w, a.pitch) != (y.c, y.h, y.w, y.pitch):
+        return 7
     if not o.lo <= o.hi or (kind == "separable" and not o.inner_lo <= o.inner_hi):
         return 6
+    fns = len(FNS.get(kind, ()))
+    if o.act >= len(ACTS) or o.inner_act >= _PRELU or not min(fns, 1) <= o.fn <= fns:
+        return 6
+    if o.act == _PRELU and not is_inside(f.head, o.slopes, 4 * y.c):
+        return 8
     return _CHECKS[kind](f, o, x, y) if kind else 6
 
 
 def _conv(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
-    if not 1 <= o.k <= 64:
-        return 6
-    columns = x.c * o.k * o.k
-    return _window(f.head, o, x, y, columns) or _product(f, o, x, y, columns)
+    wrong = _window(o, y)
+    columns = x.c * o.k * o.k_w
+    if wrong or columns > MAX_FLOATS:
+        return wrong or 6
+    return _row_tile(f, o, x, y, columns) or _product(f, o, x, y, columns)
 
 
 def _pointwise(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
@@ -179,11 +160,16 @@ def _pointwise(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
 
 def _depthwise(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
     is_pair = o.kind == KINDS["separable"]
-    if not _is_inside(f.head, o.taps, 4 * x.c * o.k * o.k) or o.k > 64 or not _is_inside(f.head, o.taps_bias, 4 * x.c):
+    wrong = _window(o, y)
+    if wrong or o.k not in (3, 5, 7) or o.stride > 2 or o.pad >= o.k or o.pad_w >= o.k:
+        return wrong or 6
+    if (o.k, o.stride, o.dilation, o.dilation_w) != (o.k_w, o.stride_w, 1, 1):
+        return 6
+    if (y.h - 1) * o.stride >= x.h + o.pad or (y.w - 1) * o.stride >= x.w + o.pad_w or (not is_pair and x.c != y.c):
+        return 7  # a window begins within x, or in the zeros before it
+    if not is_inside(f.head, o.taps, 4 * x.c * o.k * o.k) or not is_inside(f.head, o.taps_bias, 4 * x.c):
         return 8
-    if not is_pair and x.c != y.c:
-        return 7
-    return _window(f.head, o, x, y, x.c if is_pair else 0) or (_product(f, o, x, y, x.c) if is_pair else 0)
+    return _row_tile(f, o, x, y, x.c if is_pair else 0) or (_product(f, o, x, y, x.c) if is_pair else 0)
 
 
 def _mean(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
@@ -196,10 +182,6 @@ def _linear(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
     return 6 if o.k_tile < x.w else _blocks(f, o, round_up(y.w, 16) // 16, 16, x.w)  # one k-tile
 
 
-def _add(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
-    return 0 if o.add != NONE and (x.c, x.h, x.w, x.pitch) == (y.c, y.h, y.w, y.pitch) else 7
-
-
 _CHECKS = {
     "conv": _conv,
     "pointwise": _pointwise,
@@ -207,23 +189,22 @@ _CHECKS = {
     "separable": _depthwise,
     "mean": _mean,
     "linear": _linear,
-    "add": _add,
+    **table_proof.CHECKS,
 }
 
 
-def _window(h: Head, o: OpRecord, x: MapRecord, y: MapRecord, rows: int) -> int:
-    """Whether a window leads from x to y's height and width, and a row tile of it fits the workspace."""
-    if not (1 <= o.k <= 64 and 1 <= o.stride <= 64 and o.pad < o.k and 1 <= o.tile_rows <= y.h):
+def _window(o: OpRecord, y: MapRecord) -> int:
+    """Whether a window is one. Where it leads is y's to say: what it meets outside of x are zeros."""
+    if not all(1 <= side <= MAX_WINDOW for side in (o.k, o.k_w, o.stride, o.stride_w, o.dilation, o.dilation_w)):
         return 6
-    tall, wide = x.h + 2 * o.pad, x.w + 2 * o.pad
-    if tall < o.k or wide < o.k or ((tall - o.k) // o.stride + 1, (wide - o.k) // o.stride + 1) != (y.h, y.w):
-        return 7
+    return 0 if max(o.pad, o.pad_w) <= MAX_WINDOW and 1 <= o.tile_rows <= y.h else 6
+
+
+def _row_tile(f: File, o: OpRecord, x: MapRecord, y: MapRecord, rows: int) -> int:
+    """Whether a row tile, laid out as so many rows, fits the workspace."""
     if rows and (o.pitch % 16 or o.pitch < round_up(o.tile_rows * y.w, 16) + 16):
         return 6
-    is_depthwise = o.kind != KINDS["conv"]
-    if is_depthwise and (o.k not in (3, 5) or o.stride > 2):
-        return 6
-    return 10 if rows * o.pitch + _depthwise_floats(o, x) > h.workspace_floats else 0
+    return 10 if rows * o.pitch + _depthwise_floats(o, x) > f.head.workspace_floats else 0
 
 
 def _depthwise_floats(o: OpRecord, x: MapRecord) -> int:
@@ -243,11 +224,11 @@ def _product(f: File, o: OpRecord, x: MapRecord, y: MapRecord, columns: int) -> 
 
 
 def _blocks(f: File, o: OpRecord, groups: int, rows: int, columns: int) -> int:
-    h, is_indexed, is_int8 = f.head, bool(o.flags & INDEXED), bool(o.flags & U8S8)
+    is_indexed, is_int8 = bool(o.flags & INDEXED), bool(o.flags & U8S8)
     if is_int8:
         if rows != 4 or columns > U8S8_MAX_COLUMNS or o.zero > 255 or not 0 < o.inv_scale <= _MAX_FP32:
             return 6
-        if not (_is_inside(h, o.scale, 16 * groups) and _is_inside(h, o.sums, 16 * groups)):
+        if not (is_inside(f.head, o.scale, 16 * groups) and is_inside(f.head, o.sums, 16 * groups)):
             return 8
         columns = -(-columns // 4)  # a block is 4 columns wide
     if not 1 <= o.k_tile <= kernels.MAX_K_TILE or o.flags > (INDEXED | U8S8):
@@ -257,7 +238,7 @@ def _blocks(f: File, o: OpRecord, groups: int, rows: int, columns: int) -> int:
     k_tiles = -(-columns // o.k_tile)
     sections = [(o.count, 2 * k_tiles * groups), (o.bias, 4 * rows * groups), (o.w, 4 * rows * o.blocks)]
     sections += [(o.col, 2 * o.blocks)] if is_indexed else []
-    if not all(_is_inside(h, *section) for section in sections):
+    if not all(is_inside(f.head, *section) for section in sections):
         return 8
     count = f.array(np.uint16, o.count, k_tiles * groups)
     widths = np.repeat(np.minimum(o.k_tile, columns - np.arange(k_tiles) * o.k_tile), groups)
@@ -277,13 +258,13 @@ def _buffers(f: File, i: int) -> int:
     """Whether an operator's rolling row buffers go with its neighbours, and hold what it reads."""
     o = f.ops[i]
     x, y = f.maps[o.x], f.maps[o.y]
-    if o.add != NONE and f.maps[o.add].buffer_rows:
+    if any(f.maps[read].buffer_rows for read in reads(f, o)[1:]):
         return 7
     if not x.buffer_rows and not y.buffer_rows:
         return 0
     if o.kind > KINDS["separable"] or not 1 <= o.tile_rows <= y.h:
         return 6
-    if o.kind == KINDS["pointwise"] and (o.k, o.stride, o.pad) != (1, 1, 0):
+    if o.kind == KINDS["pointwise"] and (o.k, o.stride, o.pad, o.dilation) != (1, 1, 0, 1):
         return 6
     if y.buffer_rows and (y.buffer_rows < o.tile_rows or i + 1 == len(f.ops) or f.ops[i + 1].x != o.y):
         return 7
@@ -294,15 +275,27 @@ def _buffers(f: File, i: int) -> int:
         links += 1
     if i == 0 or links == kernels.MAX_CHAIN or f.ops[i - 1].y != o.x:
         return 7
-    return 7 if x.buffer_rows < min(x.h, (o.tile_rows - 1) * o.stride + max(o.k, o.stride)) else 0
+    read = (o.tile_rows - 1) * o.stride + max((o.k - 1) * o.dilation + 1, o.stride)  # rows, by a row tile
+    return 7 if x.buffer_rows < min(x.h, read) else 0
+
+
+def reads(f: File, o: OpRecord) -> list[int]:
+    """The maps that an operator reads, its x first."""
+    if o.kind == KINDS["const"]:
+        return []
+    if o.kind == KINDS["move"]:
+        return f.args(o)[2::PART].tolist()
+    return [o.x] if o.add == NONE else [o.x, o.add]
 
 
 def _is_in_order(f: File) -> bool:
     """Whether every map is written before it is read, and nothing is written over it in between."""
-    h, ops = f.head, f.ops
+    ops, taken = f.ops, sorted((f.maps[i].at, f.maps[i].at + extent(f.maps[i])) for i in f.inputs)
+    if any(end > start for (_, end), (start, _) in pairwise(taken)):
+        return False  # two inputs lie in one place
     starts = np.array([f.maps[o.y].at for o in ops], np.int64)
     ends = np.array([f.maps[o.y].at + extent(f.maps[o.y]) for o in ops], np.int64)
-    since = {h.input: 0}  # of each map, the first operator behind the one that wrote it last
+    since = dict.fromkeys(f.inputs, 0)  # of each map, the first operator behind the one that wrote it last
 
     def is_fresh(read: int, last: int) -> bool:
         if read not in since:
@@ -315,10 +308,10 @@ def _is_in_order(f: File) -> bool:
         turn = i  # the operator in whose turn this one runs: the first from here on to write a whole map
         while f.maps[ops[turn].y].buffer_rows:
             turn += 1
-        if not all(is_fresh(read, turn) for read in (o.x, o.add) if read != NONE):
+        if not all(is_fresh(read, turn) for read in reads(f, o)):
             return False
         since[o.y] = i + 1
-    return is_fresh(h.output, len(ops))
+    return all(is_fresh(output, len(ops)) for output in f.outputs)
 
 
 def _is_described(f: File) -> bool:

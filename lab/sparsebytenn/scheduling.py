@@ -19,15 +19,14 @@ def joined(network: Network) -> Network:
     """Depthwise convolutions joined to the pointwise one that alone reads them: their map is never written out."""
     readers: dict[int, list[Op]] = {}
     for op in network.ops:
-        for read in (op.x, op.add):
-            if read is not None:
-                readers.setdefault(read, []).append(op)
+        for read in op.reads:
+            readers.setdefault(read, []).append(op)
     halves: dict[int, Op] = {}  # the map that is never written -> the depthwise convolution that would
     ops = []
     for op in network.ops:
         behind = readers.get(op.y, [])
         is_half = len(behind) == 1 and behind[0].kind == "pointwise" and behind[0].x == op.y  # and not as what is added
-        if op.kind == "depthwise" and is_half and op.y != network.output:
+        if op.kind == "depthwise" and op.act != "prelu" and is_half and op.y not in network.outputs:
             halves[op.y] = op
         else:
             ops.append(op)
@@ -35,8 +34,9 @@ def joined(network: Network) -> Network:
 
 
 def _pair(depthwise: Op, pointwise: Op) -> Op:
-    window = {name: getattr(depthwise, name) for name in ("x", "k", "stride", "pad", "tile_rows", "taps", "taps_bias")}
-    return replace(pointwise, kind="separable", inner=depthwise.clamp, **window)
+    names = ("x", "k", "stride", "pad", "tile_rows", "taps", "taps_bias")
+    window = {name: getattr(depthwise, name) for name in names}
+    return replace(pointwise, kind="separable", inner=depthwise.clamp, inner_act=depthwise.act, **window)
 
 
 def chained(network: Network) -> Network:
@@ -46,7 +46,7 @@ def chained(network: Network) -> Network:
     which all that the chain holds and lays out fits CACHED.
     """
     network = replace(network, maps=[replace(m) for m in network.maps], ops=[replace(op) for op in network.ops])
-    reads = [m for op in network.ops for m in (op.x, op.add)]
+    reads = [m for op in network.ops for m in op.reads]
     first = 0
     for i, op in enumerate(network.ops):
         m = network.maps[op.y]
@@ -54,7 +54,7 @@ def chained(network: Network) -> Network:
         spatial = {"conv", "pointwise", "depthwise", "separable"}
         fits = links and op.kind in spatial and network.ops[i + 1].kind in spatial - {"pointwise"}
         fits = fits and op.add is None  # what is added lies at a whole map's pitch, and so must the sum
-        if not fits or op.y == network.output or m.c * m.pixels < LARGE or i + 1 - first == MAX_CHAIN:
+        if not fits or op.y in network.outputs or m.c * m.pixels < LARGE or i + 1 - first == MAX_CHAIN:
             if first < i:
                 _buffer(network.maps, network.ops[first : i + 1])
             first = i + 1
@@ -78,8 +78,9 @@ def _tile(maps: list[Map], chain: list[Op], rows: int) -> None:
         op.tile_rows = rows
         if op is not chain[0]:
             m = maps[op.x]
-            m.buffer_rows = min(m.h, (rows - 1) * op.stride + max(op.k, op.stride))
-            rows = min(m.h, (rows - 1) * op.stride + max(op.k - op.pad, op.stride))
+            span, stride = (op.k[0] - 1) * op.dilation[0] + 1, op.stride[0]
+            m.buffer_rows = min(m.h, (rows - 1) * stride + max(span, stride))
+            rows = min(m.h, (rows - 1) * stride + max(span - op.pad[0], stride))
 
 
 def tile_rows(h: int, w: int, columns: int) -> int:

@@ -54,7 +54,7 @@ class _Clock:
     def __init__(self, op: Op, maps: list[Map]) -> None:
         standalone = replace(op, x=0, y=1, add=None)
         ends = [replace(maps[op.x], buffer_rows=0), replace(maps[op.y], buffer_rows=0)]
-        data = write(Network(ends, [standalone], 0, 1))
+        data = write(Network(ends, [standalone], (0,), (1,)))
         self.file = placed(data)
         self.arena = arena_for(self.file)
         self.arena[:] = np.random.default_rng(0).random(len(self.arena), np.float32)

@@ -68,7 +68,7 @@ def bundle(
     scale = {"mean": _each(mean, channels, "mean"), "std": _each(std, channels, "std")}
     if 0 in scale["std"]:
         raise ValueError("std holds a 0: give what the network's pictures were divided by")
-    m = networks["sparse"].network.maps[networks["sparse"].network.input]
+    m = networks["sparse"].network.maps[networks["sparse"].network.inputs[0]]
     samples = [_data_url(_as_uint8(image, scale), max(m.h, m.w)) for image in images]
     files = {name: FILES[name] for name in networks}
     setup = {"title": title, "labels": list(labels), **scale, "samples": samples, "networks": files}
@@ -150,7 +150,10 @@ def _checked(networks: Mapping[str, Engine], labels: Sequence[str]) -> int:
     """The channels of an image; ValueError for networks that do not classify, or not alike."""
     shapes = set()
     for engine in networks.values():
-        x, y = (engine.network.maps[i] for i in (engine.network.input, engine.network.output))
+        ends = engine.network.inputs, engine.network.outputs
+        if any(len(maps) > 1 for maps in ends):
+            raise ValueError("the network takes or gives several tensors: the page shows classes of one picture")
+        x, y = (engine.network.maps[i] for (i,) in ends)
         if y.pixels != 1 and (y.c, y.h) != (1, 1):
             raise ValueError(f"the network answers with a map ({y.c}, {y.h}, {y.w}): the page shows classes")
         shapes.add((x.c, x.h, x.w, x.interleaved, y.c * y.w))

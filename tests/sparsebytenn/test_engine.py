@@ -168,7 +168,7 @@ def test_a_buffer_that_cannot_be_is_refused():
     model, x = built("mobilenet_v1")
     network = rolled(compiler.compile(model, x[:1]), 0)
     at = next(op.x for op in network.ops if network.maps[op.x].buffer_rows)
-    for rows, maps in ((1, at), (99, at), (1, network.input), (1, network.output), (2, network.ops[-1].x)):
+    for rows, maps in ((1, at), (99, at), (1, network.inputs[0]), (1, network.outputs[0]), (2, network.ops[-1].x)):
         wrong = replace(network, maps=[replace(m) for m in network.maps])
         wrong.maps[maps].buffer_rows = rows
         with pytest.raises(ValueError, match=r"malformed|do not go together"):

@@ -249,7 +249,7 @@ def test_a_network_without_such_products_is_refused():
 def small():
     """One product in int8 between two maps, as a file; where its operator stands."""
     op, _ = product(8, 12, 0.5, 2, 0)
-    data = packed.write(Network([Map(12, 5, 5), Map(8, 5, 5)], [op], 0, 1))
+    data = packed.write(Network([Map(12, 5, 5), Map(8, 5, 5)], [op], (0,), (1,)))
     return data, struct.unpack_from("<I", data, 28)[0]
 
 
@@ -288,7 +288,7 @@ def test_a_damaged_operator_is_a_one_line_error(word, value, reason):
 def test_more_columns_than_an_int32_can_sum_are_refused_and_left_in_fp32():
     for columns, fits in ((1 << 16, True), ((1 << 16) + 4, False)):
         op, _ = product(4, columns, 0.001, 1 << 14, 0)
-        data = packed.write(Network([Map(columns, 1, 1), Map(4, 1, 1)], [op], 0, 1))
+        data = packed.write(Network([Map(columns, 1, 1), Map(4, 1, 1)], [op], (0,), (1,)))
         if fits:
             Engine(data)
         else:
@@ -301,6 +301,6 @@ def test_the_greatest_sum_is_exact():
     """65,536 products of 255 and -127."""
     op = Op("pointwise", "", 0, 1, bias=np.zeros(4), weights=int8.pack(np.full((4, 1 << 16), -127, np.int8)))
     op.int8 = Int8Params(1.0, 0, np.ones(4, np.float32))
-    network = Network([Map(1 << 16, 1, 1), Map(4, 1, 1)], [op], 0, 1)
+    network = Network([Map(1 << 16, 1, 1), Map(4, 1, 1)], [op], (0,), (1,))
     answers = Engine(packed.write(network))(torch.full((1, 1 << 16, 1, 1), 255.0))
     assert (answers == np.float32(-127 * 255 * (1 << 16))).all()

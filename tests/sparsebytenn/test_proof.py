@@ -169,7 +169,7 @@ def test_sums_of_many_rows_over_many_runs():
     w = np.random.default_rng(0).integers(-127, 128, (1100, 20)).astype(np.int8)
     op = Op("pointwise", "", 0, 1, weights=int8.pack(w, k_tile=2), bias=np.zeros(1100))
     op.int8 = packed.Int8Params(1.0, 3, np.ones(1100, np.float32))
-    data = packed.write(Network([Map(20, 1, 1), Map(1100, 1, 1)], [op], 0, 1))
+    data = packed.write(Network([Map(20, 1, 1), Map(1100, 1, 1)], [op], (0,), (1,)))
     packed.read(data)
     last = proof.File(data).ops[0].sums + 4 * 1099
     refused(put(data, last, 7_000), "row sums")

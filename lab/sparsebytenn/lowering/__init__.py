@@ -1,0 +1,152 @@
+"""From a trained network to the engine's operators: torch's own operators recorded, then lowered one by one.
+
+    tape          what a network computes, as aten operators
+    views         where a tensor's numbers lie in a feature map
+    builder       maps and operators as they are found, and what may be fused
+    products, norms, elementwise, spatial, moves    one function for each of torch's operators
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torch.utils._pytree import tree_leaves
+
+from ..packed import Map, Network, Op
+from ..tables import Move
+from . import elementwise, moves, norms, products, spatial, views
+from .builder import Builder, LacksError, count_readers
+from .views import Layout, Value, layout_over
+
+LOWERINGS = {
+    **products.LOWERINGS, **norms.LOWERINGS, **elementwise.LOWERINGS, **spatial.LOWERINGS, **moves.LOWERINGS,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph's maps and operators, and what the engine does not have: node -> the reason.
+
+    `matrices`: of each map that a product writes, its weights (OC, columns).
+    """
+
+    maps: list[Map]
+    ops: list[Op]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    matrices: dict[int, np.ndarray]
+    missing: dict[fx.Node, str]
+
+
+def lowered(graph: fx.GraphModule, *, interleaved: bool = False) -> Lowered:
+    """The engine's operators for a recorded graph; a node that it lacks is noted, and taken for an input from there on.
+
+    `interleaved`: the first input is a picture (H, W, C).
+    """
+    b = Builder(graph, count_readers(graph))
+    inputs: list[int] = []
+    missing: dict[fx.Node, str] = {}
+    outputs: tuple[int, ...] = ()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            inputs.append(_input(b, node, interleaved and not inputs))
+        elif node.op == "output":
+            outputs = tuple(_output(b, leaf, missing) for leaf in tree_leaves(node.args[0], is_leaf=_is_node) if _is_node(leaf))
+        elif node.op == "call_function":
+            try:
+                _lower(b, node)
+            except LacksError as error:
+                missing[node] = str(error)
+                _given(b, node)
+    return Lowered(b.maps, b.ops, tuple(inputs), outputs, b.matrices, missing)
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, fx.Node)
+
+
+def _lower(b: Builder, node: fx.Node) -> None:
+    if node.target not in LOWERINGS:
+        raise LacksError(f"is {node.target}, which the engine does not have")
+    before = len(b.ops)
+    try:
+        LOWERINGS[node.target](b, node)  # type: ignore[index]
+    except LacksError:
+        del b.ops[before:]
+        b.moved = {key: index for key, index in b.moved.items() if any(op.y == index for op in b.ops)}
+        raise
+
+
+def _input(b: Builder, node: fx.Node, interleaved: bool) -> int:
+    """The map of an input: a picture's channels are planes."""
+    shape = node.meta["shape"]
+    if not node.meta["dtype"].is_floating_point:
+        raise ValueError(f"the network reads {node.meta['dtype']} numbers, {node.name}: the engine takes real ones")
+    if interleaved:
+        m = Map(*shape[1:], interleaved=True)
+        index = b.new(m)
+        b.values[node] = Value(index, views.interleaved(shape, m))
+        return index
+    layout = layout_over(shape, (0, 1)) if len(shape) in (3, 4) and shape[0] == 1 else views.usual_layout(shape)
+    size = tuple(shape[2:]) if len(shape) == 4 and shape[0] == 1 else None
+    index = b.filled(node, layout, size)  # type: ignore[arg-type]
+    b.values[node] = Value(index, views.filling(shape, layout, b.maps[index]))
+    return index
+
+
+def _given(b: Builder, node: fx.Node) -> None:
+    """Take what a node gives for an input."""
+    for gives in (node, *node.users):
+        if "shape" in gives.meta and (gives is node or gives.args[:1] == (node,)) and gives.meta["shape"] is not None:
+            if gives is not node and getattr(gives.target, "__name__", "") != "getitem":
+                continue
+            layout = views.usual_layout(gives.meta["shape"])
+            m = Map(1, 1, 1) if 0 in gives.meta["shape"] else None
+            index = b.new(m) if m is not None else b.filled(gives, layout)
+            b.values[gives] = Value(index, views.filling(gives.meta["shape"], layout, b.maps[index]))
+
+
+def _output(b: Builder, node: fx.Node, missing: dict[fx.Node, str]) -> int:
+    """The map that holds an output in the order of its numbers: some of its first axes are planes, the others pixels."""
+    value, rank = b.value(node), len(b.shape(node))
+    if value.before is None:
+        for planes in range(rank + 1):
+            if views.fills(value.view, layout_over(value.shape, range(planes)), b.maps[value.map]):
+                return value.map
+    shape = b.shape(node)
+    layout = layout_over(shape, (0, 1)) if len(shape) == 4 else views.usual_layout(shape)
+    return b.laid(node, layout)
+
+
+def network_of(found: Lowered, meta: dict[str, Any], pack: Any) -> Network:
+    """The network of a graph that the engine has whole: what nobody reads is left out, matrices are packed."""
+    ops: list[Op] = []
+    wanted = set(found.outputs)
+    for op in reversed(found.ops):
+        if op.y in wanted:
+            ops.insert(0, op)
+            wanted |= {*op.reads}
+    used = sorted(wanted | set(found.inputs))
+    number = {old: new for new, old in enumerate(used)}
+    made = [_renumbered(op, number) for op in ops]
+    packed = [
+        replace(new, weights=pack(new, found.matrices[old.y])) if old.y in found.matrices else new
+        for old, new in zip(ops, made, strict=True)
+    ]
+    maps = [found.maps[old] for old in used]
+    return Network(
+        maps, packed, tuple(number[i] for i in found.inputs), tuple(number[i] for i in found.outputs), meta
+    )
+
+
+def _renumbered(op: Op, number: dict[int, int]) -> Op:
+    table = op.table
+    if isinstance(table, Move):
+        table = replace(table, parts=tuple(replace(part, x=number[part.x]) for part in table.parts))
+    add = None if op.add is None else number[op.add]
+    return replace(op, x=number[op.x], y=number[op.y], add=add, table=table)
+
+
+__all__ = ["Layout", "Lowered", "lowered", "network_of"]

@@ -1,0 +1,263 @@
+"""A network's operators as they are found: its maps, which of them holds a value, and what may be fused into what."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from ..packed import Map, Op
+from ..tables import Const, Move, Part
+from ..scheduling import tile_rows
+from . import views
+from .views import Axes, Layout, Value, layout_over
+
+FREE = (-np.inf, np.inf)
+LOOPS = 6  # nested loops of a part of a move
+PRODUCTS = ("conv", "pointwise", "linear")  # whose matrix a norm can be folded into
+
+
+class LacksError(ValueError):
+    """The engine has no operator for a node, and why."""
+
+
+@dataclass
+class Builder:
+    """Writes down operators; a vector (1, C) is a map of one row, as a picture's mean is.
+
+    `values` says where a node's output lies; `matrices` holds the matrix of the operator that writes a map, until all
+    norms are folded into it and it is packed.
+    """
+
+    graph: fx.GraphModule
+    readers: dict[fx.Node, int]  # of each node that is no view: how many others read what it gives
+    maps: list[Map] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    matrices: dict[int, np.ndarray] = field(default_factory=dict)
+    moved: dict[tuple, int] = field(default_factory=dict)  # (a value's key, layout, size) -> the map moved to
+
+    # -- values --------------------------------------------------------------------------------------------------------
+
+    def constant(self, node: Any) -> Tensor | None:
+        """The numbers of a node that depends on no input; None for any other."""
+        if isinstance(node, Tensor):
+            return node
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return None
+        holder, _, name = str(node.target).rpartition(".")
+        return getattr(self.graph.get_submodule(holder), name)
+
+    def value(self, node: fx.Node) -> Value:
+        """Where a node's output lies, a reshape that strides cannot express left undone."""
+        if node not in self.values:
+            if (numbers := self.constant(node)) is None:
+                raise LacksError(f"reads {node.name}, which the engine does not compute")
+            self.values[node] = self.written(node.name, numbers, views.usual_layout(numbers.shape))
+        found = self.values[node]
+        if self.maps[found.map].interleaved and found.before is None:
+            found = self.values[node] = self._planes(found)
+        return found
+
+    def resolved(self, node: fx.Node) -> Value:
+        """Where a node's output lies, as a view of a map."""
+        value = self.value(node)
+        if value.before is not None:
+            self.placed(value, views.usual_layout(value.shape), None, node)
+        return self.values[node]
+
+    def written(self, name: str, numbers: Tensor, layout: Layout) -> Value:
+        """A constant, as a map in a layout."""
+        if not numbers.dtype.is_floating_point and numbers.dtype not in (torch.int64, torch.int32, torch.bool):
+            raise LacksError(f"holds {numbers.dtype} numbers")
+        planes, _ = views.sizes(numbers.shape, layout)
+        m = Map(planes, *views.picture_size(numbers.shape, layout))
+        index = self.new(m)
+        ones = tuple(a for a in range(numbers.dim()) if a not in (*layout.planes, *layout.pixels))
+        ordered = numbers.permute(*ones, *layout.planes, *layout.pixels) if numbers.dim() else numbers
+        table = Const(ordered.reshape(m.c, m.h, m.w).double().cpu().numpy().astype(np.float32))
+        self.ops.append(Op("const", name, index, index, table=table))
+        return Value(index, views.filling(numbers.shape, layout, m))
+
+    def new(self, m: Map) -> int:
+        """The number of a map that is added."""
+        self.maps.append(m)
+        return len(self.maps) - 1
+
+    # -- layouts -------------------------------------------------------------------------------------------------------
+
+    def layout(self, node: fx.Node) -> Layout | None:
+        """The layout in which a node's output has all of its map, if it has."""
+        value = self.value(node)
+        return None if value.before is not None else views.layout_of(value.view, self.maps[value.map])
+
+    def laid(self, node: fx.Node, layout: Layout, size: tuple[int, int] | None = None) -> int:
+        """The map that a node's output fills in a layout, of this height and width where they count."""
+        if (numbers := self.constant(node)) is not None and node not in self.values:
+            self.values[node] = self.written(node.name, numbers, layout)
+        return self.placed(self.value(node), layout, size, node)
+
+    def placed(
+        self, value: Value, layout: Layout, size: tuple[int, int] | None = None, node: fx.Node | None = None
+    ) -> int:
+        """The map that a value fills in a layout; where it does not, its numbers move. The node then has them there."""
+        m = self.maps[value.map]
+        if value.before is None and views.fills(value.view, layout, m) and size in (None, (m.h, m.w)):
+            return value.map
+        index = self._moved(value, layout, size)
+        if node is not None and value.before is not None:
+            self.values[node] = Value(index, views.filling(value.shape, layout, self.maps[index]))
+        return index
+
+    def _planes(self, value: Value) -> Value:
+        """A picture of interleaved channels as planes: a 1 x 1 convolution with the unit matrix takes them apart, once.
+
+        Only a convolution reads interleaved channels.
+        """
+        m = self.maps[value.map]
+        key = ((value.map,), "planes")
+        if key not in self.moved:
+            index = self.moved[key] = self.new(Map(m.c, m.h, m.w))
+            self.matrices[index] = np.eye(m.c)
+            rows = tile_rows(m.h, m.w, m.c)
+            self.ops.append(Op("conv", "planes", value.map, index, tile_rows=rows, bias=np.zeros(m.c)))
+        index = self.moved[key]
+        return Value(index, views.filling((1, m.c, m.h, m.w), layout_over((1, m.c, m.h, m.w), (0, 1)), self.maps[index]))
+
+    def _moved(self, value: Value, layout: Layout, size: tuple[int, int] | None) -> int:
+        """A map that a value fills in a layout, its numbers moved there."""
+        size = views.picture_size(value.shape, layout) if size is None else size
+        key = (value.key, layout, size)
+        if key not in self.moved:
+            planes, _ = views.sizes(value.shape, layout)
+            m = Map(planes, *size)
+            to = views.filling(value.shape, layout, m)
+            if value.before is not None:  # a reshape: what it reshapes goes to the same places under its own shape
+                before, same_places = self._before(value), views.reshaped(to, value.before.shape)
+                if same_places is None:
+                    flat = views.layout_over(before.shape, ())
+                    return self._moved(self._under(value, self.placed(before, flat)), layout, size)
+                value, to = before, same_places
+            index = self.new(m)
+            self.move(index, [(value, to)])
+            self.moved[key] = index
+        return self.moved[key]
+
+    def move(self, to: int, parts: Sequence[tuple[Value, Tensor]], fill: float | None = None, name: str = "move") -> None:
+        """Add an operator that puts the numbers of values where views of one map have them."""
+        made = tuple(self.part(value, view) for value, view in parts)
+        self.ops.append(Op("move", name, made[0].x, to, table=Move(fill, made)))
+
+    def _before(self, value: Value) -> Value:
+        """What a reshape reshapes, as a view of a map."""
+        before = value.before
+        assert before is not None
+        if before.before is None:
+            return before
+        layout = views.usual_layout(before.shape)
+        index = self.placed(before, layout)
+        return Value(index, views.filling(before.shape, layout, self.maps[index]))
+
+    def _under(self, value: Value, flat: int) -> Value:
+        """A reshape of numbers that lie one behind the other in a plane."""
+        return Value(flat, views.filling(value.shape, views.layout_over(value.shape, ()), self.maps[flat]))
+
+    def part(self, value: Value, to: Tensor) -> Part:
+        """A value's numbers on their way to a view of another map, the last loop over neighbours there."""
+        order = sorted(range(to.dim()), key=lambda axis: -to.stride(axis))
+        shape = [to.shape[a] for a in order]
+        walk = views.loops(shape, [value.view.stride(a) for a in order], [to.stride(a) for a in order])
+        if len(walk[0]) > LOOPS:
+            raise LacksError(f"moves numbers in {len(walk[0])} nested loops: the engine has {LOOPS}")
+        pad = LOOPS - len(walk[0])
+        counts, from_, to_ = (tuple([1 if i == 0 else 0] * pad + column) for i, column in enumerate(walk))
+        return Part(value.map, value.view.storage_offset(), to.storage_offset(), counts, from_, to_)
+
+    # -- operators -----------------------------------------------------------------------------------------------------
+
+    def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """The shape of what a node gives, or of the first of several outputs."""
+        if "shape" in node.meta:
+            return node.meta["shape"]
+        return next(user.meta["shape"] for user in node.users if user.args[1] == 0)
+
+    def picture(self, node: fx.Node) -> int:
+        """The map of a picture (1, C, H, W), or (1, C, L) as one row: channels are its planes."""
+        shape = self.shape(node)
+        if len(shape) not in (3, 4) or shape[0] != 1:
+            raise LacksError(f"reads {shape}: the engine takes one picture here, (1, C, H, W)")
+        size = (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2])
+        return self.laid(node, layout_over(shape, (0, 1)), size)
+
+    def emit(self, node: fx.Node, op: Op, layout: Layout) -> None:
+        """Add an operator whose map the node's output fills in this layout."""
+        self.ops.append(op)
+        self.gives(node, Value(op.y, views.filling(self.shape(node), layout, self.maps[op.y])))
+
+    def gives(self, node: fx.Node, value: Value) -> None:
+        """Say where a node's output lies, or the first of several."""
+        self.values[node] = value
+        if "shape" not in node.meta:
+            self.values.update({user: value for user in node.users if user.args[1] == 0})
+
+    def filled(self, node: fx.Node, layout: Layout, size: tuple[int, int] | None = None) -> int:
+        """A new map for a node's output in a layout."""
+        shape = self.shape(node)
+        planes, _ = views.sizes(shape, layout)
+        return self.new(Map(planes, *(views.picture_size(shape, layout) if size is None else size)))
+
+    def writer(self, node: fx.Node) -> Op | None:
+        """The operator that writes all of what a node gives, if one other node alone reads it and nothing was moved."""
+        value = self.values.get(node)
+        root = source(node)
+        if not isinstance(value, Value) or value.before is not None or self.readers.get(root) != 1:
+            return None
+        if any(key[0][0] == value.map for key in self.moved):
+            return None
+        op = next((op for op in reversed(self.ops) if op.y == value.map), None)
+        return op if op is not None and op.kind != "const" and op.name != "planes" and self.layout(node) else None
+
+
+def source(node: fx.Node) -> fx.Node:
+    """The node that computes what this one is a view of."""
+    while is_renaming(node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def is_renaming(node: Any) -> bool:
+    """Whether a node gives the numbers of its first argument, or some of them, under another shape."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return False
+    return node.target in RENAMINGS or getattr(node.target, "__name__", "") == "getitem"
+
+
+def count_readers(graph: fx.GraphModule) -> dict[fx.Node, int]:
+    """How many nodes read what each node computes, under whatever name, the output of the network among them."""
+    found: dict[fx.Node, int] = {}
+    for node in graph.graph.nodes:
+        if not is_renaming(node):
+            roots = {source(read) for read in node.all_input_nodes}
+            for root in roots:
+                twice = sum(source(read) is root for read in _reads(node))
+                found[root] = found.get(root, 0) + max(1, twice)
+    return found
+
+
+def _reads(node: fx.Node) -> Iterable[fx.Node]:
+    """What a node reads, as often as it stands among its arguments."""
+    leaves = torch.utils._pytree.tree_leaves((node.args, node.kwargs), is_leaf=lambda x: isinstance(x, fx.Node))
+    return (leaf for leaf in leaves if isinstance(leaf, fx.Node))
+
+
+aten = torch.ops.aten
+# Operators of torch that give their first argument's numbers under another shape.
+RENAMINGS: set[Callable] = {
+    aten.view.default, aten._unsafe_view.default, aten.permute.default, aten.transpose.int, aten.t.default,
+    aten.expand.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+    aten.slice.Tensor, aten.select.int, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int,
+    aten.alias.default, aten.detach.default, aten.clone.default, aten._reshape_alias.default, aten.unfold.default,
+    aten.diagonal.default,
+}  # fmt: skip

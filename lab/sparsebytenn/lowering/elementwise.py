@@ -1,0 +1,248 @@
+"""Activations, clamps, sums and products entry by entry, with torch's broadcasting."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from ..packed import Op
+from . import views
+from .builder import FREE, Builder, LacksError, aten
+from .views import Layout, Value
+
+SWAPPED = {"add": "add", "mul": "mul", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
+SIMPLE = {
+    aten.sigmoid.default: "sigmoid", aten.silu.default: "silu", aten.hardsigmoid.default: "hardsigmoid",
+    aten.hardswish.default: "hardswish", aten.tanh.default: "tanh", aten.mish.default: "mish",
+    aten.exp.default: "exp", aten.sqrt.default: "sqrt",
+}  # fmt: skip
+
+
+def simple(b: Builder, node: fx.Node) -> None:
+    """An activation without settings."""
+    activated(b, node, SIMPLE[node.target])  # type: ignore[index]
+
+
+def gelu(b: Builder, node: fx.Node) -> None:
+    activated(b, node, {"none": "gelu", "tanh": "gelu_tanh"}[node.kwargs.get("approximate", "none")])  # type: ignore[index]
+
+
+def elu(b: Builder, node: fx.Node) -> None:
+    if any(float(number) != 1 for number in node.args[1:]):  # type: ignore[arg-type]
+        raise LacksError("is an ELU with other settings than 1")
+    activated(b, node, "elu")
+
+
+def softplus(b: Builder, node: fx.Node) -> None:
+    if tuple(node.args[1:]) not in ((), (1,), (1, 20)):
+        raise LacksError("is a softplus with other settings than 1 and 20")
+    activated(b, node, "softplus")
+
+
+def leaky(b: Builder, node: fx.Node) -> None:
+    slope = node.args[1] if len(node.args) > 1 else 0.01
+    activated(b, node, "prelu", lambda planes: np.full(planes, slope, np.float32))
+
+
+def prelu(b: Builder, node: fx.Node) -> None:
+    """A slope for all, or one for each entry of axis 1."""
+    slopes = b.constant(node.args[1])
+    if slopes is None:
+        raise LacksError("has slopes that are computed")
+    numbers = slopes.detach().double().reshape(-1).numpy().astype(np.float32)
+    if len(numbers) == 1:
+        activated(b, node, "prelu", lambda planes: np.full(planes, numbers[0], np.float32))
+        return
+    x, shape = node.args[0], b.shape(node)
+    layout = views.layout_over(shape, (1,))
+    op = b.writer(x)
+    if op is None or op.act or b.layout(x) != layout:
+        m = b.maps[index := b.laid(x, layout)]
+        b.emit(node, Op("unary", node.name, index, b.new(replace(m)), act="prelu", slopes=numbers), layout)
+        return
+    op.act, op.slopes = "prelu", numbers
+    b.gives(node, b.values[x])
+
+
+def activated(b: Builder, node: fx.Node, act: str, slopes: Callable[[int], np.ndarray] | None = None) -> None:
+    """Have the operator that wrote the input apply an activation, else an operator of its own."""
+    x = node.args[0]
+    op = b.writer(x)
+    if op is None or op.act:
+        op = _unary(b, node)
+    else:
+        b.gives(node, b.values[x])
+    op.act, op.slopes = act, None if slopes is None else slopes(b.maps[op.y].c)
+
+
+def clamped(b: Builder, node: fx.Node) -> None:
+    """Have the operator that wrote the input clamp it; one clamp behind the other is a clamp."""
+    low, high = _limits(node)
+    x = node.args[0]
+    op = b.writer(x)
+    if op is None or op.act:
+        op = _unary(b, node)
+    else:
+        b.gives(node, b.values[x])
+    low, high = np.minimum(np.maximum(op.clamp, low), high)
+    op.clamp = float(low), float(high)
+
+
+def _limits(node: fx.Node) -> tuple[float, float]:
+    given = [*node.args[1:], *node.kwargs.values()]
+    if any(isinstance(limit, (fx.Node, Tensor)) for limit in given):
+        raise LacksError("clamps to numbers that are computed")
+    name = node.target.__name__.split(".")[0]  # type: ignore[union-attr]
+    if name == "relu":
+        return 0.0, np.inf
+    if name == "hardtanh":
+        low, high = (*given, *(-1.0, 1.0)[len(given) :])
+    elif name == "clamp_max":
+        low, high = None, given[0]
+    else:
+        low, high = (*given, None)[:2] if not node.kwargs else (node.kwargs.get("min", (*given, None)[0]), node.kwargs.get("max"))
+    return (-np.inf if low is None else float(low)), (np.inf if high is None else float(high))
+
+
+def _unary(b: Builder, node: fx.Node) -> Op:
+    """An operator of its own that passes on what it reads, so far."""
+    x = node.args[0]
+    layout = b.layout(x) or views.usual_layout(b.shape(x))
+    index = b.laid(x, layout)
+    op = Op("unary", node.name, index, b.new(replace(b.maps[index], at=0)))
+    b.emit(node, op, layout)
+    return op
+
+
+def binary(fn: str) -> Callable[[Builder, fx.Node], None]:
+    """What lowers a node of two operands, of which one may be a number."""
+
+    def lower(b: Builder, node: fx.Node) -> None:
+        first, second = (_operand(b, operand) for operand in node.args[:2])
+        if node.kwargs.get("rounding_mode"):
+            raise LacksError("rounds what it divides")
+        name = fn
+        if (alpha := node.kwargs.get("alpha", 1)) != 1:
+            if not isinstance(second, Tensor):
+                raise LacksError("scales what it adds")
+            second = second * alpha
+        _binary(b, node, name, first, second)
+
+    return lower
+
+
+def rsub(b: Builder, node: fx.Node) -> None:
+    if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
+        raise LacksError("scales what it subtracts")
+    first, second = (_operand(b, operand) for operand in node.args[:2])
+    _binary(b, node, "sub", second, first)
+
+
+def negative(b: Builder, node: fx.Node) -> None:
+    _binary(b, node, "mul", node.args[0], torch.tensor(-1.0))
+
+
+def reciprocal(b: Builder, node: fx.Node) -> None:
+    _binary(b, node, "div", torch.tensor(1.0), node.args[0])
+
+
+def power(b: Builder, node: fx.Node) -> None:
+    x, exponent = node.args[:2]
+    if exponent == 2:
+        _binary(b, node, "mul", x, x)
+    elif exponent == 0.5:
+        activated(b, node, "sqrt")
+    else:
+        raise LacksError(f"is a power of {exponent}")
+
+
+def _operand(b: Builder, operand: Any) -> Any:
+    """A node, or the numbers of what depends on no input."""
+    if isinstance(operand, (int, float)):
+        return torch.tensor(float(operand))
+    return operand if (numbers := b.constant(operand)) is None else numbers
+
+
+def _binary(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> None:
+    shape = b.shape(node)
+    if node.meta.get("dtype", torch.float32) not in (torch.float32, torch.float64):
+        raise LacksError(f"gives {node.meta['dtype']} numbers")
+    if fn == "add" and _taken_in(b, node, first, second):
+        return
+    orders = [(first, second, fn), (second, first, SWAPPED[fn])]
+    whole = [o for o in orders if isinstance(o[0], fx.Node) and b.shape(o[0]) == shape]
+    main, other, name = next((o for o in whole if b.layout(o[0])), (whole or orders[: isinstance(first, fx.Node)] or orders[1:])[0])
+    layout = (b.layout(main) if whole else None) or views.usual_layout(shape)
+    x = b.laid(main, layout) if whole else b.placed(broadcast(b, main, shape), layout)
+    m = b.maps[x]
+    add = other_map(b, other, shape, layout, (m.h, m.w))
+    b.emit(node, Op("binary", node.name, x, b.new(replace(m, at=0)), add=add, fn=name), layout)
+
+
+def other_map(b: Builder, other: Any, shape: tuple[int, ...], layout: Layout, size: tuple[int, int]) -> int:
+    """The map of a second operand: full, a number a plane, a number a pixel, or one number."""
+    own = tuple(other.shape) if isinstance(other, Tensor) else b.shape(other)
+    own = (1,) * (len(shape) - len(own)) + own
+    varies = {axis for axis, count in enumerate(own) if count > 1}
+    if varies <= set(layout.planes) and len(varies) < len([*layout.planes, *layout.pixels]):
+        kept = layout.planes if varies else ()
+        over = tuple(count if axis in kept else 1 for axis, count in enumerate(shape))
+        value = broadcast(b, other, over)
+        a_vector = Layout((), kept)
+        if value.before is None and views.fills(value.view, a_vector, b.maps[value.map]) and b.maps[value.map].c == 1:
+            return value.map
+        return b.placed(value, Layout(kept, ()), (1, 1))
+    a_row_of_planes = (1, size[0] * size[1]) == (size[0], views.sizes(shape, layout)[0])  # would stand for planes
+    if varies <= set(layout.pixels) and layout.planes and not a_row_of_planes:
+        over = tuple(count if axis in layout.pixels else 1 for axis, count in enumerate(shape))
+        return b.placed(broadcast(b, other, over), Layout((), layout.pixels), size)
+    return b.placed(broadcast(b, other, shape), layout, size)
+
+
+def broadcast(b: Builder, operand: Any, shape: tuple[int, ...]) -> Value:
+    """An operand under the shape that it is broadcast to."""
+    if isinstance(operand, Tensor):
+        numbers = operand.expand(shape)
+        return b.written("constant", numbers, views.usual_layout(shape))
+    value = b.resolved(operand)
+    if value.shape == shape:
+        return value
+    return Value(value.map, value.view.expand(shape))
+
+
+def _taken_in(b: Builder, node: fx.Node, first: Any, second: Any) -> bool:
+    """Have the product that was written last, one of the terms of a sum, add the other; whether it does."""
+    if not all(isinstance(term, fx.Node) and b.shape(term) == b.shape(node) for term in (first, second)):
+        return False
+    for last, other in ((first, second), (second, first)):
+        op, layout = b.writer(last), b.layout(last)
+        if op is None or layout is None or b.ops[-1] is not op or op.kind not in ("conv", "pointwise"):
+            continue
+        m, value = b.maps[op.y], b.value(other)
+        lies = value.before is None and views.fills(value.view, layout, b.maps[value.map])
+        if op.add is None and op.clamp == FREE and not op.act and lies and value.map != op.y:
+            if (b.maps[value.map].h, b.maps[value.map].w) == (m.h, m.w):
+                op.add = value.map
+                b.gives(node, b.values[last])
+                return True
+    return False
+
+
+BINARY = {
+    aten.add.Tensor: "add", aten.sub.Tensor: "sub", aten.mul.Tensor: "mul", aten.div.Tensor: "div",
+    aten.add.Scalar: "add", aten.sub.Scalar: "sub", aten.mul.Scalar: "mul", aten.div.Scalar: "div",
+    aten.div.Tensor_mode: "div", aten.maximum.default: "max", aten.minimum.default: "min",
+}  # fmt: skip
+
+LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {
+    **dict.fromkeys(SIMPLE, simple),
+    **{target: binary(fn) for target, fn in BINARY.items()},
+    aten.gelu.default: gelu, aten.elu.default: elu, aten.softplus.default: softplus,
+    aten.leaky_relu.default: leaky, aten._prelu_kernel.default: prelu, aten.rsub.Scalar: rsub, aten.rsub.Tensor: rsub,
+    aten.neg.default: negative, aten.reciprocal.default: reciprocal, aten.pow.Tensor_Scalar: power,
+    aten.relu.default: clamped, aten.hardtanh.default: clamped, aten.clamp.default: clamped,
+    aten.clamp_min.default: clamped, aten.clamp_max.default: clamped,
+}  # fmt: skip

@@ -1,0 +1,189 @@
+"""What only names numbers anew, and what really moves them: concatenation, padding, shuffles, rolls."""
+
+import itertools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from . import views
+from .builder import RENAMINGS, Builder, LacksError, aten
+from .views import Layout, Value, layout_over
+
+
+def renamed(b: Builder, node: fx.Node) -> None:
+    """A view, as torch has it; a reshape that strides cannot express is left to whoever reads it."""
+    x = node.args[0]
+    if node.target in (aten.clone.default, aten.detach.default, aten.alias.default):
+        b.values[node] = b.values[x] if x in b.values else b.value(x)  # type: ignore[index, arg-type]
+        return
+    is_reshape = node.target in (aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default)
+    value = b.value(x)  # type: ignore[arg-type]
+    if is_reshape:
+        b.values[node] = _reshape(value, b.shape(node))
+        return
+    value = b.resolved(x)  # type: ignore[arg-type]
+    made = node.target(value.view, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    if isinstance(made, Tensor):
+        b.values[node] = Value(value.map, made)
+    else:
+        b.values[node] = tuple(Value(value.map, part) for part in made)
+
+
+def _reshape(value: Value, shape: tuple[int, ...]) -> Value:
+    if value.before is not None:  # of a reshape
+        whole = torch.empty(value.before.shape, device="meta")
+        if shape == value.before.shape:
+            return value.before
+        return Value(-1, whole.reshape(shape), value.before)
+    if (view := views.reshaped(value.view, shape)) is not None:
+        return Value(value.map, view)
+    return Value(-1, torch.empty(shape, device="meta"), value)
+
+
+def picked(b: Builder, node: fx.Node) -> None:
+    """One of several outputs."""
+    parts = b.values.get(node.args[0])  # type: ignore[arg-type]
+    if isinstance(parts, tuple):
+        b.values[node] = parts[node.args[1]]  # type: ignore[index]
+    elif node not in b.values:
+        raise LacksError(f"is output {node.args[1]} of {node.args[0]}, which the engine does not give")
+
+
+def cat(b: Builder, node: fx.Node) -> None:
+    axis = node.args[1] if len(node.args) > 1 else 0
+    parts = [operand for operand in node.args[0] if 0 not in b.shape(operand)]  # type: ignore[union-attr]
+    _joined(b, node, [b.resolved(operand) for operand in parts], axis % len(b.shape(node)))  # type: ignore[operator]
+
+
+def stack(b: Builder, node: fx.Node) -> None:
+    axis = (node.args[1] if len(node.args) > 1 else 0) % len(b.shape(node))  # type: ignore[operator]
+    values = [b.resolved(operand) for operand in node.args[0]]  # type: ignore[union-attr]
+    _joined(b, node, [Value(value.map, value.view.unsqueeze(axis)) for value in values], axis)
+
+
+def _joined(b: Builder, node: fx.Node, values: list[Value], axis: int) -> None:
+    """Values one behind the other along an axis, in the layout of the largest."""
+    shape = b.shape(node)
+    largest = max(values, key=lambda value: value.view.numel())
+    layout = _with_axes(shape, views.layout_of(largest.view, b.maps[largest.map]))
+    y = b.filled(node, layout)
+    to, at, parts = views.filling(shape, layout, b.maps[y]), 0, []
+    for value in values:
+        count = value.shape[axis]
+        parts.append((value, to.narrow(axis, at, count)))
+        at += count
+    b.move(y, parts, name=node.name)
+    b.gives(node, Value(y, to))
+
+
+def _with_axes(shape: tuple[int, ...], layout: Layout | None) -> Layout:
+    """The layout, and among its planes the axes that have more than one entry in a shape alone."""
+    if layout is None:
+        return views.usual_layout(shape)
+    lacking = [a for a, count in enumerate(shape) if count > 1 and a not in (*layout.planes, *layout.pixels)]
+    return layout_over(shape, (*lacking, *layout.planes), layout.pixels)
+
+
+def pad(b: Builder, node: fx.Node) -> None:
+    """Constant padding; where it is negative, rows go."""
+    x, pads = node.args[:2]
+    fill = float(node.args[2]) if len(node.args) > 2 else 0.0  # type: ignore[arg-type]
+    value, shape = b.resolved(x), b.shape(node)  # type: ignore[arg-type]
+    layout = _with_axes(shape, views.layout_of(value.view, b.maps[value.map]))
+    y = b.filled(node, layout)
+    to = whole = views.filling(shape, layout, b.maps[y])
+    view = value.view
+    for i in range(len(pads) // 2):  # type: ignore[arg-type]
+        axis, before, after = view.dim() - 1 - i, pads[2 * i], pads[2 * i + 1]  # type: ignore[index]
+        inside = view.shape[axis] + min(before, 0) + min(after, 0)
+        view, to = view.narrow(axis, max(-before, 0), inside), to.narrow(axis, max(before, 0), inside)
+    b.move(y, [(Value(value.map, view), to)], fill, node.name)
+    b.gives(node, Value(y, whole))
+
+
+def shuffled(axes: Callable[[tuple[int, ...], int], tuple[tuple[int, ...], tuple[int, ...]]]) -> Callable:
+    """A reshape, a permutation and a reshape: `axes(shape, setting)` says to which shape and in which order."""
+
+    def lower(b: Builder, node: fx.Node) -> None:
+        x, setting = node.args[:2]
+        apart, order = axes(b.shape(x), setting)  # type: ignore[arg-type]
+        value = b.resolved(x)  # type: ignore[arg-type]
+        if (view := views.reshaped(value.view, apart)) is None:
+            raise LacksError("takes apart numbers that do not lie in order")
+        b.values[node] = Value(-1, torch.empty(b.shape(node), device="meta"), Value(value.map, view.permute(order)))
+
+    return lower
+
+
+def _pixel_shuffle(shape: tuple[int, ...], r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    *front, c, h, w = shape
+    n = len(front)
+    return (*front, c // r**2, r, r, h, w), (*range(n), n, n + 3, n + 1, n + 4, n + 2)
+
+
+def _pixel_unshuffle(shape: tuple[int, ...], r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    *front, c, h, w = shape
+    n = len(front)
+    return (*front, c, h // r, r, w // r, r), (*range(n), n, n + 2, n + 4, n + 1, n + 3)
+
+
+def _channel_shuffle(shape: tuple[int, ...], groups: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    n, c, *rest = shape
+    return (n, groups, c // groups, *rest), (0, 2, 1, *range(3, 3 + len(rest)))
+
+
+def roll(b: Builder, node: fx.Node) -> None:
+    """Each axis in two parts that change places."""
+    x, shifts, axes = (*node.args, [])[:3]
+    shape = b.shape(node)
+    value = b.resolved(x)  # type: ignore[arg-type]
+    if not axes:
+        raise LacksError("rolls numbers as if they were one axis")
+    layout = _with_axes(shape, views.layout_of(value.view, b.maps[value.map]))
+    y = b.filled(node, layout)
+    to = views.filling(shape, layout, b.maps[y])
+    cuts = []  # of each axis that rolls: (axis, from, to, count) of its parts
+    for shift, axis in zip(shifts, axes, strict=True):  # type: ignore[call-overload]
+        n, a = shape[axis], axis % len(shape)
+        s = shift % n
+        cuts.append([cut for cut in ((a, 0, s, n - s), (a, n - s, 0, s)) if cut[3]])
+    parts = []
+    for chosen in itertools.product(*cuts):
+        source, target = value.view, to
+        for axis, from_, at, count in chosen:
+            source, target = source.narrow(axis, from_, count), target.narrow(axis, at, count)
+        parts.append((Value(value.map, source), target))
+    b.move(y, parts, name=node.name)
+    b.gives(node, Value(y, to))
+
+
+def repeat(b: Builder, node: fx.Node) -> None:
+    """Each axis so many times: axes of stride 0 in front of it."""
+    x, counts = node.args[:2]
+    value = b.resolved(x)  # type: ignore[arg-type]
+    rank = len(counts)  # type: ignore[arg-type]
+    view = value.view[(None,) * (2 * rank - value.view.dim())]
+    order = [a for axis in range(rank) for a in (axis, rank + axis)]
+    spread = view.permute(order).expand([n for pair in zip(counts, view.shape[rank:], strict=True) for n in pair])  # type: ignore[call-overload]
+    b.values[node] = Value(-1, torch.empty(b.shape(node), device="meta"), Value(value.map, spread))
+
+
+def cast(b: Builder, node: fx.Node) -> None:
+    """A change of device or of layout in memory; the engine has one kind of number."""
+    x = node.args[0]
+    if node.meta["dtype"] != x.meta["dtype"]:  # type: ignore[union-attr]
+        raise LacksError(f"turns {x.meta['dtype']} numbers into {node.meta['dtype']}")  # type: ignore[union-attr]
+    b.values[node] = b.value(x)  # type: ignore[arg-type]
+
+
+LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {
+    **dict.fromkeys(RENAMINGS, renamed),
+    operator.getitem: picked, aten.cat.default: cat, aten.stack.default: stack, aten.constant_pad_nd.default: pad,
+    aten.pixel_shuffle.default: shuffled(_pixel_shuffle), aten.pixel_unshuffle.default: shuffled(_pixel_unshuffle),
+    aten.channel_shuffle.default: shuffled(_channel_shuffle),
+    aten.native_channel_shuffle.default: shuffled(_channel_shuffle), aten.roll.default: roll,
+    aten.repeat.default: repeat, aten._to_copy.default: cast,
+}  # fmt: skip
