@@ -23,7 +23,7 @@ import torch
 
 import lab
 
-from . import attempts
+from . import attempts, weights
 from .networks import Network, by_name
 
 REFUSALS = (ValueError, TypeError, FloatingPointError)  # what the lab raises, in one line
@@ -58,7 +58,7 @@ def built(network: Network) -> tuple[torch.nn.Module, torch.Tensor]:
         torch.manual_seed(0)
         model = network.build()
     x = network.images()
-    return attempts.lively(model, x), x
+    return weights.lively(model, x), x
 
 
 def _guarded(network: Network, model: torch.nn.Module, x: torch.Tensor, method: str) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _status(field: str) -> int:
 
 def _outcome(error: Exception) -> str:
     """Whether outputs differ, memory ran out, the lab refused in one line, or something broke."""
-    if isinstance(error, attempts.Different):
+    if isinstance(error, weights.Different):
         return "different"
     if isinstance(error, MemoryError) or any(words in str(error) for words in OF_TORCH):
         return "memory"
@@ -143,5 +143,5 @@ def _where(error: Exception) -> str:
 
 def in_one_line(error: BaseException) -> str:
     """An error as one line of at most 200 letters; its kind, where it is none that the lab raises on purpose."""
-    kind = "" if isinstance(error, (*REFUSALS, attempts.Different)) else f"{type(error).__name__}: "
+    kind = "" if isinstance(error, (*REFUSALS, weights.Different)) else f"{type(error).__name__}: "
     return (kind + " ".join(str(error).split()))[:200]
