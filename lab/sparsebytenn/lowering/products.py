@@ -45,7 +45,7 @@ def convolution(b: Builder, node: fx.Node) -> None:
         b.emit(node, op, layout)
         return
     if (op.k, op.stride, op.pad) == ((1, 1), (1, 1), (0, 0)) and not is_interleaved and _size(b, node) == _size(b, x):
-        op.kind, op.x = "pointwise", b.laid(x, layout)
+        op.kind, op.x = "pointwise", b.laid(x, layout_over(b.shape(x), (0, 1)))
     op.bias = offsets
     _product(b, node, op, ungrouped(w, groups).reshape(len(w), -1), layout)
 
