@@ -170,7 +170,7 @@ def _binary(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> None
     shape = b.shape(node)
     if node.meta.get("dtype", torch.float32) not in (torch.float32, torch.float64):
         raise LacksError(f"gives {node.meta['dtype']} numbers")
-    if fn == "add" and _taken_in(b, node, first, second):
+    if _folded(b, node, fn, first, second) or (fn == "add" and _taken_in(b, node, first, second)):
         return
     orders = [(first, second, fn), (second, first, SWAPPED[fn])]
     whole = [o for o in orders if isinstance(o[0], fx.Node) and b.shape(o[0]) == shape]
@@ -180,6 +180,32 @@ def _binary(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> None
     m = b.maps[x]
     add = other_map(b, other, shape, layout, (m.h, m.w))
     b.emit(node, Op("binary", node.name, x, b.new(replace(m, at=0)), add=add, fn=name), layout)
+
+
+def _folded(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> bool:
+    """Fold a number a row into the product that wrote the other operand: a sum into its bias, a factor into its rows."""
+    x, numbers = (first, second) if isinstance(second, Tensor) else (second, first)
+    if not isinstance(x, fx.Node) or not isinstance(numbers, Tensor) or b.shape(x) != b.shape(node):
+        return False
+    op, layout = b.writer(x), b.layout(x)
+    if op is None or layout is None or op.y not in b.matrices or op.act or op.clamp != FREE or op.add is not None:
+        return False
+    if fn in ("sub", "div", "max", "min") and (x is second or fn in ("max", "min")):
+        return False
+    shape, rows = b.shape(x), layout.pixels if op.kind == "linear" else layout.planes
+    own = (1,) * (len(shape) - numbers.dim()) + tuple(numbers.shape)
+    if any(count > 1 and axis not in rows for axis, count in enumerate(own)):
+        return False
+    wide = numbers.double().reshape(own).expand([count if axis in rows else 1 for axis, count in enumerate(shape)])
+    others = [axis for axis in range(len(shape)) if axis not in rows]
+    row = wide.permute(*others, *rows).reshape(-1).numpy()
+    if fn in ("add", "sub"):
+        op.bias = op.bias + (row if fn == "add" else -row)
+    else:
+        factor = row if fn == "mul" else 1 / row
+        b.matrices[op.y], op.bias = b.matrices[op.y] * factor[:, None], op.bias * factor
+    b.gives(node, b.values[x])
+    return True
 
 
 def other_map(b: Builder, other: Any, shape: tuple[int, ...], layout: Layout, size: tuple[int, int]) -> int:

@@ -81,11 +81,12 @@ def softmax(b: Builder, node: fx.Node) -> None:
         others = [a for a in layout.planes if a != axis]
         layout = Layout((*others, axis), tuple(a for a in layout.pixels if a != axis))
     index = b.laid(x, layout)
-    m = b.maps[index]
-    b.emit(node, Op("softmax", node.name, index, b.new(Map(m.c, m.h, m.w)), planes=shape[axis]), layout)
+    m, fn = b.maps[index], "safe" if node.target is aten._safe_softmax.default else ""
+    b.emit(node, Op("softmax", node.name, index, b.new(Map(m.c, m.h, m.w)), planes=shape[axis], fn=fn), layout)
 
 
 LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {
     aten.native_batch_norm.default: batch_norm, aten.native_layer_norm.default: layer_norm,
     aten.native_group_norm.default: group_norm, aten._softmax.default: softmax,
+    aten._safe_softmax.default: softmax,
 }  # fmt: skip
