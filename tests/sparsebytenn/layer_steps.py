@@ -153,7 +153,7 @@ def layer_norm_of_planes(d: Draft) -> int:
 MODULES = (
     nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.GELU, nn.Tanh, nn.ELU, nn.Mish,
     nn.Softplus, nn.LeakyReLU, nn.Identity, nn.Dropout, partial(nn.GELU, "tanh"), partial(nn.LeakyReLU, 0.3),
-    partial(nn.Hardtanh, -0.5, 0.7), partial(nn.ELU, 0.5),
+    partial(nn.Hardtanh, -0.5, 0.7),
 )  # fmt: skip
 IN_PLACE = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU)
 FUNCTIONS = {

@@ -175,7 +175,7 @@ def linear(b: Builder, node: fx.Node) -> None:
     if left is None and right is None:
         if bias:
             raise LacksError("adds to a product of two computed matrices")
-        _multiplied(b, node, *(_batched(b, operand) for operand in (first, second)))
+        _multiplied(b, node, *_stacks(b, first, second))
         return
     if bias and (b.constant(bias[0]) is None or b.constant(bias[0]).numel() != b.shape(node)[-1] or right is None):
         raise LacksError("adds what is no bias of its rows")
@@ -225,7 +225,18 @@ def _flattened(b: Builder, value: Value) -> int | None:
 
 def products(b: Builder, node: fx.Node) -> None:
     """bmm: matrices (B, M, K) and (B, K, N)."""
-    _multiplied(b, node, *(_batched(b, operand) for operand in node.args[:2]))
+    _multiplied(b, node, *_stacks(b, *node.args[:2]))
+
+
+def _stacks(b: Builder, one: fx.Node, other: fx.Node) -> tuple[Value, Value]:
+    """Two stacks of matrices under one (b1, b2, ...): a stack that is one axis is split as the other is."""
+    first, second = _batched(b, one), _batched(b, other)
+    if first.shape[0] == 1:
+        return Value(first.map, first.view.view(*second.shape[:2], *first.shape[2:])), second
+    if second.shape[:2] != first.shape[:2]:
+        value = b.resolved(other)
+        second = Value(value.map, value.view.view(*first.shape[:2], *second.shape[2:]))
+    return first, second
 
 
 def _batched(b: Builder, operand: fx.Node) -> Value:
