@@ -135,6 +135,39 @@ def _channel_shuffle(shape: tuple[int, ...], groups: int) -> tuple[tuple[int, ..
     return (n, groups, c // groups, *rest), (0, 2, 1, *range(3, 3 + len(rest)))
 
 
+def scatter(b: Builder, node: fx.Node) -> None:
+    """A vector with a part of it overwritten at constant places, as what worked in place is written out of place."""
+    base, axis, index, part = node.args
+    where = b.constant(index)
+    if axis != 0 or len(b.shape(node)) != 1 or where is None:
+        raise LacksError("scatters along an axis, or to places that are computed")
+    y = b.filled(node, layout_over(b.shape(node), ()))
+    whole = views.filling(b.shape(node), layout_over(b.shape(node), ()), b.maps[y])
+    (first, at_first), (second, _) = _unflattened(b, base, whole), _unflattened(b, part, whole[: where.numel()])  # type: ignore[arg-type]
+    steps, start = _steps(where.reshape(second.shape)), int(where.flatten()[0])
+    b.move(y, [(first, at_first), (second, whole.as_strided(second.shape, steps, start))], 0.0, node.name)
+    b.gives(node, Value(y, whole))
+
+
+def _unflattened(b: Builder, node: fx.Node, to: Tensor) -> tuple[Value, Tensor]:
+    """What a vector has the numbers of, and the places that they go to, under its shape."""
+    value = b.value(node)
+    if value.before is None or value.before.before is not None:
+        return b.resolved(node), to
+    return value.before, to.view(value.before.shape)
+
+
+def _steps(where: Tensor) -> list[int]:
+    """The stride of each axis of places that lie at even distances."""
+    steps = [int((where.select(a, 1) - where.select(a, 0)).flatten()[0]) if n > 1 else 0 for a, n in enumerate(where.shape)]
+    even = where.flatten()[0].clone()
+    for axis, (n, step) in enumerate(zip(where.shape, steps, strict=True)):
+        even = even + step * torch.arange(n).view([-1 if a == axis else 1 for a in range(where.dim())])
+    if min(steps, default=0) < 0 or not torch.equal(even.expand(where.shape), where):
+        raise LacksError("scatters to places that do not lie at even distances")
+    return steps
+
+
 def roll(b: Builder, node: fx.Node) -> None:
     """Each axis in two parts that change places."""
     x, shifts, axes = (*node.args, [])[:3]
@@ -185,5 +218,5 @@ LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {
     aten.pixel_shuffle.default: shuffled(_pixel_shuffle), aten.pixel_unshuffle.default: shuffled(_pixel_unshuffle),
     aten.channel_shuffle.default: shuffled(_channel_shuffle),
     aten.native_channel_shuffle.default: shuffled(_channel_shuffle), aten.roll.default: roll,
-    aten.repeat.default: repeat, aten._to_copy.default: cast,
+    aten.repeat.default: repeat, aten.scatter.src: scatter, aten._to_copy.default: cast,
 }  # fmt: skip

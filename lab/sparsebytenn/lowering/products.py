@@ -244,9 +244,8 @@ def _batched(b: Builder, operand: fx.Node) -> Value:
     value = b.value(operand)
     before = value.before
     if before is not None and before.before is None and len(before.shape) >= 4:
-        shape = before.shape[-4:]
         if before.shape[-2:] == value.shape[-2:] and all(side == 1 for side in before.shape[:-4]):
-            return Value(before.map, before.view.view(shape) if len(before.shape) == 4 else before.view[(0,) * (len(before.shape) - 4)])
+            return Value(before.map, before.view[(0,) * (len(before.shape) - 4)])
     value = b.resolved(operand)
     return Value(value.map, value.view[(None,) * (4 - len(value.shape))])
 
@@ -258,6 +257,8 @@ def _multiplied(b: Builder, node: fx.Node, first: Value, second: Value) -> None:
     the columns of the first. A softmax over the columns that follows wants the transposed one, whose planes they are.
     """
     shape = b.shape(node)
+    batch = max(first.shape[:2], second.shape[:2])  # (b1, b2), or (1, b1 * b2) of one of them
+    first, second = (Value(each.map, each.view.view(*batch, *each.shape[2:])) for each in (first, second))
     can_transpose = first.view.stride(2) == 1 or first.shape[2] == 1
     if can_transpose and (second.view.stride(3) != 1 or _softmax_follows(node)):
         index = multiplied(b, node.name, _turned(second), _turned(first))

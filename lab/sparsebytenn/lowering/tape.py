@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ...core.batch import Example
+from ...core.errors import first_line
 from ...core.graph.tracing import arguments_of, module_of, trace
 
 # They read a tensor's shape alone: what they give is the same for every input.
@@ -32,8 +33,11 @@ def recorded(model: nn.Module, example: Example) -> fx.GraphModule:
     arguments = arguments_of(graph, example)
     for node, value in zip((n for n in graph.graph.nodes if n.op == "placeholder"), arguments, strict=False):
         tape.reads(node.name, value)
-    with torch.no_grad(), tape:
-        output = _Walk(graph, tape).run(*arguments)
+    try:
+        with torch.no_grad(), tape:
+            output = _Walk(graph, tape).run(*arguments)
+    except ValueError as error:
+        raise ValueError(first_line(error)) from error
     return tape.finished(output)
 
 
@@ -76,13 +80,28 @@ class _Tape(TorchDispatchMode):
         return output
 
     def _writes(self, func: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        if func is torch.ops.aten.as_strided_.default and output.shape == self.nodes[id(args[0])].meta["shape"]:
+            return  # strides of another order, which mean nothing here
         if func._schema.is_mutable:
             raise ValueError(f"{self.layer} ({self.origin}) works in place: write it out of place")
-        node = self.graph.call_function(func, *tree_map(self._node, (args, kwargs)))
+        args, kwargs = tree_map(self._node, (args, kwargs))
+        node = self.graph.call_function(func, *self._unscaled(func, args, kwargs))
         self._holds(output, node)
         for i, part in enumerate(output if isinstance(output, (tuple, list)) else ()):
             if isinstance(part, Tensor):
                 self._holds(part, self.graph.call_function(operator.getitem, (node, i)))
+
+    def _unscaled(self, func: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The arguments of x + alpha y as those of a sum, alpha y a product before it."""
+        alpha = kwargs.pop("alpha", 1)
+        if func._schema.name not in ("aten::add", "aten::sub") or alpha == 1:
+            return args, kwargs | ({} if alpha == 1 else {"alpha": alpha})
+        first, other, *_ = args
+        if not isinstance(other, fx.Node):
+            return (first, other * alpha), kwargs
+        scaled = self.graph.call_function(torch.ops.aten.mul.Tensor, (other, alpha))
+        scaled.meta |= other.meta | {"layer": self.layer, "origin": self.origin}
+        return (first, scaled), kwargs
 
     def _holds(self, value: Any, node: fx.Node) -> None:
         node.meta |= {"layer": self.layer or node.name, "origin": self.origin}
