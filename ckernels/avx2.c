@@ -12,11 +12,18 @@
 #include "depthwise_f32.h"
 #include "im2col_f32.h"
 #include "vector_f32.h"
+#include "unary_f32.h"
+#include "binary_f32.h"
+#include "pool_f32.h"
+#include "move_f32.h"
+#include "resize_f32.h"
+#include "norm_f32.h"
 #define NAME(function) function##_pairs
 #define U8S8_MAXV 2
 #define DOT_PAIRS(a, b) (I)_mm256_madd_epi16((__m256i)(a), (__m256i)(b))
 #include "u8s8.h"
-const isa isa_avx2 = {"avx2", LANES, spmm, depthwise, im2col, gemv, mean, add, peak, quantise_pairs, spmm_pairs};
+const isa isa_avx2 = {"avx2", LANES, spmm, depthwise, im2col, gemv, mean, peak, quantise_pairs, spmm_pairs,
+                       MAP_KERNELS};
 
 #if defined __clang__
 #pragma clang attribute pop
@@ -31,7 +38,8 @@ const isa isa_avx2 = {"avx2", LANES, spmm, depthwise, im2col, gemv, mean, add, p
 #define U8S8_MAXV 3
 #define DOT_VNNI
 #include "u8s8.h"
-const isa isa_avx2vnni = {"avx2vnni", LANES, spmm, depthwise, im2col, gemv, mean, add, peak, quantise_vnni, spmm_vnni};
+const isa isa_avx2vnni = {"avx2vnni", LANES, spmm, depthwise, im2col, gemv, mean, peak, quantise_vnni, spmm_vnni,
+                       MAP_KERNELS};
 #if defined __clang__
 #pragma clang attribute pop
 #endif

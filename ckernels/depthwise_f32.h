@@ -2,22 +2,23 @@
 
    Any window: the rows that a row tile reads are copied once into the workspace, each with its zeros around it and, for
    stride 2, its even and odd columns apart; then every tap is a plain vector load, shared by up to four output rows.
-   3 x 3 with zeros one deep, further below: no workspace, each input row is read once as three shifted vectors.
+   3 x 3 with zeros one deep all around, further below: no workspace, each input row is read once as three shifted vectors.
 
    A padded row of the workspace is 16 floats that end in the zeros to the left, the pixels from a cache line's start on,
    and 16 floats that begin with the zeros to the right. Vectors may copy more than a row: what that spoils is written after
    it, or lies in lanes that nobody keeps. */
 #define LEFT_MARGIN 16
 
-INLINE void depthwise_zeros(float *line, ptrdiff_t n, int pad) {
-    for (int p = 1; p <= pad; p++) line[LEFT_MARGIN - p] = line[LEFT_MARGIN + n + p - 1] = 0.0f;
+/* As many zeros on both sides as any window of k columns reaches. */
+INLINE void depthwise_zeros(float *line, ptrdiff_t n, int k) {
+    for (int p = 1; p <= k; p++) line[LEFT_MARGIN - p] = line[LEFT_MARGIN + n + p - 1] = 0.0f;
 }
 
 /* One row of w pixels into a padded row; at stride 2 its even columns into one, its odd ones `half` floats on. */
-INLINE void depthwise_line(const int stride, const float *from, ptrdiff_t w, int pad, float *line, ptrdiff_t half) {
+INLINE void depthwise_line(const int stride, const float *from, ptrdiff_t w, int k, float *line, ptrdiff_t half) {
     if (stride == 1) {
         for (ptrdiff_t x = 0; x < w; x += LANES) store(line + LEFT_MARGIN + x, load(from + x));
-        depthwise_zeros(line, w, pad);
+        depthwise_zeros(line, w, k);
         return;
     }
     ptrdiff_t x = 0;
@@ -31,8 +32,8 @@ INLINE void depthwise_line(const int stride, const float *from, ptrdiff_t w, int
         store(line + LEFT_MARGIN + x / 2, EVEN(a, a));
         store(line + half + LEFT_MARGIN + x / 2, ODD(a, a));
     }
-    depthwise_zeros(line, (w + 1) / 2, pad);
-    depthwise_zeros(line + half, w / 2, pad);
+    depthwise_zeros(line, (w + 1) / 2, k);
+    depthwise_zeros(line + half, w / 2, k);
 }
 
 /* All rows that output rows top .. bottom - 1 of a channel read, those outside the map as zeros. */
@@ -40,7 +41,7 @@ INLINE void depthwise_fill_workspace(const int stride, const depthwise_f32 *s, c
     const int first = s->top * stride - s->pad, rows = (s->bottom - s->top - 1) * stride + s->k;
     float *line = s->workspace;
     for (int y = first; y < first + rows; y++, line += pitch) {
-        if (y >= 0 && y < s->h) depthwise_line(stride, plane + (ptrdiff_t)y * s->w, s->w, s->pad, line, pitch / 2);
+        if (y >= 0 && y < s->h) depthwise_line(stride, plane + (ptrdiff_t)y * s->w, s->w, s->k, line, pitch / 2);
         else
             for (ptrdiff_t x = 0; x < pitch; x += LANES) store(line + x, (V){0});
     }
@@ -77,13 +78,13 @@ INLINE void depthwise_rows(const int k, const int stride, const int odd, const i
 INLINE void depthwise_row_tile(const int k, const int stride, const int odd, const int rows_at_once,
                                const depthwise_f32 *s) {
     const ptrdiff_t pitch = depthwise_pitch(s->w, stride);
-    const float *in = s->workspace + LEFT_MARGIN - (stride == 1 ? s->pad : (s->pad + odd) / 2);
+    const float *in = s->workspace + LEFT_MARGIN - (stride == 1 ? s->pad_w : (s->pad_w + odd) / 2);
     const int rows = s->bottom - s->top;
     for (int c = 0; c < s->c; c++) {
         const float *weight = s->weight + c * k * k;
         float *y = s->y + c * s->y_pitch;
         const V bias = splat(s->bias[c]);
-        V taps[25];
+        V taps[49];
         UNROLL for (int t = 0; t < k * k; t++) taps[t] = splat(weight[t]);
         depthwise_fill_workspace(stride, s, s->x + c * s->x_pitch, pitch);
         int r = 0;
@@ -95,7 +96,7 @@ INLINE void depthwise_row_tile(const int k, const int stride, const int odd, con
     }
 }
 
-/* -- 3 x 3 with zeros one deep, which is nearly all there is: down a column of vectors, each row read once --------------- */
+/* -- 3 x 3 with zeros one deep all around, which is nearly all there is: down a column of vectors, each row read once --------------- */
 
 typedef struct {
     V left, mid, right;
@@ -189,17 +190,21 @@ INLINE void depthwise_columns(const int stride, const depthwise_f32 *s) {
 }
 
 static void depthwise(const depthwise_f32 *s) {
-    if (s->k == 3 && s->pad == 1) {
+    const int is_wide = s->out_w == (s->w - 1) / s->stride + 1 && (s->bottom - 1) * s->stride < s->h;
+    if (s->k == 3 && s->pad == 1 && s->pad_w == 1 && is_wide) {
         if (s->stride == 1) depthwise_columns(1, s);
         else depthwise_columns(2, s);
         return;
     }
-    switch (4 * s->k + 2 * (s->stride - 1) + s->pad % 2 * (s->stride - 1)) {
+    switch (4 * s->k + 2 * (s->stride - 1) + s->pad_w % 2 * (s->stride - 1)) {
         case 12: depthwise_row_tile(3, 1, 0, 4, s); break;
         case 14: depthwise_row_tile(3, 2, 0, 2, s); break;
         case 15: depthwise_row_tile(3, 2, 1, 2, s); break;
         case 20: depthwise_row_tile(5, 1, 0, 2, s); break;
         case 22: depthwise_row_tile(5, 2, 0, 1, s); break;
         case 23: depthwise_row_tile(5, 2, 1, 1, s); break;
+        case 28: depthwise_row_tile(7, 1, 0, 2, s); break;
+        case 30: depthwise_row_tile(7, 2, 0, 1, s); break;
+        case 31: depthwise_row_tile(7, 2, 1, 1, s); break;
     }
 }

@@ -64,6 +64,15 @@ int64_t depthwise_pitch(int w, int stride) {
     return (((pixels > 16 ? pixels : 16) + 15) / 16 * 16 + 32) * (int64_t)stride;
 }
 
+/* A row between margins, where a vector may read 5 more from any pixel on, and a number for each column of the output. */
+int64_t line_workspace(int w, int out_w) { return (w + 15ll) / 16 * 16 + 96 + (out_w + 15ll) / 16 * 16 + 16; }
+
+/* A's rows as blocks of 4, and their biases, which are 0; four rows of the product; a count for each k-tile and group. */
+int64_t matmul_workspace(int m, int k, int n) {
+    const int64_t groups = (m + 3) / 4, k_tiles = (k + MATMUL_K_TILE - 1) / MATMUL_K_TILE;
+    return 4 * groups * (k + 1ll) + 4 * ((n + 15ll) / 16 * 16 + 16) + groups * k_tiles;
+}
+
 /* As many padded rows as `rows` output rows read. */
 int64_t depthwise_workspace(int w, int k, int stride, int rows) {
     return depthwise_pitch(w, stride) * ((int64_t)(rows - 1) * stride + k);

@@ -136,6 +136,22 @@ INLINE V square_load(const float *p, ptrdiff_t pitch) { return p[pitch] - (V){0}
 INLINE void square_store(float *p, ptrdiff_t pitch, V v) { p[pitch] = v[0]; }
 #endif
 
+/* The square root of each lane. */
+#if defined __AVX512F__ && LANES == 16
+INLINE V vsqrt(V v) { return (V)_mm512_sqrt_ps((__m512)v); }
+#elif defined __AVX2__ && LANES == 8
+INLINE V vsqrt(V v) { return (V)_mm256_sqrt_ps((__m256)v); }
+#elif defined __aarch64__
+INLINE V vsqrt(V v) { return (V)vsqrtq_f32((float32x4_t)v); }
+#else
+INLINE V vsqrt(V v) { return __builtin_elementwise_sqrt(v); } /* clang's, for browsers */
+#endif
+
+/* a in the lanes of a mask, b in the others; and the greater and the less of two, of which NaN is both. */
+INLINE V choose(Mask mask, V a, V b) { return (V)((mask & (Mask)a) | (~mask & (Mask)b)); }
+INLINE V greater(V a, V b) { return choose(a == a, vmax(a, b), a); }
+INLINE V less(V a, V b) { return choose(a == a, vmin(a, b), a); }
+
 INLINE V clamp(V v, V lo, V hi) { return vmin(hi, vmax(lo, v)); }
 INLINE float clamp1(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
 

@@ -23,22 +23,24 @@ typedef struct {
     float lo, hi;
 } spmm_f32;
 
-/* Rows top .. bottom - 1 of a k x k depthwise convolution of c channels, k = 3 or 5, stride 1 or 2, zeros `pad` deep
-   around the planes x (c, h, w). A plane of y (c, bottom - top, out_w) gets its rows without a gap, and up to 16 floats
-   behind them are overwritten. weight (c, k * k), bias (c). workspace holds depthwise_workspace() floats. */
+/* Rows top .. bottom - 1 of a k x k depthwise convolution of c channels, k = 3, 5 or 7, stride 1 or 2, of planes x
+   (c, h, w) with `pad` rows of zeros above and pad_w columns to the left, both below k; below and to the right are as many
+   as out_w and bottom ask for, where every window begins before x ends. A plane of y (c, bottom - top, out_w) gets its rows
+   without a gap, and up to 16 floats behind them are overwritten. weight (c, k * k), bias (c). workspace holds
+   depthwise_workspace() floats. */
 typedef struct {
-    int32_t c, h, w, k, stride, pad, out_w, top, bottom;
+    int32_t c, h, w, k, stride, pad, pad_w, out_w, top, bottom;
     int64_t x_pitch, y_pitch;
     const float *x, *weight, *bias;
     float *y, *workspace;
     float lo, hi;
 } depthwise_f32;
 
-/* Rows top .. bottom - 1 of a k x k convolution's output, laid out for spmm_f32: row (c * k + i) * k + j of y holds the
-   (bottom - top) * out_w pixels that tap (i, j) of input channel c meets. x is planes (x_channel = pitch, x_pixel = 1) or
-   pixels of interleaved channels (x_channel = 1, x_pixel = c). */
+/* Rows top .. bottom - 1 of a convolution's output, its window k rows x k_w columns, laid out for spmm_f32: row
+   (c * k + i) * k_w + j of y holds the (bottom - top) * out_w pixels that tap (i, j) of input channel c meets, zeros outside
+   of x. x is planes (x_channel = pitch, x_pixel = 1) or pixels of interleaved channels (x_channel = 1, x_pixel = c). */
 typedef struct {
-    int32_t c, h, w, k, stride, pad, out_w, top, bottom;
+    int32_t c, h, w, k, k_w, stride, stride_w, pad, pad_w, dilation, dilation_w, out_w, top, bottom;
     int64_t x_channel, x_pixel, y_pitch;
     const float *x;
     float *y;
@@ -55,19 +57,87 @@ typedef struct {
     float lo, hi;
 } gemv_f32;
 
-/* y[c] = the mean of the n pixels of plane c; y = clamp(a + b), n floats. */
+/* y[c] = the mean of the n pixels of plane c. */
 typedef struct {
     int32_t c, n;
     int64_t x_pitch;
     const float *x;
     float *y;
 } mean_f32;
+
+/* y = act(clamp(x)), c planes of n pixels; x and y may be one. slopes (c): a prelu's. */
+enum {
+    ACT_NONE, ACT_SIGMOID, ACT_SILU, ACT_HARDSIGMOID, ACT_HARDSWISH, ACT_GELU, ACT_GELU_TANH, ACT_TANH, ACT_ELU, ACT_MISH,
+    ACT_SOFTPLUS, ACT_EXP, ACT_SQRT, ACT_PRELU
+};
 typedef struct {
-    int64_t n;
+    int32_t act, c;
+    int64_t n, x_pitch, y_pitch;
+    const float *x, *slopes;
+    float *y;
+    float lo, hi;
+} unary_f32;
+
+/* y = clamp(a + b), or another function of both, c planes of n pixels: pixel p of plane c takes b[c * b_pitch + p], or with
+   b_is_one b[c * b_pitch] for all pixels. A NaN is the greatest and the least number. RSUB: b - a, RDIV: b / a. */
+enum {
+    BINARY_ADD = 1, BINARY_SUB, BINARY_MUL, BINARY_DIV, BINARY_MAX, BINARY_MIN, BINARY_RSUB, BINARY_RDIV
+};
+typedef struct {
+    int32_t fn, c, b_is_one;
+    int64_t n, a_pitch, b_pitch, y_pitch;
     const float *a, *b;
     float *y;
     float lo, hi;
-} add_f32;
+} binary_f32;
+
+/* y (c, out_h, out_w): each pixel the greatest number of a window of x (c, h, w), or its sum times row_scale[i] *
+   column_scale[j]. Row i of y sees the rows rows[2 i], + step, ... below rows[2 i + 1], and columns likewise. workspace holds
+   line_workspace() floats. */
+enum { POOL_MAX = 1, POOL_MEAN };
+typedef struct {
+    int32_t fn, c, h, w, out_h, out_w, step, step_w;
+    int64_t x_pitch, y_pitch;
+    const uint32_t *rows, *columns;
+    const float *row_scale, *column_scale, *x;
+    float *y, *workspace;
+} pool_f32;
+
+/* y[sum i_k y_strides_k] = x[sum i_k x_strides_k] for all i over sizes; no float of y is written twice. */
+typedef struct {
+    int64_t sizes[6], x_strides[6], y_strides[6];
+    const float *x;
+    float *y;
+} move_f32;
+
+/* y (c, out_h, out_w): between rows rows[2 i] and rows[2 i + 1] of x by the weight of the second, then columns likewise:
+   a + weight * (b - a), where it is 0 the first alone. workspace holds line_workspace() floats. */
+typedef struct {
+    int32_t c, w, out_h, out_w;
+    int64_t x_pitch, y_pitch;
+    const uint32_t *rows, *columns;
+    const float *row_weight, *column_weight, *x;
+    float *y, *workspace;
+} resize_f32;
+
+/* y = exp(x) over its sum, over each `planes` of c planes at each of n pixels. */
+typedef struct {
+    int32_t c, planes;
+    int64_t n, x_pitch, y_pitch;
+    const float *x;
+    float *y;
+} softmax_f32;
+
+/* y = (x - mean) / sqrt(variance + eps) * weight[c] + bias[c], over each `planes` of c planes: at each of n pixels, or over
+   all pixels too. RMS: as PIXEL, without the mean. AFFINE: x * weight[c] + bias[c]. */
+enum { NORM_PIXEL = 1, NORM_PLANES, NORM_RMS, NORM_AFFINE };
+typedef struct {
+    int32_t fn, c, planes;
+    int64_t n, x_pitch, y_pitch;
+    const float *x, *weight, *bias;
+    float *y;
+    float eps;
+} norm_f32;
 
 /* x (c, n) as uint8: x * inv_scale + zero, rounded to even, within 0 and 255. y (ceil(c / 4), n, 4): channels 4 g .. 4 g + 3
    of pixel p are the four bytes from y + 4 * (g * y_pitch + p) on, the order in which dot-product instructions take them;
@@ -107,10 +177,16 @@ typedef struct {
     void (*im2col)(const im2col_f32 *);
     void (*gemv)(const gemv_f32 *);
     void (*mean)(const mean_f32 *);
-    void (*add)(const add_f32 *);
     float (*peak)(int64_t rounds); /* 16 * lanes multiply-adds a round, on registers: what the machine can do at best */
     int (*quantise)(const quantise_u8 *);
     void (*spmm_int8)(const spmm_u8s8 *);
+    void (*unary)(const unary_f32 *);
+    void (*binary)(const binary_f32 *);
+    void (*pool)(const pool_f32 *);
+    void (*move)(const move_f32 *);
+    void (*resize)(const resize_f32 *);
+    void (*softmax)(const softmax_f32 *);
+    void (*norm)(const norm_f32 *);
 } isa;
 
 /* The instruction set of that name, or the best one for an empty name; NULL where this machine lacks it. */
@@ -120,10 +196,16 @@ const isa *isa_named(const char *name);
 int64_t depthwise_pitch(int w, int stride);
 int64_t depthwise_workspace(int w, int k, int stride, int rows);
 
+/* Floats of the workspace of a pool and a resize, x and y so many columns wide; and of a product of maps (m, k) and (k, n),
+   which has k-tiles of MATMUL_K_TILE columns. */
+enum { MATMUL_K_TILE = 128, LINE_MARGIN = 16 };
+int64_t line_workspace(int w, int out_w);
+int64_t matmul_workspace(int m, int k, int n);
+
 /* The engine: a packed network (packed.py describes its format), run op by op.
    engine_check reads a file that may be anything and returns 0, or the number of what is wrong with it; all others
-   trust a file that it has passed. arena holds engine_arena() floats, aligned to 64 bytes; x, an image, and y, the
-   network's output, engine_in() and engine_out() floats. engine_step runs an operator standalone, for a clock: of a map
+   trust a file that it has passed. arena holds engine_arena() floats, aligned to 64 bytes; x, all
+   inputs one after another, and y, all outputs, engine_in() and engine_out() floats, planes without a gap. engine_step runs an operator standalone, for a clock: of a map
    in a rolling row buffer it reads whatever lies there. At most ENGINE_MAX_CHAIN operators are chained by such maps. */
 enum { ENGINE_MAX_CHAIN = 8 };
 int engine_check(const uint8_t *file, uint64_t size);

@@ -8,11 +8,18 @@
 #include "depthwise_f32.h"
 #include "im2col_f32.h"
 #include "vector_f32.h"
+#include "unary_f32.h"
+#include "binary_f32.h"
+#include "pool_f32.h"
+#include "move_f32.h"
+#include "resize_f32.h"
+#include "norm_f32.h"
 #define NAME(function) function##_int8
 #define U8S8_MAXV 2
 #if defined __wasm_simd128__
 #define DOT_PAIRS(a, b) (I)wasm_i32x4_dot_i16x8((v128_t)(a), (v128_t)(b))
 #endif
 #include "u8s8.h"
-const isa isa_simd128 = {"simd128", LANES, spmm, depthwise, im2col, gemv, mean, add, peak, quantise_int8, spmm_int8};
+const isa isa_simd128 = {"simd128", LANES, spmm, depthwise, im2col, gemv, mean, peak, quantise_int8, spmm_int8,
+                       MAP_KERNELS};
 #endif

@@ -1,4 +1,4 @@
-/* gemv_f32, mean_f32 and add_f32: the head behind the last feature map, and sums that no product takes in. */
+/* gemv_f32 and mean_f32: the head behind the last feature map. */
 #define GEMV_VECTORS (16 / LANES) /* vectors of a block of 16 rows */
 
 /* y (16 * batch rows) of `batch` groups with the same n columns at once. A vector x is read from the cache, but each weight
@@ -52,13 +52,6 @@ static void mean(const mean_f32 *s) {
         }
         s->y[c] = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / (float)s->n;
     }
-}
-
-static void add(const add_f32 *s) {
-    const V lo = splat(s->lo), hi = splat(s->hi);
-    int64_t i = 0;
-    for (; i + LANES <= s->n; i += LANES) store(s->y + i, clamp(load(s->a + i) + load(s->b + i), lo, hi));
-    for (; i < s->n; i++) s->y[i] = clamp1(s->a[i] + s->b[i], s->lo, s->hi);
 }
 
 /* Multiply-adds on registers alone, in more chains than the latency of one needs to be hidden: the peak that products are

@@ -143,7 +143,8 @@ def resize(draw):
     if draw(st.booleans()):
         y = F.interpolate(torch.from_numpy(x)[None], sizes, mode="nearest")[0].numpy()
         sides = [
-            np.minimum(np.arange(o) * np.float32(n / o), n - 1).astype(int) for n, o in zip((h, w), sizes, strict=True)
+            np.minimum(np.arange(o, dtype=np.float32) * np.float32(n / o), n - 1).astype(int)
+            for n, o in zip((h, w), sizes, strict=True)
         ]
         table = [(np.stack([side, side], 1), np.zeros(len(side))) for side in sides]
     else:

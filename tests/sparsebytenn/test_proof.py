@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lab.core import kernels
-from lab.sparsebytenn import compiler, int8, packed, proof, reference
+from lab.sparsebytenn import compiler, int8, packed, proof, records, reference
 from lab.sparsebytenn.engine import Engine
 from lab.sparsebytenn.packed import Map, Network, Op
 
@@ -49,11 +49,11 @@ def put(data: bytes, at: int, value: int) -> bytes:
 
 
 def op_at(data: bytes, i: int = 0) -> int:
-    return proof.Head(*proof.HEADER.unpack_from(data)).ops + proof.OP.size * i
+    return records.Head(*records.HEADER.unpack_from(data)).ops + records.OP.size * i
 
 
 def map_at(data: bytes, i: int) -> int:
-    return proof.Head(*proof.HEADER.unpack_from(data)).maps + proof.MAP.size * i
+    return records.Head(*records.HEADER.unpack_from(data)).maps + records.MAP.size * i
 
 
 def checked_by_c(data: bytes) -> int:
@@ -75,19 +75,19 @@ def refused(data: bytes, words: str) -> None:
 def damaged(draw):
     """A file of which a few numbers were changed, records swapped, or letters of its description."""
     data = bytearray(draw(st.sampled_from(files())))
-    h = proof.Head(*proof.HEADER.unpack_from(data))
+    h = records.Head(*records.HEADER.unpack_from(data))
     for _ in range(draw(st.integers(1, 3))):
         kind = draw(st.sampled_from(["header", "map", "op", "op", "op", "swap", "text", "bit"]))
         i, j = (draw(st.integers(0, (h.n_maps if kind == "map" else h.n_ops) - 1)) for _ in range(2))
         if kind == "swap":
-            a, b = (slice(h.ops + 128 * n, h.ops + 128 * n + 128) for n in (i, j))
+            a, b = (slice(h.ops + 160 * n, h.ops + 160 * n + 160) for n in (i, j))
             data[a], data[b] = data[b], data[a]
         elif kind == "text":
             data[h.meta + draw(st.integers(0, h.meta_size - 1))] = draw(st.sampled_from(b'"\\,: {}[]0-u\x80\x1f9'))
         elif kind == "bit":
             data[draw(st.integers(16, len(data) - 1))] ^= 1 << draw(st.integers(0, 7))
         else:
-            start, fields = {"header": (16, 12), "map": (h.maps + 32 * i, 7), "op": (h.ops + 128 * i, 26)}[kind]
+            start, fields = {"header": (16, 12), "map": (h.maps + 32 * i, 7), "op": (h.ops + 160 * i, 38)}[kind]
             at = start + 4 * draw(st.integers(0, fields - 1))
             old = struct.unpack_from("<I", data, at)[0]
             near = st.sampled_from([old + 1, old - 1, old + 16, old - 16, 2 * old, old // 2])
@@ -127,7 +127,12 @@ def test_whole_files_pass_in_c_and_in_python():
 
 def summed(n_maps=3, ops=((0, 1, 2),), output=2) -> Network:
     """A network of sums alone: each of `ops` adds two maps into a third, all of 4 x 5 x 5."""
-    return Network([Map(4, 5, 5) for _ in range(n_maps)], [Op("add", "", a, y, add=b) for a, b, y in ops], 0, output)
+    return Network(
+        [Map(4, 5, 5) for _ in range(n_maps)],
+        [Op("binary", "", a, y, add=b, fn="add") for a, b, y in ops],
+        (0,),
+        (output,),
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,13 +158,13 @@ def test_a_map_that_was_written_over_is_not_read():
 
 
 def test_scratch_lies_on_no_map():
-    (data,) = [data for data in files() if proof.File(data).head.workspace_floats][:1]
+    (data,) = [data for data in files() if records.File(data).head.workspace_floats][:1]
     refused(put(data, WORKSPACE, 0), "its arena is too small")
 
 
 def test_row_sums_are_those_of_the_weights():
-    data = next(d for d in files() if any(o.flags & proof.U8S8 for o in proof.File(d).ops))
-    i = next(i for i, o in enumerate(proof.File(data).ops) if o.flags & proof.U8S8)
+    data = next(d for d in files() if any(o.flags & records.U8S8 for o in records.File(d).ops))
+    i = next(i for i, o in enumerate(records.File(data).ops) if o.flags & records.U8S8)
     sums = struct.unpack_from("<I", data, op_at(data, i) + SUMS)[0]
     refused(put(data, sums, struct.unpack_from("<I", data, sums)[0] + 1), "its row sums are not those of its weights")
 
@@ -171,14 +176,14 @@ def test_sums_of_many_rows_over_many_runs():
     op.int8 = packed.Int8Params(1.0, 3, np.ones(1100, np.float32))
     data = packed.write(Network([Map(20, 1, 1), Map(1100, 1, 1)], [op], (0,), (1,)))
     packed.read(data)
-    last = proof.File(data).ops[0].sums + 4 * 1099
+    last = records.File(data).ops[0].sums + 4 * 1099
     refused(put(data, last, 7_000), "row sums")
 
 
 def test_a_column_stands_in_a_run_once():
     """Two blocks of one column would be added in C and overwrite each other in numpy."""
     weights = kernels.pack(np.eye(4, 6, dtype=np.float32))
-    data = packed.write(Network([Map(6, 1, 1), Map(4, 1, 1)], [Op("pointwise", "", 0, 1, weights=weights)], 0, 1))
+    data = packed.write(Network([Map(6, 1, 1), Map(4, 1, 1)], [Op("pointwise", "", 0, 1, weights=weights)], (0,), (1,)))
     at = struct.unpack_from("<I", data, op_at(data) + COLUMN)[0]
     refused(signed(data[: at + 2] + data[at : at + 2] + data[at + 4 :]), "block counts or columns")
     with pytest.raises(ValueError, match="stands twice"):
@@ -186,25 +191,25 @@ def test_a_column_stands_in_a_run_once():
 
 
 def test_an_arena_of_16_gib_in_a_file_of_640_bytes():
-    data = next(data for data in files() if len(data) == 640)
+    data = next(data for data in files() if len(data) == 704)
     refused(put(data, ARENA, 0xFFFFFFF0), r"larger than its maps need, or than 4 GiB \(16 GiB\)")
     refused(put(data, ARENA, struct.unpack_from("<I", data, ARENA)[0] + 32), "larger than its maps need")
-    huge = Network([Map(1 << 10, 1 << 12, 1 << 12), Map(1, 1, 1 << 10)], [Op("mean", "", 0, 1)], 0, 1)
+    huge = Network([Map(1 << 10, 1 << 12, 1 << 12), Map(1, 1, 1 << 10)], [Op("mean", "", 0, 1)], (0,), (1,))
     with pytest.raises(ValueError, match=r"need 64 GiB at once, the engine takes 4"):
         packed.write(huge)
 
 
 @pytest.mark.parametrize("kind", ["mean", "depthwise", "linear"])
 def test_only_what_adds_takes_a_sum(kind):
-    data = next(d for d in files() if any(o.kind == proof.KINDS[kind] for o in proof.File(d).ops))
-    i, o = next((i, o) for i, o in enumerate(proof.File(data).ops) if o.kind == proof.KINDS[kind])
+    data = next(d for d in files() if any(o.kind == records.KINDS[kind] for o in records.File(d).ops))
+    i, o = next((i, o) for i, o in enumerate(records.File(data).ops) if o.kind == records.KINDS[kind])
     refused(put(data, op_at(data, i) + ADD, o.y), "an operator is malformed")
 
 
-@pytest.mark.parametrize("kind", ["mean", "depthwise", "add"])
+@pytest.mark.parametrize("kind", ["mean", "depthwise", "binary"])
 def test_an_operator_without_weights_may_say_what_it_likes_of_them(kind):
-    data = next(d for d in files() if any(o.kind == proof.KINDS[kind] for o in proof.File(d).ops))
-    i = next(i for i, o in enumerate(proof.File(data).ops) if o.kind == proof.KINDS[kind])
+    data = next(d for d in files() if any(o.kind == records.KINDS[kind] for o in records.File(d).ops))
+    i = next(i for i, o in enumerate(records.File(data).ops) if o.kind == records.KINDS[kind])
     odd = put(put(data, op_at(data, i) + FLAGS - 4, 5), op_at(data, i) + FLAGS, 3)
     x = np.ones(Engine(data).shape, np.float32)
     np.testing.assert_array_equal(reference.run(packed.read(odd), x), reference.run(packed.read(data), x))
@@ -230,7 +235,7 @@ def test_a_description_may_hold_numbers_strings_and_lists_of_them():
     assert packed.read(data).ops[0].name == 'é"\\\n' and packed.read(data).meta["labels"] == ["a", "b"]
     assert Engine(data).output_shape == (4, 6, 7)  # [4, -1] is no shape of so many numbers
     with pytest.raises(ValueError, match="give integers, strings and lists of them"):
-        packed.write(Network([Map(1, 1, 1)], [], 0, 0, {"deep": {"a": 1}}))
+        packed.write(Network([Map(1, 1, 1)], [], (0,), (0,), {"deep": {"a": 1}}))
 
 
 def described(text: bytes) -> bytes:

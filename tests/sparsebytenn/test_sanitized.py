@@ -20,7 +20,7 @@ from lab.sparsebytenn.engine import Engine
 
 from .native import HERE, KERNELS, ROOT, rolled, small_networks, thinned
 
-SOURCES = ("ref", "avx2", "avx512", "neon", "engine", "dispatch")
+SOURCES = ("ref", "avx2", "avx512", "neon", "check", "check_tables", "text", "engine", "operators", "dispatch")
 SANITIZERS = "-fsanitize=address,undefined"
 slow = pytest.mark.slow  # the sanitizers make long programs, which take long to compile
 needs_c = pytest.mark.skipif(kernels.lib is None, reason="the C kernels are not built")
@@ -124,7 +124,7 @@ def repaired(data):
 def with_long_runs(data):
     """The file with a run of its first product that has an index longer than the kernel's table of rows."""
     ops_at, n_ops = struct.unpack_from("<I", data, 28)[0], struct.unpack_from("<I", data, 20)[0]
-    chunks = [ops_at + 128 * i + 32 for i in range(n_ops)]
+    chunks = [ops_at + 160 * i + 32 for i in range(n_ops)]
     at = next(at for at in chunks if struct.unpack_from("<2I", data, at)[1] == packed.INDEXED)
     return data[:at] + struct.pack("<I", kernels.SPMM_MAX_K_TILE + 1) + data[at + 4 :]
 
