@@ -73,6 +73,10 @@ class _Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        with self:  # in inference mode, or within an operator, torch hands over composite ones whole
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
         output = func(*args, **kwargs)
         read = [id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(number in self.nodes for number in read) and func._schema.name.split("::")[1] not in _BLANK:
