@@ -148,7 +148,9 @@ def _raced(sparse: nn.Module, layer: nn.Module, x: Tensor) -> list[float]:
     ours, theirs = sparse(x), layer(x)
     size = float(theirs.abs().max()) if theirs.numel() else 0.0
     if not torch.allclose(ours, theirs, rtol=0, atol=1e-4 * size):
-        raise ValueError(f"its answer differs from torch's by {float((ours - theirs).abs().max()) / size:.1g} of the largest")
+        raise ValueError(
+            f"its answer differs from torch's by {float((ours - theirs).abs().max()) / size:.1g} of the largest"
+        )
     rounds = [[_clocked(module, x) for module in (sparse, layer)] for _ in range(REPEATS)]
     return [statistics.median(seconds) for seconds in zip(*rounds, strict=True)]
 
@@ -177,9 +179,7 @@ class SparseConv2d(nn.Module):
         self.key = _digest(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return sparse_conv2d(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, self.key
-        )
+        return sparse_conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, self.key)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, {float((self.weight == 0).float().mean()):.0%} zeros, stride={self.stride}"

@@ -19,7 +19,18 @@ from ...core.errors import first_line
 from ...core.graph.tracing import arguments_of, module_of, trace
 
 # They read a tensor's shape alone: what they give is the same for every input.
-_BLANK = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like", "empty"}
+_BLANK = {
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "empty",
+}
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 def recorded(model: nn.Module, example: Example) -> fx.GraphModule:
@@ -51,7 +62,9 @@ class _Walk(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         module = module_of(node)
         self.tape.layer = str(node.target) if module is not None else node.name
-        self.tape.origin = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+        self.tape.origin = (
+            type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+        )
         return super().run_node(node)
 
 
@@ -73,10 +86,9 @@ class _Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        with self:  # in inference mode, or within an operator, torch hands over composite ones whole
-            parts = func.decompose(*args, **kwargs)
-        if parts is not NotImplemented:
-            return parts
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE.name):
+            with self:  # in inference mode, or within an operator, torch hands over composite ones whole
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
         output = func(*args, **kwargs)
         read = [id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(number in self.nodes for number in read) and func._schema.name.split("::")[1] not in _BLANK:
@@ -141,9 +153,6 @@ class _Tape(TorchDispatchMode):
         made = fx.GraphModule(root, self.graph)
         made.graph.eliminate_dead_code()
         return made
-
-
-
 
 
 def results(node: fx.Node) -> Iterator[fx.Node]:
