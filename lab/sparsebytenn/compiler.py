@@ -78,9 +78,7 @@ def _tree(answer: Any, leaves: list[fx.Node]) -> Any:
         return {"list" if isinstance(answer, list) else "tuple": [_tree(part, leaves) for part in answer]}
     if answer is None:
         return None
-    raise ValueError(
-        f"the network answers with a {type(answer).__name__}: the engine gives tensors, in tuples, lists, dicts"
-    )
+    raise ValueError(f"the network answers with a {type(answer).__name__}: the engine gives tensors, in tuples, lists, dicts")
 
 
 def packed_rows(op: Op, weight: np.ndarray) -> kernels.Sparse:

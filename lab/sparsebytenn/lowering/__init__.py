@@ -1,9 +1,9 @@
 """From a trained network to the engine's operators: torch's own operators recorded, then lowered one by one.
 
-tape          what a network computes, as aten operators
-views         where a tensor's numbers lie in a feature map
-builder       maps and operators as they are found, and what may be fused
-products, norms, elementwise, spatial, moves    one function for each of torch's operators
+    tape          what a network computes, as aten operators
+    views         where a tensor's numbers lie in a feature map
+    builder       maps and operators as they are found, and what may be fused
+    products, norms, elementwise, spatial, moves    one function for each of torch's operators
 """
 
 from dataclasses import dataclass, replace
@@ -53,9 +53,7 @@ def lowered(graph: fx.GraphModule, *, interleaved: bool = False) -> Lowered:
         if node.op == "placeholder":
             inputs.append(_input(b, node, interleaved and not inputs))
         elif node.op == "output":
-            outputs = tuple(
-                _output(b, leaf, missing) for leaf in tree_leaves(node.args[0], is_leaf=_is_node) if _is_node(leaf)
-            )
+            outputs = tuple(_output(b, leaf, missing) for leaf in tree_leaves(node.args[0], is_leaf=_is_node) if _is_node(leaf))
         elif node.op == "call_function":
             try:
                 _lower(b, node)
@@ -138,7 +136,9 @@ def network_of(found: Lowered, meta: dict[str, Any], pack: Any) -> Network:
         for old, new in zip(ops, made, strict=True)
     ]
     maps = [found.maps[old] for old in used]
-    return Network(maps, packed, tuple(number[i] for i in found.inputs), tuple(number[i] for i in found.outputs), meta)
+    return Network(
+        maps, packed, tuple(number[i] for i in found.inputs), tuple(number[i] for i in found.outputs), meta
+    )
 
 
 def _renumbered(op: Op, number: dict[int, int]) -> Op:

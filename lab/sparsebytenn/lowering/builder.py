@@ -124,9 +124,7 @@ class Builder:
             rows = tile_rows(m.h, m.w, m.c)
             self.ops.append(Op("conv", "planes", value.map, index, tile_rows=rows, bias=np.zeros(m.c)))
         index = self.moved[key]
-        return Value(
-            index, views.filling((1, m.c, m.h, m.w), layout_over((1, m.c, m.h, m.w), (0, 1)), self.maps[index])
-        )
+        return Value(index, views.filling((1, m.c, m.h, m.w), layout_over((1, m.c, m.h, m.w), (0, 1)), self.maps[index]))
 
     def _moved(self, value: Value, layout: Layout, size: tuple[int, int] | None) -> int:
         """A map that a value fills in a layout, its numbers moved there."""
@@ -147,9 +145,7 @@ class Builder:
             self.moved[key] = index
         return self.moved[key]
 
-    def move(
-        self, to: int, parts: Sequence[tuple[Value, Tensor]], fill: float | None = None, name: str = "move"
-    ) -> None:
+    def move(self, to: int, parts: Sequence[tuple[Value, Tensor]], fill: float | None = None, name: str = "move") -> None:
         """Add an operator that puts the numbers of values where views of one map have them."""
         made = tuple(self.part(value, view) for value, view in parts)
         self.ops.append(Op("move", name, made[0].x, to, table=Move(fill, made)))

@@ -103,11 +103,7 @@ def _limits(node: fx.Node) -> tuple[float, float]:
     elif name == "clamp_max":
         low, high = None, given[0]
     else:
-        low, high = (
-            (*given, None)[:2]
-            if not node.kwargs
-            else (node.kwargs.get("min", (*given, None)[0]), node.kwargs.get("max"))
-        )
+        low, high = (*given, None)[:2] if not node.kwargs else (node.kwargs.get("min", (*given, None)[0]), node.kwargs.get("max"))
     return (-np.inf if low is None else float(low)), (np.inf if high is None else float(high))
 
 
@@ -178,9 +174,7 @@ def _binary(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> None
         return
     orders = [(first, second, fn), (second, first, SWAPPED[fn])]
     whole = [o for o in orders if isinstance(o[0], fx.Node) and b.shape(o[0]) == shape]
-    main, other, name = next(
-        (o for o in whole if b.layout(o[0])), (whole or orders[: isinstance(first, fx.Node)] or orders[1:])[0]
-    )
+    main, other, name = next((o for o in whole if b.layout(o[0])), (whole or orders[: isinstance(first, fx.Node)] or orders[1:])[0])
     layout = (b.layout(main) if whole else None) or views.usual_layout(shape)
     x = b.laid(main, layout) if whole else b.placed(broadcast(b, main, shape), layout)
     m = b.maps[x]

@@ -159,9 +159,7 @@ def _unflattened(b: Builder, node: fx.Node, to: Tensor) -> tuple[Value, Tensor]:
 
 def _steps(where: Tensor) -> list[int]:
     """The stride of each axis of places that lie at even distances."""
-    steps = [
-        int((where.select(a, 1) - where.select(a, 0)).flatten()[0]) if n > 1 else 0 for a, n in enumerate(where.shape)
-    ]
+    steps = [int((where.select(a, 1) - where.select(a, 0)).flatten()[0]) if n > 1 else 0 for a, n in enumerate(where.shape)]
     even = where.flatten()[0].clone()
     for axis, (n, step) in enumerate(zip(where.shape, steps, strict=True)):
         even = even + step * torch.arange(n).view([-1 if a == axis else 1 for a in range(where.dim())])

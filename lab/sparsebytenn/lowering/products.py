@@ -159,9 +159,7 @@ def _transposed(b: Builder, node: fx.Node, w: np.ndarray, groups: int) -> None:
         view = views.filling((shape[1], *size), layout_over((shape[1], *size), (0,)), b.maps[index])
         b.move(spaced, [(Value(index, view), to)], 0.0)
         index = spaced
-    op = Op(
-        "conv", name_of(node), index, -1, k=k, pad=tuple(front), dilation=spread, bias=bias_of(b, bias, len(turned))
-    )  # type: ignore[arg-type]
+    op = Op("conv", name_of(node), index, -1, k=k, pad=tuple(front), dilation=spread, bias=bias_of(b, bias, len(turned)))  # type: ignore[arg-type]
     _product(b, node, op, ungrouped(turned, groups).reshape(len(turned), -1), layout_over(b.shape(node), (0, 1)))
 
 
@@ -325,9 +323,7 @@ def attention(b: Builder, node: fx.Node) -> None:
         m = b.maps[scores]
         value = _mask(b, mask, shape)
         added = b.new(Map(m.c, m.h, m.w))
-        b.ops.append(
-            Op("binary", f"{node.name} mask", scores, added, add=b.placed(value, layout, (m.h, m.w)), fn="add")
-        )
+        b.ops.append(Op("binary", f"{node.name} mask", scores, added, add=b.placed(value, layout, (m.h, m.w)), fn="add"))
         scores = added
     m = b.maps[scores]
     weights = b.new(Map(m.c, m.h, m.w))

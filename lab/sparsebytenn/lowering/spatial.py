@@ -1,5 +1,6 @@
 """Pools, means and resizes: what a window or a table of rows and columns says."""
 
+
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -94,13 +95,7 @@ def mean(b: Builder, node: fx.Node) -> None:
     kept = [axis for axis in range(len(shape)) if axis not in over]
     if all(shape[axis] == 1 for axis in over):  # the mean of one number
         value = b.resolved(x)  # type: ignore[arg-type]
-        b.gives(
-            node,
-            replace(
-                value,
-                view=value.view.view_as(value.view) if b.shape(node) == shape else value.view.squeeze(tuple(over)),
-            ),
-        )
+        b.gives(node, replace(value, view=value.view.view_as(value.view) if b.shape(node) == shape else value.view.squeeze(tuple(over))))
         return
     index = b.laid(x, layout_over(shape, kept))  # type: ignore[arg-type]
     out = b.shape(node)
@@ -116,11 +111,7 @@ def largest(b: Builder, node: fx.Node) -> None:
     m, one = b.maps[index], np.ones(1, np.float32)
     table = Pool(np.array([[0, m.h]], np.uint32), np.array([[0, m.w]], np.uint32), (1, 1), one, one)
     out = b.shape(node)
-    b.emit(
-        node,
-        Op("pool", node.name, index, b.new(Map(m.c, 1, 1)), fn="max", table=table),
-        layout_over(out, range(len(out))),
-    )
+    b.emit(node, Op("pool", node.name, index, b.new(Map(m.c, 1, 1)), fn="max", table=table), layout_over(out, range(len(out))))
 
 
 # -- resizes -----------------------------------------------------------------------------------------------------------
@@ -168,10 +159,7 @@ def resized(b: Builder, node: fx.Node, tables: list[tuple[np.ndarray, np.ndarray
     (rows, row_weight), (columns, column_weight) = tables
     index, layout = b.picture(node.args[0]), layout_over(b.shape(node), (0, 1))  # type: ignore[arg-type]
     table = Resize(
-        rows.astype(np.uint32),
-        row_weight.astype(np.float32),
-        columns.astype(np.uint32),
-        column_weight.astype(np.float32),
+        rows.astype(np.uint32), row_weight.astype(np.float32), columns.astype(np.uint32), column_weight.astype(np.float32)
     )
     y = b.filled(node, layout, b.shape(node)[2:])  # type: ignore[arg-type]
     b.emit(node, Op("resize", node.name, index, y, table=table), layout)
@@ -198,9 +186,7 @@ def flip(b: Builder, node: fx.Node) -> None:
     shape = b.shape(node)
     axes = {axis % len(shape) for axis in node.args[1]}  # type: ignore[union-attr]
     if len(shape) != 4 or not axes <= {2, 3}:
-        raise LacksError(
-            f"turns round {shape} over axes {sorted(axes)}: the engine turns rows and columns of a picture"
-        )
+        raise LacksError(f"turns round {shape} over axes {sorted(axes)}: the engine turns rows and columns of a picture")
     tables = [np.arange(shape[axis])[:: -1 if axis in axes else 1] for axis in (2, 3)]
     resized(b, node, [(np.stack([at, at], 1), np.zeros(len(at))) for at in tables])
 
