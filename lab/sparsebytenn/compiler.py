@@ -50,10 +50,10 @@ def _checked(model: nn.Module, example: Example, interleaved: bool) -> Example:
 
 
 def described(graph: fx.GraphModule) -> dict[str, Any]:
-    """What a packed file says of its outputs: of one tensor its shape, of several each shape and how they hang together.
+    """What a packed file says of its inputs and outputs, the batch's axis left out.
 
-    shapes: of each output, how many axes it has without that of the batch, then their lengths. tree: JSON in which an
-    output stands as its number.
+    takes: of inputs that are not one picture, the shape of each behind the number of its axes. answer: the shape of a
+    single output; of several, shapes, and a tree: JSON in which an output stands as its number.
     """
     answer = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     leaves: list[fx.Node] = []
@@ -61,10 +61,17 @@ def described(graph: fx.GraphModule) -> dict[str, Any]:
     shapes = [leaf.meta["shape"] for leaf in leaves]
     if wrong := [shape for shape in shapes if not shape or shape[0] != 1]:
         raise ValueError(f"the network gives {wrong[0]}: the engine gives tensors whose first axis is the batch's")
+    takes = [node.meta["shape"] for node in graph.graph.nodes if node.op == "placeholder"]
+    meta: dict[str, Any] = {} if [len(shape) for shape in takes] == [4] else {"takes": _flat(takes)}
     if answer is leaves[0]:
         (shape,) = shapes
-        return {"classes": int(np.prod(shape[1:2])), "answer": list(shape[1:])}
-    return {"shapes": [n for shape in shapes for n in (len(shape) - 1, *shape[1:])], "tree": json.dumps(tree)}
+        return meta | {"classes": int(np.prod(shape[1:2])), "answer": list(shape[1:])}
+    return meta | {"shapes": _flat(shapes), "tree": json.dumps(tree)}
+
+
+def _flat(shapes: list[tuple[int, ...]]) -> list[int]:
+    """Shapes one behind the other, without the batch's axis, each behind the number of its axes."""
+    return [n for shape in shapes for n in (len(shape) - 1, *shape[1:])]
 
 
 def _tree(answer: Any, leaves: list[fx.Node]) -> Any:

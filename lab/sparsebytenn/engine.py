@@ -1,5 +1,6 @@
 """The engine: a packed network, run by the C kernels."""
 
+import json
 import math
 import threading
 import time
@@ -42,32 +43,60 @@ class Engine:
         store.write(Path(path), self.data)
         return Path(path)
 
-    def __call__(self, x: torch.Tensor | np.ndarray, *, threads: int = 1) -> torch.Tensor:
-        """The network's first output for each image, in the shape that the network itself gives it: (N, ...).
+    def __call__(self, *inputs: torch.Tensor | np.ndarray, threads: int = 1) -> Any:
+        """What the network gives for each image, its tensors (N, ...) in the tuples, lists and dicts it gives them in.
 
         An image is one thread's work; more `threads` share out the images.
         """
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
             raise ValueError(f"threads={threads!r}: give an integer, 1 or more")
-        images = floats("x", x)
-        if images.ndim != 4 or images.shape[1:] != self.shape:
-            raise ValueError(f"x has shape {images.shape}: this engine takes (N, {', '.join(map(str, self.shape))})")
-        out = self.network.maps[self.network.outputs[0]]
-        outputs = np.empty((len(images), *out.shape), np.float32)
-        for y, (output, *_) in zip(
-            outputs, _in_threads(self._run, ([image] for image in images), threads), strict=True
-        ):
-            y[:] = output
-        return torch.from_numpy(outputs.reshape(len(outputs), *self.output_shape))
+        arrays = self._checked(inputs)
+        maps = [self.network.maps[i] for i in self.network.inputs]
+        images = ([a[n].reshape(m.shape) for a, m in zip(arrays, maps, strict=True)] for n in range(len(arrays[0])))
+        outputs = [np.empty((len(arrays[0]), *shape), np.float32) for shape in self.output_shapes]
+        for n, found in enumerate(_in_threads(self._run, images, threads)):
+            for output, part in zip(outputs, found, strict=True):
+                output[n] = part.reshape(output.shape[1:])
+        return _hung(json.loads(self.network.meta.get("tree", "0")), [torch.from_numpy(output) for output in outputs])
+
+    def _checked(self, inputs: tuple) -> list[np.ndarray]:
+        """The inputs as contiguous float32, each (N, ...) of the shape that the network takes."""
+        names = ["x"] if len(inputs) == 1 else [f"input {i}" for i in range(len(inputs))]
+        arrays = [floats(name, x) for name, x in zip(names, inputs, strict=True)]
+        if len(arrays) != len(self.input_shapes):
+            raise ValueError(f"{len(arrays)} inputs: this engine takes {len(self.input_shapes)}")
+        for name, array, shape in zip(names, arrays, self.input_shapes, strict=True):
+            if array.ndim == 0 or array.shape[1:] != shape or len(array) != len(arrays[0]):
+                raise ValueError(f"{name} has shape {array.shape}: this engine takes (N, {', '.join(map(str, shape))})")
+        return arrays
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """The shape of an image."""
-        return self.network.maps[self.network.inputs[0]].shape
+    def shape(self) -> tuple[int, ...]:
+        """The shape of an image, the first input."""
+        return self.input_shapes[0]
+
+    @property
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each input of one image; of a file that does not give it, that of its map."""
+        return self._shapes("takes", self.network.inputs)
+
+    @property
+    def output_shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each output for one image; of a file that does not give it, that of its map."""
+        if "answer" in self.network.meta:
+            return [self.output_shape]
+        return self._shapes("shapes", self.network.outputs)
+
+    def _shapes(self, name: str, indices: tuple[int, ...]) -> list[tuple[int, ...]]:
+        maps = [self.network.maps[i] for i in indices]
+        given = unflattened(self.network.meta.get(name))
+        if [math.prod(shape) for shape in given] == [m.c * m.pixels for m in maps]:
+            return given
+        return [m.shape for m in maps]
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """The shape of one image's output; of a file that does not give it, that of the last map."""
+        """The shape of one image's first output; of a file that does not give it, that of its map."""
         out, shape = self.network.maps[self.network.outputs[0]], self.network.meta.get("answer")
         sides = [side for side in shape if isinstance(side, int) and side > 0] if isinstance(shape, list) else []
         if shape == sides and math.prod(sides) == out.c * out.pixels:
@@ -125,6 +154,29 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"Engine({len(self.network.ops)} operators, {len(self.data):,} bytes, pictures {self.shape})"
+
+
+def unflattened(numbers: Any) -> list[tuple[int, ...]]:
+    """Shapes from a list in which each stands behind the number of its axes; [] for anything else."""
+    shapes: list[tuple[int, ...]] = []
+    rest = list(numbers) if isinstance(numbers, list) and all(isinstance(n, int) and n >= 0 for n in numbers) else []
+    while rest:
+        axes = rest.pop(0)
+        shapes.append(tuple(rest[:axes]))
+        del rest[:axes]
+    return shapes
+
+
+def _hung(tree: Any, outputs: list[torch.Tensor]) -> Any:
+    """Outputs in the tuples, lists and dicts that a tree of their numbers shows."""
+    if isinstance(tree, int) and 0 <= tree < len(outputs):
+        return outputs[tree]
+    if isinstance(tree, dict) and len(tree) == 1:
+        ((kind, parts),) = tree.items()
+        if kind == "dict":
+            return {key: _hung(part, outputs) for key, part in parts.items()}
+        return {"list": list, "tuple": tuple}[kind](_hung(part, outputs) for part in parts)
+    return None
 
 
 def _in_threads(run: Callable, images: Iterable, threads: int) -> Iterator[list[np.ndarray]]:

@@ -29,6 +29,7 @@ const WRONG = [
   "a map is read that nothing wrote before, or that was written over",
   "its row sums are not those of its weights",
   "its description is malformed",
+  "an operator's table leads outside of a feature map",
 ];
 
 /** A packed network in an instance of its own; `run(x)` gives its output for one image. */
@@ -49,11 +50,14 @@ export class Network {
     this.#arena = this.#allocate(4 * this.#wasm.arena(this.#file));
     const head = new Uint32Array(this.#wasm.memory.buffer, this.#file, 16);
     const map = (i) => new Uint32Array(this.#wasm.memory.buffer, this.#file + head[6] + 32 * i, 6);
-    const [c, h, w, , , interleaved] = map(head[11]);
+    const inputs = head[12] & 0xffff;
+    const ends = new Uint32Array(this.#wasm.memory.buffer, this.#file + head[11], inputs + (head[12] >>> 16));
+    const floats = (maps) => maps.reduce((sum, i) => sum + map(i)[0] * map(i)[1] * map(i)[2], 0);
+    const [c, h, w, , , interleaved] = map(ends[0]);
     Object.assign(this, { channels: c, height: h, width: w, interleaved: interleaved === 1 });
-    this.outputs = map(head[12]).slice(0, 3).reduce((a, b) => a * b);
+    [this.inputs, this.outputs] = [floats(ends.slice(0, inputs)), floats(ends.slice(inputs))];
     this.operators = head[5];
-    this.#x = this.#allocate(4 * c * h * w);
+    this.#x = this.#allocate(4 * this.inputs);
     this.#y = this.#allocate(4 * this.outputs);
   }
 
@@ -67,9 +71,9 @@ export class Network {
     return new Float32Array(this.#wasm.memory.buffer, at, n);
   }
 
-  /** The output for the image x, as floats; `reference` runs the plain C kernels. */
+  /** All outputs, one behind the other, for all inputs likewise, an image alone; `reference` runs the plain C kernels. */
   run(x, reference = false) {
-    const n = this.channels * this.height * this.width;
+    const n = this.inputs;
     if (x.length !== n) throw new Error(`the picture has ${x.length} numbers: this network takes ${n}`);
     this.#floats(this.#x, n).set(x);
     this.#wasm.run(this.#file, this.#arena, this.#x, this.#y, Number(reference));
