@@ -152,7 +152,7 @@ def layer_norm_of_planes(d: Draft) -> int:
 
 MODULES = (
     nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.GELU, nn.Tanh, nn.ELU, nn.Mish,
-    nn.Softplus, nn.LeakyReLU, nn.Identity, nn.Dropout, partial(nn.GELU, "tanh"), partial(nn.LeakyReLU, 0.3),
+    nn.Softplus, nn.LeakyReLU, nn.Identity, partial(nn.GELU, "tanh"), partial(nn.LeakyReLU, 0.3),
     partial(nn.Hardtanh, -0.5, 0.7),
 )  # fmt: skip
 IN_PLACE = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU)
@@ -162,7 +162,7 @@ FUNCTIONS = {
     "F.gelu(tanh)": lambda x: F.gelu(x, approximate="tanh"), "F.leaky_relu": lambda x: F.leaky_relu(x, 0.2),
     "F.hardtanh": lambda x: F.hardtanh(x, -0.4, 0.6), "F.mish": F.mish, "F.softplus": F.softplus, "F.elu": F.elu,
     "torch.clamp(max)": lambda x: torch.clamp(x, max=0.5), "torch.clip": lambda x: torch.clip(x, -0.3, 0.8),
-    "F.dropout": lambda x: F.dropout(x, 0.5, False), "F.relu(inplace)": lambda x: F.relu(x, inplace=True),
+    "2 * F.dropout": lambda x: 2 * F.dropout(x, 0.5, False), "F.relu(inplace)": lambda x: F.relu(x, inplace=True),
     "F.silu(inplace)": lambda x: F.silu(x, inplace=True), "torch.relu_": torch.relu_,
     "x * sigmoid": lambda x: x * torch.sigmoid(x), "hard swish": lambda x: x * F.relu6(x + 3) / 6,
 }  # fmt: skip
@@ -183,6 +183,12 @@ def activation(d: Draft) -> int:
     table = FUNCTIONS if spelling == "function" else METHODS
     name = d.pick(*table)
     return d.step(name, lambda net, x: table[name](x), i)
+
+
+def dropout(d: Draft) -> int:
+    """A dropout, and a product: what is written into a dropout's output is no network that trains."""
+    name = d.net.held(d.pick(nn.Dropout, nn.Dropout2d)(0.3))
+    return d.step(f"{name} dropout, halved", lambda net, x: getattr(net, name)(x) * 0.5, d.value(4))
 
 
 def prelu(d: Draft) -> int:
@@ -210,5 +216,6 @@ def softmax(d: Draft) -> int:
 
 KINDS = (
     conv, conv, conv, depthwise, pointwise, pointwise, transposed, linear, linear, batch_norm, group_norm,
-    instance_norm, layer_norm, layer_norm_of_planes, activation, activation, activation, activation, prelu, softmax,
+    instance_norm, layer_norm, layer_norm_of_planes, activation, activation, activation, activation, dropout, prelu,
+    softmax,
 )  # fmt: skip

@@ -181,9 +181,11 @@ def pair(d: Draft) -> int:
 
 
 def written(d: Draft) -> int:
-    """A value into which another is added."""
+    """A value into which another is added, which is itself or lies elsewhere."""
     i = d.value(2, 3, 4)
     j = d.value(where=lambda other: _enlarged(other, d.shape(i)))
+    if i != j and d.values[i].untyped_storage().data_ptr() == d.values[j].untyped_storage().data_ptr():
+        raise Unfit
     name = d.pick(*WRITES)
     return d.step(name, lambda net, x, y: WRITES[name](x, y), i, j)
 

@@ -20,6 +20,7 @@ from ...core.graph.tracing import arguments_of, module_of, trace
 
 # They read a tensor's shape alone: what they give is the same for every input.
 _BLANK = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like", "empty"}
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 def recorded(model: nn.Module, example: Example) -> fx.GraphModule:
@@ -73,6 +74,9 @@ class _Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE.name):
+            with self:  # in inference mode, or within an operator, torch hands over composite ones whole
+                return func._op_dk(_COMPOSITE, *args, **kwargs)
         output = func(*args, **kwargs)
         read = [id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(number in self.nodes for number in read) and func._schema.name.split("::")[1] not in _BLANK:
