@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import fx, nn
 
 from ..core import kernels
@@ -22,17 +21,21 @@ from .scheduling import chained, joined
 K_TILE = 128  # columns of W whose rows of X stay in the first-level cache
 
 
+class LacksError(ValueError):
+    """The engine does not have all of a network."""
+
+
 def compile(model: nn.Module, example: Example, *, interleaved: bool = False) -> Network:
     """The operators of a network for one input of the example's shapes, (1, ...) each; the network is left as it is.
 
-    `interleaved` takes pictures as (H, W, C) instead of (C, H, W). Raises ValueError naming all that the engine does
-    not have.
+    `interleaved` takes pictures as (H, W, C) instead of (C, H, W). Raises LacksError, a ValueError that names
+    all that the engine does not have.
     """
     graph = recorded(model, _checked(model, example, interleaved))
     found = lowered(graph, interleaved=interleaved)
     if found.missing:
         lacks = [f"{node.meta['layer']} ({node.meta['origin']}) {reason}" for node, reason in found.missing.items()]
-        raise ValueError(f"the engine cannot run the whole network: {'; '.join(dict.fromkeys(lacks))}")
+        raise LacksError(f"the engine cannot run the whole network: {'; '.join(dict.fromkeys(lacks))}")
     return chained(joined(network_of(found, described(graph), packed_rows)))
 
 
@@ -85,7 +88,9 @@ def _tree(answer: Any, leaves: list[fx.Node]) -> Any:
         return {"list" if isinstance(answer, list) else "tuple": [_tree(part, leaves) for part in answer]}
     if answer is None:
         return None
-    raise ValueError(f"the network answers with a {type(answer).__name__}: the engine gives tensors, in tuples, lists, dicts")
+    raise ValueError(
+        f"the network answers with a {type(answer).__name__}: the engine gives tensors, in tuples, lists, dicts"
+    )
 
 
 def packed_rows(op: Op, weight: np.ndarray) -> kernels.Sparse:

@@ -6,16 +6,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..core import kernels, store
+from ..core.batch import Example, call, tensors
+from ..core.task import evaluating
 from . import packed, reference
 from .packed import Map, Op
+
+TOLERANCE = 1e-3  # of the largest number: sums of many terms in another order lie well within it
 
 
 class Engine:
@@ -177,6 +183,59 @@ def _hung(tree: Any, outputs: list[torch.Tensor]) -> Any:
             return {key: _hung(part, outputs) for key, part in parts.items()}
         return {"list": list, "tuple": tuple}[kind](_hung(part, outputs) for part in parts)
     return None
+
+
+def compile(
+    model: nn.Module,
+    example: Example,
+    *,
+    strict: bool = False,
+    dense: bool = False,
+    measure: bool = True,
+    interleaved: bool = False,
+    calibrate: torch.Tensor | None = None,
+) -> Any:
+    """A network in the engine, whatever made its zeros: an `Engine`, or `Segments` where the engine has a part of it.
+
+    example: one input, (1, ...); its shapes are those that the engine takes. strict: raise a ValueError that names all
+    that the engine lacks instead of leaving it to torch. dense: keep the zeros, as the baseline of the same kernels.
+    measure: take each product in the form that is fastest on this machine, which takes some seconds, else in the form
+    that usually is. interleaved: pictures (H, W, C). calibrate: images (N, ...): products run in int8 over the ranges
+    that these have. An answer that is not torch's is a ValueError.
+    """
+    from . import compiler, int8, segments, tuning  # which read this file
+
+    def form(network: packed.Network) -> packed.Network:
+        network = tuning.tuned(network) if measure else network
+        return compiler.densified(network) if dense else network
+
+    try:
+        network = compiler.compile(model, example, interleaved=interleaved)
+    except compiler.LacksError:
+        if strict or interleaved or calibrate is not None:
+            raise
+        return segments.segmented(model, example, form)
+    made = network if calibrate is None else int8.quantised(network, calibrate)
+    engine = Engine(packed.write(form(made)))
+    if calibrate is None:
+        _validate(engine, model, example, interleaved)
+    return engine
+
+
+def _validate(engine: "Engine", model: nn.Module, example: Example, interleaved: bool) -> None:
+    """Hold an engine to its network on numbers drawn for the example's shapes; a ValueError in one line."""
+    g = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(x.shape, generator=g) for x in tensors(example)]
+    net = deepcopy(model).float().cpu()
+    with torch.no_grad(), evaluating(net):
+        exact = [y.float() for y in tensors(call(net, tuple(inputs) if len(inputs) > 1 else inputs[0]))]
+    given = [x.permute(0, 2, 3, 1).contiguous() if interleaved else x for x in inputs]
+    for y, z in zip(tensors(engine(*given)), exact, strict=True):
+        apart, size = float((y - z).abs().max()), float(z.abs().max())
+        if apart > TOLERANCE * size:
+            raise ValueError(
+                f"the engine answers otherwise than torch, by {apart:.3g} of {size:.3g}: report this network"
+            )
 
 
 def _in_threads(run: Callable, images: Iterable, threads: int) -> Iterator[list[np.ndarray]]:

@@ -11,9 +11,7 @@ from ..core.batch import each, shapes_of, zeros_of
 from ..core.graph.tracing import trace
 from ..core.onnx import export
 from ..core.outcome import Outcome, base_network, load_weights
-from . import compiler, int8, packed, web
-from .engine import Engine
-from .tuning import tuned
+from . import engine, web
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -70,26 +68,20 @@ class SparseByteNNOutcome(Outcome):
         """Write the network as an ONNX file with a free batch axis, its zeros in place; needs the extra `export`."""
         return export.onnx(self.model, path, zeros_of(self.example), opset)
 
-    def engine(
-        self, *, dense: bool = False, measure: bool = True, interleaved: bool = False, calibrate: Tensor | None = None
-    ) -> Engine:
-        """The network in the sparse engine, norms folded; `dense` keeps its zeros, as the baseline of the same kernels.
+    def engine(self, **options: Any) -> Any:
+        """The network in the sparse engine, norms folded, as `lab.sparsebytenn.engine.compile` makes it.
 
-        measure: take each product in the form that is fastest on this machine, which takes some seconds, else in the
-        form that usually is. interleaved: images (H, W, C). calibrate: images as the engine takes them, (N, ...):
-        products run in int8 over the ranges that these have. Raises ValueError naming an operator it does not have.
+        Options: strict, dense, measure, interleaved, calibrate. Gives an `Engine`, or `Segments` where the engine has a
+        part of the network alone.
         """
-        network = compiler.compile(self.model, zeros_of(self.example), interleaved=interleaved)
-        network = network if calibrate is None else int8.quantised(network, calibrate)
-        network = tuned(network) if measure else network
-        return Engine(packed.write(compiler.densified(network) if dense else network))
+        return engine.compile(self.model, zeros_of(self.example), **options)
 
     def export_web(self, folder: str | Path, **options: Any) -> Path:
         """Write a folder with one page that runs the network in a browser, sparse beside dense; its path.
 
         Options (labels, mean, std, images, title) as `lab.sparsebytenn.web.bundle` takes them.
         """
-        sparse, dense = (self.engine(dense=dense, measure=False) for dense in (False, True))
+        sparse, dense = (self.engine(strict=True, dense=dense, measure=False) for dense in (False, True))
         return web.export_web(sparse, folder, **({"dense": dense} | options))
 
     def order(self, layer: str) -> Tensor:

@@ -22,7 +22,7 @@ from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task
 from ..core.training import Step, descend
-from . import compiler, packed
+from . import engine
 from . import equations as eq
 from .engine import Engine, race
 from .outcome import SparseByteNNOutcome
@@ -211,23 +211,24 @@ def _lay_out(model: nn.Module, form: torch.memory_format) -> None:
 
 def _engine_rows(attempts: Attempts, model: fx.GraphModule, example: Example) -> list[Row]:
     """The packed file and the engine's time, with the zeros and without; or a note that says why there is none."""
-    files = attempts("not packed", _files, model, example)
-    if files is None:
+    engines = attempts("not packed", _engines, model, example)
+    if engines is None:
         return []
-    rows = [Row("bytes", len(files[0]), len(files[1]), "B")]
-    if kernels.backend() == "c" and (times := attempts("latency", _times, *files)) is not None:
+    dense, sparse = (len(made.data) for made in engines)
+    rows = [Row("bytes", dense, sparse, "B")]
+    if kernels.backend() == "c" and (times := attempts("latency", _times, *engines)) is not None:
         rows.append(Row("latency", *times, "ms", "timed", 2))
     return rows
 
 
-def _files(model: fx.GraphModule, example: Example) -> tuple[bytes, bytes]:
+def _engines(model: fx.GraphModule, example: Example) -> tuple[Engine, Engine]:
     """The dense network and the sparse one, packed."""
-    network = compiler.compile(model, example)
-    return packed.write(compiler.densified(network)), packed.write(network)
+    dense, sparse = (engine.compile(model, example, strict=True, measure=False, dense=dense) for dense in (True, False))
+    return dense, sparse
 
 
-def _times(dense: bytes, sparse: bytes) -> tuple[float, float]:
-    dense_ms, sparse_ms = race(Engine(dense), Engine(sparse))
+def _times(dense: Engine, sparse: Engine) -> tuple[float, float]:
+    dense_ms, sparse_ms = race(dense, sparse)
     return dense_ms, sparse_ms
 
 

@@ -27,7 +27,7 @@ from .scheduling import chained, joined
 
 
 class Segment(nn.Module):
-    """A part of a network that runs in the engine: its inputs and outputs are whole tensors, of the example's shapes."""
+    """A part of a network that runs in the engine, on whole tensors of the example's shapes."""
 
     def __init__(self, graph: fx.GraphModule, form: Callable[[Network], Network]) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Segment(nn.Module):
 
 
 class Segments:
-    """A network in parts, `segments(x)` with x (N, ...): what the engine has runs there, image by image, the rest in torch.
+    """A network in parts, `segments(x)` with x (N, ...): in the engine what it has, the rest in torch.
 
     `missing`: node -> why the engine lacks it.
     """
@@ -109,7 +109,11 @@ class Segments:
 
 def _noise(node: fx.Node) -> Tensor:
     kind = node.meta["dtype"]
-    return torch.randn(node.meta["shape"], dtype=kind) if kind.is_floating_point else torch.zeros(node.meta["shape"], dtype=kind)
+    return (
+        torch.randn(node.meta["shape"], dtype=kind)
+        if kind.is_floating_point
+        else torch.zeros(node.meta["shape"], dtype=kind)
+    )
 
 
 class _Clock(fx.Interpreter):
@@ -126,7 +130,9 @@ class _Clock(fx.Interpreter):
         return output
 
 
-def segmented(model: nn.Module, example: Example, form: Callable[[Network], Network] = lambda network: network) -> Segments:
+def segmented(
+    model: nn.Module, example: Example, form: Callable[[Network], Network] = lambda network: network
+) -> Segments:
     """The network in parts; `form` is applied to each part's network, such as `tuning.tuned`.
 
     Raises ValueError where the engine has no part with weights, for then there is nothing to gain.

@@ -1,23 +1,22 @@
 """From a trained network to the engine's operators: torch's own operators recorded, then lowered one by one.
 
-    tape          what a network computes, as aten operators
-    views         where a tensor's numbers lie in a feature map
-    builder       maps and operators as they are found, and what may be fused
-    products, norms, elementwise, spatial, moves    one function for each of torch's operators
+tape          what a network computes, as aten operators
+views         where a tensor's numbers lie in a feature map
+builder       maps and operators as they are found, and what may be fused
+products, norms, elementwise, spatial, moves    one function for each of torch's operators
 """
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from ..packed import Map, Network, Op
 from ..tables import Move
 from . import elementwise, moves, norms, products, spatial, views
-from .builder import Builder, LacksError, count_readers
+from .builder import Builder, LacksError, args_of, count_readers
 from .views import Layout, Value, layout_over
 
 LOWERINGS = {
@@ -53,7 +52,9 @@ def lowered(graph: fx.GraphModule, *, interleaved: bool = False) -> Lowered:
         if node.op == "placeholder":
             inputs.append(_input(b, node, interleaved and not inputs))
         elif node.op == "output":
-            outputs = tuple(_output(b, leaf, missing) for leaf in tree_leaves(node.args[0], is_leaf=_is_node) if _is_node(leaf))
+            outputs = tuple(
+                _output(b, leaf, missing) for leaf in tree_leaves(args_of(node)[0], is_leaf=_is_node) if _is_node(leaf)
+            )
         elif node.op == "call_function":
             try:
                 _lower(b, node)
@@ -72,7 +73,7 @@ def _lower(b: Builder, node: fx.Node) -> None:
         raise LacksError(f"is {node.target}, which the engine does not have")
     before = len(b.ops)
     try:
-        LOWERINGS[node.target](b, node)  # type: ignore[index]
+        LOWERINGS[node.target](b, node)
     except LacksError:
         del b.ops[before:]
         b.moved = {key: index for key, index in b.moved.items() if any(op.y == index for op in b.ops)}
@@ -85,13 +86,14 @@ def _input(b: Builder, node: fx.Node, interleaved: bool) -> int:
     if not node.meta["dtype"].is_floating_point:
         raise ValueError(f"the network reads {node.meta['dtype']} numbers, {node.name}: the engine takes real ones")
     if interleaved:
-        m = Map(*shape[1:], interleaved=True)
+        _, c, h, w = shape
+        m = Map(c, h, w, interleaved=True)
         index = b.new(m)
         b.values[node] = Value(index, views.interleaved(shape, m))
         return index
     layout = layout_over(shape, (0, 1)) if len(shape) in (3, 4) and shape[0] == 1 else views.usual_layout(shape)
     size = tuple(shape[2:]) if len(shape) == 4 and shape[0] == 1 else None
-    index = b.filled(node, layout, size)  # type: ignore[arg-type]
+    index = b.filled(node, layout, size)
     b.values[node] = Value(index, views.filling(shape, layout, b.maps[index]))
     return index
 
@@ -99,7 +101,11 @@ def _input(b: Builder, node: fx.Node, interleaved: bool) -> int:
 def _given(b: Builder, node: fx.Node) -> None:
     """Take what a node gives for an input."""
     for gives in (node, *node.users):
-        if "shape" in gives.meta and (gives is node or gives.args[:1] == (node,)) and gives.meta["shape"] is not None:
+        if (
+            "shape" in gives.meta
+            and (gives is node or args_of(gives)[:1] == (node,))
+            and gives.meta["shape"] is not None
+        ):
             if gives is not node and getattr(gives.target, "__name__", "") != "getitem":
                 continue
             layout = views.usual_layout(gives.meta["shape"])
@@ -109,7 +115,7 @@ def _given(b: Builder, node: fx.Node) -> None:
 
 
 def _output(b: Builder, node: fx.Node, missing: dict[fx.Node, str]) -> int:
-    """The map that holds an output in the order of its numbers: some of its first axes are planes, the others pixels."""
+    """The map that holds an output in the order of its numbers: its first axes are planes, the others pixels."""
     value, rank = b.value(node), len(b.shape(node))
     if value.before is None:
         for planes in range(rank + 1):
@@ -136,9 +142,7 @@ def network_of(found: Lowered, meta: dict[str, Any], pack: Any) -> Network:
         for old, new in zip(ops, made, strict=True)
     ]
     maps = [found.maps[old] for old in used]
-    return Network(
-        maps, packed, tuple(number[i] for i in found.inputs), tuple(number[i] for i in found.outputs), meta
-    )
+    return Network(maps, packed, tuple(number[i] for i in found.inputs), tuple(number[i] for i in found.outputs), meta)
 
 
 def _renumbered(op: Op, number: dict[int, int]) -> Op:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from ..packed import Map, Op
-from ..tables import Const, Move, Part
 from ..scheduling import tile_rows
+from ..tables import Const, Move, Part
 from . import views
-from .views import Axes, Layout, Value, layout_over
+from .views import Layout, Value, layout_over
 
 FREE = (-np.inf, np.inf)
 LOOPS = 6  # nested loops of a part of a move
@@ -124,7 +124,9 @@ class Builder:
             rows = tile_rows(m.h, m.w, m.c)
             self.ops.append(Op("conv", "planes", value.map, index, tile_rows=rows, bias=np.zeros(m.c)))
         index = self.moved[key]
-        return Value(index, views.filling((1, m.c, m.h, m.w), layout_over((1, m.c, m.h, m.w), (0, 1)), self.maps[index]))
+        return Value(
+            index, views.filling((1, m.c, m.h, m.w), layout_over((1, m.c, m.h, m.w), (0, 1)), self.maps[index])
+        )
 
     def _moved(self, value: Value, layout: Layout, size: tuple[int, int] | None) -> int:
         """A map that a value fills in a layout, its numbers moved there."""
@@ -145,7 +147,9 @@ class Builder:
             self.moved[key] = index
         return self.moved[key]
 
-    def move(self, to: int, parts: Sequence[tuple[Value, Tensor]], fill: float | None = None, name: str = "move") -> None:
+    def move(
+        self, to: int, parts: Sequence[tuple[Value, Tensor]], fill: float | None = None, name: str = "move"
+    ) -> None:
         """Add an operator that puts the numbers of values where views of one map have them."""
         made = tuple(self.part(value, view) for value, view in parts)
         self.ops.append(Op("move", name, made[0].x, to, table=Move(fill, made)))
@@ -166,14 +170,15 @@ class Builder:
 
     def part(self, value: Value, to: Tensor) -> Part:
         """A value's numbers on their way to a view of another map, the last loop over neighbours there."""
-        order = sorted(range(to.dim()), key=lambda axis: -to.stride(axis))
+        order = sorted(range(to.dim()), key=lambda axis: -to.stride()[axis])
         shape = [to.shape[a] for a in order]
         walk = views.loops(shape, [value.view.stride(a) for a in order], [to.stride(a) for a in order])
         if len(walk[0]) > LOOPS:
             raise LacksError(f"moves numbers in {len(walk[0])} nested loops: the engine has {LOOPS}")
         pad = LOOPS - len(walk[0])
         counts, from_, to_ = (tuple([1 if i == 0 else 0] * pad + column) for i, column in enumerate(walk))
-        return Part(value.map, value.view.storage_offset(), to.storage_offset(), counts, from_, to_)
+        places = int(value.view.storage_offset()), int(to.storage_offset())
+        return Part(value.map, *places, counts, from_, to_)
 
     # -- operators -----------------------------------------------------------------------------------------------------
 
@@ -181,7 +186,7 @@ class Builder:
         """The shape of what a node gives, or of the first of several outputs."""
         if "shape" in node.meta:
             return node.meta["shape"]
-        return next(user.meta["shape"] for user in node.users if user.args[1] == 0)
+        return next(user.meta["shape"] for user in node.users if args_of(user)[1] == 0)
 
     def picture(self, node: fx.Node) -> int:
         """The map of a picture (1, C, H, W), or (1, C, L) as one row: channels are its planes."""
@@ -200,7 +205,7 @@ class Builder:
         """Say where a node's output lies, or the first of several."""
         self.values[node] = value
         if "shape" not in node.meta:
-            self.values.update({user: value for user in node.users if user.args[1] == 0})
+            self.values.update({user: value for user in node.users if args_of(user)[1] == 0})
 
     def filled(self, node: fx.Node, layout: Layout, size: tuple[int, int] | None = None) -> int:
         """A new map for a node's output in a layout."""
@@ -220,10 +225,25 @@ class Builder:
         return op if op is not None and op.kind != "const" and op.name != "planes" and self.layout(node) else None
 
 
+def called(node: fx.Node) -> Any:
+    """The operator of torch that a node calls."""
+    return node.target
+
+
+def args_of(node: fx.Node) -> tuple[Any, ...]:
+    """What a node's operator is called with, by position."""
+    return node.args
+
+
+def options_of(node: fx.Node) -> dict[str, Any]:
+    """What a node's operator is called with, by name."""
+    return node.kwargs
+
+
 def source(node: fx.Node) -> fx.Node:
     """The node that computes what this one is a view of."""
     while is_renaming(node):
-        node = node.args[0]  # type: ignore[assignment]
+        node = args_of(node)[0]
     return node
 
 
@@ -248,7 +268,9 @@ def count_readers(graph: fx.GraphModule) -> dict[fx.Node, int]:
 
 def _reads(node: fx.Node) -> Iterable[fx.Node]:
     """What a node reads, as often as it stands among its arguments."""
-    leaves = torch.utils._pytree.tree_leaves((node.args, node.kwargs), is_leaf=lambda x: isinstance(x, fx.Node))
+    leaves = torch.utils._pytree.tree_leaves(
+        (args_of(node), options_of(node)), is_leaf=lambda x: isinstance(x, fx.Node)
+    )
     return (leaf for leaf in leaves if isinstance(leaf, fx.Node))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ..packed import Op
 from . import views
-from .builder import FREE, Builder, LacksError, aten
+from .builder import FREE, Builder, LacksError, args_of, aten, called, options_of
 from .views import Layout, Value
 
 SWAPPED = {"add": "add", "mul": "mul", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
@@ -23,40 +23,40 @@ SIMPLE = {
 
 def simple(b: Builder, node: fx.Node) -> None:
     """An activation without settings."""
-    activated(b, node, SIMPLE[node.target])  # type: ignore[index]
+    activated(b, node, SIMPLE[called(node)])
 
 
 def gelu(b: Builder, node: fx.Node) -> None:
-    activated(b, node, {"none": "gelu", "tanh": "gelu_tanh"}[node.kwargs.get("approximate", "none")])  # type: ignore[index]
+    activated(b, node, {"none": "gelu", "tanh": "gelu_tanh"}[options_of(node).get("approximate", "none")])
 
 
 def elu(b: Builder, node: fx.Node) -> None:
-    if any(float(number) != 1 for number in node.args[1:]):  # type: ignore[arg-type]
+    if any(float(number) != 1 for number in args_of(node)[1:]):
         raise LacksError("is an ELU with other settings than 1")
     activated(b, node, "elu")
 
 
 def softplus(b: Builder, node: fx.Node) -> None:
-    if tuple(node.args[1:]) not in ((), (1,), (1, 20)):
+    if tuple(args_of(node)[1:]) not in ((), (1,), (1, 20)):
         raise LacksError("is a softplus with other settings than 1 and 20")
     activated(b, node, "softplus")
 
 
 def leaky(b: Builder, node: fx.Node) -> None:
-    slope = node.args[1] if len(node.args) > 1 else 0.01
+    slope = args_of(node)[1] if len(args_of(node)) > 1 else 0.01
     activated(b, node, "prelu", lambda planes: np.full(planes, slope, np.float32))
 
 
 def prelu(b: Builder, node: fx.Node) -> None:
     """A slope for all, or one for each entry of axis 1."""
-    slopes = b.constant(node.args[1])
+    slopes = b.constant(args_of(node)[1])
     if slopes is None:
         raise LacksError("has slopes that are computed")
     numbers = slopes.detach().double().reshape(-1).numpy().astype(np.float32)
     if len(numbers) == 1:
         activated(b, node, "prelu", lambda planes: np.full(planes, numbers[0], np.float32))
         return
-    x, shape = node.args[0], b.shape(node)
+    x, shape = args_of(node)[0], b.shape(node)
     layout = views.layout_over(shape, (1,))
     op = b.writer(x)
     if op is None or op.act or b.layout(x) != layout:
@@ -69,7 +69,7 @@ def prelu(b: Builder, node: fx.Node) -> None:
 
 def activated(b: Builder, node: fx.Node, act: str, slopes: Callable[[int], np.ndarray] | None = None) -> None:
     """Have the operator that wrote the input apply an activation, else an operator of its own."""
-    x = node.args[0]
+    x = args_of(node)[0]
     op = b.writer(x)
     if op is None or op.act:
         op = _unary(b, node)
@@ -81,7 +81,7 @@ def activated(b: Builder, node: fx.Node, act: str, slopes: Callable[[int], np.nd
 def clamped(b: Builder, node: fx.Node) -> None:
     """Have the operator that wrote the input clamp it; one clamp behind the other is a clamp."""
     low, high = _limits(node)
-    x = node.args[0]
+    x = args_of(node)[0]
     op = b.writer(x)
     if op is None or op.act:
         op = _unary(b, node)
@@ -92,24 +92,23 @@ def clamped(b: Builder, node: fx.Node) -> None:
 
 
 def _limits(node: fx.Node) -> tuple[float, float]:
-    given = [*node.args[1:], *node.kwargs.values()]
-    if any(isinstance(limit, (fx.Node, Tensor)) for limit in given):
-        raise LacksError("clamps to numbers that are computed")
-    name = node.target.__name__.split(".")[0]  # type: ignore[union-attr]
+    """The numbers that a node clamps to, infinity where there is none."""
+    name = called(node).__name__.split(".")[0]
     if name == "relu":
         return 0.0, np.inf
-    if name == "hardtanh":
-        low, high = (*given, *(-1.0, 1.0)[len(given) :])
-    elif name == "clamp_max":
-        low, high = None, given[0]
-    else:
-        low, high = (*given, None)[:2] if not node.kwargs else (node.kwargs.get("min", (*given, None)[0]), node.kwargs.get("max"))
+    given = list(args_of(node)[1:])
+    low, high = {"hardtanh": (-1.0, 1.0), "clamp_max": (None, given[0] if given else None)}.get(name, (None, None))
+    if name != "clamp_max":
+        low, high = (*given, *(low, high)[len(given) :])[:2]
+    low, high = options_of(node).get("min", low), options_of(node).get("max", high)
+    if any(isinstance(limit, (fx.Node, Tensor)) for limit in (low, high)):
+        raise LacksError("clamps to numbers that are computed")
     return (-np.inf if low is None else float(low)), (np.inf if high is None else float(high))
 
 
 def _unary(b: Builder, node: fx.Node) -> Op:
     """An operator of its own that passes on what it reads, so far."""
-    x = node.args[0]
+    x = args_of(node)[0]
     layout = b.layout(x) or views.usual_layout(b.shape(x))
     index = b.laid(x, layout)
     op = Op("unary", node.name, index, b.new(replace(b.maps[index], at=0)))
@@ -121,11 +120,11 @@ def binary(fn: str) -> Callable[[Builder, fx.Node], None]:
     """What lowers a node of two operands, of which one may be a number."""
 
     def lower(b: Builder, node: fx.Node) -> None:
-        first, second = (_operand(b, operand) for operand in node.args[:2])
-        if node.kwargs.get("rounding_mode"):
+        first, second = (_operand(b, operand) for operand in args_of(node)[:2])
+        if options_of(node).get("rounding_mode"):
             raise LacksError("rounds what it divides")
         name = fn
-        if (alpha := node.kwargs.get("alpha", 1)) != 1:
+        if (alpha := options_of(node).get("alpha", 1)) != 1:
             if not isinstance(second, Tensor):
                 raise LacksError("scales what it adds")
             second = second * alpha
@@ -135,22 +134,22 @@ def binary(fn: str) -> Callable[[Builder, fx.Node], None]:
 
 
 def rsub(b: Builder, node: fx.Node) -> None:
-    if node.kwargs.get("alpha", 1) != 1 or len(node.args) > 2:
+    if options_of(node).get("alpha", 1) != 1 or len(args_of(node)) > 2:
         raise LacksError("scales what it subtracts")
-    first, second = (_operand(b, operand) for operand in node.args[:2])
+    first, second = (_operand(b, operand) for operand in args_of(node)[:2])
     _binary(b, node, "sub", second, first)
 
 
 def negative(b: Builder, node: fx.Node) -> None:
-    _binary(b, node, "mul", node.args[0], torch.tensor(-1.0))
+    _binary(b, node, "mul", args_of(node)[0], torch.tensor(-1.0))
 
 
 def reciprocal(b: Builder, node: fx.Node) -> None:
-    _binary(b, node, "div", torch.tensor(1.0), node.args[0])
+    _binary(b, node, "div", torch.tensor(1.0), args_of(node)[0])
 
 
 def power(b: Builder, node: fx.Node) -> None:
-    x, exponent = node.args[:2]
+    x, exponent = args_of(node)[:2]
     if exponent == 2:
         _binary(b, node, "mul", x, x)
     elif exponent == 0.5:
@@ -174,7 +173,9 @@ def _binary(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> None
         return
     orders = [(first, second, fn), (second, first, SWAPPED[fn])]
     whole = [o for o in orders if isinstance(o[0], fx.Node) and b.shape(o[0]) == shape]
-    main, other, name = next((o for o in whole if b.layout(o[0])), (whole or orders[: isinstance(first, fx.Node)] or orders[1:])[0])
+    main, other, name = next(
+        (o for o in whole if b.layout(o[0])), (whole or orders[: isinstance(first, fx.Node)] or orders[1:])[0]
+    )
     layout = (b.layout(main) if whole else None) or views.usual_layout(shape)
     x = b.laid(main, layout) if whole else b.placed(broadcast(b, main, shape), layout)
     m = b.maps[x]
@@ -183,7 +184,7 @@ def _binary(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> None
 
 
 def _folded(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> bool:
-    """Fold a number a row into the product that wrote the other operand: a sum into its bias, a factor into its rows."""
+    """Fold a number a row into the product that wrote the other operand: into its bias, or its rows."""
     x, numbers = (first, second) if isinstance(second, Tensor) else (second, first)
     if not isinstance(x, fx.Node) or not isinstance(numbers, Tensor) or b.shape(x) != b.shape(node):
         return False
@@ -203,7 +204,7 @@ def _folded(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> bool
         op.bias = op.bias + (row if fn == "add" else -row)
     else:
         factor = row if fn == "mul" else 1 / row
-        b.matrices[op.y], op.bias = b.matrices[op.y] * factor[:, None], op.bias * factor
+        b.matrices[op.y], op.bias = b.matrices[op.y] * factor[:, None], np.asarray(op.bias) * factor
     b.gives(node, b.values[x])
     return True
 

@@ -9,23 +9,23 @@ import torch
 from torch import Tensor, fx
 
 from . import views
-from .builder import RENAMINGS, Builder, LacksError, aten
+from .builder import RENAMINGS, Builder, LacksError, args_of, aten, called, options_of
 from .views import Layout, Value, layout_over
 
 
 def renamed(b: Builder, node: fx.Node) -> None:
     """A view, as torch has it; a reshape that strides cannot express is left to whoever reads it."""
-    x = node.args[0]
+    x = args_of(node)[0]
     if node.target in (aten.clone.default, aten.detach.default, aten.alias.default):
-        b.values[node] = b.values[x] if x in b.values else b.value(x)  # type: ignore[index, arg-type]
+        b.values[node] = b.values[x] if x in b.values else b.value(x)
         return
     is_reshape = node.target in (aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default)
-    value = b.value(x)  # type: ignore[arg-type]
+    value = b.value(x)
     if is_reshape:
         b.values[node] = _reshape(value, b.shape(node))
         return
-    value = b.resolved(x)  # type: ignore[arg-type]
-    made = node.target(value.view, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    value = b.resolved(x)
+    made = called(node)(value.view, *args_of(node)[1:], **options_of(node))
     if isinstance(made, Tensor):
         b.values[node] = Value(value.map, made)
     else:
@@ -45,22 +45,22 @@ def _reshape(value: Value, shape: tuple[int, ...]) -> Value:
 
 def picked(b: Builder, node: fx.Node) -> None:
     """One of several outputs."""
-    parts = b.values.get(node.args[0])  # type: ignore[arg-type]
+    parts = b.values.get(args_of(node)[0])
     if isinstance(parts, tuple):
-        b.values[node] = parts[node.args[1]]  # type: ignore[index]
+        b.values[node] = parts[args_of(node)[1]]
     elif node not in b.values:
-        raise LacksError(f"is output {node.args[1]} of {node.args[0]}, which the engine does not give")
+        raise LacksError(f"is output {args_of(node)[1]} of {args_of(node)[0]}, which the engine does not give")
 
 
 def cat(b: Builder, node: fx.Node) -> None:
-    axis = node.args[1] if len(node.args) > 1 else 0
-    parts = [operand for operand in node.args[0] if 0 not in b.shape(operand)]  # type: ignore[union-attr]
-    _joined(b, node, [b.resolved(operand) for operand in parts], axis % len(b.shape(node)))  # type: ignore[operator]
+    axis = args_of(node)[1] if len(args_of(node)) > 1 else 0
+    parts = [operand for operand in args_of(node)[0] if 0 not in b.shape(operand)]
+    _joined(b, node, [b.resolved(operand) for operand in parts], axis % len(b.shape(node)))
 
 
 def stack(b: Builder, node: fx.Node) -> None:
-    axis = (node.args[1] if len(node.args) > 1 else 0) % len(b.shape(node))  # type: ignore[operator]
-    values = [b.resolved(operand) for operand in node.args[0]]  # type: ignore[union-attr]
+    axis = (args_of(node)[1] if len(args_of(node)) > 1 else 0) % len(b.shape(node))
+    values = [b.resolved(operand) for operand in args_of(node)[0]]
     _joined(b, node, [Value(value.map, value.view.unsqueeze(axis)) for value in values], axis)
 
 
@@ -89,15 +89,15 @@ def _with_axes(shape: tuple[int, ...], layout: Layout | None) -> Layout:
 
 def pad(b: Builder, node: fx.Node) -> None:
     """Constant padding; where it is negative, rows go."""
-    x, pads = node.args[:2]
-    fill = float(node.args[2]) if len(node.args) > 2 else 0.0  # type: ignore[arg-type]
-    value, shape = b.resolved(x), b.shape(node)  # type: ignore[arg-type]
+    x, pads = args_of(node)[:2]
+    fill = float(args_of(node)[2]) if len(args_of(node)) > 2 else 0.0
+    value, shape = b.resolved(x), b.shape(node)
     layout = _with_axes(shape, views.layout_of(value.view, b.maps[value.map]))
     y = b.filled(node, layout)
     to = whole = views.filling(shape, layout, b.maps[y])
     view = value.view
-    for i in range(len(pads) // 2):  # type: ignore[arg-type]
-        axis, before, after = view.dim() - 1 - i, pads[2 * i], pads[2 * i + 1]  # type: ignore[index]
+    for i in range(len(pads) // 2):
+        axis, before, after = view.dim() - 1 - i, pads[2 * i], pads[2 * i + 1]
         inside = view.shape[axis] + min(before, 0) + min(after, 0)
         view, to = view.narrow(axis, max(-before, 0), inside), to.narrow(axis, max(before, 0), inside)
     b.move(y, [(Value(value.map, view), to)], fill, node.name)
@@ -108,9 +108,9 @@ def shuffled(axes: Callable[[tuple[int, ...], int], tuple[tuple[int, ...], tuple
     """A reshape, a permutation and a reshape: `axes(shape, setting)` says to which shape and in which order."""
 
     def lower(b: Builder, node: fx.Node) -> None:
-        x, setting = node.args[:2]
-        apart, order = axes(b.shape(x), setting)  # type: ignore[arg-type]
-        value = b.resolved(x)  # type: ignore[arg-type]
+        x, setting = args_of(node)[:2]
+        apart, order = axes(b.shape(x), setting)
+        value = b.resolved(x)
         if (view := views.reshaped(value.view, apart)) is None:
             raise LacksError("takes apart numbers that do not lie in order")
         b.values[node] = Value(-1, torch.empty(b.shape(node), device="meta"), Value(value.map, view.permute(order)))
@@ -137,13 +137,13 @@ def _channel_shuffle(shape: tuple[int, ...], groups: int) -> tuple[tuple[int, ..
 
 def scatter(b: Builder, node: fx.Node) -> None:
     """A vector with a part of it overwritten at constant places, as what worked in place is written out of place."""
-    base, axis, index, part = node.args
+    base, axis, index, part = args_of(node)
     where = b.constant(index)
     if axis != 0 or len(b.shape(node)) != 1 or where is None:
         raise LacksError("scatters along an axis, or to places that are computed")
     y = b.filled(node, layout_over(b.shape(node), ()))
     whole = views.filling(b.shape(node), layout_over(b.shape(node), ()), b.maps[y])
-    (first, at_first), (second, _) = _unflattened(b, base, whole), _unflattened(b, part, whole[: where.numel()])  # type: ignore[arg-type]
+    (first, at_first), (second, _) = _unflattened(b, base, whole), _unflattened(b, part, whole[: where.numel()])
     steps, start = _steps(where.reshape(second.shape)), int(where.flatten()[0])
     b.move(y, [(first, at_first), (second, whole.as_strided(second.shape, steps, start))], 0.0, node.name)
     b.gives(node, Value(y, whole))
@@ -159,7 +159,9 @@ def _unflattened(b: Builder, node: fx.Node, to: Tensor) -> tuple[Value, Tensor]:
 
 def _steps(where: Tensor) -> list[int]:
     """The stride of each axis of places that lie at even distances."""
-    steps = [int((where.select(a, 1) - where.select(a, 0)).flatten()[0]) if n > 1 else 0 for a, n in enumerate(where.shape)]
+    steps = [
+        int((where.select(a, 1) - where.select(a, 0)).flatten()[0]) if n > 1 else 0 for a, n in enumerate(where.shape)
+    ]
     even = where.flatten()[0].clone()
     for axis, (n, step) in enumerate(zip(where.shape, steps, strict=True)):
         even = even + step * torch.arange(n).view([-1 if a == axis else 1 for a in range(where.dim())])
@@ -170,16 +172,16 @@ def _steps(where: Tensor) -> list[int]:
 
 def roll(b: Builder, node: fx.Node) -> None:
     """Each axis in two parts that change places."""
-    x, shifts, axes = (*node.args, [])[:3]
+    x, shifts, axes = (*args_of(node), [])[:3]
     shape = b.shape(node)
-    value = b.resolved(x)  # type: ignore[arg-type]
+    value = b.resolved(x)
     if not axes:
         raise LacksError("rolls numbers as if they were one axis")
     layout = _with_axes(shape, views.layout_of(value.view, b.maps[value.map]))
     y = b.filled(node, layout)
     to = views.filling(shape, layout, b.maps[y])
     cuts = []  # of each axis that rolls: (axis, from, to, count) of its parts
-    for shift, axis in zip(shifts, axes, strict=True):  # type: ignore[call-overload]
+    for shift, axis in zip(shifts, axes, strict=True):
         n, a = shape[axis], axis % len(shape)
         s = shift % n
         cuts.append([cut for cut in ((a, 0, s, n - s), (a, n - s, 0, s)) if cut[3]])
@@ -195,21 +197,21 @@ def roll(b: Builder, node: fx.Node) -> None:
 
 def repeat(b: Builder, node: fx.Node) -> None:
     """Each axis so many times: axes of stride 0 in front of it."""
-    x, counts = node.args[:2]
-    value = b.resolved(x)  # type: ignore[arg-type]
-    rank = len(counts)  # type: ignore[arg-type]
+    x, counts = args_of(node)[:2]
+    value = b.resolved(x)
+    rank = len(counts)
     view = value.view[(None,) * (2 * rank - value.view.dim())]
     order = [a for axis in range(rank) for a in (axis, rank + axis)]
-    spread = view.permute(order).expand([n for pair in zip(counts, view.shape[rank:], strict=True) for n in pair])  # type: ignore[call-overload]
+    spread = view.permute(order).expand([n for pair in zip(counts, view.shape[rank:], strict=True) for n in pair])
     b.values[node] = Value(-1, torch.empty(b.shape(node), device="meta"), Value(value.map, spread))
 
 
 def cast(b: Builder, node: fx.Node) -> None:
     """A change of device or of layout in memory; the engine has one kind of number."""
-    x = node.args[0]
-    if node.meta["dtype"] != x.meta["dtype"]:  # type: ignore[union-attr]
-        raise LacksError(f"turns {x.meta['dtype']} numbers into {node.meta['dtype']}")  # type: ignore[union-attr]
-    b.values[node] = b.value(x)  # type: ignore[arg-type]
+    x = args_of(node)[0]
+    if node.meta["dtype"] != x.meta["dtype"]:
+        raise LacksError(f"turns {x.meta['dtype']} numbers into {node.meta['dtype']}")
+    b.values[node] = b.value(x)
 
 
 LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {

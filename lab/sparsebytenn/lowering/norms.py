@@ -9,14 +9,14 @@ from torch import fx
 from ..packed import Map, Op
 from ..tables import Norm
 from . import views
-from .builder import FREE, Builder, LacksError, aten
+from .builder import FREE, Builder, LacksError, args_of, aten
 from .products import bias_of, name_of, weights_of
 from .views import Layout, layout_over
 
 
 def batch_norm(b: Builder, node: fx.Node) -> None:
-    """Fold y = (x - mean) / std * weight + bias into the product before it; else a number times a plane, and one added."""
-    x, weight, bias, mean, var, training, _, eps = node.args
+    """Fold y = (x - mean) / std * weight + bias into the product before it, else scale and shift each plane."""
+    x, weight, bias, mean, var, training, _, eps = args_of(node)
     if training or mean is None or var is None:
         if "instance" in str(node.meta["origin"]).lower() and b.shape(x)[0] == 1:
             _over_planes(b, node, x, (weight, bias), 1, float(eps))
@@ -41,9 +41,9 @@ def batch_norm(b: Builder, node: fx.Node) -> None:
 
 def layer_norm(b: Builder, node: fx.Node) -> None:
     """Over the last axes: one axis is planes, normalised at each pixel; more are the planes and pixels of one group."""
-    x, normalised, weight, bias, eps = node.args
-    shape, axes = b.shape(x), len(normalised)  # type: ignore[arg-type]
-    count = int(np.prod(normalised))  # type: ignore[arg-type]
+    x, normalised, weight, bias, eps = args_of(node)
+    shape, axes = b.shape(x), len(normalised)
+    count = int(np.prod(normalised))
     weights = np.ones(count) if weight is None else weights_of(b, weight).reshape(-1)
     offsets = bias_of(b, bias, count).reshape(-1)
     layout = layout_over(shape, range(len(shape) - axes, len(shape)))
@@ -51,10 +51,10 @@ def layer_norm(b: Builder, node: fx.Node) -> None:
 
 
 def group_norm(b: Builder, node: fx.Node) -> None:
-    x, weight, bias, n, c, _, groups, eps = node.args
+    x, weight, bias, n, c, _, groups, eps = args_of(node)
     if n != 1:
         raise LacksError(f"reads {b.shape(x)}: the engine normalises one picture, (1, C, ...)")
-    _over_planes(b, node, x, (weight, bias), c // groups, float(eps))  # type: ignore[operator, arg-type]
+    _over_planes(b, node, x, (weight, bias), c // groups, float(eps))
 
 
 def _over_planes(b: Builder, node: fx.Node, x: fx.Node, affine: tuple, planes: int, eps: float) -> None:
@@ -73,9 +73,9 @@ def _normed(b: Builder, node: fx.Node, x: fx.Node, fn: str, layout: Layout, tabl
 
 def softmax(b: Builder, node: fx.Node) -> None:
     """Over one axis, which becomes the fastest of the planes."""
-    x, axis = node.args[:2]
+    x, axis = args_of(node)[:2]
     shape = b.shape(x)
-    axis = axis % max(len(shape), 1)  # type: ignore[operator]
+    axis = axis % max(len(shape), 1)
     layout = b.layout(x) or views.usual_layout(shape)
     if shape[axis] > 1 and layout.planes[-1:] != (axis,):
         others = [a for a in layout.planes if a != axis]

@@ -1,18 +1,18 @@
 """Convolutions, linear layers, products of matrices, attention."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ..packed import Map, Op
 from ...core.graph.calls import two
+from ..packed import Map, Op
 from ..scheduling import tile_rows
 from ..tables import Matmul
 from . import views
-from .builder import Builder, LacksError, aten
+from .builder import Builder, LacksError, args_of, aten, options_of
 from .views import Layout, Value, layout_over
 
 MAX_WINDOW = 64
@@ -21,7 +21,7 @@ DEPTHWISE = ((3, 3), (5, 5), (7, 7))  # windows that have a kernel of their own
 
 def convolution(b: Builder, node: fx.Node) -> None:
     """A convolution of one or two axes, in groups or not; the map of a matrix product over what each tap meets."""
-    x, weight, bias, stride, padding, dilation, transposed, extra, groups = node.args
+    x, weight, bias, *_, transposed, _, groups = args_of(node)
     w = weights_of(b, weight)
     if w.ndim not in (3, 4):
         raise LacksError(f"has a window of {w.ndim - 2} axes: the engine has one or two")
@@ -74,18 +74,20 @@ def _pair(setting: Any, axes: int, row: int = 1) -> tuple[int, int]:
 
 def _window(b: Builder, node: fx.Node, w: np.ndarray) -> Op:
     """The window of a convolution, as a dense product's operator that reads and writes no map yet."""
-    _, _, _, stride, padding, dilation, *_ = node.args
+    _, _, _, stride, padding, dilation, *_ = args_of(node)
     k = (1, *w.shape[2:])[-2:]
-    if max(k) > MAX_WINDOW or max(stride) > MAX_WINDOW:  # type: ignore[type-var]
-        raise LacksError(f"has a window of {k}, stride {tuple(stride)}: the engine has up to {MAX_WINDOW}")  # type: ignore[arg-type]
+    if max(k) > MAX_WINDOW or max(stride) > MAX_WINDOW:
+        raise LacksError(f"has a window of {k}, stride {tuple(stride)}: the engine has up to {MAX_WINDOW}")
     axes = w.ndim - 2
-    settings = {"stride": _pair(stride, axes), "pad": _pair(padding, axes, row=0), "dilation": _pair(dilation, axes)}
-    return Op("conv", name_of(node), -1, -1, k=k, **settings)
+    op = Op("conv", name_of(node), -1, -1, k=k, stride=_pair(stride, axes), dilation=_pair(dilation, axes))
+    op.pad = _pair(padding, axes, row=0)
+    return op
 
 
 def _size(b: Builder, node: fx.Node) -> tuple[int, int]:
     """Height and width of a picture, or of one row."""
-    return (1, *b.shape(node)[2:])[-2:]
+    rows, columns = (1, *b.shape(node)[2:])[-2:]
+    return rows, columns
 
 
 def _read(b: Builder, x: fx.Node, groups: int) -> int:
@@ -140,7 +142,7 @@ def _transposed(b: Builder, node: fx.Node, w: np.ndarray, groups: int) -> None:
 
     Output row t meets x's row i with tap t + pad - i * stride. w (IC, OC / groups, k, k).
     """
-    x, _, bias, stride, padding, dilation, *_ = node.args
+    x, _, bias, stride, padding, dilation, *_ = args_of(node)
     axes = w.ndim - 2
     w = w[:, :, None] if axes == 1 else w
     wide = len(w) // groups
@@ -153,7 +155,7 @@ def _transposed(b: Builder, node: fx.Node, w: np.ndarray, groups: int) -> None:
         raise LacksError("pads more than its window reaches")
     index = b.picture(x)
     if max(steps) > 1:
-        m = Map(shape[1], *sparse)
+        m = Map(shape[1], sparse[0], sparse[1])
         spaced = b.new(m)
         to = torch.empty(m.floats, device="meta").as_strided(
             (shape[1], *size), (m.pitch, steps[0] * sparse[1], steps[1]), 0
@@ -161,7 +163,9 @@ def _transposed(b: Builder, node: fx.Node, w: np.ndarray, groups: int) -> None:
         view = views.filling((shape[1], *size), layout_over((shape[1], *size), (0,)), b.maps[index])
         b.move(spaced, [(Value(index, view), to)], 0.0)
         index = spaced
-    op = Op("conv", name_of(node), index, -1, k=k, pad=tuple(front), dilation=spread, bias=bias_of(b, bias, len(turned)))  # type: ignore[arg-type]
+    op = Op(
+        "conv", name_of(node), index, -1, k=k, pad=tuple(front), dilation=spread, bias=bias_of(b, bias, len(turned))
+    )
     _product(b, node, op, ungrouped(turned, groups).reshape(len(turned), -1), layout_over(b.shape(node), (0, 1)))
 
 
@@ -170,8 +174,8 @@ def _transposed(b: Builder, node: fx.Node, w: np.ndarray, groups: int) -> None:
 
 def linear(b: Builder, node: fx.Node) -> None:
     """mm and addmm: of x (M, K) and a matrix that is constant, or of two that are computed."""
-    *bias, first, second = node.args[:3] if node.target is aten.addmm.default else node.args[:2]
-    if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1:
+    *bias, first, second = args_of(node)[:3] if node.target is aten.addmm.default else args_of(node)[:2]
+    if options_of(node).get("alpha", 1) != 1 or options_of(node).get("beta", 1) != 1:
         raise LacksError("scales what it adds")
     left, right = b.constant(first), b.constant(second)
     if left is None and right is None:
@@ -179,7 +183,8 @@ def linear(b: Builder, node: fx.Node) -> None:
             raise LacksError("adds to a product of two computed matrices")
         _multiplied(b, node, *_stacks(b, first, second))
         return
-    if bias and (b.constant(bias[0]) is None or b.constant(bias[0]).numel() != b.shape(node)[-1] or right is None):
+    added = b.constant(bias[0]) if bias else None
+    if bias and (added is None or added.numel() != b.shape(node)[-1] or right is None):
         raise LacksError("adds what is no bias of its rows")
     offsets = bias_of(b, bias[0] if bias else None, b.shape(node)[1 if right is not None else 0])
     if right is not None:
@@ -191,7 +196,7 @@ def linear(b: Builder, node: fx.Node) -> None:
 
 
 def _rows(b: Builder, node: fx.Node, x: fx.Node, w: np.ndarray, bias: np.ndarray) -> None:
-    """x (M, K) times w (N, K): features are planes and rows pixels; one row is a vector, a flattened map is read whole."""
+    """x (M, K) times w (N, K): features are planes and rows pixels; a flattened map is read whole."""
     value = b.value(x)
     m_rows = b.shape(x)[0]
     if m_rows == 1 and (whole := _flattened(b, value)) is not None:
@@ -227,7 +232,7 @@ def _flattened(b: Builder, value: Value) -> int | None:
 
 def products(b: Builder, node: fx.Node) -> None:
     """bmm: matrices (B, M, K) and (B, K, N)."""
-    _multiplied(b, node, *_stacks(b, *node.args[:2]))
+    _multiplied(b, node, *_stacks(b, *args_of(node)[:2]))
 
 
 def _stacks(b: Builder, one: fx.Node, other: fx.Node) -> tuple[Value, Value]:
@@ -282,7 +287,7 @@ def _softmax_follows(node: fx.Node) -> bool:
             return False
         node = next(iter(node.users))
         if node.target is aten._softmax.default:
-            return node.args[1] in (-1, len(node.meta.get("shape", ())) - 1)
+            return args_of(node)[1] in (-1, len(node.meta.get("shape", ())) - 1)
     return False
 
 
@@ -293,10 +298,11 @@ def multiplied(b: Builder, name: str, first: Value, second: Value, scale: float 
         index = b.placed(second, layout)
         second = Value(index, views.filling(second.shape, layout, b.maps[index]))
     (b1, b2, m, k), n = first.shape, second.shape[3]
+    a_strides, b_strides = first.view.stride(), second.view.stride()
     table = Matmul(
         (b1, b2), m, k, n,
-        first.view.storage_offset(), tuple(first.view.stride()),
-        second.view.storage_offset(), tuple(second.view.stride())[:3], scale,
+        int(first.view.storage_offset()), (a_strides[0], a_strides[1], a_strides[2], a_strides[3]),
+        int(second.view.storage_offset()), (b_strides[0], b_strides[1], b_strides[2]), scale,
     )  # fmt: skip
     y = b.new(Map(b1 * b2 * m, 1, n))
     b.ops.append(Op("matmul", name, first.map, y, add=second.map, table=table))
@@ -305,9 +311,9 @@ def multiplied(b: Builder, name: str, first: Value, second: Value, scale: float 
 
 def attention(b: Builder, node: fx.Node) -> None:
     """Scaled dot-product attention: scores with keys as planes, a softmax over them, then the values' mean."""
-    q, k, v = (b.resolved(operand) for operand in node.args[:3])
-    mask, is_causal = node.kwargs.get("attn_mask"), len(node.args) > 4 and node.args[4]
-    scale = node.kwargs.get("scale")
+    q, k, v = (b.resolved(operand) for operand in args_of(node)[:3])
+    mask, is_causal = options_of(node).get("attn_mask"), len(args_of(node)) > 4 and args_of(node)[4]
+    scale = options_of(node).get("scale")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     b1, b2, queries, _ = q.shape
     keys = k.shape[2]
@@ -325,7 +331,9 @@ def attention(b: Builder, node: fx.Node) -> None:
         m = b.maps[scores]
         value = _mask(b, mask, shape)
         added = b.new(Map(m.c, m.h, m.w))
-        b.ops.append(Op("binary", f"{node.name} mask", scores, added, add=b.placed(value, layout, (m.h, m.w)), fn="add"))
+        b.ops.append(
+            Op("binary", f"{node.name} mask", scores, added, add=b.placed(value, layout, (m.h, m.w)), fn="add")
+        )
         scores = added
     m = b.maps[scores]
     weights = b.new(Map(m.c, m.h, m.w))

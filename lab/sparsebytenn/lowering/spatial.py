@@ -1,6 +1,5 @@
 """Pools, means and resizes: what a window or a table of rows and columns says."""
 
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,23 +9,24 @@ import numpy as np
 import torch
 from torch import fx
 
+from ...core.graph.calls import two
 from ..packed import Map, Op
 from ..tables import Pool, Resize
-
 from . import views
-from .builder import Builder, LacksError, aten
+from .builder import Builder, LacksError, args_of, aten, options_of
 from .views import layout_over
 
 
 def max_pool(b: Builder, node: fx.Node) -> None:
-    if any(user.args[1] == 1 for user in node.users):
+    if any(args_of(user)[1] == 1 for user in node.users):
         raise LacksError("gives the places of the largest numbers")
-    _, k, stride, pad, dilation, ceil = (*node.args, *(None, [], [0], [1], False)[len(node.args) - 1 :])
+    _, k, stride, pad, dilation, *_ = _with_defaults(node, None, None, [], [0], [1], False)
     _pool(b, node, "max", [_ranges(*axis) for axis in _axes(b, node, k, stride, pad, dilation)], two(dilation), None)
 
 
 def average_pool(b: Builder, node: fx.Node) -> None:
-    _, k, stride, pad, _, counts_pad, divisor = (*node.args, *([], [0], False, True, None)[len(node.args) - 2 :])
+    defaults = (None, None, [], [0], False, True, None)
+    k, stride, pad, _, counts_pad, divisor = _with_defaults(node, *defaults)[1:]
     axes = _axes(b, node, k, stride, pad, [1])
     ranges = [_ranges(*axis) for axis in axes]
     counts = [_counted(*axis) if counts_pad else (r[:, 1] - r[:, 0]) for axis, r in zip(axes, ranges, strict=True)]
@@ -39,27 +39,29 @@ def adaptive(fn: str) -> Callable[[Builder, fx.Node], None]:
     """A pool to any size: window i goes from floor(i n / size) to ceil((i + 1) n / size)."""
 
     def lower(b: Builder, node: fx.Node) -> None:
-        if fn == "max" and any(user.args[1] == 1 for user in node.users):
+        if fn == "max" and any(args_of(user)[1] == 1 for user in node.users):
             raise LacksError("gives the places of the largest numbers")
         ranges = []
-        for n, size in zip(_sides(b.shape(node.args[0])), _sides(b.shape(node)), strict=True):  # type: ignore[arg-type]
+        for n, size in zip(_sides(b.shape(args_of(node)[0])), _sides(b.shape(node)), strict=True):
             ranges.append(np.array([(i * n // size, -(-(i + 1) * n // size)) for i in range(size)], np.uint32))
         _pool(b, node, fn, ranges, (1, 1), [r[:, 1] - r[:, 0] for r in ranges])
 
     return lower
 
 
-def two(setting: Sequence[int]) -> tuple[int, int]:
-    return (setting[0], setting[-1])
+def _with_defaults(node: fx.Node, *defaults: Any) -> tuple[Any, ...]:
+    """What a node's operator is called with by position, and for the rest its defaults."""
+    return (*args_of(node), *defaults[len(args_of(node)) :])
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int]:
-    return (1, *shape[2:])[-2:]
+    rows, columns = (1, *shape[2:])[-2:]
+    return rows, columns
 
 
 def _axes(b: Builder, node: fx.Node, k: Any, stride: Any, pad: Any, dilation: Any) -> list[tuple[int, ...]]:
     """For rows and columns: the input's side, the output's, window, stride, padding and dilation."""
-    sides = zip(_sides(b.shape(node.args[0])), _sides(b.shape(node)), strict=True)  # type: ignore[arg-type]
+    sides = zip(_sides(b.shape(args_of(node)[0])), _sides(b.shape(node)), strict=True)
     settings = zip(two(k), two(stride or k), two(pad), two(dilation), strict=True)
     return [(*side, *setting) for side, setting in zip(sides, settings, strict=True)]
 
@@ -79,9 +81,10 @@ def _counted(n: int, size: int, k: int, stride: int, pad: int, _: int) -> np.nda
 
 
 def _pool(b: Builder, node: fx.Node, fn: str, ranges: list, step: tuple[int, int], counts: list | None) -> None:
-    index = b.picture(node.args[0])  # type: ignore[arg-type]
+    index = b.picture(args_of(node)[0])
     scales = [np.ones(len(r)) if counts is None else 1 / counts[i] for i, r in enumerate(ranges)]
-    table = Pool(*ranges, step, *(scale.astype(np.float32) for scale in scales))
+    row_scale, column_scale = (scale.astype(np.float32) for scale in scales)
+    table = Pool(ranges[0], ranges[1], step, row_scale, column_scale)
     layout = layout_over(b.shape(node), (0, 1))
     y = b.filled(node, layout, _sides(b.shape(node)))
     b.emit(node, Op("pool", node.name, index, y, fn=fn, table=table), layout)
@@ -89,17 +92,23 @@ def _pool(b: Builder, node: fx.Node, fn: str, ranges: list, step: tuple[int, int
 
 def mean(b: Builder, node: fx.Node) -> None:
     """Over any axes, which become the pixels of a plane."""
-    x, axes = node.args[:2]
-    shape = b.shape(x)  # type: ignore[arg-type]
-    over = {axis % len(shape) for axis in (axes or range(len(shape)))}  # type: ignore[union-attr]
-    if node.kwargs.get("dtype") not in (None, torch.float32):
-        raise LacksError(f"gives {node.kwargs['dtype']} numbers")
+    x, axes = args_of(node)[:2]
+    shape = b.shape(x)
+    over = {axis % len(shape) for axis in (axes or range(len(shape)))}
+    if options_of(node).get("dtype") not in (None, torch.float32):
+        raise LacksError(f"gives {options_of(node)['dtype']} numbers")
     kept = [axis for axis in range(len(shape)) if axis not in over]
     if all(shape[axis] == 1 for axis in over):  # the mean of one number
-        value = b.resolved(x)  # type: ignore[arg-type]
-        b.gives(node, replace(value, view=value.view.view_as(value.view) if b.shape(node) == shape else value.view.squeeze(tuple(over))))
+        value = b.resolved(x)
+        b.gives(
+            node,
+            replace(
+                value,
+                view=value.view.view_as(value.view) if b.shape(node) == shape else value.view.squeeze(tuple(over)),
+            ),
+        )
         return
-    index = b.laid(x, layout_over(shape, kept))  # type: ignore[arg-type]
+    index = b.laid(x, layout_over(shape, kept))
     out = b.shape(node)
     b.emit(node, Op("mean", node.name, index, b.new(Map(1, 1, b.maps[index].c))), layout_over(out, ()))
 
@@ -108,7 +117,7 @@ def total(b: Builder, node: fx.Node) -> None:
     """A sum over any axes: their mean, times how many numbers there are."""
     mean(b, node)
     value = b.resolved(node)
-    count = math.prod(b.shape(node.args[0])) / math.prod(b.shape(node))  # type: ignore[arg-type]
+    count = math.prod(b.shape(args_of(node)[0])) / math.prod(b.shape(node))
     m = b.maps[value.map]
     times = b.written("count", torch.tensor(count), views.layout_over((), ()))
     y = b.new(replace(m, at=0))
@@ -118,14 +127,18 @@ def total(b: Builder, node: fx.Node) -> None:
 
 def largest(b: Builder, node: fx.Node) -> None:
     """The largest number over any axes: a pool over a whole plane."""
-    x, axes = node.args[:2]
-    shape = b.shape(x)  # type: ignore[arg-type]
-    over = {axis % len(shape) for axis in (axes or range(len(shape)))}  # type: ignore[union-attr]
-    index = b.laid(x, layout_over(shape, [axis for axis in range(len(shape)) if axis not in over]))  # type: ignore[arg-type]
+    x, axes = args_of(node)[:2]
+    shape = b.shape(x)
+    over = {axis % len(shape) for axis in (axes or range(len(shape)))}
+    index = b.laid(x, layout_over(shape, [axis for axis in range(len(shape)) if axis not in over]))
     m, one = b.maps[index], np.ones(1, np.float32)
     table = Pool(np.array([[0, m.h]], np.uint32), np.array([[0, m.w]], np.uint32), (1, 1), one, one)
     out = b.shape(node)
-    b.emit(node, Op("pool", node.name, index, b.new(Map(m.c, 1, 1)), fn="max", table=table), layout_over(out, range(len(out))))
+    b.emit(
+        node,
+        Op("pool", node.name, index, b.new(Map(m.c, 1, 1)), fn="max", table=table),
+        layout_over(out, range(len(out))),
+    )
 
 
 # -- resizes -----------------------------------------------------------------------------------------------------------
@@ -136,7 +149,7 @@ def nearest(exact: bool) -> Callable[[Builder, fx.Node], None]:
 
     def lower(b: Builder, node: fx.Node) -> None:
         tables = []
-        for n, size, given in _resized(b, node, node.args[2:]):
+        for n, size, given in _resized(b, node, args_of(node)[2:]):
             scale = np.float32(1 / given if given else n / size)
             at = np.floor((np.arange(size, dtype=np.float32) + np.float32(0.5 * exact)) * scale)
             i = np.minimum(at.astype(np.int64), n - 1)
@@ -148,8 +161,8 @@ def nearest(exact: bool) -> Callable[[Builder, fx.Node], None]:
 
 def bilinear(b: Builder, node: fx.Node) -> None:
     """Between the two rows and columns that lie around, as torch finds them, in float32."""
-    aligned, tables = bool(node.args[2]), []
-    for n, size, given in _resized(b, node, node.args[3:]):
+    aligned, tables = bool(args_of(node)[2]), []
+    for n, size, given in _resized(b, node, args_of(node)[3:]):
         if aligned:
             at = np.arange(size, dtype=np.float32) * np.float32((n - 1) / (size - 1) if size > 1 else 0)
         else:
@@ -162,20 +175,23 @@ def bilinear(b: Builder, node: fx.Node) -> None:
 
 def _resized(b: Builder, node: fx.Node, given: Sequence[Any]) -> list[tuple[int, int, Any]]:
     """For rows and columns: the input's side, the output's, and the factor that was given."""
-    shape, out = b.shape(node.args[0]), b.shape(node)  # type: ignore[arg-type]
+    shape, out = b.shape(args_of(node)[0]), b.shape(node)
     if len(shape) != 4:
         raise LacksError(f"resizes {shape}: the engine resizes one picture, (1, C, H, W)")
     return list(zip(shape[2:], out[2:], (*given, None, None)[:2], strict=True))
 
 
 def resized(b: Builder, node: fx.Node, tables: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Rows and columns of a picture taken, or mixed, as tables say: indices (size, 2) and weights (size,) of the second."""
+    """Rows and columns of a picture mixed as tables say: indices (size, 2), weights (size,) of the second."""
     (rows, row_weight), (columns, column_weight) = tables
-    index, layout = b.picture(node.args[0]), layout_over(b.shape(node), (0, 1))  # type: ignore[arg-type]
+    index, layout = b.picture(args_of(node)[0]), layout_over(b.shape(node), (0, 1))
     table = Resize(
-        rows.astype(np.uint32), row_weight.astype(np.float32), columns.astype(np.uint32), column_weight.astype(np.float32)
+        rows.astype(np.uint32),
+        row_weight.astype(np.float32),
+        columns.astype(np.uint32),
+        column_weight.astype(np.float32),
     )
-    y = b.filled(node, layout, b.shape(node)[2:])  # type: ignore[arg-type]
+    y = b.filled(node, layout, _sides(b.shape(node)))
     b.emit(node, Op("resize", node.name, index, y, table=table), layout)
 
 
@@ -183,11 +199,11 @@ def border(kind: str) -> Callable[[Builder, fx.Node], None]:
     """Padding with the picture's own numbers: reflected, or the last row and column again."""
 
     def lower(b: Builder, node: fx.Node) -> None:
-        shape, pads = b.shape(node.args[0]), node.args[1]  # type: ignore[arg-type]
-        if len(shape) != 4 or len(pads) != 4:  # type: ignore[arg-type]
+        shape, pads = b.shape(args_of(node)[0]), args_of(node)[1]
+        if len(shape) != 4 or len(pads) != 4:
             raise LacksError(f"pads {shape}: the engine pads one picture, (1, C, H, W)")
         tables = []
-        for n, before, after in zip(shape[2:], (pads[2], pads[0]), (pads[3], pads[1]), strict=True):  # type: ignore[index]
+        for n, before, after in zip(shape[2:], (pads[2], pads[0]), (pads[3], pads[1]), strict=True):
             at = np.arange(-before, n + after)
             at = np.clip(at, 0, n - 1) if kind == "replicate" else (n - 1) - np.abs((n - 1) - np.abs(at))
             tables.append((np.stack([at, at], 1), np.zeros(len(at))))
@@ -198,9 +214,11 @@ def border(kind: str) -> Callable[[Builder, fx.Node], None]:
 
 def flip(b: Builder, node: fx.Node) -> None:
     shape = b.shape(node)
-    axes = {axis % len(shape) for axis in node.args[1]}  # type: ignore[union-attr]
+    axes = {axis % len(shape) for axis in args_of(node)[1]}
     if len(shape) != 4 or not axes <= {2, 3}:
-        raise LacksError(f"turns round {shape} over axes {sorted(axes)}: the engine turns rows and columns of a picture")
+        raise LacksError(
+            f"turns round {shape} over axes {sorted(axes)}: the engine turns rows and columns of a picture"
+        )
     tables = [np.arange(shape[axis])[:: -1 if axis in axes else 1] for axis in (2, 3)]
     resized(b, node, [(np.stack([at, at], 1), np.zeros(len(at))) for at in tables])
 

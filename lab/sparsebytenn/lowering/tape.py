@@ -16,10 +16,21 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ...core.batch import Example
 from ...core.errors import first_line
+from ...core.graph.inplace import operator_name
 from ...core.graph.tracing import arguments_of, module_of, trace
 
 # They read a tensor's shape alone: what they give is the same for every input.
-_BLANK = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like", "empty"}
+_BLANK = {
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "empty",
+}
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
@@ -52,7 +63,7 @@ class _Walk(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         module = module_of(node)
         self.tape.layer = str(node.target) if module is not None else node.name
-        self.tape.origin = type(module).__name__ if module is not None else getattr(node.target, "__name__", node.target)
+        self.tape.origin = type(module).__name__ if module is not None else operator_name(node.target)
         return super().run_node(node)
 
 
@@ -141,9 +152,6 @@ class _Tape(TorchDispatchMode):
         made = fx.GraphModule(root, self.graph)
         made.graph.eliminate_dead_code()
         return made
-
-
-
 
 
 def results(node: fx.Node) -> Iterator[fx.Node]:

@@ -57,7 +57,7 @@ def layout_over(shape: Sequence[int], planes: Iterable[int], pixels: Iterable[in
 
 
 def usual_layout(shape: Sequence[int]) -> Layout:
-    """The layout of a tensor that comes from nowhere: all axes but the last two are planes; one axis alone is pixels."""
+    """The layout of a tensor that comes from nowhere: the last two axes are pixels; of two, the last."""
     axes = [axis for axis, size in enumerate(shape) if size > 1]
     planes = axes[:-2] if len(axes) > 2 else axes[:-1]
     return layout_over(shape, planes)
@@ -106,7 +106,7 @@ def fills(view: Tensor, layout: Layout, m: Map) -> bool:
 
 def layout_of(view: Tensor, m: Map) -> Layout | None:
     """The layout in which a view has all of its map, if it has."""
-    axes = sorted((a for a, size in enumerate(view.shape) if size > 1), key=lambda a: -view.stride(a))
+    axes = sorted((a for a, size in enumerate(view.shape) if size > 1), key=lambda a: -view.stride()[a])
     found = Layout(
         tuple(a for a in axes if view.stride(a) >= m.pitch), tuple(a for a in axes if view.stride(a) < m.pitch)
     )
