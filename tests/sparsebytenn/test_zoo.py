@@ -1,4 +1,4 @@
-"""Networks that people use, whole in the engine and equal to torch's; outputs hang together as the network gives them."""
+"""Networks that people use, whole in the engine and equal to torch's, their outputs as the network gives them."""
 
 import pytest
 import torch
