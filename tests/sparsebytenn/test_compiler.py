@@ -79,7 +79,7 @@ TAKEN = (
     "dw + pw",
     "pw + dw",
 )
-EITHER = ("relu", "clamp", "norm", "cat", "identity")  # taken, or refused in one line, by where they stand
+OTHERS = ("relu", "clamp", "norm", "cat", "identity")
 LAYERS = {
     "pointwise": lambda c: conv(c, 4),
     "pointwise relu": lambda c: nn.Sequential(conv(c, 4), nn.ReLU()),
@@ -139,16 +139,11 @@ def test_a_value_may_be_read_in_any_role_by_any_number(steps, ends_in_map, inter
 
 
 @settings(max_examples=30, deadline=None)
-@given(steps_of(TAKEN + 2 * EITHER), st.booleans())
-def test_any_other_graph_is_torchs_or_is_refused_in_one_line(steps, interleaved):
+@given(steps_of(TAKEN + 2 * OTHERS), st.booleans())
+def test_what_may_be_fused_is_so_only_where_nobody_else_reads_it(steps, interleaved):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        try:
-            apart = compared(Drawn(steps, True), torch.randn(1, 3, 8, 8), interleaved)
-        except ValueError as error:
-            assert "\n" not in str(error)
-        else:
-            assert apart < 1e-4
+        assert compared(Drawn(steps, True), torch.randn(1, 3, 8, 8), interleaved) < 1e-4
 
 
 def test_a_depthwise_convolution_that_is_added_is_not_joined_to_what_adds_it(x):
@@ -181,8 +176,7 @@ def test_a_clamp_is_not_written_into_a_map_that_is_read_under_another_name(x):
         a=conv(3, 8, 3),
         fc=nn.Linear(8 * SIDE**2, 8),
     )
-    with pytest.raises(ValueError, match=r"relu \(relu\) follows flatten, .* the only one that reads it"):
-        compiler.compile(net, x[:1])
+    assert compared(net, x) < 1e-5
 
 
 # -- calls, however they are written -----------------------------------------------------------------------------------
@@ -217,6 +211,19 @@ SAME = {
     "a shortcut from the picture": Net(lambda n, x: n.a(x) + x, a=conv(3, 3)),
     "a linear layer first": Net(lambda n, x: n.fc(x.flatten(1)), fc=nn.Linear(3 * SIDE**2, 4)),
     "depthwise first": Net(lambda n, x: n.b(n.a(x).relu()), a=deep(3), b=conv(3, 4)),
+    "a padding that is not zero": Net(lambda n, x: n.a(F.pad(x, (1, 1, 1, 1), value=2.0)), a=conv(3, 4)),
+    "a scaled sum": Net(lambda n, x: torch.add(n.a(x), n.b(x), alpha=2), a=conv(3, 4), b=conv(3, 4)),
+    "a number": Net(lambda n, x: n.a(x) + 1, a=conv(3, 4)),
+    "numbers a row": Net(lambda n, x: 2 - (n.a(x) * 3 - torch.arange(4.0)[:, None, None]) / 4, a=conv(3, 4)),
+    "a broadcast": Net(lambda n, x: n.a(x) + n.a(x).mean((2, 3), keepdim=True), a=conv(3, 4)),
+    "a vector and a map": Net(lambda n, x: n.a(x) + x.mean((2, 3), keepdim=True), a=nn.Conv2d(3, 3, SIDE)),
+    "depthwise behind the pool": Net(lambda n, x: n.a(x.mean((2, 3), keepdim=True)), a=deep(3)),
+    "a linear layer on a map": Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.Linear(SIDE, 4)),
+    "a pool by the name of add": Net(lambda n, x: n.add(n.a(x)), a=conv(3, 4), add=nn.MaxPool2d(2)),
+    "a pool by the name of mean": Net(lambda n, x: n.mean(n.a(x)), a=conv(3, 4), mean=nn.MaxPool2d(2)),
+    "sums over axes": Net(lambda n, x: n.a(x).sum(3) / n.a(x).sum((1, 2, 3), keepdim=True)[..., 0], a=conv(3, 4)),
+    "chunks": Net(lambda n, x: torch.relu(n.a(x).chunk(2, 1)[0]), a=conv(3, 4)),
+    "as many planes as pixels, a row of numbers": Net(lambda n, x: n.a(x) * x[:, :1, :1], a=nn.Conv2d(3, 12, (12, 1))),
 }  # fmt: skip
 
 
@@ -227,28 +234,19 @@ def test_a_call_means_the_same_however_it_is_written(name, interleaved, x):
 
 
 REFUSED = {
-    "two answers": (Net(lambda n, x: (n.a(x), n.a(x)), a=conv(3, 4)), "the network answers with a tuple: .*one tensor"),
-    "a dict": (Net(lambda n, x: {"y": n.a(x)}, a=conv(3, 4)), "the network answers with a dict"),
-    "a padding that is not zero": (
-        Net(lambda n, x: n.a(F.pad(x, (1, 1, 1, 1), value=2.0)), a=conv(3, 4)), "no operator for pad"
-    ),
-    "a scaled sum": (Net(lambda n, x: torch.add(n.a(x), n.b(x), alpha=2), a=conv(3, 4), b=conv(3, 4)), "two maps"),
-    "a number": (Net(lambda n, x: n.a(x) + 1, a=conv(3, 4)), "two maps of one shape"),
-    "a broadcast": (Net(lambda n, x: n.a(x) + n.a(x).mean((2, 3), keepdim=True), a=conv(3, 4)), "two maps of one"),
-    "a vector and a map": (
-        Net(lambda n, x: n.a(x) + x.mean((2, 3), keepdim=True), a=nn.Conv2d(3, 3, SIDE)), "two maps of one shape"
-    ),
-    "depthwise behind the pool": (Net(lambda n, x: n.a(x.mean((2, 3), keepdim=True)), a=deep(3)), "a reads a single"),
     "a norm without statistics": (
         Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.BatchNorm2d(4, track_running_stats=False)),
         r"b \(BatchNorm2d\) keeps no running statistics",
     ),
-    "a linear layer on a map": (
-        Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.Linear(SIDE, 4)), r"b reads \(1, 4, 12, 12\)"
+    "what it does not have": (Net(lambda n, x: n.a(x).cumsum(1), a=conv(3, 4)), r"cumsum \(cumsum\) is aten.cumsum"),
+    "all that it lacks": (
+        Net(lambda n, x: n.a(x.cumsum(1)).sin(), a=conv(3, 4)), r"cumsum \(cumsum\) .*; sin \(sin\) is aten.sin"
     ),
-    "a pool by the name of add": (Net(lambda n, x: n.add(n.a(x)), a=conv(3, 4), add=nn.MaxPool2d(2)), r"add \(Max"),
-    "a pool by the name of mean": (Net(lambda n, x: n.mean(n.a(x)), a=conv(3, 4), mean=nn.MaxPool2d(2)), r"mean \(Max"),
-    "chunks": (Net(lambda n, x: torch.relu(n.a(x).chunk(2, 1)[0]), a=conv(3, 4)), "no operator for getitem"),
+    "an answer without a batch": (Net(lambda n, x: n.a(x).sum(), a=conv(3, 4)), r"sum \(sum\) is aten.sum"),
+    "a mean of all": (Net(lambda n, x: n.a(x).mean(), a=conv(3, 4)), r"gives \(\): .* first axis is the batch's"),
+    "places of the largest": (
+        Net(lambda n, x: n.p(n.a(x))[1].float(), a=conv(3, 4), p=nn.MaxPool2d(2, return_indices=True)), "the places of the"
+    ),
 }  # fmt: skip
 
 

@@ -17,12 +17,12 @@ from lab.sparsebytenn import compiler, int8, packed, proof, records, reference
 from lab.sparsebytenn.engine import Engine
 from lab.sparsebytenn.packed import Map, Network, Op
 
-from .native import rolled, small_networks
+from .native import every_kind, rolled, small_networks
 
 needs_c = pytest.mark.skipif(kernels.lib is None, reason="the C kernels are not built")
 ARENA, WORKSPACE = 32, 36  # of the header, in bytes
 PLACE = 16  # of a map: where it begins in the arena
-ADD, FLAGS, COLUMN, SUMS = 8, 36, 48, 100  # of an operator
+ADD, FLAGS, COLUMN, SUMS, ARGS = 8, 36, 48, 100, 144  # of an operator
 EDGES = [*range(6), 15, 16, 17, 63, 64, 65, 255, 65_535, *(1 << n for n in (16, 20, 28, 30, 31)), (1 << 32) - 16]
 
 
@@ -36,7 +36,7 @@ def files() -> list[bytes]:
             made += [network, rolled(network), compiler.compile(net, torch.zeros(1, *shape), interleaved=True)]
             if name in ("every", "two convolutions"):
                 made.append(int8.quantised(network, torch.randn(2, *shape)))
-    return [packed.write(network) for network in made]
+    return [packed.write(network) for network in (*made, every_kind(), rolled(every_kind()))]
 
 
 def signed(data) -> bytes:
@@ -77,7 +77,7 @@ def damaged(draw):
     data = bytearray(draw(st.sampled_from(files())))
     h = records.Head(*records.HEADER.unpack_from(data))
     for _ in range(draw(st.integers(1, 3))):
-        kind = draw(st.sampled_from(["header", "map", "op", "op", "op", "swap", "text", "bit"]))
+        kind = draw(st.sampled_from(["header", "map", "op", "op", "op", "table", "table", "swap", "text", "bit"]))
         i, j = (draw(st.integers(0, (h.n_maps if kind == "map" else h.n_ops) - 1)) for _ in range(2))
         if kind == "swap":
             a, b = (slice(h.ops + 160 * n, h.ops + 160 * n + 160) for n in (i, j))
@@ -86,14 +86,22 @@ def damaged(draw):
             data[h.meta + draw(st.integers(0, h.meta_size - 1))] = draw(st.sampled_from(b'"\\,: {}[]0-u\x80\x1f9'))
         elif kind == "bit":
             data[draw(st.integers(16, len(data) - 1))] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "table":
+            at, words = struct.unpack_from("<2I", data, h.ops + 160 * i + ARGS)
+            if words and at % 4 == 0 and at + 4 * words <= len(data):
+                change(draw, data, at + 4 * draw(st.integers(0, min(words, 60) - 1)))
         else:
             start, fields = {"header": (16, 12), "map": (h.maps + 32 * i, 7), "op": (h.ops + 160 * i, 38)}[kind]
-            at = start + 4 * draw(st.integers(0, fields - 1))
-            old = struct.unpack_from("<I", data, at)[0]
-            near = st.sampled_from([old + 1, old - 1, old + 16, old - 16, 2 * old, old // 2])
-            value = draw(near | st.sampled_from(EDGES) | st.integers(0, 5))
-            struct.pack_into("<I", data, at, value % 2**32)
+            change(draw, data, start + 4 * draw(st.integers(0, fields - 1)))
     return signed(data)
+
+
+def change(draw, data: bytearray, at: int) -> None:
+    """Another 32-bit number at a byte, near the old one or one that hurts."""
+    old = struct.unpack_from("<I", data, at)[0]
+    near = st.sampled_from([old + 1, old - 1, old + 16, old - 16, 2 * old, old // 2])
+    value = draw(near | st.sampled_from(EDGES) | st.integers(0, 5))
+    struct.pack_into("<I", data, at, value % 2**32)
 
 
 @needs_c
@@ -108,13 +116,12 @@ def test_python_loads_what_c_accepts_and_nothing_else_and_what_loads_runs_as_num
         assert "\n" not in str(caught.value)
         return
     engine = Engine(data)
-    x = torch.randn(1, *engine.shape, generator=torch.Generator().manual_seed(0))
-    y = engine(x).numpy().ravel()
-    with np.errstate(all="ignore"):
-        exact = reference.run(packed.read(data), x[0].numpy()).ravel()
-    if np.isfinite(exact).all() and np.abs(exact).max() < 1e6:  # a bit of a weight may have made it huge
-        step = 0.02 * np.abs(exact).max()  # of a product in int8, whose input was near a half
-        np.testing.assert_allclose(y, exact, atol=step)
+    g = np.random.default_rng(0)
+    arrays = [g.standard_normal(engine.network.maps[i].shape, np.float32) for i in engine.network.inputs]
+    for y, exact in zip(engine._run(arrays), reference.outputs(packed.read(data), arrays), strict=True):
+        if np.isfinite(exact).all() and np.abs(exact).max() < 1e6:  # a bit of a weight may have made it huge
+            step = 0.02 * np.abs(exact).max()  # of a product in int8, whose input was near a half
+            np.testing.assert_allclose(y, exact, atol=step)
 
 
 @needs_c
@@ -213,6 +220,120 @@ def test_an_operator_without_weights_may_say_what_it_likes_of_them(kind):
     odd = put(put(data, op_at(data, i) + FLAGS - 4, 5), op_at(data, i) + FLAGS, 3)
     x = np.ones(Engine(data).shape, np.float32)
     np.testing.assert_array_equal(reference.run(packed.read(odd), x), reference.run(packed.read(data), x))
+
+
+# -- tables, word by word ----------------------------------------------------------------------------------------------
+
+OUTSIDE, SHAPES, MALFORMED = "leads outside of a feature map", "shapes do not go together", "an operator is malformed"
+
+
+def tabled(kind: str, nth: int = 0) -> tuple[bytes, int, Op, records.OpRecord]:
+    """A file with every kind of operator, the place of the n-th of one kind in its table, and the operator itself."""
+    network = every_kind()
+    data = packed.write(network)
+    i = [i for i, op in enumerate(network.ops) if op.kind == kind][nth]
+    return data, op_at(data, i), network.ops[i], records.File(data).ops[i]
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "value", "words"),
+    [
+        ("pool", 0, 2, OUTSIDE), ("pool", 1, 0, OUTSIDE), ("pool", 1, 7, OUTSIDE),  # rows of x: 6
+        ("pool", 6, 2, OUTSIDE), ("pool", 17, 12, OUTSIDE), ("pool", 17, 1 << 31, OUTSIDE),  # columns: 11
+        ("pool", 18, 0, OUTSIDE), ("pool", 19, 0, OUTSIDE), ("pool", 18, 1 << 21, OUTSIDE),  # steps
+        ("resize", 0, 3, OUTSIDE), ("resize", 11, 0xFFFFFFFF, OUTSIDE), ("resize", 18, 6, OUTSIDE),
+        ("resize", 39, 6, OUTSIDE),
+        ("matmul", 0, 2, SHAPES), ("matmul", 0, 0, SHAPES), ("matmul", 1, 1 << 20, SHAPES), ("matmul", 2, 3, SHAPES),
+        ("matmul", 3, 0, SHAPES), ("matmul", 3, 1 << 21, SHAPES), ("matmul", 4, 37, SHAPES),
+        ("matmul", 3, 500, OUTSIDE), ("matmul", 5, 8 * 96, OUTSIDE), ("matmul", 5, 0xFFFFFFFF, OUTSIDE),
+        ("matmul", 7, 1 << 30, OUTSIDE), ("matmul", 8, 1 << 31, OUTSIDE), ("matmul", 9, 80, OUTSIDE),
+        ("matmul", 10, 1 << 31, OUTSIDE), ("matmul", 12, 0xFFFFFFFF, OUTSIDE), ("matmul", 13, 200, OUTSIDE),
+        ("move", 0, 2, MALFORMED), ("move", 2, 99, MALFORMED), ("move", 2, 1, OUTSIDE), ("move", 3, 1 << 20, OUTSIDE),
+        ("move", 4, 1 << 20, OUTSIDE), ("move", 5, 0, OUTSIDE), ("move", 8, 12, SHAPES), ("move", 5, 1 << 21, OUTSIDE),
+        ("move", 10, 5, SHAPES), ("move", 15, 300, OUTSIDE), ("move", 15, 0x80000000, OUTSIDE),
+        ("move", 15, 0xFFFFFF00, OUTSIDE), ("move", 21, 1, OUTSIDE), ("move", 22, 0, OUTSIDE), ("move", 22, 5, OUTSIDE),
+        ("move", 20, 1 << 30, OUTSIDE),
+    ],
+)  # fmt: skip
+def test_a_number_of_a_table_that_leads_elsewhere_is_refused(kind, word, value, words):
+    data, _, _, record = tabled(kind)
+    assert struct.unpack_from("<I", data, record.args + 4 * word)[0] != value
+    refused(put(data, record.args + 4 * word, value), words)
+
+
+@pytest.mark.parametrize("kind", ["pool", "move", "resize", "norm", "matmul", "const"])
+def test_a_table_of_another_length_or_place_is_refused(kind):
+    data, at, _, record = tabled(kind)
+    for n in (0, record.n_args - 1, record.n_args + 1, record.n_args + records.PART - 1, 0xFFFFFFFF):
+        refused(put(data, at + ARGS + 4, n), f"{SHAPES}|a section lies outside")
+    for place in (0, 62, 65, len(data), len(data) - 4, 0xFFFFFFFC):
+        refused(put(data, at + ARGS, place), "a section lies outside")
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "value", "words"),
+    [
+        ("conv", 4, 0, MALFORMED), ("conv", 4, 1025, MALFORMED), ("conv", 26, 0, MALFORMED), ("conv", 27, 0, MALFORMED),
+        ("conv", 28, 1025, MALFORMED), ("conv", 29, 0, MALFORMED), ("conv", 30, 1025, MALFORMED),
+        ("conv", 6, 1025, MALFORMED), ("conv", 7, 7, MALFORMED), ("conv", 31, 14, MALFORMED),
+        ("conv", 33, 13, MALFORMED), ("conv", 34, 1, MALFORMED), ("conv", 26, 3, "its arena is too small"),
+        ("depthwise", 4, 9, MALFORMED), ("depthwise", 26, 5, MALFORMED), ("depthwise", 5, 2, MALFORMED),
+        ("depthwise", 6, 7, MALFORMED), ("depthwise", 28, 7, MALFORMED), ("depthwise", 29, 2, MALFORMED),
+        ("separable", 32, 0, "a section lies outside"), ("unary", 31, 99, MALFORMED), ("binary", 34, 0, MALFORMED),
+        ("binary", 34, 9, MALFORMED), ("binary", 2, 0xFFFFFFFF, SHAPES), ("binary", 2, 0, SHAPES),
+        ("pool", 34, 3, MALFORMED), ("norm", 34, 5, MALFORMED), ("norm", 35, 0, SHAPES), ("norm", 35, 4, SHAPES),
+        ("softmax", 35, 0, SHAPES), ("softmax", 35, 5, SHAPES), ("matmul", 2, 0xFFFFFFFF, SHAPES),
+        ("const", 1, 0, MALFORMED), ("unary", 2, 0, MALFORMED), ("move", 1, 0, MALFORMED),
+    ],
+)  # fmt: skip
+def test_a_number_of_an_operator_that_cannot_be_is_refused(kind, word, value, words):
+    data, at, _, _ = tabled(kind)
+    assert struct.unpack_from("<I", data, at + 4 * word)[0] != value
+    refused(put(data, at + 4 * word, value), words)
+
+
+@pytest.mark.parametrize(
+    ("n_ends", "first", "words"),
+    [
+        (3 << 16, None, "a feature map is malformed"), (2, None, "a feature map is malformed"),
+        (257 | 1 << 16, None, "a feature map is malformed"), (2 | 257 << 16, None, "a feature map is malformed"),
+        (2 | 3 << 16, 999, "a feature map is malformed"), (256 | 256 << 16, None, "a section lies outside"),
+        (2 | 3 << 16, 1, "nothing wrote"), (2 | 4 << 16, None, "nothing wrote|malformed"),
+    ],
+)  # fmt: skip
+def test_inputs_and_outputs_are_maps_that_are_there(n_ends, first, words):
+    data = packed.write(every_kind())
+    head = records.File(data).head
+    assert proof.check(data) == 0 and head.n_ends == 2 | 3 << 16
+    data = data if first is None else put(data, head.ends, first)
+    if n_ends == 256 | 256 << 16:
+        data = put(data, 44, len(data) - 64)
+    refused(put(data, 48, n_ends), words)
+
+
+def test_two_inputs_that_lie_in_one_place_are_refused():
+    data = packed.write(every_kind())
+    refused(put(data, map_at(data, 1) + PLACE, records.File(data).maps[0].at), "written over")
+
+
+def test_an_input_may_be_an_output_and_stand_there_twice():
+    network = Network([Map(2, 3, 3), Map(1, 1, 4)], [], (1, 0), (0, 1, 0))
+    data = packed.write(network)
+    arrays = [np.arange(4, dtype=np.float32).reshape(1, 1, 4), np.ones((2, 3, 3), np.float32)]
+    y = Engine(data)._run(arrays)
+    assert all(np.array_equal(a, arrays[i]) for a, i in zip(y, (1, 0, 1), strict=True))
+    assert packed.read(data).inputs == (1, 0) and packed.read(data).outputs == (0, 1, 0)
+
+
+@needs_c
+def test_workspaces_are_as_large_in_python_as_in_c():
+    g = np.random.default_rng(0)
+    for m, k, n in g.integers(1, 2_000, (200, 3)).tolist():
+        assert kernels.matmul_workspace(m, k, n) == kernels.lib.matmul_workspace(m, k, n)
+        assert kernels.line_workspace(m, n) == kernels.lib.line_workspace(m, n)
+
+
+# -- its description ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

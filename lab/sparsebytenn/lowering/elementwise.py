@@ -244,10 +244,10 @@ def _taken_in(b: Builder, node: fx.Node, first: Any, second: Any) -> bool:
     if not all(isinstance(term, fx.Node) and b.shape(term) == b.shape(node) for term in (first, second)):
         return False
     for last, other in ((first, second), (second, first)):
-        op, layout = b.writer(last), b.layout(last)
+        value, op, layout = b.value(other), b.writer(last), b.layout(last)
         if op is None or layout is None or b.ops[-1] is not op or op.kind not in ("conv", "pointwise"):
             continue
-        m, value = b.maps[op.y], b.value(other)
+        m = b.maps[op.y]
         lies = value.before is None and views.fills(value.view, layout, b.maps[value.map])
         if op.add is None and op.clamp == FREE and not op.act and lies and value.map != op.y:
             if (b.maps[value.map].h, b.maps[value.map].w) == (m.h, m.w):

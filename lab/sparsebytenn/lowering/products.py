@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from ..packed import Map, Op
+from ...core.graph.calls import two
 from ..scheduling import tile_rows
 from ..tables import Matmul
 from . import views
@@ -66,9 +67,9 @@ def name_of(node: fx.Node) -> str:
     return node.meta["layer"]
 
 
-def _pair(setting: Sequence[int]) -> tuple[int, int]:
-    """A setting of rows and columns; of one axis, that of the columns."""
-    return (0 if len(setting) > 1 else 1, *setting)[-2:]  # type: ignore[return-value]
+def _pair(setting: Any, axes: int, row: int = 1) -> tuple[int, int]:
+    """A setting of rows and columns, one number for both; of one axis, that of the columns, `row` for the rows."""
+    return two(setting) if axes == 2 else (row, setting[0])
 
 
 def _window(b: Builder, node: fx.Node, w: np.ndarray) -> Op:
@@ -77,8 +78,9 @@ def _window(b: Builder, node: fx.Node, w: np.ndarray) -> Op:
     k = (1, *w.shape[2:])[-2:]
     if max(k) > MAX_WINDOW or max(stride) > MAX_WINDOW:  # type: ignore[type-var]
         raise LacksError(f"has a window of {k}, stride {tuple(stride)}: the engine has up to {MAX_WINDOW}")  # type: ignore[arg-type]
-    pad = (0, *padding)[-2:]  # type: ignore[misc]
-    return Op("conv", name_of(node), -1, -1, k=k, stride=_pair(stride), pad=pad, dilation=_pair(dilation))  # type: ignore[arg-type]
+    axes = w.ndim - 2
+    settings = {"stride": _pair(stride, axes), "pad": _pair(padding, axes, row=0), "dilation": _pair(dilation, axes)}
+    return Op("conv", name_of(node), -1, -1, k=k, **settings)
 
 
 def _size(b: Builder, node: fx.Node) -> tuple[int, int]:
@@ -139,11 +141,11 @@ def _transposed(b: Builder, node: fx.Node, w: np.ndarray, groups: int) -> None:
     Output row t meets x's row i with tap t + pad - i * stride. w (IC, OC / groups, k, k).
     """
     x, _, bias, stride, padding, dilation, *_ = node.args
-    w = w[:, :, None] if w.ndim == 3 else w
+    axes = w.ndim - 2
+    w = w[:, :, None] if axes == 1 else w
     wide = len(w) // groups
     turned = np.concatenate([w[g * wide : (g + 1) * wide].swapaxes(0, 1) for g in range(groups)])[:, :, ::-1, ::-1]
-    steps, spread, k = _pair(stride), _pair(dilation), turned.shape[2:]  # type: ignore[arg-type]
-    pads = (0, *padding)[-2:]  # type: ignore[misc]
+    steps, spread, pads, k = _pair(stride, axes), _pair(dilation, axes), _pair(padding, axes, row=0), turned.shape[2:]
     size, shape = _size(b, x), b.shape(x)
     sparse = [(side - 1) * step + 1 for side, step in zip(size, steps, strict=True)]
     front = [(taps - 1) * s - pad for taps, s, pad in zip(k, spread, pads, strict=True)]

@@ -1,6 +1,7 @@
 """Pools, means and resizes: what a window or a table of rows and columns says."""
 
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import fx
 from ..packed import Map, Op
 from ..tables import Pool, Resize
 
+from . import views
 from .builder import Builder, LacksError, aten
 from .views import layout_over
 
@@ -100,6 +102,18 @@ def mean(b: Builder, node: fx.Node) -> None:
     index = b.laid(x, layout_over(shape, kept))  # type: ignore[arg-type]
     out = b.shape(node)
     b.emit(node, Op("mean", node.name, index, b.new(Map(1, 1, b.maps[index].c))), layout_over(out, ()))
+
+
+def total(b: Builder, node: fx.Node) -> None:
+    """A sum over any axes: their mean, times how many numbers there are."""
+    mean(b, node)
+    value = b.resolved(node)
+    count = math.prod(b.shape(node.args[0])) / math.prod(b.shape(node))  # type: ignore[arg-type]
+    m = b.maps[value.map]
+    times = b.written("count", torch.tensor(count), views.layout_over((), ()))
+    y = b.new(replace(m, at=0))
+    b.ops.append(Op("binary", node.name, value.map, y, add=times.map, fn="mul"))
+    b.gives(node, replace(value, map=y))
 
 
 def largest(b: Builder, node: fx.Node) -> None:
@@ -194,7 +208,7 @@ def flip(b: Builder, node: fx.Node) -> None:
 LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {
     aten.max_pool2d_with_indices.default: max_pool, aten.avg_pool2d.default: average_pool,
     aten._adaptive_avg_pool2d.default: adaptive("mean"), aten.adaptive_max_pool2d.default: adaptive("max"),
-    aten.mean.dim: mean, aten.amax.default: largest,
+    aten.mean.dim: mean, aten.sum.dim_IntList: total, aten.amax.default: largest,
     aten.upsample_nearest2d.default: nearest(exact=False), aten._upsample_nearest_exact2d.default: nearest(exact=True),
     aten.upsample_bilinear2d.default: bilinear, aten.reflection_pad2d.default: border("reflect"),
     aten.replication_pad2d.default: border("replicate"), aten.flip.default: flip,
