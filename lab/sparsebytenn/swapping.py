@@ -230,8 +230,8 @@ def sparse_conv2d(
         return sparse_conv2d(x[None], weight, bias, stride, padding, dilation, groups, key)[0]
     settings = (*stride, *padding, *dilation, groups)
     out, inside, *size = weight.shape
-    window: Any = (size, stride, padding, dilation)
-    layer = partial(nn.Conv2d, inside * groups, out, *window, groups, bias is not None)
+    window: Any = {"kernel_size": size, "stride": stride, "padding": padding, "dilation": dilation}
+    layer = partial(nn.Conv2d, inside * groups, out, **window, groups=groups, bias=bias is not None)
     engine = _engine((key, *_identity(weight, bias), *settings), layer, weight, bias, tuple(x.shape[1:]))
     images = _numbers(x)
     shape = _fake_conv2d_shape(x, weight, stride, padding, dilation)
