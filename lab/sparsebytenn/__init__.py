@@ -16,6 +16,7 @@ Chen; 2023, arXiv 2310.19509). After the abstract; the paper's body could not be
     where       rearrange.survey sorts the layers, pattern.Pattern holds orders and masks while they train,
                 rearrange.permute moves rows, columns, norms and depthwise filters of a whole class at once
     picture     view.explore
+    layers      swap puts sparse modules into a network of torch where zeros pay; torch exports and compiles it
 
     departures  From the abstract come the goal, MobileNet-v1, 30 % sparsity, one pattern for each kind of operator, and
                 that the whole network is rearranged. Blocks, equations, searches, schedule and losses are ours, and
@@ -29,7 +30,8 @@ Chen; 2023, arXiv 2310.19509). After the abstract; the paper's body could not be
 from ..core.rooms import at_first_use
 from .outcome import SparseByteNNOutcome
 from .recipe import SparseByteNN
+from .swapping import Swap, swap
 
-__all__ = ["SparseByteNN", "SparseByteNNOutcome"]
+__all__ = ["SparseByteNN", "SparseByteNNOutcome", "Swap", "swap"]
 
 __getattr__, __dir__ = at_first_use(globals(), "view")

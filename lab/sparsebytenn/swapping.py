@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, Optional
 
@@ -36,7 +37,7 @@ _lock = Lock()
 
 @dataclass(frozen=True)
 class Swap:
-    """What became of a layer: whether a sparse module has taken its place, and why; times in ms, None if not measured."""
+    """What became of a layer: whether a sparse module took its place, and why; times in ms, None if not measured."""
 
     taken: bool
     why: str
@@ -101,6 +102,8 @@ def _inputs(net: nn.Module, example: Example) -> dict[str, Tensor]:
 def _tried(layer: nn.Conv2d | nn.Linear, x: Tensor | None) -> tuple[Swap, nn.Module]:
     """A layer's sparse module, measured beside it."""
     zeros = float((layer.weight == 0).float().mean()) if layer.weight.numel() else 0.0
+    if x is None:
+        return Swap(False, "not called for the example", zeros), layer
     if why := _unfit(layer, x):
         return Swap(False, why, zeros), layer
     try:
@@ -114,12 +117,10 @@ def _tried(layer: nn.Conv2d | nn.Linear, x: Tensor | None) -> tuple[Swap, nn.Mod
     return Swap(is_faster, why, zeros, ms, torch_ms), sparse
 
 
-def _unfit(layer: nn.Conv2d | nn.Linear, x: Tensor | None) -> str:
+def _unfit(layer: nn.Conv2d | nn.Linear, x: Tensor) -> str:
     """Why a layer stays torch's without being measured; '' where it may be sparse."""
     if type(layer) not in (nn.Conv2d, nn.Linear) or layer._forward_pre_hooks or layer._forward_hooks:
         return f"{type(layer).__name__} with a forward or hooks of its own"
-    if x is None:
-        return "not called for the example"
     if layer.weight.dtype is not torch.float32 or x.dtype is not torch.float32:
         return f"{layer.weight.dtype} weights on {x.dtype}: the engine computes in float32"
     if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or _padding(layer) is None):
@@ -165,7 +166,7 @@ def _clocked(module: Callable[[Tensor], Any], x: Tensor) -> float:
 
 
 class SparseConv2d(nn.Module):
-    """A convolution that leaves out zero blocks: (N, C, H, W) float32, for inference; buffers as `nn.Conv2d` names them."""
+    """A convolution without its zero blocks, for inference: (N, C, H, W) float32; its state_dict is `nn.Conv2d`'s."""
 
     weight: Tensor
     bias: Tensor | None
@@ -186,7 +187,7 @@ class SparseConv2d(nn.Module):
 
 
 class SparseLinear(nn.Module):
-    """A linear layer that leaves out zero blocks: (..., K) float32, for inference; buffers as `nn.Linear` names them."""
+    """A linear layer without its zero blocks, for inference: (..., K) float32; its state_dict is `nn.Linear`'s."""
 
     weight: Tensor
     bias: Tensor | None
@@ -224,16 +225,13 @@ def sparse_conv2d(
     groups: int,
     key: str,
 ) -> Tensor:
-    """torch.conv2d by the engine: x (N, C, H, W) float32; `key` tells its weights from others. ValueError in one line."""
+    """torch.conv2d by the engine: x (N, C, H, W) float32; `key` tells its weights from others."""
     if x.dim() == 3:
         return sparse_conv2d(x[None], weight, bias, stride, padding, dilation, groups, key)[0]
     settings = (*stride, *padding, *dilation, groups)
-
-    def layer() -> nn.Module:
-        out, inside = weight.shape[0], weight.shape[1] * groups
-        size = tuple(weight.shape[2:])
-        return nn.Conv2d(inside, out, size, stride, padding, dilation, groups, bias is not None)  # type: ignore[arg-type]
-
+    out, inside, *size = weight.shape
+    window: Any = {"kernel_size": size, "stride": stride, "padding": padding, "dilation": dilation}
+    layer = partial(nn.Conv2d, inside * groups, out, **window, groups=groups, bias=bias is not None)
     engine = _engine((key, *_identity(weight, bias), *settings), layer, weight, bias, tuple(x.shape[1:]))
     images = _numbers(x)
     shape = _fake_conv2d_shape(x, weight, stride, padding, dilation)
@@ -250,7 +248,8 @@ def sparse_linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], key: str) -
     shape = (*x.shape[:-1], len(weight))
     if not len(rows):
         return torch.empty(shape)
-    layer = lambda: nn.Linear(*reversed(weight.shape), bias is not None)  # noqa: E731
+    out, inside = weight.shape
+    layer = partial(nn.Linear, inside, out, bias is not None)
     engine = _engine((key, *_identity(weight, bias)), layer, weight, bias, rows.shape)
     return torch.from_numpy(engine._run([rows])[0]).reshape(shape)
 

@@ -111,7 +111,7 @@ class Draft:
                 if not all(0 < v.numel() <= LARGEST and v.dim() < 5 and bool(v.isfinite().all()) for v in tried):
                     raise Unfit
                 given = listed(call(self.net, *(self.values[i] for i in reads)))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise Unfit from error
         self.net.steps.append((text, call, reads))
         self.net.counts.append(len(given))

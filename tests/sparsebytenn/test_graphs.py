@@ -6,14 +6,14 @@ from copy import deepcopy
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given, reject, settings
 from torch import nn
 
 from lab.core.batch import tensors
-from lab.sparsebytenn import compiler, packed
+from lab.sparsebytenn import compiler, packed, segments
 from lab.sparsebytenn.engine import Engine
 
-from . import graphs, layer_steps, move_steps, tensor_steps
+from . import foreign_steps, graphs, layer_steps, move_steps, tensor_steps
 
 GRAPHS = int(os.environ.get("GRAPHS", "0"))
 KINDS = (*layer_steps.KINDS, *tensor_steps.KINDS, *move_steps.KINDS)
@@ -66,6 +66,23 @@ def test_any_network_of_the_engines_operators_is_torchs(drawn):
     exact, single = beside(net, inputs)
     assume(apart(single, exact) < ROUNDING)
     outputs = built(net, inputs)(*fresh(inputs))
+    assert form(outputs) == form(exact)
+    assert apart(outputs, exact) < EXACT
+
+
+@pytest.mark.slow
+@settings(drawing, max_examples=(GRAPHS or 400) // 4)
+@given(graphs.network((*KINDS, *foreign_steps.KINDS * 8)))
+def test_what_the_engine_lacks_runs_in_torch_between_its_parts(drawn):
+    net, inputs = drawn
+    exact, single = beside(net, inputs)
+    assume(apart(single, exact) < ROUNDING)
+    try:
+        in_parts = segments.segmented(net, inputs[0] if len(inputs) == 1 else inputs)
+    except ValueError as error:
+        assert "\n" not in str(error) and str(error).startswith("the engine has no layer of this network")
+        reject()
+    outputs = in_parts(*fresh(inputs))
     assert form(outputs) == form(exact)
     assert apart(outputs, exact) < EXACT
 

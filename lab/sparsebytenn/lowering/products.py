@@ -235,13 +235,13 @@ def products(b: Builder, node: fx.Node) -> None:
     _multiplied(b, node, *_stacks(b, *args_of(node)[:2]))
 
 
-def _stacks(b: Builder, one: fx.Node, other: fx.Node) -> tuple[Value, Value]:
+def _stacks(b: Builder, left: fx.Node, right: fx.Node) -> tuple[Value, Value]:
     """Two stacks of matrices under one (b1, b2, ...): a stack that is one axis is split as the other is."""
-    first, second = _batched(b, one), _batched(b, other)
+    first, second = _batched(b, left), _batched(b, right)
     if first.shape[0] == 1:
         return Value(first.map, first.view.view(*second.shape[:2], *first.shape[2:])), second
     if second.shape[:2] != first.shape[:2]:
-        value = b.resolved(other)
+        value = b.resolved(right)
         second = Value(value.map, value.view.view(*first.shape[:2], *second.shape[2:]))
     return first, second
 
