@@ -21,14 +21,20 @@ int section(const header *h, uint64_t at, uint64_t bytes) {
     return at % 4 == 0 && at >= 4 * HEADER && at <= h->size && bytes <= h->size - at;
 }
 
+/* Floats from one plane to the next: whole vectors, 16 floats behind them, an odd number of cache lines. */
+static uint64_t pitch_for(uint64_t pixels) {
+    const uint64_t lines = (pixels + 31) / 16;
+    return 16 * (lines + 1 - lines % 2);
+}
+
 /* Whether a map has a shape that can be, and lies in the arena, apart from the workspace. */
 static int check_map(const header *h, const map *m) {
     const uint64_t pixels = (uint64_t)(m->buffer_rows ? m->buffer_rows : m->h) * m->w;
     if (!m->c || !m->h || !m->w || m->c > MAX_SIDE || m->h > MAX_SIDE || m->w > MAX_SIDE) return BAD_MAP;
     if (m->interleaved > 1) return BAD_MAP;
     if (m->buffer_rows && (m->buffer_rows > m->h || m->interleaved)) return BAD_MAP;
-    if ((uint64_t)m->h * m->w > 1u << 28 || m->at % 16 || m->pitch % 16) return BAD_MAP;
-    if (!m->interleaved && m->pitch < round_up(pixels, 16) + 16) return BAD_MAP;
+    if ((uint64_t)m->h * m->w > 1u << 28 || m->at % 16) return BAD_MAP;
+    if (!m->interleaved && m->pitch != pitch_for(pixels)) return BAD_MAP;
     const uint64_t size = extent(m);
     if (size > h->arena || m->at > h->arena - size) return BAD_ARENA;
     return m->at + size <= h->workspace || m->at >= (uint64_t)h->workspace + h->workspace_floats ? 0 : BAD_ARENA;

@@ -6,7 +6,7 @@ Little-endian; every section begins on a multiple of 64 bytes, and all positions
                 begin, arena (floats), workspace (float in the arena where it begins), floats of it, where the numbers
                 of the input maps and behind them the output maps begin, inputs + 65,536 x outputs, where the JSON
                 text begins, its size, 0
-    feature map 8 x uint32: channels, height, width, pitch (floats from plane to plane), place in the arena,
+    feature map 8 x uint32: channels, height, width, pitch (see kernels.pitch_for), place in the arena,
                 1 if its channels are interleaved (an image as browsers hold it), rows of its rolling row buffer
                 (0: all are kept), 0
     operator    40 x uint32, floats as their bits: the fields of `records.OpRecord` in order

@@ -117,7 +117,7 @@ def _map(h: Head, m: MapRecord) -> int:
         return 5
     if m.buffer_rows and (m.buffer_rows > m.h or m.interleaved):
         return 5
-    if m.h * m.w > 1 << 28 or m.at % 16 or m.pitch % 16 or (not m.interleaved and m.pitch < round_up(pixels, 16) + 16):
+    if m.h * m.w > 1 << 28 or m.at % 16 or (not m.interleaved and m.pitch != kernels.pitch_for(pixels)):
         return 5
     end = m.at + extent(m)
     return 0 if end <= h.arena and (end <= h.workspace or m.at >= h.workspace + h.workspace_floats) else 10

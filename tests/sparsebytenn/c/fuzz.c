@@ -6,8 +6,9 @@
 #include <string.h>
 #include "sbnn.h"
 
-enum { HEADER = 64, MAP = 32, OP = 128, LARGEST_ARENA = 1 << 20, REASONS = 16 };
+enum { HEADER = 64, MAP = 32, OP = 160, LARGEST_ARENA = 1 << 20, REASONS = 16 };
 enum { SIZE = 8, CRC = 12, MAPS = 16, OPS = 20, MAPS_AT = 24, OPS_AT = 28, ARENA = 32, WORKSPACE = 36, WORKSPACE_FLOATS = 40 };
+enum { ARGS = 144, N_ARGS = 148 }; /* of an operator */
 enum { C, H = 4, W = 8, PITCH = 12, AT = 16, INTERLEAVED = 20 };
 
 static uint64_t state;
@@ -54,7 +55,7 @@ static uint32_t field(const uint8_t *file) {
     switch (below(4)) {
         case 0: return 4 * (4 + below(HEADER / 4 - 4));
         case 1: return get(file + MAPS_AT) + MAP * below(get(file + MAPS)) + 4 * below(7);
-        default: return get(file + OPS_AT) + OP * below(get(file + OPS)) + 4 * below(26);
+        default: return get(file + OPS_AT) + OP * below(get(file + OPS)) + 4 * below(38);
     }
 }
 
@@ -69,6 +70,13 @@ static void damage_blocks(uint8_t *file, uint32_t size) {
     memcpy(&old, file + at_byte, 2);
     old = (uint16_t)nasty(old, size);
     memcpy(file + at_byte, &old, 2);
+}
+
+/* A word of a random operator's table. */
+static void damage_table(uint8_t *file, uint32_t size) {
+    const uint8_t *op = file + get(file + OPS_AT) + OP * below(get(file + OPS));
+    const uint64_t at = get(op + ARGS) + 4ull * below(below(2) ? get(op + N_ARGS) : 46);
+    if (at >= HEADER && at + 4 <= size) set(file + at, nasty(get(file + at), size));
 }
 
 static void swap_records(uint8_t *file, uint32_t at, uint32_t bytes, uint32_t n) {
@@ -99,18 +107,19 @@ static int holds_tables(const uint8_t *file, uint32_t size) {
 static void scramble(uint8_t *file, uint32_t size, uint32_t kind) {
     if (kind == 1) file[16 + below(size - 16)] ^= (uint8_t)(1u << below(8));
     if (kind == 2 || kind == 3) damage_blocks(file, size);
+    if (kind == 12 || kind == 13) damage_table(file, size);
     if (kind == 4) swap_records(file, get(file + MAPS_AT), MAP, get(file + MAPS));
     if (kind == 5) swap_records(file, get(file + OPS_AT), OP, get(file + OPS));
-    for (uint32_t n = kind > 7 ? 1 + below(3) : 0; n && holds_tables(file, size); n--) {
+    for (uint32_t n = kind > 7 && kind < 12 ? 1 + below(3) : 0; n && holds_tables(file, size); n--) {
         const uint32_t at = field(file);
         set(file + at, nasty(get(file + at), size));
     }
-    for (uint32_t n = kind > 5 ? below(4) : 0; n && holds_tables(file, size); n--) push(file);
+    for (uint32_t n = kind > 5 && kind < 12 ? below(4) : 0; n && holds_tables(file, size); n--) push(file);
 }
 
 /* Damages a copy that has `size` bytes; returns how many of them are left. */
 static uint32_t damage(uint8_t *file, uint32_t size) {
-    const uint32_t kind = below(12);
+    const uint32_t kind = below(14);
     if (kind == 0) size = below(3) ? size - below(size < 300 ? size : 300) : below(size); /* cut short */
     if (size < HEADER) return size;
     if (kind && holds_tables(file, size)) scramble(file, size, kind);
