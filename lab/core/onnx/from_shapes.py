@@ -53,7 +53,7 @@ def _size(reader: Reader, inputs: list, about: Attributes) -> Value:
 def _constant(reader: Reader, inputs: list, about: Attributes) -> Value:
     kinds = {"value_float": torch.float32, "value_floats": torch.float32, "value_int": torch.int64}
     kinds |= {"value_ints": torch.int64}
-    (key,) = (key for key in about if key != "name")
+    key = next(key for key in about if key.startswith(("value", "sparse")))
     if key not in ("value", *kinds):
         raise UnreadError(f"holds {key}: real numbers and integers are read here")
     value = about[key] if key == "value" else torch.tensor(about[key], dtype=kinds[key])

@@ -37,12 +37,12 @@ def module(path: str | Path, example: Example | None = None) -> fx.GraphModule:
     """
     model = _loaded(Path(path))
     entries = _entries(model)
-    failure: ValueError | None = None
+    failure: UnreadError | None = None
     for lengths in _plans(entries, example, _channels(model, entries)):
         try:
             return _read(model, entries, lengths)
-        except ValueError as error:
-            failure = failure or error
+        except UnreadError as error:
+            failure = error
     raise ValueError(f"{path}: {failure}") from failure
 
 
@@ -161,7 +161,7 @@ def _read(model: Any, entries: dict, lengths: dict[str, list[tuple[int, ...]]]) 
         except UnreadError as error:
             missing[f"{node.op_type} ({node.name or node.output[0]})"] = str(error)
     if missing:
-        raise ValueError("not all of it is read here: " + "; ".join(f"{at} {why}" for at, why in missing.items()))
+        raise UnreadError("not all of it is read here: " + "; ".join(f"{at} {why}" for at, why in missing.items()))
     return _finished(reader, model)
 
 
@@ -221,7 +221,7 @@ def _finished(reader: Reader, model: Any) -> fx.GraphModule:
     """The network with the file's outputs, without what none of them needs."""
     ends = {end.name: reader.values[end.name] for end in model.graph.output}
     if codes := [name for name in ends if name in reader.coded]:
-        raise ValueError(f"not all of it is read here: output {codes[0]} is codes of a QuantizeLinear")
+        raise UnreadError(f"not all of it is read here: output {codes[0]} is codes of a QuantizeLinear")
     nodes = {name: value.node or reader.held(value) for name, value in ends.items()}
     reader.graph.output(nodes if len(nodes) > 1 else next(iter(nodes.values())))
     graph = fx.GraphModule(reader.net, reader.graph, "ONNX")
