@@ -55,7 +55,7 @@ def test_what_a_part_reads_may_be_of_any_kind_and_shape():
     x = torch.randint(9, (4, 6))
     with torch.no_grad():
         assert torch.allclose(segmented(net, x[:1])(x), net(x), atol=1e-6)
-    with pytest.raises(ValueError, match=r"x \(\) gives torch.int64 numbers, the engine takes real ones"):
+    with pytest.raises(ValueError, match=r"x \(input\) gives torch.int64 numbers, the engine takes real ones"):
         engine.compile(net, x[:1], strict=True)
 
 
