@@ -72,6 +72,12 @@ def test_bad_inputs_are_told_in_one_line():
         engine.compile(two, torch.randn(1, 3, 6, 6), strict=True)
 
 
+def test_an_answer_that_depends_on_the_others_of_a_batch_is_refused():
+    net = Net(lambda n, x: n.a(x) - x.mean(0, keepdim=True), a=conv(3, 3)).eval()
+    with pytest.raises(ValueError, match="no answer may depend on the others of a batch"):
+        engine.compile(net, torch.randn(1, 3, 6, 6), measure=False)
+
+
 @needs_c
 def test_an_engine_that_is_not_its_network_is_refused(monkeypatch):
     net, x = nn.Sequential(conv(3, 4, 3), nn.ReLU()).eval(), torch.randn(1, 3, 8, 8)
