@@ -3,7 +3,7 @@
 A table's words are its fields one after another, float32 as their bits. ckernels/engine.h reads them by their place.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from itertools import chain
 from typing import Any
@@ -136,6 +136,7 @@ def _bits(field: Any) -> np.ndarray:
 
 def from_words(kind: str, args: np.ndarray, shape: tuple[int, int, int]) -> Table:
     """The table of an operator of a kind that has one, and that writes a map of shape (c, h, w)."""
+    read: dict[str, Callable[..., Table]]
     read = {"pool": _pool, "move": _move, "resize": _resize, "norm": _norm, "matmul": _matmul, "const": _const}
     return read[kind](args, shape)
 
@@ -154,8 +155,9 @@ def _move(args: np.ndarray, shape: tuple[int, int, int]) -> Move:
 
 def part_of(row: np.ndarray) -> Part:
     """A part from its words (21,)."""
+    x, x_at, y_at, *sizes = row[:9].tolist()
     strides = row[9:].view(np.int32).tolist()
-    return Part(*row[:3].tolist(), tuple(row[3:9].tolist()), tuple(strides[:6]), tuple(strides[6:]))
+    return Part(x, x_at, y_at, tuple(sizes), tuple(strides[:6]), tuple(strides[6:]))
 
 
 def _resize(args: np.ndarray, shape: tuple[int, int, int]) -> Resize:

@@ -182,10 +182,10 @@ def norm(draw):
         if fn in ("pixel", "planes"):
             wide = wide - wide.mean(axes, keepdim=True)
         if fn != "affine":
-            wide = wide / (wide.square().mean(axes, keepdim=True) + 1e-5).sqrt()
+            wide = wide / (wide.square().mean(axes, keepdim=True) + 1e-2).sqrt()
         return (wide.reshape(x.shape) * weight[:, None, None] + bias[:, None, None]).float()
 
-    op = Op("norm", "", 0, 1, fn=fn, planes=planes, table=Norm(1e-5, weight, bias))
+    op = Op("norm", "", 0, 1, fn=fn, planes=planes, table=Norm(1e-2, weight, bias))
     return alone(op, [x], computed(exact, x, weight, bias))
 
 
