@@ -10,7 +10,7 @@ import torch
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 from .packed import Int8Params, Map, Network, Op
-from .tables import Const, Matmul, Move, Norm, Pool, Resize
+from .tables import Const, Matmul, Norm, Pool, Resize, Strided
 
 
 def run(network: Network, image: np.ndarray) -> np.ndarray:
@@ -193,7 +193,7 @@ def _strided(floats: np.ndarray, at: int, sizes: Sequence[int], strides: Sequenc
 
 def _move(op: Op, maps: Sequence[Map], values: dict[int, np.ndarray]) -> np.ndarray:
     out, table = maps[op.y], op.table
-    assert isinstance(table, Move)
+    assert isinstance(table, Strided)
     y = _storage(out, None)
     if table.fill is not None:
         y[:] = table.fill

@@ -44,7 +44,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Move:
+class Strided:
     """Parts that make up a map; with `fill`, what none of them writes is that number."""
 
     fill: float | None
@@ -98,7 +98,7 @@ class Const:
 
 
 KINDS = {"pool", "move", "resize", "norm", "matmul", "const"}  # of the operators that have one
-Table = Pool | Move | Resize | Norm | Matmul | Const
+Table = Pool | Strided | Resize | Norm | Matmul | Const
 
 
 def words(table: Table) -> np.ndarray:
@@ -112,7 +112,7 @@ def _fields(table: Table) -> Iterator[Any]:
         case Pool():
             yield from (np.uint32(table.rows), np.uint32(table.columns), np.array(table.step, np.uint32))
             yield from (np.float32(table.row_scale), np.float32(table.column_scale))
-        case Move():
+        case Strided():
             yield from (np.uint32(table.fill is not None), np.float32(0 if table.fill is None else table.fill))
             for part in table.parts:
                 head = part.x, part.x_at, part.y_at
@@ -148,9 +148,9 @@ def _pool(args: np.ndarray, shape: tuple[int, int, int]) -> Pool:
     return Pool(rows.reshape(h, 2), columns.reshape(w, 2), (int(step[0]), int(step[1])), *scales)
 
 
-def _move(args: np.ndarray, shape: tuple[int, int, int]) -> Move:
+def _move(args: np.ndarray, shape: tuple[int, int, int]) -> Strided:
     fill = float(args[1:2].view(np.float32)[0]) if args[0] else None
-    return Move(fill, tuple(part_of(row) for row in args[2:].reshape(-1, PART)))
+    return Strided(fill, tuple(part_of(row) for row in args[2:].reshape(-1, PART)))
 
 
 def part_of(row: np.ndarray) -> Part:
