@@ -91,6 +91,8 @@ INLINE void depthwise_row_tile(const int k, const int stride, const int odd, con
         for (; r + rows_at_once <= rows; r += rows_at_once)
             depthwise_rows(k, stride, odd, rows_at_once, s, taps, bias, in + r * stride * pitch, pitch,
                            y + (ptrdiff_t)r * s->out_w);
+        for (; rows_at_once > 2 && r + 2 <= rows; r += 2)
+            depthwise_rows(k, stride, odd, 2, s, taps, bias, in + r * stride * pitch, pitch, y + (ptrdiff_t)r * s->out_w);
         for (; r < rows; r++)
             depthwise_rows(k, stride, odd, 1, s, taps, bias, in + r * stride * pitch, pitch, y + (ptrdiff_t)r * s->out_w);
     }
@@ -203,8 +205,8 @@ static void depthwise(const depthwise_f32 *s) {
         case 20: depthwise_row_tile(5, 1, 0, 2, s); break;
         case 22: depthwise_row_tile(5, 2, 0, 1, s); break;
         case 23: depthwise_row_tile(5, 2, 1, 1, s); break;
-        case 28: depthwise_row_tile(7, 1, 0, 2, s); break;
-        case 30: depthwise_row_tile(7, 2, 0, 1, s); break;
-        case 31: depthwise_row_tile(7, 2, 1, 1, s); break;
+        case 28: depthwise_row_tile(7, 1, 0, 4, s); break;
+        case 30: depthwise_row_tile(7, 2, 0, 2, s); break;
+        case 31: depthwise_row_tile(7, 2, 1, 2, s); break;
     }
 }

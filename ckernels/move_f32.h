@@ -1,5 +1,5 @@
 /* move_f32: copies along the axis whose floats lie side by side in y. Axes of one step go; two that both maps run through
-   as one become one; they stand by the length of their steps in y, the shortest last. Then that axis is copied row by row,
+   as one become one; they stand by the length of their steps in y, the shortest first. Then that axis is copied row by row,
    or, where another axis is the one that lies side by side in x, both are taken at once, in squares of 4 x 4. */
 typedef struct {
     int64_t size, x, y; /* steps, and the length of one in each map */
@@ -9,21 +9,21 @@ static int64_t move_length(Axis a) { return a.y < 0 ? -a.y : a.y; }
 
 /* The axes that are left; how many they are. */
 static int move_axes(const move_f32 *s, Axis *axes) {
-    int n = 0;
+    Axis sorted[6] = {{0, 0, 0}};
+    int n = 0, kept = 0;
     for (int i = 0; i < 6; i++) {
         const Axis axis = {s->sizes[i], s->x_strides[i], s->y_strides[i]};
         if (axis.size == 1) continue;
         int at = n++;
-        for (; at && move_length(axes[at - 1]) < move_length(axis); at--) axes[at] = axes[at - 1];
-        axes[at] = axis;
+        for (; at && move_length(sorted[at - 1]) > move_length(axis); at--) sorted[at] = sorted[at - 1];
+        sorted[at] = axis;
     }
-    for (int i = n - 1; i > 0; i--) { /* axis i - 1 goes on where axis i ends, in both */
-        if (axes[i - 1].x != axes[i].x * axes[i].size || axes[i - 1].y != axes[i].y * axes[i].size) continue;
-        axes[i].size *= axes[i - 1].size;
-        for (int j = i - 1; j < n - 1; j++) axes[j] = axes[j + 1];
-        n--;
+    for (int i = 0; i < n; i++) {
+        Axis *last = axes + (kept ? kept - 1 : 0);
+        if (kept && sorted[i].x == last->x * last->size && sorted[i].y == last->y * last->size) last->size *= sorted[i].size;
+        else axes[kept++] = sorted[i]; /* it does not go on, in both maps, where the one before ends */
     }
-    return n;
+    return kept;
 }
 
 /* One row: y by y_step, x by x_step. */
@@ -73,18 +73,17 @@ static void move_transposed(const float *x, float *y, Axis in, Axis out) {
 
 static void move(const move_f32 *s) {
     Axis axes[6] = {{0, 0, 0}};
-    int n = move_axes(s, axes);
-    const Axis out = n ? axes[--n] : (Axis){1, 1, 1};
-    int across = out.x == 1 || out.y != 1 ? -1 : n - 1; /* the axis that lies side by side in x */
-    while (across >= 0 && axes[across].x != 1) across--;
-    const Axis in = across < 0 ? out : axes[across];
-    if (across >= 0)
-        for (n--; across < n; across++) axes[across] = axes[across + 1];
+    int n = move_axes(s, axes), across = 1;
+    const Axis out = n ? axes[0] : (Axis){1, 1, 1};
+    while (across < n && axes[across].x != 1) across++; /* the axis that lies side by side in x */
+    const int transposed = out.y == 1 && out.x != 1 && across < n;
+    const Axis in = axes[transposed ? across : 0];
+    if (transposed) axes[across] = axes[--n];
     int64_t at[6] = {0}, x = 0, y = 0;
-    for (int axis = 0; axis >= 0;) { /* the other axes count like the digits of a number */
-        if (in.x != out.x) move_transposed(s->x + x, s->y + y, in, out);
+    for (int axis = 0; axis < n || !axis;) { /* the other axes count like the digits of a number */
+        if (transposed) move_transposed(s->x + x, s->y + y, in, out);
         else move_row(s->x + x, s->y + y, out);
-        for (axis = n - 1; axis >= 0; axis--) {
+        for (axis = 1; axis < n; axis++) {
             x += axes[axis].x, y += axes[axis].y;
             if (++at[axis] < axes[axis].size) break;
             x -= at[axis] * axes[axis].x, y -= at[axis] * axes[axis].y;

@@ -115,7 +115,7 @@ INLINE void NAME(tile)(const int nv, const int sparse, const spmm_u8s8 *s, ptrdi
             if (sparse) col += n;
 
             const V lo = splat(s->lo), hi = splat(s->hi);
-            const float *add = s->add + (ptrdiff_t)4 * g * s->add_pitch + at;
+            const float *add = s->add ? s->add + (ptrdiff_t)4 * g * s->add_pitch + at : NULL;
             UNROLL for (int r = 0; r < 4; r++) {
                 const V scale = splat(s->scale[4 * g + r]), bias = splat(s->bias[4 * g + r]);
                 UNROLL for (int v = 0; v < nv; v++) {

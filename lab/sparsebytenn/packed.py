@@ -46,7 +46,7 @@ from .records import (
     Sections,
     round_up,
 )
-from .tables import Matmul, Move, Table
+from .tables import Matmul, Strided, Table
 
 NAMES = {number: name for name, number in KINDS.items()}
 REFUSED, AGAIN = "this is no packed network that can be run", "make it again with outcome.engine()"
@@ -155,7 +155,7 @@ class Op:
     @property
     def reads(self) -> list[int]:
         """The maps that it reads, x first."""
-        if isinstance(self.table, Move):
+        if isinstance(self.table, Strided):
             return [part.x for part in self.table.parts]
         if self.kind == "const":
             return []
@@ -269,6 +269,7 @@ def write(network: Network) -> bytes:
 
 def _record(op: Op, out: Map, sections: Sections) -> OpRecord:
     """The operator as the file has it, its numbers added to the sections."""
+    args = np.zeros(0, np.uint32) if op.table is None else tables.words(op.table)
     return OpRecord(
         kind=KINDS[op.kind],
         x=op.x,
@@ -291,19 +292,12 @@ def _record(op: Op, out: Map, sections: Sections) -> OpRecord:
         inner_act=ACTS.index(op.inner_act),
         fn=FNS[op.kind].index(op.fn) + 1 if op.kind in FNS else 0,
         planes=op.planes,
-        **_table_fields(op, sections),
+        args=sections.add(args),
+        n_args=len(args),
     )
 
 
 _PAIRS = ("k", "stride", "pad", "dilation")
-
-
-def _table_fields(op: Op, sections: Sections) -> dict[str, int]:
-    """Where the table lies, and how many words it has."""
-    if op.table is None:
-        return {"args": 0, "n_args": 0}
-    args = tables.words(op.table)
-    return {"args": sections.add(args), "n_args": len(args)}
 
 
 def _weights_fields(op: Op, sections: Sections) -> dict[str, int]:
@@ -319,7 +313,7 @@ def _weights_fields(op: Op, sections: Sections) -> dict[str, int]:
         "count": sections.add(w.count),
         "col": 0 if w.col is None else sections.add(w.col),
         "w": sections.add(w.blocks),
-        "bias": sections.add(_padded(op.bias, w)),
+        "bias": sections.add_padded(op.bias, w.groups * w.block),
     }
 
 
@@ -327,21 +321,13 @@ def _int8_fields(op: Op, sections: Sections) -> dict[str, float]:
     """How a product in int8 takes X, and where its rows' scales and sums lie."""
     if op.int8 is None or op.weights is None:
         return {"inv_scale": 0.0, "zero": 0, "scale": 0, "sums": 0}
-    sums = op.weights.to_dense().sum(1, dtype=np.int32)
+    rows, sums = op.weights.groups * op.weights.block, op.weights.to_dense().sum(1, dtype=np.int32)
     return {
         "inv_scale": op.int8.inv_scale,
         "zero": op.int8.zero,
-        "scale": sections.add(_padded(op.int8.scale, op.weights)),
-        "sums": sections.add(_padded(sums, op.weights, np.int32)),
+        "scale": sections.add_padded(op.int8.scale, rows),
+        "sums": sections.add_padded(sums, rows, np.int32),
     }
-
-
-def _padded(numbers: np.ndarray | None, w: Sparse, dtype: Any = np.float32) -> np.ndarray:
-    """A number a row of w's groups, zeros for rows that are not there: (groups * block,)."""
-    padded = np.zeros(w.groups * w.block, dtype)
-    if numbers is not None:
-        padded[: len(numbers)] = numbers
-    return padded
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -119,6 +119,13 @@ class Sections:
         """Append float32 numbers, if there are any; returns where they begin, or 0."""
         return 0 if numbers is None else self.add(np.asarray(numbers, np.float32))
 
+    def add_padded(self, numbers: np.ndarray | None, rows: int, dtype: Any = np.float32) -> int:
+        """Append a number a row, zeros for rows that are not there; returns where they begin."""
+        padded = np.zeros(rows, dtype)
+        if numbers is not None:
+            padded[: len(numbers)] = numbers
+        return self.add(padded)
+
     def size(self) -> int:
         """Where the file ends."""
         return self.at

@@ -10,7 +10,7 @@ import torch
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
 from .packed import Int8Params, Map, Network, Op
-from .tables import Const, Matmul, Move, Norm, Pool, Resize
+from .tables import Const, Matmul, Norm, Pool, Resize, Strided
 
 
 def run(network: Network, image: np.ndarray) -> np.ndarray:
@@ -36,7 +36,8 @@ def step(op: Op, maps: Sequence[Map], values: dict[int, np.ndarray]) -> np.ndarr
     """What an operator writes, (C', H', W'), from the maps so far, each (C, H, W)."""
     with np.errstate(all="ignore"):
         y = _COMPUTED[op.kind](op, maps, values) if op.kind in _COMPUTED else _convolution(op, maps[op.y], values)
-        return activated(op.act, y.astype(np.float32, copy=False).clip(*map(np.float32, op.clamp)), op.slopes)
+        low, high = op.clamp
+        return activated(op.act, y.astype(np.float32, copy=False).clip(np.float32(low), np.float32(high)), op.slopes)
 
 
 # -- activations -------------------------------------------------------------------------------------------------------
@@ -161,6 +162,7 @@ _BINARY: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 def _binary(op: Op, maps: Sequence[Map], values: dict[int, np.ndarray]) -> np.ndarray:
     """a and b, b (1, 1, C) a number a plane where a has more than one plane."""
+    assert op.add is not None
     a, b = values[op.x], values[op.add]
     is_per_plane = len(a) > 1 and b.shape == (1, 1, len(a)) and b.shape != a.shape
     return _BINARY[op.fn](a, b.reshape(-1, 1, 1) if is_per_plane else b)
@@ -191,7 +193,7 @@ def _strided(floats: np.ndarray, at: int, sizes: Sequence[int], strides: Sequenc
 
 def _move(op: Op, maps: Sequence[Map], values: dict[int, np.ndarray]) -> np.ndarray:
     out, table = maps[op.y], op.table
-    assert isinstance(table, Move)
+    assert isinstance(table, Strided)
     y = _storage(out, None)
     if table.fill is not None:
         y[:] = table.fill

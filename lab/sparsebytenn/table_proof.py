@@ -29,7 +29,7 @@ def check_binary(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
 
 
 def spread(y: MapRecord, b: MapRecord) -> str:
-    """How the second term of a binary operator meets y: at "all" pixels, as one a "plane", a "pixel", or "one"; or ""."""
+    """How the second term of a binary operator meets y: "all", a number a "plane", a "pixel", "one"; "" if not."""
     if (b.c, b.h, b.w, b.pitch) == (y.c, y.h, y.w, y.pitch):
         return "all"
     if y.c > 1 and (b.c, b.h, b.w) in ((y.c, 1, 1), (1, 1, y.c)):

@@ -3,7 +3,7 @@
 A table's words are its fields one after another, float32 as their bits. ckernels/engine.h reads them by their place.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from itertools import chain
 from typing import Any
@@ -44,7 +44,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Move:
+class Strided:
     """Parts that make up a map; with `fill`, what none of them writes is that number."""
 
     fill: float | None
@@ -98,7 +98,7 @@ class Const:
 
 
 KINDS = {"pool", "move", "resize", "norm", "matmul", "const"}  # of the operators that have one
-Table = Pool | Move | Resize | Norm | Matmul | Const
+Table = Pool | Strided | Resize | Norm | Matmul | Const
 
 
 def words(table: Table) -> np.ndarray:
@@ -112,7 +112,7 @@ def _fields(table: Table) -> Iterator[Any]:
         case Pool():
             yield from (np.uint32(table.rows), np.uint32(table.columns), np.array(table.step, np.uint32))
             yield from (np.float32(table.row_scale), np.float32(table.column_scale))
-        case Move():
+        case Strided():
             yield from (np.uint32(table.fill is not None), np.float32(0 if table.fill is None else table.fill))
             for part in table.parts:
                 head = part.x, part.x_at, part.y_at
@@ -136,6 +136,7 @@ def _bits(field: Any) -> np.ndarray:
 
 def from_words(kind: str, args: np.ndarray, shape: tuple[int, int, int]) -> Table:
     """The table of an operator of a kind that has one, and that writes a map of shape (c, h, w)."""
+    read: dict[str, Callable[..., Table]]
     read = {"pool": _pool, "move": _move, "resize": _resize, "norm": _norm, "matmul": _matmul, "const": _const}
     return read[kind](args, shape)
 
@@ -147,15 +148,16 @@ def _pool(args: np.ndarray, shape: tuple[int, int, int]) -> Pool:
     return Pool(rows.reshape(h, 2), columns.reshape(w, 2), (int(step[0]), int(step[1])), *scales)
 
 
-def _move(args: np.ndarray, shape: tuple[int, int, int]) -> Move:
+def _move(args: np.ndarray, shape: tuple[int, int, int]) -> Strided:
     fill = float(args[1:2].view(np.float32)[0]) if args[0] else None
-    return Move(fill, tuple(part_of(row) for row in args[2:].reshape(-1, PART)))
+    return Strided(fill, tuple(part_of(row) for row in args[2:].reshape(-1, PART)))
 
 
 def part_of(row: np.ndarray) -> Part:
     """A part from its words (21,)."""
+    x, x_at, y_at, *sizes = row[:9].tolist()
     strides = row[9:].view(np.int32).tolist()
-    return Part(*row[:3].tolist(), tuple(row[3:9].tolist()), tuple(strides[:6]), tuple(strides[6:]))
+    return Part(x, x_at, y_at, tuple(sizes), tuple(strides[:6]), tuple(strides[6:]))
 
 
 def _resize(args: np.ndarray, shape: tuple[int, int, int]) -> Resize:

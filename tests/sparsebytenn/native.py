@@ -11,7 +11,7 @@ from torch import nn
 from lab.core import kernels
 from lab.sparsebytenn import scheduling
 from lab.sparsebytenn.packed import Map, Network, Op
-from lab.sparsebytenn.tables import Const, Matmul, Move, Norm, Part, Pool, Resize
+from lab.sparsebytenn.tables import Const, Matmul, Norm, Part, Pool, Resize, Strided
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent / "c"
@@ -111,7 +111,7 @@ def _products(steps, x, mean):
     """A turned copy of a map (6, 6, 11), a product with it, all beside each other."""
     p, q = steps.maps[x].pitch, Map(11, 1, 36).pitch
     part = Part(x, 0, 0, (1, 1, 1, 11, 6, 6), (0, 0, 0, 1, p, 11), (0, 0, 0, q, 6, 1))
-    turned = steps.add("move", x, (11, 1, 36), table=Move(None, (part,)))
+    turned = steps.add("move", x, (11, 1, 36), table=Strided(None, (part,)))
     table = Matmul((1, 3), 2, 11, 36, 0, (0, 2 * p, p, 1), 0, (0, 0, q), 0.5)
     product = steps.add("matmul", x, (6, 6, 6), add=turned, table=table)
     bias = steps.add("const", None, (1, 6, 6), table=Const(steps.numbers(1, 6, 6)))
@@ -121,7 +121,7 @@ def _products(steps, x, mean):
         Part(product, 0, 2, (1, 1, 1, 6, 6, 6), (0, 0, 0, m[product].pitch, 6, 1), (0, 0, 0, wide, 9, 1)),
         Part(mean, 2, 53, (1, 1, 1, 6, 1, 2), (0, 0, 0, m[mean].pitch, 0, -1), (0, 0, 0, wide, 0, -1)),
     )
-    joined = steps.add("move", product, (6, 6, 9), table=Move(-1.0, parts))
+    joined = steps.add("move", product, (6, 6, 9), table=Strided(-1.0, parts))
     flat = steps.add("mean", joined, (1, 1, 6), clamp=(-1.0, 1.0))
     scores = steps.add("linear", flat, (1, 1, 10), act="sigmoid", bias=steps.numbers(10),
                        weights=kernels.pack(steps.numbers(10, 6), block=kernels.GEMV_BLOCK))  # fmt: skip

@@ -15,7 +15,7 @@ from lab.sparsebytenn import packed, reference
 from lab.sparsebytenn.engine import Engine
 from lab.sparsebytenn.packed import Map, Network, Op
 from lab.sparsebytenn.records import ACTS, FNS
-from lab.sparsebytenn.tables import Const, Matmul, Move, Norm, Part, Pool, Resize
+from lab.sparsebytenn.tables import Const, Matmul, Norm, Part, Pool, Resize, Strided
 
 ISAS = kernels.isas()
 SIDES = st.integers(1, 6) | st.integers(1, 40)
@@ -182,10 +182,10 @@ def norm(draw):
         if fn in ("pixel", "planes"):
             wide = wide - wide.mean(axes, keepdim=True)
         if fn != "affine":
-            wide = wide / (wide.square().mean(axes, keepdim=True) + 1e-5).sqrt()
+            wide = wide / (wide.square().mean(axes, keepdim=True) + 1e-2).sqrt()
         return (wide.reshape(x.shape) * weight[:, None, None] + bias[:, None, None]).float()
 
-    op = Op("norm", "", 0, 1, fn=fn, planes=planes, table=Norm(1e-5, weight, bias))
+    op = Op("norm", "", 0, 1, fn=fn, planes=planes, table=Norm(1e-2, weight, bias))
     return alone(op, [x], computed(exact, x, weight, bias))
 
 
@@ -236,14 +236,14 @@ def concat(draw):
     for i, array in enumerate(arrays):
         parts.append(_part(i, 0, at, array.shape, _strides(array), _strides(y)))
         at += len(array) * _strides(y)[0]
-    return alone(Op("move", "", 0, len(arrays), table=Move(None, tuple(parts))), arrays, y)
+    return alone(Op("move", "", 0, len(arrays), table=Strided(None, tuple(parts))), arrays, y)
 
 
 def permute(draw):
     x, axes = numbers(draw, *shape_of(draw, 30)), draw(st.permutations(range(3)))
     y = x.transpose(axes).copy()
     part = _part(0, 0, 0, y.shape, [_strides(x)[axis] for axis in axes], _strides(y))
-    return alone(Op("move", "", 0, 1, table=Move(None, (part,))), [x], y)
+    return alone(Op("move", "", 0, 1, table=Strided(None, (part,))), [x], y)
 
 
 def cut(draw):
@@ -256,7 +256,7 @@ def cut(draw):
     y = x[tuple(slices)].copy()
     at = sum(s.start * stride for s, stride in zip(slices, _strides(x), strict=True))
     steps = [s.step * stride for s, stride in zip(slices, _strides(x), strict=True)]
-    return alone(Op("move", "", 0, 1, table=Move(None, (_part(0, at, 0, y.shape, steps, _strides(y)),))), [x], y)
+    return alone(Op("move", "", 0, 1, table=Strided(None, (_part(0, at, 0, y.shape, steps, _strides(y)),))), [x], y)
 
 
 def shuffle(draw):
@@ -266,7 +266,7 @@ def shuffle(draw):
     y = F.pixel_shuffle(torch.from_numpy(x), r).numpy()
     (p, row, _), (py, rowy, _) = _strides(x), _strides(y)
     part = _part(0, 0, 0, (c, h, r, w, r), (r * r * p, row, r * p, 1, p), (py, r * rowy, rowy, r, 1))
-    return alone(Op("move", "", 0, 1, table=Move(None, (part,))), [x], y)
+    return alone(Op("move", "", 0, 1, table=Strided(None, (part,))), [x], y)
 
 
 def padded(draw):
@@ -275,7 +275,9 @@ def padded(draw):
     before = tuple(draw(st.integers(0, 3)) for _ in range(3))
     y = np.pad(x, [(n, draw(st.integers(0, 3))) for n in before], constant_values=fill)
     at = sum(n * stride for n, stride in zip(before, _strides(y), strict=True))
-    return alone(Op("move", "", 0, 1, table=Move(fill, (_part(0, 0, at, x.shape, _strides(x), _strides(y)),))), [x], y)
+    return alone(
+        Op("move", "", 0, 1, table=Strided(fill, (_part(0, 0, at, x.shape, _strides(x), _strides(y)),))), [x], y
+    )
 
 
 def spread(draw):
@@ -284,7 +286,7 @@ def spread(draw):
     x = numbers(draw, *draw(st.sampled_from([(c, 1, 1), (1, h, w), (1, 1, w), (1, h, 1)])))
     y = np.broadcast_to(x, (c, h, w)).copy()
     steps = [stride if n > 1 else 0 for n, stride in zip(x.shape, _strides(x), strict=True)]
-    return alone(Op("move", "", 0, 1, table=Move(None, (_part(0, 0, 0, y.shape, steps, _strides(y)),))), [x], y)
+    return alone(Op("move", "", 0, 1, table=Strided(None, (_part(0, 0, 0, y.shape, steps, _strides(y)),))), [x], y)
 
 
 def flip(draw):
@@ -292,7 +294,7 @@ def flip(draw):
     _, _, w = x.shape
     plane, row, _ = _strides(x)
     part = _part(0, w - 1, 0, x.shape, (plane, row, -1), _strides(x))
-    return alone(Op("move", "", 0, 1, table=Move(None, (part,))), [x], x[..., ::-1].copy())
+    return alone(Op("move", "", 0, 1, table=Strided(None, (part,))), [x], x[..., ::-1].copy())
 
 
 def conv(draw):

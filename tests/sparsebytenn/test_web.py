@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from lab.core import kernels, nets, store
-from lab.sparsebytenn import compiler, packed, web
+from lab.sparsebytenn import compiler, packed, reference, web
 from lab.sparsebytenn.engine import Engine
 from lab.ui.classifier import Classifier
+
+from .native import every_kind
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 STATIC = Path(web.__file__).parent / "static"
@@ -105,6 +107,18 @@ def test_all_builds_answer_as_torch_does(tmp_path, name, interleaved):
         assert outputs[same].tobytes() == outputs["simd128", False].tobytes(), same
     np.testing.assert_allclose(outputs["relaxed", False], outputs["scalar", True], rtol=0, atol=1e-5 * size)
     assert result["done"][0]["ms"] > 0 and result["done"][0]["outputs"] == len(exact)
+
+
+@needs_node
+def test_every_kind_of_operator_answers_as_the_reference_does(tmp_path):
+    """Two inputs one behind the other, three outputs likewise."""
+    network, g = every_kind(), np.random.default_rng(0)
+    arrays = [g.standard_normal(network.maps[i].shape, np.float32) for i in network.inputs]
+    exact = np.concatenate([y.reshape(-1) for y in reference.outputs(network, arrays)])
+    files = {"net": packed.write(network), "x": np.concatenate([array.reshape(-1) for array in arrays])}
+    jobs = [(build, "net", "x", plain) for build in common_builds() for plain in (False, True)]
+    for done in run_in_node(tmp_path, files, jobs)["done"]:
+        np.testing.assert_allclose(done["y"], exact, rtol=1e-4, atol=1e-4)
 
 
 @needs_node
