@@ -31,8 +31,8 @@ from lab.core.machine import machine, processor
 from lab.core.onnx import export
 from lab.core.training import seeded
 from lab.sparsebytenn import compiler, packed
-from lab.sparsebytenn.engine import Engine, clocked
 from lab.sparsebytenn.packed import Map, Network, Op
+from lab.sparsebytenn.runtime import Engine, clocked
 from lab.sparsebytenn.tuning import tuned
 
 SHARES = (0.0, 0.3, 0.5, 0.7, 0.9)

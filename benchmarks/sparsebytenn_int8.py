@@ -31,7 +31,7 @@ from lab.core import kernels
 from lab.core.onnx import export
 from lab.core.training import seeded
 from lab.sparsebytenn import compiler, int8, packed
-from lab.sparsebytenn.engine import Engine
+from lab.sparsebytenn.runtime import Engine
 from lab.sparsebytenn.tuning import tuned
 
 

@@ -14,15 +14,12 @@ from torch import fx, nn
 from ..core import kernels
 from ..core.batch import Example, tensors
 from .lowering import lowered, network_of
+from .lowering.builder import LacksError
 from .lowering.tape import recorded
 from .packed import Network, Op
 from .scheduling import chained, joined
 
 K_TILE = 128  # columns of W whose rows of X stay in the first-level cache
-
-
-class LacksError(ValueError):
-    """The engine does not have all of a network."""
 
 
 def compile(model: nn.Module, example: Example, *, interleaved: bool = False) -> Network:
@@ -32,11 +29,11 @@ def compile(model: nn.Module, example: Example, *, interleaved: bool = False) ->
     all that the engine does not have.
     """
     graph = recorded(model, _checked(model, example, interleaved))
-    found = lowered(graph, interleaved=interleaved)
-    if found.missing:
-        lacks = [f"{node.meta['layer']} ({node.meta['origin']}) {reason}" for node, reason in found.missing.items()]
+    lowering = lowered(graph, interleaved=interleaved)
+    if lowering.missing:
+        lacks = [f"{node.meta['layer']} ({node.meta['origin']}) {reason}" for node, reason in lowering.missing.items()]
         raise LacksError(f"the engine cannot run the whole network: {'; '.join(dict.fromkeys(lacks))}")
-    return chained(joined(network_of(found, described(graph), packed_rows)))
+    return chained(joined(network_of(lowering, described(graph), packed_rows)))
 
 
 def _checked(model: nn.Module, example: Example, interleaved: bool) -> Example:
@@ -58,15 +55,15 @@ def described(graph: fx.GraphModule) -> dict[str, Any]:
     takes: of inputs that are not one picture, the shape of each behind the number of its axes. answer: the shape of a
     single output; of several, shapes, and a tree: JSON in which an output stands as its number.
     """
-    answer = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    output = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     leaves: list[fx.Node] = []
-    tree = _tree(answer, leaves)
+    tree = _tree(output, leaves)
     shapes = [leaf.meta["shape"] for leaf in leaves]
     if wrong := [shape for shape in shapes if not shape or shape[0] != 1]:
         raise ValueError(f"the network gives {wrong[0]}: the engine gives tensors whose first axis is the batch's")
     takes = [node.meta["shape"] for node in graph.graph.nodes if node.op == "placeholder"]
     meta: dict[str, Any] = {} if [len(shape) for shape in takes] == [4] else {"takes": _flat(takes)}
-    if answer is leaves[0]:
+    if output is leaves[0]:
         (shape,) = shapes
         return meta | {"classes": int(np.prod(shape[1:2])), "answer": list(shape[1:])}
     return meta | {"shapes": _flat(shapes), "tree": json.dumps(tree)}
@@ -77,19 +74,19 @@ def _flat(shapes: list[tuple[int, ...]]) -> list[int]:
     return [n for shape in shapes for n in (len(shape) - 1, *shape[1:])]
 
 
-def _tree(answer: Any, leaves: list[fx.Node]) -> Any:
-    """An answer's structure, its tensors as numbers in the order of `leaves`, to which they are added."""
-    if isinstance(answer, fx.Node):
-        leaves.append(answer)
+def _tree(output: Any, leaves: list[fx.Node]) -> Any:
+    """An output's structure, its tensors as numbers in the order of `leaves`, to which they are added."""
+    if isinstance(output, fx.Node):
+        leaves.append(output)
         return len(leaves) - 1
-    if isinstance(answer, dict):
-        return {"dict": {str(key): _tree(part, leaves) for key, part in answer.items()}}
-    if isinstance(answer, (tuple, list)):
-        return {"list" if isinstance(answer, list) else "tuple": [_tree(part, leaves) for part in answer]}
-    if answer is None:
+    if isinstance(output, dict):
+        return {"dict": {str(key): _tree(part, leaves) for key, part in output.items()}}
+    if isinstance(output, (tuple, list)):
+        return {"list" if isinstance(output, list) else "tuple": [_tree(part, leaves) for part in output]}
+    if output is None:
         return None
     raise ValueError(
-        f"the network answers with a {type(answer).__name__}: the engine gives tensors, in tuples, lists, dicts"
+        f"the network answers with a {type(output).__name__}: the engine gives tensors, in tuples, lists, dicts"
     )
 
 

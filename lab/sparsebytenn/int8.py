@@ -21,9 +21,9 @@ import torch
 
 from ..core import kernels
 from . import packed, reference
-from .engine import arena_for, floats, placed
 from .packed import Int8Params, Map, Network, Op, SparseInt8
 from .records import PRODUCTS, U8S8_MAX_COLUMNS
+from .runtime import arena_for, floats, placed
 
 K_TILE = 128  # fours of columns of W whose rows of X stay in the first-level cache
 

@@ -24,10 +24,10 @@ from ..core.task import Task
 from ..core.training import Step, descend
 from . import engine
 from . import equations as eq
-from .engine import Engine, race
 from .outcome import SparseByteNNOutcome
 from .pattern import Pattern, retained
 from .rearrange import Ground, moves, rearranged, survey
+from .runtime import Engine, race
 
 BLOCKS = (1, 4, 8, 16)
 

@@ -19,10 +19,10 @@ from ..core.batch import Example
 from ..core.graph.tracing import attribute
 from . import packed
 from .compiler import packed_rows
-from .engine import Engine, floats
 from .lowering import lowered, network_of
 from .lowering.tape import recorded
 from .packed import Network
+from .runtime import Engine, floats
 from .scheduling import chained, joined
 
 
@@ -31,19 +31,19 @@ class Segment(nn.Module):
 
     def __init__(self, graph: fx.GraphModule, form: Callable[[Network], Network]) -> None:
         super().__init__()
-        found = lowered(graph)
-        assert not found.missing  # it was found out for the whole network
-        network = network_of(found, {}, packed_rows)
+        lowering = lowered(graph)
+        assert not lowering.missing  # what is was seen in the lowering of all
+        network = network_of(lowering, {}, packed_rows)
         self.engine = Engine(packed.write(form(chained(joined(network)))))
-        answer = next(node for node in graph.graph.nodes if node.op == "output").args[0]
-        self.shapes = [node.meta["shape"] for node in (answer if isinstance(answer, (tuple, list)) else (answer,))]
-        self.is_single = not isinstance(answer, (tuple, list))
+        output = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+        self.shapes = [node.meta["shape"] for node in (output if isinstance(output, (tuple, list)) else (output,))]
+        self.is_single = not isinstance(output, (tuple, list))
 
     def forward(self, *inputs: Tensor) -> Any:
         maps = [self.engine.network.maps[i] for i in self.engine.network.inputs]
         arrays = [floats("x", x).reshape(m.shape) for x, m in zip(inputs, maps, strict=True)]
-        found = self.engine._run(arrays)
-        outputs = [torch.from_numpy(y).reshape(shape) for y, shape in zip(found, self.shapes, strict=True)]
+        raw = self.engine._run(arrays)
+        outputs = [torch.from_numpy(y).reshape(shape) for y, shape in zip(raw, self.shapes, strict=True)]
         return outputs[0] if self.is_single else tuple(outputs)
 
 
@@ -62,20 +62,20 @@ class Segments:
         if len({len(x) for x in given}) != 1:
             raise ValueError(f"inputs of {', '.join(str(len(x)) for x in given)} images: give as many of each")
         with torch.no_grad():
-            answers = [self.graph(*(x[n : n + 1] for x in given)) for n in range(len(given[0]))]
-        if not answers:
+            outputs = [self.graph(*(x[n : n + 1] for x in given)) for n in range(len(given[0]))]
+        if not outputs:
             raise ValueError("x holds no image: a network that torch computes in part needs one")
-        return tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *answers)
+        return tree_map(lambda *parts: torch.cat(parts) if isinstance(parts[0], Tensor) else parts[0], *outputs)
 
     def parts(self) -> list[tuple[str, Any]]:
         """Each node that computes, in order: where it runs, "engine" or "torch", and the segment or the node."""
-        found: list[tuple[str, Any]] = []
+        parts: list[tuple[str, Any]] = []
         for node in self.graph.graph.nodes:
             if node.op == "call_module":
-                found.append(("engine", self.graph.get_submodule(str(node.target))))
+                parts.append(("engine", self.graph.get_submodule(str(node.target))))
             elif node.op == "call_function" and node.target is not operator.getitem:
-                found.append(("torch", node))
-        return found
+                parts.append(("torch", node))
+        return parts
 
     def profile(self, repeats: int = 20) -> Any:
         """A frame with one row an operator: where it runs, and why in torch; the engine's also with what it does."""
@@ -159,14 +159,14 @@ def _with_constants(fused: fx.GraphModule, call: fx.Node) -> fx.GraphModule:
     part = fused.get_submodule(str(call.target))
     assert isinstance(part, fx.GraphModule)
     places = [node for node in part.graph.nodes if node.op == "placeholder"]
-    for place, given in zip(places, call.args, strict=True):
+    for parameter, given in zip(places, call.args, strict=True):
         if isinstance(given, fx.Node) and given.op == "get_attr":
-            part.register_buffer(place.name, attribute(fused, str(given.target)))
-            with part.graph.inserting_before(place):
-                own = part.graph.get_attr(place.name)
-            own.meta = dict(given.meta)
-            place.replace_all_uses_with(own)
-            part.graph.erase_node(place)
+            part.register_buffer(parameter.name, attribute(fused, str(given.target)))
+            with part.graph.inserting_before(parameter):
+                constant = part.graph.get_attr(parameter.name)
+            constant.meta = dict(given.meta)
+            parameter.replace_all_uses_with(constant)
+            part.graph.erase_node(parameter)
     call.args = tuple(given for given in call.args if not (isinstance(given, fx.Node) and given.op == "get_attr"))
     part.recompile()
     return part

@@ -25,7 +25,7 @@ from ..core import kernels
 from ..core.batch import Example, call
 from ..core.task import evaluating
 from . import compiler, packed
-from .engine import Engine
+from .runtime import Engine
 
 REPEATS = 9
 GAIN = 0.95  # of torch's time: what takes longer is left to torch

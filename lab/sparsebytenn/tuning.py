@@ -9,8 +9,8 @@ import numpy as np
 
 from ..core import kernels
 from ..core.kernels import Sparse
-from .engine import arena_for, clocked, placed
 from .packed import Map, Network, Op, write
+from .runtime import arena_for, clocked, placed
 
 K_TILES = (64, 96, 128, 192, 256, kernels.MAX_K_TILE)  # columns whose rows of X stay cached while all rows of W pass
 REPEATS = 7

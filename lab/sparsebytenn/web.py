@@ -16,8 +16,8 @@ import numpy as np
 
 from ..core import store
 from . import packed
-from .engine import Engine
 from .packed import Network
+from .runtime import Engine
 
 BUILDS = ("relaxed", "simd128", "scalar")
 FILES = {"sparse": "model.sbnn", "dense": "dense.sbnn"}

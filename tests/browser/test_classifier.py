@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from lab.core.tasks import digits
 from lab.sparsebytenn import compiler, packed, web
-from lab.sparsebytenn.engine import Engine
+from lab.sparsebytenn.runtime import Engine
 
 task = digits(size=32, channels=3)
 pictures = [one for batch, _ in task.batches for one in batch[:6]][:6]

@@ -10,7 +10,7 @@ from torch import nn
 
 from lab.core import kernels
 from lab.sparsebytenn import compiler, packed, reference
-from lab.sparsebytenn.engine import Engine
+from lab.sparsebytenn.runtime import Engine
 
 from .native import HERE, KERNELS, ROOT, Every, arm, every_kind, thinned
 

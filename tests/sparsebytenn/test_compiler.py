@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lab.core import kernels
 from lab.sparsebytenn import compiler, packed, reference
-from lab.sparsebytenn.engine import Engine
+from lab.sparsebytenn.runtime import Engine
 
 from .native import rolled
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lab.core import kernels, nets
 from lab.sparsebytenn import compiler, packed, reference
-from lab.sparsebytenn.engine import Engine, race
+from lab.sparsebytenn.runtime import Engine, race
 from lab.sparsebytenn.tuning import tuned
 
 from .native import rolled
@@ -211,8 +211,14 @@ def test_a_sparse_file_is_smaller_than_the_dense_one(share, least):
 # -- what it does not have ---------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "batch statistics": (nn.BatchNorm2d(4, track_running_stats=False), r"1 \(BatchNorm2d\) keeps no running statistics"),
-    "three axes": (nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 4, 1)), r"1.1 \(Conv3d\) has a window of 3 axes"),
+    "batch statistics": (
+        nn.BatchNorm2d(4, track_running_stats=False),
+        r"1 \(BatchNorm2d\) keeps no running statistics",
+    ),
+    "three axes": (
+        nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 4, 1)),
+        r"1.1 \(Conv3d\) has a window of 3 axes",
+    ),
     "a power": (nn.LPPool2d(3, 2), r"is a power of 3"),
 }
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from lab.core.batch import tensors
 from lab.sparsebytenn import compiler, packed, segments
-from lab.sparsebytenn.engine import Engine
+from lab.sparsebytenn.runtime import Engine
 
 from . import foreign_steps, graphs, layer_steps, move_steps, tensor_steps
 

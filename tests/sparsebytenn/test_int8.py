@@ -13,8 +13,8 @@ from torch import nn
 import lab
 from lab.core import kernels
 from lab.sparsebytenn import compiler, int8, packed, reference
-from lab.sparsebytenn.engine import Engine
 from lab.sparsebytenn.packed import Int8Params, Map, Network, Op
+from lab.sparsebytenn.runtime import Engine
 from lab.sparsebytenn.tuning import tuned
 
 from .test_engine import NETWORKS, built

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from lab.core import kernels
 from lab.sparsebytenn import packed, reference
-from lab.sparsebytenn.engine import Engine
 from lab.sparsebytenn.packed import Map, Network, Op
 from lab.sparsebytenn.records import ACTS, FNS
+from lab.sparsebytenn.runtime import Engine
 from lab.sparsebytenn.tables import Const, Matmul, Norm, Part, Pool, Resize, Strided
 
 ISAS = kernels.isas()

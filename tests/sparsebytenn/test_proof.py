@@ -14,8 +14,8 @@ from torch import nn
 
 from lab.core import kernels
 from lab.sparsebytenn import compiler, int8, packed, proof, records, reference
-from lab.sparsebytenn.engine import Engine
 from lab.sparsebytenn.packed import Map, Network, Op
+from lab.sparsebytenn.runtime import Engine
 
 from .native import every_kind, rolled, small_networks
 

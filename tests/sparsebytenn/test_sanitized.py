@@ -16,7 +16,7 @@ import torch
 import lab
 from lab.core import kernels
 from lab.sparsebytenn import compiler, int8, packed
-from lab.sparsebytenn.engine import Engine
+from lab.sparsebytenn.runtime import Engine
 
 from .native import HERE, KERNELS, ROOT, every_kind, rolled, small_networks, thinned
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from lab.core import kernels
 from lab.sparsebytenn import engine
-from lab.sparsebytenn.engine import Engine
+from lab.sparsebytenn.runtime import Engine
 from lab.sparsebytenn.segments import Segments, segmented
 
 from .test_compiler import Net, conv
@@ -84,5 +84,5 @@ def test_an_engine_that_is_not_its_network_is_refused(monkeypatch):
     assert isinstance(engine.compile(net, x, measure=False), Engine)
     run = Engine._run
     monkeypatch.setattr(Engine, "_run", lambda self, arrays: [1.01 * y for y in run(self, arrays)])
-    with pytest.raises(ValueError, match="the engine answers otherwise than torch, by 0.0"):
+    with pytest.raises(ValueError, match=r"the engine answers otherwise than torch, by 0\.0"):
         engine.compile(net, x, measure=False)

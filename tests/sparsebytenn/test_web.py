@@ -15,7 +15,7 @@ from torch import nn
 
 from lab.core import kernels, nets, store
 from lab.sparsebytenn import compiler, packed, reference, web
-from lab.sparsebytenn.engine import Engine
+from lab.sparsebytenn.runtime import Engine
 from lab.ui.classifier import Classifier
 
 from .native import every_kind

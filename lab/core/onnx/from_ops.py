@@ -14,7 +14,7 @@ from . import from_layers
 from .from_layers import padded, padding
 from .from_resize import resize
 from .from_shapes import given, known
-from .values import Reader, Size, UnreadError, Value, agreed, constant, fixed, integers, scalar
+from .values import Reader, UnreadError, Value, agreed, constant, fixed, scalar
 
 Attributes = dict[str, Any]
 _CODES = {

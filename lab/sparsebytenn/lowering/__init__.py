@@ -14,7 +14,7 @@ from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from ..packed import Map, Network, Op
-from ..tables import Move
+from ..tables import Strided
 from . import elementwise, moves, norms, products, spatial, views
 from .builder import Builder, LacksError, args_of, count_readers
 from .views import Layout, Value, layout_over
@@ -126,28 +126,29 @@ def _output(b: Builder, node: fx.Node, missing: dict[fx.Node, str]) -> int:
     return b.laid(node, layout)
 
 
-def network_of(found: Lowered, meta: dict[str, Any], pack: Any) -> Network:
+def network_of(lowering: Lowered, meta: dict[str, Any], pack: Any) -> Network:
     """The network of a graph that the engine has whole: what nobody reads is left out, matrices are packed."""
     ops: list[Op] = []
-    wanted = set(found.outputs)
-    for op in reversed(found.ops):
+    wanted = set(lowering.outputs)
+    for op in reversed(lowering.ops):
         if op.y in wanted:
             ops.insert(0, op)
             wanted |= {*op.reads}
-    used = sorted(wanted | set(found.inputs))
+    used = sorted(wanted | set(lowering.inputs))
     number = {old: new for new, old in enumerate(used)}
     made = [_renumbered(op, number) for op in ops]
     packed = [
-        replace(new, weights=pack(new, found.matrices[old.y])) if old.y in found.matrices else new
+        replace(new, weights=pack(new, lowering.matrices[old.y])) if old.y in lowering.matrices else new
         for old, new in zip(ops, made, strict=True)
     ]
-    maps = [found.maps[old] for old in used]
-    return Network(maps, packed, tuple(number[i] for i in found.inputs), tuple(number[i] for i in found.outputs), meta)
+    maps = [lowering.maps[old] for old in used]
+    inputs, outputs = (tuple(number[i] for i in ends) for ends in (lowering.inputs, lowering.outputs))
+    return Network(maps, packed, inputs, outputs, meta)
 
 
 def _renumbered(op: Op, number: dict[int, int]) -> Op:
     table = op.table
-    if isinstance(table, Move):
+    if isinstance(table, Strided):
         table = replace(table, parts=tuple(replace(part, x=number[part.x]) for part in table.parts))
     add = None if op.add is None else number[op.add]
     return replace(op, x=number[op.x], y=number[op.y], add=add, table=table)

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ..packed import Map, Op
 from ..scheduling import tile_rows
-from ..tables import Const, Move, Part
+from ..tables import Const, Part, Strided
 from . import views
 from .views import Layout, Value, layout_over
 
@@ -56,10 +56,10 @@ class Builder:
             if (numbers := self.constant(node)) is None:
                 raise LacksError(f"reads {node.name}, which the engine does not compute")
             self.values[node] = self.written(node.name, numbers, views.usual_layout(numbers.shape))
-        found = self.values[node]
-        if self.maps[found.map].interleaved and found.before is None:
-            found = self.values[node] = self._planes(found)
-        return found
+        value = self.values[node]
+        if self.maps[value.map].interleaved and value.before is None:
+            value = self.values[node] = self._planes(value)
+        return value
 
     def resolved(self, node: fx.Node) -> Value:
         """Where a node's output lies, as a view of a map."""
@@ -152,7 +152,7 @@ class Builder:
     ) -> None:
         """Add an operator that puts the numbers of values where views of one map have them."""
         made = tuple(self.part(value, view) for value, view in parts)
-        self.ops.append(Op("move", name, made[0].x, to, table=Move(fill, made)))
+        self.ops.append(Op("move", name, made[0].x, to, table=Strided(fill, made)))
 
     def _before(self, value: Value) -> Value:
         """What a reshape reshapes, as a view of a map."""
@@ -256,14 +256,14 @@ def is_renaming(node: Any) -> bool:
 
 def count_readers(graph: fx.GraphModule) -> dict[fx.Node, int]:
     """How many nodes read what each node computes, under whatever name, the output of the network among them."""
-    found: dict[fx.Node, int] = {}
+    counts: dict[fx.Node, int] = {}
     for node in graph.graph.nodes:
         if not is_renaming(node):
             roots = {source(read) for read in node.all_input_nodes}
             for root in roots:
                 twice = sum(source(read) is root for read in _reads(node))
-                found[root] = found.get(root, 0) + max(1, twice)
-    return found
+                counts[root] = counts.get(root, 0) + max(1, twice)
+    return counts
 
 
 def _reads(node: fx.Node) -> Iterable[fx.Node]:

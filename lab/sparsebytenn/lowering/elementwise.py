@@ -172,12 +172,12 @@ def _binary(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> None
     if _folded(b, node, fn, first, second) or (fn == "add" and _taken_in(b, node, first, second)):
         return
     orders = [(first, second, fn), (second, first, SWAPPED[fn])]
-    whole = [o for o in orders if isinstance(o[0], fx.Node) and b.shape(o[0]) == shape]
+    full = [o for o in orders if isinstance(o[0], fx.Node) and b.shape(o[0]) == shape]
     main, other, name = next(
-        (o for o in whole if b.layout(o[0])), (whole or orders[: isinstance(first, fx.Node)] or orders[1:])[0]
+        (o for o in full if b.layout(o[0])), (full or orders[: isinstance(first, fx.Node)] or orders[1:])[0]
     )
-    layout = (b.layout(main) if whole else None) or views.usual_layout(shape)
-    x = b.laid(main, layout) if whole else b.placed(broadcast(b, main, shape), layout)
+    layout = (b.layout(main) if full else None) or views.usual_layout(shape)
+    x = b.laid(main, layout) if full else b.placed(broadcast(b, main, shape), layout)
     m = b.maps[x]
     add = other_map(b, other, shape, layout, (m.h, m.w))
     b.emit(node, Op("binary", node.name, x, b.new(replace(m, at=0)), add=add, fn=name), layout)
@@ -194,10 +194,10 @@ def _folded(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> bool
     if fn in ("sub", "div", "max", "min") and (x is second or fn in ("max", "min")):
         return False
     shape, rows = b.shape(x), layout.pixels if op.kind == "linear" else layout.planes
-    own = (1,) * (len(shape) - numbers.dim()) + tuple(numbers.shape)
-    if any(count > 1 and axis not in rows for axis, count in enumerate(own)):
+    sides = (1,) * (len(shape) - numbers.dim()) + tuple(numbers.shape)
+    if any(count > 1 and axis not in rows for axis, count in enumerate(sides)):
         return False
-    wide = numbers.double().reshape(own).expand([count if axis in rows else 1 for axis, count in enumerate(shape)])
+    wide = numbers.double().reshape(sides).expand([count if axis in rows else 1 for axis, count in enumerate(shape)])
     others = [axis for axis in range(len(shape)) if axis not in rows]
     row = wide.permute(*others, *rows).reshape(-1).numpy()
     if fn in ("add", "sub"):
@@ -211,9 +211,9 @@ def _folded(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> bool
 
 def other_map(b: Builder, other: Any, shape: tuple[int, ...], layout: Layout, size: tuple[int, int]) -> int:
     """The map of a second operand: full, a number a plane, a number a pixel, or one number."""
-    own = tuple(other.shape) if isinstance(other, Tensor) else b.shape(other)
-    own = (1,) * (len(shape) - len(own)) + own
-    varies = {axis for axis, count in enumerate(own) if count > 1}
+    sides = tuple(other.shape) if isinstance(other, Tensor) else b.shape(other)
+    sides = (1,) * (len(shape) - len(sides)) + sides
+    varies = {axis for axis, count in enumerate(sides) if count > 1}
     if varies <= set(layout.planes) and len(varies) < len([*layout.planes, *layout.pixels]):
         kept = layout.planes if varies else ()
         over = tuple(count if axis in kept else 1 for axis, count in enumerate(shape))

@@ -34,10 +34,10 @@ def renamed(b: Builder, node: fx.Node) -> None:
 
 def _reshape(value: Value, shape: tuple[int, ...]) -> Value:
     if value.before is not None:  # of a reshape
-        whole = torch.empty(value.before.shape, device="meta")
+        target = torch.empty(value.before.shape, device="meta")
         if shape == value.before.shape:
             return value.before
-        return Value(-1, whole.reshape(shape), value.before)
+        return Value(-1, target.reshape(shape), value.before)
     if (view := views.reshaped(value.view, shape)) is not None:
         return Value(value.map, view)
     return Value(-1, torch.empty(shape, device="meta"), value)
@@ -94,14 +94,14 @@ def pad(b: Builder, node: fx.Node) -> None:
     value, shape = b.resolved(x), b.shape(node)
     layout = _with_axes(shape, views.layout_of(value.view, b.maps[value.map]))
     y = b.filled(node, layout)
-    to = whole = views.filling(shape, layout, b.maps[y])
+    to = target = views.filling(shape, layout, b.maps[y])
     view = value.view
     for i in range(len(pads) // 2):
         axis, before, after = view.dim() - 1 - i, pads[2 * i], pads[2 * i + 1]
         inside = view.shape[axis] + min(before, 0) + min(after, 0)
         view, to = view.narrow(axis, max(-before, 0), inside), to.narrow(axis, max(before, 0), inside)
     b.move(y, [(Value(value.map, view), to)], fill, node.name)
-    b.gives(node, Value(y, whole))
+    b.gives(node, Value(y, target))
 
 
 def shuffled(axes: Callable[[tuple[int, ...], int], tuple[tuple[int, ...], tuple[int, ...]]]) -> Callable:
@@ -142,11 +142,11 @@ def scatter(b: Builder, node: fx.Node) -> None:
     if axis != 0 or len(b.shape(node)) != 1 or where is None:
         raise LacksError("scatters along an axis, or to places that are computed")
     y = b.filled(node, layout_over(b.shape(node), ()))
-    whole = views.filling(b.shape(node), layout_over(b.shape(node), ()), b.maps[y])
-    (first, at_first), (second, _) = _unflattened(b, base, whole), _unflattened(b, part, whole[: where.numel()])
+    target = views.filling(b.shape(node), layout_over(b.shape(node), ()), b.maps[y])
+    (first, at_first), (second, _) = _unflattened(b, base, target), _unflattened(b, part, target[: where.numel()])
     steps, start = _steps(where.reshape(second.shape)), int(where.flatten()[0])
-    b.move(y, [(first, at_first), (second, whole.as_strided(second.shape, steps, start))], 0.0, node.name)
-    b.gives(node, Value(y, whole))
+    b.move(y, [(first, at_first), (second, target.as_strided(second.shape, steps, start))], 0.0, node.name)
+    b.gives(node, Value(y, target))
 
 
 def _unflattened(b: Builder, node: fx.Node, to: Tensor) -> tuple[Value, Tensor]:

@@ -117,10 +117,10 @@ def ungrouped(w: np.ndarray, groups: int) -> np.ndarray:
     if groups == 1:
         return w
     out, width = len(w) // groups, w.shape[1]
-    whole = np.zeros((len(w), groups * width, *w.shape[2:]))
+    full = np.zeros((len(w), groups * width, *w.shape[2:]))
     for g in range(groups):
-        whole[g * out : (g + 1) * out, g * width : (g + 1) * width] = w[g * out : (g + 1) * out]
-    return whole
+        full[g * out : (g + 1) * out, g * width : (g + 1) * width] = w[g * out : (g + 1) * out]
+    return full
 
 
 def _product(b: Builder, node: fx.Node, op: Op, w: np.ndarray, layout: Layout) -> None:
@@ -199,10 +199,10 @@ def _rows(b: Builder, node: fx.Node, x: fx.Node, w: np.ndarray, bias: np.ndarray
     """x (M, K) times w (N, K): features are planes and rows pixels; a flattened map is read whole."""
     value = b.value(x)
     m_rows = b.shape(x)[0]
-    if m_rows == 1 and (whole := _flattened(b, value)) is not None:
-        m = b.maps[whole]
+    if m_rows == 1 and (flat := _flattened(b, value)) is not None:
+        m = b.maps[flat]
         kind = "pointwise" if m.pixels == 1 else "conv"
-        op = Op(kind, name_of(node), whole, b.new(Map(len(w), 1, 1)), k=(m.h, m.w), bias=bias)
+        op = Op(kind, name_of(node), flat, b.new(Map(len(w), 1, 1)), k=(m.h, m.w), bias=bias)
         b.matrices[op.y] = w
         b.emit(node, op, layout_over(b.shape(node), (1,)))
         return

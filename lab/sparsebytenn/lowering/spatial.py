@@ -131,8 +131,8 @@ def largest(b: Builder, node: fx.Node) -> None:
     shape = b.shape(x)
     over = {axis % len(shape) for axis in (axes or range(len(shape)))}
     index = b.laid(x, layout_over(shape, [axis for axis in range(len(shape)) if axis not in over]))
-    m, one = b.maps[index], np.ones(1, np.float32)
-    table = Pool(np.array([[0, m.h]], np.uint32), np.array([[0, m.w]], np.uint32), (1, 1), one, one)
+    m, unit = b.maps[index], np.ones(1, np.float32)
+    table = Pool(np.array([[0, m.h]], np.uint32), np.array([[0, m.w]], np.uint32), (1, 1), unit, unit)
     out = b.shape(node)
     b.emit(
         node,

@@ -77,12 +77,12 @@ def picture_size(shape: Sequence[int], layout: Layout) -> tuple[int, int]:
 
 def strides(shape: Sequence[int], layout: Layout, pitch: int) -> list[int]:
     """The strides of a tensor that fills a map in this layout."""
-    found, pixel, plane = [0] * len(shape), 1, pitch
+    steps, pixel, plane = [0] * len(shape), 1, pitch
     for axis in reversed(layout.pixels):
-        found[axis], pixel = pixel, pixel * shape[axis]
+        steps[axis], pixel = pixel, pixel * shape[axis]
     for axis in reversed(layout.planes):
-        found[axis], plane = plane, plane * shape[axis]
-    return found
+        steps[axis], plane = plane, plane * shape[axis]
+    return steps
 
 
 def filling(shape: Sequence[int], layout: Layout, m: Map) -> Tensor:
@@ -107,10 +107,10 @@ def fills(view: Tensor, layout: Layout, m: Map) -> bool:
 def layout_of(view: Tensor, m: Map) -> Layout | None:
     """The layout in which a view has all of its map, if it has."""
     axes = sorted((a for a, size in enumerate(view.shape) if size > 1), key=lambda a: -view.stride()[a])
-    found = Layout(
+    layout = Layout(
         tuple(a for a in axes if view.stride(a) >= m.pitch), tuple(a for a in axes if view.stride(a) < m.pitch)
     )
-    return found if fills(view, found, m) else None
+    return layout if fills(view, layout, m) else None
 
 
 def reshaped(view: Tensor, shape: Sequence[int]) -> Tensor | None:
