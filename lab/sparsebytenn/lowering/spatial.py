@@ -25,7 +25,7 @@ def max_pool(b: Builder, node: fx.Node) -> None:
 
 
 def average_pool(b: Builder, node: fx.Node) -> None:
-    defaults = (None, None, [], [0], False, True, None)
+    defaults: tuple[Any, ...] = (None, None, [], [0], False, True, None)
     k, stride, pad, _, counts_pad, divisor = _with_defaults(node, *defaults)[1:]
     axes = _axes(b, node, k, stride, pad, [1])
     ranges = [_ranges(*axis) for axis in axes]
