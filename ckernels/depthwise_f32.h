@@ -98,7 +98,7 @@ INLINE void depthwise_row_tile(const int k, const int stride, const int odd, con
     }
 }
 
-/* -- 3 x 3 with zeros one deep all around, which is nearly all there is: down a column of vectors, each row read once --------------- */
+/* -- 3 x 3 with zeros one deep all around, which is nearly all there is: down a column of vectors, each row read once */
 
 typedef struct {
     V left, mid, right;

@@ -123,7 +123,8 @@ static void depthwise_rows(const run *r, const op *o, row_window rows, const flo
     const int is_last = o->kind == DEPTHWISE; /* else its clamp is the pair's inner one */
     const depthwise_f32 s = {
         .c = (int32_t)in->c, .h = (int32_t)in->h, .w = (int32_t)in->w, .k = (int32_t)o->k, .stride = (int32_t)o->stride,
-        .pad = (int32_t)o->pad, .pad_w = (int32_t)o->pad_w, .out_w = (int32_t)out->w, .top = (int32_t)rows.from, .bottom = (int32_t)rows.to,
+        .pad = (int32_t)o->pad, .pad_w = (int32_t)o->pad_w, .out_w = (int32_t)out->w, .top = (int32_t)rows.from,
+        .bottom = (int32_t)rows.to,
         .x_pitch = in->pitch, .y_pitch = pitch, .x = x, .weight = floats(r->file, o->dw_w),
         .bias = floats(r->file, o->dw_bias), .y = y, .workspace = workspace, .lo = is_last ? o->lo : o->dw_lo,
         .hi = is_last ? o->hi : o->dw_hi,
@@ -137,7 +138,8 @@ static void im2col_rows(const run *r, const op *o, row_window rows, const float 
     const im2col_f32 s = {
         .c = (int32_t)in->c, .h = (int32_t)in->h, .w = (int32_t)in->w, .k = (int32_t)o->k, .k_w = (int32_t)o->k_w,
         .stride = (int32_t)o->stride, .stride_w = (int32_t)o->stride_w, .pad = (int32_t)o->pad, .pad_w = (int32_t)o->pad_w,
-        .dilation = (int32_t)o->dilation, .dilation_w = (int32_t)o->dilation_w, .out_w = (int32_t)map_of(r->file, o->y)->w, .top = (int32_t)rows.from,
+        .dilation = (int32_t)o->dilation, .dilation_w = (int32_t)o->dilation_w,
+        .out_w = (int32_t)map_of(r->file, o->y)->w, .top = (int32_t)rows.from,
         .bottom = (int32_t)rows.to, .x_channel = in->interleaved ? 1 : in->pitch, .x_pixel = in->interleaved ? in->c : 1,
         .y_pitch = o->pitch, .x = x, .y = workspace_of(r),
     };

@@ -1,5 +1,5 @@
-/* im2col_f32: x (c, h, w) -> Y (c * k * k_w, rows * out_w), so that a convolution is a product W (M, c * k * k_w) Y. A row of Y is
-   a plane shifted by its tap, with zeros where the window reaches beyond the map; a copy where neither the stride nor the
+/* im2col_f32: x (c, h, w) -> Y (c * k * k_w, rows * out_w), so that a convolution is a product W (M, c * k * k_w) Y. A row
+   of Y is a plane shifted by its tap, with zeros where the window reaches beyond the map; a copy where neither the stride nor the
    layout spreads it, which is why steps 1 and 2 are compiled by themselves. */
 INLINE void im2col_copy(const int64_t step, float *to, const float *from, int n) {
     for (int x = 0; x < n; x++) to[x] = from[x * step];

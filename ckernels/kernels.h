@@ -92,8 +92,8 @@ typedef struct {
 } binary_f32;
 
 /* y (c, out_h, out_w): each pixel the greatest number of a window of x (c, h, w), or its sum times row_scale[i] *
-   column_scale[j]. Row i of y sees the rows rows[2 i], + step, ... below rows[2 i + 1], and columns likewise. workspace holds
-   line_workspace() floats. */
+   column_scale[j]. Row i of y sees the rows rows[2 i], + step, ... below rows[2 i + 1], and columns likewise. workspace
+   holds line_workspace() floats. */
 enum { POOL_MAX = 1, POOL_MEAN };
 typedef struct {
     int32_t fn, c, h, w, out_h, out_w, step, step_w;
@@ -204,9 +204,9 @@ int64_t matmul_workspace(int m, int k, int n);
 
 /* The engine: a packed network (packed.py describes its format), run op by op.
    engine_check reads a file that may be anything and returns 0, or the number of what is wrong with it; all others
-   trust a file that it has passed. arena holds engine_arena() floats, aligned to 64 bytes; x, all
-   inputs one after another, and y, all outputs, engine_in() and engine_out() floats, planes without a gap. engine_step runs an operator standalone, for a clock: of a map
-   in a rolling row buffer it reads whatever lies there. At most ENGINE_MAX_CHAIN operators are chained by such maps. */
+   trust a file that it has passed. arena holds engine_arena() floats, aligned to 64 bytes; x, all inputs one after another,
+   and y, all outputs, engine_in() and engine_out() floats, planes without a gap. engine_step runs an operator standalone,
+   for a clock: of a map in a rolling row buffer it reads whatever lies there. At most ENGINE_MAX_CHAIN operators are chained by such maps. */
 enum { ENGINE_MAX_CHAIN = 8 };
 int engine_check(const uint8_t *file, uint64_t size);
 uint64_t engine_arena(const uint8_t *file);
