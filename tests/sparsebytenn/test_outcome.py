@@ -45,21 +45,27 @@ def test_in_int8_it_names_nearly_the_same_classes(outcome, pictures):
     assert same > 0.9 and len(engine.data) < 0.6 * len(outcome.engine(measure=False).data)
 
 
-def test_a_network_the_engine_cannot_run_is_pruned_all_the_same():
-    net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Conv2d(8, 8, 1),
-        torch.nn.Flatten(),
-        torch.nn.Linear(8 * 49, 4),
-    )
+class Sorted(torch.nn.Module):
+    """What no engine has."""
+
+    def forward(self, x):
+        return x.sort(1).values
+
+
+@needs_c
+def test_a_network_that_the_engine_has_in_part_is_pruned_and_runs_in_segments():
+    body = (torch.nn.Conv2d(3, 8, 3), torch.nn.MaxPool2d(2), Sorted(), torch.nn.Conv2d(8, 8, 1))
+    net = torch.nn.Sequential(*body, torch.nn.Flatten(), torch.nn.Linear(8 * 49, 4))
     x = torch.randn(8, 3, 16, 16)
     task = lab.Task(model=net, batches=[x], score=lambda net: 0.0)
     outcome = lab.SparseByteNN(steps=2).run(task, progress=False)
     assert "bytes" not in outcome.report and outcome.report["blocks"].after < outcome.report["blocks"].before
-    assert any("not packed: the engine has no operator for" in note for note in outcome.report.notes)
-    with pytest.raises(ValueError, match="no operator for"):
-        outcome.engine()
+    assert any(note.startswith("not packed: ") and "aten.sort" in note for note in outcome.report.notes)
+    with pytest.raises(ValueError, match=r"sort \(sort\) is aten.sort"):
+        outcome.engine(strict=True)
+    engine = outcome.engine()
+    assert repr(engine) == "Segments(2 in the engine, 1 operators in torch)"
+    assert torch.allclose(engine(x), outcome.model(x), atol=1e-5)
 
 
 @needs_c

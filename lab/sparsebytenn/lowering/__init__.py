@@ -49,7 +49,9 @@ def lowered(graph: fx.GraphModule, *, interleaved: bool = False) -> Lowered:
     missing: dict[fx.Node, str] = {}
     outputs: tuple[int, ...] = ()
     for node in graph.graph.nodes:
-        if node.op == "placeholder":
+        if node.op == "placeholder" and not node.meta["dtype"].is_floating_point:
+            missing[node] = f"gives {node.meta['dtype']} numbers, the engine takes real ones"
+        elif node.op == "placeholder":
             inputs.append(_input(b, node, interleaved and not inputs))
         elif node.op == "output":
             outputs = tuple(
@@ -83,8 +85,6 @@ def _lower(b: Builder, node: fx.Node) -> None:
 def _input(b: Builder, node: fx.Node, interleaved: bool) -> int:
     """The map of an input: a picture's channels are planes."""
     shape = node.meta["shape"]
-    if not node.meta["dtype"].is_floating_point:
-        raise ValueError(f"the network reads {node.meta['dtype']} numbers, {node.name}: the engine takes real ones")
     if interleaved:
         _, c, h, w = shape
         m = Map(c, h, w, interleaved=True)

@@ -72,7 +72,7 @@ class _Tape(TorchDispatchMode):
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__()
-        self.graph, self.layer, self.origin = fx.Graph(), "", ""
+        self.graph, self.layer, self.origin = fx.Graph(), "", "input"
         self.nodes: dict[int, fx.Node] = {}  # of each tensor that depends on an input
         self.held: list[Any] = []  # tensors of the run, so that no number of one is given to another
         self.names = {id(t): name for name, t in (*graph.named_parameters(), *graph.named_buffers())}
