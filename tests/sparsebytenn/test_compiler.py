@@ -182,6 +182,7 @@ def test_a_clamp_is_not_written_into_a_map_that_is_read_under_another_name(x):
 # -- calls, however they are written -----------------------------------------------------------------------------------
 
 SAME = {
+    "a padding alone is left": Net(lambda n, x: n.a(F.pad(x[..., :1], (-1, 5), value=2)), a=conv(3, 8, 3)),
     "one stride for both axes": Net(lambda n, x: n.a(x), a=nn.Conv2d(3, 8, 3, [2], [1], [1])),
     "relu, in place, as a keyword and not": Net(
         lambda n, x: F.relu(n.b(F.relu(input=n.a(x), inplace=False)), False), a=conv(3, 8, 3), b=conv(8, 8)

@@ -141,6 +141,8 @@ def _is_close(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     if b.is_meta:  # shapes alone, no numbers
         return True
+    if b.dtype is torch.bool:
+        return torch.equal(a, b.to(a.device))
     size = float(b.abs().nan_to_num(0, 0).max()) if b.numel() else 0.0
     return torch.allclose(a, b.to(a.device), rtol=1e-4, atol=1e-4 * size, equal_nan=True)
 

@@ -93,6 +93,9 @@ def pad(b: Builder, node: fx.Node) -> None:
     fill = float(args_of(node)[2]) if len(args_of(node)) > 2 else 0.0
     value, shape = b.resolved(x), b.shape(node)
     layout = _with_axes(shape, views.layout_of(value.view, b.maps[value.map]))
+    if 0 in (b.shape(x)[~i] + min(pads[2 * i], 0) + min(pads[2 * i + 1], 0) for i in range(len(pads) // 2)):
+        b.gives(node, b.written(node.name, torch.full(shape, fill), layout))  # nothing of x is left
+        return
     y = b.filled(node, layout)
     to = target = views.filling(shape, layout, b.maps[y])
     view = value.view

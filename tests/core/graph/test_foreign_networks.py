@@ -392,3 +392,8 @@ def test_a_buffer_may_be_called_as_an_operation_is():
 def test_a_network_of_half_precision_is_masked_in_its_own(kind):
     net, x = small(conv(8, 8)).to(kind), torch.randn(1, 3, 6, 6, dtype=kind)
     torch.testing.assert_close(structures.insert_masks(net, ("channel",), x).model(x), net(x))
+
+
+def test_a_network_may_give_booleans():
+    net, x = Net(lambda n, x: n.a(x) > 0, a=nn.Conv2d(3, 4, 1)), torch.randn(2, 3, 5, 5)
+    assert torch.equal(trace(net, x)(x), net(x))
