@@ -18,11 +18,16 @@ lab: setup
 
 # In parts: the browser's tests take times and want the machine for themselves, the others share it. The notebooks run
 # twice, for their outputs must be the same on the widest instruction set here and without any.
-test: setup
+test: setup .venv/torchvision
 	$(PY) -m pytest -n 2 --dist loadscope tests --ignore tests/browser
 	$(PY) -m pytest tests/browser
 	$(PY) -m pytest -n 2 --dist loadscope notebooks
 	ATEN_CPU_CAPABILITY=default $(PY) -m pytest -n 2 --dist loadscope notebooks
+
+# The tests take its architectures. Beside the environment, not in it: its compiled part does not load beside another
+# build of torch, and transformers imports what it sees.
+.venv/torchvision:
+	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $@ torchvision==0.28.0
 
 check: setup
 	$(PY) -m ruff check

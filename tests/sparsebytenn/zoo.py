@@ -27,7 +27,7 @@ try:
 finally:
     sys.path.remove(str(Path(__file__).parents[2] / "benchmarks"))
 
-ARCHITECTURES = Path(sys.prefix) / "torchvision"  # where .ci/setup puts it
+ARCHITECTURES = Path(sys.prefix) / "torchvision"  # where `make test` puts it
 
 
 class Enlarged(nn.Module):
@@ -182,7 +182,7 @@ def architectures() -> ModuleType | None:
 def _built(name: str, **options: object) -> nn.Module:
     models = architectures()
     if models is None:
-        pytest.skip("torchvision is not installed: .ci/setup brings it")
+        pytest.skip("torchvision is not installed: make test brings it")
     return models.get_model(name, num_classes=10, **options)
 
 
