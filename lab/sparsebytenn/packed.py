@@ -190,23 +190,27 @@ class Network:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def plan(self) -> tuple[int, int, int]:
-        """Give every map a place in the arena, maps that never live at once the same one.
+        """Give every map a place in the arena, the largest first; maps that never live at once may share it.
 
         Returns the arena's floats, where the workspace begins in it, and the workspace's floats.
         """
-        last = dict.fromkeys(self.inputs, -1) | dict.fromkeys(self.outputs, len(self.ops))
-        for i, op in enumerate(self.ops):
-            end = self._runs_until(i)
-            last.update({m: max(end, last.get(m, 0)) for m in (*op.reads, op.y)})
-        live: list[int] = []
-        end = 0
-        for i, written in [*((-1, m) for m in self.inputs), *((i, op.y) for i, op in enumerate(self.ops))]:
-            live = sorted((m for m in live if last[m] >= i), key=lambda m: self.maps[m].at)
-            self.maps[written].at = _first_gap([self.maps[m] for m in live], self.maps[written].floats)
-            live.append(written)
-            end = max(end, self.maps[written].at + round_up(self.maps[written].floats, 16))
+        lives, placed = self.lives(), []
+        for m in sorted(lives, key=lambda m: -self.maps[m].floats):
+            beside = [self.maps[o] for o in placed if lives[o][0] <= lives[m][1] and lives[m][0] <= lives[o][1]]
+            self.maps[m].at = _first_gap(sorted(beside, key=lambda other: other.at), self.maps[m].floats)
+            placed.append(m)
+        end = max((round_up(self.maps[m].at + self.maps[m].floats, 16) for m in placed), default=0)
         workspace = max((op.workspace(self.maps[op.x], self.maps[op.y]) for op in self.ops), default=0)
         return end + round_up(workspace, 16), end, workspace
+
+    def lives(self) -> dict[int, tuple[int, int]]:
+        """Of each map, the operators that write it and read it last; -1 before the first, for an input."""
+        last = dict.fromkeys(self.inputs, -1) | dict.fromkeys(self.outputs, len(self.ops))
+        first = dict.fromkeys(self.inputs, -1)
+        for i, op in enumerate(self.ops):
+            first.setdefault(op.y, i)
+            last.update({m: max(self._runs_until(i), last.get(m, 0)) for m in (*op.reads, op.y)})
+        return {m: (start, last[m]) for m, start in first.items()}
 
     def _runs_until(self, i: int) -> int:
         """The operator in whose turn operator i runs: its own, or that of the first behind it to write a whole map."""

@@ -152,8 +152,22 @@ class Engine:
             raise RuntimeError(f"the numpy reference is not timed: {kernels.GET}")
         return kernels.pointer(self._file), self._arena(), kernels.isa()
 
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes of the arena, and of what must be held at once in the operator that needs most: its lower bound."""
+        maps, lives = self.network.maps, self.network.lives()
+        most = 0
+        for i, op in enumerate(self.network.ops):
+            held = sum(maps[m].floats for m, (first, last) in lives.items() if first <= i <= last)
+            most = max(most, held + op.workspace(maps[op.x], maps[op.y]))
+        return 4 * self.network.plan()[0], 4 * most
+
     def __repr__(self) -> str:
-        return f"Engine({len(self.network.ops)} operators, {len(self.data):,} bytes, pictures {self.shape})"
+        arena, least = self.memory
+        return (
+            f"Engine({len(self.network.ops)} operators, {len(self.data):,} bytes, pictures {self.shape}, "
+            f"arena {arena / 1e6:.3g} MB, {arena / max(least, 1):.2f} times what must be held at once)"
+        )
 
 
 def unflattened(numbers: Any) -> list[tuple[int, ...]]:

@@ -64,7 +64,11 @@ def _mul(reader: Reader, inputs: list, about: Attributes) -> Value:
 def _sub(reader: Reader, inputs: list, about: Attributes) -> Value:
     a, b = inputs
     number = _number(a, b)
-    return reader.call(torch.rsub, b, number) if isinstance(number, (int, float)) else reader.call(torch.sub, a, _number(b, a))
+    return (
+        reader.call(torch.rsub, b, number)
+        if isinstance(number, (int, float))
+        else reader.call(torch.sub, a, _number(b, a))
+    )
 
 
 def _div(reader: Reader, inputs: list, about: Attributes) -> Value:
@@ -323,7 +327,9 @@ def _quantise(reader: Reader, inputs: list, about: Attributes) -> Value:
     grid = (step, point, about.get("axis", 1))
     if x.node is not None:
         reader.coded[about["gives"]] = (x, grid)
-        return Value(about["gives"], tuple(torch.empty(r.shape, dtype=point.dtype, device="meta") for r in x.runs), x.node)
+        return Value(
+            about["gives"], tuple(torch.empty(r.shape, dtype=point.dtype, device="meta") for r in x.runs), x.node
+        )
     low, high = _CODES[point.dtype]
     each, offset = (_along(part.float(), x.rank, grid[2]) for part in (step, point))
     codes = torch.clamp(torch.round(constant(x) / each) + offset, low, high).to(point.dtype)
@@ -338,7 +344,9 @@ def _dequantise(reader: Reader, inputs: list, about: Attributes) -> Value:
     if codes.node is None:
         held = constant(codes)
         if block := about.get("block_size", 0):
-            each, offset = (part.repeat_interleave(block, axis).narrow(axis, 0, held.shape[axis]) for part in (step, point))
+            each, offset = (
+                part.repeat_interleave(block, axis).narrow(axis, 0, held.shape[axis]) for part in (step, point)
+            )
         else:
             each, offset = (_along(part, held.dim(), axis) for part in (step, point))
         exact = (held.to(torch.int64) - offset.to(torch.int64)).to(step.dtype) * each
