@@ -194,7 +194,7 @@ class Network:
 
         Returns the arena's floats, where the workspace begins in it, and the workspace's floats.
         """
-        lives, placed = self.lives(), []
+        lives, placed = self.lives(), list[int]()
         for m in sorted(lives, key=lambda m: -self.maps[m].floats):
             beside = [self.maps[o] for o in placed if lives[o][0] <= lives[m][1] and lives[m][0] <= lives[o][1]]
             self.maps[m].at = _first_gap(sorted(beside, key=lambda other: other.at), self.maps[m].floats)
