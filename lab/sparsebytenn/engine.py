@@ -1,12 +1,14 @@
 """A network in the engine: compiled, measured, held to what torch answers."""
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..core.batch import Example, call, tensors
+from ..core.onnx import reading
 from ..core.task import evaluating
 from . import compiler, int8, packed, segments, tuning
 from .lowering.builder import LacksError
@@ -16,7 +18,7 @@ TOLERANCE = 1e-3  # of the largest number: sums of many terms in another order l
 
 
 def compile(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     example: Example,
     *,
     strict: bool = False,
@@ -27,12 +29,14 @@ def compile(
 ) -> Any:
     """A network in the engine, whatever made its zeros: an `Engine`, or `Segments` where the engine has a part of it.
 
-    example: one input, (1, ...); its shapes are those that the engine takes. strict: raise a ValueError that names all
+    model: a network of torch, or the path of an ONNX file, which needs the extra `export`. example: one input, (1, ...); its shapes are those that the engine takes. strict: raise a ValueError that names all
     that the engine lacks instead of leaving it to torch. dense: keep the zeros, as the baseline of the same kernels.
     measure: take each product in the form that is fastest on this machine, which takes some seconds, else in the form
     that usually is. interleaved: pictures (H, W, C). calibrate: images (N, ...): products run in int8 over the ranges
     that these have. An answer that is not torch's is a ValueError.
     """
+
+    model = reading.module(model, example) if isinstance(model, (str, Path)) else model
 
     def form(network: packed.Network) -> packed.Network:
         network = tuning.tuned(network) if measure else network

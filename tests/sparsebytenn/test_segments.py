@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lab.core import kernels
+from lab.core.onnx import export
 from lab.sparsebytenn import engine
 from lab.sparsebytenn.runtime import Engine
 from lab.sparsebytenn.segments import Segments, segmented
@@ -76,6 +77,17 @@ def test_an_answer_that_depends_on_the_others_of_a_batch_is_refused():
     net = Net(lambda n, x: n.a(x) - x.mean(0, keepdim=True), a=conv(3, 3)).eval()
     with pytest.raises(ValueError, match="no answer may depend on the others of a batch"):
         engine.compile(net, torch.randn(1, 3, 6, 6), measure=False)
+
+
+def test_an_onnx_file_is_a_network_too(tmp_path):
+    pytest.importorskip("onnx")
+    layers = (conv(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Hardswish(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4))
+    net, x = nn.Sequential(*layers).eval(), torch.randn(3, 3, 12, 12)
+    path = export.onnx(net, tmp_path / "net.onnx", x[:1])
+    with torch.no_grad():
+        assert torch.allclose(engine.compile(path, x[:1], measure=False)(x), net(x), atol=1e-5)
+    with pytest.raises(FileNotFoundError, match=r"other\.onnx is not there"):
+        engine.compile(tmp_path / "other.onnx", x[:1])
 
 
 @needs_c
