@@ -85,7 +85,7 @@ def whole_network(rounds: int) -> dict[str, list[float]]:
 
 
 def interleaved(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contender: in each round one run unclocked and three on the clock, of which the fastest counts."""
+    """Seconds of every contender: in each round one run unclocked and three clocked, of which the fastest counts."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for r in range(rounds):
         for name in list(contenders) if r % 2 == 0 else reversed(contenders):

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     rounds = 8 if options.quick else 40
-    times = race(contenders(), rounds)
+    times = fp32.interleaved(contenders(), rounds)
     print(f"{fp32.processor()}, kernels {kernels.isa_name()}, one thread, {rounds} rounds")
     figures = report(times)
     if options.imagenet:
@@ -68,16 +68,6 @@ def contenders() -> dict[str, Callable[[], object]]:
         calls[f"fp32, {share:.0%}"] = fp32.ours(fp32.pruned(model, share), x)
         calls[f"int8, {share:.0%}"] = ours_int8(pruned(model, share), x)
     return calls
-
-
-def race(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of one picture for every contender: a list each, one entry a round."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for r in range(rounds):
-        for name in list(calls) if r % 2 == 0 else reversed(calls):
-            calls[name]()
-            times[name].append(min(fp32.clocked(calls[name]) for _ in range(3)))
-    return times
 
 
 def settle(model: nn.Module) -> None:

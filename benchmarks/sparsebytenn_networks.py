@@ -2,8 +2,8 @@
 
     python benchmarks/sparsebytenn_networks.py [--quick] [--json FILE] [--only vit]
 
-Whole networks at 224 x 224, fp32, one thread, random weights: onnxruntime dense, and the engine with 0, 50 and 90 % of the
-4 x 1 blocks at zero of every convolution and linear layer but the first and the last (attention's projections among
+Whole networks at 224 x 224, fp32, one thread, random weights: onnxruntime dense, and the engine with 0, 50 and 90 % of
+the 4 x 1 blocks at zero of every convolution and linear layer but the first and the last (attention's projections among
 them), all in one run; rounds and ratios as in sparsebytenn.py. Then where the engine's time goes, by operator. Needs
 torchvision's architectures: pip install --no-deps torchvision==0.28.0, or `make test`, which puts them beside the
 environment.
@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-import networks
 import sparsebytenn as mobilenet  # the benchmark beside this one
+from zoo import networks
 
 from lab.core import kernels
 from lab.core.machine import machine, processor

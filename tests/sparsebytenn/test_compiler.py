@@ -222,6 +222,7 @@ SAME = {
     "a linear layer on a map": Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.Linear(SIDE, 4)),
     "a pool by the name of add": Net(lambda n, x: n.add(n.a(x)), a=conv(3, 4), add=nn.MaxPool2d(2)),
     "a pool by the name of mean": Net(lambda n, x: n.mean(n.a(x)), a=conv(3, 4), mean=nn.MaxPool2d(2)),
+    "in place inside torch": Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.RMSNorm(SIDE)),
     "sums over axes": Net(lambda n, x: n.a(x).sum(3) / n.a(x).sum((1, 2, 3), keepdim=True)[..., 0], a=conv(3, 4)),
     "chunks": Net(lambda n, x: torch.relu(n.a(x).chunk(2, 1)[0]), a=conv(3, 4)),
     "as many planes as pixels, a row of numbers": Net(lambda n, x: n.a(x) * x[:, :1, :1], a=nn.Conv2d(3, 12, (12, 1))),
@@ -245,6 +246,9 @@ REFUSED = {
     ),
     "an answer without a batch": (
         Net(lambda n, x: n.a(x).mean((0, 1, 2, 3)), a=conv(3, 4)), r"gives \(\): .* first axis is the batch's"
+    ),
+    "written into its parts by torch": (
+        Net(lambda n, x: n.a(x), a=conv(3, 4, 3, padding_mode="circular")), r"a \(Conv2d\) works in place in torch"
     ),
     "places of the largest": (
         Net(lambda n, x: n.p(n.a(x))[1].float(), a=conv(3, 4), p=nn.MaxPool2d(2, return_indices=True)),

@@ -148,6 +148,17 @@ def reciprocal(b: Builder, node: fx.Node) -> None:
     _binary(b, node, "div", torch.tensor(1.0), args_of(node)[0])
 
 
+def reciprocal_root(b: Builder, node: fx.Node) -> None:
+    """1 / sqrt(x)."""
+    x = args_of(node)[0]
+    layout = b.layout(x) or views.usual_layout(b.shape(x))
+    m = b.maps[index := b.laid(x, layout)]
+    root = b.new(replace(m, at=0))
+    b.ops.append(Op("unary", node.name, index, root, act="sqrt"))
+    unit = b.written("unit", torch.tensor(1.0), views.usual_layout(()))
+    b.emit(node, Op("binary", node.name, root, b.new(replace(m, at=0)), add=unit.map, fn="rdiv"), layout)
+
+
 def power(b: Builder, node: fx.Node) -> None:
     x, exponent = args_of(node)[:2]
     if exponent == 2:
@@ -269,7 +280,7 @@ LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {
     **{target: binary(fn) for target, fn in BINARY.items()},
     aten.gelu.default: gelu, aten.elu.default: elu, aten.softplus.default: softplus,
     aten.leaky_relu.default: leaky, aten._prelu_kernel.default: prelu, aten.rsub.Scalar: rsub, aten.rsub.Tensor: rsub,
-    aten.neg.default: negative, aten.reciprocal.default: reciprocal, aten.pow.Tensor_Scalar: power,
+    aten.neg.default: negative, aten.reciprocal.default: reciprocal, aten.rsqrt.default: reciprocal_root, aten.pow.Tensor_Scalar: power,
     aten.relu.default: clamped, aten.hardtanh.default: clamped, aten.clamp.default: clamped,
     aten.clamp_min.default: clamped, aten.clamp_max.default: clamped,
 }  # fmt: skip

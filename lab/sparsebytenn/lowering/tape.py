@@ -97,14 +97,26 @@ class _Tape(TorchDispatchMode):
     def _writes(self, func: Any, args: tuple, kwargs: dict, output: Any) -> None:
         if func is torch.ops.aten.as_strided_.default and output.shape == self.nodes[id(args[0])].meta["shape"]:
             return  # strides of another order, which mean nothing here
-        if func._schema.is_mutable:
-            raise ValueError(f"{self.layer} ({self.origin}) works in place: write it out of place")
+        func = self._out_of_place(func, args) if func._schema.is_mutable else func
         args, kwargs = tree_map(self._node, (args, kwargs))
         node = self.graph.call_function(func, *self._unscaled(func, args, kwargs))
         self._holds(output, node)
         for i, part in enumerate(output if isinstance(output, (tuple, list)) else ()):
             if isinstance(part, Tensor):
                 self._holds(part, self.graph.call_function(operator.getitem, (node, i)))
+
+    def _out_of_place(self, func: Any, args: tuple) -> Any:
+        """The operator that gives as a new tensor what this one writes into a tensor whose memory is nobody else's."""
+        _, name = func._schema.name.split("::")
+        plain = getattr(
+            getattr(torch.ops.aten, name.removesuffix("_"), None), func._schema.overload_name or "default", None
+        )
+        storage = args[0].untyped_storage()._cdata
+        shares = (t is not args[0] and t.untyped_storage()._cdata == storage for t in tree_leaves(self.held))
+        is_recorded = id(args[0]) in self.nodes and not args[0]._is_view()
+        if plain is None or plain._schema.is_mutable or not is_recorded or any(shares):
+            raise ValueError(f"{self.layer} ({self.origin}) works in place in torch: write it as plain operations")
+        return plain
 
     def _unscaled(self, func: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The arguments of x + alpha y as those of a sum, alpha y a product before it."""
