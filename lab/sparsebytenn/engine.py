@@ -29,13 +29,13 @@ def compile(
 ) -> Any:
     """A network in the engine, whatever made its zeros: an `Engine`, or `Segments` where the engine has a part of it.
 
-    model: a network of torch, or the path of an ONNX file, which needs the extra `export`. example: one input, (1, ...); its shapes are those that the engine takes. strict: raise a ValueError that names all
-    that the engine lacks instead of leaving it to torch. dense: keep the zeros, as the baseline of the same kernels.
+    model: a network of torch, or the path of an ONNX file, which needs the extra `export`. example: one input,
+    (1, ...); its shapes are those that the engine takes. strict: raise a ValueError that names all that the engine
+    lacks instead of leaving it to torch. dense: keep the zeros, as the baseline of the same kernels.
     measure: take each product in the form that is fastest on this machine, which takes some seconds, else in the form
     that usually is. interleaved: pictures (H, W, C). calibrate: images (N, ...): products run in int8 over the ranges
     that these have. An answer that is not torch's is a ValueError.
     """
-
     model = reading.module(model, example) if isinstance(model, (str, Path)) else model
 
     def form(network: packed.Network) -> packed.Network:

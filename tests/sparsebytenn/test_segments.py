@@ -81,8 +81,8 @@ def test_an_answer_that_depends_on_the_others_of_a_batch_is_refused():
 
 def test_an_onnx_file_is_a_network_too(tmp_path):
     pytest.importorskip("onnx")
-    layers = (conv(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Hardswish(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4))
-    net, x = nn.Sequential(*layers).eval(), torch.randn(3, 3, 12, 12)
+    body = (conv(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Hardswish(), nn.MaxPool2d(2))
+    net, x = nn.Sequential(*body, nn.Flatten(), nn.Linear(72, 4)).eval(), torch.randn(3, 3, 12, 12)
     path = export.onnx(net, tmp_path / "net.onnx", x[:1])
     with torch.no_grad():
         assert torch.allclose(engine.compile(path, x[:1], measure=False)(x), net(x), atol=1e-5)

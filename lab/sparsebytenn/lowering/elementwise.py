@@ -280,7 +280,8 @@ LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {
     **{target: binary(fn) for target, fn in BINARY.items()},
     aten.gelu.default: gelu, aten.elu.default: elu, aten.softplus.default: softplus,
     aten.leaky_relu.default: leaky, aten._prelu_kernel.default: prelu, aten.rsub.Scalar: rsub, aten.rsub.Tensor: rsub,
-    aten.neg.default: negative, aten.reciprocal.default: reciprocal, aten.rsqrt.default: reciprocal_root, aten.pow.Tensor_Scalar: power,
+    aten.neg.default: negative, aten.reciprocal.default: reciprocal, aten.rsqrt.default: reciprocal_root,
+    aten.pow.Tensor_Scalar: power,
     aten.relu.default: clamped, aten.hardtanh.default: clamped, aten.clamp.default: clamped,
     aten.clamp_min.default: clamped, aten.clamp_max.default: clamped,
 }  # fmt: skip
