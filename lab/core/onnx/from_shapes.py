@@ -57,7 +57,7 @@ def _constant(reader: Reader, inputs: list, about: Attributes) -> Value:
     if key not in ("value", *kinds):
         raise UnreadError(f"holds {key}: real numbers and integers are read here")
     value = about[key] if key == "value" else torch.tensor(about[key], dtype=kinds[key])
-    return known([value] * len(next(iter(reader.values.values())).runs))
+    return known([value] * reader.count)
 
 
 def _constant_of_shape(reader: Reader, inputs: list, about: Attributes) -> Value:

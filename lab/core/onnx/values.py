@@ -7,7 +7,7 @@ the graph makes, which the runs make on tensors without storage (device 'meta').
 
 import operator
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,8 +110,9 @@ def scalar(value: Value) -> float | int:
 class Reader:
     """The graph as far as it is read: `values` by their names in the file, `net` the layers and constants."""
 
-    def __init__(self, opset: int, reads: dict[str, int]) -> None:
-        self.opset, self.reads = opset, reads  # how often the file reads each value
+    def __init__(self, opset: int, reads: Mapping[str, int], count: int) -> None:
+        self.opset, self.count = opset, count  # of runs
+        self.reads = reads  # how often the file reads each value
         self.net, self.graph = nn.Module(), fx.Graph()
         self.values: dict[str, Value] = {}
         self.layers: dict[tuple, str] = {}
@@ -149,12 +150,11 @@ class Reader:
 
     def _tried(self, target: Any, args: tuple, kwargs: dict, is_known: bool) -> list[Any]:
         """What the call gives in each run; UnreadError where torch refuses it."""
-        count = len(next(iter(self.values.values())).runs)
         leaves = list(_leaves((args, kwargs)))
         is_alike = is_known and not any(isinstance(leaf, Size) for leaf in leaves)
         is_alike &= all(leaf.is_constant for leaf in leaves if isinstance(leaf, Value))
         results = []
-        for k in range(1 if is_alike else count):
+        for k in range(1 if is_alike else self.count):
 
             def at(leaf: Any, k: int = k) -> Any:
                 if isinstance(leaf, Value):
@@ -168,7 +168,7 @@ class Reader:
                     results.append(function(*given, **named))  # type: ignore[misc]
             except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
                 raise UnreadError(first_line(error)) from error
-        return results * count if is_alike else results
+        return results * self.count if is_alike else results
 
     def _emitted(self, kind: str, target: Any, args: tuple, kwargs: dict, runs: list[Any]) -> Any:
         """The call as a node of the graph."""

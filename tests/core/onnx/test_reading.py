@@ -1,0 +1,222 @@
+"""A network read from an ONNX file answers as the file does in onnxruntime, at other batches too."""
+
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lab.core.batch import tensors
+
+onnx = pytest.importorskip("onnx", reason="needs the extra `export`")
+pytest.importorskip("onnxruntime", reason="needs the extra `export`")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from lab.core.onnx import export, reading  # noqa: E402
+from lab.core.onnx.runtime import Deployed  # noqa: E402
+
+GENERATOR = np.random.default_rng(0)
+X4 = (2, 6, 7, 9)
+FREE = ("N", 6, 7, 9)
+
+
+def numbers(*shape: int, low: float = -1.0) -> np.ndarray:
+    return (GENERATOR.random(shape) * (1 - low) + low).astype(np.float32)
+
+
+def file_of(path, nodes, opset: int, axes=FREE, held=None, outputs=("y",), inputs=None):
+    """A file of nodes that read x and give y, with constants by name."""
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in (held or {}).items()]
+    reads = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (inputs or {"x": axes}).items()]
+    shape = axes if nodes[0].op_type == "GroupNormalization" else None  # onnx does not infer it
+    gives = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in outputs]
+    graph = helper.make_graph(nodes, "made", reads, gives, constants)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if opset < 21 else 10)
+    path.write_bytes(onnx.shape_inference.infer_shapes(made).SerializeToString())
+    return path
+
+
+def apart(ours, theirs) -> float:
+    pairs = list(zip(tensors(ours), tensors(theirs), strict=True))
+    assert [a.shape for a, _ in pairs] == [b.shape for _, b in pairs]
+    return max(float((a - b).abs().max()) / (float(b.abs().max()) or 1.0) for a, b in pairs)
+
+
+def beside(path, *inputs: torch.Tensor) -> float:
+    """How far the network that is read is from onnxruntime."""
+    with torch.no_grad():
+        return apart(reading.module(path)(*inputs), Deployed(path)(*inputs))
+
+
+def exported(net: nn.Module, path, *inputs: torch.Tensor, opset: int = 17):
+    """A file as torch's own exporter writes it, its batch free."""
+    names = [f"x{k}" for k in range(len(inputs))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        content = io.BytesIO()
+        torch.onnx.export(
+            net.eval(), inputs, content, dynamo=False, input_names=names, opset_version=opset,
+            dynamic_axes={name: {0: "batch"} for name in names},
+        )  # fmt: skip
+    path.write_bytes(content.getvalue())
+    return path
+
+
+# -- one operator ------------------------------------------------------------------------------------------------------
+
+
+def node(kind: str, reads="x", gives="y", **attributes):
+    return helper.make_node(kind, reads.split(), gives.split(), **attributes)
+
+
+W = {"w": numbers(4, 6, 3, 3), "b": numbers(4)}
+UP = {"w": numbers(6, 4, 3, 3), "b": numbers(4)}
+INTEGERS = {"pads": np.array([1, 2, 3, 1]), "axes": np.array([2, 3]), "fill": np.float32(0.5)}
+NODES = {
+    "conv": (13, node("Conv", "x w b"), W),
+    "conv, strides, dilations, uneven pads": (
+        13, node("Conv", "x w b", strides=[2, 1], dilations=[1, 2], pads=[0, 2, 1, 0]), W
+    ),
+    "conv, same upper": (13, node("Conv", "x w", auto_pad="SAME_UPPER", strides=[2, 2]), W),
+    "conv, same lower": (13, node("Conv", "x w", auto_pad="SAME_LOWER", strides=[2, 2]), W),
+    "conv, valid": (13, node("Conv", "x w", auto_pad="VALID"), W),
+    "conv, grouped": (13, node("Conv", "x w", group=3), {"w": numbers(3, 2, 2, 3)}),
+    "transposed": (13, node("ConvTranspose", "x w b", strides=[2, 3], pads=[1, 0, 1, 0], output_padding=[1, 2]), UP),
+    "transposed, uneven pads": (13, node("ConvTranspose", "x w b", strides=[2, 2], pads=[1, 0, 0, 2]), UP),
+    "transposed, a size": (13, node("ConvTranspose", "x w b", strides=[2, 2], output_shape=[14, 18]), UP),
+    "transposed, same upper": (13, node("ConvTranspose", "x w b", strides=[2, 2], auto_pad="SAME_UPPER"), UP),
+    "transposed, same lower": (13, node("ConvTranspose", "x w b", strides=[2, 2], auto_pad="SAME_LOWER"), UP),
+    "product": (13, node("MatMul", "x w"), {"w": numbers(9, 5)}),
+    "batch norm": (
+        13, node("BatchNormalization", "x a b c d", epsilon=1e-3),
+        {"a": numbers(6), "b": numbers(6), "c": numbers(6), "d": numbers(6, low=0.2)},
+    ),
+    "layer norm": (17, node("LayerNormalization", "x a b", axis=-2), {"a": numbers(7, 9), "b": numbers(7, 9)}),
+    "layer norm without bias": (17, node("LayerNormalization", "x a"), {"a": numbers(9)}),
+    "group norm 18": (18, node("GroupNormalization", "x a b", num_groups=3), {"a": numbers(3), "b": numbers(3)}),
+    "group norm 21": (21, node("GroupNormalization", "x a b", num_groups=3), {"a": numbers(6), "b": numbers(6)}),
+    "instance norm": (13, node("InstanceNormalization", "x a b"), {"a": numbers(6), "b": numbers(6)}),
+    "prelu, channels": (13, node("PRelu", "x a"), {"a": numbers(6, 1, 1)}),
+    "prelu, one": (13, node("PRelu", "x a"), {"a": numbers(1)}),
+    "prelu, columns": (13, node("PRelu", "x a"), {"a": numbers(9)}),
+    **{
+        f"max pool {about}": (13, node("MaxPool", kernel_shape=[3, 2], **about), {})
+        for about in (
+            {"strides": [2, 2]}, {"strides": [2, 2], "ceil_mode": 1}, {"strides": [3, 2], "pads": [1, 0, 1, 1]},
+            {"strides": [3, 2], "pads": [1, 0, 0, 1], "ceil_mode": 1}, {"dilations": [2, 3]},
+            {"auto_pad": "SAME_UPPER", "strides": [2, 2]}, {"auto_pad": "SAME_LOWER"},
+        )
+    },
+    **{
+        f"average pool {about}": (19, node("AveragePool", kernel_shape=[3, 2], **about), {})
+        for about in (
+            {"strides": [2, 2]}, {"strides": [2, 2], "ceil_mode": 1}, {"pads": [1, 1, 1, 1]},
+            {"pads": [1, 1, 1, 1], "count_include_pad": 1}, {"strides": [3, 2], "pads": [1, 0, 2, 1]},
+            {"pads": [1, 0, 2, 1], "count_include_pad": 1}, {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+            {"auto_pad": "SAME_LOWER", "count_include_pad": 1}, {"dilations": [2, 2]},
+            {"dilations": [2, 1], "pads": [1, 0, 1, 0]}, {"strides": [2, 2], "pads": [1, 0, 0, 0], "ceil_mode": 1},
+        )
+    },
+    "global mean": (13, node("GlobalAveragePool"), {}),
+    "global max": (13, node("GlobalMaxPool"), {}),
+    **{f"reduce {kind} 13": (11, node(f"Reduce{kind}", axes=[-1, 1], keepdims=0), {}) for kind in ("Mean", "Sum", "Max")},
+    **{
+        f"reduce {kind} 18": (18, node(f"Reduce{kind}", "x axes"), {"axes": np.array([2, 3])})
+        for kind in ("Mean", "Sum", "Max", "Min", "L2", "L1", "SumSquare", "LogSumExp")
+    },
+    "reduce nothing": (18, node("ReduceSum", noop_with_empty_axes=1), {}),
+    **{
+        kind: (20, node(kind), {})
+        for kind in (
+            "Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "Gelu", "Mish", "Softplus",
+            "Exp", "Erf", "Softmax", "LogSoftmax", "Neg", "Reciprocal", "Abs", "Selu", "Celu", "Softsign", "Identity",
+            "Dropout", "Floor", "Ceil", "Round", "Sign", "Sin", "Cos", "ThresholdedRelu",
+        )
+    },
+    "hard sigmoid of torch": (13, node("HardSigmoid", alpha=1 / 6), {}),
+    "gelu tanh": (20, node("Gelu", approximate="tanh"), {}),
+    "clip 6": (9, node("Clip", min=-0.2, max=0.3), {}),
+    "clip 11": (11, node("Clip", "x  high".replace("  ", " low "), ), {"low": np.float32(-0.1), "high": np.float32(0.4)}),
+    **{f"softmax {opset}, {axis}": (opset, node("Softmax", axis=axis), {}) for opset in (11, 13) for axis in (1, 2, -1)},
+    "softmax of all": (11, node("Softmax"), {}),
+    "transpose": (13, node("Transpose", perm=[0, 2, 3, 1]), {}),
+    "turned about": (13, node("Transpose"), {}),
+    "flatten": (13, node("Flatten", axis=2), {}),
+    "flatten all": (13, node("Flatten", axis=0), {}),
+    "reshape": (13, node("Reshape", "x s"), {"s": np.array([0, -1, 3, 9])}),
+    "unsqueeze 11": (11, node("Unsqueeze", axes=[0, 5]), {}),
+    "unsqueeze 13": (13, node("Unsqueeze", "x s"), {"s": np.array([-1, 1])}),
+    "expand": (13, node("Expand", "x s"), {"s": np.array([3, 1, 1, 1, 9])}),
+    "tile": (13, node("Tile", "x s"), {"s": np.array([1, 2, 1, 3])}),
+    "slice 9": (9, node("Slice", starts=[1, -5], ends=[5, 2**40], axes=[1, 3]), {}),
+    "slice 11": (
+        11, node("Slice", "x s e a t"),
+        {"s": np.array([-1, 1]), "e": np.array([-(2**40), 8]), "a": np.array([1, 3]), "t": np.array([-2, 3])},
+    ),
+    "gather one": (13, node("Gather", "x s", axis=1), {"s": np.array(-2)}),
+    "gather a slice": (13, node("Gather", "x s", axis=3), {"s": np.array([1, 3, 5])}),
+    "gather any": (13, node("Gather", "x s", axis=2), {"s": np.array([[3, -1], [0, 0]])}),
+    "pad 9": (9, node("Pad", pads=[0, 1, 0, 2, 0, 0, 3, 1], value=0.25), {}),
+    "pad, cutting": (13, node("Pad", "x s"), {"s": np.array([0, 0, -1, 2, 0, 0, 1, -2])}),
+    **{
+        f"pad {mode}": (19, node("Pad", "x pads  axes".replace("  ", " fill "), mode=mode), INTEGERS)
+        for mode in ("constant", "reflect", "edge", "wrap")
+    },
+    "pad channels, reflect": (13, node("Pad", "x s", mode="reflect"), {"s": np.array([0, 2, 0, 1, 0, 1, 0, 0])}),
+    "depth to space": (13, node("DepthToSpace", blocksize=2), {}),
+    "depth to space, columns first": (13, node("DepthToSpace", blocksize=2, mode="CRD"), {}),
+    "einsum": (13, node("Einsum", "x w", equation="nchw, wd -> nhcd"), {"w": numbers(9, 4)}),
+    **{
+        f"{kind} of {'a number' if shape == () else shape}, {order}": (
+            13, node(kind, order), {"w": numbers(*shape, low=0.3)}
+        )
+        for kind in ("Add", "Sub", "Mul", "Div", "Max", "Min")
+        for shape in ((), (1, 6, 1, 1), (9,), (1, 1, 1, 1, 1))
+        for order in ("x w", "w x")
+    },
+    "power": (13, node("Pow", "x w"), {"w": np.float32(2)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_one_operator(name, tmp_path):
+    opset, made, held = NODES[name]
+    x = torch.from_numpy(numbers(*((2, 8, 6, 4) if "depth" in name else X4)))
+    path = file_of(tmp_path / "net.onnx", [made], opset, ("N", *x.shape[1:]), held)
+    assert beside(path, x) < 2e-6
+    if name not in ("expand",):
+        assert beside(path, torch.cat([x, x[:1]])) < 2e-6
+
+
+MODES = [
+    {"mode": mode, "coordinate_transformation_mode": coordinates, **nearest}
+    for mode in ("nearest", "linear", "cubic")
+    for coordinates in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners", "half_pixel_symmetric")
+    for nearest in (
+        [{"nearest_mode": kind} for kind in ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")]
+        if mode == "nearest"
+        else [{}]
+    )
+    if mode != "cubic" or coordinates in ("half_pixel", "align_corners")
+]
+
+
+@pytest.mark.parametrize("about", MODES, ids=lambda about: " ".join(about.values()))
+@pytest.mark.parametrize("wanted", [(2.0, 2.0), (1.5, 0.7), (12, 5), (7, 18)], ids=str)
+def test_resizing(about, wanted, tmp_path):
+    whole = (2, 6, *wanted) if isinstance(wanted[0], int) else (1.0, 1.0, *wanted)
+    held = {"s": np.array(whole, np.int64 if isinstance(wanted[0], int) else np.float32), "none": numbers(0)}
+    reads = ["x", "", "", "s"] if isinstance(wanted[0], int) else ["x", "", "s"]
+    made = helper.make_node("Resize", reads, ["y"], **about)
+    path = file_of(tmp_path / "net.onnx", [made], 19, X4, held)
+    assert beside(path, torch.from_numpy(numbers(*X4))) < 3e-6
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize(("kind", "opset"), [("Upsample", 9), ("Resize", 10)])
+def test_older_resizing(kind, opset, mode, tmp_path):
+    held = {"s": np.array([1, 1, 2, 3], np.float32)}
+    path = file_of(tmp_path / "net.onnx", [node(kind, "x s", mode=mode)], opset, FREE, held)
+    assert beside(path, torch.from_numpy(numbers(*X4))) < 2e-6
