@@ -24,7 +24,6 @@ OPSETS = (9, 23)  # the oldest and the newest whose operators are read as they a
 BATCHES = (2, 3, 5)  # lengths of a free first axis with which a file is read
 SIDES = (224, 256)  # lengths of other free axes, where no example says them: none of these may matter
 _FORMS: dict[str, Callable] = from_layers.FORMS | from_shapes.FORMS | from_ops.FORMS
-_RENAMED = {"Identity", "Dropout", "Cast", "CastLike"}  # which may give their input itself
 
 
 def module(path: str | Path, example: Example | None = None) -> fx.GraphModule:
@@ -147,7 +146,8 @@ def _fitting(entries: dict, given: list[tuple[int, ...]]) -> None:
 def _read(model: Any, entries: dict, lengths: dict[str, list[tuple[int, ...]]]) -> fx.GraphModule:
     """The graph as it comes of runs with these shapes; ValueError naming all nodes that are not read."""
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    reader = Reader(versions[0], _reads(model), len(next(iter(lengths.values()))))
+    reader = Reader(versions[0], len(next(iter(lengths.values()))))
+    reader.sums = _sums(model)
     for name, (_, kind) in entries.items():
         node = reader.graph.placeholder(identifier(name))
         runs = (torch.empty(shape, dtype=kind, device="meta") for shape in lengths[name])
@@ -165,14 +165,13 @@ def _read(model: Any, entries: dict, lengths: dict[str, list[tuple[int, ...]]]) 
     return _finished(reader, model)
 
 
-def _reads(model: Any) -> Counter[str]:
-    """How often each value is read; one that another name may stand for counts twice."""
+def _sums(model: Any) -> dict[str, str]:
+    """What is added to each value that an addition alone reads."""
     reads = Counter(end.name for end in model.graph.output)
     for node in model.graph.node:
         reads.update(node.input)
-        if node.op_type in _RENAMED:
-            reads.update([*node.input, *node.output, *node.output])
-    return reads
+    sums = [node.input for node in model.graph.node if node.op_type == "Add"]
+    return {a: b for pair in sums for a, b in (pair, pair[::-1]) if reads[a] == 1}
 
 
 def _visit(reader: Reader, node: Any) -> None:

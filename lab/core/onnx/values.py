@@ -7,7 +7,7 @@ the graph makes, which the runs make on tensors without storage (device 'meta').
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,9 +110,8 @@ def scalar(value: Value) -> float | int:
 class Reader:
     """The graph as far as it is read: `values` by their names in the file, `net` the layers and constants."""
 
-    def __init__(self, opset: int, reads: Mapping[str, int], count: int) -> None:
+    def __init__(self, opset: int, count: int) -> None:
         self.opset, self.count = opset, count  # of runs
-        self.reads = reads  # how often the file reads each value
         self.net, self.graph = nn.Module(), fx.Graph()
         self.values: dict[str, Value] = {}
         self.layers: dict[tuple, str] = {}
@@ -120,6 +119,8 @@ class Reader:
         self.attributes: dict[int, fx.Node] = {}
         self.tensors: list[Tensor] = []  # whose addresses are keys of these two
         self.sizes: dict[tuple[int, int], fx.Node] = {}
+        self.sums: dict[str, str] = {}  # what is added to a value that nothing else reads
+        self.biased: set[str] = set()  # sums that are in a layer already
         self.coded: dict[str, tuple[Value, tuple]] = {}  # what QuantizeLinear gives: of which tensor, on which grid
 
     # -- calls ---------------------------------------------------------------------------------------------------------
@@ -134,7 +135,11 @@ class Reader:
         kind = "call_method" if isinstance(target, str) else "call_function"
         return self._emitted(kind, target, args, kwargs, runs)
 
-    def layer(self, names: tuple[str, str], key: tuple, build: Callable[[], nn.Module], x: Value) -> Value:
+    def alike(self, target: Any, x: Value, *args: Any) -> Value:
+        """What a function gives that leaves shapes as they are, and that torch has no form of without storage."""
+        return self._emitted("call_function", target, (x, *args), {}, list(x.runs))
+
+    def layer(self, names: tuple[str, ...], key: tuple, build: Callable[[], nn.Module], x: Value) -> Value:
         """What a layer gives for x; it is named after its weight or its node, and one weight makes one layer."""
         if key not in self.layers:
             self.layers[key] = self._free(layer_name(*names))
@@ -254,10 +259,12 @@ class Reader:
             holder.register_buffer(last, held)
 
 
-def layer_name(weight: str, node: str) -> str:
-    """'features.0' of the weight 'features.0.weight', else after the node: '/layer1/layer1.0/conv1/Conv'."""
-    if weight.endswith(".weight"):
-        return ".".join(_parts(weight.removesuffix(".weight")))
+def layer_name(*called: str) -> str:
+    """'features.0' of the weight or bias 'features.0.weight', else after the node: '/layer1/layer1.0/conv1/Conv'."""
+    *parts, node = called
+    for part in parts:
+        if part.endswith((".weight", ".bias")):
+            return ".".join(_parts(part.rpartition(".")[0]))
     kept: list[str] = []
     for part in node.strip("/").split("/"):
         if kept and part.startswith(f"{kept[-1]}."):
