@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from .from_layers import padded, padding
 from .from_resize import resize
 from .from_shapes import given, known
-from .values import Reader, Size, UnreadError, Value, agreed, constant, fixed, integers, scalar
+from .values import Reader, UnreadError, Value, agreed, constant, fixed, scalar
 
 Attributes = dict[str, Any]
 _CODES = {
-    torch.uint8: (0, 255), torch.int8: (-128, 127), torch.int16: (-(2**15), 2**15 - 1), torch.int32: (-(2**31), 2**31 - 1)
+    torch.uint8: (0, 255), torch.int8: (-128, 127), torch.int16: (-(2**15), 2**15 - 1),
+    torch.int32: (-(2**31), 2**31 - 1),
 }  # fmt: skip
 
 
@@ -60,7 +61,11 @@ def _mul(reader: Reader, inputs: list, about: Attributes) -> Value:
 def _sub(reader: Reader, inputs: list, about: Attributes) -> Value:
     a, b = inputs
     number = _number(a, b)
-    return reader.call(torch.rsub, b, number) if isinstance(number, (int, float)) else reader.call(torch.sub, a, _number(b, a))
+    return (
+        reader.call(torch.rsub, b, number)
+        if isinstance(number, (int, float))
+        else reader.call(torch.sub, a, _number(b, a))
+    )
 
 
 def _div(reader: Reader, inputs: list, about: Attributes) -> Value:
@@ -319,7 +324,9 @@ def _quantise(reader: Reader, inputs: list, about: Attributes) -> Value:
     grid = (step, point, about.get("axis", 1))
     if x.node is not None:
         reader.coded[about["gives"]] = (x, grid)
-        return Value(about["gives"], tuple(torch.empty(r.shape, dtype=point.dtype, device="meta") for r in x.runs), x.node)
+        return Value(
+            about["gives"], tuple(torch.empty(r.shape, dtype=point.dtype, device="meta") for r in x.runs), x.node
+        )
     low, high = _CODES[point.dtype]
     each, offset = (_along(part.float(), x.rank, grid[2]) for part in (step, point))
     codes = torch.clamp(torch.round(constant(x) / each) + offset, low, high).to(point.dtype)
@@ -334,7 +341,9 @@ def _dequantise(reader: Reader, inputs: list, about: Attributes) -> Value:
     if codes.node is None:
         held = constant(codes)
         if block := about.get("block_size", 0):
-            each, offset = (part.repeat_interleave(block, axis).narrow(axis, 0, held.shape[axis]) for part in (step, point))
+            each, offset = (
+                part.repeat_interleave(block, axis).narrow(axis, 0, held.shape[axis]) for part in (step, point)
+            )
         else:
             each, offset = (_along(part, held.dim(), axis) for part in (step, point))
         exact = (held.to(torch.int64) - offset.to(torch.int64)).to(step.dtype) * each

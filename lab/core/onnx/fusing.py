@@ -105,7 +105,7 @@ def _cubic(graph: fx.GraphModule, node: Any) -> fx.Node | None:
         return None
     for x, term in (total.args, total.args[::-1]):  # type: ignore[union-attr]
         cube = _with(graph, term, torch.mul, 0.044715)
-        if cube is not None and (_is(cube, torch.pow) and cube.args == (x, 3.0) or _is_cube(cube, x)):
+        if cube is not None and ((_is(cube, torch.pow) and cube.args == (x, 3.0)) or _is_cube(cube, x)):
             return x  # type: ignore[return-value]
     return None
 
@@ -122,7 +122,7 @@ def _gated(graph: fx.GraphModule, node: fx.Node) -> Any:
     """x sigmoid(x), x hardsigmoid(x), x tanh(softplus(x)), x clip(x + 3, 0, 6) / 6."""
     if not _is(node, torch.mul, torch.div):
         return None
-    if _near(_number(graph, node.args[1]), 6) and _is(node, torch.div) or _near(_number(graph, node.args[1]), 1 / 6):
+    if (_near(_number(graph, node.args[1]), 6) and _is(node, torch.div)) or _near(_number(graph, node.args[1]), 1 / 6):
         return _hardswish(graph, node)
     if not _is(node, torch.mul):
         return None
@@ -148,7 +148,7 @@ def _hardswish(graph: fx.GraphModule, node: fx.Node) -> Any:
 
 
 def _layer_norm(graph: fx.GraphModule, node: fx.Node) -> Any:
-    """(x - mean) / sqrt(variance + eps), times a weight and plus a bias of the last axes, as opsets before 17 say it."""
+    """(x - mean) / sqrt(variance + eps), times a weight, plus a bias of the last axes, as opsets before 17 say it."""
     if not _is(node, torch.div) or not _is(node.args[1], torch.sqrt):
         return None
     shifted, root = node.args[0], node.args[1].args[0]

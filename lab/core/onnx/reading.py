@@ -84,7 +84,9 @@ def _entries(model: Any) -> dict[str, tuple[list[Any], torch.dtype]]:
         kind = end.type.tensor_type
         if not kind.HasField("shape"):
             raise ValueError(f"input {end.name} has no shape: run onnx.shape_inference, or export it with one")
-        axes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else d.dim_param or None for d in kind.shape.dim]
+        axes = [
+            d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else d.dim_param or None for d in kind.shape.dim
+        ]
         entries[end.name] = (axes, from_shapes.DTYPES.get(kind.elem_type, torch.float32))
     if not entries:
         raise ValueError("the file has no input: nothing can be computed from one")
@@ -101,9 +103,7 @@ def _channels(model: Any, entries: dict) -> list[int]:
     return [counts.get(name, 3) for name in entries]
 
 
-def _plans(
-    entries: dict, example: Example | None, channels: list[int]
-) -> Iterator[dict[str, list[tuple[int, ...]]]]:
+def _plans(entries: dict, example: Example | None, channels: list[int]) -> Iterator[dict[str, list[tuple[int, ...]]]]:
     """With which shapes of the inputs to read a file: of several batches where the first axis is free, then of one."""
     given = None if example is None else [tuple(x.shape) for x in tensors(example)]
     if given is not None:
