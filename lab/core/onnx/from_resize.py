@@ -134,8 +134,8 @@ def _table(way: _Way, n: int, size: int, ratio: float) -> tuple[np.ndarray, np.n
             "floor": np.floor, "ceil": np.ceil, "round_prefer_floor": lambda v: np.ceil(v - np.float32(0.5)),
             "round_prefer_ceil": lambda v: np.floor(v + np.float32(0.5)),
         }[way.nearest](at)  # fmt: skip
-        place = np.clip(rounded, 0, n - 1).astype(np.int64)
-        return place, place, np.zeros(size, np.float32)
+        index = np.clip(rounded, 0, n - 1).astype(np.int64)
+        return index, index, np.zeros(size, np.float32)
     at = np.clip(at, 0, n - 1)
     low = np.minimum(np.floor(at).astype(np.int64), n - 1)
     return low, np.minimum(low + 1, n - 1), (at - low).astype(np.float32)

@@ -68,8 +68,8 @@ def _loaded(path: Path) -> Any:
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if not versions or not OPSETS[0] <= versions[0] <= OPSETS[1]:
         raise ValueError(
-            f"{path} has operators of opset {versions[0] if versions else 'none'}: {OPSETS[0]} to {OPSETS[1]} are read, "
-            "convert it with onnx.version_converter"
+            f"{path} has operators of opset {versions[0] if versions else 'none'}: {OPSETS[0]} to {OPSETS[1]} are "
+            "read, convert it with onnx.version_converter"
         )
     return inliner.inline_local_functions(model) if model.functions else model
 

@@ -16,6 +16,9 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from lab.core.onnx import export, reading  # noqa: E402
 from lab.core.onnx.runtime import Deployed  # noqa: E402
+from lab.sparsebytenn import compiler, packed  # noqa: E402
+from lab.sparsebytenn.engine import Engine  # noqa: E402
+from tests.sparsebytenn import zoo  # noqa: E402
 
 GENERATOR = np.random.default_rng(0)
 X4 = (2, 6, 7, 9)
@@ -412,3 +415,23 @@ def test_what_the_lab_writes_it_reads(tmp_path):
     path = export.onnx(net.eval(), tmp_path / "net.onnx", x[:1])
     with torch.no_grad():
         assert apart(reading.module(path)(x), net(x)) < 1e-5
+
+
+# -- the engine's networks ---------------------------------------------------------------------------------------------
+
+FAST = ("lenet", "resnet_cifar", "vit", "EfficientNet-like", "two-headed detector")
+NOT_WRITTEN = ("vgg16", "torchvision vgg16_bn")  # torch's exporter has no pools to sizes that divide nothing
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in zoo.NETWORKS])
+def test_the_engine_runs_what_is_read(name, tmp_path):
+    if name in NOT_WRITTEN:
+        pytest.skip("torch.onnx.export cannot write it on small pictures")
+    if name in zoo.TORCHVISION:
+        pytest.importorskip("torchvision")
+    net, x = zoo.made(name)
+    path = exported(net, tmp_path / "net.onnx", x)
+    read, theirs = reading.module(path), Deployed(path)(x)
+    with torch.no_grad():
+        assert apart(read(x), theirs) < 1e-5
+    assert apart(Engine(packed.write(compiler.compile(read, x)))(x), theirs) < 1e-5
