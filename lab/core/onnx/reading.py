@@ -117,8 +117,10 @@ def _plans(entries: dict, example: Example | None, channels: list[int]) -> Itera
         filled = []
         for at, n in enumerate(axes[k]):
             is_batch = not isinstance(n, int) and n in free and (at == 0 or n is not None)
-            own = given[k][at] if given is not None else n if isinstance(n, int) else channels[k] if at == 1 else side
-            filled.append(own if not is_batch else batch or (given[k][at] if given is not None else 1))
+            length = (
+                given[k][at] if given is not None else n if isinstance(n, int) else channels[k] if at == 1 else side
+            )
+            filled.append(length if not is_batch else batch or (given[k][at] if given is not None else 1))
         return tuple(filled)
 
     runs = [(batch, sides[0]) for batch in BATCHES] if free else [(None, sides[0])]

@@ -287,9 +287,9 @@ def identifier(name: str) -> str:
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
-    found: list[Any] = []
-    map_aggregate(tree, found.append)
-    return iter(found)
+    leaves: list[Any] = []
+    map_aggregate(tree, leaves.append)
+    return iter(leaves)
 
 
 def _is_kept(runs: list[Any]) -> bool:
@@ -307,6 +307,6 @@ def _valued(name: str, runs: list[Any], node: fx.Node | None) -> Any:
         return Value(name, tuple(runs if node is None else (x.to("meta") for x in runs)), node)
     parts = []
     for k, part in enumerate(zip(*runs, strict=True)):
-        one = None if node is None else node.graph.call_function(operator.getitem, (node, k))
-        parts.append(_valued(f"{name}.{k}", list(part), one))
+        item = None if node is None else node.graph.call_function(operator.getitem, (node, k))
+        parts.append(_valued(f"{name}.{k}", list(part), item))
     return parts
