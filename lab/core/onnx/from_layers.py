@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from .values import Reader, Size, UnreadError, Value, agreed, constant, fixed
@@ -20,14 +20,14 @@ _INSTANCE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _BATCH = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
-def names(inputs: list, about: Attributes) -> tuple[str, str]:
-    """What a layer is called after: its weight, or its node."""
-    return inputs[1].name, about["name"]
+def names(inputs: list, about: Attributes) -> tuple[str, ...]:
+    """What a layer is called after: its weight, its bias, or its node."""
+    return (*(value.name for value in inputs[1:] if value is not None), about["name"])
 
 
 def settings_of(about: Attributes) -> tuple:
     """Attributes as a key, without the node's own name."""
-    return tuple((key, str(value)) for key, value in sorted(about.items()) if key != "name")
+    return tuple((key, str(value)) for key, value in sorted(about.items()) if key not in ("name", "gives", "outputs"))
 
 
 def _key(value: Value | None) -> int:
@@ -180,10 +180,17 @@ def _bias(reader: Reader, c: Value | None, beta: float, outs: int) -> Value | No
 
 
 def matmul(reader: Reader, inputs: list, about: Attributes) -> Value:
-    """A product: a linear layer where the second is a constant matrix."""
+    """A product: a linear layer where the second is a constant matrix, with the bias that alone is added to it.
+
+    So exporters write a linear layer on more than two axes.
+    """
     a, b = inputs
     if a.node is None or a.rank < 2 or not b.is_constant or b.rank != 2:
         return reader.call(torch.matmul, a, b)
+    bias = reader.values.get(reader.sums.get(about["gives"], ""))
+    if bias is not None and bias.is_constant and bias.rank == 1 and bias.length(0) == b.length(1):
+        reader.biased.add(about["gives"])
+        return linear(reader, (a, reader.call(torch.t, b), bias), [a, b, bias], about)
     return linear(reader, (a, reader.call(torch.t, b), None), inputs, about)
 
 
@@ -197,24 +204,6 @@ def linear(reader: Reader, parts: tuple, inputs: list, about: Attributes) -> Val
 
     key = ("linear", *map(_key, inputs[1:]), settings_of(about))
     return reader.layer(names(inputs, about), key, build, x)
-
-
-def biased(reader: Reader, x: Value, bias: Value) -> Value | None:
-    """A linear layer that nothing else reads, with a vector added to it: the same layer with a bias; None if it is not.
-
-    So exporters write a linear layer on more than two axes.
-    """
-    if x.node is None or x.node.op != "call_module" or not bias.is_constant or bias.rank != 1:
-        return None
-    module: Any = reader.net.get_submodule(str(x.node.target))
-    is_alone = reader.reads[x.name] == 1 and sum(n.target == x.node.target for n in reader.graph.nodes) == 1
-    if not is_alone or not isinstance(module, nn.Linear) or module.bias is not None:
-        return None
-    if bias.length(0) != module.out_features:
-        return None
-    module.bias = reader.parameter(bias)
-    reader.layers = {key: name for key, name in reader.layers.items() if name != x.node.target}
-    return Value(x.name, x.runs, x.node)
 
 
 # -- norms -------------------------------------------------------------------------------------------------------------
@@ -268,22 +257,15 @@ def _shaped(part: Value | None, over: list[int]) -> Value | None:
 
 
 def group_norm(reader: Reader, inputs: list, about: Attributes) -> Value:
-    """Before opset 21 there is one scale a group, not one a channel."""
+    """As of opset 21; the older one, of a scale a group, is no valid operator any more."""
     x, scale, bias = inputs
-    groups, channels, eps = about["num_groups"], x.length(1), about.get("epsilon", 1e-5)
+    groups, eps = about["num_groups"], about.get("epsilon", 1e-5)
 
     def build() -> nn.Module:
-        each = {
-            name: Value(part.name, (_each(constant(part), channels),) * len(part.runs))
-            for name, part in {"weight": scale, "bias": bias}.items()
-        }
-        return filled(reader, nn.GroupNorm(groups, channels, eps=eps, device="meta"), **each)
+        module = nn.GroupNorm(groups, scale.length(0), eps=eps, device="meta")
+        return filled(reader, module, weight=scale, bias=bias)
 
     return reader.layer(names(inputs, about), ("group", scale.key, _key(bias), groups, eps), build, x)
-
-
-def _each(part: Tensor, channels: int) -> Tensor:
-    return part if len(part) == channels else part.repeat_interleave(channels // len(part))
 
 
 def instance_norm(reader: Reader, inputs: list, about: Attributes) -> Value:

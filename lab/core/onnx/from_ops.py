@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import from_layers
 from .from_layers import padded, padding
 from .from_resize import resize
 from .from_shapes import given, known
@@ -18,7 +17,8 @@ from .values import Reader, UnreadError, Value, agreed, constant, fixed, scalar
 
 Attributes = dict[str, Any]
 _CODES = {
-    torch.uint8: (0, 255), torch.int8: (-128, 127), torch.int16: (-(2**15), 2**15 - 1), torch.int32: (-(2**31), 2**31 - 1)
+    torch.uint8: (0, 255), torch.int8: (-128, 127), torch.int16: (-(2**15), 2**15 - 1),
+    torch.int32: (-(2**31), 2**31 - 1),
 }  # fmt: skip
 
 
@@ -43,15 +43,12 @@ def _binary(function: Callable) -> Callable:
 
 
 def _add(reader: Reader, inputs: list, about: Attributes) -> Value:
-    """A sum; a vector behind a linear layer is its bias."""
-    for a, b in (inputs, inputs[::-1]):
-        if (layer := from_layers.biased(reader, a, b)) is not None:
-            return layer
+    """A sum; one that a layer has as its bias is that layer's output."""
     a, b = inputs
-    return reader.call(torch.add, b, _number(a, b)) if isinstance(_number(a, b), (int, float)) else _sum(reader, a, b)
-
-
-def _sum(reader: Reader, a: Value, b: Value) -> Value:
+    for value in inputs:
+        if value.name in reader.biased:
+            return value
+    a, b = (b, a) if isinstance(_number(a, b), (int, float)) else (a, b)
     return reader.call(torch.add, a, _number(b, a))
 
 
@@ -356,9 +353,9 @@ def _dequantise(reader: Reader, inputs: list, about: Attributes) -> Value:
         raise UnreadError("reads codes that no QuantizeLinear of the same grid gives")
     low, high = _CODES[zeros.dtype]
     if step.numel() == 1:
-        return reader.call(torch.fake_quantize_per_tensor_affine, x, step.item(), int(point.item()), low, high)
+        return reader.alike(torch.fake_quantize_per_tensor_affine, x, step.item(), int(point.item()), low, high)
     parts = (known([part] * len(x.runs)) for part in (step, point.int()))
-    return reader.call(torch.fake_quantize_per_channel_affine, x, *parts, axis % x.rank, low, high)
+    return reader.alike(torch.fake_quantize_per_channel_affine, x, *parts, axis % x.rank, low, high)
 
 
 def _along(part: Tensor, rank: int, axis: int) -> Tensor:

@@ -134,8 +134,8 @@ def _table(way: _Way, n: int, size: int, ratio: float) -> tuple[np.ndarray, np.n
             "floor": np.floor, "ceil": np.ceil, "round_prefer_floor": lambda v: np.ceil(v - np.float32(0.5)),
             "round_prefer_ceil": lambda v: np.floor(v + np.float32(0.5)),
         }[way.nearest](at)  # fmt: skip
-        place = np.clip(rounded, 0, n - 1).astype(np.int64)
-        return place, place, np.zeros(size, np.float32)
+        index = np.clip(rounded, 0, n - 1).astype(np.int64)
+        return index, index, np.zeros(size, np.float32)
     at = np.clip(at, 0, n - 1)
     low = np.minimum(np.floor(at).astype(np.int64), n - 1)
     return low, np.minimum(low + 1, n - 1), (at - low).astype(np.float32)
@@ -150,10 +150,10 @@ def _places(coordinates: str, n: int, size: int, ratio: np.float32) -> np.ndarra
         return np.zeros(size, np.float32) if size == 1 else i * np.float32(n - 1) / np.float32(size - 1)
     if coordinates == "pytorch_half_pixel" and size == 1:
         return np.zeros(size, np.float32)
-    places = (i + half) / ratio - half
+    offset = np.float32(0)
     if coordinates == "half_pixel_symmetric":
-        places = places + np.float32(n / 2) * (1 - size / (ratio * np.float32(n)))
-    return places.astype(np.float32)
+        offset = np.float32(n / 2) * (np.float32(1) - np.float32(size) / (ratio * np.float32(n)))
+    return offset + (i + half) / ratio - half
 
 
 def _by_table(reader: Reader, x: Value, axis: int, table: tuple[np.ndarray, ...]) -> Value:

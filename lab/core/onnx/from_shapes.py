@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def _constant(reader: Reader, inputs: list, about: Attributes) -> Value:
     if key not in ("value", *kinds):
         raise UnreadError(f"holds {key}: real numbers and integers are read here")
     value = about[key] if key == "value" else torch.tensor(about[key], dtype=kinds[key])
-    return known([value] * len(next(iter(reader.values.values())).runs))
+    return known([value] * reader.count)
 
 
 def _constant_of_shape(reader: Reader, inputs: list, about: Attributes) -> Value:
@@ -66,9 +67,8 @@ def _constant_of_shape(reader: Reader, inputs: list, about: Attributes) -> Value
 
 
 def _range(reader: Reader, inputs: list, about: Attributes) -> Value:
-    start, limit, step = inputs
     ends = [agreed(tuple(x.item() for x in value.runs)) if _is_integer(value) else scalar(value) for value in inputs]
-    return reader.call(torch.arange, *ends, dtype=start.runs[0].dtype)
+    return reader.call(torch.arange, *ends, dtype=inputs[0].runs[0].dtype)
 
 
 def _is_integer(value: Value) -> bool:
@@ -234,7 +234,7 @@ def _gather(reader: Reader, inputs: list, about: Attributes) -> Value:
         return reader.call(torch.select, x, axis, int(at))
     length = x.length(axis) if (at < 0).any() else 0
     places = [int(k) + length if k < 0 else int(k) for k in at.flatten()]
-    steps = {b - a for a, b in zip(places, places[1:], strict=False)}
+    steps = {b - a for a, b in pairwise(places)}
     if at.dim() == 1 and len(steps) < 2 and (step := next(iter(steps), 1)) > 0:
         part = slice(places[0], places[-1] + 1, None if step == 1 else step)
         return reader.call(operator.getitem, x, (*[slice(None)] * axis, part))

@@ -148,7 +148,7 @@ def _hardswish(graph: fx.GraphModule, node: fx.Node) -> Any:
 
 
 def _layer_norm(graph: fx.GraphModule, node: fx.Node) -> Any:
-    """(x - mean) / sqrt(variance + eps), times a weight and plus a bias of the last axes, as opsets before 17 say it."""
+    """(x - mean) / sqrt(variance + eps), times a weight, plus a bias of the last axes, as opsets before 17 say it."""
     if not _is(node, torch.div) or not _is(node.args[1], torch.sqrt):
         return None
     shifted, root = node.args[0], node.args[1].args[0]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -23,7 +24,6 @@ OPSETS = (9, 23)  # the oldest and the newest whose operators are read as they a
 BATCHES = (2, 3, 5)  # lengths of a free first axis with which a file is read
 SIDES = (224, 256)  # lengths of other free axes, where no example says them: none of these may matter
 _FORMS: dict[str, Callable] = from_layers.FORMS | from_shapes.FORMS | from_ops.FORMS
-_RENAMED = {"Identity", "Dropout", "Cast", "CastLike"}  # which may give their input itself
 
 
 def module(path: str | Path, example: Example | None = None) -> fx.GraphModule:
@@ -68,8 +68,8 @@ def _loaded(path: Path) -> Any:
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if not versions or not OPSETS[0] <= versions[0] <= OPSETS[1]:
         raise ValueError(
-            f"{path} has operators of opset {versions[0] if versions else 'none'}: {OPSETS[0]} to {OPSETS[1]} are read, "
-            "convert it with onnx.version_converter"
+            f"{path} has operators of opset {versions[0] if versions else 'none'}: {OPSETS[0]} to {OPSETS[1]} are "
+            "read, convert it with onnx.version_converter"
         )
     return inliner.inline_local_functions(model) if model.functions else model
 
@@ -117,8 +117,10 @@ def _plans(entries: dict, example: Example | None, channels: list[int]) -> Itera
         filled = []
         for at, n in enumerate(axes[k]):
             is_batch = not isinstance(n, int) and n in free and (at == 0 or n is not None)
-            own = given[k][at] if given is not None else n if isinstance(n, int) else channels[k] if at == 1 else side
-            filled.append(own if not is_batch else batch or (given[k][at] if given is not None else 1))
+            length = (
+                given[k][at] if given is not None else n if isinstance(n, int) else channels[k] if at == 1 else side
+            )
+            filled.append(length if not is_batch else batch or (given[k][at] if given is not None else 1))
         return tuple(filled)
 
     runs = [(batch, sides[0]) for batch in BATCHES] if free else [(None, sides[0])]
@@ -146,14 +148,14 @@ def _fitting(entries: dict, given: list[tuple[int, ...]]) -> None:
 def _read(model: Any, entries: dict, lengths: dict[str, list[tuple[int, ...]]]) -> fx.GraphModule:
     """The graph as it comes of runs with these shapes; ValueError naming all nodes that are not read."""
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    reader = Reader(versions[0], _reads(model))
+    reader = Reader(versions[0], len(next(iter(lengths.values()))))
+    reader.sums = _sums(model)
     for name, (_, kind) in entries.items():
         node = reader.graph.placeholder(identifier(name))
         runs = (torch.empty(shape, dtype=kind, device="meta") for shape in lengths[name])
         reader.values[name] = Value(name, tuple(runs), node)
-    count = len(next(iter(lengths.values())))
     for tensor in model.graph.initializer:
-        reader.values[tensor.name] = Value(tensor.name, (_tensor(tensor),) * count)
+        reader.values[tensor.name] = Value(tensor.name, (_tensor(tensor),) * reader.count)
     missing: dict[str, str] = {}
     for node in model.graph.node:
         try:
@@ -165,34 +167,50 @@ def _read(model: Any, entries: dict, lengths: dict[str, list[tuple[int, ...]]]) 
     return _finished(reader, model)
 
 
-def _reads(model: Any) -> Counter[str]:
-    """How often each value is read; one that another name may stand for counts twice."""
+def _sums(model: Any) -> dict[str, str]:
+    """What is added to each value that an addition alone reads."""
     reads = Counter(end.name for end in model.graph.output)
     for node in model.graph.node:
         reads.update(node.input)
-        if node.op_type in _RENAMED:
-            reads.update([*node.input, *node.output, *node.output])
-    return reads
+    sums = [node.input for node in model.graph.node if node.op_type == "Add"]
+    return {a: b for pair in sums for a, b in (pair, pair[::-1]) if reads[a] == 1}
 
 
 def _visit(reader: Reader, node: Any) -> None:
     """Read one node; one that reads what could not be read is passed over, if it can be read itself."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _FORMS:
+    is_form = node.domain in ("", "ai.onnx") and node.op_type in _FORMS
+    inputs = [reader.values.get(name) if name else None for name in node.input]
+    is_left_out = any(name and value is None for name, value in zip(node.input, inputs, strict=True))
+    if not is_form and (is_left_out or any(value is not None and value.node is not None for value in inputs)):
         raise UnreadError(f"is no operator that is read here{f', of {node.domain}' if node.domain else ''}")
-    if any(name and name not in reader.values for name in node.input):
+    if is_left_out:
         return
-    inputs = [reader.values[name] if name else None for name in node.input]
     if node.op_type != "DequantizeLinear" and any(name in reader.coded for name in node.input):
         raise UnreadError("computes with codes: only DequantizeLinear reads them here")
     about = {part.name: _attribute(part) for part in node.attribute}
     about |= {"name": node.name or node.output[0], "outputs": len(node.output), "gives": node.output[0]}
-    given = _FORMS[node.op_type](reader, inputs, about)
+    given = _FORMS[node.op_type](reader, inputs, about) if is_form else _computed(reader, node, inputs)
     given = given if isinstance(given, list) else [given]
     if any(node.output[len(given) :]) and node.op_type != "BatchNormalization":
         raise UnreadError(f"gives a second output, {node.output[len(given)]}, which is not read here")
     for name, value in zip(node.output, given, strict=False):
         is_named = value.node is None and value.name in reader.values
         reader.values[name] = value if is_named else replace(value, name=name)
+
+
+def _computed(reader: Reader, node: Any, inputs: list) -> list[Value]:
+    """What an operator of constants alone gives, by onnx's own evaluator."""
+    from onnx.reference import ReferenceEvaluator
+
+    runs = []
+    for k in range(reader.count):
+        given = {value.name: value.runs[k].numpy() for value in inputs if value is not None}
+        named = dict(zip(node.input, (None if v is None else given[v.name] for v in inputs), strict=True))
+        try:
+            runs.append(ReferenceEvaluator(node, opsets={"": reader.opset}).run(None, named))
+        except Exception as error:  # of any kind, as operators differ
+            raise UnreadError(f"is no operator that is read here ({first_line(error)})") from error
+    return [Value("", tuple(torch.from_numpy(np.asarray(x)) for x in part)) for part in zip(*runs, strict=True)]
 
 
 def _attribute(part: Any) -> Any:
@@ -207,7 +225,6 @@ def _attribute(part: Any) -> Any:
 
 def _tensor(held: Any) -> Tensor:
     """A file's constant; codes of 4 bits come as int8 or uint8, short real numbers as float32."""
-    import numpy as np
     from onnx import numpy_helper
 
     array = numpy_helper.to_array(held)

@@ -110,8 +110,8 @@ def scalar(value: Value) -> float | int:
 class Reader:
     """The graph as far as it is read: `values` by their names in the file, `net` the layers and constants."""
 
-    def __init__(self, opset: int, reads: dict[str, int]) -> None:
-        self.opset, self.reads = opset, reads  # how often the file reads each value
+    def __init__(self, opset: int, count: int) -> None:
+        self.opset, self.count = opset, count  # of runs
         self.net, self.graph = nn.Module(), fx.Graph()
         self.values: dict[str, Value] = {}
         self.layers: dict[tuple, str] = {}
@@ -119,6 +119,8 @@ class Reader:
         self.attributes: dict[int, fx.Node] = {}
         self.tensors: list[Tensor] = []  # whose addresses are keys of these two
         self.sizes: dict[tuple[int, int], fx.Node] = {}
+        self.sums: dict[str, str] = {}  # what is added to a value that nothing else reads
+        self.biased: set[str] = set()  # sums that are in a layer already
         self.coded: dict[str, tuple[Value, tuple]] = {}  # what QuantizeLinear gives: of which tensor, on which grid
 
     # -- calls ---------------------------------------------------------------------------------------------------------
@@ -133,7 +135,11 @@ class Reader:
         kind = "call_method" if isinstance(target, str) else "call_function"
         return self._emitted(kind, target, args, kwargs, runs)
 
-    def layer(self, names: tuple[str, str], key: tuple, build: Callable[[], nn.Module], x: Value) -> Value:
+    def alike(self, target: Any, x: Value, *args: Any) -> Value:
+        """What a function gives that leaves shapes as they are, and that torch has no form of without storage."""
+        return self._emitted("call_function", target, (x, *args), {}, list(x.runs))
+
+    def layer(self, names: tuple[str, ...], key: tuple, build: Callable[[], nn.Module], x: Value) -> Value:
         """What a layer gives for x; it is named after its weight or its node, and one weight makes one layer."""
         if key not in self.layers:
             self.layers[key] = self._free(layer_name(*names))
@@ -149,12 +155,11 @@ class Reader:
 
     def _tried(self, target: Any, args: tuple, kwargs: dict, is_known: bool) -> list[Any]:
         """What the call gives in each run; UnreadError where torch refuses it."""
-        count = len(next(iter(self.values.values())).runs)
         leaves = list(_leaves((args, kwargs)))
         is_alike = is_known and not any(isinstance(leaf, Size) for leaf in leaves)
         is_alike &= all(leaf.is_constant for leaf in leaves if isinstance(leaf, Value))
         results = []
-        for k in range(1 if is_alike else count):
+        for k in range(1 if is_alike else self.count):
 
             def at(leaf: Any, k: int = k) -> Any:
                 if isinstance(leaf, Value):
@@ -168,7 +173,7 @@ class Reader:
                     results.append(function(*given, **named))  # type: ignore[misc]
             except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
                 raise UnreadError(first_line(error)) from error
-        return results * count if is_alike else results
+        return results * self.count if is_alike else results
 
     def _emitted(self, kind: str, target: Any, args: tuple, kwargs: dict, runs: list[Any]) -> Any:
         """The call as a node of the graph."""
@@ -254,10 +259,12 @@ class Reader:
             holder.register_buffer(last, held)
 
 
-def layer_name(weight: str, node: str) -> str:
-    """'features.0' of the weight 'features.0.weight', else after the node: '/layer1/layer1.0/conv1/Conv'."""
-    if weight.endswith(".weight"):
-        return ".".join(_parts(weight.removesuffix(".weight")))
+def layer_name(*called: str) -> str:
+    """'features.0' of the weight or bias 'features.0.weight', else after the node: '/layer1/layer1.0/conv1/Conv'."""
+    *parts, node = called
+    for part in parts:
+        if part.endswith((".weight", ".bias")):
+            return ".".join(_parts(part.rpartition(".")[0]))
     kept: list[str] = []
     for part in node.strip("/").split("/"):
         if kept and part.startswith(f"{kept[-1]}."):
@@ -280,9 +287,9 @@ def identifier(name: str) -> str:
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
-    found: list[Any] = []
-    map_aggregate(tree, found.append)
-    return iter(found)
+    leaves: list[Any] = []
+    map_aggregate(tree, leaves.append)
+    return iter(leaves)
 
 
 def _is_kept(runs: list[Any]) -> bool:
@@ -300,6 +307,6 @@ def _valued(name: str, runs: list[Any], node: fx.Node | None) -> Any:
         return Value(name, tuple(runs if node is None else (x.to("meta") for x in runs)), node)
     parts = []
     for k, part in enumerate(zip(*runs, strict=True)):
-        one = None if node is None else node.graph.call_function(operator.getitem, (node, k))
-        parts.append(_valued(f"{name}.{k}", list(part), one))
+        item = None if node is None else node.graph.call_function(operator.getitem, (node, k))
+        parts.append(_valued(f"{name}.{k}", list(part), item))
     return parts
