@@ -15,10 +15,11 @@ finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
 KEPT = ROOT / "data" / "gal" / "fashion.json"
+LONGER = ROOT / "data" / "gal" / "longer.json"
 
 
 def test_what_is_kept_is_of_these_settings():
-    assert validated(KEPT, gal.fashion(False))
+    assert validated(KEPT, gal.fashion(False)) and validated(LONGER, gal.longer(False))
 
 
 def test_a_quick_look_is_never_taken_for_a_told_cell():

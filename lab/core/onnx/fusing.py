@@ -106,7 +106,7 @@ def _cubic(graph: fx.GraphModule, node: Any) -> fx.Node | None:
     for x, term in (total.args, total.args[::-1]):
         cube = _with(graph, term, torch.mul, 0.044715)
         if cube is not None and ((_is(cube, torch.pow) and cube.args == (x, 3.0)) or _is_cube(cube, x)):
-            return x  # type: ignore[return-value]
+            return x
     return None
 
 
