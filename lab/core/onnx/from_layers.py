@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .values import OnnxReader, FreeSize, UnreadError, Value, agreed, constant, fixed
+from .values import FreeSize, OnnxReader, UnreadError, Value, agreed, constant, fixed
 
 Attributes = dict[str, Any]
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

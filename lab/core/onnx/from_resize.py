@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .values import OnnxReader, FreeSize, UnreadError, Value, agreed, constant, fixed, numbers
+from .values import FreeSize, OnnxReader, UnreadError, Value, agreed, constant, fixed, numbers
 
 Attributes = dict[str, Any]
 _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .values import OnnxReader, FreeSize, UnreadError, Value, agreed, constant, fixed, integers, numbers, scalar
+from .values import FreeSize, OnnxReader, UnreadError, Value, agreed, constant, fixed, integers, numbers, scalar
 
 Attributes = dict[str, Any]
 DTYPES = {
