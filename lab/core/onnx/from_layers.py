@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .values import Reader, Size, UnreadError, Value, agreed, constant, fixed
+from .values import FreeSize, OnnxReader, UnreadError, Value, agreed, constant, fixed
 
 Attributes = dict[str, Any]
 CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -34,7 +34,7 @@ def _key(value: Value | None) -> int:
     return 0 if value is None else value.key
 
 
-def filled(reader: Reader, module: Any, **parts: Value | None) -> nn.Module:
+def filled(reader: OnnxReader, module: Any, **parts: Value | None) -> nn.Module:
     """A module whose parameters, made without storage, are a file's constants."""
     for name, value in parts.items():
         if value is not None:
@@ -68,7 +68,7 @@ def _same(length: int, window: int, stride: int) -> int:
     return max((math.ceil(length / stride) - 1) * stride + window - length, 0)
 
 
-def padded(reader: Reader, x: Value, before: Sequence[int], after: Sequence[int], fill: float = 0.0) -> Value:
+def padded(reader: OnnxReader, x: Value, before: Sequence[int], after: Sequence[int], fill: float = 0.0) -> Value:
     """A tensor with numbers around its last axes; x itself where there are none."""
     around = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
     return reader.call(F.pad, x, around, "constant", fill) if any(around) else x
@@ -77,7 +77,7 @@ def padded(reader: Reader, x: Value, before: Sequence[int], after: Sequence[int]
 # -- convolutions ------------------------------------------------------------------------------------------------------
 
 
-def conv(reader: Reader, inputs: list, about: Attributes) -> Value:
+def conv(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     """A convolution of one to three axes; padding that differs before and after is made in front of it."""
     x, weight, bias = (*inputs, None)[:3]
     kernel = [fixed(length, "the kernel's size") for length in weight.shape[2:]]
@@ -102,7 +102,7 @@ def conv(reader: Reader, inputs: list, about: Attributes) -> Value:
     return reader.layer(names(inputs, about), ("conv", weight.key, _key(bias), str(options)), build, x)
 
 
-def conv_transpose(reader: Reader, inputs: list, about: Attributes) -> Value:
+def conv_transpose(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     """A transposed convolution; padding that differs before and after is cut off behind it."""
     x, weight, bias = (*inputs, None)[:3]
     kernel = [fixed(length, "the kernel's size") for length in weight.shape[2:]]
@@ -147,7 +147,7 @@ def _cut(x: Value, about: Attributes, windows: list[int], stride: Sequence[int],
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
-def gemm(reader: Reader, inputs: list, about: Attributes) -> Value:
+def gemm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     """alpha A B + beta C: a linear layer where B and C are constants."""
     a, b, c = (*inputs, None)[:3]
     alpha, beta = about.get("alpha", 1.0), about.get("beta", 1.0)
@@ -166,11 +166,11 @@ def _rows(c: Value) -> int:
     return c.length(0) if c.rank == 2 else 1
 
 
-def _times(reader: Reader, value: Value, factor: float) -> Value:
+def _times(reader: OnnxReader, value: Value, factor: float) -> Value:
     return value if factor == 1 else reader.call(torch.mul, value, factor)
 
 
-def _bias(reader: Reader, c: Value | None, beta: float, outs: int) -> Value | None:
+def _bias(reader: OnnxReader, c: Value | None, beta: float, outs: int) -> Value | None:
     if c is None:
         return None
     if c.rank == 1 and c.length(0) == outs:
@@ -179,7 +179,7 @@ def _bias(reader: Reader, c: Value | None, beta: float, outs: int) -> Value | No
     return _times(reader, reader.call(torch.clone, reader.call(torch.broadcast_to, flat, [outs])), beta)
 
 
-def matmul(reader: Reader, inputs: list, about: Attributes) -> Value:
+def matmul(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     """A product: a linear layer where the second is a constant matrix, with the bias that alone is added to it.
 
     So exporters write a linear layer on more than two axes.
@@ -194,7 +194,7 @@ def matmul(reader: Reader, inputs: list, about: Attributes) -> Value:
     return linear(reader, (a, reader.call(torch.t, b), None), inputs, about)
 
 
-def linear(reader: Reader, parts: tuple, inputs: list, about: Attributes) -> Value:
+def linear(reader: OnnxReader, parts: tuple, inputs: list, about: Attributes) -> Value:
     x, weight, bias = parts
 
     def build() -> nn.Module:
@@ -209,7 +209,7 @@ def linear(reader: Reader, parts: tuple, inputs: list, about: Attributes) -> Val
 # -- norms -------------------------------------------------------------------------------------------------------------
 
 
-def batch_norm(reader: Reader, inputs: list, about: Attributes) -> Value:
+def batch_norm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     x, *parts = inputs
     if about.get("training_mode", 0):
         raise UnreadError("is in training mode: export the network in eval mode")
@@ -229,12 +229,12 @@ def batch_norm(reader: Reader, inputs: list, about: Attributes) -> Value:
     return reader.layer(names(inputs, about), ("batch", *map(_key, parts), settings_of(about)), build, x)
 
 
-def _over(reader: Reader, part: Value, rank: int) -> Value:
+def _over(reader: OnnxReader, part: Value, rank: int) -> Value:
     """A number a channel, over the axes behind it."""
     return reader.call(torch.reshape, part, [-1, *[1] * (rank - 2)])
 
 
-def layer_norm(reader: Reader, inputs: list, about: Attributes) -> Value:
+def layer_norm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     x, scale, bias = (*inputs, None)[:3]
     axis = about.get("axis", -1) % x.rank
     over = [x.length(k) for k in range(axis, x.rank)]
@@ -256,7 +256,7 @@ def _shaped(part: Value | None, over: list[int]) -> Value | None:
     return Value(part.name, (torch.broadcast_to(constant(part), over).contiguous(),) * len(part.runs))
 
 
-def group_norm(reader: Reader, inputs: list, about: Attributes) -> Value:
+def group_norm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     """As of opset 21; the older one, of a scale a group, is no valid operator any more."""
     x, scale, bias = inputs
     groups, eps = about["num_groups"], about.get("epsilon", 1e-5)
@@ -268,7 +268,7 @@ def group_norm(reader: Reader, inputs: list, about: Attributes) -> Value:
     return reader.layer(names(inputs, about), ("group", scale.key, _key(bias), groups, eps), build, x)
 
 
-def instance_norm(reader: Reader, inputs: list, about: Attributes) -> Value:
+def instance_norm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     x, scale, bias = inputs
     kind = _INSTANCE[x.rank - 3]
 
@@ -283,7 +283,7 @@ def instance_norm(reader: Reader, inputs: list, about: Attributes) -> Value:
 # -- others with weights -----------------------------------------------------------------------------------------------
 
 
-def prelu(reader: Reader, inputs: list, about: Attributes) -> Value:
+def prelu(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     """A slope a channel, or one; other slopes by their own shape."""
     x, slope = inputs
     held = constant(slope) if slope.is_constant else None
@@ -302,7 +302,7 @@ def prelu(reader: Reader, inputs: list, about: Attributes) -> Value:
 
 def _channels(x: Value) -> int:
     length = x.shape[1]
-    return -1 if isinstance(length, Size) else length
+    return -1 if isinstance(length, FreeSize) else length
 
 
 FORMS: dict[str, Callable] = {

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .values import Reader, Size, UnreadError, Value, agreed, constant, fixed, numbers
+from .values import FreeSize, OnnxReader, UnreadError, Value, agreed, constant, fixed, numbers
 
 Attributes = dict[str, Any]
 _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
@@ -23,7 +23,7 @@ class _Way:
     nearest: str
 
 
-def resize(reader: Reader, inputs: list, about: Attributes) -> Value:
+def resize(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     """Resize, and Upsample; opset 10 and before had one way only, later files name theirs."""
     x, way = inputs[0], _way(reader, about)
     scales, sizes = _asked(reader, inputs, about)
@@ -46,7 +46,7 @@ def resize(reader: Reader, inputs: list, about: Attributes) -> Value:
     return x
 
 
-def _way(reader: Reader, about: Attributes) -> _Way:
+def _way(reader: OnnxReader, about: Attributes) -> _Way:
     mode = about.get("mode", "nearest")
     for name, value in {"antialias": 0, "exclude_outside": 0}.items():
         if about.get(name, value) != value:
@@ -61,7 +61,9 @@ def _way(reader: Reader, about: Attributes) -> _Way:
     return _Way(mode, coordinates, about.get("nearest_mode", "round_prefer_floor"))
 
 
-def _asked(reader: Reader, inputs: list, about: Attributes) -> tuple[list[float] | None, list[int | Size] | None]:
+def _asked(
+    reader: OnnxReader, inputs: list, about: Attributes
+) -> tuple[list[float] | None, list[int | FreeSize] | None]:
     """The scales or the sizes of the axes."""
     if reader.opset < 11:
         value = inputs[1] if len(inputs) > 1 else None
@@ -76,11 +78,11 @@ def _runs(x: Value, axis: int) -> tuple[int, ...]:
     return tuple(run.shape[axis] for run in x.runs)
 
 
-def _of(length: int | Size, x: Value) -> tuple[int, ...]:
-    return length.runs if isinstance(length, Size) else (length,) * len(x.runs)
+def _of(length: int | FreeSize, x: Value) -> tuple[int, ...]:
+    return length.runs if isinstance(length, FreeSize) else (length,) * len(x.runs)
 
 
-def _lengths(x: Value, axes: list[int], ratios: Any, sizes: Any, about: Attributes) -> list[int | Size]:
+def _lengths(x: Value, axes: list[int], ratios: Any, sizes: Any, about: Attributes) -> list[int | FreeSize]:
     """The lengths of all axes."""
     lengths = x.shape
     policy = about.get("keep_aspect_ratio_policy", "stretch")
@@ -156,7 +158,7 @@ def _places(coordinates: str, n: int, size: int, ratio: np.float32) -> np.ndarra
     return offset + (i + half) / ratio - half
 
 
-def _by_table(reader: Reader, x: Value, axis: int, table: tuple[np.ndarray, ...]) -> Value:
+def _by_table(reader: OnnxReader, x: Value, axis: int, table: tuple[np.ndarray, ...]) -> Value:
     """An axis whose entries are others, or lie between two of them."""
     first, second, share = (torch.from_numpy(part) for part in table)
     a = _taken(reader, x, axis, first)
@@ -168,5 +170,5 @@ def _by_table(reader: Reader, x: Value, axis: int, table: tuple[np.ndarray, ...]
     return reader.call(torch.add, a, step)
 
 
-def _taken(reader: Reader, x: Value, axis: int, places: torch.Tensor) -> Value:
+def _taken(reader: OnnxReader, x: Value, axis: int, places: torch.Tensor) -> Value:
     return reader.call(torch.index_select, x, axis, Value("places", (places,) * len(x.runs)))

@@ -18,7 +18,7 @@ from ..batch import Example, tensors
 from ..errors import first_line
 from . import from_layers, from_ops, from_shapes
 from .fusing import fused
-from .values import Reader, UnreadError, Value, identifier
+from .values import OnnxReader, UnreadError, Value, identifier
 
 OPSETS = (9, 23)  # the oldest and the newest whose operators are read as they are defined
 BATCHES = (2, 3, 5)  # lengths of a free first axis with which a file is read
@@ -149,7 +149,7 @@ def _fitting(entries: dict, given: list[tuple[int, ...]]) -> None:
 def _read(model: Any, entries: dict, lengths: dict[str, list[tuple[int, ...]]]) -> fx.GraphModule:
     """The graph as it comes of runs with these shapes; ValueError naming all nodes that are not read."""
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
-    reader = Reader(versions[0], len(next(iter(lengths.values()))))
+    reader = OnnxReader(versions[0], len(next(iter(lengths.values()))))
     reader.sums = _sums(model)
     for name, (_, kind) in entries.items():
         node = reader.graph.placeholder(identifier(name))
@@ -177,7 +177,7 @@ def _sums(model: Any) -> dict[str, str]:
     return {a: b for pair in sums for a, b in (pair, pair[::-1]) if reads[a] == 1}
 
 
-def _visit(reader: Reader, node: Any) -> None:
+def _visit(reader: OnnxReader, node: Any) -> None:
     """Read one node; one that reads what could not be read is passed over, if it can be read itself."""
     is_form = node.domain in ("", "ai.onnx") and node.op_type in _FORMS
     inputs = [reader.values.get(name) if name else None for name in node.input]
@@ -199,7 +199,7 @@ def _visit(reader: Reader, node: Any) -> None:
         reader.values[name] = value if is_named else replace(value, name=name)
 
 
-def _computed(reader: Reader, node: Any, inputs: list) -> list[Value]:
+def _computed(reader: OnnxReader, node: Any, inputs: list) -> list[Value]:
     """What an operator of constants alone gives, by onnx's own evaluator."""
     from onnx.reference import ReferenceEvaluator
 
@@ -235,7 +235,7 @@ def _tensor(held: Any) -> Tensor:
     return torch.from_numpy(np.array(array, order="C"))
 
 
-def _finished(reader: Reader, model: Any) -> fx.GraphModule:
+def _finished(reader: OnnxReader, model: Any) -> fx.GraphModule:
     """The network with the file's outputs, without what none of them needs."""
     ends = {end.name: reader.values[end.name] for end in model.graph.output}
     if codes := [name for name in ends if name in reader.coded]:

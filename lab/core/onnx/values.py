@@ -25,7 +25,7 @@ class UnreadError(Exception):
 
 
 @dataclass(frozen=True, eq=False)
-class Size:
+class FreeSize:
     """An integer, as it is in each run."""
 
     runs: tuple[int, ...]
@@ -44,7 +44,7 @@ class Value:
         return self.runs[0].dim()
 
     @property
-    def shape(self) -> list[int | Size]:
+    def shape(self) -> list[int | FreeSize]:
         """Its lengths, those that grow with the batch as sizes."""
         return [agreed(lengths) for lengths in zip(*(tuple(x.shape) for x in self.runs), strict=True)]
 
@@ -66,19 +66,19 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
 
 
-def agreed(runs: tuple[int, ...]) -> int | Size:
+def agreed(runs: tuple[int, ...]) -> int | FreeSize:
     """A number that is the same in all runs as such."""
-    return int(runs[0]) if len(set(runs)) == 1 else Size(tuple(map(int, runs)))
+    return int(runs[0]) if len(set(runs)) == 1 else FreeSize(tuple(map(int, runs)))
 
 
-def fixed(value: int | Size, what: str) -> int:
+def fixed(value: int | FreeSize, what: str) -> int:
     """A number that is the same in all runs; UnreadError for another."""
-    if isinstance(value, Size):
+    if isinstance(value, FreeSize):
         raise UnreadError(f"needs {what}, which is free: give an example to read the file for")
     return value
 
 
-def numbers(value: Value) -> list[int | Size]:
+def numbers(value: Value) -> list[int | FreeSize]:
     """The integers of a tensor that sizes alone decide."""
     if value.node is not None:
         raise UnreadError(f"takes {value.name} from the input's values: it must be a constant")
@@ -107,7 +107,7 @@ def scalar(value: Value) -> float | int:
     return held.item()
 
 
-class Reader:
+class OnnxReader:
     """The graph as far as it is read: `values` by their names in the file, `net` the layers and constants."""
 
     def __init__(self, opset: int, count: int) -> None:
@@ -156,7 +156,7 @@ class Reader:
     def _tried(self, target: Any, args: tuple, kwargs: dict, is_known: bool) -> list[Any]:
         """What the call gives in each run; UnreadError where torch refuses it."""
         leaves = list(_leaves((args, kwargs)))
-        is_alike = is_known and not any(isinstance(leaf, Size) for leaf in leaves)
+        is_alike = is_known and not any(isinstance(leaf, FreeSize) for leaf in leaves)
         is_alike &= all(leaf.is_constant for leaf in leaves if isinstance(leaf, Value))
         results = []
         for k in range(1 if is_alike else self.count):
@@ -164,7 +164,7 @@ class Reader:
             def at(leaf: Any, k: int = k) -> Any:
                 if isinstance(leaf, Value):
                     return leaf.runs[k] if is_known else leaf.runs[k].to("meta")
-                return leaf.runs[k] if isinstance(leaf, Size) else leaf
+                return leaf.runs[k] if isinstance(leaf, FreeSize) else leaf
 
             given, named = map_aggregate(args, at), map_aggregate(kwargs, at)
             function = getattr(torch.Tensor, target) if isinstance(target, str) else target
@@ -183,7 +183,7 @@ class Reader:
         return _valued(node.name, runs, node)
 
     def _argument(self, leaf: Any) -> Any:
-        if isinstance(leaf, Size):
+        if isinstance(leaf, FreeSize):
             return self._size(leaf)
         if not isinstance(leaf, Value):
             return leaf
@@ -210,7 +210,7 @@ class Reader:
             self.tensors.append(tensor)
         return self.parameters[id(tensor)]
 
-    def _size(self, size: Size) -> fx.Node:
+    def _size(self, size: FreeSize) -> fx.Node:
         """A number that grows with the batch, from the length of the first input's first axis."""
         batches = [x.shape[0] for x in next(iter(self.values.values())).runs]
         times = (size.runs[1] - size.runs[0]) // (batches[1] - batches[0])
