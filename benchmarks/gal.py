@@ -7,9 +7,9 @@
 same trained network to at most as many; then it is distilled from that network without labels for as many steps as
 GAL's masks take, and fine-tuned with labels for as many steps, at the same rates. BN scale and group norm see labels
 in both stages, for that is how they train. An ablation of the adversary is a whole run of GAL with its own trained
-network. `longer`: the same with four times the steps, for GAL, the same without its adversary, uniform L1 and the dense
-network. `units`: structures together, each kind alone, and one kind after the other, on ResNet-20, a small GoogLeNet and
-a small DenseNet. `resnet20`, `resnet56` and `vgg16`: CIFAR-10 where it is at hand (`../shared/data`, or SHARED).
+network. `longer`: the same with four times the steps, for GAL, GAL without its adversary, uniform L1 and the dense
+network. `units`: structures together, each kind alone, and one kind after the other, on ResNet-20, a small GoogLeNet
+and a small DenseNet. `resnet20`, `resnet56` and `vgg16`: CIFAR-10 where it is at hand (`../shared/data`, or SHARED).
 On a processor's core `fashion` takes half an hour a seed and budget, a contest on CIFAR-10 some hours a seed.
 """
 

@@ -17,7 +17,7 @@ from ..packed import Map, Network, Op
 from ..tables import Strided
 from . import elementwise, moves, norms, products, spatial, views
 from .builder import Builder, LacksError, args_of, count_readers
-from .views import Layout, Value, layout_over
+from .views import Layout, MapView, layout_over
 
 LOWERINGS = {
     **products.LOWERINGS, **norms.LOWERINGS, **elementwise.LOWERINGS, **spatial.LOWERINGS, **moves.LOWERINGS,
@@ -89,12 +89,12 @@ def _input(b: Builder, node: fx.Node, interleaved: bool) -> int:
         _, c, h, w = shape
         m = Map(c, h, w, interleaved=True)
         index = b.new(m)
-        b.values[node] = Value(index, views.interleaved(shape, m))
+        b.values[node] = MapView(index, views.interleaved(shape, m))
         return index
     layout = layout_over(shape, (0, 1)) if len(shape) in (3, 4) and shape[0] == 1 else views.usual_layout(shape)
     size = tuple(shape[2:]) if len(shape) == 4 and shape[0] == 1 else None
     index = b.filled(node, layout, size)
-    b.values[node] = Value(index, views.filling(shape, layout, b.maps[index]))
+    b.values[node] = MapView(index, views.filling(shape, layout, b.maps[index]))
     return index
 
 
@@ -111,7 +111,7 @@ def _given(b: Builder, node: fx.Node) -> None:
             layout = views.usual_layout(gives.meta["shape"])
             m = Map(1, 1, 1) if 0 in gives.meta["shape"] else None
             index = b.new(m) if m is not None else b.filled(gives, layout)
-            b.values[gives] = Value(index, views.filling(gives.meta["shape"], layout, b.maps[index]))
+            b.values[gives] = MapView(index, views.filling(gives.meta["shape"], layout, b.maps[index]))
 
 
 def _output(b: Builder, node: fx.Node, missing: dict[fx.Node, str]) -> int:

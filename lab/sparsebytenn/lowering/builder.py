@@ -12,7 +12,7 @@ from ..packed import Map, Op
 from ..scheduling import tile_rows
 from ..tables import Const, Part, Strided
 from . import views
-from .views import Layout, Value, layout_over
+from .views import Layout, MapView, layout_over
 
 FREE = (-np.inf, np.inf)
 LOOPS = 6  # nested loops of a part of a move
@@ -50,7 +50,7 @@ class Builder:
         holder, _, name = str(node.target).rpartition(".")
         return getattr(self.graph.get_submodule(holder), name)
 
-    def value(self, node: fx.Node) -> Value:
+    def value(self, node: fx.Node) -> MapView:
         """Where a node's output lies, a reshape that strides cannot express left undone."""
         if node not in self.values:
             if (numbers := self.constant(node)) is None:
@@ -61,14 +61,14 @@ class Builder:
             value = self.values[node] = self._planes(value)
         return value
 
-    def resolved(self, node: fx.Node) -> Value:
+    def resolved(self, node: fx.Node) -> MapView:
         """Where a node's output lies, as a view of a map."""
         value = self.value(node)
         if value.before is not None:
             self.placed(value, views.usual_layout(value.shape), None, node)
         return self.values[node]
 
-    def written(self, name: str, numbers: Tensor, layout: Layout) -> Value:
+    def written(self, name: str, numbers: Tensor, layout: Layout) -> MapView:
         """A constant, as a map in a layout."""
         if not numbers.dtype.is_floating_point and numbers.dtype not in (torch.int64, torch.int32, torch.bool):
             raise LacksError(f"holds {numbers.dtype} numbers")
@@ -79,7 +79,7 @@ class Builder:
         ordered = numbers.permute(*ones, *layout.planes, *layout.pixels) if numbers.dim() else numbers
         table = Const(ordered.reshape(m.c, m.h, m.w).double().cpu().numpy().astype(np.float32))
         self.ops.append(Op("const", name, index, index, table=table))
-        return Value(index, views.filling(numbers.shape, layout, m))
+        return MapView(index, views.filling(numbers.shape, layout, m))
 
     def new(self, m: Map) -> int:
         """The number of a map that is added."""
@@ -100,7 +100,7 @@ class Builder:
         return self.placed(self.value(node), layout, size, node)
 
     def placed(
-        self, value: Value, layout: Layout, size: tuple[int, int] | None = None, node: fx.Node | None = None
+        self, value: MapView, layout: Layout, size: tuple[int, int] | None = None, node: fx.Node | None = None
     ) -> int:
         """The map that a value fills in a layout; where it does not, its numbers move. The node then has them there."""
         m = self.maps[value.map]
@@ -108,10 +108,10 @@ class Builder:
             return value.map
         index = self._moved(value, layout, size)
         if node is not None and value.before is not None:
-            self.values[node] = Value(index, views.filling(value.shape, layout, self.maps[index]))
+            self.values[node] = MapView(index, views.filling(value.shape, layout, self.maps[index]))
         return index
 
-    def _planes(self, value: Value) -> Value:
+    def _planes(self, value: MapView) -> MapView:
         """A picture of interleaved channels as planes: a 1 x 1 convolution with the unit matrix takes them apart, once.
 
         Only a convolution reads interleaved channels.
@@ -124,11 +124,11 @@ class Builder:
             rows = tile_rows(m.h, m.w, m.c)
             self.ops.append(Op("conv", "planes", value.map, index, tile_rows=rows, bias=np.zeros(m.c)))
         index = self.moved[key]
-        return Value(
+        return MapView(
             index, views.filling((1, m.c, m.h, m.w), layout_over((1, m.c, m.h, m.w), (0, 1)), self.maps[index])
         )
 
-    def _moved(self, value: Value, layout: Layout, size: tuple[int, int] | None) -> int:
+    def _moved(self, value: MapView, layout: Layout, size: tuple[int, int] | None) -> int:
         """A map that a value fills in a layout, its numbers moved there."""
         size = views.picture_size(value.shape, layout) if size is None else size
         key = (value.key, layout, size)
@@ -148,13 +148,13 @@ class Builder:
         return self.moved[key]
 
     def move(
-        self, to: int, parts: Sequence[tuple[Value, Tensor]], fill: float | None = None, name: str = "move"
+        self, to: int, parts: Sequence[tuple[MapView, Tensor]], fill: float | None = None, name: str = "move"
     ) -> None:
         """Add an operator that puts the numbers of values where views of one map have them."""
         made = tuple(self.part(value, view) for value, view in parts)
         self.ops.append(Op("move", name, made[0].x, to, table=Strided(fill, made)))
 
-    def _before(self, value: Value) -> Value:
+    def _before(self, value: MapView) -> MapView:
         """What a reshape reshapes, as a view of a map."""
         before = value.before
         assert before is not None
@@ -162,13 +162,13 @@ class Builder:
             return before
         layout = views.usual_layout(before.shape)
         index = self.placed(before, layout)
-        return Value(index, views.filling(before.shape, layout, self.maps[index]))
+        return MapView(index, views.filling(before.shape, layout, self.maps[index]))
 
-    def _under(self, value: Value, flat: int) -> Value:
+    def _under(self, value: MapView, flat: int) -> MapView:
         """A reshape of numbers that lie one behind the other in a plane."""
-        return Value(flat, views.filling(value.shape, views.layout_over(value.shape, ()), self.maps[flat]))
+        return MapView(flat, views.filling(value.shape, views.layout_over(value.shape, ()), self.maps[flat]))
 
-    def part(self, value: Value, to: Tensor) -> Part:
+    def part(self, value: MapView, to: Tensor) -> Part:
         """A value's numbers on their way to a view of another map, the last loop over neighbours there."""
         order = sorted(range(to.dim()), key=lambda axis: -to.stride()[axis])
         shape = [to.shape[a] for a in order]
@@ -199,9 +199,9 @@ class Builder:
     def emit(self, node: fx.Node, op: Op, layout: Layout) -> None:
         """Add an operator whose map the node's output fills in this layout."""
         self.ops.append(op)
-        self.gives(node, Value(op.y, views.filling(self.shape(node), layout, self.maps[op.y])))
+        self.gives(node, MapView(op.y, views.filling(self.shape(node), layout, self.maps[op.y])))
 
-    def gives(self, node: fx.Node, value: Value) -> None:
+    def gives(self, node: fx.Node, value: MapView) -> None:
         """Say where a node's output lies, or the first of several."""
         self.values[node] = value
         if "shape" not in node.meta:
@@ -217,7 +217,7 @@ class Builder:
         """The operator that writes all of what a node gives, if one other node alone reads it and nothing was moved."""
         value = self.values.get(node)
         root = source(node)
-        if not isinstance(value, Value) or value.before is not None or self.readers.get(root) != 1:
+        if not isinstance(value, MapView) or value.before is not None or self.readers.get(root) != 1:
             return None
         if any(key[0][0] == value.map for key in self.moved):
             return None

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ..packed import Op
 from . import views
 from .builder import FREE, Builder, LacksError, args_of, aten, called, options_of
-from .views import Layout, Value
+from .views import Layout, MapView
 
 SWAPPED = {"add": "add", "mul": "mul", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
 SIMPLE = {
@@ -240,7 +240,7 @@ def other_map(b: Builder, other: Any, shape: tuple[int, ...], layout: Layout, si
     return b.placed(broadcast(b, other, shape), layout, size)
 
 
-def broadcast(b: Builder, operand: Any, shape: tuple[int, ...]) -> Value:
+def broadcast(b: Builder, operand: Any, shape: tuple[int, ...]) -> MapView:
     """An operand under the shape that it is broadcast to."""
     if isinstance(operand, Tensor):
         numbers = operand.expand(shape)
@@ -248,7 +248,7 @@ def broadcast(b: Builder, operand: Any, shape: tuple[int, ...]) -> Value:
     value = b.resolved(operand)
     if value.shape == shape:
         return value
-    return Value(value.map, value.view.expand(shape))
+    return MapView(value.map, value.view.expand(shape))
 
 
 def _taken_in(b: Builder, node: fx.Node, first: Any, second: Any) -> bool:

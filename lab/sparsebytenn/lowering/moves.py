@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from . import views
 from .builder import RENAMINGS, Builder, LacksError, args_of, aten, called, options_of
-from .views import Layout, Value, layout_over
+from .views import Layout, MapView, layout_over
 
 
 def renamed(b: Builder, node: fx.Node) -> None:
@@ -27,20 +27,20 @@ def renamed(b: Builder, node: fx.Node) -> None:
     value = b.resolved(x)
     made = called(node)(value.view, *args_of(node)[1:], **options_of(node))
     if isinstance(made, Tensor):
-        b.values[node] = Value(value.map, made)
+        b.values[node] = MapView(value.map, made)
     else:
-        b.values[node] = tuple(Value(value.map, part) for part in made)
+        b.values[node] = tuple(MapView(value.map, part) for part in made)
 
 
-def _reshape(value: Value, shape: tuple[int, ...]) -> Value:
+def _reshape(value: MapView, shape: tuple[int, ...]) -> MapView:
     if value.before is not None:  # of a reshape
         target = torch.empty(value.before.shape, device="meta")
         if shape == value.before.shape:
             return value.before
-        return Value(-1, target.reshape(shape), value.before)
+        return MapView(-1, target.reshape(shape), value.before)
     if (view := views.reshaped(value.view, shape)) is not None:
-        return Value(value.map, view)
-    return Value(-1, torch.empty(shape, device="meta"), value)
+        return MapView(value.map, view)
+    return MapView(-1, torch.empty(shape, device="meta"), value)
 
 
 def picked(b: Builder, node: fx.Node) -> None:
@@ -61,10 +61,10 @@ def cat(b: Builder, node: fx.Node) -> None:
 def stack(b: Builder, node: fx.Node) -> None:
     axis = (args_of(node)[1] if len(args_of(node)) > 1 else 0) % len(b.shape(node))
     values = [b.resolved(operand) for operand in args_of(node)[0]]
-    _joined(b, node, [Value(value.map, value.view.unsqueeze(axis)) for value in values], axis)
+    _joined(b, node, [MapView(value.map, value.view.unsqueeze(axis)) for value in values], axis)
 
 
-def _joined(b: Builder, node: fx.Node, values: list[Value], axis: int) -> None:
+def _joined(b: Builder, node: fx.Node, values: list[MapView], axis: int) -> None:
     """Values one behind the other along an axis, in the layout of the largest."""
     shape = b.shape(node)
     largest = max(values, key=lambda value: value.view.numel())
@@ -76,7 +76,7 @@ def _joined(b: Builder, node: fx.Node, values: list[Value], axis: int) -> None:
         parts.append((value, to.narrow(axis, at, count)))
         at += count
     b.move(y, parts, name=node.name)
-    b.gives(node, Value(y, to))
+    b.gives(node, MapView(y, to))
 
 
 def _with_axes(shape: tuple[int, ...], layout: Layout | None) -> Layout:
@@ -103,8 +103,8 @@ def pad(b: Builder, node: fx.Node) -> None:
         axis, before, after = view.dim() - 1 - i, pads[2 * i], pads[2 * i + 1]
         inside = view.shape[axis] + min(before, 0) + min(after, 0)
         view, to = view.narrow(axis, max(-before, 0), inside), to.narrow(axis, max(before, 0), inside)
-    b.move(y, [(Value(value.map, view), to)], fill, node.name)
-    b.gives(node, Value(y, target))
+    b.move(y, [(MapView(value.map, view), to)], fill, node.name)
+    b.gives(node, MapView(y, target))
 
 
 def shuffled(axes: Callable[[tuple[int, ...], int], tuple[tuple[int, ...], tuple[int, ...]]]) -> Callable:
@@ -116,7 +116,7 @@ def shuffled(axes: Callable[[tuple[int, ...], int], tuple[tuple[int, ...], tuple
         value = b.resolved(x)
         if (view := views.reshaped(value.view, apart)) is None:
             raise LacksError("takes apart numbers that do not lie in order")
-        b.values[node] = Value(-1, torch.empty(b.shape(node), device="meta"), Value(value.map, view.permute(order)))
+        b.values[node] = MapView(-1, torch.empty(b.shape(node), device="meta"), MapView(value.map, view.permute(order)))
 
     return lower
 
@@ -149,10 +149,10 @@ def scatter(b: Builder, node: fx.Node) -> None:
     (first, at_first), (second, _) = _unflattened(b, base, target), _unflattened(b, part, target[: where.numel()])
     steps, start = _steps(where.reshape(second.shape)), int(where.flatten()[0])
     b.move(y, [(first, at_first), (second, target.as_strided(second.shape, steps, start))], 0.0, node.name)
-    b.gives(node, Value(y, target))
+    b.gives(node, MapView(y, target))
 
 
-def _unflattened(b: Builder, node: fx.Node, to: Tensor) -> tuple[Value, Tensor]:
+def _unflattened(b: Builder, node: fx.Node, to: Tensor) -> tuple[MapView, Tensor]:
     """What a vector has the numbers of, and the places that they go to, under its shape."""
     value = b.value(node)
     if value.before is None or value.before.before is not None:
@@ -193,9 +193,9 @@ def roll(b: Builder, node: fx.Node) -> None:
         source, target = value.view, to
         for axis, from_, at, count in chosen:
             source, target = source.narrow(axis, from_, count), target.narrow(axis, at, count)
-        parts.append((Value(value.map, source), target))
+        parts.append((MapView(value.map, source), target))
     b.move(y, parts, name=node.name)
-    b.gives(node, Value(y, to))
+    b.gives(node, MapView(y, to))
 
 
 def repeat(b: Builder, node: fx.Node) -> None:
@@ -206,7 +206,7 @@ def repeat(b: Builder, node: fx.Node) -> None:
     view = value.view[(None,) * (2 * rank - value.view.dim())]
     order = [a for axis in range(rank) for a in (axis, rank + axis)]
     spread = view.permute(order).expand([n for pair in zip(counts, view.shape[rank:], strict=True) for n in pair])
-    b.values[node] = Value(-1, torch.empty(b.shape(node), device="meta"), Value(value.map, spread))
+    b.values[node] = MapView(-1, torch.empty(b.shape(node), device="meta"), MapView(value.map, spread))
 
 
 def cast(b: Builder, node: fx.Node) -> None:

@@ -13,7 +13,7 @@ from ..scheduling import tile_rows
 from ..tables import Matmul
 from . import views
 from .builder import Builder, LacksError, args_of, aten, options_of
-from .views import Layout, Value, layout_over
+from .views import Layout, MapView, layout_over
 
 MAX_WINDOW = 64
 DEPTHWISE = ((3, 3), (5, 5), (7, 7))  # windows that have a kernel of their own
@@ -93,7 +93,7 @@ def _size(b: Builder, node: fx.Node) -> tuple[int, int]:
 def _read(b: Builder, x: fx.Node, groups: int) -> int:
     """The map of a picture that a convolution reads; as the picture came, its channels may be interleaved."""
     value = b.values.get(x)
-    if isinstance(value, Value) and groups == 1 and value.before is None and b.maps[value.map].interleaved:
+    if isinstance(value, MapView) and groups == 1 and value.before is None and b.maps[value.map].interleaved:
         return value.map
     return b.picture(x)
 
@@ -101,7 +101,7 @@ def _read(b: Builder, x: fx.Node, groups: int) -> int:
 def _is_vector(b: Builder, x: fx.Node) -> bool:
     """Whether a picture of 1 x 1 pixels lies in a map of one row."""
     value, shape = b.values.get(x), b.shape(x)
-    if not isinstance(value, Value) or value.before is not None or shape[0] != 1 or b.maps[value.map].interleaved:
+    if not isinstance(value, MapView) or value.before is not None or shape[0] != 1 or b.maps[value.map].interleaved:
         return False
     is_pixel = len(shape) > 2 and all(side == 1 for side in shape[2:])
     return is_pixel and views.fills(value.view, layout_over(shape, ()), b.maps[value.map])
@@ -161,7 +161,7 @@ def _transposed(b: Builder, node: fx.Node, w: np.ndarray, groups: int) -> None:
             (shape[1], *size), (m.pitch, steps[0] * sparse[1], steps[1]), 0
         )
         view = views.filling((shape[1], *size), layout_over((shape[1], *size), (0,)), b.maps[index])
-        b.move(spaced, [(Value(index, view), to)], 0.0)
+        b.move(spaced, [(MapView(index, view), to)], 0.0)
         index = spaced
     op = Op(
         "conv", name_of(node), index, -1, k=k, pad=tuple(front), dilation=spread, bias=bias_of(b, bias, len(turned))
@@ -215,7 +215,7 @@ def _rows(b: Builder, node: fx.Node, x: fx.Node, w: np.ndarray, bias: np.ndarray
     _product(b, node, op, w, layout_over(b.shape(node), (1,)))
 
 
-def _flattened(b: Builder, value: Value) -> int | None:
+def _flattened(b: Builder, value: MapView) -> int | None:
     """The map of a picture that a vector (1, C * H * W) has the numbers of, if a window can be as large as it."""
     before = value if value.before is None else value.before
     if before.before is not None or before.map < 0:
@@ -235,29 +235,29 @@ def products(b: Builder, node: fx.Node) -> None:
     _multiplied(b, node, *_stacks(b, *args_of(node)[:2]))
 
 
-def _stacks(b: Builder, left: fx.Node, right: fx.Node) -> tuple[Value, Value]:
+def _stacks(b: Builder, left: fx.Node, right: fx.Node) -> tuple[MapView, MapView]:
     """Two stacks of matrices under one (b1, b2, ...): a stack that is one axis is split as the other is."""
     first, second = _batched(b, left), _batched(b, right)
     if first.shape[0] == 1:
-        return Value(first.map, first.view.view(*second.shape[:2], *first.shape[2:])), second
+        return MapView(first.map, first.view.view(*second.shape[:2], *first.shape[2:])), second
     if second.shape[:2] != first.shape[:2]:
         value = b.resolved(right)
-        second = Value(value.map, value.view.view(*first.shape[:2], *second.shape[2:]))
+        second = MapView(value.map, value.view.view(*first.shape[:2], *second.shape[2:]))
     return first, second
 
 
-def _batched(b: Builder, operand: fx.Node) -> Value:
+def _batched(b: Builder, operand: fx.Node) -> MapView:
     """Matrices under a shape (b1, b2, rows, columns)."""
     value = b.value(operand)
     before = value.before
     if before is not None and before.before is None and len(before.shape) >= 4:
         if before.shape[-2:] == value.shape[-2:] and all(side == 1 for side in before.shape[:-4]):
-            return Value(before.map, before.view[(0,) * (len(before.shape) - 4)])
+            return MapView(before.map, before.view[(0,) * (len(before.shape) - 4)])
     value = b.resolved(operand)
-    return Value(value.map, value.view[(None,) * (4 - len(value.shape))])
+    return MapView(value.map, value.view[(None,) * (4 - len(value.shape))])
 
 
-def _multiplied(b: Builder, node: fx.Node, first: Value, second: Value) -> None:
+def _multiplied(b: Builder, node: fx.Node, first: MapView, second: MapView) -> None:
     """The product of matrices, (b1, b2, M, K) and (b1, b2, K, N), transposed where that needs no move.
 
     The rows that the kernel reads lie one behind the other: those of the second matrix, or, of the transposed product,
@@ -265,7 +265,7 @@ def _multiplied(b: Builder, node: fx.Node, first: Value, second: Value) -> None:
     """
     shape = b.shape(node)
     batch = max(first.shape[:2], second.shape[:2])  # (b1, b2), or (1, b1 * b2) of one of them
-    first, second = (Value(each.map, each.view.view(*batch, *each.shape[2:])) for each in (first, second))
+    first, second = (MapView(each.map, each.view.view(*batch, *each.shape[2:])) for each in (first, second))
     can_transpose = first.view.stride(2) == 1 or first.shape[2] == 1
     if can_transpose and (second.view.stride(3) != 1 or _softmax_follows(node)):
         index = multiplied(b, node.name, _turned(second), _turned(first))
@@ -273,11 +273,11 @@ def _multiplied(b: Builder, node: fx.Node, first: Value, second: Value) -> None:
     else:
         index = multiplied(b, node.name, first, second)
         layout = layout_over(shape, range(len(shape) - 1))
-    b.gives(node, Value(index, views.filling(shape, layout, b.maps[index])))
+    b.gives(node, MapView(index, views.filling(shape, layout, b.maps[index])))
 
 
-def _turned(value: Value) -> Value:
-    return Value(value.map, value.view.transpose(2, 3))
+def _turned(value: MapView) -> MapView:
+    return MapView(value.map, value.view.transpose(2, 3))
 
 
 def _softmax_follows(node: fx.Node) -> bool:
@@ -291,12 +291,12 @@ def _softmax_follows(node: fx.Node) -> bool:
     return False
 
 
-def multiplied(b: Builder, name: str, first: Value, second: Value, scale: float = 1.0) -> int:
+def multiplied(b: Builder, name: str, first: MapView, second: MapView, scale: float = 1.0) -> int:
     """The map that holds scale * first @ second, (b1, b2, M, K) and (b1, b2, K, N): a plane for each row."""
     if second.view.stride(3) != 1 and second.shape[3] > 1:
         layout = layout_over(second.shape, (0, 1, 2))
         index = b.placed(second, layout)
-        second = Value(index, views.filling(second.shape, layout, b.maps[index]))
+        second = MapView(index, views.filling(second.shape, layout, b.maps[index]))
     (b1, b2, m, k), n = first.shape, second.shape[3]
     a_strides, b_strides = first.view.stride(), second.view.stride()
     table = Matmul(
@@ -317,7 +317,7 @@ def attention(b: Builder, node: fx.Node) -> None:
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     b1, b2, queries, _ = q.shape
     keys = k.shape[2]
-    turned = Value(q.map, q.view.transpose(2, 3))  # (b1, b2, d, queries)
+    turned = MapView(q.map, q.view.transpose(2, 3))  # (b1, b2, d, queries)
     scores = multiplied(b, f"{node.name} scores", k, turned, float(scale))  # planes: keys, pixels: queries
     shape, layout = (b1, b2, queries, keys), layout_over((b1, b2, queries, keys), (0, 1, 3))
     if is_causal:
@@ -338,17 +338,17 @@ def attention(b: Builder, node: fx.Node) -> None:
     m = b.maps[scores]
     weights = b.new(Map(m.c, m.h, m.w))
     b.ops.append(Op("softmax", f"{node.name} softmax", scores, weights, planes=keys))
-    turned = Value(weights, views.filling(shape, layout, b.maps[weights]).transpose(2, 3))  # (b1, b2, keys, queries)
-    y = multiplied(b, node.name, Value(v.map, v.view.transpose(2, 3)), turned)
+    turned = MapView(weights, views.filling(shape, layout, b.maps[weights]).transpose(2, 3))  # (b1, b2, keys, queries)
+    y = multiplied(b, node.name, MapView(v.map, v.view.transpose(2, 3)), turned)
     out = b.shape(node)
-    b.gives(node, Value(y, views.filling(out, layout_over(out, (0, 1, 3)), b.maps[y])))
+    b.gives(node, MapView(y, views.filling(out, layout_over(out, (0, 1, 3)), b.maps[y])))
 
 
-def _mask(b: Builder, mask: Any, shape: tuple[int, ...]) -> Value:
+def _mask(b: Builder, mask: Any, shape: tuple[int, ...]) -> MapView:
     if isinstance(mask, Tensor):
         return b.written("mask", mask.expand(shape), layout_over(shape, (0, 1, 3)))
     value = b.resolved(mask)
-    return Value(value.map, value.view.expand(shape))
+    return MapView(value.map, value.view.expand(shape))
 
 
 LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {

@@ -26,7 +26,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Value:
+class MapView:
     """A tensor in map number `map`: `view` has its shape, and its strides and offset in the map's floats.
 
     A reshape that strides cannot express is left undone until someone reads it: `before` is then the value that it
@@ -35,7 +35,7 @@ class Value:
 
     map: int
     view: Tensor
-    before: "Value | None" = None
+    before: "MapView | None" = None
 
     @property
     def shape(self) -> tuple[int, ...]:
