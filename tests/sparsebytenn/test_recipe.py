@@ -395,8 +395,7 @@ def test_the_paper_fixes_the_sparsity_only():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sparsity", [0.3, 0.5])
-def test_the_default_run_loses_little(sparsity):
-    """On digits, the mean of three seeds, whose spread is 0.3 points: the benchmark aims at 0.3 and 1.0."""
-    lost = [-SparseByteNN(sparsity=sparsity).run(progress=False, seed=s).report["accuracy"].change for s in range(3)]
-    assert sum(lost) / 3 <= {0.3: 0.6, 0.5: 1.0}[sparsity]
+def test_a_default_run_at_half_loses_little():
+    """On digits, the mean of three seeds, whose spread is 0.3 points; notebook 05 makes the run at 30 %."""
+    lost = [-SparseByteNN(sparsity=0.5).run(progress=False, seed=s).report["accuracy"].change for s in range(3)]
+    assert sum(lost) / 3 <= 1.0
