@@ -222,6 +222,15 @@ SAME = {
     "a linear layer on a map": Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.Linear(SIDE, 4)),
     "a pool by the name of add": Net(lambda n, x: n.add(n.a(x)), a=conv(3, 4), add=nn.MaxPool2d(2)),
     "a pool by the name of mean": Net(lambda n, x: n.mean(n.a(x)), a=conv(3, 4), mean=nn.MaxPool2d(2)),
+    "attention of which one query sees nothing": Net(
+        lambda n, x: F.scaled_dot_product_attention(
+            *[n.a(x).permute(0, 2, 3, 1)] * 3, attn_mask=torch.arange(SIDE)[:, None].expand(SIDE, SIDE) > 0
+        ),
+        a=conv(3, 5),
+    ),
+    "attention whose mask hides all from one query": Net(
+        lambda n, x: F.scaled_dot_product_attention(x, x, x, attn_mask=torch.arange(SIDE)[:, None].expand(SIDE, SIDE) > 0)
+    ),
     "in place inside torch": Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.RMSNorm(SIDE)),
     "sums over axes": Net(lambda n, x: n.a(x).sum(3) / n.a(x).sum((1, 2, 3), keepdim=True)[..., 0], a=conv(3, 4)),
     "chunks": Net(lambda n, x: torch.relu(n.a(x).chunk(2, 1)[0]), a=conv(3, 4)),

@@ -9,9 +9,9 @@ from torch import fx
 from ..packed import Map, Op
 from ..tables import Norm
 from . import views
-from .builder import FREE, Builder, LacksError, args_of, aten
-from .products import bias_of, name_of, weights_of
-from .views import Layout, layout_over
+from .builder import FREE, Builder, LacksError, args_of, aten, called
+from .products import bias_of, name_of, softmaxed, weights_of
+from .views import Layout, MapView, layout_over
 
 
 def batch_norm(b: Builder, node: fx.Node) -> None:
@@ -81,8 +81,8 @@ def softmax(b: Builder, node: fx.Node) -> None:
         others = [a for a in layout.planes if a != axis]
         layout = Layout((*others, axis), tuple(a for a in layout.pixels if a != axis))
     index = b.laid(x, layout)
-    m, fn = b.maps[index], "safe" if node.target is aten._safe_softmax.default else ""
-    b.emit(node, Op("softmax", node.name, index, b.new(Map(m.c, m.h, m.w)), planes=shape[axis], fn=fn), layout)
+    y = softmaxed(b, node.name, index, shape[axis], is_safe=called(node) is aten._safe_softmax.default)
+    b.gives(node, MapView(y, views.filling(shape, layout, b.maps[y])))
 
 
 LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {

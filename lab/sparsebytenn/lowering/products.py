@@ -16,6 +16,7 @@ from .builder import Builder, LacksError, args_of, aten, options_of
 from .views import Layout, MapView, layout_over
 
 MAX_WINDOW = 64
+LEAST = 3e38  # -inf as a finite number, below all scores
 DEPTHWISE = ((3, 3), (5, 5), (7, 7))  # windows that have a kernel of their own
 
 
@@ -335,13 +336,32 @@ def attention(b: Builder, node: fx.Node) -> None:
             Op("binary", f"{node.name} mask", scores, added, add=b.placed(value, layout, (m.h, m.w)), fn="add")
         )
         scores = added
-    m = b.maps[scores]
-    weights = b.new(Map(m.c, m.h, m.w))
-    b.ops.append(Op("softmax", f"{node.name} softmax", scores, weights, planes=keys))
+    weights = softmaxed(b, f"{node.name} softmax", scores, keys, is_safe=mask is not None and not is_causal)
     turned = MapView(weights, views.filling(shape, layout, b.maps[weights]).transpose(2, 3))  # (b1, b2, keys, queries)
     y = multiplied(b, node.name, MapView(v.map, v.view.transpose(2, 3)), turned)
     out = b.shape(node)
     b.gives(node, MapView(y, views.filling(out, layout_over(out, (0, 1, 3)), b.maps[y])))
+
+
+def softmaxed(b: Builder, name: str, scores: int, planes: int, is_safe: bool) -> int:
+    """The map of a softmax over groups of planes; a safe one gives 0 where all of a group is -inf, as masks leave it.
+
+    There -inf becomes a number that no score comes near, and what stands there is multiplied by 0 afterwards.
+    """
+    m = b.maps[scores]
+    y = b.new(Map(m.c, m.h, m.w))
+    if not is_safe:
+        b.ops.append(Op("softmax", name, scores, y, planes=planes))
+        return y
+    finite, weights, mask = (b.new(Map(m.c, m.h, m.w)) for _ in range(3))
+    lift = b.written("lift", torch.tensor(LEAST), views.usual_layout(())).map
+    b.ops += [
+        Op("unary", f"{name} finite", scores, finite, clamp=(-LEAST, np.inf)),
+        Op("softmax", name, finite, weights, planes=planes),
+        Op("binary", f"{name} mask", finite, mask, add=lift, fn="add", clamp=(0.0, 1.0)),
+        Op("binary", f"{name} safe", weights, y, add=mask, fn="mul"),
+    ]
+    return y
 
 
 def _mask(b: Builder, mask: Any, shape: tuple[int, ...]) -> MapView:
