@@ -229,7 +229,7 @@ SAME = {
         a=conv(3, 5),
     ),
     "attention whose mask hides all from one query": Net(
-        lambda n, x: F.scaled_dot_product_attention(x, x, x, attn_mask=torch.arange(SIDE)[:, None].expand(SIDE, SIDE) > 0)
+        lambda n, x: F.scaled_dot_product_attention(x, x, x, torch.arange(SIDE)[:, None].expand(SIDE, SIDE) > 0)
     ),
     "in place inside torch": Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.RMSNorm(SIDE)),
     "sums over axes": Net(lambda n, x: n.a(x).sum(3) / n.a(x).sum((1, 2, 3), keepdim=True)[..., 0], a=conv(3, 4)),
