@@ -442,7 +442,7 @@ def test_the_engine_runs_what_is_read(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 @given(graphs.network((*layer_steps.KINDS, *tensor_steps.KINDS, *move_steps.KINDS)))
 def test_drawn_networks(drawn):
     """Those of the drawn networks that torch's exporter writes and onnxruntime loads, which most are."""
