@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, reject, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from torch import nn
 
 from lab.core.batch import tensors
@@ -442,7 +442,9 @@ def test_the_engine_runs_what_is_read(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=40, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=40, phases=[Phase.generate], derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(graphs.network((*layer_steps.KINDS, *tensor_steps.KINDS, *move_steps.KINDS)))
 def test_drawn_networks(drawn):
     """Those of the drawn networks that torch's exporter writes and onnxruntime loads, which most are."""
@@ -452,8 +454,9 @@ def test_drawn_networks(drawn):
             path = exported(net, Path(folder) / "net.onnx", *(x.clone() for x in inputs))
             theirs = list(tensors(Deployed(path)(*inputs)))
         except Exception:  # of many kinds, torch's exporter's and onnxruntime's own
-            reject()
+            return
         with torch.no_grad():
-            exact, single = net.double()(*(x.double() for x in inputs)), reading.module(path)(*inputs)
-    assume(apart(theirs, list(tensors(exact))) < 2e-6)  # where roundings are enlarged, nothing is measured
-    assert apart(list(tensors(single)), theirs) < 1e-5
+            ours, single = reading.module(path)(*inputs), net(*(x.clone() for x in inputs))
+            exact = net.double()(*(x.double() for x in inputs))
+    if apart(single, exact) < 2e-6:  # where roundings are enlarged, nothing is measured
+        assert apart(list(tensors(ours)), theirs) < 1e-5
