@@ -111,7 +111,8 @@ NODES = {
         f"max pool {about}": (13, node("MaxPool", kernel_shape=[3, 2], **about), {})
         for about in (
             {"strides": [2, 2]}, {"strides": [2, 2], "ceil_mode": 1}, {"strides": [3, 2], "pads": [1, 0, 1, 1]},
-            {"strides": [3, 2], "pads": [1, 0, 0, 1], "ceil_mode": 1}, {"dilations": [2, 3]},
+            {"strides": [3, 2], "pads": [1, 0, 0, 1], "ceil_mode": 1},
+            {"strides": [4, 2], "pads": [0, 0, 1, 0], "ceil_mode": 1}, {"dilations": [2, 3]},
             {"auto_pad": "SAME_UPPER", "strides": [2, 2]}, {"auto_pad": "SAME_LOWER"},
         )
     },
