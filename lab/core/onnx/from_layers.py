@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from .values import FreeSize, OnnxReader, OnnxValue, UnreadError, agreed, constant, fixed
 
 Attributes = dict[str, Any]
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVS: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _INSTANCE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _BATCH = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 

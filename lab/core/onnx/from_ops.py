@@ -290,9 +290,8 @@ def _reduce(function: Callable) -> Callable:
     return read
 
 
-def _composed(*functions: Callable) -> Callable:
+def _composed(before: Callable | None, total: Callable, after: Callable | None) -> Callable:
     """A sum over axes of what a function gives, and what another gives of that."""
-    before, total, after = functions
 
     def read(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
         first = inputs[0] if before is None else reader.call(before, inputs[0])

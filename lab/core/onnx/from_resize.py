@@ -132,10 +132,11 @@ def _table(way: _Way, n: int, size: int, ratio: float) -> tuple[np.ndarray, np.n
     """The two entries of an axis between which each new one lies, and how far it is from the first."""
     at = _places(way.coordinates, n, size, np.float32(ratio))
     if way.mode == "nearest":
-        rounded = {
+        rules: dict[str, Any] = {
             "floor": np.floor, "ceil": np.ceil, "round_prefer_floor": lambda v: np.ceil(v - np.float32(0.5)),
             "round_prefer_ceil": lambda v: np.floor(v + np.float32(0.5)),
-        }[way.nearest](at)  # fmt: skip
+        }  # fmt: skip
+        rounded = rules[way.nearest](at)
         index = np.clip(rounded, 0, n - 1).astype(np.int64)
         return index, index, np.zeros(size, np.float32)
     at = np.clip(at, 0, n - 1)

@@ -215,9 +215,9 @@ def _forward(x: OnnxValue, axis: int, start: Any, end: Any, step: int) -> slice:
         start, end = fixed(start, "where a slice starts"), fixed(end, "where a slice ends")
         taken = range(length)[max(start, -length - 1) if start < 0 else start : None if end < -length else end : step]
         return slice(taken[-1], taken[0] + 1, -step) if len(taken) else slice(0, 0)
-    length = x.shape[axis]
-    is_end = isinstance(end, int) and (end >= length if isinstance(length, int) else end >= 2**31 - 1)
-    is_start = start == 0 or (isinstance(length, int) and isinstance(start, int) and start < -length)
+    size = x.shape[axis]
+    is_end = isinstance(end, int) and (end >= size if isinstance(size, int) else end >= 2**31 - 1)
+    is_start = start == 0 or (isinstance(size, int) and isinstance(start, int) and start < -size)
     return slice(None if is_start else start, None if is_end else end, None if step == 1 else step)
 
 

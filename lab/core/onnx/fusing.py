@@ -22,7 +22,7 @@ def fused(graph: fx.GraphModule) -> None:
                 last, target, args, kwargs = made
                 with graph.graph.inserting_before(last):
                     kind = "call_module" if isinstance(target, str) else "call_function"
-                    new = graph.graph.create_node(kind, target, args, kwargs)  # type: ignore[arg-type]
+                    new = graph.graph.create_node(kind, target, args, kwargs)
                 last.replace_all_uses_with(new)
                 break
     graph.graph.eliminate_dead_code()
@@ -44,7 +44,7 @@ def _near(value: float | None, wanted: float) -> bool:
     return value is not None and abs(value - wanted) <= _CLOSE * abs(wanted)
 
 
-def _with(graph: fx.GraphModule, node: Any, target: Callable, wanted: float) -> fx.Node | None:
+def _with(graph: fx.GraphModule, node: Any, target: Callable, wanted: float) -> Any:
     """The tensor to which a node adds a number, or which it multiplies by one; None if it does not."""
     if not _is(node, target):
         return None
@@ -54,7 +54,7 @@ def _with(graph: fx.GraphModule, node: Any, target: Callable, wanted: float) -> 
     return b if _near(_number(graph, a), wanted) else None
 
 
-def _scaled(graph: fx.GraphModule, node: Any, factor: float) -> fx.Node | None:
+def _scaled(graph: fx.GraphModule, node: Any, factor: float) -> Any:
     """The tensor that a node multiplies by this factor, or divides by its inverse."""
     if _is(node, torch.div) and _near(_number(graph, node.args[1]), 1 / factor):
         return node.args[0]
@@ -66,7 +66,7 @@ def _reader(node: fx.Node) -> Any:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _gelu(graph: fx.GraphModule, node: fx.Node) -> Any:
+def _gelu(graph: fx.GraphModule, node: Any) -> Any:
     """x (1 + erf(x / sqrt 2)) / 2, its factors in any order; or with tanh of a cubic."""
     if _is(node, torch.erf):
         x, approximate = _scaled(graph, node.args[0], 0.5**0.5), "none"
@@ -98,15 +98,15 @@ def _gelu(graph: fx.GraphModule, node: fx.Node) -> Any:
     return present, F.gelu, (x,), {"approximate": approximate}
 
 
-def _cubic(graph: fx.GraphModule, node: Any) -> fx.Node | None:
+def _cubic(graph: fx.GraphModule, node: Any) -> Any:
     """The x of sqrt(2 / pi) (x + 0.044715 x^3)."""
     total = _scaled(graph, node, (2 / math.pi) ** 0.5)
     if not _is(total, torch.add):
         return None
-    for x, term in (total.args, total.args[::-1]):  # type: ignore[union-attr]
+    for x, term in (total.args, total.args[::-1]):
         cube = _with(graph, term, torch.mul, 0.044715)
         if cube is not None and ((_is(cube, torch.pow) and cube.args == (x, 3.0)) or _is_cube(cube, x)):
-            return x  # type: ignore[return-value]
+            return x
     return None
 
 
@@ -118,7 +118,7 @@ def _is_cube(node: Any, x: Any) -> bool:
     return _is(square, torch.mul) and square.args == (x, x)
 
 
-def _gated(graph: fx.GraphModule, node: fx.Node) -> Any:
+def _gated(graph: fx.GraphModule, node: Any) -> Any:
     """x sigmoid(x), x hardsigmoid(x), x tanh(softplus(x)), x clip(x + 3, 0, 6) / 6."""
     if not _is(node, torch.mul, torch.div):
         return None
@@ -136,18 +136,18 @@ def _gated(graph: fx.GraphModule, node: fx.Node) -> Any:
     return None
 
 
-def _hardswish(graph: fx.GraphModule, node: fx.Node) -> Any:
+def _hardswish(graph: fx.GraphModule, node: Any) -> Any:
     product = node.args[0]
     if not _is(product, torch.mul):
         return None
-    for x, gate in (product.args, product.args[::-1]):  # type: ignore[union-attr]
+    for x, gate in (product.args, product.args[::-1]):
         limits = gate.kwargs if _is(gate, torch.clamp) else {}
         if limits == {"min": 0.0, "max": 6.0} and _with(graph, gate.args[0], torch.add, 3.0) is x:
             return node, F.hardswish, (x,), {}
     return None
 
 
-def _layer_norm(graph: fx.GraphModule, node: fx.Node) -> Any:
+def _layer_norm(graph: fx.GraphModule, node: Any) -> Any:
     """(x - mean) / sqrt(variance + eps), times a weight, plus a bias of the last axes, as opsets before 17 say it."""
     if not _is(node, torch.div) or not _is(node.args[1], torch.sqrt):
         return None

@@ -95,7 +95,8 @@ def _entries(model: Any) -> dict[str, tuple[list[Any], torch.dtype]]:
 
 def _channels(model: Any, entries: dict) -> list[int]:
     """How many channels each input has, as the convolution says that reads it; 3 if none does."""
-    held, counts = {tensor.name: tensor.dims for tensor in model.graph.initializer}, {}
+    held = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    counts: dict[str, int] = {}
     for node in model.graph.node:
         if node.op_type == "Conv" and node.input[1] in held:
             groups = next((part.i for part in node.attribute if part.name == "group"), 1)
@@ -123,7 +124,7 @@ def _plans(entries: dict, example: Example | None, channels: list[int]) -> Itera
             filled.append(length if not is_batch else batch or (given[k][at] if given is not None else 1))
         return tuple(filled)
 
-    runs = [(batch, sides[0]) for batch in BATCHES] if free else [(None, sides[0])]
+    runs: list[tuple[int | None, int]] = [(batch, sides[0]) for batch in BATCHES] if free else [(None, sides[0])]
     runs += [(runs[-1][0], sides[-1])] if is_open else []
     yield {name: [lengths(k, *run) for run in runs] for k, name in enumerate(entries)}
     if free and not is_open:

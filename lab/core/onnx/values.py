@@ -170,7 +170,7 @@ class OnnxReader:
             function = getattr(torch.Tensor, target) if isinstance(target, str) else target
             try:
                 with torch.no_grad():
-                    results.append(function(*given, **named))  # type: ignore[misc]
+                    results.append(function(*given, **named))
             except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
                 raise UnreadError(first_line(error)) from error
         return results * self.count if is_alike else results
@@ -178,7 +178,7 @@ class OnnxReader:
     def _emitted(self, kind: str, target: Any, args: tuple, kwargs: dict, runs: list[Any]) -> Any:
         """The call as a node of the graph."""
         given, named = map_aggregate(args, self._argument), map_aggregate(kwargs, self._argument)
-        node = self.graph.create_node(kind, target, given, named)  # type: ignore[arg-type]
+        node = self.graph.create_node(kind, target, given, named)
         node.meta["rank"] = runs[0].dim() if isinstance(runs[0], Tensor) else None
         return _valued(node.name, runs, node)
 
