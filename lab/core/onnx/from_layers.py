@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .values import FreeSize, OnnxReader, UnreadError, Value, agreed, constant, fixed
+from .values import FreeSize, OnnxReader, OnnxValue, UnreadError, agreed, constant, fixed
 
 Attributes = dict[str, Any]
-CONVS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVS: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _INSTANCE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _BATCH = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -30,11 +30,11 @@ def settings_of(about: Attributes) -> tuple:
     return tuple((key, str(value)) for key, value in sorted(about.items()) if key not in ("name", "gives", "outputs"))
 
 
-def _key(value: Value | None) -> int:
+def _key(value: OnnxValue | None) -> int:
     return 0 if value is None else value.key
 
 
-def filled(reader: OnnxReader, module: Any, **parts: Value | None) -> nn.Module:
+def filled(reader: OnnxReader, module: Any, **parts: OnnxValue | None) -> nn.Module:
     """A module whose parameters, made without storage, are a file's constants."""
     for name, value in parts.items():
         if value is not None:
@@ -45,7 +45,7 @@ def filled(reader: OnnxReader, module: Any, **parts: Value | None) -> nn.Module:
 # -- padding -----------------------------------------------------------------------------------------------------------
 
 
-def padding(x: Value, about: Attributes, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
+def padding(x: OnnxValue, about: Attributes, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
     """The padding before and after each axis, which `auto_pad` takes from the lengths of x."""
     axes = len(kernel)
     kind = about.get("auto_pad", "NOTSET")
@@ -68,7 +68,9 @@ def _same(length: int, window: int, stride: int) -> int:
     return max((math.ceil(length / stride) - 1) * stride + window - length, 0)
 
 
-def padded(reader: OnnxReader, x: Value, before: Sequence[int], after: Sequence[int], fill: float = 0.0) -> Value:
+def padded(
+    reader: OnnxReader, x: OnnxValue, before: Sequence[int], after: Sequence[int], fill: float = 0.0
+) -> OnnxValue:
     """A tensor with numbers around its last axes; x itself where there are none."""
     around = [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
     return reader.call(F.pad, x, around, "constant", fill) if any(around) else x
@@ -77,7 +79,7 @@ def padded(reader: OnnxReader, x: Value, before: Sequence[int], after: Sequence[
 # -- convolutions ------------------------------------------------------------------------------------------------------
 
 
-def conv(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def conv(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """A convolution of one to three axes; padding that differs before and after is made in front of it."""
     x, weight, bias = (*inputs, None)[:3]
     kernel = [fixed(length, "the kernel's size") for length in weight.shape[2:]]
@@ -102,7 +104,7 @@ def conv(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return reader.layer(names(inputs, about), ("conv", weight.key, _key(bias), str(options)), build, x)
 
 
-def conv_transpose(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def conv_transpose(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """A transposed convolution; padding that differs before and after is cut off behind it."""
     x, weight, bias = (*inputs, None)[:3]
     kernel = [fixed(length, "the kernel's size") for length in weight.shape[2:]]
@@ -129,7 +131,7 @@ def conv_transpose(reader: OnnxReader, inputs: list, about: Attributes) -> Value
     return padded(reader, y, [-n for n in rest[0]], [-n for n in rest[1]])
 
 
-def _cut(x: Value, about: Attributes, windows: list[int], stride: Sequence[int], more: list[int]) -> tuple:
+def _cut(x: OnnxValue, about: Attributes, windows: list[int], stride: Sequence[int], more: list[int]) -> tuple:
     """How much of each axis of the whole output is cut off before and behind: ONNX's pads, or what a size asks for."""
     wanted = about.get("output_shape")
     if wanted is None and not about.get("auto_pad", "NOTSET").startswith("SAME"):
@@ -147,7 +149,7 @@ def _cut(x: Value, about: Attributes, windows: list[int], stride: Sequence[int],
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
-def gemm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def gemm(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """alpha A B + beta C: a linear layer where B and C are constants."""
     a, b, c = (*inputs, None)[:3]
     alpha, beta = about.get("alpha", 1.0), about.get("beta", 1.0)
@@ -162,15 +164,15 @@ def gemm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return product if c is None else reader.call(torch.add, product, _times(reader, c, beta))
 
 
-def _rows(c: Value) -> int:
+def _rows(c: OnnxValue) -> int:
     return c.length(0) if c.rank == 2 else 1
 
 
-def _times(reader: OnnxReader, value: Value, factor: float) -> Value:
+def _times(reader: OnnxReader, value: OnnxValue, factor: float) -> OnnxValue:
     return value if factor == 1 else reader.call(torch.mul, value, factor)
 
 
-def _bias(reader: OnnxReader, c: Value | None, beta: float, outs: int) -> Value | None:
+def _bias(reader: OnnxReader, c: OnnxValue | None, beta: float, outs: int) -> OnnxValue | None:
     if c is None:
         return None
     if c.rank == 1 and c.length(0) == outs:
@@ -179,7 +181,7 @@ def _bias(reader: OnnxReader, c: Value | None, beta: float, outs: int) -> Value 
     return _times(reader, reader.call(torch.clone, reader.call(torch.broadcast_to, flat, [outs])), beta)
 
 
-def matmul(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def matmul(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """A product: a linear layer where the second is a constant matrix, with the bias that alone is added to it.
 
     So exporters write a linear layer on more than two axes.
@@ -194,11 +196,11 @@ def matmul(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return linear(reader, (a, reader.call(torch.t, b), None), inputs, about)
 
 
-def linear(reader: OnnxReader, parts: tuple, inputs: list, about: Attributes) -> Value:
+def linear(reader: OnnxReader, parts: tuple, inputs: list, about: Attributes) -> OnnxValue:
     x, weight, bias = parts
 
     def build() -> nn.Module:
-        held = Value(weight.name, (constant(weight).contiguous(),) * len(weight.runs))
+        held = OnnxValue(weight.name, (constant(weight).contiguous(),) * len(weight.runs))
         module = nn.Linear(weight.length(1), weight.length(0), bias=bias is not None, device="meta")
         return filled(reader, module, weight=held, bias=bias)
 
@@ -209,7 +211,7 @@ def linear(reader: OnnxReader, parts: tuple, inputs: list, about: Attributes) ->
 # -- norms -------------------------------------------------------------------------------------------------------------
 
 
-def batch_norm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def batch_norm(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     x, *parts = inputs
     if about.get("training_mode", 0):
         raise UnreadError("is in training mode: export the network in eval mode")
@@ -229,12 +231,12 @@ def batch_norm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return reader.layer(names(inputs, about), ("batch", *map(_key, parts), settings_of(about)), build, x)
 
 
-def _over(reader: OnnxReader, part: Value, rank: int) -> Value:
+def _over(reader: OnnxReader, part: OnnxValue, rank: int) -> OnnxValue:
     """A number a channel, over the axes behind it."""
     return reader.call(torch.reshape, part, [-1, *[1] * (rank - 2)])
 
 
-def layer_norm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def layer_norm(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     x, scale, bias = (*inputs, None)[:3]
     axis = about.get("axis", -1) % x.rank
     over = [x.length(k) for k in range(axis, x.rank)]
@@ -250,13 +252,13 @@ def layer_norm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return reader.layer(names(inputs, about), ("layer", scale.key, _key(bias), axis, eps, *over), build, x)
 
 
-def _shaped(part: Value | None, over: list[int]) -> Value | None:
+def _shaped(part: OnnxValue | None, over: list[int]) -> OnnxValue | None:
     if part is None or list(constant(part).shape) == over:
         return part
-    return Value(part.name, (torch.broadcast_to(constant(part), over).contiguous(),) * len(part.runs))
+    return OnnxValue(part.name, (torch.broadcast_to(constant(part), over).contiguous(),) * len(part.runs))
 
 
-def group_norm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def group_norm(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """As of opset 21; the older one, of a scale a group, is no valid operator any more."""
     x, scale, bias = inputs
     groups, eps = about["num_groups"], about.get("epsilon", 1e-5)
@@ -268,7 +270,7 @@ def group_norm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return reader.layer(names(inputs, about), ("group", scale.key, _key(bias), groups, eps), build, x)
 
 
-def instance_norm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def instance_norm(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     x, scale, bias = inputs
     kind = _INSTANCE[x.rank - 3]
 
@@ -283,7 +285,7 @@ def instance_norm(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
 # -- others with weights -----------------------------------------------------------------------------------------------
 
 
-def prelu(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def prelu(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """A slope a channel, or one; other slopes by their own shape."""
     x, slope = inputs
     held = constant(slope) if slope.is_constant else None
@@ -294,13 +296,13 @@ def prelu(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
         return reader.call(torch.add, reader.call(F.relu, x), reader.call(torch.mul, slope, zero))
 
     def build() -> nn.Module:
-        flat = Value(slope.name, (constant(slope).flatten(),) * len(slope.runs))
+        flat = OnnxValue(slope.name, (constant(slope).flatten(),) * len(slope.runs))
         return filled(reader, nn.PReLU(flat.length(0), device="meta"), weight=flat)
 
     return reader.layer(names(inputs, about), ("prelu", slope.key), build, x)
 
 
-def _channels(x: Value) -> int:
+def _channels(x: OnnxValue) -> int:
     length = x.shape[1]
     return -1 if isinstance(length, FreeSize) else length
 

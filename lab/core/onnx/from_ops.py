@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .from_layers import padded, padding
 from .from_resize import resize
 from .from_shapes import given, known
-from .values import OnnxReader, UnreadError, Value, agreed, constant, fixed, scalar
+from .values import OnnxReader, OnnxValue, UnreadError, agreed, constant, fixed, scalar
 
 Attributes = dict[str, Any]
 _CODES = {
@@ -25,7 +25,7 @@ _CODES = {
 # -- arithmetic --------------------------------------------------------------------------------------------------------
 
 
-def _number(value: Value, other: Value) -> Any:
+def _number(value: OnnxValue, other: OnnxValue) -> Any:
     """A constant of one number as such, where it leaves the other's shape and type; else the tensor."""
     is_number = value.is_constant and value.runs[0].numel() == 1 and value.rank <= other.rank
     is_alike = value.runs[0].dtype == other.runs[0].dtype
@@ -35,14 +35,14 @@ def _number(value: Value, other: Value) -> Any:
 def _binary(function: Callable) -> Callable:
     """An operator of two tensors; a number behind is written as such."""
 
-    def read(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+    def read(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
         a, b = inputs
         return reader.call(function, a, _number(b, a))
 
     return read
 
 
-def _add(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _add(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """A sum; one that a layer has as its bias is that layer's output."""
     a, b = inputs
     for value in inputs:
@@ -52,13 +52,13 @@ def _add(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return reader.call(torch.add, a, _number(b, a))
 
 
-def _mul(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _mul(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     a, b = inputs
     a, b = (b, a) if isinstance(_number(a, b), (int, float)) else (a, b)
     return reader.call(torch.mul, a, _number(b, a))
 
 
-def _sub(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _sub(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     a, b = inputs
     number = _number(a, b)
     return (
@@ -68,7 +68,7 @@ def _sub(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     )
 
 
-def _div(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _div(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """A quotient; of integers it is cut at the point."""
     a, b = inputs
     if not a.runs[0].is_floating_point():
@@ -80,7 +80,7 @@ def _div(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return reader.call(torch.div, a, _number(b, a))
 
 
-def _power(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _power(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """The type is that of the base."""
     a, b = inputs
     exponent = scalar(b) if b.is_constant and b.runs[0].numel() == 1 and b.rank <= a.rank else b
@@ -89,25 +89,25 @@ def _power(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return power if power.runs[0].dtype == kind else reader.call("to", power, kind)
 
 
-def _modulo(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _modulo(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     return reader.call(torch.fmod if about.get("fmod", 0) else torch.remainder, *inputs)
 
 
 def _of_many(function: Callable, is_mean: bool = False) -> Callable:
     """Sums, means and extremes of any number of tensors."""
 
-    def read(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+    def read(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
         total = reduce(lambda a, b: reader.call(function, a, b), inputs)
         return reader.call(torch.div, total, len(inputs)) if is_mean and len(inputs) > 1 else total
 
     return read
 
 
-def _where(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _where(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     return reader.call(torch.where, *inputs)
 
 
-def _einsum(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _einsum(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     return reader.call(torch.einsum, about["equation"].replace(" ", ""), *inputs)
 
 
@@ -117,7 +117,7 @@ def _einsum(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
 def _simple(function: Callable, **fixed_settings: Any) -> Callable:
     """A function of one tensor."""
 
-    def read(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+    def read(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
         return reader.call(function, inputs[0], **fixed_settings)
 
     return read
@@ -126,13 +126,13 @@ def _simple(function: Callable, **fixed_settings: Any) -> Callable:
 def _with(function: Callable, **names: tuple[str, Any]) -> Callable:
     """A function with settings: torch's names of them, each with ONNX's and its default."""
 
-    def read(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+    def read(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
         return reader.call(function, inputs[0], **{key: about.get(*pair) for key, pair in names.items()})
 
     return read
 
 
-def _clip(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _clip(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     low, high = (_limit(inputs, at, about.get(name)) for at, name in ((1, "min"), (2, "max")))
     return inputs[0] if low is None and high is None else reader.call(torch.clamp, inputs[0], min=low, max=high)
 
@@ -144,7 +144,7 @@ def _limit(inputs: list, at: int, value: float | None) -> float | None:
     return None if value is None or abs(value) >= largest else value
 
 
-def _hard_sigmoid(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _hard_sigmoid(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """clip(alpha x + beta, 0, 1); torch's is that of 1/6 and 1/2."""
     alpha, beta = about.get("alpha", 0.2), about.get("beta", 0.5)
     if abs(alpha - 1 / 6) < 1e-6 and beta == 0.5:
@@ -153,23 +153,23 @@ def _hard_sigmoid(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return reader.call(torch.clamp, line, min=0.0, max=1.0)
 
 
-def _gelu(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _gelu(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     return reader.call(F.gelu, inputs[0], approximate=about.get("approximate", "none"))
 
 
-def _selu(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _selu(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     alpha, gamma = about.get("alpha", 1.6732632423543772), about.get("gamma", 1.0507009873554805)
     return reader.call(torch.mul, reader.call(F.elu, inputs[0], alpha), gamma)
 
 
-def _thresholded(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _thresholded(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     return reader.call(F.threshold, inputs[0], about.get("alpha", 1.0), 0.0)
 
 
 def _softmax(function: Callable) -> Callable:
     """Over one axis; before opset 13 over all axes from one on."""
 
-    def read(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+    def read(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
         x, axis = inputs[0], about.get("axis", -1 if reader.opset >= 13 else 1)
         axis %= max(x.rank, 1)
         if reader.opset >= 13 or all(length == 1 for length in x.shape[axis + 1 :]):
@@ -183,7 +183,7 @@ def _softmax(function: Callable) -> Callable:
 # -- pools and sums ----------------------------------------------------------------------------------------------------
 
 
-def _window(x: Value, about: Attributes) -> dict[str, Any]:
+def _window(x: OnnxValue, about: Attributes) -> dict[str, Any]:
     """Window, stride and dilation, and padding; `more` is what ceil_mode adds behind where padding comes in front."""
     kernel = list(about["kernel_shape"])
     ones = [1] * len(kernel)
@@ -203,7 +203,7 @@ def _is_torchs(w: dict[str, Any]) -> bool:
     return w["before"] == w["after"] and all(2 * p <= k for p, k in zip(w["before"], w["kernel"], strict=True))
 
 
-def _behind(x: Value, w: dict[str, Any]) -> list[int]:
+def _behind(x: OnnxValue, w: dict[str, Any]) -> list[int]:
     """The padding behind each axis with which whole windows are as many as ceil_mode asks for."""
     if not w["ceil"]:
         return w["after"]
@@ -221,7 +221,7 @@ def _behind(x: Value, w: dict[str, Any]) -> list[int]:
     return ends
 
 
-def _max_pool(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _max_pool(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     x, w = inputs[0], _window(inputs[0], about)
     pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(w["kernel"]) - 1]
     if _is_torchs(w):
@@ -230,7 +230,7 @@ def _max_pool(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return reader.call(pool, x, w["kernel"], w["stride"], 0, w["dilation"])
 
 
-def _average_pool(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _average_pool(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     x, w, counted = inputs[0], _window(inputs[0], about), bool(about.get("count_include_pad", 0))
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(w["kernel"]) - 1]
     if set(w["dilation"]) == {1} and _is_torchs(w):
@@ -243,7 +243,7 @@ def _average_pool(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return reader.call(torch.div, means, known([share] * len(x.runs)))
 
 
-def _means(reader: OnnxReader, x: Value, w: dict[str, Any]) -> Value:
+def _means(reader: OnnxReader, x: OnnxValue, w: dict[str, Any]) -> OnnxValue:
     """The means of whole windows; of those with gaps by a convolution of each channel."""
     axes = len(w["kernel"])
     if set(w["dilation"]) == {1}:
@@ -255,7 +255,7 @@ def _means(reader: OnnxReader, x: Value, w: dict[str, Any]) -> Value:
     return reader.call(convolution, x, each, None, w["stride"], 0, w["dilation"], channels)
 
 
-def agreed_share(x: Value, w: dict[str, Any], behind: list[int], counted: bool) -> Tensor:
+def agreed_share(x: OnnxValue, w: dict[str, Any], behind: list[int], counted: bool) -> Tensor:
     """Which share of each window's places counts, (1, 1, *sides): those inside, or inside and in the padding."""
     share = torch.ones(())
     for axis, (k, s, d) in enumerate(zip(w["kernel"], w["stride"], w["dilation"], strict=True)):
@@ -270,7 +270,7 @@ def agreed_share(x: Value, w: dict[str, Any], behind: list[int], counted: bool) 
 
 
 def _global(name: str) -> Callable:
-    def read(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+    def read(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
         x = inputs[0]
         return reader.call(getattr(F, f"adaptive_{name}_pool{x.rank - 2}d"), x, 1)
 
@@ -280,7 +280,7 @@ def _global(name: str) -> Callable:
 def _reduce(function: Callable) -> Callable:
     """A mean, sum, extreme or norm over some axes, or all."""
 
-    def read(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+    def read(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
         x, axes = inputs[0], given(inputs, 1, about, "axes")
         if not axes and about.get("noop_with_empty_axes", 0):
             return x
@@ -293,7 +293,7 @@ def _reduce(function: Callable) -> Callable:
 def _composed(before: Callable | None, total: Callable, after: Callable | None) -> Callable:
     """A sum over axes of what a function gives, and what another gives of that."""
 
-    def read(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+    def read(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
         first = inputs[0] if before is None else reader.call(before, inputs[0])
         y = _reduce(total)(reader, [first, *inputs[1:]], about)
         return y if after is None else reader.call(after, y)
@@ -302,7 +302,7 @@ def _composed(before: Callable | None, total: Callable, after: Callable | None) 
 
 
 def _argument(function: Callable) -> Callable:
-    def read(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+    def read(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
         if about.get("select_last_index", 0):
             raise UnreadError("asks for the last of equal numbers, torch gives the first")
         return reader.call(function, inputs[0], about.get("axis", 0), bool(about.get("keepdims", 1)))
@@ -313,7 +313,7 @@ def _argument(function: Callable) -> Callable:
 # -- grids -------------------------------------------------------------------------------------------------------------
 
 
-def _quantise(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _quantise(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """The codes of a tensor; of one that depends on the input they are read where they become numbers again."""
     x, scale, zero = (*inputs, None)[:3]
     step = constant(scale)
@@ -323,7 +323,7 @@ def _quantise(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     grid = (step, point, about.get("axis", 1))
     if x.node is not None:
         reader.coded[about["gives"]] = (x, grid)
-        return Value(
+        return OnnxValue(
             about["gives"], tuple(torch.empty(r.shape, dtype=point.dtype, device="meta") for r in x.runs), x.node
         )
     low, high = _CODES[point.dtype]
@@ -332,7 +332,7 @@ def _quantise(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return known([codes] * len(x.runs))
 
 
-def _dequantise(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _dequantise(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """The numbers of codes: of constants at once, of what QuantizeLinear gives as one rounding of torch."""
     codes, scale, zero = (*inputs, None)[:3]
     step, axis = constant(scale), about.get("axis", 1)

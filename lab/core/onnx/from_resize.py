@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .values import FreeSize, OnnxReader, UnreadError, Value, agreed, constant, fixed, numbers
+from .values import FreeSize, OnnxReader, OnnxValue, UnreadError, agreed, constant, fixed, numbers
 
 Attributes = dict[str, Any]
 _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
@@ -23,7 +23,7 @@ class _Way:
     nearest: str
 
 
-def resize(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def resize(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """Resize, and Upsample; opset 10 and before had one way only, later files name theirs."""
     x, way = inputs[0], _way(reader, about)
     scales, sizes = _asked(reader, inputs, about)
@@ -74,15 +74,15 @@ def _asked(
     return (about["scales"] if value is None else [float(n) for n in constant(value)]), None
 
 
-def _runs(x: Value, axis: int) -> tuple[int, ...]:
+def _runs(x: OnnxValue, axis: int) -> tuple[int, ...]:
     return tuple(run.shape[axis] for run in x.runs)
 
 
-def _of(length: int | FreeSize, x: Value) -> tuple[int, ...]:
+def _of(length: int | FreeSize, x: OnnxValue) -> tuple[int, ...]:
     return length.runs if isinstance(length, FreeSize) else (length,) * len(x.runs)
 
 
-def _lengths(x: Value, axes: list[int], ratios: Any, sizes: Any, about: Attributes) -> list[int | FreeSize]:
+def _lengths(x: OnnxValue, axes: list[int], ratios: Any, sizes: Any, about: Attributes) -> list[int | FreeSize]:
     """The lengths of all axes."""
     lengths = x.shape
     policy = about.get("keep_aspect_ratio_policy", "stretch")
@@ -99,7 +99,7 @@ def _lengths(x: Value, axes: list[int], ratios: Any, sizes: Any, about: Attribut
     return lengths
 
 
-def _torchs(way: _Way, x: Value, lengths: list, ratios: Any) -> dict[str, Any] | None:
+def _torchs(way: _Way, x: OnnxValue, lengths: list, ratios: Any) -> dict[str, Any] | None:
     """The settings of torch's own interpolation that takes the same numbers; None if none does."""
     if way.mode != "nearest":
         if way.coordinates not in _ALIGNED or (way.coordinates == "half_pixel" and 1 in lengths[2:]):
@@ -113,7 +113,7 @@ def _torchs(way: _Way, x: Value, lengths: list, ratios: Any) -> dict[str, Any] |
     return None
 
 
-def _is_alike(way: _Way, x: Value, axis: int, length: Any, ratios: Any, shift: float) -> bool:
+def _is_alike(way: _Way, x: OnnxValue, axis: int, length: Any, ratios: Any, shift: float) -> bool:
     """Whether torch takes the same entries of an axis in every run."""
     for n, size in zip(_runs(x, axis), _of(length, x), strict=True):
         ratio = size / n if ratios is None else ratios.get(axis, 1.0)
@@ -123,7 +123,7 @@ def _is_alike(way: _Way, x: Value, axis: int, length: Any, ratios: Any, shift: f
     return True
 
 
-def _fixed_table(way: _Way, x: Value, axis: int, length: Any, ratios: Any) -> tuple[np.ndarray, ...]:
+def _fixed_table(way: _Way, x: OnnxValue, axis: int, length: Any, ratios: Any) -> tuple[np.ndarray, ...]:
     n, size = x.length(axis), fixed(length, f"the new length of axis {axis}")
     return _table(way, n, size, size / n if ratios is None else ratios[axis])
 
@@ -132,11 +132,12 @@ def _table(way: _Way, n: int, size: int, ratio: float) -> tuple[np.ndarray, np.n
     """The two entries of an axis between which each new one lies, and how far it is from the first."""
     at = _places(way.coordinates, n, size, np.float32(ratio))
     if way.mode == "nearest":
-        rounding: dict[str, Any] = {
+        rules: dict[str, Any] = {
             "floor": np.floor, "ceil": np.ceil, "round_prefer_floor": lambda v: np.ceil(v - np.float32(0.5)),
             "round_prefer_ceil": lambda v: np.floor(v + np.float32(0.5)),
         }  # fmt: skip
-        index = np.clip(rounding[way.nearest](at), 0, n - 1).astype(np.int64)
+        rounded = rules[way.nearest](at)
+        index = np.clip(rounded, 0, n - 1).astype(np.int64)
         return index, index, np.zeros(size, np.float32)
     at = np.clip(at, 0, n - 1)
     low = np.minimum(np.floor(at).astype(np.int64), n - 1)
@@ -158,7 +159,7 @@ def _places(coordinates: str, n: int, size: int, ratio: np.float32) -> np.ndarra
     return offset + (i + half) / ratio - half
 
 
-def _by_table(reader: OnnxReader, x: Value, axis: int, table: tuple[np.ndarray, ...]) -> Value:
+def _by_table(reader: OnnxReader, x: OnnxValue, axis: int, table: tuple[np.ndarray, ...]) -> OnnxValue:
     """An axis whose entries are others, or lie between two of them."""
     first, second, share = (torch.from_numpy(part) for part in table)
     a = _taken(reader, x, axis, first)
@@ -166,9 +167,9 @@ def _by_table(reader: OnnxReader, x: Value, axis: int, table: tuple[np.ndarray, 
         return a
     b = _taken(reader, x, axis, second)
     along = share.reshape([-1 if k == axis else 1 for k in range(x.rank)])
-    step = reader.call(torch.mul, reader.call(torch.sub, b, a), Value("share", (along,) * len(x.runs)))
+    step = reader.call(torch.mul, reader.call(torch.sub, b, a), OnnxValue("share", (along,) * len(x.runs)))
     return reader.call(torch.add, a, step)
 
 
-def _taken(reader: OnnxReader, x: Value, axis: int, places: torch.Tensor) -> Value:
-    return reader.call(torch.index_select, x, axis, Value("places", (places,) * len(x.runs)))
+def _taken(reader: OnnxReader, x: OnnxValue, axis: int, places: torch.Tensor) -> OnnxValue:
+    return reader.call(torch.index_select, x, axis, OnnxValue("places", (places,) * len(x.runs)))

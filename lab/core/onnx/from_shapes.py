@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .values import FreeSize, OnnxReader, UnreadError, Value, agreed, constant, fixed, integers, numbers, scalar
+from .values import FreeSize, OnnxReader, OnnxValue, UnreadError, agreed, constant, fixed, integers, numbers, scalar
 
 Attributes = dict[str, Any]
 DTYPES = {
@@ -37,21 +37,21 @@ def given(inputs: list, at: int, about: Attributes, name: str) -> list[int] | No
 # -- constants ---------------------------------------------------------------------------------------------------------
 
 
-def known(tensors: list[Tensor]) -> Value:
+def known(tensors: list[Tensor]) -> OnnxValue:
     """A tensor that sizes alone decide."""
-    return Value("", tuple(tensors))
+    return OnnxValue("", tuple(tensors))
 
 
-def _shape(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _shape(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     ends = slice(about.get("start", 0), about.get("end"))
     return known([torch.tensor(tuple(x.shape)[ends], dtype=torch.int64) for x in inputs[0].runs])
 
 
-def _size(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _size(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     return known([torch.tensor(x.numel()) for x in inputs[0].runs])
 
 
-def _constant(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _constant(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     kinds = {"value_float": torch.float32, "value_floats": torch.float32, "value_int": torch.int64}
     kinds |= {"value_ints": torch.int64}
     key = next(key for key in about if key.startswith(("value", "sparse")))
@@ -61,33 +61,33 @@ def _constant(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return known([value] * reader.count)
 
 
-def _constant_of_shape(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _constant_of_shape(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     value = about.get("value", torch.zeros(1))
     return reader.call(torch.full, numbers(inputs[0]), value.item(), dtype=value.dtype)
 
 
-def _range(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _range(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     ends = [agreed(tuple(x.item() for x in value.runs)) if _is_integer(value) else scalar(value) for value in inputs]
     return reader.call(torch.arange, *ends, dtype=inputs[0].runs[0].dtype)
 
 
-def _is_integer(value: Value) -> bool:
+def _is_integer(value: OnnxValue) -> bool:
     return value.node is None and not value.runs[0].is_floating_point()
 
 
-def _cast(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _cast(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     kind = inputs[1].runs[0].dtype if len(inputs) > 1 else dtype(about["to"])
     return inputs[0] if inputs[0].runs[0].dtype == kind else reader.call("to", inputs[0], kind)
 
 
-def identity(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def identity(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     return inputs[0]
 
 
 # -- shapes ------------------------------------------------------------------------------------------------------------
 
 
-def _reshape(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _reshape(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """0 is the length that x has there, unless `allowzero`; one -1 is what is left."""
     x, wanted = inputs[0], numbers(inputs[1])
     lengths = x.shape
@@ -100,7 +100,7 @@ def _reshape(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return reader.call(torch.reshape, x, target)
 
 
-def _completed(x: Value, target: list) -> list:
+def _completed(x: OnnxValue, target: list) -> list:
     """The shape with the number that -1 stands for, and -1 for the one that grows with the batch."""
     rests = []
     for k, run in enumerate(x.runs):
@@ -112,7 +112,7 @@ def _completed(x: Value, target: list) -> list:
     return [-1 if isinstance(n, FreeSize) else rest if n == -1 else n for n in target]
 
 
-def _flatten(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _flatten(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     x, axis = inputs[0], about.get("axis", 1)
     axis = axis + x.rank if axis < 0 else axis
     if axis == 1 and x.rank > 1:
@@ -121,26 +121,26 @@ def _flatten(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return reader.call(torch.reshape, x, [agreed(tuple(rows)), -1])
 
 
-def _squeeze(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _squeeze(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     axes = given(inputs, 1, about, "axes")
     if axes is None:
         axes = [k for k, length in enumerate(inputs[0].shape) if length == 1]
     return reader.call(torch.squeeze, inputs[0], axes[0] if len(axes) == 1 else tuple(axes))
 
 
-def _unsqueeze(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _unsqueeze(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     x, axes = inputs[0], given(inputs, 1, about, "axes") or []
     for axis in sorted(axis % (x.rank + len(axes)) for axis in axes):
         x = reader.call(torch.unsqueeze, x, axis)
     return x
 
 
-def _transpose(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _transpose(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     order = about.get("perm", list(range(inputs[0].rank))[::-1])
     return inputs[0] if list(order) == sorted(order) else reader.call(torch.permute, inputs[0], list(order))
 
 
-def _expand(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _expand(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """Both ways: a length of 1 in the wanted shape leaves the tensor's own."""
     x, wanted = inputs[0], numbers(inputs[1])
     runs = []
@@ -154,12 +154,12 @@ def _expand(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return x if x.rank == len(target) and runs == [run.shape for run in x.runs] else _broadcast(reader, x, target)
 
 
-def _broadcast(reader: OnnxReader, x: Value, target: list) -> Value:
+def _broadcast(reader: OnnxReader, x: OnnxValue, target: list) -> OnnxValue:
     """By the method: traced again, its sizes stay open."""
     return reader.call("expand", x, *target)
 
 
-def _tile(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _tile(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     times = numbers(inputs[1])
     return inputs[0] if all(n == 1 for n in times) else reader.call("repeat", inputs[0], *times)
 
@@ -167,11 +167,11 @@ def _tile(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 
-def _concat(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _concat(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     return inputs[0] if len(inputs) == 1 else reader.call(torch.cat, list(inputs), about["axis"])
 
 
-def _split(reader: OnnxReader, inputs: list, about: Attributes) -> list[Value]:
+def _split(reader: OnnxReader, inputs: list, about: Attributes) -> list[OnnxValue]:
     """In equal parts, the last shorter, where the file names no lengths."""
     x, axis, sizes = inputs[0], about.get("axis", 0), given(inputs, 1, about, "split")
     if sizes is None:
@@ -181,7 +181,7 @@ def _split(reader: OnnxReader, inputs: list, about: Attributes) -> list[Value]:
     return reader.call(torch.split, x, sizes, axis)
 
 
-def _slice(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _slice(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """Slices of some axes; a negative step turns what it takes."""
     x = inputs[0]
     starts, ends, axes, steps = _bounds(inputs, about)
@@ -208,20 +208,20 @@ def _bounds(inputs: list, about: Attributes) -> tuple:
     )
 
 
-def _forward(x: Value, axis: int, start: Any, end: Any, step: int) -> slice:
+def _forward(x: OnnxValue, axis: int, start: Any, end: Any, step: int) -> slice:
     """The same entries by a positive step."""
     if step < 0:
         length = x.length(axis)
         start, end = fixed(start, "where a slice starts"), fixed(end, "where a slice ends")
         taken = range(length)[max(start, -length - 1) if start < 0 else start : None if end < -length else end : step]
         return slice(taken[-1], taken[0] + 1, -step) if len(taken) else slice(0, 0)
-    length = x.shape[axis]  # type: ignore[assignment]
-    is_end = isinstance(end, int) and (end >= length if isinstance(length, int) else end >= 2**31 - 1)
-    is_start = start == 0 or (isinstance(length, int) and isinstance(start, int) and start < -length)
+    size = x.shape[axis]
+    is_end = isinstance(end, int) and (end >= size if isinstance(size, int) else end >= 2**31 - 1)
+    is_start = start == 0 or (isinstance(size, int) and isinstance(start, int) and start < -size)
     return slice(None if is_start else start, None if is_end else end, None if step == 1 else step)
 
 
-def _gather(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _gather(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """Entries of an axis: one by its number, several as a slice where they stand in a row."""
     x, index = inputs
     axis = about.get("axis", 0) % x.rank
@@ -245,7 +245,7 @@ def _gather(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
 # -- pixels ------------------------------------------------------------------------------------------------------------
 
 
-def _depth_to_space(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _depth_to_space(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     x, b = inputs[0], about["blocksize"]
     if about.get("mode", "DCR") == "CRD":
         return reader.call(F.pixel_shuffle, x, b)
@@ -256,7 +256,7 @@ def _depth_to_space(reader: OnnxReader, inputs: list, about: Attributes) -> Valu
     return reader.call(torch.reshape, turned, [n, c // b**2, rows, columns])
 
 
-def _space_to_depth(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _space_to_depth(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     x, b = inputs[0], about["blocksize"]
     n, c, h, w = x.shape
     rows, columns = (_scaled(length, 1 / b) for length in (h, w))
@@ -270,7 +270,7 @@ def _scaled(length: int | FreeSize, factor: float) -> int | FreeSize:
     return agreed(tuple(int(n * factor) for n in runs))
 
 
-def _pad(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
+def _pad(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     """Numbers around, or what lies there mirrored, repeated or from the other end; negative padding cuts."""
     x, rank = inputs[0], inputs[0].rank
     pads = given(inputs, 1, about, "pads") or []
@@ -289,7 +289,7 @@ def _pad(reader: OnnxReader, inputs: list, about: Attributes) -> Value:
     return _mirrored(reader, x, (before, after), mode, first)
 
 
-def _mirrored(reader: OnnxReader, x: Value, pads: tuple, mode: str, first: int) -> Value:
+def _mirrored(reader: OnnxReader, x: OnnxValue, pads: tuple, mode: str, first: int) -> OnnxValue:
     torch_mode, rank = {"reflect": "reflect", "edge": "replicate", "wrap": "circular"}[mode], x.rank
     before, after = pads
     if 2 <= first and rank in (3, 4, 5) and min(*before, *after) >= 0:

@@ -44,7 +44,7 @@ def _near(value: float | None, wanted: float) -> bool:
     return value is not None and abs(value - wanted) <= _CLOSE * abs(wanted)
 
 
-def _with(graph: fx.GraphModule, node: Any, target: Callable, wanted: float) -> fx.Node | None:
+def _with(graph: fx.GraphModule, node: Any, target: Callable, wanted: float) -> Any:
     """The tensor to which a node adds a number, or which it multiplies by one; None if it does not."""
     if not _is(node, target):
         return None
@@ -54,7 +54,7 @@ def _with(graph: fx.GraphModule, node: Any, target: Callable, wanted: float) -> 
     return b if _near(_number(graph, a), wanted) else None
 
 
-def _scaled(graph: fx.GraphModule, node: Any, factor: float) -> fx.Node | None:
+def _scaled(graph: fx.GraphModule, node: Any, factor: float) -> Any:
     """The tensor that a node multiplies by this factor, or divides by its inverse."""
     if _is(node, torch.div) and _near(_number(graph, node.args[1]), 1 / factor):
         return node.args[0]
@@ -66,7 +66,7 @@ def _reader(node: fx.Node) -> Any:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _gelu(graph: fx.GraphModule, node: fx.Node) -> Any:
+def _gelu(graph: fx.GraphModule, node: Any) -> Any:
     """x (1 + erf(x / sqrt 2)) / 2, its factors in any order; or with tanh of a cubic."""
     if _is(node, torch.erf):
         x, approximate = _scaled(graph, node.args[0], 0.5**0.5), "none"
@@ -98,9 +98,9 @@ def _gelu(graph: fx.GraphModule, node: fx.Node) -> Any:
     return present, F.gelu, (x,), {"approximate": approximate}
 
 
-def _cubic(graph: fx.GraphModule, node: Any) -> fx.Node | None:
+def _cubic(graph: fx.GraphModule, node: Any) -> Any:
     """The x of sqrt(2 / pi) (x + 0.044715 x^3)."""
-    total: Any = _scaled(graph, node, (2 / math.pi) ** 0.5)
+    total = _scaled(graph, node, (2 / math.pi) ** 0.5)
     if not _is(total, torch.add):
         return None
     for x, term in (total.args, total.args[::-1]):

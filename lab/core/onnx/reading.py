@@ -18,7 +18,7 @@ from ..batch import Example, tensors
 from ..errors import first_line
 from . import from_layers, from_ops, from_shapes
 from .fusing import fused
-from .values import OnnxReader, UnreadError, Value, identifier
+from .values import OnnxReader, OnnxValue, UnreadError, identifier
 
 OPSETS = (9, 23)  # the oldest and the newest whose operators are read as they are defined
 BATCHES = (2, 3, 5)  # lengths of a free first axis with which a file is read
@@ -124,7 +124,7 @@ def _plans(entries: dict, example: Example | None, channels: list[int]) -> Itera
             filled.append(length if not is_batch else batch or (given[k][at] if given is not None else 1))
         return tuple(filled)
 
-    runs: list[tuple[int | None, int]] = [(batch, sides[0]) for batch in (BATCHES if free else (None,))]
+    runs: list[tuple[int | None, int]] = [(batch, sides[0]) for batch in BATCHES] if free else [(None, sides[0])]
     runs += [(runs[-1][0], sides[-1])] if is_open else []
     yield {name: [lengths(k, *run) for run in runs] for k, name in enumerate(entries)}
     if free and not is_open:
@@ -154,9 +154,9 @@ def _read(model: Any, entries: dict, lengths: dict[str, list[tuple[int, ...]]]) 
     for name, (_, kind) in entries.items():
         node = reader.graph.placeholder(identifier(name))
         runs = (torch.empty(shape, dtype=kind, device="meta") for shape in lengths[name])
-        reader.values[name] = Value(name, tuple(runs), node)
+        reader.values[name] = OnnxValue(name, tuple(runs), node)
     for tensor in model.graph.initializer:
-        reader.values[tensor.name] = Value(tensor.name, (_tensor(tensor),) * reader.count)
+        reader.values[tensor.name] = OnnxValue(tensor.name, (_tensor(tensor),) * reader.count)
     missing: dict[str, str] = {}
     for node in model.graph.node:
         try:
@@ -199,7 +199,7 @@ def _visit(reader: OnnxReader, node: Any) -> None:
         reader.values[name] = value if is_named else replace(value, name=name)
 
 
-def _computed(reader: OnnxReader, node: Any, inputs: list) -> list[Value]:
+def _computed(reader: OnnxReader, node: Any, inputs: list) -> list[OnnxValue]:
     """What an operator of constants alone gives, by onnx's own evaluator."""
     from onnx.reference import ReferenceEvaluator
 
@@ -211,7 +211,7 @@ def _computed(reader: OnnxReader, node: Any, inputs: list) -> list[Value]:
             runs.append(ReferenceEvaluator(node, opsets={"": reader.opset}).run(None, named))
         except Exception as error:  # of any kind, as operators differ
             raise UnreadError(f"is no operator that is read here ({first_line(error)})") from error
-    return [Value("", tuple(torch.from_numpy(np.asarray(x)) for x in part)) for part in zip(*runs, strict=True)]
+    return [OnnxValue("", tuple(torch.from_numpy(np.asarray(x)) for x in part)) for part in zip(*runs, strict=True)]
 
 
 def _attribute(part: Any) -> Any:

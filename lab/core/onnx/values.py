@@ -32,7 +32,7 @@ class FreeSize:
 
 
 @dataclass(frozen=True, eq=False)
-class Value:
+class OnnxValue:
     """A tensor of a file: its numbers in each run where it has no node, else tensors without storage."""
 
     name: str
@@ -78,7 +78,7 @@ def fixed(value: int | FreeSize, what: str) -> int:
     return value
 
 
-def numbers(value: Value) -> list[int | FreeSize]:
+def numbers(value: OnnxValue) -> list[int | FreeSize]:
     """The integers of a tensor that sizes alone decide."""
     if value.node is not None:
         raise UnreadError(f"takes {value.name} from the input's values: it must be a constant")
@@ -87,19 +87,19 @@ def numbers(value: Value) -> list[int | FreeSize]:
     return [agreed(column) for column in zip(*(x.flatten().tolist() for x in value.runs), strict=True)]
 
 
-def integers(value: Value) -> list[int]:
+def integers(value: OnnxValue) -> list[int]:
     """The integers of a tensor that is the same in all runs."""
     return [fixed(number, value.name) for number in numbers(value)]
 
 
-def constant(value: Value) -> Tensor:
+def constant(value: OnnxValue) -> Tensor:
     """The tensor that is the same in all runs; UnreadError for another."""
     if not value.is_constant:
         raise UnreadError(f"takes {value.name} from the input: it must be a constant")
     return value.runs[0]
 
 
-def scalar(value: Value) -> float | int:
+def scalar(value: OnnxValue) -> float | int:
     """The one number of a constant."""
     held = constant(value)
     if held.numel() != 1:
@@ -113,7 +113,7 @@ class OnnxReader:
     def __init__(self, opset: int, count: int) -> None:
         self.opset, self.count = opset, count  # of runs
         self.net, self.graph = nn.Module(), fx.Graph()
-        self.values: dict[str, Value] = {}
+        self.values: dict[str, OnnxValue] = {}
         self.layers: dict[tuple, str] = {}
         self.parameters: dict[int, nn.Parameter] = {}
         self.attributes: dict[int, fx.Node] = {}
@@ -121,13 +121,13 @@ class OnnxReader:
         self.sizes: dict[tuple[int, int], fx.Node] = {}
         self.sums: dict[str, str] = {}  # what is added to a value that nothing else reads
         self.biased: set[str] = set()  # sums that are in a layer already
-        self.coded: dict[str, tuple[Value, tuple]] = {}  # what QuantizeLinear gives: of which tensor, on which grid
+        self.coded: dict[str, tuple[OnnxValue, tuple]] = {}  # what QuantizeLinear gives: of which tensor, on which grid
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Any:
         """What a function, or a method by name, gives; several outputs as a list. Constants are computed at once."""
-        values = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, Value)]
+        values = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, OnnxValue)]
         is_known = all(value.node is None for value in values)
         runs = self._tried(target, args, kwargs, is_known)
         if is_known and _is_kept(runs):
@@ -135,11 +135,11 @@ class OnnxReader:
         kind = "call_method" if isinstance(target, str) else "call_function"
         return self._emitted(kind, target, args, kwargs, runs)
 
-    def alike(self, target: Any, x: Value, *args: Any) -> Value:
+    def alike(self, target: Any, x: OnnxValue, *args: Any) -> OnnxValue:
         """What a function gives that leaves shapes as they are, and that torch has no form of without storage."""
         return self._emitted("call_function", target, (x, *args), {}, list(x.runs))
 
-    def layer(self, names: tuple[str, ...], key: tuple, build: Callable[[], nn.Module], x: Value) -> Value:
+    def layer(self, names: tuple[str, ...], key: tuple, build: Callable[[], nn.Module], x: OnnxValue) -> OnnxValue:
         """What a layer gives for x; it is named after its weight or its node, and one weight makes one layer."""
         if key not in self.layers:
             self.layers[key] = self._free(layer_name(*names))
@@ -157,12 +157,12 @@ class OnnxReader:
         """What the call gives in each run; UnreadError where torch refuses it."""
         leaves = list(_leaves((args, kwargs)))
         is_alike = is_known and not any(isinstance(leaf, FreeSize) for leaf in leaves)
-        is_alike &= all(leaf.is_constant for leaf in leaves if isinstance(leaf, Value))
+        is_alike &= all(leaf.is_constant for leaf in leaves if isinstance(leaf, OnnxValue))
         results = []
         for k in range(1 if is_alike else self.count):
 
             def at(leaf: Any, k: int = k) -> Any:
-                if isinstance(leaf, Value):
+                if isinstance(leaf, OnnxValue):
                     return leaf.runs[k] if is_known else leaf.runs[k].to("meta")
                 return leaf.runs[k] if isinstance(leaf, FreeSize) else leaf
 
@@ -185,13 +185,13 @@ class OnnxReader:
     def _argument(self, leaf: Any) -> Any:
         if isinstance(leaf, FreeSize):
             return self._size(leaf)
-        if not isinstance(leaf, Value):
+        if not isinstance(leaf, OnnxValue):
             return leaf
         return leaf.node or self.held(leaf)
 
     # -- what the graph holds ------------------------------------------------------------------------------------------
 
-    def held(self, value: Value) -> fx.Node:
+    def held(self, value: OnnxValue) -> fx.Node:
         """A constant as an attribute: a parameter where it is one of the file's own of real numbers, else a buffer."""
         tensor = constant(value)
         if id(tensor) not in self.attributes:
@@ -202,7 +202,7 @@ class OnnxReader:
             self.tensors.append(tensor)
         return self.attributes[id(tensor)]
 
-    def parameter(self, value: Value) -> nn.Parameter:
+    def parameter(self, value: OnnxValue) -> nn.Parameter:
         """A constant as a parameter, the same one wherever the file reads it."""
         tensor = constant(value)
         if id(tensor) not in self.parameters:
@@ -304,7 +304,7 @@ def _is_kept(runs: list[Any]) -> bool:
 def _valued(name: str, runs: list[Any], node: fx.Node | None) -> Any:
     """The outputs of the runs as a value, or as a list of them."""
     if isinstance(runs[0], Tensor):
-        return Value(name, tuple(runs if node is None else (x.to("meta") for x in runs)), node)
+        return OnnxValue(name, tuple(runs if node is None else (x.to("meta") for x in runs)), node)
     parts = []
     for k, part in enumerate(zip(*runs, strict=True)):
         item = None if node is None else node.graph.call_function(operator.getitem, (node, k))

@@ -1,11 +1,14 @@
 """A network read from an ONNX file answers as the file does in onnxruntime, at other batches too."""
 
 import io
+import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
 from torch import nn
 
 from lab.core.batch import tensors
@@ -18,7 +21,7 @@ from lab.core.onnx import export, reading  # noqa: E402
 from lab.core.onnx.runtime import Deployed  # noqa: E402
 from lab.sparsebytenn import compiler, packed  # noqa: E402
 from lab.sparsebytenn.engine import Engine  # noqa: E402
-from tests.sparsebytenn import zoo  # noqa: E402
+from tests.sparsebytenn import graphs, layer_steps, move_steps, tensor_steps, zoo  # noqa: E402
 
 GENERATOR = np.random.default_rng(0)
 X4 = (2, 6, 7, 9)
@@ -108,7 +111,8 @@ NODES = {
         f"max pool {about}": (13, node("MaxPool", kernel_shape=[3, 2], **about), {})
         for about in (
             {"strides": [2, 2]}, {"strides": [2, 2], "ceil_mode": 1}, {"strides": [3, 2], "pads": [1, 0, 1, 1]},
-            {"strides": [3, 2], "pads": [1, 0, 0, 1], "ceil_mode": 1}, {"dilations": [2, 3]},
+            {"strides": [3, 2], "pads": [1, 0, 0, 1], "ceil_mode": 1},
+            {"strides": [4, 2], "pads": [0, 0, 1, 0], "ceil_mode": 1}, {"dilations": [2, 3]},
             {"auto_pad": "SAME_UPPER", "strides": [2, 2]}, {"auto_pad": "SAME_LOWER"},
         )
     },
@@ -435,3 +439,25 @@ def test_the_engine_runs_what_is_read(name, tmp_path):
     with torch.no_grad():
         assert apart(read(x), theirs) < 1e-5
     assert apart(Engine(packed.write(compiler.compile(read, x)))(x), theirs) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@settings(
+    max_examples=40, phases=[Phase.generate], derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+@given(graphs.network((*layer_steps.KINDS, *tensor_steps.KINDS, *move_steps.KINDS)))
+def test_drawn_networks(drawn):
+    """Those of the drawn networks that torch's exporter writes and onnxruntime loads, which most are."""
+    net, inputs = drawn
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = exported(net, Path(folder) / "net.onnx", *(x.clone() for x in inputs))
+            theirs = list(tensors(Deployed(path)(*inputs)))
+        except Exception:  # of many kinds, torch's exporter's and onnxruntime's own
+            return
+        with torch.no_grad():
+            ours, single = reading.module(path)(*inputs), net(*(x.clone() for x in inputs))
+            exact = net.double()(*(x.double() for x in inputs))
+    if apart(single, exact) < 2e-6:  # where roundings are enlarged, nothing is measured
+        assert apart(list(tensors(ours)), theirs) < 1e-5
