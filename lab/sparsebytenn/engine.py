@@ -42,7 +42,7 @@ def compile(
         network = tuning.tuned(network) if measure else network
         return compiler.densified(network) if dense else network
 
-    made: Any
+    made: Engine | segments.Segments
     try:
         network = compiler.compile(model, example, interleaved=interleaved)
     except LacksError:

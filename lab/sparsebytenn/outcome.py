@@ -68,13 +68,21 @@ class SparseByteNNOutcome(Outcome):
         """Write the network as an ONNX file with a free batch axis, its zeros in place; needs the extra `export`."""
         return export.onnx(self.model, path, zeros_of(self.example), opset)
 
-    def engine(self, **options: Any) -> Any:
-        """The network in the sparse engine, norms folded, as `lab.sparsebytenn.engine.compile` makes it.
+    def engine(
+        self,
+        *,
+        strict: bool = False,
+        dense: bool = False,
+        measure: bool = True,
+        interleaved: bool = False,
+        calibrate: Tensor | None = None,
+    ) -> Any:
+        """The network in the sparse engine, norms folded; where the engine has a part of it, the rest stays in torch.
 
-        Options: strict, dense, measure, interleaved, calibrate. Gives an `Engine`, or `Segments` where the engine has a
-        part of the network alone.
+        `lab.sparsebytenn.engine.compile` says what the options mean.
         """
-        return engine.compile(self.model, zeros_of(self.example), **options)
+        options = {"strict": strict, "dense": dense, "measure": measure, "interleaved": interleaved}
+        return engine.compile(self.model, zeros_of(self.example), **options, calibrate=calibrate)
 
     def export_web(self, folder: str | Path, **options: Any) -> Path:
         """Write a folder with one page that runs the network in a browser, sparse beside dense; its path.

@@ -149,7 +149,7 @@ def browser(outcome: SparseByteNNOutcome, **options: Any) -> Classifier:
 
     Options (labels, mean, std, images, title) as `web.bundle` takes them.
     """
-    sparse, dense = (outcome.engine(dense=dense, measure=False) for dense in (False, True))
+    sparse, dense = (outcome.engine(strict=True, dense=dense, measure=False) for dense in (False, True))
     return Classifier(**web.widget(sparse, **({"dense": dense} | options)))
 
 
