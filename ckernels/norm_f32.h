@@ -29,13 +29,14 @@ static void softmax(const softmax_f32 *s) {
         }
 }
 
-/* A group of planes at nv vectors of pixels; `with_mean` is 0 for a norm of squares alone. */
+/* A group of planes at nv vectors of pixels; `with_mean` is 0 for a norm of squares alone. What is left of the mean after
+   it has been taken away is taken away too: equal numbers then have a variance of 0 to the last bit. */
 INLINE void norm_pixels(const int nv, const int with_mean, const norm_f32 *s, int64_t first, int64_t at) {
     const V share = splat(1.0f / (float)s->planes);
-    V mean[4], square[4];
+    V mean[4], square[4], rest[4];
     const float *x = s->x + first * s->x_pitch + at;
     float *y = s->y + first * s->y_pitch + at;
-    UNROLL for (int v = 0; v < nv; v++) mean[v] = square[v] = (V){0};
+    UNROLL for (int v = 0; v < nv; v++) mean[v] = square[v] = rest[v] = (V){0};
     for (int c = 0; with_mean && c < s->planes; c++)
         UNROLL for (int v = 0; v < nv; v++) mean[v] += load(x + c * s->x_pitch + v * LANES);
     UNROLL for (int v = 0; v < nv; v++) mean[v] *= share;
@@ -43,8 +44,14 @@ INLINE void norm_pixels(const int nv, const int with_mean, const norm_f32 *s, in
         UNROLL for (int v = 0; v < nv; v++) {
             const V d = load(x + c * s->x_pitch + v * LANES) - mean[v];
             square[v] = madd(d, d, square[v]);
+            if (with_mean) rest[v] += d;
         }
-    UNROLL for (int v = 0; v < nv; v++) square[v] = splat(1.0f) / vsqrt(madd(square[v], share, splat(s->eps)));
+    UNROLL for (int v = 0; v < nv; v++) {
+        rest[v] *= share;
+        mean[v] += rest[v];
+        const V variance = square[v] * share - rest[v] * rest[v];
+        square[v] = splat(1.0f) / vsqrt(vmax(splat(0.0f), variance) + splat(s->eps));
+    }
     for (int c = 0; c < s->planes; c++) {
         const V weight = splat(s->weight[first + c]), bias = splat(s->bias[first + c]);
         UNROLL for (int v = 0; v < nv; v++) {
@@ -95,6 +102,9 @@ static void norm_over_all(const norm_f32 *s, int64_t first) {
     float mean = 0.0f, square = 0.0f;
     for (int64_t c = first; c < first + s->planes; c++) mean += norm_sum(0, s->x + c * s->x_pitch, s->n, 0.0f);
     mean *= share;
+    float rest = 0.0f; /* of the mean, which equal numbers must have to the last bit */
+    for (int64_t c = first; c < first + s->planes; c++) rest += norm_sum(0, s->x + c * s->x_pitch, s->n, mean);
+    mean += rest * share;
     for (int64_t c = first; c < first + s->planes; c++) square += norm_sum(1, s->x + c * s->x_pitch, s->n, mean);
     const V scale = splat(1.0f) / vsqrt(splat(square * share + s->eps));
     for (int64_t c = first; c < first + s->planes; c++) norm_scale(s, c, mean, scale[0]);

@@ -1,6 +1,7 @@
 """Sparse modules in torch's networks: which layers give way, what torch does with them, sizes that vary."""
 
 import io
+import sys
 
 import pytest
 import torch
@@ -95,6 +96,8 @@ def test_large_layers_of_mostly_zeros_pay():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_torch_compiles_it(all_pay, backend):
+    if backend == "inductor" and " " in sys.prefix:
+        pytest.skip("torch's inductor hands paths with a space to the compiler in two")
     net = network()
     compiled = torch.compile(swap(net, torch.randn(SIZES[0])), backend=backend)
     for size in SIZES:
