@@ -20,7 +20,6 @@ STAYS = {  # in the checkout, where LAB_DATA finds it: the wheel is to stay belo
         "model_index.*",
     ),
     "data/fashion": ("vgg16.*",),
-    "data/photos": ("edsr_x3.*", "edsr_x4.*"),
 }
 
 
