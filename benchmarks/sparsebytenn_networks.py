@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +58,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def raced(name: str, rounds: int) -> tuple[dict[str, list[float]], pandas.DataFrame]:
     """Seconds of one picture for every contender, an entry a round; and the ms of the engine's operators at 50 %."""
+    if (architectures := networks.architectures()) is None:
+        raise SystemExit("torchvision is not installed: pip install --no-deps torchvision==0.28.0, or make test")
     with seeded(0):
-        model = architectures().get_model(name).eval()
+        model = architectures.get_model(name).eval()
         x = torch.randn(1, 3, 224, 224)
     engines = {share: engine.compile(pruned(model, share), x, strict=True) for share in SHARES}
     contenders: dict[str, Callable[[], object]] = {"onnxruntime, dense": mobilenet.onnxruntime(model, x)}
@@ -68,13 +69,6 @@ def raced(name: str, rounds: int) -> tuple[dict[str, list[float]], pandas.DataFr
     contenders |= {f"engine, {share:.0%}": partial(engines[share]._run, image) for share in SHARES}
     spent = engines[0.5].profile().groupby("operator")[["ms", "macs"]].sum()
     return mobilenet.interleaved(contenders, rounds), spent.assign(**{"GMAC/s": spent.macs / spent.ms / 1e6})
-
-
-def architectures():
-    """torchvision.models, from the environment or from the folder beside it."""
-    sys.path.append(str(Path(sys.prefix) / "torchvision"))
-    networks.importable()
-    return import_module("torchvision.models")
 
 
 def pruned(model: nn.Module, share: float) -> nn.Module:

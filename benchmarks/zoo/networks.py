@@ -5,9 +5,14 @@ them until a detector selects its boxes. `importable` therefore has torch ignore
 for operators that are not there. It lives here and not in the package: the lab itself never imports torchvision.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,6 +23,7 @@ import lab
 from . import small, superres
 
 CLASSES, SIDE = 10, 64
+ARCHITECTURES = Path(sys.prefix) / "torchvision"  # where `make test` puts it
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,26 @@ def importable() -> None:
         import torchvision  # noqa: F401
     finally:
         torch.library.register_fake = register
+
+
+@cache
+def architectures() -> ModuleType | None:
+    """torchvision.models, None where it is not installed.
+
+    transformers imports a torchvision that it sees, and fails where its compiled part does not load. It is therefore
+    in a folder that is no part of the environment's path, and forgotten once its models are at hand.
+    """
+    known = set(sys.modules)
+    if find_spec("torchvision") is None and not ARCHITECTURES.is_dir():
+        return None
+    sys.path.insert(0, str(ARCHITECTURES))
+    try:
+        importable()
+        return import_module("torchvision.models")
+    finally:
+        sys.path.remove(str(ARCHITECTURES))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision" and name not in known]:
+            del sys.modules[name]
 
 
 def all_networks() -> list[Network]:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.batch import Example, call, tensors
+from ..core.batch import Example, tensors
+from ..core.graph.tracing import outputs_of
 from ..core.onnx import reading
-from ..core.task import evaluating
 from . import compiler, int8, packed, segments, tuning
 from .lowering.builder import LacksError
 from .runtime import Engine, race
@@ -57,18 +57,23 @@ def compile(
     return made
 
 
+def with_zeros(sparse: Engine) -> Engine:
+    """The same network with its zeros stored and multiplied: the dense baseline of the same kernels."""
+    return Engine(packed.write(compiler.densified(sparse.network)))
+
+
 def _validate(made: Any, model: nn.Module, example: Example, interleaved: bool) -> None:
     """Hold what was made to its network, on two pictures drawn for the example's shapes; a ValueError in one line."""
     g = torch.Generator().manual_seed(0)
     pairs = [torch.cat([_noise(x, g), _noise(x, g)]) for x in tensors(example)]
     net = deepcopy(model).float().cpu()
     try:
-        exact = _outputs(net, pairs)
+        exact = outputs_of(net, tuple(pairs))
     except RuntimeError:  # a network that takes one picture at a time
         pairs = [x[:1] for x in pairs]
-        exact = _outputs(net, pairs)
+        exact = outputs_of(net, tuple(pairs))
     given = [x.permute(0, 2, 3, 1).contiguous() if interleaved else x for x in pairs]
-    for y, z in zip(tensors(made(*given)), exact, strict=True):
+    for y, z in zip(tensors(made(*given)), (z.float() for z in exact), strict=True):
         apart, size = float((y - z).abs().max()), float(z.abs().max())
         if y.shape != z.shape or apart > TOLERANCE * size:
             raise ValueError(
@@ -80,11 +85,6 @@ def _validate(made: Any, model: nn.Module, example: Example, interleaved: bool) 
 def _noise(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
     """Normal numbers in the place of an example's real ones."""
     return torch.randn(x.shape, generator=g) if x.is_floating_point() else x.cpu()
-
-
-def _outputs(net: nn.Module, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    with torch.no_grad(), evaluating(net):
-        return [y.float() for y in tensors(call(net, tuple(inputs) if len(inputs) > 1 else inputs[0]))]
 
 
 __all__ = ["Engine", "compile", "race"]

@@ -89,8 +89,8 @@ class SparseByteNNOutcome(Outcome):
 
         Options (labels, mean, std, images, title) as `lab.sparsebytenn.web.bundle` takes them.
         """
-        sparse, dense = (self.engine(strict=True, dense=dense, measure=False) for dense in (False, True))
-        return web.export_web(sparse, folder, **({"dense": dense} | options))
+        sparse = self.engine(strict=True, measure=False)
+        return web.export_web(sparse, folder, **({"dense": engine.with_zeros(sparse)} | options))
 
     def order(self, layer: str) -> Tensor:
         """Where each row of a pruned layer stood in the dense network: (OC,)."""

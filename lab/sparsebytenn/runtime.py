@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..core import kernels, store
-from . import packed, reference
+from . import packed, records, reference
 from .packed import Map, Op
 
 
@@ -160,7 +160,7 @@ class Engine:
         for i, op in enumerate(self.network.ops):
             held = sum(maps[m].floats for m, (first, last) in lives.items() if first <= i <= last)
             most = max(most, held + op.workspace(maps[op.x], maps[op.y]))
-        return 4 * self.network.plan()[0], 4 * most
+        return 4 * records.File(self.data).head.arena, 4 * most
 
     def __repr__(self) -> str:
         arena, least = self.memory

@@ -170,14 +170,13 @@ class SparseConv2d(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    key: str
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
-        self.register_buffer("weight", layer.weight.detach().clone())
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+        _take_weights(self, layer)
         self.stride, self.dilation, self.groups = list(layer.stride), list(layer.dilation), layer.groups
         self.padding = _padding(layer) or [0, 0]
-        self.key = _digest(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return sparse_conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, self.key)
@@ -191,18 +190,24 @@ class SparseLinear(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
+    key: str
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        self.register_buffer("weight", layer.weight.detach().clone())
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
-        self.key = _digest(self.weight, self.bias)
+        _take_weights(self, layer)
 
     def forward(self, x: Tensor) -> Tensor:
         return sparse_linear(x, self.weight, self.bias, self.key)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, {float((self.weight == 0).float().mean()):.0%} zeros"
+
+
+def _take_weights(module: Any, layer: nn.Conv2d | nn.Linear) -> None:
+    """Copies of a layer's weights as buffers of a sparse module, and its `key`, which tells them from others."""
+    module.register_buffer("weight", layer.weight.detach().clone())
+    module.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
+    module.key = _digest(module.weight, module.bias)
 
 
 def _digest(weight: Tensor, bias: Tensor | None) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..core import store
 from ..ui import Control, Explorer, Frame, figure, svg, view
 from ..ui.classifier import Classifier
+from . import engine, web
 from . import equations as eq
-from . import web
 from .outcome import SparseByteNNOutcome
 from .pattern import search
 
@@ -149,8 +149,8 @@ def browser(outcome: SparseByteNNOutcome, **options: Any) -> Classifier:
 
     Options (labels, mean, std, images, title) as `web.bundle` takes them.
     """
-    sparse, dense = (outcome.engine(strict=True, dense=dense, measure=False) for dense in (False, True))
-    return Classifier(**web.widget(sparse, **({"dense": dense} | options)))
+    sparse = outcome.engine(strict=True, measure=False)
+    return Classifier(**web.widget(sparse, **({"dense": engine.with_zeros(sparse)} | options)))
 
 
 def speeds() -> Any:

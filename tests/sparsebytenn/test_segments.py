@@ -73,6 +73,13 @@ def test_bad_inputs_are_told_in_one_line():
         engine.compile(two, torch.randn(1, 3, 6, 6), strict=True)
 
 
+def test_a_network_that_writes_into_its_input_is_held_to_its_answer_all_the_same():
+    net = Net(lambda n, x: n.a(x.add_(1)), a=conv(3, 4)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        assert torch.allclose(engine.compile(net, x[:1], measure=False)(x), net(x.clone()), atol=1e-6)
+
+
 def test_an_answer_that_depends_on_the_others_of_a_batch_is_refused():
     net = Net(lambda n, x: n.a(x) - x.mean(0, keepdim=True), a=conv(3, 3)).eval()
     with pytest.raises(ValueError, match="no answer may depend on the others of a batch"):

@@ -6,12 +6,9 @@ Of torchvision the architectures alone: its compiled operators, which none of th
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache, partial
-from importlib import import_module
-from importlib.util import find_spec
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -26,8 +23,6 @@ try:
     from zoo.weights import lively
 finally:
     sys.path.remove(str(Path(__file__).parents[2] / "benchmarks"))
-
-ARCHITECTURES = Path(sys.prefix) / "torchvision"  # where `make test` puts it
 
 
 class Enlarged(nn.Module):
@@ -159,28 +154,8 @@ def _of(build: Callable[..., nn.Module], *shape: int, **options: object) -> tupl
     return partial(build, **options), shape
 
 
-@cache
-def architectures() -> ModuleType | None:
-    """torchvision.models, None where it is not installed.
-
-    transformers imports a torchvision that it sees, and fails where its compiled part does not load. It is therefore
-    in a folder that is no part of the environment's path, and forgotten once its models are at hand.
-    """
-    known = set(sys.modules)
-    if find_spec("torchvision") is None and not ARCHITECTURES.is_dir():
-        return None
-    sys.path.insert(0, str(ARCHITECTURES))
-    try:
-        networks.importable()
-        return import_module("torchvision.models")
-    finally:
-        sys.path.remove(str(ARCHITECTURES))
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision" and name not in known]:
-            del sys.modules[name]
-
-
 def _built(name: str, **options: object) -> nn.Module:
-    models = architectures()
+    models = networks.architectures()
     if models is None:
         pytest.skip("torchvision is not installed: make test brings it")
     return models.get_model(name, num_classes=10, **options)

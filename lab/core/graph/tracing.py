@@ -109,7 +109,7 @@ def _takes_batches(graph: nn.Module, model: nn.Module, example: Example) -> bool
     """Whether a graph answers twice the example as the model does, unless the model takes no other batch either."""
     twice = each(example, lambda x: torch.cat([x, x]) if x.dim() else x)
     try:
-        _outputs(model, twice)
+        outputs_of(model, twice)
     except Exception:  # whatever a forward raises that is written for one batch
         return True
     try:
@@ -118,7 +118,7 @@ def _takes_batches(graph: nn.Module, model: nn.Module, example: Example) -> bool
         return False
 
 
-def _outputs(net: nn.Module, example: Example) -> list[torch.Tensor]:
+def outputs_of(net: nn.Module, example: Example) -> list[torch.Tensor]:
     """The tensors that a network answers an example with; a one-line ValueError where there is none."""
     placed = each(example, lambda x: x.to(device_for(net, example), copy=True))  # a first layer may write into it
     with torch.no_grad(), evaluating(net), seeded(0):
@@ -132,7 +132,7 @@ def _outputs(net: nn.Module, example: Example) -> list[torch.Tensor]:
 
 def _outputs_match(graph: nn.Module, model: nn.Module, example: Example) -> bool:
     """Whether two networks give equal outputs for an example, up to rounding."""
-    ours, theirs = _outputs(graph, example), _outputs(model, example)
+    ours, theirs = outputs_of(graph, example), outputs_of(model, example)
     return len(ours) == len(theirs) and all(map(_is_close, ours, theirs))
 
 

@@ -11,12 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..graph.operators import CONVS, INSTANCE_NORMS, TRANSPOSED
 from .values import FreeSize, OnnxReader, OnnxValue, UnreadError, agreed, constant, fixed
 
 Attributes = dict[str, Any]
-CONVS: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_INSTANCE = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _BATCH = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 
@@ -98,7 +96,8 @@ def conv(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     outs, ins = weight.length(0), weight.length(1) * options["groups"]
 
     def build() -> nn.Module:
-        module = CONVS[axes - 1](ins, outs, tuple(kernel), bias=bias is not None, device="meta", **options)
+        kind: Any = CONVS[axes - 1]
+        module = kind(ins, outs, tuple(kernel), bias=bias is not None, device="meta", **options)
         return filled(reader, module, weight=weight, bias=bias)
 
     return reader.layer(names(inputs, about), ("conv", weight.key, _key(bias), str(options)), build, x)
@@ -123,7 +122,8 @@ def conv_transpose(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxV
         ins, outs = weight.length(0), weight.length(1) * options["groups"]
 
         def build() -> nn.Module:
-            module = TRANSPOSED[axes - 1](ins, outs, tuple(kernel), bias=bias is not None, device="meta", **options)
+            kind: Any = TRANSPOSED[axes - 1]
+            module = kind(ins, outs, tuple(kernel), bias=bias is not None, device="meta", **options)
             return filled(reader, module, weight=weight, bias=bias)
 
         y = reader.layer(names(inputs, about), ("turned", weight.key, _key(bias), str(options)), build, x)
@@ -272,7 +272,7 @@ def group_norm(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue
 
 def instance_norm(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     x, scale, bias = inputs
-    kind = _INSTANCE[x.rank - 3]
+    kind = INSTANCE_NORMS[x.rank - 3]
 
     def build() -> nn.Module:
         module = kind(scale.length(0), eps=about.get("epsilon", 1e-5), affine=True, device="meta")

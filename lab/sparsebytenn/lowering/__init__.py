@@ -6,6 +6,7 @@ builder       maps and operators as they are found, and what may be fused
 products, norms, elementwise, spatial, moves    one function for each of torch's operators
 """
 
+import operator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,7 +56,7 @@ def lowered(graph: fx.GraphModule, *, interleaved: bool = False) -> Lowered:
             inputs.append(_input(b, node, interleaved and not inputs))
         elif node.op == "output":
             outputs = tuple(
-                _output(b, leaf, missing) for leaf in tree_leaves(args_of(node)[0], is_leaf=_is_node) if _is_node(leaf)
+                _output(b, leaf) for leaf in tree_leaves(args_of(node)[0], is_leaf=_is_node) if _is_node(leaf)
             )
         elif node.op == "call_function":
             try:
@@ -91,30 +92,24 @@ def _input(b: Builder, node: fx.Node, interleaved: bool) -> int:
         index = b.new(m)
         b.values[node] = MapView(index, views.interleaved(shape, m))
         return index
-    layout = layout_over(shape, (0, 1)) if len(shape) in (3, 4) and shape[0] == 1 else views.usual_layout(shape)
-    size = tuple(shape[2:]) if len(shape) == 4 and shape[0] == 1 else None
-    index = b.filled(node, layout, size)
-    b.values[node] = MapView(index, views.filling(shape, layout, b.maps[index]))
+    is_picture = len(shape) in (3, 4) and shape[0] == 1
+    layout = layout_over(shape, (0, 1)) if is_picture else views.usual_layout(shape)
+    index = b.filled(node, layout, views.sides(shape) if is_picture else None)
+    b.values[node] = b.over(index, shape, layout)
     return index
 
 
 def _given(b: Builder, node: fx.Node) -> None:
-    """Take what a node gives for an input."""
-    for gives in (node, *node.users):
-        if (
-            "shape" in gives.meta
-            and (gives is node or args_of(gives)[:1] == (node,))
-            and gives.meta["shape"] is not None
-        ):
-            if gives is not node and getattr(gives.target, "__name__", "") != "getitem":
-                continue
-            layout = views.usual_layout(gives.meta["shape"])
-            m = Map(1, 1, 1) if 0 in gives.meta["shape"] else None
-            index = b.new(m) if m is not None else b.filled(gives, layout)
-            b.values[gives] = MapView(index, views.filling(gives.meta["shape"], layout, b.maps[index]))
+    """Take what a node gives for an input, each of several outputs."""
+    for gives in (node, *(user for user in node.users if user.target is operator.getitem)):
+        if (shape := gives.meta.get("shape")) is None:
+            continue
+        layout = views.usual_layout(shape)
+        index = b.new(Map(1, 1, 1)) if 0 in shape else b.filled(gives, layout)
+        b.values[gives] = b.over(index, shape, layout)
 
 
-def _output(b: Builder, node: fx.Node, missing: dict[fx.Node, str]) -> int:
+def _output(b: Builder, node: fx.Node) -> int:
     """The map that holds an output in the order of its numbers: its first axes are planes, the others pixels."""
     value, rank = b.value(node), len(b.shape(node))
     if value.before is None:

@@ -1,5 +1,6 @@
 """A network's operators as they are found: its maps, which of them holds a value, and what may be fused into what."""
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,6 @@ from .views import Layout, MapView, layout_over
 
 FREE = (-np.inf, np.inf)
 LOOPS = 6  # nested loops of a part of a move
-PRODUCTS = ("conv", "pointwise", "linear")  # whose matrix a norm can be folded into
 
 
 class LacksError(ValueError):
@@ -72,19 +72,27 @@ class Builder:
         """A constant, as a map in a layout."""
         if not numbers.dtype.is_floating_point and numbers.dtype not in (torch.int64, torch.int32, torch.bool):
             raise LacksError(f"holds {numbers.dtype} numbers")
-        planes, _ = views.sizes(numbers.shape, layout)
-        m = Map(planes, *views.picture_size(numbers.shape, layout))
-        index = self.new(m)
+        index = self.sized(numbers.shape, layout)
+        m = self.maps[index]
         ones = tuple(a for a in range(numbers.dim()) if a not in (*layout.planes, *layout.pixels))
         ordered = numbers.permute(*ones, *layout.planes, *layout.pixels) if numbers.dim() else numbers
         table = Const(ordered.reshape(m.c, m.h, m.w).double().cpu().numpy().astype(np.float32))
         self.ops.append(Op("const", name, index, index, table=table))
-        return MapView(index, views.filling(numbers.shape, layout, m))
+        return self.over(index, numbers.shape, layout)
 
     def new(self, m: Map) -> int:
         """The number of a map that is added."""
         self.maps.append(m)
         return len(self.maps) - 1
+
+    def like(self, index: int) -> int:
+        """The number of a new map of another's shape."""
+        m = self.maps[index]
+        return self.new(Map(m.c, m.h, m.w))
+
+    def over(self, index: int, shape: Sequence[int], layout: Layout) -> MapView:
+        """A tensor that fills a map in a layout."""
+        return MapView(index, views.filling(shape, layout, self.maps[index]))
 
     # -- layouts -------------------------------------------------------------------------------------------------------
 
@@ -108,7 +116,7 @@ class Builder:
             return value.map
         index = self._moved(value, layout, size)
         if node is not None and value.before is not None:
-            self.values[node] = MapView(index, views.filling(value.shape, layout, self.maps[index]))
+            self.values[node] = self.over(index, value.shape, layout)
         return index
 
     def _planes(self, value: MapView) -> MapView:
@@ -123,10 +131,8 @@ class Builder:
             self.matrices[index] = np.eye(m.c)
             rows = tile_rows(m.h, m.w, m.c)
             self.ops.append(Op("conv", "planes", value.map, index, tile_rows=rows, bias=np.zeros(m.c)))
-        index = self.moved[key]
-        return MapView(
-            index, views.filling((1, m.c, m.h, m.w), layout_over((1, m.c, m.h, m.w), (0, 1)), self.maps[index])
-        )
+        shape = (1, m.c, m.h, m.w)
+        return self.over(self.moved[key], shape, layout_over(shape, (0, 1)))
 
     def _moved(self, value: MapView, layout: Layout, size: tuple[int, int] | None) -> int:
         """A map that a value fills in a layout, its numbers moved there."""
@@ -161,12 +167,11 @@ class Builder:
         if before.before is None:
             return before
         layout = views.usual_layout(before.shape)
-        index = self.placed(before, layout)
-        return MapView(index, views.filling(before.shape, layout, self.maps[index]))
+        return self.over(self.placed(before, layout), before.shape, layout)
 
     def _under(self, value: MapView, flat: int) -> MapView:
         """A reshape of numbers that lie one behind the other in a plane."""
-        return MapView(flat, views.filling(value.shape, views.layout_over(value.shape, ()), self.maps[flat]))
+        return self.over(flat, value.shape, layout_over(value.shape, ()))
 
     def part(self, value: MapView, to: Tensor) -> Part:
         """A value's numbers on their way to a view of another map, the last loop over neighbours there."""
@@ -193,13 +198,12 @@ class Builder:
         shape = self.shape(node)
         if len(shape) not in (3, 4) or shape[0] != 1:
             raise LacksError(f"reads {shape}: the engine takes one picture here, (1, C, H, W)")
-        size = (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2])
-        return self.laid(node, layout_over(shape, (0, 1)), size)
+        return self.laid(node, layout_over(shape, (0, 1)), views.sides(shape))
 
     def emit(self, node: fx.Node, op: Op, layout: Layout) -> None:
         """Add an operator whose map the node's output fills in this layout."""
         self.ops.append(op)
-        self.gives(node, MapView(op.y, views.filling(self.shape(node), layout, self.maps[op.y])))
+        self.gives(node, self.over(op.y, self.shape(node), layout))
 
     def gives(self, node: fx.Node, value: MapView) -> None:
         """Say where a node's output lies, or the first of several."""
@@ -209,7 +213,10 @@ class Builder:
 
     def filled(self, node: fx.Node, layout: Layout, size: tuple[int, int] | None = None) -> int:
         """A new map for a node's output in a layout."""
-        shape = self.shape(node)
+        return self.sized(self.shape(node), layout, size)
+
+    def sized(self, shape: Sequence[int], layout: Layout, size: tuple[int, int] | None = None) -> int:
+        """A new map for a tensor in a layout, of this height and width, or the layout's own."""
         planes, _ = views.sizes(shape, layout)
         return self.new(Map(planes, *(views.picture_size(shape, layout) if size is None else size)))
 
@@ -235,6 +242,11 @@ def args_of(node: fx.Node) -> tuple[Any, ...]:
     return node.args
 
 
+def with_defaults(node: fx.Node, *defaults: Any) -> tuple[Any, ...]:
+    """What a node's operator is called with by position, and for the rest its defaults."""
+    return (*args_of(node), *defaults[len(args_of(node)) :])
+
+
 def options_of(node: fx.Node) -> dict[str, Any]:
     """What a node's operator is called with, by name."""
     return node.kwargs
@@ -251,7 +263,7 @@ def is_renaming(node: Any) -> bool:
     """Whether a node gives the numbers of its first argument, or some of them, under another shape."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return False
-    return node.target in RENAMINGS or getattr(node.target, "__name__", "") == "getitem"
+    return node.target in RENAMINGS or node.target is operator.getitem
 
 
 def count_readers(graph: fx.GraphModule) -> dict[fx.Node, int]:

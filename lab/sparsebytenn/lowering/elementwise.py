@@ -1,7 +1,6 @@
 """Activations, clamps, sums and products entry by entry, with torch's broadcasting."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch import Tensor, fx
 
 from ..packed import Op
 from . import views
-from .builder import FREE, Builder, LacksError, args_of, aten, called, options_of
+from .builder import FREE, Builder, LacksError, args_of, aten, called, options_of, with_defaults
 from .views import Layout, MapView
 
 SWAPPED = {"add": "add", "mul": "mul", "max": "max", "min": "min", "sub": "rsub", "div": "rdiv"}
@@ -43,7 +42,7 @@ def softplus(b: Builder, node: fx.Node) -> None:
 
 
 def leaky(b: Builder, node: fx.Node) -> None:
-    slope = args_of(node)[1] if len(args_of(node)) > 1 else 0.01
+    _, slope = with_defaults(node, None, 0.01)
     activated(b, node, "prelu", lambda planes: np.full(planes, slope, np.float32))
 
 
@@ -60,35 +59,35 @@ def prelu(b: Builder, node: fx.Node) -> None:
     layout = views.layout_over(shape, (1,))
     op = b.writer(x)
     if op is None or op.act or b.layout(x) != layout:
-        m = b.maps[index := b.laid(x, layout)]
-        b.emit(node, Op("unary", node.name, index, b.new(replace(m)), act="prelu", slopes=numbers), layout)
+        index = b.laid(x, layout)
+        b.emit(node, Op("unary", node.name, index, b.like(index), act="prelu", slopes=numbers), layout)
         return
     op.act, op.slopes = "prelu", numbers
     b.gives(node, b.values[x])
 
 
 def activated(b: Builder, node: fx.Node, act: str, slopes: Callable[[int], np.ndarray] | None = None) -> None:
-    """Have the operator that wrote the input apply an activation, else an operator of its own."""
-    x = args_of(node)[0]
-    op = b.writer(x)
-    if op is None or op.act:
-        op = _unary(b, node)
-    else:
-        b.gives(node, b.values[x])
+    """Have an operator apply an activation to what it computes."""
+    op = _finishing(b, node)
     op.act, op.slopes = act, None if slopes is None else slopes(b.maps[op.y].c)
 
 
 def clamped(b: Builder, node: fx.Node) -> None:
-    """Have the operator that wrote the input clamp it; one clamp behind the other is a clamp."""
-    low, high = _limits(node)
+    """Have an operator clamp what it computes; one clamp behind the other is a clamp."""
+    limits = _limits(node)
+    op = _finishing(b, node)
+    low, high = np.minimum(np.maximum(op.clamp, limits[0]), limits[1])
+    op.clamp = float(low), float(high)
+
+
+def _finishing(b: Builder, node: fx.Node) -> Op:
+    """The operator that wrote what a node reads, if it can do more to it, else one of its own."""
     x = args_of(node)[0]
     op = b.writer(x)
     if op is None or op.act:
-        op = _unary(b, node)
-    else:
-        b.gives(node, b.values[x])
-    low, high = np.minimum(np.maximum(op.clamp, low), high)
-    op.clamp = float(low), float(high)
+        return _unary(b, node)
+    b.gives(node, b.values[x])
+    return op
 
 
 def _limits(node: fx.Node) -> tuple[float, float]:
@@ -111,7 +110,7 @@ def _unary(b: Builder, node: fx.Node) -> Op:
     x = args_of(node)[0]
     layout = b.layout(x) or views.usual_layout(b.shape(x))
     index = b.laid(x, layout)
-    op = Op("unary", node.name, index, b.new(replace(b.maps[index], at=0)))
+    op = Op("unary", node.name, index, b.like(index))
     b.emit(node, op, layout)
     return op
 
@@ -123,12 +122,7 @@ def binary(fn: str) -> Callable[[Builder, fx.Node], None]:
         first, second = (_operand(b, operand) for operand in args_of(node)[:2])
         if options_of(node).get("rounding_mode"):
             raise LacksError("rounds what it divides")
-        name = fn
-        if (alpha := options_of(node).get("alpha", 1)) != 1:
-            if not isinstance(second, Tensor):
-                raise LacksError("scales what it adds")
-            second = second * alpha
-        _binary(b, node, name, first, second)
+        _binary(b, node, fn, first, second)
 
     return lower
 
@@ -152,11 +146,11 @@ def reciprocal_root(b: Builder, node: fx.Node) -> None:
     """1 / sqrt(x)."""
     x = args_of(node)[0]
     layout = b.layout(x) or views.usual_layout(b.shape(x))
-    m = b.maps[index := b.laid(x, layout)]
-    root = b.new(replace(m, at=0))
+    index = b.laid(x, layout)
+    root = b.like(index)
     b.ops.append(Op("unary", node.name, index, root, act="sqrt"))
     unit = b.written("unit", torch.tensor(1.0), views.usual_layout(()))
-    b.emit(node, Op("binary", node.name, root, b.new(replace(m, at=0)), add=unit.map, fn="rdiv"), layout)
+    b.emit(node, Op("binary", node.name, root, b.like(index), add=unit.map, fn="rdiv"), layout)
 
 
 def power(b: Builder, node: fx.Node) -> None:
@@ -191,7 +185,7 @@ def _binary(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> None
     x = b.laid(main, layout) if full else b.placed(broadcast(b, main, shape), layout)
     m = b.maps[x]
     add = other_map(b, other, shape, layout, (m.h, m.w))
-    b.emit(node, Op("binary", node.name, x, b.new(replace(m, at=0)), add=add, fn=name), layout)
+    b.emit(node, Op("binary", node.name, x, b.like(x), add=add, fn=name), layout)
 
 
 def _folded(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from . import views
-from .builder import RENAMINGS, Builder, LacksError, args_of, aten, called, options_of
+from .builder import RENAMINGS, Builder, LacksError, args_of, aten, called, options_of, with_defaults
 from .views import Layout, MapView, layout_over
 
 
@@ -53,14 +53,15 @@ def picked(b: Builder, node: fx.Node) -> None:
 
 
 def cat(b: Builder, node: fx.Node) -> None:
-    axis = args_of(node)[1] if len(args_of(node)) > 1 else 0
-    parts = [operand for operand in args_of(node)[0] if 0 not in b.shape(operand)]
+    operands, axis = with_defaults(node, None, 0)
+    parts = [operand for operand in operands if 0 not in b.shape(operand)]
     _joined(b, node, [b.resolved(operand) for operand in parts], axis % len(b.shape(node)))
 
 
 def stack(b: Builder, node: fx.Node) -> None:
-    axis = (args_of(node)[1] if len(args_of(node)) > 1 else 0) % len(b.shape(node))
-    values = [b.resolved(operand) for operand in args_of(node)[0]]
+    operands, axis = with_defaults(node, None, 0)
+    axis %= len(b.shape(node))
+    values = [b.resolved(operand) for operand in operands]
     _joined(b, node, [MapView(value.map, value.view.unsqueeze(axis)) for value in values], axis)
 
 
@@ -89,12 +90,11 @@ def _with_axes(shape: tuple[int, ...], layout: Layout | None) -> Layout:
 
 def pad(b: Builder, node: fx.Node) -> None:
     """Constant padding; where it is negative, rows go."""
-    x, pads = args_of(node)[:2]
-    fill = float(args_of(node)[2]) if len(args_of(node)) > 2 else 0.0
+    x, pads, fill = with_defaults(node, None, None, 0.0)
     value, shape = b.resolved(x), b.shape(node)
     layout = _with_axes(shape, views.layout_of(value.view, b.maps[value.map]))
     if 0 in (b.shape(x)[~i] + min(pads[2 * i], 0) + min(pads[2 * i + 1], 0) for i in range(len(pads) // 2)):
-        b.gives(node, b.written(node.name, torch.full(shape, fill), layout))  # nothing of x is left
+        b.gives(node, b.written(node.name, torch.full(shape, float(fill)), layout))  # nothing of x is left
         return
     y = b.filled(node, layout)
     to = target = views.filling(shape, layout, b.maps[y])
@@ -103,7 +103,7 @@ def pad(b: Builder, node: fx.Node) -> None:
         axis, before, after = view.dim() - 1 - i, pads[2 * i], pads[2 * i + 1]
         inside = view.shape[axis] + min(before, 0) + min(after, 0)
         view, to = view.narrow(axis, max(-before, 0), inside), to.narrow(axis, max(before, 0), inside)
-    b.move(y, [(MapView(value.map, view), to)], fill, node.name)
+    b.move(y, [(MapView(value.map, view), to)], float(fill), node.name)
     b.gives(node, MapView(y, target))
 
 
@@ -175,7 +175,7 @@ def _steps(where: Tensor) -> list[int]:
 
 def roll(b: Builder, node: fx.Node) -> None:
     """Each axis in two parts that change places."""
-    x, shifts, axes = (*args_of(node), [])[:3]
+    x, shifts, axes = with_defaults(node, None, None, [])
     shape = b.shape(node)
     value = b.resolved(x)
     if not axes:

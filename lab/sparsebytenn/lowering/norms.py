@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from ..packed import Map, Op
+from ..packed import Op
 from ..tables import Norm
 from . import views
 from .builder import FREE, Builder, LacksError, args_of, aten, called
 from .products import bias_of, name_of, softmaxed, weights_of
-from .views import Layout, MapView, layout_over
+from .views import Layout, layout_over
 
 
 def batch_norm(b: Builder, node: fx.Node) -> None:
@@ -67,8 +67,7 @@ def _over_planes(b: Builder, node: fx.Node, x: fx.Node, affine: tuple, planes: i
 
 def _normed(b: Builder, node: fx.Node, x: fx.Node, fn: str, layout: Layout, table: Norm, planes: int) -> None:
     index = b.laid(x, layout)
-    m = b.maps[index]
-    b.emit(node, Op("norm", name_of(node), index, b.new(Map(m.c, m.h, m.w)), fn=fn, planes=planes, table=table), layout)
+    b.emit(node, Op("norm", name_of(node), index, b.like(index), fn=fn, planes=planes, table=table), layout)
 
 
 def softmax(b: Builder, node: fx.Node) -> None:
@@ -82,7 +81,7 @@ def softmax(b: Builder, node: fx.Node) -> None:
         layout = Layout((*others, axis), tuple(a for a in layout.pixels if a != axis))
     index = b.laid(x, layout)
     y = softmaxed(b, node.name, index, shape[axis], is_safe=called(node) is aten._safe_softmax.default)
-    b.gives(node, MapView(y, views.filling(shape, layout, b.maps[y])))
+    b.gives(node, b.over(y, shape, layout))
 
 
 LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {

@@ -39,14 +39,14 @@ def convolution(b: Builder, node: fx.Node) -> None:
         _product(b, node, Op("linear", name_of(node), b.value(x).map, -1, bias=offsets), w, Layout((), (1,)))
         return
     op.x = _read(b, x, groups)
-    is_interleaved = b.maps[op.x].interleaved
     if _is_depthwise(op, w, groups, b.shape(x)):
-        op.kind, op.taps, op.taps_bias, op.tile_rows = "depthwise", w.reshape(len(w), -1), offsets, 1
-        op.y = b.filled(node, layout, _size(b, node))
+        op.kind, op.taps, op.taps_bias = "depthwise", w.reshape(len(w), -1), offsets
+        op.y = b.filled(node, layout, views.sides(b.shape(node)))
         op.tile_rows = tile_rows(b.maps[op.y].h, b.maps[op.y].w, len(w))
         b.emit(node, op, layout)
         return
-    if (op.k, op.stride, op.pad) == ((1, 1), (1, 1), (0, 0)) and not is_interleaved and _size(b, node) == _size(b, x):
+    keeps_size = views.sides(b.shape(node)) == views.sides(b.shape(x))
+    if (op.k, op.stride, op.pad) == ((1, 1), (1, 1), (0, 0)) and keeps_size and not b.maps[op.x].interleaved:
         op.kind, op.x = "pointwise", b.laid(x, layout_over(b.shape(x), (0, 1)))
     op.bias = offsets
     _product(b, node, op, ungrouped(w, groups).reshape(len(w), -1), layout)
@@ -83,12 +83,6 @@ def _window(b: Builder, node: fx.Node, w: np.ndarray) -> Op:
     op = Op("conv", name_of(node), -1, -1, k=k, stride=_pair(stride, axes), dilation=_pair(dilation, axes))
     op.pad = _pair(padding, axes, row=0)
     return op
-
-
-def _size(b: Builder, node: fx.Node) -> tuple[int, int]:
-    """Height and width of a picture, or of one row."""
-    rows, columns = (1, *b.shape(node)[2:])[-2:]
-    return rows, columns
 
 
 def _read(b: Builder, x: fx.Node, groups: int) -> int:
@@ -132,7 +126,7 @@ def _product(b: Builder, node: fx.Node, op: Op, w: np.ndarray, layout: Layout) -
         m = b.maps[op.x]
         op.y = b.new(Map(len(w), m.h, m.w))
     else:
-        op.y = b.filled(node, layout, _size(b, node))
+        op.y = b.filled(node, layout, views.sides(b.shape(node)))
         op.tile_rows = tile_rows(b.maps[op.y].h, b.maps[op.y].w, w.shape[1])
     b.matrices[op.y] = w
     b.emit(node, op, layout)
@@ -149,7 +143,8 @@ def _transposed(b: Builder, node: fx.Node, w: np.ndarray, groups: int) -> None:
     wide = len(w) // groups
     turned = np.concatenate([w[g * wide : (g + 1) * wide].swapaxes(0, 1) for g in range(groups)])[:, :, ::-1, ::-1]
     steps, spread, pads, k = _pair(stride, axes), _pair(dilation, axes), _pair(padding, axes, row=0), turned.shape[2:]
-    size, shape = _size(b, x), b.shape(x)
+    shape = b.shape(x)
+    size = views.sides(shape)
     sparse = [(side - 1) * step + 1 for side, step in zip(size, steps, strict=True)]
     front = [(taps - 1) * s - pad for taps, s, pad in zip(k, spread, pads, strict=True)]
     if min(front) < 0:
@@ -161,8 +156,8 @@ def _transposed(b: Builder, node: fx.Node, w: np.ndarray, groups: int) -> None:
         to = torch.empty(m.floats, device="meta").as_strided(
             (shape[1], *size), (m.pitch, steps[0] * sparse[1], steps[1]), 0
         )
-        view = views.filling((shape[1], *size), layout_over((shape[1], *size), (0,)), b.maps[index])
-        b.move(spaced, [(MapView(index, view), to)], 0.0)
+        planes = (shape[1], *size)
+        b.move(spaced, [(b.over(index, planes, layout_over(planes, (0,))), to)], 0.0)
         index = spaced
     op = Op(
         "conv", name_of(node), index, -1, k=k, pad=tuple(front), dilation=spread, bias=bias_of(b, bias, len(turned))
@@ -265,8 +260,6 @@ def _multiplied(b: Builder, node: fx.Node, first: MapView, second: MapView) -> N
     the columns of the first. A softmax over the columns that follows wants the transposed one, whose planes they are.
     """
     shape = b.shape(node)
-    batch = max(first.shape[:2], second.shape[:2])  # (b1, b2), or (1, b1 * b2) of one of them
-    first, second = (MapView(each.map, each.view.view(*batch, *each.shape[2:])) for each in (first, second))
     can_transpose = first.view.stride(2) == 1 or first.shape[2] == 1
     if can_transpose and (second.view.stride(3) != 1 or _softmax_follows(node)):
         index = multiplied(b, node.name, _turned(second), _turned(first))
@@ -274,7 +267,7 @@ def _multiplied(b: Builder, node: fx.Node, first: MapView, second: MapView) -> N
     else:
         index = multiplied(b, node.name, first, second)
         layout = layout_over(shape, range(len(shape) - 1))
-    b.gives(node, MapView(index, views.filling(shape, layout, b.maps[index])))
+    b.gives(node, b.over(index, shape, layout))
 
 
 def _turned(value: MapView) -> MapView:
@@ -296,8 +289,7 @@ def multiplied(b: Builder, name: str, first: MapView, second: MapView, scale: fl
     """The map that holds scale * first @ second, (b1, b2, M, K) and (b1, b2, K, N): a plane for each row."""
     if second.view.stride(3) != 1 and second.shape[3] > 1:
         layout = layout_over(second.shape, (0, 1, 2))
-        index = b.placed(second, layout)
-        second = MapView(index, views.filling(second.shape, layout, b.maps[index]))
+        second = b.over(b.placed(second, layout), second.shape, layout)
     (b1, b2, m, k), n = first.shape, second.shape[3]
     a_strides, b_strides = first.view.stride(), second.view.stride()
     table = Matmul(
@@ -318,8 +310,8 @@ def attention(b: Builder, node: fx.Node) -> None:
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     b1, b2, queries, _ = q.shape
     keys = k.shape[2]
-    turned = MapView(q.map, q.view.transpose(2, 3))  # (b1, b2, d, queries)
-    scores = multiplied(b, f"{node.name} scores", k, turned, float(scale))  # planes: keys, pixels: queries
+    # (b1, b2, keys, d) @ (b1, b2, d, queries): keys are planes, queries pixels
+    scores = multiplied(b, f"{node.name} scores", k, _turned(q), float(scale))
     shape, layout = (b1, b2, queries, keys), layout_over((b1, b2, queries, keys), (0, 1, 3))
     if is_causal:
         ones = torch.ones(queries, keys, dtype=torch.bool).tril()
@@ -331,16 +323,16 @@ def attention(b: Builder, node: fx.Node) -> None:
             mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
         m = b.maps[scores]
         value = _mask(b, mask, shape)
-        added = b.new(Map(m.c, m.h, m.w))
+        added = b.like(scores)
         b.ops.append(
             Op("binary", f"{node.name} mask", scores, added, add=b.placed(value, layout, (m.h, m.w)), fn="add")
         )
         scores = added
     weights = softmaxed(b, f"{node.name} softmax", scores, keys, is_safe=mask is not None and not is_causal)
-    turned = MapView(weights, views.filling(shape, layout, b.maps[weights]).transpose(2, 3))  # (b1, b2, keys, queries)
-    y = multiplied(b, node.name, MapView(v.map, v.view.transpose(2, 3)), turned)
+    # (b1, b2, d, keys) @ (b1, b2, keys, queries)
+    y = multiplied(b, node.name, _turned(v), _turned(b.over(weights, shape, layout)))
     out = b.shape(node)
-    b.gives(node, MapView(y, views.filling(out, layout_over(out, (0, 1, 3)), b.maps[y])))
+    b.gives(node, b.over(y, out, layout_over(out, (0, 1, 3))))
 
 
 def softmaxed(b: Builder, name: str, scores: int, planes: int, is_safe: bool) -> int:
@@ -348,12 +340,11 @@ def softmaxed(b: Builder, name: str, scores: int, planes: int, is_safe: bool) ->
 
     There -inf becomes a number that no score comes near, and what stands there is multiplied by 0 afterwards.
     """
-    m = b.maps[scores]
-    y = b.new(Map(m.c, m.h, m.w))
+    y = b.like(scores)
     if not is_safe:
         b.ops.append(Op("softmax", name, scores, y, planes=planes))
         return y
-    finite, weights, mask = (b.new(Map(m.c, m.h, m.w)) for _ in range(3))
+    finite, weights, mask = (b.like(scores) for _ in range(3))
     lift = b.written("lift", torch.tensor(LEAST), views.usual_layout(())).map
     b.ops += [
         Op("unary", f"{name} finite", scores, finite, clamp=(-LEAST, np.inf)),

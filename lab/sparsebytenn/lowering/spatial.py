@@ -13,20 +13,19 @@ from ...core.graph.calls import two
 from ..packed import Map, Op
 from ..tables import Pool, Resize
 from . import views
-from .builder import Builder, LacksError, args_of, aten, options_of
+from .builder import Builder, LacksError, args_of, aten, options_of, with_defaults
 from .views import layout_over
 
 
 def max_pool(b: Builder, node: fx.Node) -> None:
-    if any(args_of(user)[1] == 1 for user in node.users):
-        raise LacksError("gives the places of the largest numbers")
-    _, k, stride, pad, dilation, *_ = _with_defaults(node, None, None, [], [0], [1], False)
+    _without_places(node)
+    _, k, stride, pad, dilation, *_ = with_defaults(node, None, None, [], [0], [1], False)
     _pool(b, node, "max", [_ranges(*axis) for axis in _axes(b, node, k, stride, pad, dilation)], two(dilation), None)
 
 
 def average_pool(b: Builder, node: fx.Node) -> None:
     defaults: tuple[Any, ...] = (None, None, [], [0], False, True, None)
-    k, stride, pad, _, counts_pad, divisor = _with_defaults(node, *defaults)[1:]
+    k, stride, pad, _, counts_pad, divisor = with_defaults(node, *defaults)[1:]
     axes = _axes(b, node, k, stride, pad, [1])
     ranges = [_ranges(*axis) for axis in axes]
     counts = [_counted(*axis) if counts_pad else (r[:, 1] - r[:, 0]) for axis, r in zip(axes, ranges, strict=True)]
@@ -39,29 +38,25 @@ def adaptive(fn: str) -> Callable[[Builder, fx.Node], None]:
     """A pool to any size: window i goes from floor(i n / size) to ceil((i + 1) n / size)."""
 
     def lower(b: Builder, node: fx.Node) -> None:
-        if fn == "max" and any(args_of(user)[1] == 1 for user in node.users):
-            raise LacksError("gives the places of the largest numbers")
+        if fn == "max":
+            _without_places(node)
         ranges = []
-        for n, size in zip(_sides(b.shape(args_of(node)[0])), _sides(b.shape(node)), strict=True):
+        for n, size in zip(views.sides(b.shape(args_of(node)[0])), views.sides(b.shape(node)), strict=True):
             ranges.append(np.array([(i * n // size, -(-(i + 1) * n // size)) for i in range(size)], np.uint32))
         _pool(b, node, fn, ranges, (1, 1), [r[:, 1] - r[:, 0] for r in ranges])
 
     return lower
 
 
-def _with_defaults(node: fx.Node, *defaults: Any) -> tuple[Any, ...]:
-    """What a node's operator is called with by position, and for the rest its defaults."""
-    return (*args_of(node), *defaults[len(args_of(node)) :])
-
-
-def _sides(shape: Sequence[int]) -> tuple[int, int]:
-    rows, columns = (1, *shape[2:])[-2:]
-    return rows, columns
+def _without_places(node: fx.Node) -> None:
+    """LacksError where someone reads the second output of a pool."""
+    if any(args_of(user)[1] == 1 for user in node.users):
+        raise LacksError("gives the places of the largest numbers")
 
 
 def _axes(b: Builder, node: fx.Node, k: Any, stride: Any, pad: Any, dilation: Any) -> list[tuple[int, ...]]:
     """For rows and columns: the input's side, the output's, window, stride, padding and dilation."""
-    sides = zip(_sides(b.shape(args_of(node)[0])), _sides(b.shape(node)), strict=True)
+    sides = zip(views.sides(b.shape(args_of(node)[0])), views.sides(b.shape(node)), strict=True)
     settings = zip(two(k), two(stride or k), two(pad), two(dilation), strict=True)
     return [(*side, *setting) for side, setting in zip(sides, settings, strict=True)]
 
@@ -86,31 +81,31 @@ def _pool(b: Builder, node: fx.Node, fn: str, ranges: list, step: tuple[int, int
     row_scale, column_scale = (scale.astype(np.float32) for scale in scales)
     table = Pool(ranges[0], ranges[1], step, row_scale, column_scale)
     layout = layout_over(b.shape(node), (0, 1))
-    y = b.filled(node, layout, _sides(b.shape(node)))
+    y = b.filled(node, layout, views.sides(b.shape(node)))
     b.emit(node, Op("pool", node.name, index, y, fn=fn, table=table), layout)
 
 
 def mean(b: Builder, node: fx.Node) -> None:
     """Over any axes, which become the pixels of a plane."""
-    x, axes = args_of(node)[:2]
-    shape = b.shape(x)
-    over = {axis % len(shape) for axis in (axes or range(len(shape)))}
+    x = args_of(node)[0]
+    shape, over = b.shape(x), _over(b, node)
     if options_of(node).get("dtype") not in (None, torch.float32):
         raise LacksError(f"gives {options_of(node)['dtype']} numbers")
     kept = [axis for axis in range(len(shape)) if axis not in over]
     if all(shape[axis] == 1 for axis in over):  # the mean of one number
         value = b.resolved(x)
-        b.gives(
-            node,
-            replace(
-                value,
-                view=value.view.view_as(value.view) if b.shape(node) == shape else value.view.squeeze(tuple(over)),
-            ),
-        )
+        b.gives(node, value if b.shape(node) == shape else replace(value, view=value.view.squeeze(tuple(over))))
         return
     index = b.laid(x, layout_over(shape, kept))
     out = b.shape(node)
     b.emit(node, Op("mean", node.name, index, b.new(Map(1, 1, b.maps[index].c))), layout_over(out, ()))
+
+
+def _over(b: Builder, node: fx.Node) -> set[int]:
+    """The axes that a node takes together: all, where it names none."""
+    x, axes = args_of(node)[:2]
+    rank = len(b.shape(x))
+    return {axis % rank for axis in (axes or range(rank))}
 
 
 def total(b: Builder, node: fx.Node) -> None:
@@ -118,18 +113,16 @@ def total(b: Builder, node: fx.Node) -> None:
     mean(b, node)
     value = b.resolved(node)
     count = math.prod(b.shape(args_of(node)[0])) / math.prod(b.shape(node))
-    m = b.maps[value.map]
-    times = b.written("count", torch.tensor(count), views.layout_over((), ()))
-    y = b.new(replace(m, at=0))
+    times = b.written("count", torch.tensor(count), layout_over((), ()))
+    y = b.like(value.map)
     b.ops.append(Op("binary", node.name, value.map, y, add=times.map, fn="mul"))
     b.gives(node, replace(value, map=y))
 
 
 def largest(b: Builder, node: fx.Node) -> None:
     """The largest number over any axes: a pool over a whole plane."""
-    x, axes = args_of(node)[:2]
-    shape = b.shape(x)
-    over = {axis % len(shape) for axis in (axes or range(len(shape)))}
+    x = args_of(node)[0]
+    shape, over = b.shape(x), _over(b, node)
     index = b.laid(x, layout_over(shape, [axis for axis in range(len(shape)) if axis not in over]))
     m, unit = b.maps[index], np.ones(1, np.float32)
     table = Pool(np.array([[0, m.h]], np.uint32), np.array([[0, m.w]], np.uint32), (1, 1), unit, unit)
@@ -191,7 +184,7 @@ def resized(b: Builder, node: fx.Node, tables: list[tuple[np.ndarray, np.ndarray
         columns.astype(np.uint32),
         column_weight.astype(np.float32),
     )
-    y = b.filled(node, layout, _sides(b.shape(node)))
+    y = b.filled(node, layout, views.sides(b.shape(node)))
     b.emit(node, Op("resize", node.name, index, y, table=table), layout)
 
 

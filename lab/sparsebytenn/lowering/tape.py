@@ -6,7 +6,6 @@ constant, computed here and now.
 """
 
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -164,8 +163,3 @@ class _Tape(TorchDispatchMode):
         made = fx.GraphModule(root, self.graph)
         made.graph.eliminate_dead_code()
         return made
-
-
-def results(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes of an operator's several outputs."""
-    return (user for user in node.users if user.target is operator.getitem)

@@ -75,6 +75,12 @@ def picture_size(shape: Sequence[int], layout: Layout) -> tuple[int, int]:
     return pixels // width, width
 
 
+def sides(shape: Sequence[int]) -> tuple[int, int]:
+    """Height and width of a picture (1, C, H, W), or of (1, C, L) as one row."""
+    rows, columns = (1, *shape[2:])[-2:]
+    return rows, columns
+
+
 def strides(shape: Sequence[int], layout: Layout, pitch: int) -> list[int]:
     """The strides of a tensor that fills a map in this layout."""
     steps, pixel, plane = [0] * len(shape), 1, pitch
@@ -119,11 +125,6 @@ def reshaped(view: Tensor, shape: Sequence[int]) -> Tensor | None:
         return view.view(tuple(shape))
     except RuntimeError:
         return None
-
-
-def is_view(after: Tensor, before: Tensor) -> bool:
-    """Whether one tensor is a view of another's storage."""
-    return after.untyped_storage()._cdata == before.untyped_storage()._cdata
 
 
 def loops(shape: Sequence[int], *all_strides: Sequence[int]) -> tuple[list[int], ...]:
