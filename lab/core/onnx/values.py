@@ -227,22 +227,22 @@ class OnnxReader:
 
     def _free(self, name: str) -> str:
         """The name, or one like it, under which the network holds nothing, nor holds something whose part it were."""
-        tried, k = name, 1
-        while self._is_taken(tried):
+        if type(self._holder(name)) not in (nn.Module, type(None)):  # a layer or a tensor, which can hold nothing else
+            name = name.replace(".", "_")
+        free, k = name, 1
+        while hasattr(self._holder(free), free.rpartition(".")[2]):
             k += 1
-            tried = f"{name}_{k}"
-        return tried
+            free = f"{name}_{k}"
+        return free
 
-    def _is_taken(self, name: str) -> bool:
-        *path, last = name.split(".")
-        holder = self.net
-        for part in path:
-            if not hasattr(holder, part):
-                return False
-            holder = getattr(holder, part)
+    def _holder(self, name: str) -> Any:
+        """What a dotted name stands under, or the first on the way that is no plain module; None if there is none."""
+        holder: Any = self.net
+        for part in name.split(".")[:-1]:
+            holder = getattr(holder, part, None)
             if type(holder) is not nn.Module:
-                return True
-        return hasattr(holder, last)
+                break
+        return holder
 
     def _set(self, name: str, held: nn.Module | Tensor) -> None:
         *path, last = name.split(".")

@@ -309,6 +309,16 @@ def test_what_is_read_can_be_traced_and_cut(tmp_path):
     assert smaller.get_submodule("2").in_channels == 3 and smaller(x).shape == (2, 2)
 
 
+def test_a_layer_named_as_a_part_of_another_has_a_name_beside_it(tmp_path):
+    """As attention's projections are, whose weight is called after the module that their second one is a part of."""
+    nodes = [node("Gemm", "x attention.weight", "h", transB=1), node("Gemm", "h attention.out.weight", "y", transB=1)]
+    held = {"attention.weight": numbers(6, 4), "attention.out.weight": numbers(3, 6)}
+    path = file_of(tmp_path / "net.onnx", nodes, 17, axes=["N", 4], held=held)
+    read = reading.module(path)
+    assert {"attention", "attention_out"} <= {name for name, _ in read.named_modules()}
+    assert beside(path, torch.randn(2, 4)) < 1e-5
+
+
 def test_sizes_that_are_free(tmp_path):
     """Axes beside the first may be free where nothing needs them; an example says them where something does."""
     path = file_of(tmp_path / "free.onnx", [node("Conv", "x w")], 13, ("N", "C", "H", "W"), {"w": W["w"]})
@@ -431,8 +441,6 @@ NOT_WRITTEN = ("vgg16", "torchvision vgg16_bn")  # torch's exporter has no pools
 def test_the_engine_runs_what_is_read(name, tmp_path):
     if name in NOT_WRITTEN:
         pytest.skip("torch.onnx.export cannot write it on small pictures")
-    if name in zoo.TORCHVISION:
-        pytest.importorskip("torchvision")
     net, x = zoo.made(name)
     path = exported(net, tmp_path / "net.onnx", x)
     read, theirs = reading.module(path), Deployed(path)(x)
