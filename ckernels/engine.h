@@ -4,7 +4,7 @@
 #include <stdint.h>
 #include "kernels.h"
 
-enum { HEADER = 16, MAP = 8, OP = 40, NONE = 0xffffffffu, MAGIC = 0x4e4e4253, VERSION = 2, MAX_SIDE = 1 << 20 };
+enum { HEADER = 16, MAP = 8, OP = 40, NONE = 0xffffffffu, MAGIC = 0x4e4e4253, VERSION = 3, MAX_SIDE = 1 << 20 };
 enum { CONV = 1, POINTWISE, DEPTHWISE, SEPARABLE, MEAN, LINEAR, BINARY, UNARY, POOL, MOVE, RESIZE, SOFTMAX, NORM, MATMUL };
 enum { CONST = 15 };
 enum { INDEXED = 1, U8S8 = 2 };                   /* of op.flags */
@@ -31,7 +31,8 @@ typedef struct {
     uint32_t pitch;  /* of the workspace's rows, where a convolution or a separable pair lays out a row tile */
     float inv_scale; /* with U8S8: X as uint8 is x * inv_scale + zero_point */
     uint32_t zero_point, scale, sums, k_w, stride_w, pad_w, dilation, dilation_w, act, slopes, inner_act, fn, planes;
-    uint32_t args, n_args, zero[2]; /* the table of operators that have one: so many words from byte `args` on */
+    uint32_t args, n_args; /* the table of operators that have one: so many words from byte `args` on */
+    uint32_t block, zero;  /* rows of a block of a product's weights */
 } op;
 
 /* A piece of a move, as its table has it. */
