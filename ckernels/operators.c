@@ -24,7 +24,7 @@ typedef struct {
 } turn;
 
 static float *floats_at(const turn *t, const map *m) { return t->arena + m->at; }
-static float *workspace_of(const turn *t) { return t->arena + head(t->file)->workspace; }
+static float *workspace_of(const turn *t) { return t->arena + t->o->work; }
 static int64_t pixels(const map *m) { return (int64_t)m->h * m->w; }
 
 static void run_mean(const turn *t) {

@@ -158,12 +158,7 @@ class Engine:
     @property
     def memory(self) -> tuple[int, int]:
         """Bytes of the arena, and of what must be held at once in the operator that needs most: its lower bound."""
-        maps, lives = self.network.maps, self.network.lives()
-        most = 0
-        for i, op in enumerate(self.network.ops):
-            held = sum(maps[m].floats for m, (first, last) in lives.items() if first <= i <= last)
-            most = max(most, held + op.workspace(maps[op.x], maps[op.y]))
-        return 4 * records.File(self.data).head.arena, 4 * most
+        return 4 * records.File(self.data).head.arena, 4 * self.network.needed()
 
     def __repr__(self) -> str:
         arena, least = self.memory
