@@ -62,7 +62,7 @@ def onnxruntime(path: Path, x: torch.Tensor, threads: int) -> Call:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     given = {session.get_inputs()[0].name: x.numpy()}
     return lambda: session.run(None, given)[0]
