@@ -24,7 +24,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from engines import interleaved, packages, remove_blocks, rivals, speedups
 from zoo import networks
-from zoo.weights import lively
+from zoo.weights import calm, lively, pictures
 
 from lab.core import kernels
 from lab.core.machine import machine, processor
@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for name in NETWORKS[1:2] if options.quick else [name for name in NETWORKS if options.only in name]:
         with seeded(0):
-            model, x = architectures.get_model(name), torch.randn(2, 3, 224, 224)
-        table, spent = raced(lively(model, x), x[:1], rounds)
+            model, x = architectures.get_model(name), pictures(4, 3, 224, 224)
+        table, spent = raced(calm(lively(model, x)), x[:1], rounds)
         print(f"\n{name}\n{table.to_string()}\n{spent.to_string(float_format='%.3f')}", flush=True)
         rows.append({"network": name, "times": table.reset_index().to_dict("records"), "spent": spent.to_dict("index")})
     if options.json:
