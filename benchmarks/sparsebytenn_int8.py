@@ -17,6 +17,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,9 +64,12 @@ def contenders() -> dict[str, Callable[[], object]]:
         model = lab.nets.mobilenet_v1().eval()
         settle(model)
         x = torch.randn(1, 3, 224, 224)
-    calls = {"onnxruntime, fp32": fp32.onnxruntime(model, x), "onnxruntime, int8": onnxruntime_int8(model, x)}
+    calls = {
+        "onnxruntime, fp32": fp32.rivals(model, x)["onnxruntime, dense"],
+        "onnxruntime, int8": onnxruntime_int8(model, x),
+    }
     for share in fp32.SHARES:
-        calls[f"fp32, {share:.0%}"] = fp32.ours(fp32.pruned(model, share), x)
+        calls[f"fp32, {share:.0%}"] = partial(fp32.engine(fp32.pruned(model, share), x)._run, [x[0].numpy()])
         calls[f"int8, {share:.0%}"] = ours_int8(pruned(model, share), x)
     return calls
 
