@@ -27,7 +27,7 @@ def saliency(w: Tensor) -> Tensor:
 
 
 def block_scores(S: Tensor, G: int, H: int = 1) -> Tensor:
-    """Card (2): B_gh, the sum of S over the G rows and H inputs of a block: (OC, IC) -> (ceil(OC / G), ceil(IC / H))."""
+    """Card (2): B_gh, the sum of S over the G rows x H inputs of a block: (OC, IC) -> (ceil(OC / G), ceil(IC / H))."""
     padded = F.pad(S, (0, -S.shape[1] % H, 0, -len(S) % G))  # zeros: a smaller block costs as much and holds less
     return padded.view(-1, G, padded.shape[1]).sum(1).unflatten(1, (-1, H)).sum(2)
 

@@ -24,8 +24,8 @@ class SparseByteNNOutcome(Outcome):
 
     masks: layer -> (groups, IC) bool, a group being `block` rows as they stand in `model`, True what is kept; where
     `block` is (rows, inputs), (groups, groups of inputs). orders: for each class of channels, by the name of its first
-    writer, (C,) where each channel stood before. classes: the pruned layers that write each class. saliencies: layer -> (OC, IC) float16, the kernels' magnitudes in
-    the dense network, rows as they came.
+    writer, (C,) where each channel stood before. classes: the pruned layers that write each class. saliencies: layer ->
+    (OC, IC) float16, the kernels' magnitudes in the dense network, rows as they came.
     """
 
     model: nn.Module

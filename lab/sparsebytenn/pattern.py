@@ -45,7 +45,7 @@ class Pattern:
     def _runs(self, name: str) -> dict[str, list[Tensor]]:
         """The layers whose columns a class has, and of each the columns of its channels, where it has one for each.
 
-        Several lists where a layer reads the class twice; none where a channel has several columns, as behind a flatten.
+        Several lists where a layer reads the class twice; none where channels have several columns (flatten).
         """
         group, everyone = self.channels.group_of(name), torch.arange(len(self.orders[name]))
         runs = {}

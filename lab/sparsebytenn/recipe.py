@@ -37,12 +37,12 @@ class SparseByteNN:
     """Fine-grained kernel sparsity with whole-network rearrangement (after the abstract of arXiv 2310.19509).
 
     sparsity: the share of prunable blocks that is removed, up to 0.95; 0 only trains, as the dense control. block: the
-    rows of a block of one input, 1, 4, 8 or 16, which the engine leaves out in fp32; or its (rows, inputs), one of them
-    1 or both alike, of which (4, 4) are left out in int8. budget: 'layer' removes the same share of every layer, 'global' ranks all blocks
-    together. search: how rows are ordered, 'none', 'sort', 'greedy' or 'swaps'. score: what ranks blocks, 'magnitude'
-    or, as a control, 'random'. steps, lr: updates and rate, which falls to zero along a cosine. ramp: the share of
-    steps in which sparsity rises; regroup_every: how many steps lie between new orders and masks until then.
-    distil, temperature: weight and temperature of the loss against the dense network.
+    rows of a block of one input, 1, 4, 8 or 16, as the engine leaves out in fp32; or its (rows, inputs), one of them 1
+    or both alike, of which it leaves out (4, 4) in int8. budget: 'layer' removes the same share of every layer,
+    'global' ranks all blocks together. search: how rows are ordered, 'none', 'sort', 'greedy' or 'swaps'. score: what
+    ranks blocks, 'magnitude' or, as a control, 'random'. steps, lr: updates and rate, which falls to zero along a
+    cosine. ramp: the share of steps in which sparsity rises; regroup_every: how many steps lie between new orders and
+    masks until then. distil, temperature: weight and temperature of the loss against the dense network.
     """
 
     sparsity: float = 0.3
@@ -59,8 +59,8 @@ class SparseByteNN:
 
     def __post_init__(self) -> None:
         if isinstance(self.block, (tuple, list)):
-            rows, *inputs = self.block
-            object.__setattr__(self, "block", rows if inputs == [1] else (rows, *inputs))
+            rows, inputs = self.block[:1], tuple(self.block[1:])
+            object.__setattr__(self, "block", rows[0] if inputs == (1,) else (*rows, *inputs))
         validate(
             self,
             sparsity=real(0, eq.CAP),
