@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..core import kernels, store
-from . import packed, records, reference
+from . import meeting, packed, records, reference
 from .packed import Map, Op
 
 
@@ -131,7 +131,10 @@ class Engine:
         return [1000 * t for t in np.median(seconds, axis=0)]
 
     def profile(self, repeats: int = 20) -> Any:
-        """A frame with one row an operator: form, blocks kept, multiply-adds, ms and 10^9 multiply-adds a second."""
+        """A frame with one row an operator: form, blocks kept, multiply-adds, ms and 10^9 multiply-adds a second.
+
+        Of a product whose rows were put in another order also the blocks of 4 x 1 kept as they came, or why they stay.
+        """
         import pandas
 
         rows = [
@@ -139,7 +142,7 @@ class Engine:
             for op, ms in zip(self.network.ops, self.times(repeats), strict=True)
         ]
         frame = pandas.DataFrame(rows)
-        return frame.assign(**{"GMAC/s": frame["macs"] / frame["ms"] / 1e6})
+        return frame.assign(**{"GMAC/s": frame["macs"] / frame["ms"] / 1e6}, **meeting.columns(self.network))
 
     def _noise(self) -> list[np.ndarray]:
         """Normal numbers for each input."""
@@ -164,9 +167,11 @@ class Engine:
 
     def __repr__(self) -> str:
         arena, least = self.memory
+        arranged = meeting.summary(self.network)
         return (
             f"Engine({len(self.network.ops)} operators, {len(self.data):,} bytes, pictures {self.shape}, "
-            f"arena {arena / 1e6:.3g} MB, {arena / max(least, 1):.2f} times what must be held at once)"
+            f"arena {arena / 1e6:.3g} MB, {arena / max(least, 1):.2f} times what must be held at once"
+            f"{arranged and f', {arranged}'})"
         )
 
 
