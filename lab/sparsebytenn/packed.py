@@ -29,7 +29,7 @@ import numpy as np
 from ..core import kernels
 from ..core.kernels import Sparse
 from . import planning, proof, records, tables
-from .planning import Block
+from .planning import Region
 from .records import (
     ACTS,
     FNS,
@@ -193,26 +193,26 @@ class Network:
 
     def plan(self) -> int:
         """Give every map and every operator's workspace a place in the arena; returns the arena's floats."""
-        maps, works = self._blocks()
+        maps, works = self._regions()
         arena = planning.place([*maps.values(), *works.values()])
-        for m, block in maps.items():
-            self.maps[m].at = block.at
+        for m, region in maps.items():
+            self.maps[m].at = region.at
         for i, op in enumerate(self.ops):
             op.work = works[self._runs_until(i)].at
         return arena
 
     def needed(self) -> int:
         """Floats of the arena that are held at once where most are."""
-        return planning.needed([block for blocks in self._blocks() for block in blocks.values()])
+        return planning.needed([region for regions in self._regions() for region in regions.values()])
 
-    def _blocks(self) -> tuple[dict[int, Block], dict[int, Block]]:
+    def _regions(self) -> tuple[dict[int, Region], dict[int, Region]]:
         """What each map holds of the arena, and each turn's workspace: the chain's operators use it one by one."""
-        works: dict[int, Block] = {}
+        works: dict[int, Region] = {}
         for i, op in enumerate(self.ops):
             turn = self._runs_until(i)
-            work = works.setdefault(turn, Block(0, turn, turn))
+            work = works.setdefault(turn, Region(0, turn, turn))
             work.floats = max(work.floats, op.workspace(self.maps[op.x], self.maps[op.y]))
-        return {m: Block(self.maps[m].floats, *life) for m, life in self.lives().items()}, works
+        return {m: Region(self.maps[m].floats, *life) for m, life in self.lives().items()}, works
 
     def lives(self) -> dict[int, tuple[int, int]]:
         """Of each map, the operators that write it and read it last; -1 before the first, for an input."""

@@ -8,7 +8,7 @@ from .records import round_up
 
 
 @dataclass
-class Block:
+class Region:
     """Floats of the arena that are held from operator `first`'s turn to operator `last`'s; `at`: where, once placed."""
 
     floats: int
@@ -16,48 +16,46 @@ class Block:
     last: int
     at: int = 0
 
-    def meets(self, other: "Block") -> bool:
+    def meets(self, other: "Region") -> bool:
         """Whether both are held at once."""
         return self.first <= other.last and other.first <= self.last
 
 
-ORDERS: tuple[Callable[[Block], Any], ...] = (
-    lambda block: (-block.floats, block.first),
-    lambda block: (block.first - block.last, -block.floats),
-    lambda block: (block.first, -block.floats),
-    lambda block: -block.floats * (1 + block.last - block.first),
-    lambda block: (-block.last, -block.floats),
+ORDERS: tuple[Callable[[Region], Any], ...] = (
+    lambda region: (-region.floats, region.first),
+    lambda region: (region.first - region.last, -region.floats),
+    lambda region: (region.first, -region.floats),
+    lambda region: -region.floats * (1 + region.last - region.first),
+    lambda region: (-region.last, -region.floats),
 )
-
-
 TRIES = 30
 
 
-def place(blocks: list[Block]) -> int:
-    """Give every block its place; returns the floats of the arena.
+def place(regions: list[Region]) -> int:
+    """Give every region its place; returns the floats of the arena.
 
     Several orders are tried; in the best of them, what ends highest is then taken first, again and again.
     """
-    least = needed(blocks)
-    queue = min((sorted(blocks, key=order) for order in ORDERS), key=_placed)
+    least = needed(regions)
+    queue = min((sorted(regions, key=order) for order in ORDERS), key=_placed)
     best, end = list(queue), _placed(queue)
     for _ in range(TRIES):
         if end <= least:
             break
-        highest = max(queue, key=lambda b: b.at + b.floats)
-        queue.sort(key=lambda block: block is not highest)
+        highest = max(queue, key=lambda r: r.at + r.floats)
+        queue.sort(key=lambda region: region is not highest)
         trial = _placed(queue)
         if trial < end:
             best, end = list(queue), trial
     return _placed(best)
 
 
-def needed(blocks: list[Block]) -> int:
+def needed(regions: list[Region]) -> int:
     """Floats held at once in the turn in which most are: no arena is smaller."""
     changes: dict[int, int] = {}
-    for block in blocks:
-        changes[block.first] = changes.get(block.first, 0) + round_up(block.floats, 16)
-        changes[block.last + 1] = changes.get(block.last + 1, 0) - round_up(block.floats, 16)
+    for region in regions:
+        changes[region.first] = changes.get(region.first, 0) + round_up(region.floats, 16)
+        changes[region.last + 1] = changes.get(region.last + 1, 0) - round_up(region.floats, 16)
     held = most = 0
     for turn in sorted(changes):
         held += changes[turn]
@@ -65,18 +63,18 @@ def needed(blocks: list[Block]) -> int:
     return most
 
 
-def _placed(blocks: list[Block]) -> int:
-    """Each block in turn in the smallest gap that holds it between those it meets; returns where all of them end."""
-    for i, block in enumerate(blocks):
-        block.at = _gap(sorted((b for b in blocks[:i] if b.meets(block)), key=lambda b: b.at), block.floats)
-    return max((b.at + round_up(b.floats, 16) for b in blocks), default=0)
+def _placed(regions: list[Region]) -> int:
+    """Each region in turn in the smallest gap that holds it between those it meets; returns where all of them end."""
+    for i, region in enumerate(regions):
+        region.at = _gap(sorted((r for r in regions[:i] if r.meets(region)), key=lambda r: r.at), region.floats)
+    return max((r.at + round_up(r.floats, 16) for r in regions), default=0)
 
 
-def _gap(live: list[Block], floats: int) -> int:
-    """The smallest gap of at least `floats` between live blocks, which come in order of place, else behind them."""
+def _gap(live: list[Region], floats: int) -> int:
+    """The smallest gap of at least `floats` between live regions, which come in order of place, else behind them."""
     at, gaps = 0, list[tuple[int, int]]()
-    for block in live:
-        if at + floats <= block.at:
-            gaps.append((block.at - at, at))
-        at = max(at, block.at + round_up(block.floats, 16))
+    for region in live:
+        if at + floats <= region.at:
+            gaps.append((region.at - at, at))
+        at = max(at, region.at + round_up(region.floats, 16))
     return min(gaps)[1] if gaps else at

@@ -337,9 +337,9 @@ class _Places:
         self.at, floats = np.array(places, np.int64).reshape(-1, 2).T
         self.end = self.at + floats
 
-    def meet(self, place: tuple[int, int], some: slice) -> bool:
-        """Whether one of some of them shares a float with another place."""
-        at, end = np.maximum(self.at[some], place[0]), np.minimum(self.end[some], sum(place))
+    def meet(self, region: tuple[int, int], some: slice) -> bool:
+        """Whether one of some of them shares a float with another region."""
+        at, end = np.maximum(self.at[some], region[0]), np.minimum(self.end[some], sum(region))
         return bool((at < end).any())
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.sparsebytenn import packed, planning, proof, records
-from lab.sparsebytenn.planning import Block
+from lab.sparsebytenn.planning import Region
 
 from .native import every_kind
 from .test_proof import files, op_at, put, refused, tabled
@@ -20,22 +20,22 @@ spans = st.tuples(st.integers(0, 500), st.integers(0, 12), st.integers(0, 6))
 
 @given(st.lists(spans, max_size=25))
 def test_what_is_held_at_once_lies_apart_in_an_arena_that_ends_with_it(drawn):
-    blocks = [Block(floats, first, first + turns) for floats, first, turns in drawn]
-    arena, least = planning.place(blocks), planning.needed(blocks)
-    assert least <= arena == max((b.at + -(-b.floats // 16) * 16 for b in blocks), default=0)
-    assert all(block.at % 16 == 0 for block in blocks)
-    for a, b in combinations(blocks, 2):
+    regions = [Region(floats, first, first + turns) for floats, first, turns in drawn]
+    arena, least = planning.place(regions), planning.needed(regions)
+    assert least <= arena == max((b.at + -(-b.floats // 16) * 16 for b in regions), default=0)
+    assert all(region.at % 16 == 0 for region in regions)
+    for a, b in combinations(regions, 2):
         if a.meets(b) and a.floats and b.floats:
             assert a.at + a.floats <= b.at or b.at + b.floats <= a.at
-    turns = range(1 + max((b.last for b in blocks), default=0))
-    held = [sum(-(-b.floats // 16) * 16 for b in blocks if b.first <= turn <= b.last) for turn in turns]
+    turns = range(1 + max((b.last for b in regions), default=0))
+    held = [sum(-(-b.floats // 16) * 16 for b in regions if b.first <= turn <= b.last) for turn in turns]
     assert least == max(held)
 
 
 def test_what_ends_highest_is_taken_first_where_the_largest_is_not_the_best():
     sizes = [(64, 0, 2), (48, 2, 4), (80, 3, 6), (32, 1, 5), (64, 5, 8), (48, 7, 9)]
-    blocks = [Block(*size) for size in sizes]
-    assert planning.place(blocks) <= 1.2 * planning.needed(blocks)
+    regions = [Region(*size) for size in sizes]
+    assert planning.place(regions) <= 1.2 * planning.needed(regions)
 
 
 def test_no_operator_works_in_a_map_that_is_held_in_its_turn():

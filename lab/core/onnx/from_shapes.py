@@ -55,9 +55,9 @@ def _constant(reader: OnnxReader, inputs: list, about: Attributes) -> OnnxValue:
     kinds = {"value_float": torch.float32, "value_floats": torch.float32, "value_int": torch.int64}
     kinds |= {"value_ints": torch.int64}
     key = next(key for key in about if key.startswith(("value", "sparse")))
-    if key not in ("value", *kinds):
+    if key not in ("value", "sparse_value", *kinds):
         raise UnreadError(f"holds {key}: real numbers and integers are read here")
-    value = about[key] if key == "value" else torch.tensor(about[key], dtype=kinds[key])
+    value = about[key] if key not in kinds else torch.tensor(about[key], dtype=kinds[key])
     return known([value] * reader.count)
 
 

@@ -76,7 +76,7 @@ def _loaded(path: Path) -> Any:
 
 def _entries(model: Any) -> dict[str, tuple[list[Any], torch.dtype]]:
     """The inputs by name: their axes, numbers or names or None, and the type of their numbers."""
-    held = {tensor.name for tensor in model.graph.initializer}
+    held = _initialisers(model)
     entries = {}
     for end in model.graph.input:
         if end.name in held:
@@ -93,9 +93,15 @@ def _entries(model: Any) -> dict[str, tuple[list[Any], torch.dtype]]:
     return entries
 
 
+def _initialisers(model: Any) -> dict[str, Any]:
+    """The file's constants by name, those that it holds without their zeros among them."""
+    sparse = {tensor.values.name: tensor for tensor in model.graph.sparse_initializer}
+    return {tensor.name: tensor for tensor in model.graph.initializer} | sparse
+
+
 def _channels(model: Any, entries: dict) -> list[int]:
     """How many channels each input has, as the convolution says that reads it; 3 if none does."""
-    held = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    held = {name: tensor.dims for name, tensor in _initialisers(model).items()}
     counts: dict[str, int] = {}
     for node in model.graph.node:
         if node.op_type == "Conv" and node.input[1] in held:
@@ -155,8 +161,8 @@ def _read(model: Any, entries: dict, lengths: dict[str, list[tuple[int, ...]]]) 
         node = reader.graph.placeholder(identifier(name))
         runs = (torch.empty(shape, dtype=kind, device="meta") for shape in lengths[name])
         reader.values[name] = OnnxValue(name, tuple(runs), node)
-    for tensor in model.graph.initializer:
-        reader.values[tensor.name] = OnnxValue(tensor.name, (_tensor(tensor),) * reader.count)
+    for name, tensor in _initialisers(model).items():
+        reader.values[name] = OnnxValue(name, (_tensor(tensor),) * reader.count)
     missing: dict[str, str] = {}
     for node in model.graph.node:
         try:
@@ -221,13 +227,18 @@ def _attribute(part: Any) -> Any:
     value = helper.get_attribute_value(part)
     if isinstance(value, bytes):
         return value.decode()
-    return _tensor(value) if hasattr(value, "data_type") else value
+    return _tensor(value) if hasattr(value, "dims") else value
 
 
 def _tensor(held: Any) -> Tensor:
-    """A file's constant; codes of 4 bits come as int8 or uint8, short real numbers as float32."""
+    """A file's constant, dense or sparse; codes of 4 bits come as int8 or uint8, short real numbers as float32."""
     from onnx import numpy_helper
 
+    if hasattr(held, "indices"):  # (numbers,) in the flattened tensor, or (numbers, axes)
+        at, numbers = _tensor(held.indices), _tensor(held.values)
+        dense = torch.zeros(tuple(held.dims), dtype=numbers.dtype)
+        dense[tuple(at.T) if at.dim() > 1 else torch.unravel_index(at, dense.shape)] = numbers
+        return dense
     array = numpy_helper.to_array(held)
     if array.dtype.kind not in "biuf":
         kind = np.float32 if "float" in array.dtype.name else np.uint8 if "uint" in array.dtype.name else np.int8
