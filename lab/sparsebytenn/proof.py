@@ -315,8 +315,8 @@ def _is_in_order(f: File) -> bool:
     since = dict.fromkeys(f.inputs, 0)  # of each map, the first operator behind the one that wrote it last
 
     def is_fresh(read: int, last: int) -> bool:
-        place, later = (f.maps[read].at, extent(f.maps[read])), slice(since.get(read, 0), last + 1)
-        return read in since and not writes.meet(place, later) and not works.meet(place, later)
+        region, later = (f.maps[read].at, extent(f.maps[read])), slice(since.get(read, 0), last + 1)
+        return read in since and not writes.meet(region, later) and not works.meet(region, later)
 
     for i, o in enumerate(ops):
         turn = i  # the operator in whose turn this one runs: the first from here on to write a whole map
