@@ -114,8 +114,9 @@ def summary(network: Network) -> str:
 def _listed(network: Network, key: str, blank: Any) -> list[Any]:
     """The entries of a list of the description, one an operator; all blank where there is no such list."""
     entries = network.meta.get(key)
-    fits = isinstance(entries, list) and len(entries) == len(network.ops)
-    return entries if fits and all(type(n) is type(blank) for n in entries) else [blank] * len(network.ops)
+    if not isinstance(entries, list) or len(entries) != len(network.ops):
+        return [blank] * len(network.ops)
+    return entries if all(type(n) is type(blank) for n in entries) else [blank] * len(network.ops)
 
 
 def _totals(network: Network) -> list[int]:

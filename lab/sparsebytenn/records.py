@@ -16,7 +16,7 @@ KINDS = {
 PRODUCTS = {"conv", "pointwise", "separable"}  # W X, which can take a sum in
 ACTS = (
     "", "sigmoid", "silu", "hardsigmoid", "hardswish", "gelu", "gelu_tanh", "tanh", "elu", "mish", "softplus", "exp",
-    "sqrt", "prelu",
+    "sqrt", "round", "prelu",
 )  # fmt: skip
 FNS = {  # of an operator's kind, its functions: the file has 1 for the first
     "binary": ("add", "sub", "mul", "div", "max", "min", "rsub", "rdiv"),

@@ -74,10 +74,18 @@ def activated(b: Builder, node: fx.Node, act: str, slopes: Callable[[int], np.nd
 
 def clamped(b: Builder, node: fx.Node) -> None:
     """Have an operator clamp what it computes; one clamp behind the other is a clamp."""
-    limits = _limits(node)
-    op = _finishing(b, node)
-    low, high = np.minimum(np.maximum(op.clamp, limits[0]), limits[1])
-    op.clamp = float(low), float(high)
+    clamp_to(b, node, *_limits(node))
+
+
+def clamp_to(b: Builder, node: fx.Node, low: float, high: float) -> None:
+    """The same for a node of any kind, which gives what it reads between these numbers."""
+    narrow(_finishing(b, node), low, high)
+
+
+def narrow(op: Op, low: float, high: float) -> None:
+    """Have an operator clamp what it clamped to these numbers too."""
+    first, last = op.clamp
+    op.clamp = min(max(first, low), high), min(max(last, low), high)
 
 
 def _finishing(b: Builder, node: fx.Node) -> Op:
@@ -122,7 +130,7 @@ def binary(fn: str) -> Callable[[Builder, fx.Node], None]:
         first, second = (_operand(b, operand) for operand in args_of(node)[:2])
         if options_of(node).get("rounding_mode"):
             raise LacksError("rounds what it divides")
-        _binary(b, node, fn, first, second)
+        entrywise(b, node, fn, first, second)
 
     return lower
 
@@ -131,15 +139,15 @@ def rsub(b: Builder, node: fx.Node) -> None:
     if options_of(node).get("alpha", 1) != 1 or len(args_of(node)) > 2:
         raise LacksError("scales what it subtracts")
     first, second = (_operand(b, operand) for operand in args_of(node)[:2])
-    _binary(b, node, "sub", second, first)
+    entrywise(b, node, "sub", second, first)
 
 
 def negative(b: Builder, node: fx.Node) -> None:
-    _binary(b, node, "mul", args_of(node)[0], torch.tensor(-1.0))
+    entrywise(b, node, "mul", args_of(node)[0], torch.tensor(-1.0))
 
 
 def reciprocal(b: Builder, node: fx.Node) -> None:
-    _binary(b, node, "div", torch.tensor(1.0), args_of(node)[0])
+    entrywise(b, node, "div", torch.tensor(1.0), args_of(node)[0])
 
 
 def reciprocal_root(b: Builder, node: fx.Node) -> None:
@@ -156,7 +164,7 @@ def reciprocal_root(b: Builder, node: fx.Node) -> None:
 def power(b: Builder, node: fx.Node) -> None:
     x, exponent = args_of(node)[:2]
     if exponent == 2:
-        _binary(b, node, "mul", x, x)
+        entrywise(b, node, "mul", x, x)
     elif exponent == 0.5:
         activated(b, node, "sqrt")
     else:
@@ -170,7 +178,7 @@ def _operand(b: Builder, operand: Any) -> Any:
     return operand if (numbers := b.constant(operand)) is None else numbers
 
 
-def _binary(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> None:
+def entrywise(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> None:
     shape = b.shape(node)
     if node.meta.get("dtype", torch.float32) not in (torch.float32, torch.float64):
         raise LacksError(f"gives {node.meta['dtype']} numbers")
