@@ -43,7 +43,9 @@ def compile(
     Zeros may come from anywhere: masks of torch.nn.utils.prune or its parametrizations are multiplied in, a file's
     sparse initialisers are read, channels that were cut out (Torch-Pruning) are a smaller network.
     """
-    model = reading.module(model, example) if isinstance(model, (str, Path)) else meeting.unmasked(model)
+    model = (
+        reading.module(model, example) if isinstance(model, (str, Path)) else int8.with_grids(meeting.unmasked(model))
+    )
     searches = rearrange and not dense and calibrate is None
     arranged = meeting.met(model, example) if searches else meeting.Met(model)
 

@@ -15,12 +15,15 @@ DequantizeLinear, has its products in int8 on these grids: `on_grids`.
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..core import kernels
+from ..core.quantisation.qparams import QParams, is_quantiser
 from . import packed, reference
 from .packed import Int8Params, Map, Network, Op, SparseInt8
 from .records import PRODUCTS, U8S8_MAX_COLUMNS
@@ -62,6 +65,28 @@ def _is_quantisable(op: Op, network: Network) -> bool:
     """Whether an operator's product is done in int8; what reads the image is small and needs its precision."""
     fits = op.kind in PRODUCTS and op.weights is not None and op.weights.columns <= U8S8_MAX_COLUMNS
     return fits and op.int8 is None and op.x not in network.inputs
+
+
+class _Rounded(nn.Module):
+    """A quantiser's grid as torch's own operator, which the engine knows for one."""
+
+    def __init__(self, grid: QParams) -> None:
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, self.grid.scale, 0, self.grid.qmin, self.grid.qmax)
+
+
+def with_grids(model: nn.Module) -> nn.Module:
+    """A copy in which the lab's quantisers are torch's operator; the network itself where it has none."""
+    quantisers = [name for name, module in model.named_modules() if name and is_quantiser(module)]
+    if not quantisers:
+        return model
+    copy = deepcopy(model)
+    for name in quantisers:
+        copy.set_submodule(name, _Rounded(copy.get_submodule(name).qparams()))  # type: ignore[operator]
+    return copy
 
 
 def on_grids(network: Network) -> Network:

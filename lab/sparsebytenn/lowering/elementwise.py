@@ -74,7 +74,7 @@ def activated(b: Builder, node: fx.Node, act: str, slopes: Callable[[int], np.nd
 
 def clamped(b: Builder, node: fx.Node) -> None:
     """Have an operator clamp what it computes; one clamp behind the other is a clamp."""
-    clamp_to(b, node, *_limits(node))
+    clamp_to(b, node, *_limits(b, node))
 
 
 def clamp_to(b: Builder, node: fx.Node, low: float, high: float) -> None:
@@ -98,7 +98,7 @@ def _finishing(b: Builder, node: fx.Node) -> Op:
     return op
 
 
-def _limits(node: fx.Node) -> tuple[float, float]:
+def _limits(b: Builder, node: fx.Node) -> tuple[float, float]:
     """The numbers that a node clamps to, infinity where there is none."""
     name = called(node).__name__.split(".")[0]
     if name == "relu":
@@ -108,9 +108,16 @@ def _limits(node: fx.Node) -> tuple[float, float]:
     if name != "clamp_max":
         low, high = (*given, *(low, high)[len(given) :])[:2]
     low, high = options_of(node).get("min", low), options_of(node).get("max", high)
-    if any(isinstance(limit, (fx.Node, Tensor)) for limit in (low, high)):
-        raise LacksError("clamps to numbers that are computed")
-    return (-np.inf if low is None else float(low)), (np.inf if high is None else float(high))
+    return _limit(b, low, -np.inf), _limit(b, high, np.inf)
+
+
+def _limit(b: Builder, limit: Any, free: float) -> float:
+    if limit is None:
+        return free
+    number = b.constant(limit) if isinstance(limit, (fx.Node, Tensor)) else torch.tensor(limit)
+    if number is None or number.numel() != 1:
+        raise LacksError("clamps to numbers that are computed, or to several")
+    return float(number)
 
 
 def _unary(b: Builder, node: fx.Node) -> Op:
@@ -285,5 +292,6 @@ LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {
     aten.neg.default: negative, aten.reciprocal.default: reciprocal, aten.rsqrt.default: reciprocal_root,
     aten.pow.Tensor_Scalar: power,
     aten.relu.default: clamped, aten.hardtanh.default: clamped, aten.clamp.default: clamped,
-    aten.clamp_min.default: clamped, aten.clamp_max.default: clamped,
+    aten.clamp_min.default: clamped, aten.clamp_max.default: clamped, aten.clamp.Tensor: clamped,
+    aten.clamp_min.Tensor: clamped, aten.clamp_max.Tensor: clamped,
 }  # fmt: skip
