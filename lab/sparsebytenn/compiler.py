@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from ..core import kernels
 from ..core.batch import Example, tensors
-from . import int8
+from . import codes
 from .lowering import Lowered, lowered, network_of
 from .lowering.builder import LacksError
 from .lowering.tape import recorded
@@ -39,7 +39,7 @@ def compile(model: nn.Module, example: Example, *, interleaved: bool = False) ->
 
 def scheduled(lowering: Lowered, meta: dict[str, Any]) -> Network:
     """The network of a lowered graph, its matrices packed, its operators fused and in tiles."""
-    return chained(joined(int8.on_grids(network_of(lowering, meta, packed_rows))))
+    return chained(joined(codes.on_grids(network_of(lowering, meta, packed_rows))))
 
 
 def _checked(model: nn.Module, example: Example, interleaved: bool) -> Example:

@@ -10,7 +10,7 @@ from torch import nn
 from ..core.batch import Example, tensors
 from ..core.graph.tracing import outputs_of
 from ..core.onnx import reading
-from . import compiler, int8, meeting, packed, segments, tuning
+from . import codes, compiler, int8, meeting, packed, segments, tuning
 from .lowering.builder import LacksError
 from .runtime import Engine, race
 
@@ -41,11 +41,12 @@ def compile(
     in int8 over the ranges that these have; rows stay. An answer that is not torch's is a ValueError.
 
     Zeros may come from anywhere: masks of torch.nn.utils.prune or its parametrizations are multiplied in, a file's
-    sparse initialisers are read, channels that were cut out (Torch-Pruning) are a smaller network.
+    sparse initialisers are read, channels that were cut out (Torch-Pruning) are a smaller network. What is quantised
+    already, as an ONNX file with QuantizeLinear, modules that call torch.fake_quantize_per_tensor_affine or the lab's
+    quantisers, runs on its grids: products in int8 where inputs and weights lie on grids of 8 bits, all else in fp32.
     """
-    model = (
-        reading.module(model, example) if isinstance(model, (str, Path)) else int8.with_grids(meeting.unmasked(model))
-    )
+    given = reading.module(model, example) if isinstance(model, (str, Path)) else meeting.unmasked(model)
+    model = codes.with_grids(given)
     searches = rearrange and not dense and calibrate is None
     arranged = meeting.met(model, example) if searches else meeting.Met(model)
 
@@ -64,7 +65,7 @@ def compile(
         network = network if calibrate is None else int8.quantised(network, calibrate)
         made = Engine(packed.write(form(network)))
     if calibrate is None:
-        _validate(made, model, example, interleaved)
+        _validate(made, given, example, interleaved)
     return made
 
 

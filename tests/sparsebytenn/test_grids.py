@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lab.core.onnx import export, reading
 from lab.core.quantisation.qparams import FixedQuantiser, QParams
-from lab.sparsebytenn import engine, int8, packed, reference
+from lab.sparsebytenn import codes, engine, packed, reference
 
 X = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 CODES = st.sampled_from([(0, 255), (-128, 127), (0, 15), (-7, 7)])
@@ -138,12 +138,12 @@ def test_a_depthwise_layer_and_the_product_behind_it_stay_one():
 @given(st.integers(1, 5), st.integers(1, 70), st.integers(1, 127), st.integers(0, 2**31))
 def test_the_step_of_rows_is_found(rows, columns, most, seed):
     g = np.random.default_rng(seed)
-    codes = g.integers(-most, most + 1, (rows, columns))
+    integers = g.integers(-most, most + 1, (rows, columns))
     step = np.exp(g.standard_normal(rows))
-    w = (codes.astype(np.float32) * step[:, None].astype(np.float32)).astype(np.float64)
-    exact = int8.steps(w)
+    w = (integers.astype(np.float32) * step[:, None].astype(np.float32)).astype(np.float64)
+    exact = codes.steps(w)
     assert exact is not None and np.allclose(np.rint(w / exact[:, None]) * exact[:, None], w, rtol=1e-6, atol=0)
-    assert int8.steps(g.standard_normal((rows, columns + 8))) is None
+    assert codes.steps(g.standard_normal((rows, columns + 8))) is None
 
 
 # -- files and modules -------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from .. import int8
+from .. import codes
 from ..packed import Int8Params
 from ..records import U8S8_MAX_COLUMNS
 from .builder import Builder, LacksError, args_of, aten, called, is_renaming, source
@@ -117,13 +117,13 @@ def _rounds(b: Builder, node: fx.Node, reader: tuple[fx.Node, fx.Node]) -> bool:
     *_, is_transposed, _, groups = args_of(user)
     if w is None or is_transposed or groups > 1 or w[0].numel() > U8S8_MAX_COLUMNS or max(shape[2:]) == 1:
         return False
-    return int8.steps(w.detach().flatten(1).double().numpy()) is not None
+    return codes.steps(w.detach().flatten(1).double().numpy()) is not None
 
 
 def codes_of(b: Builder, x: fx.Node, matrix: np.ndarray) -> Int8Params | None:
     """How a product with a matrix (OC, columns) takes x as codes, its scales left out; None where it takes floats."""
     grid = b.grids.get(source(x))
-    if grid is None or not grid.is_byte or matrix.shape[1] > U8S8_MAX_COLUMNS or int8.steps(matrix) is None:
+    if grid is None or not grid.is_byte or matrix.shape[1] > U8S8_MAX_COLUMNS or codes.steps(matrix) is None:
         return None
     return Int8Params(float(1 / grid.scale), int(grid.zero - grid.low), np.zeros(0, np.float32))
 
