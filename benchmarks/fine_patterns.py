@@ -14,7 +14,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import lab
-from lab.core.batch import call
+from lab.core.batch import call, moved
+from lab.core.finetune import has_labels
 from lab.core.graph.tracing import trace
 from lab.core.running import Run, running
 from lab.core.task import Task
@@ -114,11 +115,15 @@ def _train(recipe: lab.SparseByteNN, run: Run, model: nn.Module, layers: list[st
             gone[name] = ~pattern.stays(name, S, eq.cubic(recipe.sparsity, t, n)).view(*S.shape, *[1] * (w.dim() - 2))
         apply()
 
+    labels = has_labels(run.task)
+
     def terms(batch: Any) -> dict[str, Tensor]:
-        loss, z = run.task.fit(model, batch)
+        x = moved(run.task.inputs_of(batch), run.device)
+        loss, z = run.task.fit(model, batch) if labels else (None, call(model, x))
         with torch.no_grad():
-            z_dense = call(run.model, run.task.inputs_of(batch))
-        return {"task": loss, "distil": recipe.distil * eq.distillation(z, z_dense, recipe.temperature)}
+            z_dense = call(run.model, x)
+        losses = {} if loss is None else {"task": loss}
+        return losses | {"distil": recipe.distil * eq.distillation(z, z_dense, recipe.temperature)}
 
     optimiser = SGD(model.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=1e-4)
     schedule = CosineAnnealingLR(optimiser, recipe.steps)

@@ -1,22 +1,27 @@
 """SparseByteNN's products in int8: what they gain over fp32 in time, and lose in accuracy.
 
-    python benchmarks/sparsebytenn_int8.py [--quick] [--json FILE] [--imagenet FOLDER]
+    python benchmarks/sparsebytenn_int8.py [--quick] [--isa avx2] [--json FILE] [--imagenet FOLDER]
+    python benchmarks/sparsebytenn_int8.py --train data/sparsebytenn/trained_4x4.npz
 
 Whole MobileNet-v1 at 224 x 224, one thread: onnxruntime in fp32 and in int8 (static, a scale a channel), the engine in
-fp32 and in int8, all in one run, interleaved as in sparsebytenn.py. Zeros stand in blocks at random, 4 x 1 in fp32 and
-4 x 4 in int8, for whose instructions that is the smallest block; so the two networks of one share are not the same.
+fp32 and in int8, all in one run, interleaved as in sparsebytenn.py; what each of them computes is held to torch first.
+In int8 zeros stand where `SparseByteNN(block=(4, 4))` left them when it was trained: the masks of `trained_4x4.npz`,
+which --train makes anew from the pictures of `imagenet.py` (two runs of some minutes). In fp32 they stand in blocks of
+4 x 1 at random; so the two networks of one share are not the same. Time asks only where zeros stand: weights are those
+of a network that nobody trained. --isa holds the engine to an instruction set: AVX2 does without VNNI.
 With --imagenet, a folder that holds mobilenet_v1_100_224.npz (8-bit weights, norms folded) and
 imagenet_sample_224.zip: top-1 on every fourth picture, ranges from 32 others.
 Those weights were trained for 8 bits and are kept in them: there, only taking the inputs as uint8 can lose anything.
 """
 
 import argparse
-import io
 import json
+import os
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +29,20 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-import sparsebytenn as fp32  # the benchmark beside this one
+import sparsebytenn as fp32  # the benchmarks beside this one
+import sparsebytenn_accuracy as trained
+from imagenet import imagenet, mobilenet, pictures
 
 import lab
-from lab.core import kernels
+from lab.core import kernels, store
 from lab.core.onnx import export
 from lab.core.training import seeded
 from lab.sparsebytenn import compiler, int8, packed
 from lab.sparsebytenn.runtime import Engine
 from lab.sparsebytenn.tuning import tuned
+
+SHARES = (0.5, 0.7)  # of the 4 x 4 blocks, trained
+DECIBELS = 10.0  # of the signal over the noise of 8 bits, the least that a side in int8 must have
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,8 +50,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and pictures: under two minutes")
     parser.add_argument("--json", type=Path, help="write all figures, settings and the machine here")
     parser.add_argument("--imagenet", type=Path, help="a folder with weights and pictures, for the accuracy")
+    parser.add_argument("--isa", choices=kernels.isas(), help="the instruction set, else the best of this machine")
+    parser.add_argument("--train", type=Path, help="only train the blocks of 4 x 4, and write their masks here")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if options.train:
+        train(options.train)
+        return
+    if options.isa:
+        os.environ["LAB_ISA"] = options.isa
     rounds = 8 if options.quick else 40
     times = fp32.interleaved(contenders(), rounds)
     print(f"{fp32.processor()}, kernels {kernels.isa_name()}, one thread, {rounds} rounds")
@@ -50,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         figures |= accuracy(options.imagenet, 64 if options.quick else 250)
     print(json.dumps(figures, indent=1))
     if options.json:
-        settings = {"rounds": rounds, "seconds": times, "machine": fp32.machine()}
+        settings = {"rounds": rounds, "seconds": times, "machine": fp32.machine() | {"isa": kernels.isa_name()}}
         options.json.write_text(json.dumps({"figures": figures, **settings}, indent=1) + "\n")
 
 
@@ -58,16 +75,31 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def contenders() -> dict[str, Callable[[], object]]:
-    """name -> one call on one picture."""
+    """name -> one call on one picture, whose answer is torch's."""
     with seeded(0):
         model = lab.nets.mobilenet_v1().eval()
         settle(model)
         x = torch.randn(1, 3, 224, 224)
-    calls = {"onnxruntime, fp32": fp32.onnxruntime(model, x), "onnxruntime, int8": onnxruntime_int8(model, x)}
-    for share in fp32.SHARES:
-        calls[f"fp32, {share:.0%}"] = fp32.ours(fp32.pruned(model, share), x)
-        calls[f"int8, {share:.0%}"] = ours_int8(pruned(model, share), x)
+    calls = {
+        "onnxruntime, fp32": fp32.rivals(model, x)["onnxruntime, dense"],
+        "onnxruntime, int8": checked(onnxruntime_int8(model, x), model, x),
+    }
+    for share in (0.0, *SHARES):
+        calls[f"fp32, {share:.0%}"] = partial(fp32.engine(fp32.pruned(model, share), x)._run, [x[0].numpy()])
+        in_int8 = pruned(model, share)
+        calls[f"int8, {share:.0%}"] = checked(ours_int8(in_int8, x), in_int8, x)
     return calls
+
+
+@torch.no_grad()
+def checked(call: Callable[[], object], model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
+    """The call of a side in int8, if its answer lies DECIBELS above the difference from torch's."""
+    exact, y = model(x).flatten(), call()
+    found = torch.from_numpy(np.asarray(y[0] if isinstance(y, (list, tuple)) else y)).flatten()
+    decibels = float(10 * torch.log10(exact.square().sum() / (found - exact).square().sum()))
+    if not decibels >= DECIBELS:
+        raise ValueError(f"it answers otherwise than torch: {decibels:.1f} dB above the difference, not {DECIBELS:g}")
+    return call
 
 
 def settle(model: nn.Module) -> None:
@@ -81,21 +113,36 @@ def settle(model: nn.Module) -> None:
 
 
 def pruned(model: nn.Module, share: float) -> nn.Module:
-    """The network with a share of its pointwise layers' 4 x 4 blocks set to 0."""
-    g = torch.Generator().manual_seed(1)
+    """The network with its pointwise layers' 4 x 4 blocks at 0 where training removed that share of them."""
     copy = fp32.pruned(model, 0.0)
-    for module in copy.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-            keep = torch.rand(module.out_channels // 4, module.in_channels // 4, generator=g) >= share
-            module.weight.data *= keep.repeat_interleave(4, 0).repeat_interleave(4, 1)[:, :, None, None]
+    layers = [m for m in copy.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    for layer, keep in zip(layers, masks(share), strict=True) if share else ():
+        layer.weight.data *= keep.repeat_interleave(4, 0).repeat_interleave(4, 1)[:, :, None, None]
     return copy
+
+
+def masks(share: float) -> list[torch.Tensor]:
+    """The trained masks of the pointwise layers, first to last: (OC / 4, IC / 4) bool, True is kept."""
+    saved = np.load(store.artefact("sparsebytenn/trained_4x4.npz"))
+    return [torch.from_numpy(saved[name]) for name in sorted(saved) if name.startswith(f"{share:.0%} ")]
+
+
+def train(path: Path) -> None:
+    """Train a network with each share of its blocks of 4 x 4 removed, with seed 0, and keep the masks alone."""
+    kept = {}
+    for share in SHARES:
+        recipe = replace(trained.OF_IMAGENET, block=(4, 4), sparsity=share)
+        found = recipe.run(imagenet(trained.FEW), seed=0)
+        print(found.report)
+        kept |= {f"{share:.0%} {i:02d}": M.numpy() for i, M in enumerate(found.masks.values())}
+    np.savez_compressed(path, **kept)
 
 
 def ours_int8(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
     network = int8.quantised(compiler.compile(model, x), x)
     engine = Engine(packed.write(tuned(network)))
     image = np.ascontiguousarray(x[0].numpy())
-    return lambda: engine._run(image)
+    return lambda: engine._run([image])
 
 
 def onnxruntime_int8(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
@@ -126,7 +173,7 @@ def report(times: dict[str, list[float]]) -> dict[str, float]:
     for name, seconds in times.items():
         print(f"{name:20} {1000 * np.median(seconds):7.2f} ms")
     figures = {}
-    for share in fp32.SHARES:
+    for share in (0.0, *SHARES):
         mine, key = times[f"int8, {share:.0%}"], f"int8_{round(100 * share)}"
         figures[f"{key}_over_fp32"] = fp32.ratio(times[f"fp32, {share:.0%}"], mine)
         figures[f"{key}_over_fp32_dense"] = fp32.ratio(times["fp32, 0%"], mine)
@@ -140,10 +187,10 @@ def report(times: dict[str, list[float]]) -> dict[str, float]:
 
 def accuracy(folder: Path, count: int) -> dict[str, float]:
     """Top-1 in percent in fp32 and in int8, how often both give the same class, and the noise of int8 in decibels."""
-    model = trained(folder / "mobilenet_v1_100_224.npz")
-    x, labels = read_images(folder / "imagenet_sample_224.zip", range(0, 1000, 4)[:count])
+    model = mobilenet(folder)
+    x, labels = pictures(range(0, 1000, 4)[:count], folder)[:]
     network = compiler.compile(model, x[:1])
-    others, _ = read_images(folder / "imagenet_sample_224.zip", range(1, 1000, 32))
+    others, _ = pictures(range(1, 1000, 32), folder)[:]
     y = Engine(packed.write(network))(x)
     y_int8 = Engine(packed.write(int8.quantised(network, others)))(x)
     noise = 10 * torch.log10(y.square().mean() / (y - y_int8).square().mean())
@@ -158,39 +205,6 @@ def accuracy(folder: Path, count: int) -> dict[str, float]:
 
 def percent(hits: torch.Tensor) -> float:
     return round(100 * float(hits.float().mean()), 2)
-
-
-def trained(path: Path) -> nn.Sequential:
-    """The trained network turned by 180 degrees, for pictures turned as well.
-
-    It was trained with padding behind the last pixel where a stride of 2 has only one to pad. Turned, that is the
-    padding before the first pixel that the engine, as torch, gives to maps of even sides: the same function.
-    """
-    saved = np.load(path)
-    layers: list[nn.Module] = []
-    for layer in json.loads(str(saved["spec"])):
-        if "pool" in layer:
-            layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-            continue
-        i, k, c_in, c_out = map(layer.get, ("i", "k", "cin", "cout"))
-        weight = torch.from_numpy(saved[f"{i}.q"].astype(np.float32) * saved[f"{i}.s"].reshape(-1, 1, 1, 1))
-        last = layer["act"] == 0
-        made = nn.Linear(c_in, c_out) if last else nn.Conv2d(c_in, c_out, k, layer["s"], k // 2, groups=layer["g"])
-        made.weight.data = weight.flatten(1) if last else weight.flip(2, 3)
-        made.bias.data = torch.from_numpy(saved[f"{i}.b"])
-        layers += [made] if last else [made, nn.ReLU6()]
-    return nn.Sequential(*layers).eval()
-
-
-def read_images(path: Path, which: range) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (N, 3, 224, 224) turned by 180 degrees, -1 to 1, and their classes, of which 0 is none."""
-    from PIL import Image
-
-    with zipfile.ZipFile(path) as file:
-        names = sorted(file.namelist())
-        images = [np.asarray(Image.open(io.BytesIO(file.read(names[i]))).convert("RGB"), np.float32) for i in which]
-    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
-    return x.flip(2, 3).contiguous(), torch.tensor([i + 1 for i in which])
 
 
 if __name__ == "__main__":

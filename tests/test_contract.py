@@ -22,6 +22,7 @@ import lab
 from lab.core import store, training
 from lab.core.data.text import perplexity
 from lab.core.finetune import sgd
+from lab.core.graph.channels import Channels
 from lab.core.graph.tracing import trace
 from lab.core.report import Report
 from lab.core.task import inputs
@@ -666,7 +667,8 @@ def test_published_settings_of_sparsebytenn_close_the_share_that_they_name():
     recipe = lab.SparseByteNN.paper("mobilenet_v1")
     network = torch.nn.Sequential(*(torch.nn.Conv2d(c, 40, 1) for c in (3, 40, 40)), torch.nn.Flatten())
     graph = trace(network, torch.zeros(1, 3, 1, 1))
-    pattern = Pattern(graph, survey(graph, recipe.block), recipe.block, recipe.budget, recipe.search, False)
+    ground = survey(graph, recipe.block)
+    pattern = Pattern(Channels(graph), ground, recipe.block, recipe.budget, recipe.search)
     for updates in range(recipe.steps + 1):
         recipe._advance(pattern, updates)
     kept, blocks = pattern.blocks()

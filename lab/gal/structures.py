@@ -359,7 +359,8 @@ def _insert_reads(channels: Channels, structures: list[Structure]) -> None:
         for reader in read.layers if group in first else ():
             behind.setdefault(reader.all_input_nodes[0], {})[reader] = None
     for number, (source, layers) in enumerate(behind.items()):
-        at = torch.tensor([first[a[0]] + a[1] if a and a[0] in first else 0 for a in channels.addresses(source)])
+        layout = channels.layouts[source]
+        at = torch.tensor([first[a[0]] + a[1] if a and a[0] in first else 0 for a in channels.addresses(layout)])
         graph.add_submodule(f"read_mask_{number}", ReadMask(masks, at, channels.axes[source]))
         with graph.graph.inserting_after(source):
             node = graph.graph.call_module(f"read_mask_{number}", (source,))

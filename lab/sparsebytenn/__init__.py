@@ -5,12 +5,16 @@ Chen; 2023, arXiv 2310.19509). After the abstract; the paper's body could not be
                 block: G rows of a weight matrix that lose the same input together. A kernel then loads an input once
                 and multiplies it with G weights. Which rows form a block is free: rows are rearranged over the whole
                 network until blocks hold what may go, and the network computes the same function as before.
-    symbols     W weight (OC, IC, taps)   S saliency of its kernels   G rows of a block   B block scores   M mask
-                s share of blocks removed   t threshold, or the step   z output   T temperature
+    symbols     W weight (OC, IC, taps)   S saliency of its kernels   G rows and H inputs of a block, H = 1 as a rule
+                B block scores   M mask   s share of blocks removed   t threshold, or the step   z output
+                T temperature
     equations   (1) saliency   (2) block_scores   (3) mask_layer   (4) mask_global   (5) spread   (6) retained
                 (7) objective   (8) sort   (9) greedy   (10) swaps   (11) cubic   (12) distillation
     patterns    1 x 1 convolution and linear layer: G x 1. k x k convolution: G rows x 1 input x all taps. First
-                convolution, depthwise convolutions and the last layer: dense.
+                convolution, depthwise convolutions and the last layer: dense. For products in int8, which take four
+                inputs at once: block=(4, 4), 4 rows x 4 neighbouring inputs x all taps; (1, H) and (G, G) besides.
+                Which inputs are neighbours is decided by the rows of the layers that write them, so a class of
+                channels is searched for its writers and its readers together, one class after another.
     procedure   recipe.SparseByteNN.run: sparsity rises along Card (11) while orders and masks are found anew, then both
                 are frozen; the dense network is the teacher throughout
     where       rearrange.survey sorts the layers, pattern.Pattern holds orders and masks while they train,

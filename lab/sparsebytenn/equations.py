@@ -1,8 +1,11 @@
 """Block sparsity in torch: what a block is worth, which blocks stay, in which order rows stand, and how training goes.
 
-W (OC, IC, ...) is a layer's weight, S (OC, IC) its saliency, G the rows of a block, s the share of blocks removed.
-A block is G rows x 1 input (all taps of it); the last rows of an OC that G does not divide form a smaller block. A
-class of channels may be written by several layers, whose rows must stand in one order: a list of S, one s for each.
+W (OC, IC, ...) is a layer's weight, S (OC, IC) its saliency, G the rows of a block, H its inputs, s the share of blocks
+removed. A block is G rows x H inputs (all taps of them), H is 1 where nothing is said; the last rows of an OC that G
+does not divide form smaller blocks, and so do the last inputs of an IC that H does not divide. A class of channels may
+be written by several layers, whose rows must stand in one order: a list of S, one s for each. A search for H > 1 takes
+in the place of S its sums over H neighbouring inputs, which Card (2) gives for G = 1, and for the layers that read the
+class their sums over G rows, transposed.
 """
 
 from collections.abc import Sequence
@@ -23,10 +26,10 @@ def saliency(w: Tensor) -> Tensor:
     return S / S.mean().clamp(min=torch.finfo(S.dtype).tiny)
 
 
-def block_scores(S: Tensor, G: int) -> Tensor:
-    """Card (2): B_gi, the sum of S over the G rows of a block: (OC, IC) -> (ceil(OC / G), IC)."""
-    padded = F.pad(S, (0, 0, 0, -len(S) % G))  # rows of zeros: a smaller block costs as much and holds less
-    return padded.view(-1, G, S.shape[1]).sum(1)
+def block_scores(S: Tensor, G: int, H: int = 1) -> Tensor:
+    """Card (2): B_gh, the sum of S over the G rows x H inputs of a block: (OC, IC) -> (ceil(OC / G), ceil(IC / H))."""
+    padded = F.pad(S, (0, -S.shape[1] % H, 0, -len(S) % G))  # zeros: a smaller block costs as much and holds less
+    return padded.view(-1, G, padded.shape[1]).sum(1).unflatten(1, (-1, H)).sum(2)
 
 
 def mask_layer(B: Tensor, s: float) -> Tensor:
@@ -42,16 +45,21 @@ def mask_global(scores: Sequence[Tensor], s: float) -> list[Tensor]:
     return [part.view_as(B) for part, B in zip(parts, scores, strict=True)]
 
 
-def spread(M: Tensor, G: int, order: Tensor) -> Tensor:
-    """Card (5): the mask of each row where it stands: M (groups, IC), order (OC,) -> (OC, IC)."""
-    rows = torch.empty(len(order), M.shape[1], dtype=torch.bool)
-    rows[order] = M.repeat_interleave(G, 0)[: len(order)]
-    return rows
+def spread(M: Tensor, G: int, order: Tensor, H: int = 1, inputs: Tensor | None = None) -> Tensor:
+    """Card (5): the mask of each kernel where it stands: M (groups, groups of inputs), order (OC,) -> (OC, IC).
+
+    `inputs` (IC,) is the order of the inputs; without one they stand as they came.
+    """
+    inputs = torch.arange(M.shape[1] * H) if inputs is None else inputs
+    cells = torch.empty(len(order), len(inputs), dtype=torch.bool)
+    wide = M.repeat_interleave(G, 0).repeat_interleave(H, 1)
+    cells[order[:, None], inputs] = wide[: len(order), : len(inputs)]
+    return cells
 
 
-def retained(S: Tensor, G: int, s: float) -> float:
+def retained(S: Tensor, G: int, s: float, H: int = 1) -> float:
     """Card (6): the share of the layer's magnitude that its largest blocks hold, sum(M B) / sum(B)."""
-    B = block_scores(S, G)
+    B = block_scores(S, G, H)
     return _top(B, s) / max(float(B.sum(dtype=torch.float64)), 1e-300)
 
 

@@ -20,6 +20,7 @@ from ..core.errors import first_line
 from ..core.graph.channels import Channels
 from ..core.graph.operators import in_groups
 from ..core.graph.tracing import trace
+from .compiler import mostly_single
 from .packed import Network
 from .rearrange import moves, rearranged
 
@@ -116,7 +117,7 @@ def _listed(network: Network, key: str, blank: Any) -> list[Any]:
     entries = network.meta.get(key)
     if not isinstance(entries, list) or len(entries) != len(network.ops):
         return [blank] * len(network.ops)
-    return entries if all(type(n) is type(blank) for n in entries) else [blank] * len(network.ops)
+    return entries if all(type(entry) is type(blank) for entry in entries) else [blank] * len(network.ops)
 
 
 def _totals(network: Network) -> list[int]:
@@ -145,7 +146,9 @@ def _orders(channels: Channels, supports: dict[str, np.ndarray]) -> tuple[dict[s
             continue
         rows = np.concatenate([supports[name] for name in held], 1)
         order = best_order(rows)
-        if blocks(rows) - blocks(rows[order]) < GAIN * -(-len(rows) // ROWS) * rows.shape[1]:
+        if all(mostly_single(supports[name][order]) for name in held):
+            stays |= dict.fromkeys(held, "its weights are left out one by one")
+        elif blocks(rows) - blocks(rows[order]) < GAIN * -(-len(rows) // ROWS) * rows.shape[1]:
             stays |= dict.fromkeys(held, "no order has fewer blocks to speak of")
         else:
             orders[names[0]] = torch.from_numpy(order)
@@ -233,9 +236,9 @@ def _alike(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = _sorted(words)
     starts = np.flatnonzero(np.append(True, (np.diff(words[order].view(np.int64), axis=0) != 0).any(1)))
     kinds = np.split(order, starts[1:])
-    whole = sorted((kind[: len(kind) // ROWS * ROWS] for kind in kinds), key=len, reverse=True)
+    fours = sorted((kind[: len(kind) // ROWS * ROWS] for kind in kinds), key=len, reverse=True)
     rest = np.concatenate([kind[len(kind) // ROWS * ROWS :] for kind in kinds])
-    return np.concatenate(whole), np.sort(rest)
+    return np.concatenate(fours), np.sort(rest)
 
 
 def _grouped(words: np.ndarray, count: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a run of SparseByteNN leaves behind: a network whose zeros stand in blocks, its masks and its row orders."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from ..core.batch import each, shapes_of, zeros_of
+from ..core.graph.channels import Channels
+from ..core.graph.slices import Slice
 from ..core.graph.tracing import trace
 from ..core.onnx import export
 from ..core.outcome import Outcome, base_network, load_weights
 from . import engine, web
+from .rearrange import moves
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class SparseByteNNOutcome(Outcome):
     """A rearranged network whose pruned blocks are exactly 0, with its masks and orders.
 
-    masks: layer -> (groups, IC) bool, a group being `block` rows as they stand in `model`, True what is kept.
-    orders: for each class of channels, by the name of its first writer, (C,) where each channel stood before.
-    classes: the pruned layers that write each class. saliencies: layer -> (OC, IC) float16, the kernels' magnitudes in
-    the dense network, rows as they came.
+    masks: layer -> (groups, IC) bool, a group being `block` rows as they stand in `model`, True what is kept; where
+    `block` is (rows, inputs), (groups, groups of inputs). orders: for each class of channels, by the name of its first
+    writer, (C,) where each channel stood before. classes: the pruned layers that write each class. saliencies: layer ->
+    (OC, IC) float16, the kernels' magnitudes in the dense network, rows as they came.
     """
 
     model: nn.Module
@@ -98,3 +102,12 @@ class SparseByteNNOutcome(Outcome):
             if layer in layers:
                 return self.orders[name]
         return torch.arange(len(self.saliencies[layer]))
+
+    def columns(self, layer: str) -> Tensor:
+        """Where each column of a pruned layer stood in the dense network: (IC,)."""
+        return self._columns[layer]
+
+    @cached_property
+    def _columns(self) -> dict[str, Tensor]:
+        parts = moves(Channels(self.model), self.orders)  # type: ignore[arg-type]
+        return {name: part.columns for name, part in parts.items() if isinstance(part, Slice)}

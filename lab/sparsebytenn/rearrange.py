@@ -3,7 +3,7 @@
 A block is G rows that stand side by side, so the order of rows decides what is pruned together. A new order of a
 layer's output channels is a new order for everything that these channels meet: batch norms, depthwise filters, residual
 sums and the columns of all readers. `core.graph.channels` says which axes are one class; a class moves as one, or
-not at all.
+not at all. A block of several inputs asks for the same of the columns: who writes them decides their order.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..core.batch import Example
-from ..core.graph.channels import Channels
+from ..core.graph.channels import Channels, Layout
 from ..core.graph.operators import CONVS, is_depthwise
 from ..core.graph.slices import Slice, cut, has_channels
 from ..core.graph.tracing import earlier, later, module_of, propagate, shared, trace
 
 LAYERS = (*CONVS, nn.Linear)
+Block = int | tuple[int, int]  # its rows, of one input; or its rows and inputs
+
+
+def sides(block: Block) -> tuple[int, int]:
+    """The rows and the inputs of a block."""
+    return block if isinstance(block, tuple) else (block, 1)
 
 
 @dataclass(frozen=True)
@@ -26,42 +32,59 @@ class Ground:
     """What of a traced network can be pruned and moved.
 
     layers: the layers pruned in blocks. dense: those left as they are, with the reason. classes: for each class of
-    channels that may move, the pruned layers that write it, under the name of its first writer. fixed: pruned layers
-    whose rows cannot move, with the reason.
+    channels that may move, the pruned layers that write it, under the name of its first writer; with blocks of several
+    inputs also of classes that pruned layers only read. fixed: pruned layers whose rows cannot move, with the reason.
+    reads: the channels that lie on the columns of a pruned layer.
     """
 
     layers: tuple[str, ...]
     dense: dict[str, str]
     classes: dict[str, tuple[str, ...]]
     fixed: dict[str, str]
+    reads: dict[str, Layout]
 
 
-def survey(graph: fx.GraphModule, block: int, channels: Channels | None = None) -> Ground:
+def survey(graph: fx.GraphModule, block: Block, channels: Channels | None = None) -> Ground:
     """Sort the layers of a traced network; ValueError in one line if nothing in it can be pruned in blocks.
 
     `channels` are the network's, where they are known already.
     """
     several, between = shared(graph), (later(graph, _is_layer), earlier(graph, _is_layer))
     listed = filter(_is_layer, graph.graph.nodes)
-    reasons = {str(node.target): _stays_dense(node, several, between, block) for node in listed}
+    nodes = {str(node.target): node for node in listed}
+    reasons = {name: _stays_dense(node, several, between, block) for name, node in nodes.items()}
     layers = tuple(name for name, reason in reasons.items() if not reason)
     dense = {name: reason for name, reason in reasons.items() if reason}
     if not layers:
         first = "; ".join(f"{name}: {reason}" for name, reason in list(dense.items())[:4]) or "it has no such layers"
-        raise ValueError(f"nothing in this network can be pruned in blocks of {block} rows ({first})")
-    return Ground(layers, dense, *_classes(channels or Channels(graph), layers))
+        rows, inputs = sides(block)
+        size = f"{rows} rows" if inputs == 1 else f"{rows} rows x {inputs} inputs"
+        raise ValueError(f"nothing in this network can be pruned in blocks of {size} ({first})")
+    channels = channels or Channels(graph)
+    reads = {name: _read(channels, nodes[name]) for name in layers}
+    return Ground(layers, dense, *_classes(channels, layers, reads if sides(block)[1] > 1 else {}), reads)
 
 
-def _classes(channels: Channels, layers: tuple[str, ...]) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """The classes of channels that pruned layers write and that may move, and the layers whose rows cannot, and why."""
-    frozen = _frozen(channels)
+def _read(channels: Channels, node: fx.Node) -> Layout:
+    """The channels that lie on the columns of a layer."""
+    return channels.entries(node.all_input_nodes[0], -1 if isinstance(module_of(node), nn.Linear) else 1)
+
+
+def _classes(
+    channels: Channels, layers: tuple[str, ...], reads: Mapping[str, Layout]
+) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """The classes of channels that pruned layers write, or read as `reads` says, and that may move.
+
+    And the layers whose rows cannot, and why.
+    """
+    frozen, wanted = _frozen(channels), {a[0] for layout in reads.values() for a in channels.addresses(layout) if a}
     classes: dict[str, tuple[str, ...]] = {}
     fixed: dict[str, str] = {}
     for group, writers in channels.producers.items():
         pruned = tuple(name for name in writers if name in layers)
         if reason := channels.frozen.get(group) or frozen.get(group):
             fixed |= dict.fromkeys(pruned, reason)
-        elif pruned:
+        elif pruned or group in wanted:
             classes[writers[0]] = pruned
     written = {name for writers in channels.producers.values() for name in writers}
     fixed |= dict.fromkeys([name for name in layers if name not in written], "its rows are not followed")
@@ -130,7 +153,7 @@ def moves(channels: Channels, orders: Mapping[str, Tensor]) -> dict[str, Slice |
     return parts
 
 
-def _stays_dense(node: fx.Node, several: set[str], between: tuple[set[fx.Node], set[fx.Node]], block: int) -> str:
+def _stays_dense(node: fx.Node, several: set[str], between: tuple[set[fx.Node], set[fx.Node]], block: Block) -> str:
     """Why a layer is not pruned, '' if it is; `between` are the nodes behind layers and those before layers."""
     module = module_of(node)
     if not isinstance(module, LAYERS):
@@ -145,7 +168,10 @@ def _stays_dense(node: fx.Node, several: set[str], between: tuple[set[fx.Node], 
         return "it reads the network's input"
     if node not in between[1]:
         return "it gives the network's answer"
-    return f"fewer than {block} rows" if len(module.weight) < block else ""
+    (rows, inputs), (rows_there, inputs_there) = sides(block), module.weight.shape[:2]
+    if rows_there < rows:
+        return f"fewer than {rows} rows"
+    return f"fewer than {inputs} inputs" if inputs_there < inputs else ""
 
 
 def _is_layer(node: fx.Node) -> bool:

@@ -26,10 +26,10 @@ from . import engine
 from . import equations as eq
 from .outcome import SparseByteNNOutcome
 from .pattern import Pattern, retained
-from .rearrange import Ground, moves, rearranged, survey
+from .rearrange import Block, Ground, moves, rearranged, survey
 from .runtime import Engine, race
 
-BLOCKS = (1, 4, 8, 16)
+BLOCKS = (1, 4, 8, 16, (1, 4), (1, 8), (1, 16), (4, 4), (8, 8), (16, 16))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +37,16 @@ class SparseByteNN:
     """Fine-grained kernel sparsity with whole-network rearrangement (after the abstract of arXiv 2310.19509).
 
     sparsity: the share of prunable blocks that is removed, up to 0.95; 0 only trains, as the dense control. block: the
-    rows of a block, 1, 4, 8 or 16. budget: 'layer' removes the same share of every layer, 'global' ranks all blocks
-    together. search: how rows are ordered, 'none', 'sort', 'greedy' or 'swaps'. score: what ranks blocks, 'magnitude'
-    or, as a control, 'random'. steps, lr: updates and rate, which falls to zero along a cosine. ramp: the share of
-    steps in which sparsity rises; regroup_every: how many steps lie between new orders and masks until then.
-    distil, temperature: weight and temperature of the loss against the dense network.
+    rows of a block of one input, 1, 4, 8 or 16, as the engine leaves out in fp32; or its (rows, inputs), one of them 1
+    or both alike, of which it leaves out (4, 4) in int8. budget: 'layer' removes the same share of every layer,
+    'global' ranks all blocks together. search: how rows are ordered, 'none', 'sort', 'greedy' or 'swaps'. score: what
+    ranks blocks, 'magnitude' or, as a control, 'random'. steps, lr: updates and rate, which falls to zero along a
+    cosine. ramp: the share of steps in which sparsity rises; regroup_every: how many steps lie between new orders and
+    masks until then. distil, temperature: weight and temperature of the loss against the dense network.
     """
 
     sparsity: float = 0.3
-    block: int = 4
+    block: Block = 4
     budget: str = "layer"
     search: str = "greedy"
     score: str = "magnitude"
@@ -57,6 +58,9 @@ class SparseByteNN:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.block, (tuple, list)):
+            rows, inputs = self.block[:1], tuple(self.block[1:])
+            object.__setattr__(self, "block", rows[0] if inputs == (1,) else (*rows, *inputs))
         validate(
             self,
             sparsity=real(0, eq.CAP),
@@ -98,13 +102,14 @@ class SparseByteNN:
             model = trace(dense, example)
             channels = Channels(model)
             ground = survey(model, self.block, channels)
-            # masks: layer -> (OC / block, IC), orders: class -> (C,); rows stay where they are while the network trains
-            pattern = Pattern(model, ground, self.block, self.budget, self.search, self.score == "random")
+            # masks: layer -> (OC / rows, IC / inputs), orders: class -> (C,); rows stay where they are in training
+            pattern = Pattern(channels, ground, self.block, self.budget, self.search, self.score == "random")
             rearranged(deepcopy(model), moves(channels, pattern.orders), example)  # refused before training
             saliencies = {name: eq.saliency(w).cpu() for name, w in pattern.weights.items()}  # layer -> (OC, IC)
             steps = self._train(run, model, pattern)
             parts = moves(channels, pattern.orders)  # columns follow the rows of the layer that they read
             columns = {name: part.columns for name, part in parts.items() if isinstance(part, Slice)}
+            masks = {name: M if pattern.inputs > 1 else M[:, columns[name]] for name, M in pattern.masks.items()}
             model = rearranged(deepcopy(model), parts, example)
             report = reported(repr(self), self._report, run, model, ground, pattern, saliencies)
         return SparseByteNNOutcome(
@@ -112,7 +117,7 @@ class SparseByteNN:
             report=report,
             trace=tuple(steps),
             model=model,
-            masks={name: M[:, columns[name]] for name, M in pattern.masks.items()},
+            masks=masks,
             orders=pattern.orders,
             classes=ground.classes,
             saliencies={name: S.half() for name, S in saliencies.items()},
@@ -177,8 +182,8 @@ class SparseByteNN:
         parameters, macs = cost.parameters(dense), attempts("macs", cost.macs, dense, example)
         spared = attempts("macs", _macs_of, model, zeros, example)
         kept, blocks = pattern.blocks()
-        orders = {name: pattern.order(name) for name in pattern.weights}
-        before, after = (100 * retained(saliencies, order, self.block, self.sparsity) for order in ({}, orders))
+        arranged = {name: pattern.arranged(name, S) for name, S in saliencies.items()}
+        before, after = (100 * retained(S, self.block, self.sparsity) for S in (saliencies, arranged))
         rows = [
             Row("parameters", parameters, parameters - sum(zeros.values())),
             Row("macs", macs, None if macs is None or spared is None else macs - spared),

@@ -15,25 +15,34 @@ from . import engine, web
 from . import equations as eq
 from .outcome import SparseByteNNOutcome
 from .pattern import search
+from .rearrange import sides
 
 SEARCHES = ("none", "sort", "greedy", "swaps")
 SHARES = tuple(round(0.1 * k, 1) for k in range(10))
 SHOWN = (16, 48)  # the groups and inputs of a layer that a picture shows
 
 
+def arranged(outcome: SparseByteNNOutcome, layer: str, rows: bool = True) -> Tensor:
+    """A layer's saliencies (OC, IC) as they stand in the rearranged network; without `rows` only their columns do.
+
+    Columns stand as they came where blocks have one input, for which their order says nothing.
+    """
+    S = outcome.saliencies[layer].float()
+    S = S[:, outcome.columns(layer)] if sides(outcome.recipe.block)[1] > 1 else S
+    return S[outcome.order(layer)] if rows else S
+
+
 def pattern(outcome: SparseByteNNOutcome, layer: str, s: float, rearranged: bool = True) -> Tensor:
     """Which blocks of a layer of the dense network stay when the share s goes: (groups, IC), True is kept."""
-    S = outcome.saliencies[layer].float()
-    S = S[outcome.order(layer)] if rearranged else S
-    return eq.mask_layer(eq.block_scores(S, outcome.recipe.block), s)
+    S = arranged(outcome, layer) if rearranged else outcome.saliencies[layer].float()
+    return eq.mask_layer(eq.block_scores(S, *sides(outcome.recipe.block)), s)
 
 
 def numbers(outcome: SparseByteNNOutcome, s: float) -> dict[str, tuple[float, float]]:
     """For each layer, the shares of its dense magnitude that the largest blocks hold: rows as they came, rearranged."""
-    G, shares = outcome.recipe.block, {}
+    (G, H), shares = sides(outcome.recipe.block), {}
     for layer, half in outcome.saliencies.items():
-        S = half.float()  # (OC, IC)
-        shares[layer] = eq.retained(S, G, s), eq.retained(S[outcome.order(layer)], G, s)
+        shares[layer] = eq.retained(half.float(), G, s, H), eq.retained(arranged(outcome, layer), G, s, H)
     return shares
 
 
@@ -50,15 +59,18 @@ def measured(outcome: SparseByteNNOutcome) -> dict[str, str]:
 def searched(outcome: SparseByteNNOutcome, layer: str) -> dict[str, list[float]]:
     """For each search, the retained share of a layer over SHARES; orders are searched at the recipe's sparsity.
 
-    The layers of a class are searched together, as they must share one order.
+    The layers of a class are searched together, as they must share one order. Blocks of one row have an order of inputs
+    in the place of one of rows, searched for this layer alone.
     """
-    recipe = outcome.recipe
+    recipe, (G, H) = outcome.recipe, sides(outcome.recipe.block)
     together = next((layers for layers in outcome.classes.values() if layer in layers), ())
-    saliencies = [outcome.saliencies[name].float() for name in together]
-    S, curves = outcome.saliencies[layer].float(), {}
+    came = arranged(outcome, layer, rows=False)
+    parts = [eq.block_scores(arranged(outcome, name, rows=False), 1, H) for name in together] if G > 1 else [came.T]
+    curves = {}
     for name in SEARCHES:
-        order = search(saliencies, name, recipe.block, recipe.sparsity) if together else torch.arange(len(S))
-        curves[name] = [eq.retained(S[order], recipe.block, s) for s in SHARES]
+        order = search(parts, name, max(G, H), recipe.sparsity) if parts else torch.arange(len(came))
+        S = came[order] if G > 1 else came[:, order]
+        curves[name] = [eq.retained(S, G, s, H) for s in SHARES]
     return curves
 
 
@@ -66,7 +78,8 @@ def searched(outcome: SparseByteNNOutcome, layer: str) -> dict[str, list[float]]
 def explore(outcome: SparseByteNNOutcome) -> Explorer:
     """A layer's pattern before and after rearrangement, and what blocks retain: sliders for layer and sparsity."""
     curves = lru_cache(maxsize=None)(lambda layer: searched(outcome, layer))
-    layers = list(outcome.saliencies)
+    layers, inputs = list(outcome.saliencies), sides(outcome.recipe.block)[1]
+    what = "inputs" if inputs == 1 else f"groups of {inputs} inputs"
 
     def draw(layer: str, sparsity: float) -> Frame:
         shares = numbers(outcome, sparsity)
@@ -80,7 +93,7 @@ def explore(outcome: SparseByteNNOutcome) -> Explorer:
         mask = pattern(outcome, layer, sparsity)
         facts: dict[str, Any] = {
             "blocks kept": f"{int(mask.sum()):,} of {mask.numel():,}",
-            "shown": _part(mask),
+            "shown": _part(mask, what),
             "magnitude retained as it came": f"{100 * unordered:.1f} %",
             "rearranged": f"{100 * rearranged:.1f} %",
             **measured(outcome),
@@ -104,9 +117,9 @@ def _blocks(mask: Tensor, title: str) -> str:
     return svg.heat(mask[: SHOWN[0], : SHOWN[1]].float().tolist(), x="input", title=title)
 
 
-def _part(mask: Tensor) -> str:
+def _part(mask: Tensor, what: str = "inputs") -> str:
     groups, inputs = mask.shape
-    return f"{min(groups, SHOWN[0])} of {groups} groups, {min(inputs, SHOWN[1])} of {inputs} inputs"
+    return f"{min(groups, SHOWN[0])} of {groups} groups, {min(inputs, SHOWN[1])} of {inputs} {what}"
 
 
 def _curves(retained: dict[str, list[float]], layer: str, sparsity: float) -> str:

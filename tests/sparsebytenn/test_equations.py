@@ -51,6 +51,14 @@ def test_block_scores_are_sums_of_rows(G, rows):
     assert torch.allclose(eq.block_scores(S, G), torch.stack(expected))
 
 
+@pytest.mark.parametrize(("G", "H"), [(4, 4), (1, 4), (4, 1), (2, 3), (16, 16)])
+@pytest.mark.parametrize("shape", [(16, 12), (19, 7), (4, 4)])
+def test_block_scores_are_sums_of_rows_and_inputs(shape, G, H):
+    S = torch.rand(shape)
+    expected = [[S[r : r + G, c : c + H].sum() for c in range(0, shape[1], H)] for r in range(0, shape[0], G)]
+    assert torch.allclose(eq.block_scores(S, G, H), torch.tensor(expected))
+
+
 @pytest.mark.parametrize("s", [0, 0.1, 0.3, 0.5, 0.77, 0.95])
 def test_a_mask_is_exact_to_a_block(s):
     B = torch.rand(13, 11)
@@ -81,6 +89,23 @@ def test_a_spread_mask_is_constant_on_the_blocks_of_the_order():
     rows = eq.spread(M, 4, order)
     for r in range(10):
         assert torch.equal(rows[order[r]], M[r // 4])
+
+
+@pytest.mark.parametrize("came", [False, True])
+def test_a_spread_mask_is_constant_on_the_inputs_of_a_block_too(came):
+    order, inputs, M = torch.randperm(10), torch.arange(7) if came else torch.randperm(7), torch.rand(3, 4) > 0.5
+    cells = eq.spread(M, 4, order, 2, inputs)
+    assert cells.shape == (10, 7)
+    for r in range(10):
+        for c in range(7):
+            assert cells[order[r], inputs[c]] == M[r // 4, c // 2]
+    wide = eq.spread(M, 4, order, 2)
+    assert wide.shape == (10, 8) and torch.equal(wide[:, ::2], eq.spread(M, 4, order))
+
+
+def test_retained_is_the_share_of_the_largest_blocks_of_rows_and_inputs():
+    S = torch.tensor([[3.0, 0, 0, 1], [1, 2, 2, 0], [5, 1, 1, 1], [0, 1, 1, 1]])
+    assert eq.retained(S, 2, 0.5, 2) == pytest.approx((6 + 7) / 20)
 
 
 def test_retained_is_the_share_of_the_largest_blocks():

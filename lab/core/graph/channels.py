@@ -183,9 +183,8 @@ class Channels:
         """Which channel of its group each output row of a producer is: (rows,)."""
         return torch.tensor([self._place_of[channel] for channel in self.rows[name]])
 
-    def addresses(self, node: fx.Node) -> list[tuple[int, int] | None]:
-        """Of each entry of a node's channel axis, its group and which channel of that it is; None if no layer's."""
-        layout = self.layouts[node]
+    def addresses(self, layout: Layout) -> list[tuple[int, int] | None]:
+        """Of each entry of an axis, its group and which channel of that it is; None if no layer's."""
         return [(self._group_of[c], self._place_of[c]) if c in self._place_of else None for c in layout]
 
     def entries(self, node: fx.Node, axis: int) -> Layout:
