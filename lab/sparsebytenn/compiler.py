@@ -88,6 +88,8 @@ def _tree(output: Any, leaves: list[fx.Node]) -> Any:
         return len(leaves) - 1
     if isinstance(output, dict):
         return {"dict": {str(key): _tree(part, leaves) for key, part in output.items()}}
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return {"namedtuple": {key: _tree(part, leaves) for key, part in zip(output._fields, output, strict=True)}}
     if isinstance(output, (tuple, list)):
         return {"list" if isinstance(output, list) else "tuple": [_tree(part, leaves) for part in output]}
     if output is None:

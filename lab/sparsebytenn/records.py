@@ -96,6 +96,14 @@ class File:
         return json.loads(self.data[self.head.meta : self.head.meta + self.head.meta_size])
 
 
+def fn_number(kind: str, fn: str) -> int:
+    """The number that stands for an operator's function, 0 where its kind has none; ValueError for an unknown one."""
+    known_fns = FNS.get(kind, ())
+    if fn not in (known_fns or ("",)):
+        raise ValueError(f"fn={fn!r}: give an operator of kind {kind!r} {' or '.join(map(repr, known_fns)) or 'none'}")
+    return known_fns.index(fn) + 1 if known_fns else 0
+
+
 def round_up(n: int, to: int) -> int:
     """The least multiple of `to` that is no less than n."""
     return -(-n // to) * to
