@@ -67,10 +67,10 @@ typedef struct {
     float *y;
 } mean_f32;
 
-/* y = act(clamp(x)), c planes of n pixels; x and y may be one. slopes (c): a prelu's. */
+/* y = act(clamp(x)), c planes of n pixels; x and y may be one. slopes (c): a prelu's. Halves are rounded to even. */
 enum {
     ACT_NONE, ACT_SIGMOID, ACT_SILU, ACT_HARDSIGMOID, ACT_HARDSWISH, ACT_GELU, ACT_GELU_TANH, ACT_TANH, ACT_ELU, ACT_MISH,
-    ACT_SOFTPLUS, ACT_EXP, ACT_SQRT, ACT_PRELU
+    ACT_SOFTPLUS, ACT_EXP, ACT_SQRT, ACT_ROUND, ACT_PRELU
 };
 typedef struct {
     int32_t act, c;

@@ -129,6 +129,13 @@ static double sqrt_ref(double v) {
     return root;
 }
 
+/* The nearest integer, halves to even. */
+static double round_ref(double v) {
+    const double large = 4503599627370496.0; /* 2^52: from here on every number is one */
+    if (!(v < large && v > -large)) return v;
+    return v < 0.0 ? -(large - v - large) : v + large - large;
+}
+
 static double hard(double v) { return (v + 3.0 < 0.0 ? 0.0 : v + 3.0 > 6.0 ? 6.0 : v + 3.0) / 6.0; }
 
 static double activation_ref(int act, double x, double slope) {
@@ -146,6 +153,7 @@ static double activation_ref(int act, double x, double slope) {
         case ACT_SOFTPLUS: return x > 20.0 ? x : softplus_ref(x);
         case ACT_EXP: return exp_ref(x);
         case ACT_SQRT: return sqrt_ref(x);
+        case ACT_ROUND: return round_ref(x);
         case ACT_PRELU: return x < 0.0 ? x * slope : x;
     }
     return x;

@@ -75,6 +75,12 @@ INLINE V vsoftplus(V x) {
     return choose(x > splat(20.0f), x, vmax((V){0}, x) + vlog1p(vexp(-size)));
 }
 
+/* The nearest integer, halves to even; from 2^23 on every float is one. */
+INLINE V vround(V x) {
+    const V large = splat(8388608.0f), size = (V)((Mask)x & 0x7fffffff), whole = size + large - large;
+    return choose(size < large, choose(x < (V){0}, -whole, whole), x);
+}
+
 /* act is a constant of every call. */
 INLINE V activate(const int act, V x, V slope) {
     const V zero = {0}, one = splat(1.0f), three = splat(3.0f), six = splat(6.0f);
@@ -92,6 +98,7 @@ INLINE V activate(const int act, V x, V slope) {
         case ACT_SOFTPLUS: return vsoftplus(x);
         case ACT_EXP: return vexp(x);
         case ACT_SQRT: return vsqrt(x);
+        case ACT_ROUND: return vround(x);
         case ACT_PRELU: return choose(x < zero, x * slope, x);
     }
     return x;
@@ -123,6 +130,7 @@ static void unary(const unary_f32 *s) {
         case ACT_SOFTPLUS: unary_planes(ACT_SOFTPLUS, s); break;
         case ACT_EXP: unary_planes(ACT_EXP, s); break;
         case ACT_SQRT: unary_planes(ACT_SQRT, s); break;
+        case ACT_ROUND: unary_planes(ACT_ROUND, s); break;
         case ACT_PRELU: unary_planes(ACT_PRELU, s); break;
     }
 }

@@ -13,7 +13,8 @@ from torch import fx, nn
 
 from ..core import kernels
 from ..core.batch import Example, tensors
-from .lowering import lowered, network_of
+from . import codes
+from .lowering import Lowered, lowered, network_of
 from .lowering.builder import LacksError
 from .lowering.tape import recorded
 from .packed import Network, Op
@@ -34,7 +35,12 @@ def compile(model: nn.Module, example: Example, *, interleaved: bool = False) ->
     if lowering.missing:
         lacks = [f"{node.meta['layer']} ({node.meta['origin']}) {reason}" for node, reason in lowering.missing.items()]
         raise LacksError(f"the engine cannot run the whole network: {'; '.join(dict.fromkeys(lacks))}")
-    return chained(joined(network_of(lowering, described(graph), packed_rows)))
+    return scheduled(lowering, described(graph))
+
+
+def scheduled(lowering: Lowered, meta: dict[str, Any]) -> Network:
+    """The network of a lowered graph, its matrices packed, its operators fused and in tiles."""
+    return chained(joined(codes.on_grids(network_of(lowering, meta, packed_rows))))
 
 
 def _checked(model: nn.Module, example: Example, interleaved: bool) -> Example:
@@ -82,6 +88,8 @@ def _tree(output: Any, leaves: list[fx.Node]) -> Any:
         return len(leaves) - 1
     if isinstance(output, dict):
         return {"dict": {str(key): _tree(part, leaves) for key, part in output.items()}}
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return {"namedtuple": {key: _tree(part, leaves) for key, part in zip(output._fields, output, strict=True)}}
     if isinstance(output, (tuple, list)):
         return {"list" if isinstance(output, list) else "tuple": [_tree(part, leaves) for part in output]}
     if output is None:

@@ -44,6 +44,7 @@ from .records import (
     File,
     OpRecord,
     Sections,
+    fn_number,
     round_up,
 )
 from .tables import Matmul, Strided, Table
@@ -234,7 +235,7 @@ class Network:
 
 
 def write(network: Network) -> bytes:
-    """The packed file; ValueError for a network whose maps do not fit an arena, and for a meta that is no JSON."""
+    """The packed file; ValueError where maps do not fit an arena, the meta is no JSON or a kind lacks a function."""
     arena = network.plan()
     if arena > records.MAX_FLOATS:
         raise ValueError(
@@ -291,7 +292,7 @@ def _record(op: Op, out: Map, sections: Sections) -> OpRecord:
         act=ACTS.index(op.act),
         slopes=sections.add_fp32(op.slopes),
         inner_act=ACTS.index(op.inner_act),
-        fn=FNS[op.kind].index(op.fn) + 1 if op.kind in FNS else 0,
+        fn=fn_number(op.kind, op.fn),
         planes=op.planes,
         args=sections.add(args),
         n_args=len(args),

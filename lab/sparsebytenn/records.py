@@ -16,7 +16,7 @@ KINDS = {
 PRODUCTS = {"conv", "pointwise", "separable"}  # W X, which can take a sum in
 ACTS = (
     "", "sigmoid", "silu", "hardsigmoid", "hardswish", "gelu", "gelu_tanh", "tanh", "elu", "mish", "softplus", "exp",
-    "sqrt", "prelu",
+    "sqrt", "round", "prelu",
 )  # fmt: skip
 FNS = {  # of an operator's kind, its functions: the file has 1 for the first
     "binary": ("add", "sub", "mul", "div", "max", "min", "rsub", "rdiv"),
@@ -94,6 +94,14 @@ class File:
     def description(self) -> Any:
         """The JSON text."""
         return json.loads(self.data[self.head.meta : self.head.meta + self.head.meta_size])
+
+
+def fn_number(kind: str, fn: str) -> int:
+    """The number that stands for an operator's function, 0 where its kind has none; ValueError for an unknown one."""
+    known_fns = FNS.get(kind, ())
+    if fn not in (known_fns or ("",)):
+        raise ValueError(f"fn={fn!r}: give an operator of kind {kind!r} {' or '.join(map(repr, known_fns)) or 'none'}")
+    return known_fns.index(fn) + 1 if known_fns else 0
 
 
 def round_up(n: int, to: int) -> int:

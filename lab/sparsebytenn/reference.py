@@ -69,6 +69,7 @@ _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "softplus": _softplus,
     "exp": np.exp,
     "sqrt": np.sqrt,
+    "round": np.rint,
 }
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import threading
 import time
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -45,6 +46,7 @@ class Engine:
 
     def __call__(self, *inputs: torch.Tensor | np.ndarray, threads: int = 1) -> Any:
         """What the network gives for each image, its tensors (N, ...) in the tuples, lists and dicts it gives them in.
+        A named tuple has the network's fields, and is called Output.
 
         An image is one thread's work; more `threads` share out the images.
         """
@@ -183,13 +185,14 @@ def unflattened(numbers: Any) -> list[tuple[int, ...]]:
 
 
 def _hung(tree: Any, outputs: list[torch.Tensor]) -> Any:
-    """Outputs in the tuples, lists and dicts that a tree of their numbers shows."""
+    """Outputs in the tuples, named ones too, lists and dicts that a tree of their numbers shows."""
     if isinstance(tree, int) and 0 <= tree < len(outputs):
         return outputs[tree]
     if isinstance(tree, dict) and len(tree) == 1:
         ((kind, parts),) = tree.items()
-        if kind == "dict":
-            return {key: _hung(part, outputs) for key, part in parts.items()}
+        if kind in ("dict", "namedtuple"):
+            named = {key: _hung(part, outputs) for key, part in parts.items()}
+            return named if kind == "dict" else namedtuple("Output", named, rename=True)(*named.values())
         return {"list": list, "tuple": tuple}[kind](_hung(part, outputs) for part in parts)
     return None
 

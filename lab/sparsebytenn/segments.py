@@ -18,12 +18,11 @@ from torch.utils._pytree import tree_map
 from ..core.batch import Example
 from ..core.graph.tracing import attribute
 from . import packed
-from .compiler import packed_rows
-from .lowering import lowered, network_of
+from .compiler import scheduled
+from .lowering import lowered
 from .lowering.tape import recorded
 from .packed import Network
 from .runtime import Engine, floats
-from .scheduling import chained, joined
 
 
 class Segment(nn.Module):
@@ -33,8 +32,7 @@ class Segment(nn.Module):
         super().__init__()
         lowering = lowered(graph)
         assert not lowering.missing  # what is was seen in the lowering of all
-        network = network_of(lowering, {}, packed_rows)
-        self.engine = Engine(packed.write(form(chained(joined(network)))))
+        self.engine = Engine(packed.write(form(scheduled(lowering, {}))))
         output = next(node for node in graph.graph.nodes if node.op == "output").args[0]
         self.shapes = [node.meta["shape"] for node in (output if isinstance(output, (tuple, list)) else (output,))]
         self.is_single = not isinstance(output, (tuple, list))

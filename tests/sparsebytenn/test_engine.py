@@ -4,6 +4,7 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -345,3 +346,27 @@ def test_the_reference_and_the_file_agree_on_names(file):
     meta = json.loads(file[head[13] : head[13] + head[14]])
     assert meta["names"] == [op.name for op in network.ops] and meta["classes"] == 10
     assert reference.run(network, np.zeros((3, 64, 64), np.float32)).shape == (1, 1, 10)
+
+
+class Boxes(NamedTuple):
+    where: torch.Tensor
+    scores: tuple
+
+
+def test_a_named_tuple_comes_back_with_its_fields():
+    class Named(nn.Module):
+        def forward(self, x):
+            return Boxes(x + 1, (x * 2, x - 1))
+
+    x = torch.randn(2, 3, 4, 4)
+    made = Engine(packed.write(compiler.compile(Named(), x[:1])))(x)
+    assert made._fields == Boxes._fields and torch.equal(made.where, x + 1)
+    assert torch.equal(made.scores[0], x * 2) and torch.equal(made[1][1], x - 1)
+
+
+@pytest.mark.parametrize(("kind", "fn"), [("unary", "add"), ("binary", ""), ("binary", "mean")])
+def test_a_function_that_a_kind_lacks_is_not_dropped(kind, fn):
+    network = compiler.compile(nn.Sequential(nn.ReLU()), torch.zeros(1, 3, 4, 4))
+    network.ops[0] = replace(network.ops[0], kind=kind, fn=fn)
+    with pytest.raises(ValueError, match=f"^fn={fn!r}: give an operator of kind '{kind}' .*(add|none)"):
+        packed.write(network)

@@ -28,6 +28,7 @@ TORCH_ACTS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "tanh": torch.tanh,
+    "round": torch.round,
     "elu": F.elu,
     "mish": F.mish,
     "softplus": F.softplus,

@@ -3,7 +3,7 @@
 tape          what a network computes, as aten operators
 views         where a tensor's numbers lie in a feature map
 builder       maps and operators as they are found, and what may be fused
-products, norms, elementwise, spatial, moves    one function for each of torch's operators
+products, norms, elementwise, grids, spatial, moves    one function for each of torch's operators
 """
 
 import operator
@@ -16,12 +16,13 @@ from torch.utils._pytree import tree_leaves
 
 from ..packed import Map, Network, Op
 from ..tables import Strided
-from . import elementwise, moves, norms, products, spatial, views
+from . import elementwise, grids, moves, norms, products, spatial, views
 from .builder import Builder, LacksError, args_of, count_readers
 from .views import Layout, MapView, layout_over
 
 LOWERINGS = {
-    **products.LOWERINGS, **norms.LOWERINGS, **elementwise.LOWERINGS, **spatial.LOWERINGS, **moves.LOWERINGS,
+    **products.LOWERINGS, **norms.LOWERINGS, **elementwise.LOWERINGS, **grids.LOWERINGS, **spatial.LOWERINGS,
+    **moves.LOWERINGS,
 }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ class Builder:
     ops: list[Op] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     matrices: dict[int, np.ndarray] = field(default_factory=dict)
+    grids: dict[fx.Node, Any] = field(default_factory=dict)  # of what is rounded, the `grids.Grid`
     moved: dict[tuple, int] = field(default_factory=dict)  # (a value's key, layout, size) -> the map moved to
 
     # -- values --------------------------------------------------------------------------------------------------------

@@ -74,10 +74,18 @@ def activated(b: Builder, node: fx.Node, act: str, slopes: Callable[[int], np.nd
 
 def clamped(b: Builder, node: fx.Node) -> None:
     """Have an operator clamp what it computes; one clamp behind the other is a clamp."""
-    limits = _limits(node)
-    op = _finishing(b, node)
-    low, high = np.minimum(np.maximum(op.clamp, limits[0]), limits[1])
-    op.clamp = float(low), float(high)
+    clamp_to(b, node, *_limits(b, node))
+
+
+def clamp_to(b: Builder, node: fx.Node, low: float, high: float) -> None:
+    """The same for a node of any kind, which gives what it reads between these numbers."""
+    narrow(_finishing(b, node), low, high)
+
+
+def narrow(op: Op, low: float, high: float) -> None:
+    """Have an operator clamp what it clamped to these numbers too."""
+    first, last = op.clamp
+    op.clamp = min(max(first, low), high), min(max(last, low), high)
 
 
 def _finishing(b: Builder, node: fx.Node) -> Op:
@@ -90,7 +98,7 @@ def _finishing(b: Builder, node: fx.Node) -> Op:
     return op
 
 
-def _limits(node: fx.Node) -> tuple[float, float]:
+def _limits(b: Builder, node: fx.Node) -> tuple[float, float]:
     """The numbers that a node clamps to, infinity where there is none."""
     name = called(node).__name__.split(".")[0]
     if name == "relu":
@@ -100,9 +108,16 @@ def _limits(node: fx.Node) -> tuple[float, float]:
     if name != "clamp_max":
         low, high = (*given, *(low, high)[len(given) :])[:2]
     low, high = options_of(node).get("min", low), options_of(node).get("max", high)
-    if any(isinstance(limit, (fx.Node, Tensor)) for limit in (low, high)):
-        raise LacksError("clamps to numbers that are computed")
-    return (-np.inf if low is None else float(low)), (np.inf if high is None else float(high))
+    return _limit(b, low, -np.inf), _limit(b, high, np.inf)
+
+
+def _limit(b: Builder, limit: Any, free: float) -> float:
+    if limit is None:
+        return free
+    number = b.constant(limit) if isinstance(limit, (fx.Node, Tensor)) else torch.tensor(limit)
+    if number is None or number.numel() != 1:
+        raise LacksError("clamps to numbers that are computed, or to several")
+    return float(number)
 
 
 def _unary(b: Builder, node: fx.Node) -> Op:
@@ -122,7 +137,7 @@ def binary(fn: str) -> Callable[[Builder, fx.Node], None]:
         first, second = (_operand(b, operand) for operand in args_of(node)[:2])
         if options_of(node).get("rounding_mode"):
             raise LacksError("rounds what it divides")
-        _binary(b, node, fn, first, second)
+        entrywise(b, node, fn, first, second)
 
     return lower
 
@@ -131,15 +146,15 @@ def rsub(b: Builder, node: fx.Node) -> None:
     if options_of(node).get("alpha", 1) != 1 or len(args_of(node)) > 2:
         raise LacksError("scales what it subtracts")
     first, second = (_operand(b, operand) for operand in args_of(node)[:2])
-    _binary(b, node, "sub", second, first)
+    entrywise(b, node, "sub", second, first)
 
 
 def negative(b: Builder, node: fx.Node) -> None:
-    _binary(b, node, "mul", args_of(node)[0], torch.tensor(-1.0))
+    entrywise(b, node, "mul", args_of(node)[0], torch.tensor(-1.0))
 
 
 def reciprocal(b: Builder, node: fx.Node) -> None:
-    _binary(b, node, "div", torch.tensor(1.0), args_of(node)[0])
+    entrywise(b, node, "div", torch.tensor(1.0), args_of(node)[0])
 
 
 def reciprocal_root(b: Builder, node: fx.Node) -> None:
@@ -156,7 +171,7 @@ def reciprocal_root(b: Builder, node: fx.Node) -> None:
 def power(b: Builder, node: fx.Node) -> None:
     x, exponent = args_of(node)[:2]
     if exponent == 2:
-        _binary(b, node, "mul", x, x)
+        entrywise(b, node, "mul", x, x)
     elif exponent == 0.5:
         activated(b, node, "sqrt")
     else:
@@ -170,7 +185,7 @@ def _operand(b: Builder, operand: Any) -> Any:
     return operand if (numbers := b.constant(operand)) is None else numbers
 
 
-def _binary(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> None:
+def entrywise(b: Builder, node: fx.Node, fn: str, first: Any, second: Any) -> None:
     shape = b.shape(node)
     if node.meta.get("dtype", torch.float32) not in (torch.float32, torch.float64):
         raise LacksError(f"gives {node.meta['dtype']} numbers")
@@ -277,5 +292,6 @@ LOWERINGS: dict[Any, Callable[[Builder, fx.Node], None]] = {
     aten.neg.default: negative, aten.reciprocal.default: reciprocal, aten.rsqrt.default: reciprocal_root,
     aten.pow.Tensor_Scalar: power,
     aten.relu.default: clamped, aten.hardtanh.default: clamped, aten.clamp.default: clamped,
-    aten.clamp_min.default: clamped, aten.clamp_max.default: clamped,
+    aten.clamp_min.default: clamped, aten.clamp_max.default: clamped, aten.clamp.Tensor: clamped,
+    aten.clamp_min.Tensor: clamped, aten.clamp_max.Tensor: clamped,
 }  # fmt: skip

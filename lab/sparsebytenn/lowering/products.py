@@ -13,6 +13,7 @@ from ..scheduling import tile_rows
 from ..tables import Matmul
 from . import views
 from .builder import Builder, LacksError, args_of, aten, options_of
+from .grids import codes_of
 from .views import Layout, MapView, layout_over
 
 MAX_WINDOW = 64
@@ -49,7 +50,9 @@ def convolution(b: Builder, node: fx.Node) -> None:
     if (op.k, op.stride, op.pad) == ((1, 1), (1, 1), (0, 0)) and keeps_size and not b.maps[op.x].interleaved:
         op.kind, op.x = "pointwise", b.laid(x, layout_over(b.shape(x), (0, 1)))
     op.bias = offsets
-    _product(b, node, op, ungrouped(w, groups).reshape(len(w), -1), layout)
+    matrix = ungrouped(w, groups).reshape(len(w), -1)
+    _in_codes(b, op, x, matrix)
+    _product(b, node, op, matrix, layout)
 
 
 def weights_of(b: Builder, weight: Any) -> np.ndarray:
@@ -132,6 +135,12 @@ def _product(b: Builder, node: fx.Node, op: Op, w: np.ndarray, layout: Layout) -
     b.emit(node, op, layout)
 
 
+def _in_codes(b: Builder, op: Op, x: fx.Node, w: np.ndarray) -> None:
+    """Mark a product that is done in int8, for what it reads lies on a grid of codes and its rows do too."""
+    if not b.maps[op.x].interleaved:
+        op.int8 = codes_of(b, x, w)
+
+
 def _transposed(b: Builder, node: fx.Node, w: np.ndarray, groups: int) -> None:
     """A transposed convolution: zeros between the pixels of x, then a convolution with the window turned round.
 
@@ -200,6 +209,7 @@ def _rows(b: Builder, node: fx.Node, x: fx.Node, w: np.ndarray, bias: np.ndarray
         kind = "pointwise" if m.pixels == 1 else "conv"
         op = Op(kind, name_of(node), flat, b.new(Map(len(w), 1, 1)), k=(m.h, m.w), bias=bias)
         b.matrices[op.y] = w
+        _in_codes(b, op, x, w)
         b.emit(node, op, layout_over(b.shape(node), (1,)))
         return
     if m_rows == 1:
@@ -208,6 +218,7 @@ def _rows(b: Builder, node: fx.Node, x: fx.Node, w: np.ndarray, bias: np.ndarray
         _product(b, node, op, w, layout_over(b.shape(node), ()))
         return
     op = Op("pointwise", name_of(node), b.laid(x, layout_over(b.shape(x), (1,))), -1, bias=bias)
+    _in_codes(b, op, x, w)
     _product(b, node, op, w, layout_over(b.shape(node), (1,)))
 
 
