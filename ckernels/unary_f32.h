@@ -1,23 +1,37 @@
 /* unary_f32: activations, and the exponential that softmax takes from here. Every function of a vector keeps NaN. */
 
-/* exp(v), its relative error below 2e-7: v = n ln 2 + r, |r| <= ln 2 / 2, and exp(r) as a polynomial (of Cephes' expf). ln 2
-   comes in two floats, the first short enough that n times it is exact. 2^n is multiplied in as two halves, so that numbers
-   below the smallest normal one are rounded once, and those beyond the greatest are infinity. */
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+
+/* exp(v) = exp(r) 2^n: v = n ln 2 + r, |r| <= ln 2 / 2; exp(r) as the polynomial of the 6th degree that begins with 1 + r and
+   whose greatest relative error is least, 2e-8. ln 2 comes in two floats, the first short enough that n times it is exact.
+   *n has its integer in the lowest bits, above them those of 1.5 * 2^23. */
+INLINE V vexp_mantissa(V v, V *n) {
+    const V magic = splat(12582912.0f);
+    *n = madd(v, splat(1.44269504f), magic);
+    V r = madd(*n - magic, splat(-0.693359375f), v);
+    r = madd(*n - magic, splat(2.12194440e-4f), r);
+    V p = madd(splat(1.3843607157e-3f), r, splat(8.3741955459e-3f));
+    p = madd(p, r, splat(4.1668005288e-2f));
+    p = madd(p, r, splat(1.6666430235e-1f));
+    p = madd(p, r, splat(4.9999994040e-1f));
+    p = madd(p, r, splat(1.0f));
+    return madd(p, r, splat(1.0f));
+}
+
+/* exp(v), its relative error below 2e-7. 2^n is multiplied in as two halves, so that numbers below the smallest normal one
+   are rounded once, and those beyond the greatest are infinity. */
 INLINE V vexp(V v) {
-    const V magic = splat(12582912.0f); /* 1.5 * 2^23: a sum with it has its integer in the lowest bits */
-    v = clamp(v, splat(-105.0f), splat(89.0f));
-    const V shifted = madd(v, splat(1.44269504f), magic), n = shifted - magic;
-    V r = madd(n, splat(-0.693359375f), v);
-    r = madd(n, splat(2.12194440e-4f), r);
-    V p = madd(splat(1.9875691500e-4f), r, splat(1.3981999507e-3f));
-    p = madd(p, r, splat(8.3334519073e-3f));
-    p = madd(p, r, splat(4.1665795894e-2f));
-    p = madd(p, r, splat(1.6666665459e-1f));
-    p = madd(p, r, splat(5.0000001201e-1f));
-    p = madd(p, r * r, r) + splat(1.0f);
-    const Mask power = (Mask)((Bits)shifted - (Bits)magic), half = power >> 1, other = (Mask)((Bits)power - (Bits)half);
+    V n;
+    const V p = vexp_mantissa(clamp(v, splat(-105.0f), splat(89.0f)), &n);
+    const Mask power = (Mask)((Bits)n - (Bits)splat(12582912.0f)), half = power >> 1, other = (Mask)((Bits)power - (Bits)half);
     return p * (V)(((Bits)half + 127) << 23) * (V)(((Bits)other + 127) << 23);
+}
+
+/* 1 + exp(v) for quotients of it: what is next to nothing beside 1 may be any of the kind, and infinity begins at 88.4. */
+INLINE V vexp_and_1(V v) {
+    V n;
+    const V p = vexp_mantissa(clamp(v, splat(-87.0f), splat(89.0f)), &n);
+    return madd(p, (V)(((Bits)n << 23) + (127u << 23)), splat(1.0f));
 }
 
 /* erf(v) within 3e-7: v times a quotient of polynomials in v^2, as Eigen has it; 1 and -1 from 4 on. */
@@ -85,13 +99,13 @@ INLINE V vround(V x) {
 INLINE V activate(const int act, V x, V slope) {
     const V zero = {0}, one = splat(1.0f), three = splat(3.0f), six = splat(6.0f);
     switch (act) {
-        case ACT_SIGMOID: return one / (one + vexp(-x));
-        case ACT_SILU: return x / (one + vexp(-x));
+        case ACT_SIGMOID: return one / vexp_and_1(-x);
+        case ACT_SILU: return x / vexp_and_1(-x);
         case ACT_HARDSIGMOID: return clamp(x + three, zero, six) * splat(1.0f / 6);
         case ACT_HARDSWISH: return x * (clamp(x + three, zero, six) * splat(1.0f / 6));
         case ACT_GELU: return x * splat(0.5f) * (one + verf(x * splat(0.707106781f)));
         case ACT_GELU_TANH: /* 0.5 (1 + tanh u) = 1 / (1 + exp(-2 u)) */
-            return x / (one + vexp(splat(-1.59576912f) * x * madd(x * x, splat(0.044715f), one)));
+            return x / vexp_and_1(splat(-1.59576912f) * x * madd(x * x, splat(0.044715f), one));
         case ACT_TANH: return vtanh(x);
         case ACT_ELU: return choose(x > zero, x, vexp(x) - one);
         case ACT_MISH: return vmish(x);

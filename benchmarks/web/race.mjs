@@ -1,4 +1,4 @@
-// Whole networks and one product under node, one thread, in turns: ours against onnxruntime-web and tfjs.
+// A network, and beside MobileNet-v1 one product, under node, one thread, in turns: ours, onnxruntime-web, and tfjs.
 //     node race.mjs FOLDER ROUNDS BASELINES    FOLDER as benchmarks/sparsebytenn_web.py fills it, BASELINES where npm
 //                                               has installed them; prints JSON
 import { readFileSync } from "node:fs";
@@ -72,15 +72,17 @@ async function race(contestants, rounds) {
 
 const here = builds();
 const [fastest] = here;
-const networks = { "onnxruntime-web": await onnx(), tfjs: await tfjs() };
+const networks = { "onnxruntime-web": await onnx() };
+if (plan.layers) networks.tfjs = await tfjs();
+const dense = [...Object.keys(networks), `ours 0 % ${fastest}`];
 for (const share of plan.shares) {
   for (const build of here.filter((build) => build !== "scalar")) {
     networks[`ours ${share} % ${build}`] = ours(build, `${share}.sbnn`);
   }
 }
 const outputs = {};
-for (const name of ["onnxruntime-web", "tfjs", `ours 0 % ${fastest}`]) outputs[name] = Array.from(await networks[name]());
-const products = Object.fromEntries(here.map((build) => [build, product(build, false)]));
+for (const name of dense) outputs[name] = Array.from(await networks[name]());
+const products = Object.fromEntries(plan.layers ? here.map((build) => [build, product(build, false)]) : []);
 await race(networks, Math.ceil(Number(rounds) / 3)); // engines compile what runs often, once more and in the background
 await race(products, 30);
 const result = { builds: here, outputs, networks: await race(networks, Number(rounds)), products: await race(products, 60) };
