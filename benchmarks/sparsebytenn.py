@@ -2,22 +2,29 @@
 
     python benchmarks/sparsebytenn.py [--quick] [--json FILE] [--isa avx2]
 
-Whole MobileNet-v1 at 224 x 224, fp32, one thread: onnxruntime dense, and the engine with 0, 30, 50, 70 and 90 % of
-the pointwise layers' 4 x 1 blocks at zero, all in one run. In every round each contender runs once unclocked and three
-times on the clock, the fastest of which counts; ratios are medians over rounds, against the faster of the dense ones.
-Blocks are drawn at random: time does not depend on which they are. Then every pointwise layer alone, as a share of the
-multiply-adds that this core does on registers (`core.kernels.peak`, taken between the layers).
+Whole MobileNet-v1 at 224 x 224, fp32, one thread, all in one run: onnxruntime, OpenVINO and MNN dense, the engine with
+0, 30, 50, 70 and 90 % of the pointwise layers' 4 x 1 blocks at zero, and MNN's sparse kernels on the same zeros. In
+every round each contender runs once unclocked and three times on the clock, the fastest of which counts; ratios are
+medians over rounds, against the fastest of the dense ones. Blocks are drawn at random: time does not depend on which
+they are. Then two threads on one picture, by the wall's clock; batches of 8 pictures; and every pointwise layer alone,
+as a share of the multiply-adds that this core does on registers (`core.kernels.peak`, taken between the layers).
+
+OpenVINO and MNN take part where they are installed: pip install openvino MNN. None of the rivals can be told which
+instruction set to take: --isa avx2 holds the engine alone to AVX2, and all of them only on a processor that has no
+more. What the processor has is printed and kept.
 
 The accuracy of sparse networks is measured in sparsebytenn_accuracy.py, the browser in sparsebytenn_web.py, ARM in
-sparsebytenn_arm.py; with --json the figures of the first two are taken over from where they were kept.
+sparsebytenn_arm.py, networks of today in sparsebytenn_networks.py.
 """
 
 import argparse
 import json
 import os
 import statistics
-import tempfile
+import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +32,20 @@ import pandas
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parent))
+from engines import checked, interleaved, packages, ratio, remove_blocks, rivals, sparse_mnn, speedups
+
 import lab
-from lab.core import kernels, store
+from lab.core import kernels
 from lab.core.machine import machine, processor
-from lab.core.onnx import export
 from lab.core.training import seeded
 from lab.sparsebytenn import compiler, packed
 from lab.sparsebytenn.packed import Map, Network, Op
-from lab.sparsebytenn.runtime import Engine, clocked
+from lab.sparsebytenn.runtime import Engine
 from lab.sparsebytenn.tuning import tuned
 
 SHARES = (0.0, 0.3, 0.5, 0.7, 0.9)
+THREADS, BATCH = 2, 8
 LAYERS = (  # inputs, outputs, pixels of MobileNet-v1's pointwise layers
     (32, 64, 112), (64, 128, 56), (128, 128, 56), (128, 256, 28), (256, 256, 28), (256, 512, 14), (512, 512, 14),
     (512, 1024, 7), (1024, 1024, 7),
@@ -51,47 +61,49 @@ def main(argv: list[str] | None = None) -> None:
     if options.isa:
         os.environ["LAB_ISA"] = options.isa
     torch.set_num_threads(1)
-    rounds = 12 if options.quick else 60
-    times = whole_network(rounds)
-    table = speedups(times)
-    print(f"{processor()}, kernels {kernels.isa_name()}, one thread, {rounds} rounds, fp32")
-    print(table.to_string())
+    rounds = 10 if options.quick else 60
+    print(f"{processor()}, kernels {kernels.isa_name()} of {', '.join(kernels.isas())}, {rounds} rounds, fp32")
+    model, x = network()
+    engines = {share: engine(pruned(model, share), x) for share in SHARES}
+    table = speedups(interleaved(contenders(model, engines, x), rounds))
+    print(f"one thread\n{table.to_string()}")
+    threads = in_threads(model, engines, x, rounds // 2)
+    print(f"one picture on 1 and {THREADS} threads, ms by the wall's clock\n{threads.to_string()}")
+    batches = in_batches(model, engines, x, max(5, rounds // 6))
+    print(f"ms a picture, alone and in batches of {BATCH}, one thread\n{batches.to_string()}")
     layers = peak_shares(LAYERS[4:7] if options.quick else LAYERS, repeats=20 if options.quick else 60)
     print(layers.pivot(index="layer", columns="sparsity", values="share").to_string(float_format="%.3f"))
-    figures = {f"speedup_{round(100 * s)}": table["over the best dense"][f"engine, {s:.0%}"] for s in SHARES[1:]}
-    sides = layers[layers.sparsity <= 0.7].groupby("side").share.min()
-    figures |= {"peak_share": sides[sides.index.isin((56, 28, 14))].min(), "peak_share_7x7": sides.get(7, np.nan)}
-    figures |= kept_figures()
+    figures = told(table, threads, batches, layers)
     print(json.dumps(figures, indent=1))
     if options.json:
         rows = {"network": table.reset_index().to_dict("records"), "layers": layers.to_dict("records")}
+        rows |= {"threads": threads.to_dict("index"), "batches": batches.to_dict("index")}
         kernel = {"isa": kernels.isa_name(), "isas": kernels.isas(), "peak GMAC/s": round(kernels.peak(), 1)}
-        settings = {"rounds": rounds, "seed": 0, "blocks": "4 x 1 at random", "machine": machine() | kernel}
+        settings = {"rounds": rounds, "seed": 0, "blocks": "4 x 1 at random", "machine": machine(*packages()) | kernel}
         options.json.write_text(json.dumps({"figures": figures, **rows, **settings}, indent=1) + "\n")
+
+
+def told(
+    table: pandas.DataFrame, threads: pandas.DataFrame, batches: pandas.DataFrame, layers: pandas.DataFrame
+) -> dict[str, float]:
+    """The figures that count, by name."""
+    names = {f"{100 * share:.0f}": f"engine, {share:.0%}" for share in SHARES[1:]}
+    figures = {f"speedup_{share}": table["over the best dense"][name] for share, name in names.items()}
+    if "over MNN, same zeros" in table:
+        figures |= {f"over_mnn_sparse_{share}": table["over MNN, same zeros"][name] for share, name in names.items()}
+    figures |= {f"two_threads_{share:.0%}": threads.gain[f"engine, {share:.0%}"] for share in (0.0, 0.5)}
+    figures |= {f"batch_8_{share:.0%}": batches.gain[f"engine, {share:.0%}"] for share in (0.0, 0.5)}
+    sides = layers[layers.sparsity <= 0.7].groupby("side").share.min()
+    return figures | {"peak_share": sides[sides.index.isin((56, 28, 14))].min(), "peak_share_7x7": sides.get(7, np.nan)}
 
 
 # -- the whole network -------------------------------------------------------------------------------------------------
 
 
-def whole_network(rounds: int) -> dict[str, list[float]]:
-    """Seconds of one picture for every contender: a list each, one entry a round."""
+def network() -> tuple[nn.Module, torch.Tensor]:
+    """MobileNet-v1 and a picture (1, 3, 224, 224)."""
     with seeded(0):
-        model = lab.nets.mobilenet_v1().eval()
-        x = torch.randn(1, 3, 224, 224)
-    contenders: dict[str, Callable[[], object]] = {"onnxruntime, dense": onnxruntime(model, x)}
-    for share in SHARES:
-        contenders[f"engine, {share:.0%}"] = ours(pruned(model, share), x)
-    return interleaved(contenders, rounds)
-
-
-def interleaved(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contender: in each round one run unclocked and three clocked, of which the fastest counts."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for r in range(rounds):
-        for name in list(contenders) if r % 2 == 0 else reversed(contenders):
-            contenders[name]()
-            times[name].append(min(clocked(contenders[name]) for _ in range(3)))
-    return times
+        return lab.nets.mobilenet_v1().eval(), torch.randn(1, 3, 224, 224)
 
 
 def pruned(model: nn.Module, share: float) -> nn.Module:
@@ -102,50 +114,55 @@ def pruned(model: nn.Module, share: float) -> nn.Module:
     copy.load_state_dict(model.state_dict())
     for module in copy.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-            keep = torch.rand(module.out_channels // 4, module.in_channels, generator=g) >= share
-            module.weight.data *= keep.repeat_interleave(4, 0)[:, :, None, None]
+            remove_blocks(module.weight, share, g)
     return copy.eval()
 
 
-def ours(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
-    """One call of the engine, which must give torch's answer."""
-    engine = Engine(packed.write(tuned(compiler.compile(model, x))))
-    with torch.no_grad():
-        wrong = (engine(x) - model(x)).abs().max() / model(x).abs().max()
-    if wrong > 1e-4:
-        raise RuntimeError(f"the engine differs from torch by {wrong:.1e} of the largest output")
-    image = np.ascontiguousarray(x[0].numpy())
-    return lambda: engine._run(image)
+def engine(model: nn.Module, x: torch.Tensor) -> Engine:
+    """The network in the engine, which must give torch's answer."""
+    made = Engine(packed.write(tuned(compiler.compile(model, x))))
+    checked("the engine", lambda: made(x).numpy(), model, x, 1)
+    return made
 
 
-def onnxruntime(model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
-    """One call of the dense network in onnxruntime, one thread."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    with tempfile.TemporaryDirectory() as folder:
-        path = export.onnx(model, Path(folder) / "dense.onnx", x)
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, {"input": x.numpy()})
+def contenders(model: nn.Module, engines: dict[float, Engine], x: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """All of them by name, each as a call on one picture on one thread."""
+    calls: dict[str, Callable[[], object]] = {**rivals(model, x)}
+    for share, made in engines.items():
+        calls[f"engine, {share:.0%}"] = partial(made._run, [x[0].numpy()])
+        if share and (theirs := sparse_mnn(pruned(model, share), x)):
+            calls[f"MNN, {share:.0%}"] = theirs
+    return calls
 
 
-def speedups(times: dict[str, list[float]]) -> pandas.DataFrame:
-    """Median ms, and how many times faster than each dense one and than the faster of both, round by round."""
-    dense = {"onnxruntime": times["onnxruntime, dense"], "our dense": times["engine, 0%"]}
-    best = min(dense.values(), key=statistics.median)
+def in_threads(model: nn.Module, engines: dict[float, Engine], x: torch.Tensor, rounds: int) -> pandas.DataFrame:
+    """Median ms of one picture on one thread and on two, and how many times as fast two are: a row a contender."""
+    calls: dict[str, Callable[[], object]] = {}
+    for n in (1, THREADS):
+        calls |= {f"{name}; {n}": call for name, call in rivals(model, x, n).items()}
+        calls |= {f"engine, {share:.0%}; {n}": partial(engines[share], x, threads=n) for share in (0.0, 0.5)}
+    return _gains(interleaved(calls, rounds, time.perf_counter), 1, THREADS)
+
+
+def in_batches(model: nn.Module, engines: dict[float, Engine], x: torch.Tensor, rounds: int) -> pandas.DataFrame:
+    """Median ms a picture, alone and in batches of 8 on one thread, and the gain of the batch: a row a contender."""
+    calls: dict[str, Callable[[], object]] = {}
+    for n in (1, BATCH):
+        batch = x.repeat(n, 1, 1, 1)
+        calls |= {f"{name}; {n}": call for name, call in rivals(model, batch).items()}
+        calls |= {f"engine, {share:.0%}; {n}": partial(engines[share], batch) for share in (0.0, 0.5)}
+    times = interleaved(calls, rounds)
+    return _gains({name: [t / int(name.split("; ")[1]) for t in times[name]] for name in times}, 1, BATCH)
+
+
+def _gains(times: dict[str, list[float]], few: int, many: int) -> pandas.DataFrame:
+    """A row a contender of 'name; number': median ms with both numbers, and times as fast with the second."""
     rows = {}
-    for name, mine in times.items():
-        over = {f"over {engine}": ratio(theirs, mine) for engine, theirs in dense.items()}
-        quartiles = statistics.quantiles([a / b for a, b in zip(best, mine, strict=True)], n=4)
-        spread = f"{quartiles[0]:.2f} to {quartiles[2]:.2f}"
-        ms = 1000 * statistics.median(mine)
-        rows[name] = {"ms": round(ms, 2), **over, "over the best dense": ratio(best, mine), "quartiles": spread}
+    for name in (key.removesuffix(f"; {few}") for key in times if key.endswith(f"; {few}")):
+        one, more = times[f"{name}; {few}"], times[f"{name}; {many}"]
+        ms = {str(n): round(1000 * statistics.median(t), 2) for n, t in ((few, one), (many, more))}
+        rows[name] = ms | {"gain": ratio(one, more)}
     return pandas.DataFrame(rows).T
-
-
-def ratio(theirs: list[float], mine: list[float]) -> float:
-    return round(statistics.median(a / b for a, b in zip(theirs, mine, strict=True)), 3)
 
 
 # -- one layer alone ---------------------------------------------------------------------------------------------------
@@ -169,26 +186,8 @@ def layer(c_in: int, c_out: int, side: int, share: float, repeats: int) -> tuple
     g = np.random.default_rng(0)
     w = g.normal(size=(c_out, c_in)) * np.repeat(g.random((c_out // 4, c_in)) >= share, 4, 0)
     op = Op("pointwise", "layer", 0, 1, weights=kernels.pack(w), bias=np.zeros(c_out), clamp=(0.0, np.inf))
-    network = tuned(Network([Map(c_in, side, side), Map(c_out, side, side)], [op], (0,), (1,)))
-    engine = Engine(packed.write(network))
-    engine(torch.randn(1, c_in, side, side))
-    file, arena, isa = engine._ready()
-    times = [clocked(lambda: kernels.lib.engine_step(file, arena, isa, 0)) for _ in range(repeats)]
-    return int((w != 0).sum()) * side * side, statistics.median(times)
-
-
-# -- what is reported --------------------------------------------------------------------------------------------------
-
-
-def kept_figures() -> dict[str, float]:
-    """The figures of the other files of this benchmark, as they were last kept."""
-    kept = {}
-    for name in ("accuracy", "web"):
-        try:
-            kept |= json.loads(store.artefact(f"sparsebytenn/{name}.json").read_text())["figures"]
-        except FileNotFoundError:
-            print(f"data/sparsebytenn/{name}.json is not there: run benchmarks/sparsebytenn_{name}.py --json FILE")
-    return kept
+    made = Engine(packed.write(tuned(Network([Map(c_in, side, side), Map(c_out, side, side)], [op], (0,), (1,)))))
+    return int((w != 0).sum()) * side * side, made.times(repeats)[0] / 1000
 
 
 if __name__ == "__main__":

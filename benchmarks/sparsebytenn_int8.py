@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,24 +81,24 @@ def contenders() -> dict[str, Callable[[], object]]:
         settle(model)
         x = torch.randn(1, 3, 224, 224)
     calls = {
-        "onnxruntime, fp32": checked(fp32.onnxruntime(model, x), model, x),
-        "onnxruntime, int8": checked(onnxruntime_int8(model, x), model, x, DECIBELS),
+        "onnxruntime, fp32": fp32.rivals(model, x)["onnxruntime, dense"],
+        "onnxruntime, int8": checked(onnxruntime_int8(model, x), model, x),
     }
     for share in (0.0, *SHARES):
-        in_fp32, in_int8 = fp32.pruned(model, share), pruned(model, share)
-        calls[f"fp32, {share:.0%}"] = checked(fp32.ours(in_fp32, x), in_fp32, x)
-        calls[f"int8, {share:.0%}"] = checked(ours_int8(in_int8, x), in_int8, x, DECIBELS)
+        calls[f"fp32, {share:.0%}"] = partial(fp32.engine(fp32.pruned(model, share), x)._run, [x[0].numpy()])
+        in_int8 = pruned(model, share)
+        calls[f"int8, {share:.0%}"] = checked(ours_int8(in_int8, x), in_int8, x)
     return calls
 
 
 @torch.no_grad()
-def checked(call: Callable[[], object], model: nn.Module, x: torch.Tensor, least: float = 60.0) -> Callable[[], object]:
-    """The call, if its answer lies so many decibels above the difference from torch's."""
+def checked(call: Callable[[], object], model: nn.Module, x: torch.Tensor) -> Callable[[], object]:
+    """The call of a side in int8, if its answer lies DECIBELS above the difference from torch's."""
     exact, y = model(x).flatten(), call()
     found = torch.from_numpy(np.asarray(y[0] if isinstance(y, (list, tuple)) else y)).flatten()
     decibels = float(10 * torch.log10(exact.square().sum() / (found - exact).square().sum()))
-    if not decibels >= least:
-        raise ValueError(f"it answers otherwise than torch: {decibels:.1f} dB above the difference, not {least:g}")
+    if not decibels >= DECIBELS:
+        raise ValueError(f"it answers otherwise than torch: {decibels:.1f} dB above the difference, not {DECIBELS:g}")
     return call
 
 

@@ -21,13 +21,18 @@ int section(const header *h, uint64_t at, uint64_t bytes) {
     return at % 4 == 0 && at >= 4 * HEADER && at <= h->size && bytes <= h->size - at;
 }
 
+/* Whether an operator's workspace of so many floats lies in the arena: BAD_ARENA, or 0. */
+int leaves_arena(const header *h, const op *o, uint64_t floats) {
+    return o->work % 16 || floats > h->arena || o->work > h->arena - floats ? BAD_ARENA : 0;
+}
+
 /* Floats from one plane to the next: whole vectors, 16 floats behind them, an odd number of cache lines. */
 static uint64_t pitch_for(uint64_t pixels) {
     const uint64_t lines = (pixels + 31) / 16;
     return 16 * (lines + 1 - lines % 2);
 }
 
-/* Whether a map has a shape that can be, and lies in the arena, apart from the workspace. */
+/* Whether a map has a shape that can be, and lies in the arena. */
 static int check_map(const header *h, const map *m) {
     const uint64_t pixels = (uint64_t)(m->buffer_rows ? m->buffer_rows : m->h) * m->w;
     if (!m->c || !m->h || !m->w || m->c > MAX_SIDE || m->h > MAX_SIDE || m->w > MAX_SIDE) return BAD_MAP;
@@ -36,14 +41,17 @@ static int check_map(const header *h, const map *m) {
     if ((uint64_t)m->h * m->w > 1u << 28 || m->at % 16) return BAD_MAP;
     if (!m->interleaved && m->pitch != pitch_for(pixels)) return BAD_MAP;
     const uint64_t size = extent(m);
-    if (size > h->arena || m->at > h->arena - size) return BAD_ARENA;
-    return m->at + size <= h->workspace || m->at >= (uint64_t)h->workspace + h->workspace_floats ? 0 : BAD_ARENA;
+    return size > h->arena || m->at > h->arena - size ? BAD_ARENA : 0;
 }
 
 /* Whether the arena is no larger than what lies in it. */
 static int check_arena(const uint8_t *file) {
     const header *h = head(file);
-    uint64_t end = (uint64_t)h->workspace + h->workspace_floats;
+    uint64_t end = 0;
+    for (uint32_t i = 0; i < h->n_ops; i++) {
+        const uint64_t floats = work_floats(file, op_of(file, i));
+        if (floats) end = max(end, op_of(file, i)->work + floats);
+    }
     for (uint32_t i = 0; i < h->n_maps; i++) end = max(end, map_of(file, i)->at + extent(map_of(file, i)));
     return h->arena > round_up(end, 16) ? LARGE_ARENA : 0;
 }
@@ -67,34 +75,37 @@ static int check_sums(const uint8_t *file, const op *o, uint64_t groups, uint64_
     return 0;
 }
 
-/* Whether the blocks of an op, `groups` groups of `rows` rows, go with its counts and stay within `columns` of X. */
-static int check_blocks(const uint8_t *file, const op *o, uint64_t groups, uint64_t rows, uint64_t columns) {
+/* Whether the blocks of an op, which has so many rows, go with its counts and stay within `columns` of X. */
+static int check_blocks(const uint8_t *file, const op *o, uint64_t rows, uint64_t columns) {
     const header *h = head(file);
+    const uint64_t block = o->block, groups = (rows + block - 1) / block;
     if (o->flags & U8S8) {
-        if (rows != 4 || columns > U8S8_MAX_COLUMNS || o->zero_point > 255) return BAD_OP;
+        if (block != 4 || columns > U8S8_MAX_COLUMNS || o->zero_point > 255) return BAD_OP;
         if (!(o->inv_scale > 0 && o->inv_scale <= FLT_MAX)) return BAD_OP;
         if (!section(h, o->scale, 16 * groups) || !section(h, o->sums, 16 * groups)) return BAD_SECTION;
         columns = ceil_div4(columns); /* a block is 4 columns wide */
     }
     if (!o->k_tile || o->k_tile > 65535 || o->flags > (INDEXED | U8S8)) return BAD_BLOCKS;
-    if (o->flags == INDEXED && rows == 4 && o->k_tile > SPMM_MAX_K_TILE) return BAD_BLOCKS;
+    if (o->flags == INDEXED && block < 16 && o->k_tile > SPMM_MAX_K_TILE) return BAD_BLOCKS;
+    if (block == 1 && !(o->flags & INDEXED)) return BAD_BLOCKS;
+    if (block == 16 && o->k_tile < columns) return BAD_BLOCKS; /* one k-tile */
     const uint64_t k_tiles = (columns + o->k_tile - 1) / o->k_tile;
-    if (!section(h, o->count, 2 * k_tiles * groups) || !section(h, o->bias, 4 * rows * groups)) return BAD_SECTION;
-    if (!section(h, o->w, 4 * rows * o->blocks)) return BAD_SECTION;
+    if (!section(h, o->count, 2 * k_tiles * groups) || !section(h, o->bias, 4 * block * groups)) return BAD_SECTION;
+    if (!section(h, o->w, 4 * block * o->blocks)) return BAD_SECTION;
     if ((o->flags & INDEXED) && !section(h, o->col, 2 * (uint64_t)o->blocks)) return BAD_SECTION;
     const uint16_t *count = (const uint16_t *)(file + o->count), *col = (const uint16_t *)(file + o->col);
-    uint64_t block = 0;
+    uint64_t passed = 0;
     for (uint64_t c = 0; c < k_tiles; c++) {
         const uint64_t width = c + 1 < k_tiles ? o->k_tile : columns - c * o->k_tile;
         for (uint64_t g = 0; g < groups; g++) {
             const uint64_t n = *count++;
-            if (n > o->blocks - block || (!(o->flags & INDEXED) && n != width)) return BAD_BLOCKS;
+            if (n > o->blocks - passed || (!(o->flags & INDEXED) && n != width)) return BAD_BLOCKS;
             for (uint64_t i = 0; (o->flags & INDEXED) && i < n; i++)
-                if (col[block + i] >= width || (i && col[block + i] <= col[block + i - 1])) return BAD_BLOCKS;
-            block += n;
+                if (col[passed + i] >= width || (i && col[passed + i] <= col[passed + i - 1])) return BAD_BLOCKS;
+            passed += n;
         }
     }
-    if (block != o->blocks) return BAD_BLOCKS;
+    if (passed != o->blocks) return BAD_BLOCKS;
     return o->flags & U8S8 ? check_sums(file, o, groups, k_tiles) : 0;
 }
 
@@ -109,15 +120,16 @@ static int check_window(const op *o, const map *y) {
 /* Whether a row tile, laid out as so many rows, fits the workspace. */
 static int check_row_tile(const header *h, const op *o, const map *x, const map *y, uint64_t rows) {
     if (rows && (o->pitch % 16 || o->pitch < round_up((uint64_t)o->tile_rows * y->w, 16) + 16)) return BAD_OP;
-    return rows * o->pitch + depthwise_floats(o, x) > h->workspace_floats ? BAD_ARENA : 0;
+    return leaves_arena(h, o, rows * o->pitch + depthwise_floats(o, x));
 }
 
 /* The blocks that multiply `columns` of what is laid out of x, and in int8 whether x as uint8 fits the workspace. */
-static int check_product(const uint8_t *file, const op *o, const map *x, const map *y, uint64_t columns) {
-    const uint64_t pitch = o->kind == POINTWISE ? x->pitch : o->pitch;
-    const uint64_t end = floats_before_u8(o, x) + ceil_div4(columns) * pitch;
-    if (o->flags & U8S8 && end > head(file)->workspace_floats) return BAD_ARENA;
-    return check_blocks(file, o, round_up(y->c, 4) / 4, 4, columns);
+static int check_product(const uint8_t *file, const op *o, const map *y, uint64_t columns) {
+    if (o->flags & U8S8 && leaves_arena(head(file), o, work_floats(file, o))) return BAD_ARENA;
+    /* a map has room for rows up to a multiple of 4 */
+    if (o->block != 1 && o->block != 4 && o->block != 8 && o->block != 16) return BAD_OP;
+    if (round_up(y->c, o->block) > round_up(y->c, 4)) return BAD_OP;
+    return check_blocks(file, o, y->c, columns);
 }
 
 static int check_conv(const uint8_t *file, const op *o, const map *x, const map *y) {
@@ -125,7 +137,7 @@ static int check_conv(const uint8_t *file, const op *o, const map *x, const map 
     const uint64_t columns = (uint64_t)x->c * o->k * o->k_w;
     if (wrong || columns > MAX_FLOATS) return BAD_OP;
     wrong = check_row_tile(head(file), o, x, y, columns);
-    return wrong ? wrong : check_product(file, o, x, y, columns);
+    return wrong ? wrong : check_product(file, o, y, columns);
 }
 
 /* A depthwise convolution, alone or as the half of a separable pair. */
@@ -140,13 +152,13 @@ static int check_depthwise(const uint8_t *file, const op *o, const map *x, const
     if (!is_pair && x->c != y->c) return BAD_SHAPE;
     if (!section(h, o->dw_w, 4ull * x->c * o->k * o->k) || !section(h, o->dw_bias, 4ull * x->c)) return BAD_SECTION;
     const int wrong = check_row_tile(h, o, x, y, is_pair ? x->c : 0);
-    return wrong || !is_pair ? wrong : check_product(file, o, x, y, x->c);
+    return wrong || !is_pair ? wrong : check_product(file, o, y, x->c);
 }
 
 static int check_linear(const uint8_t *file, const op *o, const map *x, const map *y) {
     if (x->c != 1 || x->h != 1 || y->c != 1 || y->h != 1) return BAD_SHAPE;
-    if (o->k_tile < x->w) return BAD_OP; /* one k-tile */
-    return check_blocks(file, o, round_up(y->w, 16) / 16, 16, x->w);
+    if (o->block != 16 || o->k_tile < x->w) return BAD_OP; /* one k-tile */
+    return check_blocks(file, o, y->w, x->w);
 }
 
 /* Functions that an operator of a kind has; those without have the number 0. */
@@ -170,7 +182,7 @@ static int check_op(const uint8_t *file, const op *o) {
     if (o->act == ACT_PRELU && !section(h, o->slopes, 4ull * y->c)) return BAD_SECTION;
     switch (o->kind) {
         case CONV: return check_conv(file, o, x, y);
-        case POINTWISE: return x->h != y->h || x->w != y->w ? BAD_SHAPE : check_product(file, o, x, y, x->c);
+        case POINTWISE: return x->h != y->h || x->w != y->w ? BAD_SHAPE : check_product(file, o, y, x->c);
         case DEPTHWISE:
         case SEPARABLE: return check_depthwise(file, o, x, y);
         case MEAN: return y->c == 1 && y->h == 1 && y->w == x->c ? 0 : BAD_SHAPE;
@@ -207,6 +219,24 @@ static uint32_t turn(const uint8_t *file, uint32_t i) {
     return i;
 }
 
+/* Whether so many floats of the arena lie apart from what the operators from .. to write. */
+static int is_apart(const uint8_t *file, uint64_t at, uint64_t floats, uint32_t from, uint32_t to) {
+    for (uint32_t j = from; j < head(file)->n_ops && j <= to; j++) {
+        const map *y = map_of(file, op_of(file, j)->y);
+        if (max(y->at, at) < min(y->at + extent(y), at + floats)) return 0;
+    }
+    return 1;
+}
+
+/* Whether they lie apart from what these operators work in. */
+static int is_apart_from_work(const uint8_t *file, uint64_t at, uint64_t floats, uint32_t from, uint32_t to) {
+    for (uint32_t j = from; j < head(file)->n_ops && j <= to; j++) {
+        const op *o = op_of(file, j);
+        if (max(o->work, at) < min(o->work + work_floats(file, o), at + floats)) return 0;
+    }
+    return 1;
+}
+
 /* Whether map number `read` holds what was written to it when the operators i .. last run, which read it. */
 static int is_fresh(const uint8_t *file, uint32_t read, uint32_t i, uint32_t last) {
     const header *h = head(file);
@@ -216,11 +246,7 @@ static int is_fresh(const uint8_t *file, uint32_t read, uint32_t i, uint32_t las
     int is_input = 0;
     for (uint32_t n = 0; n < h->n_inputs; n++) is_input |= ends(file)[n] == read;
     if (!since && !is_input) return 0;
-    for (uint32_t j = since; j < h->n_ops && j <= last; j++) {
-        const map *y = map_of(file, op_of(file, j)->y);
-        if (y->at < m->at + extent(m) && m->at < y->at + extent(y)) return 0;
-    }
-    return 1;
+    return is_apart(file, m->at, extent(m), since, last) && is_apart_from_work(file, m->at, extent(m), since, last);
 }
 
 /* Whether two inputs lie in one place. */
@@ -242,6 +268,7 @@ static int check_order(const uint8_t *file) {
         const uint32_t last = turn(file, i);
         for (uint32_t r = 0; r < n_reads(o); r++)
             if (!is_fresh(file, read_of(file, o, r), i, last)) return STALE;
+        if (!is_apart(file, o->work, work_floats(file, o), i, last)) return STALE;
     }
     for (uint32_t i = 0; i < h->n_outputs; i++)
         if (!is_fresh(file, ends(file)[h->n_inputs + i], h->n_ops, h->n_ops)) return STALE;
@@ -266,7 +293,7 @@ int engine_check(const uint8_t *file, uint64_t size) {
     const header *h = head(file);
     if (size < 4 * HEADER) return TRUNCATED;
     if (h->magic != MAGIC) return NOT_OURS;
-    if (h->version != VERSION) return OTHER_VERSION;
+    if (h->version != VERSION || h->unused[0] || h->unused[1]) return OTHER_VERSION;
     if (h->size != size) return TRUNCATED;
     if (crc32(file + 16, size - 16) != h->crc) return CHANGED;
     if (!section(h, h->maps, 4ull * MAP * h->n_maps) || !section(h, h->ops, 4ull * OP * h->n_ops)) return BAD_SECTION;
@@ -276,7 +303,6 @@ int engine_check(const uint8_t *file, uint64_t size) {
     if (h->n_ops > MAX_OPS) return BAD_OP;
     if (h->arena > MAX_FLOATS) return LARGE_ARENA;
     if (h->arena * (uint64_t)sizeof(float) > PTRDIFF_MAX) return LARGE_ARENA; /* on a 32-bit machine */
-    if (h->workspace % 16 || h->workspace > h->arena || h->workspace_floats > h->arena - h->workspace) return BAD_ARENA;
     for (uint32_t i = 0; i < h->n_maps; i++) {
         wrong = check_map(h, map_of(file, i));
         if (wrong) return wrong;

@@ -17,10 +17,6 @@ static int ranges_fit(const uint32_t *ranges, uint32_t n, uint32_t side) {
     return 1;
 }
 
-static int check_line(const uint8_t *file, const map *x, const map *y) {
-    return (uint64_t)line_workspace((int)x->w, (int)y->w) > head(file)->workspace_floats ? BAD_ARENA : 0;
-}
-
 static int check_pool(const uint8_t *file, const op *o, const map *x, const map *y) {
     if (x->c != y->c) return BAD_SHAPE;
     const int wrong = check_table(file, o, 3ull * y->h + 3ull * y->w + 2);
@@ -28,7 +24,7 @@ static int check_pool(const uint8_t *file, const op *o, const map *x, const map 
     const uint32_t *rows = words(file, o->args), *columns = rows + 2 * y->h, *step = columns + 2 * y->w;
     if (!ranges_fit(rows, y->h, x->h) || !ranges_fit(columns, y->w, x->w)) return BAD_TABLE;
     if (!step[0] || !step[1] || step[0] > MAX_SIDE || step[1] > MAX_SIDE) return BAD_TABLE;
-    return check_line(file, x, y);
+    return leaves_arena(head(file), o, work_floats(file, o));
 }
 
 static int check_resize(const uint8_t *file, const op *o, const map *x, const map *y) {
@@ -40,7 +36,7 @@ static int check_resize(const uint8_t *file, const op *o, const map *x, const ma
         if (rows[i] >= x->h) return BAD_TABLE;
     for (uint32_t i = 0; i < 2 * y->w; i++)
         if (columns[i] >= x->w) return BAD_TABLE;
-    return check_line(file, x, y);
+    return leaves_arena(head(file), o, work_floats(file, o));
 }
 
 /* A softmax or a norm: whole groups of planes. */
@@ -64,7 +60,7 @@ static int check_matmul(const uint8_t *file, const op *o, const map *x, const ma
     for (int i = 0; i < 3; i++) b_end += (uint64_t)(sizes[i < 2 ? i : 3] - 1) * t->b_strides[i];
     if (a_last >= extent(x) || b_end > extent(b)) return BAD_TABLE;
     if (b->at + b_end + 16 > head(file)->arena) return BAD_TABLE; /* kernels read whole vectors of a row */
-    return (uint64_t)matmul_workspace((int)t->m, (int)t->k, (int)t->n) > head(file)->workspace_floats ? BAD_ARENA : 0;
+    return leaves_arena(head(file), o, work_floats(file, o));
 }
 
 /* Whether axes of such sizes and strides stay in a map's floats from `at` on. */

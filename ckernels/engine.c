@@ -41,7 +41,7 @@ typedef struct {
     row_window windows[CHAIN];
 } run;
 
-static float *workspace_of(const run *r) { return r->arena + head(r->file)->workspace; }
+static float *workspace_of(const run *r, const op *o) { return r->arena + o->work; }
 
 void engine_put(const uint8_t *file, float *arena, const float *x) {
     for (uint32_t i = 0; i < head(file)->n_inputs; i++) {
@@ -83,7 +83,7 @@ static void product_u8s8(const run *r, const op *o, const operands *p) {
     const map *x = map_of(file, o->x), *y = map_of(file, o->y), *a = o->add == NONE ? NULL : map_of(file, o->add);
     const quantise_u8 q = {
         .c = (int32_t)p->k, .n = (int32_t)p->n, .zero = (int32_t)o->zero_point, .inv_scale = o->inv_scale,
-        .x_pitch = p->pitch, .y_pitch = p->pitch, .x = p->x, .y = (uint8_t *)(workspace_of(r) + floats_before_u8(o, x)),
+        .x_pitch = p->pitch, .y_pitch = p->pitch, .x = p->x, .y = (uint8_t *)(workspace_of(r, o) + floats_before_u8(o, x)),
     };
     const spmm_u8s8 s = {
         .groups = (int32_t)ceil_div4(y->c), .k_tiles = (int32_t)((ceil_div4((uint64_t)p->k) + o->k_tile - 1) / o->k_tile),
@@ -107,9 +107,9 @@ static void product(const run *r, const op *o, const operands *p) {
     const uint8_t *file = r->file;
     const map *y = map_of(file, o->y), *a = o->add == NONE ? NULL : map_of(file, o->add);
     const spmm_f32 s = {
-        .groups = (int32_t)ceil_div4(y->c), .k_tiles = (int32_t)((p->k + o->k_tile - 1) / o->k_tile),
-        .k_tile = (int32_t)o->k_tile, .n = (int32_t)p->n, .count = (const uint16_t *)(file + o->count),
-        .col = o->flags & INDEXED ? (const uint16_t *)(file + o->col) : NULL, .w = floats(file, o->w),
+        .block = (int32_t)o->block, .groups = (int32_t)((y->c + o->block - 1) / o->block),
+        .k_tiles = (int32_t)((p->k + o->k_tile - 1) / o->k_tile), .k_tile = (int32_t)o->k_tile, .n = (int32_t)p->n,
+        .count = (const uint16_t *)(file + o->count), .col = o->flags & INDEXED ? (const uint16_t *)(file + o->col) : NULL, .w = floats(file, o->w),
         .bias = floats(file, o->bias), .x = p->x, .x_pitch = p->pitch, .y = p->y, .y_pitch = y->pitch,
         .add = a ? r->arena + a->at + p->at : NULL, .add_pitch = a ? a->pitch : 0, .lo = o->lo, .hi = o->hi,
     };
@@ -141,7 +141,7 @@ static void im2col_rows(const run *r, const op *o, row_window rows, const float 
         .dilation = (int32_t)o->dilation, .dilation_w = (int32_t)o->dilation_w,
         .out_w = (int32_t)map_of(r->file, o->y)->w, .top = (int32_t)rows.from,
         .bottom = (int32_t)rows.to, .x_channel = in->interleaved ? 1 : in->pitch, .x_pixel = in->interleaved ? in->c : 1,
-        .y_pitch = o->pitch, .x = x, .y = workspace_of(r),
+        .y_pitch = o->pitch, .x = x, .y = workspace_of(r, o),
     };
     r->kernels->im2col(&s);
 }
@@ -183,7 +183,7 @@ static void make_input(run *r, uint32_t i, row_window rows) {
 /* The activation between the halves of a separable pair, on what its depthwise half has laid out. */
 static void activate_between(const run *r, const op *o, const operands *p) {
     const unary_f32 s = {.act = (int32_t)o->inner_act, .c = (int32_t)p->k, .n = p->n, .x_pitch = p->pitch,
-                         .y_pitch = p->pitch, .x = p->x, .y = workspace_of(r), .lo = -INFINITE, .hi = INFINITE};
+                         .y_pitch = p->pitch, .x = p->x, .y = workspace_of(r, o), .lo = -INFINITE, .hi = INFINITE};
     if (o->inner_act) r->kernels->unary(&s);
 }
 
@@ -194,7 +194,7 @@ static void run_tile(run *r, uint32_t i, row_window rows) {
     const map *x = map_of(r->file, o->x), *y = map_of(r->file, o->y);
     if (x->buffer_rows) make_input(r, i, rows);
     const float *in = row_0(r, x, &r->windows[(i + CHAIN - 1) % CHAIN]);
-    float *workspace = workspace_of(r);
+    float *workspace = workspace_of(r, o);
     operands p = {.x = workspace, .k = x->c, .pitch = o->pitch, .at = (int64_t)rows.from * y->w,
                   .n = (int64_t)(rows.to - rows.from) * y->w};
     p.y = row_0(r, y, &r->windows[i % CHAIN]) + p.at;

@@ -4,7 +4,7 @@
 #include <stdint.h>
 #include "kernels.h"
 
-enum { HEADER = 16, MAP = 8, OP = 40, NONE = 0xffffffffu, MAGIC = 0x4e4e4253, VERSION = 2, MAX_SIDE = 1 << 20 };
+enum { HEADER = 16, MAP = 8, OP = 40, NONE = 0xffffffffu, MAGIC = 0x4e4e4253, VERSION = 3, MAX_SIDE = 1 << 20 };
 enum { CONV = 1, POINTWISE, DEPTHWISE, SEPARABLE, MEAN, LINEAR, BINARY, UNARY, POOL, MOVE, RESIZE, SOFTMAX, NORM, MATMUL };
 enum { CONST = 15 };
 enum { INDEXED = 1, U8S8 = 2 };                   /* of op.flags */
@@ -16,7 +16,7 @@ enum { MAX_WINDOW = 1 << 10, MAX_ENDS = 256 };    /* of a window's sides, stride
 /* A map with `buffer_rows` is a rolling row buffer: it never holds more than that many of its rows. The operator behind its
    writer alone reads it, and has rows made when it needs them: so large maps stay in the cache. */
 typedef struct {
-    uint32_t magic, version, size, crc, n_maps, n_ops, maps, ops, arena, workspace, workspace_floats, ends;
+    uint32_t magic, version, size, crc, n_maps, n_ops, maps, ops, arena, unused[2], ends;
     uint16_t n_inputs, n_outputs; /* the maps' numbers, inputs first, are at `ends` */
     uint32_t meta, meta_size, zero;
 } header;
@@ -31,7 +31,9 @@ typedef struct {
     uint32_t pitch;  /* of the workspace's rows, where a convolution or a separable pair lays out a row tile */
     float inv_scale; /* with U8S8: X as uint8 is x * inv_scale + zero_point */
     uint32_t zero_point, scale, sums, k_w, stride_w, pad_w, dilation, dilation_w, act, slopes, inner_act, fn, planes;
-    uint32_t args, n_args, zero[2]; /* the table of operators that have one: so many words from byte `args` on */
+    uint32_t args, n_args; /* the table of operators that have one: so many words from byte `args` on */
+    uint32_t block;        /* rows of a block of a product's weights */
+    uint32_t work;         /* where in the arena the operator's workspace begins */
 } op;
 
 /* A piece of a move, as its table has it. */
@@ -90,6 +92,18 @@ static inline uint64_t floats_before_u8(const op *o, const map *x) {
     return rows * o->pitch + depthwise_floats(o, x);
 }
 
+/* Floats of an operator's workspace, of a kind whose other numbers have been checked. */
+static inline uint64_t work_floats(const uint8_t *file, const op *o) {
+    const map *x = map_of(file, o->x), *y = map_of(file, o->y);
+    const matmul_table *t = (const matmul_table *)words(file, o->args);
+    if (o->kind == MATMUL) return (uint64_t)matmul_workspace((int)t->m, (int)t->k, (int)t->n);
+    if (o->kind == POOL || o->kind == RESIZE) return (uint64_t)line_workspace((int)x->w, (int)y->w);
+    const int product = o->kind == CONV || o->kind == POINTWISE || o->kind == SEPARABLE;
+    if (!product || !(o->flags & U8S8)) return floats_before_u8(o, x);
+    const uint64_t columns = (uint64_t)x->c * (o->kind == CONV ? o->k * o->k_w : 1);
+    return floats_before_u8(o, x) + ceil_div4(columns) * (o->kind == POINTWISE ? x->pitch : o->pitch);
+}
+
 /* How the second map of a binary operator meets y: pixel by pixel, a number a plane, a number a pixel, or one number. */
 enum { MISFIT, EVERY, PLANEWISE, PIXELWISE, SINGLE };
 static inline int spread(const map *y, const map *b) {
@@ -103,6 +117,7 @@ static inline int spread(const map *y, const map *b) {
 enum { TRUNCATED = 1, NOT_OURS, OTHER_VERSION, CHANGED, BAD_MAP, BAD_OP, BAD_SHAPE, BAD_SECTION, BAD_BLOCKS, BAD_ARENA };
 enum { LARGE_ARENA = 11, STALE, BAD_SUMS, BAD_TEXT, BAD_TABLE };
 int section(const header *h, uint64_t at, uint64_t bytes);
+int leaves_arena(const header *h, const op *o, uint64_t floats);
 int check_table_op(const uint8_t *file, const op *o);
 int check_text(const uint8_t *file);
 void finish(const uint8_t *file, const op *o, const isa *kernels, float *y, int64_t n, int clamped);

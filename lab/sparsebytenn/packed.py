@@ -3,16 +3,15 @@
 Little-endian; every section begins on a multiple of 64 bytes, and all positions are bytes from the start of the file.
 
     header      16 x uint32: 'SBNN', version, size, CRC-32 of all behind these four, maps, operators, where their tables
-                begin, arena (floats), workspace (float in the arena where it begins), floats of it, where the numbers
-                of the input maps and behind them the output maps begin, inputs + 65,536 x outputs, where the JSON
-                text begins, its size, 0
+                begin, arena (floats), 0, 0, where the numbers of the input maps and behind them the output maps begin,
+                inputs + 65,536 x outputs, where the JSON text begins, its size, 0
     feature map 8 x uint32: channels, height, width, pitch (see kernels.pitch_for), place in the arena,
                 1 if its channels are interleaved (an image as browsers hold it), rows of its rolling row buffer
                 (0: all are kept), 0
     operator    40 x uint32, floats as their bits: the fields of `records.OpRecord` in order
     weights     count uint16 (k-tiles of columns, groups of rows), col uint16 (blocks,), blocks float32
-                (blocks, 4 or 16), bias float32; see `core.kernels.Sparse`. In int8: blocks int8 (blocks, 4, 4), and for
-                each row its scale float32 and the sum of its weights int32; see `SparseInt8`
+                (blocks, 1, 4, 8 or 16), bias float32; see `core.kernels.Sparse`. In int8: blocks int8 (blocks, 4, 4),
+                and for each row its scale float32 and the sum of its weights int32; see `SparseInt8`
     table       what else an operator's kind asks for, words as `tables` lays them out
     JSON text   {"names": one an operator, "answer": the shape of the network's output, "classes": how many}
 
@@ -29,7 +28,8 @@ import numpy as np
 
 from ..core import kernels
 from ..core.kernels import Sparse
-from . import proof, records, tables
+from . import planning, proof, records, tables
+from .planning import Block
 from .records import (
     ACTS,
     FNS,
@@ -125,7 +125,8 @@ class Op:
     at a time, over a workspace of `pitch` floats a row of X. `taps` (C, k * k) and `taps_bias` are the depthwise half's
     of a separable pair, `inner` and `inner_act` what stands between its halves. With `int8` the product is done in int8
     and its weights are `SparseInt8`. `act` is one of records.ACTS, `slopes` (y.c,) are a prelu's; `fn` is one of
-    records.FNS, `planes` those of a group of a softmax or a norm, `table` what else the kind asks for.
+    records.FNS, `planes` those of a group of a softmax or a norm, `table` what else the kind asks for; at `work`
+    its workspace begins in the arena.
     """
 
     kind: str
@@ -151,6 +152,7 @@ class Op:
     fn: str = ""
     planes: int = 0
     table: Table | None = None
+    work: int = 0
 
     @property
     def reads(self) -> list[int]:
@@ -189,19 +191,28 @@ class Network:
     outputs: tuple[int, ...]
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def plan(self) -> tuple[int, int, int]:
-        """Give every map a place in the arena, the largest first; maps that never live at once may share it.
+    def plan(self) -> int:
+        """Give every map and every operator's workspace a place in the arena; returns the arena's floats."""
+        maps, works = self._blocks()
+        arena = planning.place([*maps.values(), *works.values()])
+        for m, block in maps.items():
+            self.maps[m].at = block.at
+        for i, op in enumerate(self.ops):
+            op.work = works[self._runs_until(i)].at
+        return arena
 
-        Returns the arena's floats, where the workspace begins in it, and the workspace's floats.
-        """
-        lives, placed = self.lives(), list[int]()
-        for m in sorted(lives, key=lambda m: -self.maps[m].floats):
-            beside = [self.maps[o] for o in placed if lives[o][0] <= lives[m][1] and lives[m][0] <= lives[o][1]]
-            self.maps[m].at = _first_gap(sorted(beside, key=lambda other: other.at), self.maps[m].floats)
-            placed.append(m)
-        end = max((round_up(self.maps[m].at + self.maps[m].floats, 16) for m in placed), default=0)
-        workspace = max((op.workspace(self.maps[op.x], self.maps[op.y]) for op in self.ops), default=0)
-        return end + round_up(workspace, 16), end, workspace
+    def needed(self) -> int:
+        """Floats of the arena that are held at once where most are."""
+        return planning.needed([block for blocks in self._blocks() for block in blocks.values()])
+
+    def _blocks(self) -> tuple[dict[int, Block], dict[int, Block]]:
+        """What each map holds of the arena, and each turn's workspace: the chain's operators use it one by one."""
+        works: dict[int, Block] = {}
+        for i, op in enumerate(self.ops):
+            turn = self._runs_until(i)
+            work = works.setdefault(turn, Block(0, turn, turn))
+            work.floats = max(work.floats, op.workspace(self.maps[op.x], self.maps[op.y]))
+        return {m: Block(self.maps[m].floats, *life) for m, life in self.lives().items()}, works
 
     def lives(self) -> dict[int, tuple[int, int]]:
         """Of each map, the operators that write it and read it last; -1 before the first, for an input."""
@@ -219,22 +230,12 @@ class Network:
         return i
 
 
-def _first_gap(live: list[Map], floats: int) -> int:
-    """The first place where `floats` fit between live maps, which come in order of place."""
-    at = 0
-    for other in live:
-        if at + floats <= other.at:
-            break
-        at = max(at, other.at + round_up(other.floats, 16))
-    return at
-
-
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
 def write(network: Network) -> bytes:
     """The packed file; ValueError for a network whose maps do not fit an arena, and for a meta that is no JSON."""
-    arena, workspace, workspace_floats = network.plan()
+    arena = network.plan()
     if arena > records.MAX_FLOATS:
         raise ValueError(
             f"the network's maps need {4 * arena / 2**30:.3g} GiB at once, the engine takes 4: give smaller pictures"
@@ -251,20 +252,16 @@ def write(network: Network) -> bytes:
     head = records.Head(
         magic=MAGIC,
         version=VERSION,
-        size=0,
-        crc=0,
         n_maps=len(network.maps),
         n_ops=len(network.ops),
         maps=records.HEADER.size,
         ops=ops_at,
         arena=arena,
-        workspace=workspace,
-        workspace_floats=workspace_floats,
         ends=sections.add(np.array([*network.inputs, *network.outputs], np.uint32)),
         n_ends=len(network.inputs) | len(network.outputs) << 16,
         meta=sections.add(meta),
         meta_size=len(meta),
-        zero=0,
+        **dict.fromkeys(("size", "crc", "unused", "unused_2", "zero"), 0),
     )
     front = (maps.ljust(ops_at - records.HEADER.size, b"\0") + ops).ljust(sections.start - records.HEADER.size, b"\0")
     body = records.HEADER.pack(*head)[16:] + front + sections.bytes()
@@ -298,6 +295,7 @@ def _record(op: Op, out: Map, sections: Sections) -> OpRecord:
         planes=op.planes,
         args=sections.add(args),
         n_args=len(args),
+        work=op.work,
     )
 
 
@@ -308,12 +306,13 @@ def _weights_fields(op: Op, sections: Sections) -> dict[str, int]:
     """Where the weights of a product lie, and how they are cut."""
     w = op.weights
     if w is None:
-        return dict.fromkeys(("k_tile", "flags", "blocks", "w", "col", "count", "bias"), 0)
+        return dict.fromkeys(("k_tile", "flags", "blocks", "w", "col", "count", "bias", "block"), 0)
     int8, indexed = op.int8 is not None, w.col is not None
     return {
         "k_tile": w.k_tile,
         "flags": INDEXED * indexed | U8S8 * int8,
         "blocks": len(w.blocks),
+        "block": w.block,
         "count": sections.add(w.count),
         "col": 0 if w.col is None else sections.add(w.col),
         "w": sections.add(w.blocks),
@@ -360,7 +359,7 @@ def read(data: bytes) -> Network:
 
 
 def _op(file: File, record: OpRecord, name: str, maps: list[Map]) -> Op:
-    shared: dict[str, Any] = {key: getattr(record, key) for key in ("x", "y", "tile_rows", "planes")}
+    shared: dict[str, Any] = {key: getattr(record, key) for key in ("x", "y", "tile_rows", "planes", "work")}
     shared |= {key: (getattr(record, key), getattr(record, f"{key}_w")) for key in _PAIRS}
     op = Op(NAMES[record.kind], name, **shared, clamp=(record.lo, record.hi), inner=(record.inner_lo, record.inner_hi))
     op.add = None if record.add == NONE else record.add
@@ -388,12 +387,12 @@ def _op(file: File, record: OpRecord, name: str, maps: list[Map]) -> Op:
 def _weights(file: File, o: OpRecord, maps: list[Map]) -> Sparse:
     """W (rows, columns) of a product between two maps, or of a linear layer between two vectors."""
     kind, x, y = NAMES[o.kind], maps[o.x], maps[o.y]
-    rows, columns, block = (y.w, x.w, kernels.GEMV_BLOCK) if kind == "linear" else (y.c, x.c, kernels.BLOCK)
+    rows, columns = (y.w, x.w) if kind == "linear" else (y.c, x.c)
     columns *= o.k * o.k_w if kind == "conv" else 1
     int8 = bool(o.flags & U8S8)
     blocks_per_row = -(-columns // 4) if int8 else columns
-    count = file.array(np.uint16, o.count, -(-blocks_per_row // o.k_tile) * -(-rows // block))
+    count = file.array(np.uint16, o.count, -(-blocks_per_row // o.k_tile) * -(-rows // o.block))
     col = file.array(np.uint16, o.col, o.blocks) if o.flags & INDEXED else None
     if int8:
         return SparseInt8(rows, columns, o.k_tile, count, col, file.array(np.int8, o.w, o.blocks, 4, 4))
-    return Sparse(rows, columns, o.k_tile, count, col, file.array(np.float32, o.w, o.blocks, block))
+    return Sparse(rows, columns, o.k_tile, count, col, file.array(np.float32, o.w, o.blocks, o.block))

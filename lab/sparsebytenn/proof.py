@@ -38,7 +38,7 @@ from .records import (
     OpRecord,
     round_up,
 )
-from .table_proof import extent, is_inside
+from .table_proof import extent, is_inside, leaves_arena
 
 _MAX_FP32 = float(np.finfo(np.float32).max)
 _PRELU = ACTS.index("prelu")
@@ -62,7 +62,7 @@ def _envelope(data: bytes) -> int:
     h = Head(*HEADER.unpack_from(data))
     if h.magic != MAGIC:
         return 2
-    if h.version != VERSION:
+    if h.version != VERSION or h.unused or h.unused_2:
         return 3
     if h.size != len(data):
         return 1
@@ -81,8 +81,6 @@ def _network(f: File) -> int:
         return 6
     if h.arena > MAX_FLOATS:
         return 11
-    if h.workspace % 16 or h.workspace + h.workspace_floats > h.arena:
-        return 10
     return (
         next(filter(None, (_map(h, m) for m in f.maps)), 0)
         or next(filter(None, (_op(f, o) for o in f.ops)), 0)
@@ -108,7 +106,8 @@ def _ends(f: File) -> int:
 
 def _end(f: File) -> int:
     """The float of the arena behind all that lies in it."""
-    return max(f.head.workspace + f.head.workspace_floats, *(m.at + extent(m) for m in f.maps))
+    works = [o.work + floats for o in f.ops if (floats := _work_floats(f, o))]
+    return max(0, *works, *(m.at + extent(m) for m in f.maps))
 
 
 def _map(h: Head, m: MapRecord) -> int:
@@ -119,8 +118,7 @@ def _map(h: Head, m: MapRecord) -> int:
         return 5
     if m.h * m.w > 1 << 28 or m.at % 16 or (not m.interleaved and m.pitch != kernels.pitch_for(pixels)):
         return 5
-    end = m.at + extent(m)
-    return 0 if end <= h.arena and (end <= h.workspace or m.at >= h.workspace + h.workspace_floats) else 10
+    return 0 if m.at + extent(m) <= h.arena else 10
 
 
 def _op(f: File, o: OpRecord) -> int:
@@ -179,7 +177,7 @@ def _mean(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
 def _linear(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
     if (x.c, x.h, y.c, y.h) != (1, 1, 1, 1):
         return 7
-    return 6 if o.k_tile < x.w else _blocks(f, o, round_up(y.w, 16) // 16, 16, x.w)  # one k-tile
+    return 6 if o.block != kernels.GEMV_BLOCK or o.k_tile < x.w else _blocks(f, o, y.w, x.w)  # one k-tile
 
 
 _CHECKS = {
@@ -204,7 +202,7 @@ def _row_tile(f: File, o: OpRecord, x: MapRecord, y: MapRecord, rows: int) -> in
     """Whether a row tile, laid out as so many rows, fits the workspace."""
     if rows and (o.pitch % 16 or o.pitch < round_up(o.tile_rows * y.w, 16) + 16):
         return 6
-    return 10 if rows * o.pitch + _depthwise_floats(o, x) > f.head.workspace_floats else 0
+    return leaves_arena(f.head, o, rows * o.pitch + _depthwise_floats(o, x))
 
 
 def _depthwise_floats(o: OpRecord, x: MapRecord) -> int:
@@ -214,29 +212,47 @@ def _depthwise_floats(o: OpRecord, x: MapRecord) -> int:
     return kernels.depthwise_workspace(x.w, o.k, o.stride, o.tile_rows)
 
 
+def _work_floats(f: File, o: OpRecord) -> int:
+    """Floats of an operator's workspace, whose kind has been checked."""
+    kind, x, y = next(name for name, number in KINDS.items() if number == o.kind), f.maps[o.x], f.maps[o.y]
+    if kind == "matmul":
+        return kernels.matmul_workspace(*f.args(o)[2:5].tolist())
+    if kind in ("pool", "resize"):
+        return kernels.line_workspace(x.w, y.w)
+    columns = x.c * (o.k * o.k_w if kind == "conv" else 1)
+    rows = columns if kind in ("conv", "separable") else 0
+    u8 = kind in PRODUCTS and o.flags & U8S8
+    pitch = x.pitch if kind == "pointwise" else o.pitch
+    return rows * o.pitch + _depthwise_floats(o, x) + (-(-columns // 4) * pitch if u8 else 0)
+
+
 def _product(f: File, o: OpRecord, x: MapRecord, y: MapRecord, columns: int) -> int:
     """The blocks that multiply `columns` of what is laid out of x; in int8, whether x as uint8 fits the workspace."""
     if o.flags & U8S8:
-        rows, pitch = (0, x.pitch) if o.kind == KINDS["pointwise"] else (columns, o.pitch)
-        if rows * o.pitch + _depthwise_floats(o, x) + -(-columns // 4) * pitch > f.head.workspace_floats:
-            return 10
-    return _blocks(f, o, round_up(y.c, 4) // 4, 4, columns)
+        wrong = leaves_arena(f.head, o, _work_floats(f, o))
+        if wrong:
+            return wrong
+    if o.block not in kernels.BLOCKS or round_up(y.c, o.block) > round_up(y.c, 4):
+        return 6  # a map has room for rows up to a multiple of 4
+    return _blocks(f, o, y.c, columns)
 
 
-def _blocks(f: File, o: OpRecord, groups: int, rows: int, columns: int) -> int:
-    is_indexed, is_int8 = bool(o.flags & INDEXED), bool(o.flags & U8S8)
+def _blocks(f: File, o: OpRecord, rows: int, columns: int) -> int:
+    is_indexed, is_int8, groups = bool(o.flags & INDEXED), bool(o.flags & U8S8), -(-rows // o.block)
     if is_int8:
-        if rows != 4 or columns > U8S8_MAX_COLUMNS or o.zero > 255 or not 0 < o.inv_scale <= _MAX_FP32:
+        if o.block != kernels.BLOCK or columns > U8S8_MAX_COLUMNS or o.zero > 255 or not 0 < o.inv_scale <= _MAX_FP32:
             return 6
         if not (is_inside(f.head, o.scale, 16 * groups) and is_inside(f.head, o.sums, 16 * groups)):
             return 8
         columns = -(-columns // 4)  # a block is 4 columns wide
     if not 1 <= o.k_tile <= kernels.MAX_K_TILE or o.flags > (INDEXED | U8S8):
         return 9
-    if o.flags == INDEXED and rows == 4 and o.k_tile > kernels.SPMM_MAX_K_TILE:
+    if o.flags == INDEXED and o.block < kernels.GEMV_BLOCK and o.k_tile > kernels.SPMM_MAX_K_TILE:
+        return 9
+    if (o.block == 1 and not is_indexed) or (o.block == kernels.GEMV_BLOCK and o.k_tile < columns):
         return 9
     k_tiles = -(-columns // o.k_tile)
-    sections = [(o.count, 2 * k_tiles * groups), (o.bias, 4 * rows * groups), (o.w, 4 * rows * o.blocks)]
+    sections = [(o.count, 2 * k_tiles * groups), (o.bias, 4 * o.block * groups), (o.w, 4 * o.block * o.blocks)]
     sections += [(o.col, 2 * o.blocks)] if is_indexed else []
     if not all(is_inside(f.head, *section) for section in sections):
         return 8
@@ -293,16 +309,14 @@ def _is_in_order(f: File) -> bool:
     ops, taken = f.ops, sorted((f.maps[i].at, f.maps[i].at + extent(f.maps[i])) for i in f.inputs)
     if any(end > start for (_, end), (start, _) in pairwise(taken)):
         return False  # two inputs lie in one place
-    starts = np.array([f.maps[o.y].at for o in ops], np.int64)
-    ends = np.array([f.maps[o.y].at + extent(f.maps[o.y]) for o in ops], np.int64)
+    floats = [_work_floats(f, o) for o in ops]
+    writes = _Places([(f.maps[o.y].at, extent(f.maps[o.y])) for o in ops])
+    works = _Places([(o.work, n) for o, n in zip(ops, floats, strict=True)])
     since = dict.fromkeys(f.inputs, 0)  # of each map, the first operator behind the one that wrote it last
 
     def is_fresh(read: int, last: int) -> bool:
-        if read not in since:
-            return False
-        at, end = f.maps[read].at, f.maps[read].at + extent(f.maps[read])
-        later = slice(since[read], last + 1)
-        return not ((starts[later] < end) & (at < ends[later])).any()
+        place, later = (f.maps[read].at, extent(f.maps[read])), slice(since.get(read, 0), last + 1)
+        return read in since and not writes.meet(place, later) and not works.meet(place, later)
 
     for i, o in enumerate(ops):
         turn = i  # the operator in whose turn this one runs: the first from here on to write a whole map
@@ -310,8 +324,23 @@ def _is_in_order(f: File) -> bool:
             turn += 1
         if not all(is_fresh(read, turn) for read in reads(f, o)):
             return False
+        if writes.meet((o.work, floats[i]), slice(i, turn + 1)):
+            return False
         since[o.y] = i + 1
     return all(is_fresh(output, len(ops)) for output in f.outputs)
+
+
+class _Places:
+    """Places in the arena: where each begins, and how many floats it has."""
+
+    def __init__(self, places: list[tuple[int, int]]) -> None:
+        self.at, floats = np.array(places, np.int64).reshape(-1, 2).T
+        self.end = self.at + floats
+
+    def meet(self, place: tuple[int, int], some: slice) -> bool:
+        """Whether one of some of them shares a float with another place."""
+        at, end = np.maximum(self.at[some], place[0]), np.minimum(self.end[some], sum(place))
+        return bool((at < end).any())
 
 
 def _is_described(f: File) -> bool:

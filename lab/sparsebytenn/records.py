@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-MAGIC, VERSION, NONE = b"SBNN", 2, 0xFFFFFFFF
+MAGIC, VERSION, NONE = b"SBNN", 3, 0xFFFFFFFF
 INDEXED, U8S8 = 1, 2  # of an operator's flags
 KINDS = {
     "conv": 1, "pointwise": 2, "depthwise": 3, "separable": 4, "mean": 5, "linear": 6, "binary": 7, "unary": 8,
@@ -46,16 +46,17 @@ WRONG = {
     15: "an operator's table leads outside of a feature map",
 }
 
-HEADER, MAP, OP = struct.Struct("<4s15I"), struct.Struct("<8I"), struct.Struct("<15I2f2I2fIf3I12I8x")
+HEADER, MAP, OP = struct.Struct("<4s15I"), struct.Struct("<8I"), struct.Struct("<15I2f2I2fIf3I14I")
 Head = namedtuple(
     "Head",
-    "magic version size crc n_maps n_ops maps ops arena workspace workspace_floats ends n_ends meta meta_size zero",
+    "magic version size crc n_maps n_ops maps ops arena unused unused_2 ends n_ends meta meta_size zero",
 )
 MapRecord = namedtuple("MapRecord", "c h w pitch at interleaved buffer_rows zero")
 OpRecord = namedtuple(
     "OpRecord",
     "kind x add y k stride pad tile_rows k_tile flags blocks w col count bias lo hi taps taps_bias inner_lo inner_hi "
-    "pitch inv_scale zero scale sums k_w stride_w pad_w dilation dilation_w act slopes inner_act fn planes args n_args",
+    "pitch inv_scale zero scale sums k_w stride_w pad_w dilation dilation_w act slopes inner_act fn planes args n_args "
+    "block work",
 )
 
 

@@ -21,6 +21,11 @@ def is_inside(h: Head, at: int, size: int) -> bool:
     return at % 4 == 0 and HEADER.size <= at <= h.size and size <= h.size - at
 
 
+def leaves_arena(h: Head, o: OpRecord, floats: int) -> int:
+    """Whether an operator's workspace of so many floats lies in the arena."""
+    return 10 if o.work % 16 or o.work + floats > h.arena else 0
+
+
 def check_binary(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
     """The sum, product, ... of two maps, the second of which may be spread over planes or pixels."""
     if o.add == NONE or (x.c, x.h, x.w, x.pitch) != (y.c, y.h, y.w, y.pitch):
@@ -66,7 +71,7 @@ def check_pool(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
             return 15
     if (step < 1).any() or (step > MAX_SIDE).any():
         return 15
-    return 10 if kernels.line_workspace(x.w, y.w) > f.head.workspace_floats else 0
+    return leaves_arena(f.head, o, kernels.line_workspace(x.w, y.w))
 
 
 def check_resize(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
@@ -79,7 +84,7 @@ def check_resize(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
     args = f.args(o)
     if (args[: 2 * y.h] >= x.h).any() or (args[3 * y.h : 3 * y.h + 2 * y.w] >= x.w).any():
         return 15
-    return 10 if kernels.line_workspace(x.w, y.w) > f.head.workspace_floats else 0
+    return leaves_arena(f.head, o, kernels.line_workspace(x.w, y.w))
 
 
 def check_softmax(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
@@ -114,7 +119,7 @@ def check_matmul(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
     b_end = rest[4] + sum((size - 1) * stride for size, stride in zip((b1, b2, k), rest[5:], strict=True)) + n
     if a_end >= extent(x) or b_end > extent(b) or b.at + b_end + 16 > f.head.arena:
         return 15
-    return 10 if kernels.matmul_workspace(m, k, n) > f.head.workspace_floats else 0
+    return leaves_arena(f.head, o, kernels.matmul_workspace(m, k, n))
 
 
 def check_move(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:

@@ -262,7 +262,7 @@ def changed(word, value):
     return data[:12] + struct.pack("<I", zlib.crc32(data[16:])) + data[16:]
 
 
-FLAGS, COLUMNS, INV_SCALE, ZERO, SCALE, SUMS, WORKSPACE = 9, 8, 22, 23, 24, 25, -10
+FLAGS, COLUMNS, INV_SCALE, ZERO, SCALE, SUMS, WORK = 9, 8, 22, 23, 24, 25, 39
 
 
 @needs_c
@@ -273,7 +273,7 @@ FLAGS, COLUMNS, INV_SCALE, ZERO, SCALE, SUMS, WORKSPACE = 9, 8, 22, 23, 24, 25, 
         (COLUMNS, 0, "block counts"), (COLUMNS, 1, "block counts|outside"), (INV_SCALE, 0.0, "operator"),
         (INV_SCALE, -1.0, "operator"), (INV_SCALE, float("nan"), "operator"), (ZERO, 256, "operator"),
         (ZERO, 0xFFFFFFFF, "operator"), (SCALE, 0, "outside"),
-        (SCALE, 0x7FFFFFFC, "outside"), (SUMS, 65, "outside"), (SUMS, 0xFFFFFFFC, "outside"), (WORKSPACE, 16, "arena"),
+        (SCALE, 0x7FFFFFFC, "outside"), (SUMS, 65, "outside"), (SUMS, 0xFFFFFFFC, "outside"), (WORK, 1 << 20, "arena"),
         (0, 6, "shapes|operator"),
     ],
 )  # fmt: skip

@@ -16,9 +16,12 @@ def test_a_network_runs_whole(name):
     net, x = zoo.made(name)
     exact, single = beside(net, (x,))
     assert apart(single, exact) < ROUNDING  # else the weights, not the engine, decide what comes out
-    outputs = built(net, (x,))(x)
+    engine = built(net, (x,))
+    outputs = engine(x)
     assert form(outputs) == form(exact)
     assert apart(outputs, exact) < EXACT
+    arena, least = engine.memory
+    assert least <= arena <= 1.2 * least
 
 
 def test_the_zoo_has_every_factory():

@@ -20,7 +20,7 @@ from lab.core import nets
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 try:
     from zoo import networks, small, superres
-    from zoo.weights import lively
+    from zoo.weights import calm, lively, pictures
 finally:
     sys.path.remove(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -217,24 +217,9 @@ NETWORKS = {**OURS, **TORCHVISION, **BY_HAND}
 
 
 def made(name: str) -> tuple[nn.Module, Tensor]:
-    """The network in eval mode, under whose weights every layer matters, and one picture (1, C, H, W).
-
-    Pictures differ in the large as well: of noise alone, deep batch norms would enlarge next to nothing, and roundings.
-    """
+    """The network in eval mode, under whose weights every layer matters, and one picture (1, C, H, W)."""
     build, shape = NETWORKS[name]
-    generator = torch.Generator().manual_seed(0)
-    coarse, fine = (torch.randn(8, shape[0], *size, generator=generator) for size in ((3, 3), shape[1:]))
-    images = F.interpolate(coarse, shape[1:], mode="bilinear") + 0.3 * fine
+    images = pictures(8, *shape)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return _calm(lively(build(), images)), images[:1]
-
-
-@torch.no_grad()
-def _calm(net: nn.Module) -> nn.Module:
-    """The network, its batch norms less exact: fifty that undo all fading also enlarge a rounding a thousandfold."""
-    for norm in net.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.running_var += 0.3 * (norm.running_mean**2 + norm.running_var.mean())
-            norm.running_mean *= 0.85
-    return net
+        return calm(lively(build(), images)), images[:1]

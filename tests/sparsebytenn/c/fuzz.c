@@ -7,8 +7,8 @@
 #include "sbnn.h"
 
 enum { HEADER = 64, MAP = 32, OP = 160, LARGEST_ARENA = 1 << 20, REASONS = 16 };
-enum { SIZE = 8, CRC = 12, MAPS = 16, OPS = 20, MAPS_AT = 24, OPS_AT = 28, ARENA = 32, WORKSPACE = 36, WORKSPACE_FLOATS = 40 };
-enum { ARGS = 144, N_ARGS = 148 }; /* of an operator */
+enum { SIZE = 8, CRC = 12, MAPS = 16, OPS = 20, MAPS_AT = 24, OPS_AT = 28, ARENA = 32 };
+enum { ARGS = 144, N_ARGS = 148, WORK = 156 }; /* of an operator */
 enum { C, H = 4, W = 8, PITCH = 12, AT = 16, INTERLEAVED = 20 };
 
 static uint64_t state;
@@ -55,7 +55,7 @@ static uint32_t field(const uint8_t *file) {
     switch (below(4)) {
         case 0: return 4 * (4 + below(HEADER / 4 - 4));
         case 1: return get(file + MAPS_AT) + MAP * below(get(file + MAPS)) + 4 * below(7);
-        default: return get(file + OPS_AT) + OP * below(get(file + OPS)) + 4 * below(38);
+        default: return get(file + OPS_AT) + OP * below(get(file + OPS)) + 4 * below(40);
     }
 }
 
@@ -84,7 +84,7 @@ static void swap_records(uint8_t *file, uint32_t at, uint32_t bytes, uint32_t n)
     memcpy(kept, a, bytes), memmove(a, b, bytes), memcpy(b, kept, bytes);
 }
 
-/* A map, grown or not, or the workspace, moved to where the arena ends, and the arena to where it ends. */
+/* A map, grown or not, moved to where the arena ends, and the arena to where it ends; or a workspace moved there. */
 static void push(uint8_t *file) {
     uint8_t *map = file + get(file + MAPS_AT) + MAP * below(get(file + MAPS));
     if (below(2)) set(map + 4 * below(3), 1 + below(40));
@@ -95,8 +95,10 @@ static void push(uint8_t *file) {
     if (below(4)) {
         set(map + AT, get(file + ARENA));
         set(file + ARENA, get(file + ARENA) + floats - !below(4));
-    } else
-        set(file + ARENA, get(file + WORKSPACE) + get(file + WORKSPACE_FLOATS) - !below(4));
+    } else {
+        set(file + get(file + OPS_AT) + OP * below(get(file + OPS)) + WORK, get(file + ARENA));
+        set(file + ARENA, get(file + ARENA) + 16 * below(1 + below(1000)));
+    }
 }
 
 static int holds_tables(const uint8_t *file, uint32_t size) {
