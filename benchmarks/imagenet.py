@@ -21,6 +21,7 @@ from lab.core.data.batches import LabelledImages, in_order, shuffled
 from lab.core.task import Task
 
 FOLDER = SHARED / "imagenet"
+EPSILON = 1e-3  # of the norms
 LEARNED, HELD_OUT = (
     range(500),
     range(500, 1000),
@@ -49,6 +50,32 @@ def mobilenet(folder: Path = FOLDER) -> nn.Sequential:
     return nn.Sequential(*layers).eval()
 
 
+@torch.no_grad()
+def normed(model: nn.Sequential, x: torch.Tensor) -> nn.Sequential:
+    """The network with a batch norm again behind each convolution, which gives it the statistics that it has on x.
+
+    It computes the same as before; without norms hardly a weight can go, and nothing brings back what was lost.
+    """
+    layers: list[nn.Module] = []
+    for layer in model:
+        y = layer(x)
+        if isinstance(layer, nn.Conv2d):
+            mean, std = y.mean((0, 2, 3)), y.std((0, 2, 3)).clamp(min=1e-2)
+            norm = nn.BatchNorm2d(layer.out_channels, eps=EPSILON)
+            norm.running_mean = (mean - layer.bias) / std
+            norm.weight.data, norm.bias.data = std * (1 + EPSILON) ** 0.5, mean
+            bare = nn.Conv2d(
+                layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,
+                groups=layer.groups, bias=False,
+            )  # fmt: skip
+            bare.weight.data = layer.weight / std.view(-1, 1, 1, 1)
+            layers += [bare, norm]
+        else:
+            layers.append(layer)
+        x = y
+    return nn.Sequential(*layers).eval()
+
+
 def pictures(which: Sequence[int], folder: Path = FOLDER) -> LabelledImages:
     """Pictures (N, 3, 224, 224) turned by 180 degrees, -1 to 1, and their classes, of which 0 is none."""
     from PIL import Image
@@ -61,10 +88,10 @@ def pictures(which: Sequence[int], folder: Path = FOLDER) -> LabelledImages:
 
 
 def imagenet(batch: int) -> Task:
-    """The network, 500 pictures to learn from without their labels, and the other 500 for the score."""
+    """The network with norms, 500 pictures to learn from without their labels, and the other 500 for the score."""
     learned, held_out = pictures(LEARNED), pictures(HELD_OUT)
     return Task(
-        model=mobilenet(),
+        model=normed(mobilenet(), learned[torch.arange(0, len(learned), 10)][0]),
         batches=shuffled(learned, batch),
         labels=lambda _: None,
         score=lab.tasks.accuracy(in_order(held_out, 25)),

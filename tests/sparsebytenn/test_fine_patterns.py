@@ -16,7 +16,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 try:
     import contest
     import fine_patterns as fine
+    import imagenet
     import sparsebytenn_accuracy as accuracy
+    import sparsebytenn_int8
 finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
@@ -90,3 +92,55 @@ def test_a_kept_cell_is_made_again(tmp_path):
         assert again[name] == pytest.approx(kept[name])
     assert again["retained"] == pytest.approx(kept["retained"], abs=0.5)
     assert again["accuracy_drop"] == pytest.approx(kept["accuracy_drop"], abs=1.0)
+
+
+# -- ImageNet's sample -------------------------------------------------------------------------------------------------
+
+SAMPLE = ROOT / "data" / "sparsebytenn" / "imagenet.json"
+at_hand = pytest.mark.skipif(not imagenet.FOLDER.exists(), reason="ImageNet's sample is not at hand")
+
+
+def test_without_labels_a_pattern_is_trained_by_the_dense_network_alone():
+    x = small().batches.dataset.tensors[0]
+    pattern = fine.Pattern(fine.two_of_four, 0.5)
+    model, layers, *_ = fine.trained(RECIPE, small(batches=[x]), 3, pattern)
+    assert layers and all((model.get_parameter(f"{name}.weight") == 0).any() for name in layers)
+
+
+def test_norms_are_put_back_without_a_change():
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.ReLU6(), torch.nn.Conv2d(8, 8, 3, 1, 1, groups=8)]
+    net = torch.nn.Sequential(*layers, torch.nn.ReLU6(), torch.nn.Conv2d(8, 6, 1), torch.nn.Flatten()).eval()
+    net[0].weight.data[2], x = 0, torch.randn(4, 3, 8, 8)  # a channel that does not vary
+    made = imagenet.normed(net, x)
+    assert sum(isinstance(part, torch.nn.BatchNorm2d) for part in made) == 3
+    torch.testing.assert_close(made(x), net(x), atol=1e-5, rtol=1e-5)
+    raw = made[0](x)
+    torch.testing.assert_close(made[1].running_mean, raw.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    assert torch.allclose(raw.std((0, 2, 3))[[0, 1, 3]], torch.ones(3), rtol=1e-3)
+
+
+def test_the_kept_sample_is_of_these_settings():
+    records = validated(SAMPLE, accuracy.imagenet(False))
+    assert {r["rival"] for r in records} >= {"blocks of 4", "single weights"}
+    for record in records:
+        share = 0 if record["rival"] == accuracy.DENSE else 100 * record["budget"]
+        assert record["figures"]["sparsity"] == pytest.approx(share, abs=0.1)
+
+
+@pytest.mark.slow
+@at_hand
+def test_the_sample_starts_from_a_network_that_knows_its_pictures():
+    task, held_out = accuracy.sample(accuracy.FEW), imagenet.pictures(imagenet.HELD_OUT[::20])
+    x, y = held_out[torch.arange(len(held_out))]
+    same = imagenet.mobilenet()(x)
+    torch.testing.assert_close(task.model(x), same, atol=1e-3, rtol=1e-3)
+    assert 70 < 100 * float((same.argmax(1) == y).float().mean()) < 100
+    assert task.labels_of(task.first_batch()) is None and len(task.first_batch()[0]) == accuracy.FEW
+
+
+@pytest.mark.parametrize("share", sparsebytenn_int8.SHARES)
+def test_the_trained_masks_are_those_of_mobilenet(share):
+    kept = sparsebytenn_int8.masks(share)
+    assert [tuple(4 * n for n in M.shape) for M in kept][::6] == [(64, 32), (512, 512), (1024, 1024)]
+    assert len(kept) == 13 and all(int((~M).sum()) == round(share * M.numel()) for M in kept)
