@@ -307,8 +307,8 @@ def test_inputs_and_outputs_are_maps_that_are_there(n_ends, first, words):
 
 
 def test_two_inputs_that_lie_in_one_place_are_refused():
-    data = packed.write(every_kind())
-    refused(put(data, map_at(data, 1) + PLACE, records.File(data).maps[0].at), "written over")
+    data = packed.write(Network([Map(2, 3, 3) for _ in range(3)], [], (0, 1, 2), (0,)))
+    refused(put(data, map_at(data, 0) + PLACE, records.File(data).maps[1].at), "written over")
 
 
 def test_an_input_may_be_an_output_and_stand_there_twice():
