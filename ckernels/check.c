@@ -75,34 +75,37 @@ static int check_sums(const uint8_t *file, const op *o, uint64_t groups, uint64_
     return 0;
 }
 
-/* Whether the blocks of an op, `groups` groups of `rows` rows, go with its counts and stay within `columns` of X. */
-static int check_blocks(const uint8_t *file, const op *o, uint64_t groups, uint64_t rows, uint64_t columns) {
+/* Whether the blocks of an op, which has so many rows, go with its counts and stay within `columns` of X. */
+static int check_blocks(const uint8_t *file, const op *o, uint64_t rows, uint64_t columns) {
     const header *h = head(file);
+    const uint64_t block = o->block, groups = (rows + block - 1) / block;
     if (o->flags & U8S8) {
-        if (rows != 4 || columns > U8S8_MAX_COLUMNS || o->zero_point > 255) return BAD_OP;
+        if (block != 4 || columns > U8S8_MAX_COLUMNS || o->zero_point > 255) return BAD_OP;
         if (!(o->inv_scale > 0 && o->inv_scale <= FLT_MAX)) return BAD_OP;
         if (!section(h, o->scale, 16 * groups) || !section(h, o->sums, 16 * groups)) return BAD_SECTION;
         columns = ceil_div4(columns); /* a block is 4 columns wide */
     }
     if (!o->k_tile || o->k_tile > 65535 || o->flags > (INDEXED | U8S8)) return BAD_BLOCKS;
-    if (o->flags == INDEXED && rows == 4 && o->k_tile > SPMM_MAX_K_TILE) return BAD_BLOCKS;
+    if (o->flags == INDEXED && block < 16 && o->k_tile > SPMM_MAX_K_TILE) return BAD_BLOCKS;
+    if (block == 1 && !(o->flags & INDEXED)) return BAD_BLOCKS;
+    if (block == 16 && o->k_tile < columns) return BAD_BLOCKS; /* one k-tile */
     const uint64_t k_tiles = (columns + o->k_tile - 1) / o->k_tile;
-    if (!section(h, o->count, 2 * k_tiles * groups) || !section(h, o->bias, 4 * rows * groups)) return BAD_SECTION;
-    if (!section(h, o->w, 4 * rows * o->blocks)) return BAD_SECTION;
+    if (!section(h, o->count, 2 * k_tiles * groups) || !section(h, o->bias, 4 * block * groups)) return BAD_SECTION;
+    if (!section(h, o->w, 4 * block * o->blocks)) return BAD_SECTION;
     if ((o->flags & INDEXED) && !section(h, o->col, 2 * (uint64_t)o->blocks)) return BAD_SECTION;
     const uint16_t *count = (const uint16_t *)(file + o->count), *col = (const uint16_t *)(file + o->col);
-    uint64_t block = 0;
+    uint64_t passed = 0;
     for (uint64_t c = 0; c < k_tiles; c++) {
         const uint64_t width = c + 1 < k_tiles ? o->k_tile : columns - c * o->k_tile;
         for (uint64_t g = 0; g < groups; g++) {
             const uint64_t n = *count++;
-            if (n > o->blocks - block || (!(o->flags & INDEXED) && n != width)) return BAD_BLOCKS;
+            if (n > o->blocks - passed || (!(o->flags & INDEXED) && n != width)) return BAD_BLOCKS;
             for (uint64_t i = 0; (o->flags & INDEXED) && i < n; i++)
-                if (col[block + i] >= width || (i && col[block + i] <= col[block + i - 1])) return BAD_BLOCKS;
-            block += n;
+                if (col[passed + i] >= width || (i && col[passed + i] <= col[passed + i - 1])) return BAD_BLOCKS;
+            passed += n;
         }
     }
-    if (block != o->blocks) return BAD_BLOCKS;
+    if (passed != o->blocks) return BAD_BLOCKS;
     return o->flags & U8S8 ? check_sums(file, o, groups, k_tiles) : 0;
 }
 
@@ -123,7 +126,10 @@ static int check_row_tile(const header *h, const op *o, const map *x, const map 
 /* The blocks that multiply `columns` of what is laid out of x, and in int8 whether x as uint8 fits the workspace. */
 static int check_product(const uint8_t *file, const op *o, const map *y, uint64_t columns) {
     if (o->flags & U8S8 && leaves_arena(head(file), o, work_floats(file, o))) return BAD_ARENA;
-    return check_blocks(file, o, round_up(y->c, 4) / 4, 4, columns);
+    /* a map has room for rows up to a multiple of 4 */
+    if (o->block != 1 && o->block != 4 && o->block != 8 && o->block != 16) return BAD_OP;
+    if (round_up(y->c, o->block) > round_up(y->c, 4)) return BAD_OP;
+    return check_blocks(file, o, y->c, columns);
 }
 
 static int check_conv(const uint8_t *file, const op *o, const map *x, const map *y) {
@@ -151,8 +157,8 @@ static int check_depthwise(const uint8_t *file, const op *o, const map *x, const
 
 static int check_linear(const uint8_t *file, const op *o, const map *x, const map *y) {
     if (x->c != 1 || x->h != 1 || y->c != 1 || y->h != 1) return BAD_SHAPE;
-    if (o->k_tile < x->w) return BAD_OP; /* one k-tile */
-    return check_blocks(file, o, round_up(y->w, 16) / 16, 16, x->w);
+    if (o->block != 16 || o->k_tile < x->w) return BAD_OP; /* one k-tile */
+    return check_blocks(file, o, y->w, x->w);
 }
 
 /* Functions that an operator of a kind has; those without have the number 0. */

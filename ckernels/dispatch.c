@@ -48,7 +48,7 @@ const isa *isa_named(const char *name) {
 #elif defined __aarch64__
     if (has_dot()) sets[n++] = &isa_neondot;
     sets[n++] = &isa_neon;
-#elif defined __wasm__
+#elif defined __wasm_simd128__
     sets[n++] = &isa_simd128;
 #endif
     sets[n++] = &isa_ref;

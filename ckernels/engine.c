@@ -107,9 +107,9 @@ static void product(const run *r, const op *o, const operands *p) {
     const uint8_t *file = r->file;
     const map *y = map_of(file, o->y), *a = o->add == NONE ? NULL : map_of(file, o->add);
     const spmm_f32 s = {
-        .groups = (int32_t)ceil_div4(y->c), .k_tiles = (int32_t)((p->k + o->k_tile - 1) / o->k_tile),
-        .k_tile = (int32_t)o->k_tile, .n = (int32_t)p->n, .count = (const uint16_t *)(file + o->count),
-        .col = o->flags & INDEXED ? (const uint16_t *)(file + o->col) : NULL, .w = floats(file, o->w),
+        .block = (int32_t)o->block, .groups = (int32_t)((y->c + o->block - 1) / o->block),
+        .k_tiles = (int32_t)((p->k + o->k_tile - 1) / o->k_tile), .k_tile = (int32_t)o->k_tile, .n = (int32_t)p->n,
+        .count = (const uint16_t *)(file + o->count), .col = o->flags & INDEXED ? (const uint16_t *)(file + o->col) : NULL, .w = floats(file, o->w),
         .bias = floats(file, o->bias), .x = p->x, .x_pitch = p->pitch, .y = p->y, .y_pitch = y->pitch,
         .add = a ? r->arena + a->at + p->at : NULL, .add_pitch = a ? a->pitch : 0, .lo = o->lo, .hi = o->hi,
     };

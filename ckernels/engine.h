@@ -32,7 +32,7 @@ typedef struct {
     float inv_scale; /* with U8S8: X as uint8 is x * inv_scale + zero_point */
     uint32_t zero_point, scale, sums, k_w, stride_w, pad_w, dilation, dilation_w, act, slopes, inner_act, fn, planes;
     uint32_t args, n_args; /* the table of operators that have one: so many words from byte `args` on */
-    uint32_t zero, work;   /* where in the arena the operator's workspace begins */
+    uint32_t block, work;  /* rows of a block of a product's weights; where in the arena the workspace begins */
 } op;
 
 /* A piece of a move, as its table has it. */

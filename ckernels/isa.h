@@ -6,6 +6,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL24 _Pragma("GCC unroll 24")
 
 /* 2^23: a float this large has no fraction, so adding a small number to it rounds that number to an integer, to even if
    halfway, the same in every instruction set. */

@@ -6,16 +6,18 @@
    lo and hi clamp what is written (ReLU: 0 and infinity); a NaN stays a NaN. */
 
 /* Y = clamp(W X + bias + add): a 1 x 1 convolution, or any other whose taps im2col_f32 has laid out as rows of X.
-   W (M, K), X (K, n), Y (M, n), with M = 4 * groups rows, K columns of W, n pixels.
+   W (M, K), X (K, n), Y (M, n), with M = block * groups rows, K columns of W, n pixels.
 
-   W is stored as blocks of 4 rows x 1 column, so that one load of a row of X serves four rows of Y. Its columns are cut
+   W is stored as blocks of `block` rows x 1 column: 4, so that one load of a row of X serves four rows of Y, or 1, 8 or 16
+   (whose columns are one k-tile). Its columns are cut
    into `k_tiles` k-tiles of `k_tile`, so that the rows of X that one of them meets stay in the first-level cache while all
    groups pass: blocks come k-tile by k-tile, group of rows by group, and count (k_tiles, groups) says how many each has.
-   col is a block's column within its k-tile, which then has SPMM_MAX_K_TILE columns at most; without col, W is dense and a
-   group has every column of its k-tile. w (blocks, 4); bias (4 * groups). add, if any, is laid out as Y. */
+   col is a block's column within its k-tile, which then has SPMM_MAX_K_TILE columns at most unless blocks have 16 rows;
+   without col, W is dense and a group has every column of its k-tile: blocks of 1 row have a col. w (blocks, block); bias
+   (M). add, if any, is laid out as Y. */
 enum { SPMM_MAX_K_TILE = 1024 };
 typedef struct {
-    int32_t groups, k_tiles, k_tile, n;
+    int32_t block, groups, k_tiles, k_tile, n;
     const uint16_t *count, *col;
     const float *w, *bias, *x, *add;
     float *y;

@@ -159,8 +159,8 @@ static void pack_rows(const matmul_table *m, const float *a, const matmul_workpl
 static void multiply(const turn *t, const matmul_table *m, const float *b, float *y, const matmul_workplace *w) {
     const int64_t pitch = t->y->pitch, n = m->n, full = m->m / 4, left = m->m % 4;
     spmm_f32 s = {
-        .groups = (int32_t)w->groups, .k_tiles = (int32_t)w->k_tiles, .k_tile = MATMUL_K_TILE, .n = (int32_t)n,
-        .count = w->count, .w = w->blocks, .bias = w->zeros, .x = b, .x_pitch = m->b_strides[2], .y = y, .y_pitch = pitch,
+        .block = 4, .groups = (int32_t)w->groups, .k_tiles = (int32_t)w->k_tiles, .k_tile = MATMUL_K_TILE,
+        .n = (int32_t)n, .count = w->count, .w = w->blocks, .bias = w->zeros, .x = b, .x_pitch = m->b_strides[2], .y = y, .y_pitch = pitch,
         .lo = t->o->lo, .hi = t->o->hi,
     };
     if (w->groups == full) {

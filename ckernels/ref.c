@@ -4,18 +4,18 @@
 
 static float clamped(float v, float lo, float hi) { return v < lo ? lo : v > hi ? hi : v; }
 
-/* Y[r, p], row r of group r / 4: the blocks of the other groups are counted past. */
+/* Y[r, p], row r of group r / block: the blocks of the other groups are counted past. */
 static void spmm_ref(const spmm_f32 *s) {
-    for (int r = 0; r < 4 * s->groups; r++) {
+    for (int r = 0; r < s->block * s->groups; r++) {
         for (int p = 0; p < s->n; p++) {
             float sum = s->bias[r];
             int64_t block = 0;
             for (int c = 0; c < s->k_tiles; c++)
                 for (int g = 0; g < s->groups; g++) {
                     const int n = s->count[c * s->groups + g];
-                    for (int i = 0; g == r / 4 && i < n; i++) {
+                    for (int i = 0; g == r / s->block && i < n; i++) {
                         const int64_t column = (int64_t)c * s->k_tile + (s->col ? s->col[block + i] : i);
-                        sum += s->w[4 * (block + i) + r % 4] * s->x[column * s->x_pitch + p];
+                        sum += s->w[s->block * (block + i) + r % s->block] * s->x[column * s->x_pitch + p];
                     }
                     block += n;
                 }

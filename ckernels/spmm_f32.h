@@ -1,4 +1,5 @@
-/* spmm_f32: Y (M, n) = clamp(W (M, K) X (K, n) + bias + add), W in blocks of 4 rows x 1 column.
+/* spmm_f32: Y (M, n) = clamp(W (M, K) X (K, n) + bias + add), W in blocks of 4 rows x 1 column; of other blocks in
+   spmm_rows_f32.h.
 
    The loops, from the outside in:
        pixels      a tile of up to MAXV vectors; its sums stay in registers while the columns of W pass
@@ -17,6 +18,8 @@
 #define ROW_PTR_TABLE 0
 #define UNROLL2
 #endif
+
+#include "spmm_rows_f32.h"
 
 /* The sums acc (4 rows, nv vectors) of a group: from Y, to Y, and to Y within bounds. There each is clamped and stored
    before the next: stores in a burst fill their queue, and the next group's multiply-adds wait behind them. */
@@ -137,6 +140,10 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
 /* The pixels in tiles of up to MAXV vectors, as equal as can be: 7 vectors are 4 + 3 and not 6 + 1, since a narrow tile
    loads as many weights for fewer multiply-adds. The last tile has the tail; a square takes as many registers as a vector. */
 static void spmm(const spmm_f32 *s) {
+    if (s->block != 4) {
+        spmm_rows(s);
+        return;
+    }
     const int rest = s->n % LANES, tail = s->n < LANES ? 0 : rest == 1 ? 1 : SQUARE && rest > 1 && rest <= 4 ? 4 : 0;
     int vectors = s->n / LANES + (rest != 0 && !tail);
     ptrdiff_t at = 0;

@@ -22,8 +22,9 @@ try:
 except ImportError:
     ffi = lib = None
 
-BLOCK = 4  # rows of a block of `spmm`
-GEMV_BLOCK = 16  # rows of a block of `gemv`
+BLOCK = 4  # rows of a block of `spmm`, as it usually is
+GEMV_BLOCK = 16  # rows of a block of `gemv`, and of one of `spmm` whose columns are one k-tile
+BLOCKS = (1, BLOCK, 8, GEMV_BLOCK)  # rows of a block that `spmm` takes
 MAX_K_TILE = 65_535  # the most columns that 16-bit indices reach
 SLACK = 16  # floats that a kernel may read or write behind the last pixel of a plane
 # What ckernels/kernels.h says too, for where it is not compiled; a test holds both to one value.
@@ -43,8 +44,8 @@ class Sparse:
 
     The columns are cut into k-tiles of `k_tile`; blocks come k-tile by k-tile, group of rows by group. count
     (k-tiles * groups,) uint16: how many blocks each has; col (blocks,) uint16: each block's column within its k-tile,
-    None where every column is there; blocks (blocks, 4 or 16) float32. Rows beyond a multiple of the block's are zeros
-    in the last group.
+    None where every column is there; blocks (blocks, rows of a block) float32. Rows beyond a multiple of the block's
+    are zeros in the last group.
     """
 
     rows: int
@@ -86,7 +87,7 @@ class Sparse:
     @property
     def max_k_tile(self) -> int:
         """The most columns of a k-tile whose blocks have an index."""
-        return SPMM_MAX_K_TILE if self.block == BLOCK else MAX_K_TILE
+        return SPMM_MAX_K_TILE if self.block < GEMV_BLOCK else MAX_K_TILE
 
     @property
     def block(self) -> int:
@@ -145,7 +146,7 @@ def pack(w: np.ndarray, *, block: int = BLOCK, k_tile: int = MAX_K_TILE, dense: 
     """The nonzero blocks of w (rows, columns) in fp32, `block` rows x 1 column each, or all of them.
 
     A block is kept if any of its weights is not 0. Columns are cut into k-tiles of `k_tile`, at most 65,535, and 1,024
-    where blocks of 4 have an index.
+    where blocks of fewer than 16 rows have an index.
     """
     w = real_array("w", w)
     if w.ndim != 2:
@@ -153,7 +154,7 @@ def pack(w: np.ndarray, *, block: int = BLOCK, k_tile: int = MAX_K_TILE, dense: 
     if not 1 <= k_tile <= MAX_K_TILE:
         raise ValueError(f"k_tile={k_tile}: give 1 to {MAX_K_TILE} columns")
     rows, columns = w.shape
-    if block == BLOCK and not dense:
+    if block < GEMV_BLOCK and not dense:
         k_tile = min(k_tile, SPMM_MAX_K_TILE, max(columns, 1))  # the kernel makes a table as long as a k-tile
     padded = np.pad(w, ((0, -rows % block), (0, 0)))
     groups = len(padded) // block
@@ -231,9 +232,14 @@ def spmm(w: Sparse, x: np.ndarray, *, bias: Any = 0.0, add: np.ndarray | None = 
     `bias` (rows,), or one number, and `add`, of y's shape, are added; `clamp` (low, high) bounds the result; a NaN
     stays a NaN. Raises ValueError for shapes that don't match, and for what is no real number.
     """
-    if not isinstance(w, Sparse) or w.DTYPE is not np.float32 or w.block != BLOCK:
-        raise ValueError(f"w is {_called(w)}: spmm takes a matrix in blocks of {BLOCK} rows, make it with kernels.pack")
+    if not isinstance(w, Sparse) or w.DTYPE is not np.float32 or w.block not in BLOCKS:
+        raise ValueError(
+            f"w is {_called(w)}: spmm takes a matrix in blocks of {', '.join(map(str, BLOCKS))} rows, "
+            "make it with kernels.pack"
+        )
     w.check()  # its arrays may have been written to since it was made
+    if (w.block == 1 and w.col is None) or (w.block == GEMV_BLOCK and w.k_tile < w.columns):
+        raise ValueError(f"w is {_called(w)}: blocks of 1 row need an index, those of 16 one k-tile of all columns")
     x = real_array("x", x)
     if x.ndim not in (1, 2) or len(x) != w.columns:
         raise ValueError(f"x has shape {x.shape}: a matrix of {w.columns} columns needs ({w.columns}, n)")
@@ -262,11 +268,12 @@ def _called(w: Any) -> str:
 
 def _spmm_c(w: Sparse, x: np.ndarray, bias: np.ndarray, add: np.ndarray | None, low: float, high: float) -> np.ndarray:
     """The kernel of the present instruction set on planes of its own."""
-    n, rows = x.shape[1], w.groups * BLOCK
+    n, rows = x.shape[1], w.groups * w.block
     source, y = planes(x), planes(np.zeros((0, n), np.float32), rows)
     more = None if add is None else planes(add, rows)
     call = ffi.new("spmm_f32 *")
-    call.groups, call.k_tiles, call.k_tile, call.n = w.groups, -(-w.columns // w.k_tile), w.k_tile, n
+    call.block, call.groups, call.n = w.block, w.groups, n
+    call.k_tiles, call.k_tile = -(-w.columns // w.k_tile), w.k_tile
     call.count, call.w, call.bias = pointer(w.count), pointer(w.blocks), pointer(bias)
     call.col = ffi.NULL if w.col is None else pointer(w.col)
     call.x, call.x_pitch, call.y, call.y_pitch = pointer(source), source.shape[1], pointer(y), y.shape[1]

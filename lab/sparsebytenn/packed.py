@@ -10,8 +10,8 @@ Little-endian; every section begins on a multiple of 64 bytes, and all positions
                 (0: all are kept), 0
     operator    40 x uint32, floats as their bits: the fields of `records.OpRecord` in order
     weights     count uint16 (k-tiles of columns, groups of rows), col uint16 (blocks,), blocks float32
-                (blocks, 4 or 16), bias float32; see `core.kernels.Sparse`. In int8: blocks int8 (blocks, 4, 4), and for
-                each row its scale float32 and the sum of its weights int32; see `SparseInt8`
+                (blocks, 1, 4, 8 or 16), bias float32; see `core.kernels.Sparse`. In int8: blocks int8 (blocks, 4, 4),
+                and for each row its scale float32 and the sum of its weights int32; see `SparseInt8`
     table       what else an operator's kind asks for, words as `tables` lays them out
     JSON text   {"names": one an operator, "answer": the shape of the network's output, "classes": how many}
 
@@ -306,12 +306,13 @@ def _weights_fields(op: Op, sections: Sections) -> dict[str, int]:
     """Where the weights of a product lie, and how they are cut."""
     w = op.weights
     if w is None:
-        return dict.fromkeys(("k_tile", "flags", "blocks", "w", "col", "count", "bias"), 0)
+        return dict.fromkeys(("k_tile", "flags", "blocks", "w", "col", "count", "bias", "block"), 0)
     int8, indexed = op.int8 is not None, w.col is not None
     return {
         "k_tile": w.k_tile,
         "flags": INDEXED * indexed | U8S8 * int8,
         "blocks": len(w.blocks),
+        "block": w.block,
         "count": sections.add(w.count),
         "col": 0 if w.col is None else sections.add(w.col),
         "w": sections.add(w.blocks),
@@ -386,12 +387,12 @@ def _op(file: File, record: OpRecord, name: str, maps: list[Map]) -> Op:
 def _weights(file: File, o: OpRecord, maps: list[Map]) -> Sparse:
     """W (rows, columns) of a product between two maps, or of a linear layer between two vectors."""
     kind, x, y = NAMES[o.kind], maps[o.x], maps[o.y]
-    rows, columns, block = (y.w, x.w, kernels.GEMV_BLOCK) if kind == "linear" else (y.c, x.c, kernels.BLOCK)
+    rows, columns = (y.w, x.w) if kind == "linear" else (y.c, x.c)
     columns *= o.k * o.k_w if kind == "conv" else 1
     int8 = bool(o.flags & U8S8)
     blocks_per_row = -(-columns // 4) if int8 else columns
-    count = file.array(np.uint16, o.count, -(-blocks_per_row // o.k_tile) * -(-rows // block))
+    count = file.array(np.uint16, o.count, -(-blocks_per_row // o.k_tile) * -(-rows // o.block))
     col = file.array(np.uint16, o.col, o.blocks) if o.flags & INDEXED else None
     if int8:
         return SparseInt8(rows, columns, o.k_tile, count, col, file.array(np.int8, o.w, o.blocks, 4, 4))
-    return Sparse(rows, columns, o.k_tile, count, col, file.array(np.float32, o.w, o.blocks, block))
+    return Sparse(rows, columns, o.k_tile, count, col, file.array(np.float32, o.w, o.blocks, o.block))

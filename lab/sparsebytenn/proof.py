@@ -177,7 +177,7 @@ def _mean(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
 def _linear(f: File, o: OpRecord, x: MapRecord, y: MapRecord) -> int:
     if (x.c, x.h, y.c, y.h) != (1, 1, 1, 1):
         return 7
-    return 6 if o.k_tile < x.w else _blocks(f, o, round_up(y.w, 16) // 16, 16, x.w)  # one k-tile
+    return 6 if o.block != kernels.GEMV_BLOCK or o.k_tile < x.w else _blocks(f, o, y.w, x.w)  # one k-tile
 
 
 _CHECKS = {
@@ -232,23 +232,27 @@ def _product(f: File, o: OpRecord, x: MapRecord, y: MapRecord, columns: int) -> 
         wrong = leaves_arena(f.head, o, _work_floats(f, o))
         if wrong:
             return wrong
-    return _blocks(f, o, round_up(y.c, 4) // 4, 4, columns)
+    if o.block not in kernels.BLOCKS or round_up(y.c, o.block) > round_up(y.c, 4):
+        return 6  # a map has room for rows up to a multiple of 4
+    return _blocks(f, o, y.c, columns)
 
 
-def _blocks(f: File, o: OpRecord, groups: int, rows: int, columns: int) -> int:
-    is_indexed, is_int8 = bool(o.flags & INDEXED), bool(o.flags & U8S8)
+def _blocks(f: File, o: OpRecord, rows: int, columns: int) -> int:
+    is_indexed, is_int8, groups = bool(o.flags & INDEXED), bool(o.flags & U8S8), -(-rows // o.block)
     if is_int8:
-        if rows != 4 or columns > U8S8_MAX_COLUMNS or o.zero > 255 or not 0 < o.inv_scale <= _MAX_FP32:
+        if o.block != kernels.BLOCK or columns > U8S8_MAX_COLUMNS or o.zero > 255 or not 0 < o.inv_scale <= _MAX_FP32:
             return 6
         if not (is_inside(f.head, o.scale, 16 * groups) and is_inside(f.head, o.sums, 16 * groups)):
             return 8
         columns = -(-columns // 4)  # a block is 4 columns wide
     if not 1 <= o.k_tile <= kernels.MAX_K_TILE or o.flags > (INDEXED | U8S8):
         return 9
-    if o.flags == INDEXED and rows == 4 and o.k_tile > kernels.SPMM_MAX_K_TILE:
+    if o.flags == INDEXED and o.block < kernels.GEMV_BLOCK and o.k_tile > kernels.SPMM_MAX_K_TILE:
+        return 9
+    if (o.block == 1 and not is_indexed) or (o.block == kernels.GEMV_BLOCK and o.k_tile < columns):
         return 9
     k_tiles = -(-columns // o.k_tile)
-    sections = [(o.count, 2 * k_tiles * groups), (o.bias, 4 * rows * groups), (o.w, 4 * rows * o.blocks)]
+    sections = [(o.count, 2 * k_tiles * groups), (o.bias, 4 * o.block * groups), (o.w, 4 * o.block * o.blocks)]
     sections += [(o.col, 2 * o.blocks)] if is_indexed else []
     if not all(is_inside(f.head, *section) for section in sections):
         return 8

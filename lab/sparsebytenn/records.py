@@ -46,7 +46,7 @@ WRONG = {
     15: "an operator's table leads outside of a feature map",
 }
 
-HEADER, MAP, OP = struct.Struct("<4s15I"), struct.Struct("<8I"), struct.Struct("<15I2f2I2fIf3I12I4xI")
+HEADER, MAP, OP = struct.Struct("<4s15I"), struct.Struct("<8I"), struct.Struct("<15I2f2I2fIf3I14I")
 Head = namedtuple(
     "Head",
     "magic version size crc n_maps n_ops maps ops arena unused unused_2 ends n_ends meta meta_size zero",
@@ -56,7 +56,7 @@ OpRecord = namedtuple(
     "OpRecord",
     "kind x add y k stride pad tile_rows k_tile flags blocks w col count bias lo hi taps taps_bias inner_lo inner_hi "
     "pitch inv_scale zero scale sums k_w stride_w pad_w dilation dilation_w act slopes inner_act fn planes args n_args "
-    "work",
+    "block work",
 )
 
 

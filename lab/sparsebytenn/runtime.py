@@ -131,7 +131,10 @@ class Engine:
         return [1000 * t for t in np.median(seconds, axis=0)]
 
     def profile(self, repeats: int = 20) -> Any:
-        """A frame with one row an operator: form, blocks kept, multiply-adds, ms and 10^9 multiply-adds a second."""
+        """A frame with one row an operator: form, block (rows x columns), blocks kept, multiply-adds, ms, GMAC/s.
+
+        GMAC/s: 10^9 multiply-adds a second, of those that are done.
+        """
         import pandas
 
         rows = [
@@ -235,7 +238,8 @@ def _facts(op: Op, maps: list[Map]) -> dict[str, Any]:
     form = "" if w is None else "dense" if w.col is None else "sparse"
     form += "" if op.int8 is None else ", int8"
     kept = np.nan if w is None else len(w.blocks) / max(w.groups * w.blocks_per_row, 1)
-    return {"layer": op.name, "operator": op.kind, "form": form, "blocks kept": kept, "macs": macs}
+    pattern = "" if w is None else f"{w.block} x {1 if op.int8 is None else w.blocks.shape[2]}"
+    return {"layer": op.name, "operator": op.kind, "form": form, "block": pattern, "blocks kept": kept, "macs": macs}
 
 
 def clocked(call: Callable[[], Any]) -> float:

@@ -19,7 +19,6 @@ from typing import Any, Optional
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..core import kernels
 from ..core.batch import Example, call
@@ -129,8 +128,11 @@ def _unfit(layer: nn.Conv2d | nn.Linear, x: Tensor) -> str:
         return "the C kernels are not built"
     rows = layer.weight.detach().flatten(1)
     if layer.groups == 1 if isinstance(layer, nn.Conv2d) else True:
-        padded = F.pad(rows, (0, 0, 0, -len(rows) % kernels.BLOCK)).view(-1, kernels.BLOCK, rows.shape[1])
-        gone = 1 - float((padded != 0).any(1).float().mean()) if padded.numel() else 0.0
+        weight = rows.numpy()
+        if weight.size and compiler.mostly_single(weight):
+            return ""
+        kept = kernels.pack(weight, k_tile=compiler.K_TILE)
+        gone = 1 - len(kept.blocks) / max(kept.groups * kept.columns, 1)
         return "" if gone > 0.03 else f"zeros in {gone:.0%} of its blocks of {kernels.BLOCK} rows"
     return f"{layer.groups} groups"
 

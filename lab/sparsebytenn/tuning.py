@@ -1,4 +1,4 @@
-"""The engine's cost model, measured: each product as it runs fastest on this machine, sparse or dense, in k-tiles."""
+"""The engine's cost model, measured: each product in the pattern that runs fastest on this machine, in k-tiles."""
 
 import statistics
 from collections.abc import Iterator
@@ -9,17 +9,23 @@ import numpy as np
 
 from ..core import kernels
 from ..core.kernels import Sparse
+from .compiler import K_TILE, mostly_single
 from .packed import Map, Network, Op, write
+from .records import round_up
 from .runtime import arena_for, clocked, placed
 
 K_TILES = (64, 96, 128, 192, 256, kernels.MAX_K_TILE)  # columns whose rows of X stay cached while all rows of W pass
+SINGLE_K_TILES = (48, *K_TILES)  # those of single weights, whose tiles of pixels are wider
+FEW_PIXELS = 64  # at most as many, and blocks of 8 or 16 rows may pay
 REPEATS = 7
 
 
 def tuned(network: Network) -> Network:
     """The network with every product in the form that took the least time here; without the C kernels, as it is.
 
-    A product of 4 x 1 blocks is timed with its zero blocks left out and with them, and with each of K_TILES.
+    First the patterns are timed, each in k-tiles of the usual width: blocks of 4 rows x 1 column with the zero blocks
+    left out and with them; single weights, where many are zero that no block spares; blocks of 8 and 16 rows on maps of
+    few pixels. Then the k-tiles of the fastest.
     """
     if kernels.backend() != "c":
         return network
@@ -27,25 +33,52 @@ def tuned(network: Network) -> Network:
 
 
 def _fastest(op: Op, maps: list[Map]) -> Op:
-    if op.weights is None or op.weights.block != kernels.BLOCK or op.int8 is not None:
+    if op.weights is None or op.kind == "linear" or op.int8 is not None:
         return op
-    candidates = [replace(op, weights=form) for form in _forms(op.weights)]
-    clocks = [_Clock(candidate, maps) for candidate in candidates]
+    first = _quickest(op, maps, list(_patterns(op, maps[op.y])))
+    return replace(op, weights=_quickest(op, maps, list(_tilings(first))))
+
+
+def _quickest(op: Op, maps: list[Map], forms: list[Sparse]) -> Sparse:
+    """The form of an operator's weights whose median time is least, clocked in turn: noise disturbs all alike."""
+    if len(forms) == 1:
+        return forms[0]
+    clocks = [_Clock(replace(op, weights=form), maps) for form in forms]
     times: list[list[float]] = [[] for _ in clocks]
-    for _ in range(REPEATS):  # in turn, so that a noisy machine disturbs all alike
+    for _ in range(REPEATS):
         for clock, seconds in zip(clocks, times, strict=True):
             seconds.append(clock.once())
-    return candidates[min(range(len(candidates)), key=lambda i: statistics.median(times[i]))]
+    return forms[min(range(len(forms)), key=lambda i: statistics.median(times[i]))]
 
 
-def _forms(weights: Sparse) -> Iterator[Sparse]:
-    """Every way to pack the same matrix."""
-    w = weights.to_dense()
-    has_zeros = not (w.reshape(-1) != 0).all()
-    for dense in (True, False) if has_zeros else (True,):
-        for k_tile in K_TILES:
-            if k_tile < weights.columns or k_tile == K_TILES[-1]:
-                yield kernels.pack(w, k_tile=k_tile, dense=dense)
+def _patterns(op: Op, y: Map) -> Iterator[Sparse]:
+    """An operator's weights in every pattern that may pay, in k-tiles of the usual width."""
+    assert op.weights is not None
+    w = op.weights.to_dense()
+    plain = kernels.pack(w, k_tile=K_TILE, dense=True)
+    has_zero_blocks = len(kernels.pack(w, k_tile=K_TILE).blocks) < len(plain.blocks)
+    pixels = y.pixels if op.kind == "pointwise" else op.tile_rows * y.w
+    wide = (8, kernels.GEMV_BLOCK) if pixels <= FEW_PIXELS else ()
+    for block in (kernels.BLOCK, *wide):
+        if round_up(y.c, block) > round_up(y.c, kernels.BLOCK):  # a map has no room for these rows
+            continue
+        k_tile = kernels.MAX_K_TILE if block == kernels.GEMV_BLOCK else K_TILE
+        yield kernels.pack(w, block=block, k_tile=k_tile, dense=True)
+        if has_zero_blocks:
+            yield kernels.pack(w, block=block, k_tile=k_tile)
+    if mostly_single(w):
+        yield kernels.pack(w, block=1, k_tile=K_TILE)
+
+
+def _tilings(weights: Sparse) -> Iterator[Sparse]:
+    """The same blocks in every k-tile."""
+    w, is_dense = weights.to_dense(), weights.col is None
+    if weights.block == kernels.GEMV_BLOCK:
+        yield weights
+        return
+    for k_tile in SINGLE_K_TILES if weights.block == 1 else K_TILES:
+        if k_tile < weights.columns or k_tile == K_TILES[-1]:
+            yield kernels.pack(w, block=weights.block, k_tile=k_tile, dense=is_dense)
 
 
 class _Clock:

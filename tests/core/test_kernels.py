@@ -102,27 +102,31 @@ def test_pack_and_to_dense_are_inverse(rows, columns, block, k_tile, dense):
     density=st.floats(0, 1),
     k_tile=st.sampled_from([1, 7, 16, 65_535]),
     dense=st.booleans(),
+    block=st.sampled_from(kernels.BLOCKS),
     seed=st.integers(0, 99),
 )
-def test_every_instruction_set_gives_the_exact_product(name, shape, density, k_tile, dense, seed):
+def test_every_instruction_set_gives_the_exact_product(name, shape, density, k_tile, dense, block, seed):
     """Bias, sum, clamp and k-tiles included, against numpy in double precision."""
+    k_tile = kernels.MAX_K_TILE if block == kernels.GEMV_BLOCK else k_tile
+    dense = dense and block > 1
     (w, x), g = operands(*shape, density, seed), np.random.default_rng(seed)
     bias, add = g.normal(size=shape[0]), g.normal(size=(shape[0], shape[2]))
     exact = (w.astype(np.float64) @ x + bias[:, None] + add).clip(-1, 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAB_ISA", name)
-        y = kernels.spmm(kernels.pack(w, k_tile=k_tile, dense=dense), x, bias=bias, add=add, clamp=(-1, 2))
+        y = kernels.spmm(kernels.pack(w, block=block, k_tile=k_tile, dense=dense), x, bias=bias, add=add, clamp=(-1, 2))
     np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-4)
 
 
 @needs_c
 @pytest.mark.parametrize("name", kernels.isas())
+@pytest.mark.parametrize("block", kernels.BLOCKS)
 @pytest.mark.parametrize("n", [1, 17, 18, 49, 96, 100, 196])
-def test_a_nan_stays_a_nan_and_touches_nothing_else(name, n, monkeypatch):
+def test_a_nan_stays_a_nan_and_touches_nothing_else(name, n, block, monkeypatch):
     monkeypatch.setenv("LAB_ISA", name)
     w, x = operands(8, 5, n, 1.0)
     x[2, n // 2] = np.nan
-    y = kernels.spmm(kernels.pack(w), x, clamp=(0, 6))
+    y = kernels.spmm(kernels.pack(w, block=block), x, clamp=(0, 6))
     assert np.isnan(y[:, n // 2]).all() and np.isfinite(np.delete(y, n // 2, 1)).all()
 
 
@@ -149,7 +153,9 @@ WRONG = {
     "a clamp that is none": ({"clamp": (0, np.nan)}, "clamp="),
     "complex x": ({"x": np.zeros((5, 9), complex)}, "x holds complex128 values"),
     "x the other way": ({"x": np.zeros((9, 5))}, r"x has shape \(9, 5\)"),
-    "blocks of 16": ({"w": kernels.pack(np.ones((8, 5)), block=16)}, "w is in blocks of 16: spmm takes"),
+    "blocks of 5": ({"w": kernels.pack(np.ones((8, 5)), block=5)}, "w is in blocks of 5: spmm takes .* of 1, 4, 8, 16"),
+    "16 rows in k-tiles": ({"w": kernels.pack(np.ones((8, 5)), block=16, k_tile=4)}, "w is in blocks of 16: blocks of"),
+    "1 row, no index": ({"w": kernels.pack(np.ones((8, 5)), block=1, dense=True)}, "w is in blocks of 1: blocks of"),
     "no sparse matrix": ({"w": np.ones((8, 5))}, "w is ndarray: spmm takes"),
 }
 

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lab.core import kernels, nets
-from lab.sparsebytenn import compiler, packed, reference
+from lab.sparsebytenn import compiler, packed, reference, tuning
+from lab.sparsebytenn.records import PRODUCTS
 from lab.sparsebytenn.runtime import Engine, race
 from lab.sparsebytenn.tuning import tuned
 
@@ -182,6 +183,37 @@ def test_dense_and_tuned_forms_answer_alike():
     for form in (compiler.densified(network), tuned(network), tuned(compiler.densified(network))):
         assert distance(Engine(packed.write(form))(x), answer(model, x)) < 1e-4
     assert all(op.weights.col is None for op in compiler.densified(network).ops if op.weights is not None)
+
+
+@needs_c
+@pytest.mark.parametrize("name", ["mobilenet_v1", "residual"])
+def test_every_pattern_that_is_tried_answers_alike(name):
+    """Single weights among them, where most are zero, and on maps of few pixels blocks of 8 and 16 rows."""
+    model, x = built(name)
+    g = torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data *= torch.rand(layer.weight.shape, generator=g) > 0.9
+    network = compiler.compile(model, x[:1])
+    assert {op.weights.block for op in network.ops if op.kind in PRODUCTS} == {1}
+    tried = {}
+    for i, op in enumerate(network.ops):
+        for form in tuning._patterns(op, network.maps[op.y]) if op.kind in PRODUCTS else ():
+            tried.setdefault((form.block, form.col is None), {})[i] = form
+    wide = {(8, True), (8, False), (16, True), (16, False)} if name == "mobilenet_v1" else set()  # of 9 channels: none
+    assert set(tried) >= {(1, False), (4, True), (4, False), *wide}
+    for forms in tried.values():
+        ops = [replace(op, weights=forms.get(i, op.weights)) for i, op in enumerate(network.ops)]
+        assert distance(Engine(packed.write(replace(network, ops=ops)))(x), answer(model, x)) < 1e-4
+
+
+def test_blocks_stay_where_single_weights_spare_too_little():
+    """A weight that stands alone costs 2.5 of a block's: with 70 % of zeros at random the two are about level."""
+    g = np.random.default_rng(0)
+    for share, single in ((0.0, False), (0.5, False), (0.8, True), (0.95, True)):
+        w = g.normal(size=(64, 64)) * (g.random((64, 64)) >= share)
+        assert compiler.mostly_single(w) is single
+        assert not compiler.mostly_single(np.repeat(w[::4], 4, 0))  # the same zeros, in blocks of 4
 
 
 def test_the_model_is_left_as_it_was():

@@ -1,8 +1,10 @@
 """What a packed file must prove: C and Python say the same of it, and whatever they let through runs as described."""
 
+import itertools
 import json
 import struct
 import zlib
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -36,7 +38,21 @@ def files() -> list[bytes]:
             made += [network, rolled(network), compiler.compile(net, torch.zeros(1, *shape), interleaved=True)]
             if name in ("every", "two convolutions"):
                 made.append(int8.quantised(network, torch.randn(2, *shape)))
+                made.append(blocked(network, itertools.cycle(kernels.BLOCKS)))
     return [packed.write(network) for network in (*made, every_kind(), rolled(every_kind()))]
+
+
+def blocked(network: Network, blocks) -> Network:
+    """The network with a third of its weights at zero, products in blocks of so many rows where maps have room."""
+    return replace(network, ops=[in_blocks(op, network.maps[op.y].c, next(blocks)) for op in network.ops])
+
+
+def in_blocks(op: Op, rows: int, block: int) -> Op:
+    if op.kind not in records.PRODUCTS or -(-rows // block) * block >= rows + 4:
+        return op
+    w = op.weights.to_dense() * (np.arange(op.weights.columns) % 3 > 0)
+    k_tile = kernels.MAX_K_TILE if block == kernels.GEMV_BLOCK else 5
+    return replace(op, weights=kernels.pack(w, block=block, k_tile=k_tile))
 
 
 def signed(data) -> bytes:
@@ -278,6 +294,8 @@ def test_a_table_of_another_length_or_place_is_refused(kind):
         ("binary", 34, 9, MALFORMED), ("binary", 2, 0xFFFFFFFF, SHAPES), ("binary", 2, 0, SHAPES),
         ("pool", 34, 3, MALFORMED), ("norm", 34, 5, MALFORMED), ("norm", 35, 0, SHAPES), ("norm", 35, 4, SHAPES),
         ("softmax", 35, 0, SHAPES), ("softmax", 35, 5, SHAPES), ("matmul", 2, 0xFFFFFFFF, SHAPES),
+        *((kind, 38, block, MALFORMED) for kind in ("conv", "linear") for block in (0, 2, 3, 32)),
+        ("conv", 38, 1, "its block counts"), ("linear", 38, 4, MALFORMED),
         ("const", 1, 0, MALFORMED), ("unary", 2, 0, MALFORMED), ("move", 1, 0, MALFORMED),
     ],
 )  # fmt: skip

@@ -82,18 +82,20 @@ static int64_t blocks(test *t, int groups, int columns, int k_tile, int share, u
 }
 
 static void test_spmm(test *t) {
-    const int columns = between(t, 1, 40), k_tile = between(t, 1, columns);
-    const int share = between(t, 0, 2) ? between(t, 0, 99) : 100;
+    const int rows_of_one[] = {1, 4, 4, 8, 16}, block = rows_of_one[between(t, 0, 4)];
+    const int columns = between(t, 1, 40), k_tile = block == 16 ? columns : between(t, 1, columns);
+    const int every = between(t, 0, 2) == 0 || t->poison; /* a column that no block reads gives no NaN */
+    const int share = every ? 100 : between(t, 0, 99), indexed = !every || block == 1 || between(t, 0, 1);
     const int sizes[] = {between(t, 1, 40), between(t, 1, 300), 16 * between(t, 1, 9) + 1}, n = sizes[between(t, 0, 2)];
-    spmm_f32 s = {.groups = between(t, 1, 6), .k_tiles = (columns + k_tile - 1) / k_tile, .k_tile = k_tile, .n = n};
+    spmm_f32 s = {.block = block, .groups = between(t, 1, 6), .k_tile = k_tile, .n = n};
     uint16_t *count, *col;
-    const int64_t made = blocks(t, s.groups, columns, k_tile, share, &count, &col), rows = 4 * s.groups;
-    s.x_pitch = pitch(t, n), s.y_pitch = s.add_pitch = pitch(t, n);
-    float *w = numbers(t, 4 * made), *bias = numbers(t, rows), *x = planes(t, columns, n, s.x_pitch);
+    const int64_t made = blocks(t, s.groups, columns, k_tile, share, &count, &col), rows = block * s.groups;
+    s.k_tiles = (columns + k_tile - 1) / k_tile, s.x_pitch = pitch(t, n), s.y_pitch = s.add_pitch = pitch(t, n);
+    float *w = numbers(t, block * made), *bias = numbers(t, rows), *x = planes(t, columns, n, s.x_pitch);
     float *more = planes(t, rows, n, s.y_pitch), *y = planes(t, rows, n, s.y_pitch), *z = planes(t, rows, n, s.y_pitch);
     if (t->poison) x[between(t, 0, columns - 1) * s.x_pitch + (between(t, 0, 1) ? between(t, 0, n - 1) : n - 1)] = NAN;
     bounds(t, &s.lo, &s.hi);
-    s.count = count, s.col = share == 100 ? NULL : col, s.w = w, s.bias = bias, s.x = x;
+    s.count = count, s.col = indexed ? col : NULL, s.w = w, s.bias = bias, s.x = x;
     s.add = between(t, 0, 1) ? more : NULL;
     s.y = y, t->kernels->spmm(&s);
     s.y = z, t->ref->spmm(&s);
