@@ -285,9 +285,15 @@ static void make_rows(run *r, uint32_t i, uint32_t bottom) {
     }
 }
 
-/* Rows of the map y at whose end a cache line ends: kernels write whole vectors, and none may reach into the rows of another
-   thread. */
-static int64_t whole_lines(const map *y) { return y->w % 16 == 0 ? 1 : y->w % 8 == 0 ? 2 : y->w % 4 == 0 ? 4 : y->w % 2 == 0 ? 8 : 16; }
+/* How many rows of y, or a multiple of them, a thread may have: kernels write whole vectors, and none may reach into the rows
+   of another thread. So its row tiles end with a cache line; all of y, where they don't, or where a depthwise kernel's vectors
+   reach beyond a row that is shorter. */
+static int64_t rows_apart(const op *o, const map *x, const map *y) {
+    int64_t rows = 1;
+    while (rows * y->w % 16) rows++;
+    const int all_at_once = o->kind == POINTWISE && !x->buffer_rows;
+    return (!all_at_once && o->tile_rows % rows) || (o->kind == DEPTHWISE && y->w < 16) ? y->h : rows;
+}
 
 /* Whether the threads split row tiles, instead of making rows of their own. They do where rows can't be dealt out evenly, and
    where W is larger than what it is multiplied by: then each reads its part of W alone. */
@@ -295,7 +301,7 @@ static int splits(const run *r, const op *o) {
     const map *x = map_of(r->file, o->x), *y = map_of(r->file, o->y);
     if (r->team->parts == 1 || x->buffer_rows) return 0;
     if (o->kind == DEPTHWISE) return 1;
-    const int64_t step = whole_lines(y), rows = ((y->h + step - 1) / step + r->team->parts - 1) / r->team->parts * step;
+    const int64_t step = rows_apart(o, x, y), rows = ((y->h + step - 1) / step + r->team->parts - 1) / r->team->parts * step;
     const uint64_t columns = (uint64_t)x->c * (o->kind == CONV ? o->k * o->k_w : 1);
     const uint64_t weights = (uint64_t)o->blocks * o->block * (o->flags & U8S8 ? 4 : 1);
     return 16 * rows * r->team->parts > 17 * (int64_t)y->h || weights > columns * y->h * y->w;
@@ -306,9 +312,7 @@ static void run_convolution(run *r, uint32_t i) {
     const op *o = op_of(r->file, i);
     const map *x = map_of(r->file, o->x), *y = map_of(r->file, o->y);
     r->split = splits(r, o);
-    /* a depthwise kernel's vectors reach beyond a row that is shorter */
-    const int one_alone = o->kind == DEPTHWISE && x->buffer_rows && y->w < 16;
-    const range rows = r->split ? (range){0, y->h} : share(r->team, y->h, one_alone ? y->h : whole_lines(y));
+    const range rows = r->split ? (range){0, y->h} : share(r->team, y->h, rows_apart(o, x, y));
     r->windows[i % CHAIN] = (row_window){(uint32_t)rows.from, (uint32_t)rows.from};
     make_rows(r, i, (uint32_t)rows.to);
 }

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -138,22 +138,23 @@ class Engine:
                 kernels.lib.engine_stop(meeting)
 
         pool = self._pool(threads)
-        others: list[Future] = []
         try:
-            others += (pool.submit(part, n) for n in range(1, threads))
+            others = [pool.submit(part, n) for n in range(1, threads)]
             part(0)
-        finally:
+            for other in others:
+                other.result()
+        except BaseException:
             kernels.lib.engine_stop(meeting)
-            wait(others)
-        for other in others:
-            other.result()
+            pool.shutdown(cancel_futures=True)  # waits for those that run: they still use the arenas
+            del self._local.pool
+            raise
 
     def _pool(self, threads: int) -> ThreadPoolExecutor:
         """The threads that help this one; of this process, for a fork has none."""
-        key, pool = (os.getpid(), threads), getattr(self._local, "pool", (None, None))
-        if pool[0] != key:
-            pool = self._local.pool = key, ThreadPoolExecutor(threads - 1)
-        return pool[1]
+        key = os.getpid(), threads
+        if getattr(self._local, "pool", (None,))[0] != key:
+            self._local.pool = key, ThreadPoolExecutor(threads - 1)
+        return self._local.pool[1]
 
     @cached_property
     def _macs(self) -> int:
