@@ -120,5 +120,25 @@ int section(const header *h, uint64_t at, uint64_t bytes);
 int leaves_arena(const header *h, const op *o, uint64_t floats);
 int check_table_op(const uint8_t *file, const op *o);
 int check_text(const uint8_t *file);
-void finish(const uint8_t *file, const op *o, const isa *kernels, float *y, int64_t n, int clamped);
-void run_table_op(const uint8_t *file, const op *o, const isa *kernels, float *arena);
+
+/* What one of several threads has of n things, `step` at a time: from .. to - 1. */
+typedef struct {
+    int64_t from, to;
+} range;
+static inline range share(const team *t, int64_t n, int64_t step) {
+    const int64_t steps = (n + step - 1) / step;
+    const int64_t from = steps * t->part / t->parts * step, to = steps * (t->part + 1) / t->parts * step;
+    return (range){from < n ? from : n, to < n ? to : n};
+}
+void meet(const team *t);
+
+/* All that an operator which is no convolution is run with; `local` is the thread's arena, for its workspace. */
+typedef struct {
+    const uint8_t *file;
+    const op *o;
+    const isa *kernels;
+    float *arena, *local;
+    const team *team;
+} task;
+void finish(const uint8_t *file, const op *o, const isa *kernels, float *y, range planes, int64_t n, int clamped);
+void run_table_op(const task *t);

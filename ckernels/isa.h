@@ -12,6 +12,13 @@
    halfway, the same in every instruction set. */
 enum { ROUND_MAGIC = 1 << 23 };
 
+/* The blocks of n groups, which counts from `count` on say. */
+INLINE ptrdiff_t blocks_of(const uint16_t *count, int n) {
+    ptrdiff_t blocks = 0;
+    for (int g = 0; g < n; g++) blocks += count[g];
+    return blocks;
+}
+
 #ifdef LANES
 typedef float V __attribute__((vector_size(4 * LANES)));
 typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));

@@ -14,10 +14,12 @@
    groups pass: blocks come k-tile by k-tile, group of rows by group, and count (k_tiles, groups) says how many each has.
    col is a block's column within its k-tile, which then has SPMM_MAX_K_TILE columns at most unless blocks have 16 rows;
    without col, W is dense and a group has every column of its k-tile: blocks of 1 row have a col. w (blocks, block); bias
-   (M). add, if any, is laid out as Y. */
+   (M). add, if any, is laid out as Y.
+   W may have `before` more groups of rows before those that are multiplied, and `behind` behind them: count, col and w hold
+   these too, all else only the groups that are multiplied. */
 enum { SPMM_MAX_K_TILE = 1024 };
 typedef struct {
-    int32_t block, groups, k_tiles, k_tile, n;
+    int32_t block, groups, k_tiles, k_tile, n, before, behind;
     const uint16_t *count, *col;
     const float *w, *bias, *x, *add;
     float *y;
@@ -157,9 +159,9 @@ typedef struct {
    inner product is summed in int32, exactly.
 
    W is stored as spmm_f32's, but a block is 4 rows x 4 columns, row after row: k_tile, count and col count columns by
-   fours. w (blocks, 4, 4); scale, bias and sums, the sum of a row's weights, (4 * groups): W (X - zero) = W X - zero * sums. */
+   fours. w (blocks, 4, 4); scale, bias and sums, the sum of a row's weights, (4 * groups): W (X - zero) = W X - zero * sums. before and behind as spmm_f32 has them. */
 typedef struct {
-    int32_t groups, k_tiles, k_tile, n, zero;
+    int32_t groups, k_tiles, k_tile, n, zero, before, behind;
     const uint16_t *count, *col;
     const int8_t *w;
     const int32_t *sums;
@@ -219,3 +221,17 @@ void engine_put(const uint8_t *file, float *arena, const float *x);
 void engine_step(const uint8_t *file, float *arena, const isa *kernels, int op);
 void engine_get(const uint8_t *file, const float *arena, float *y);
 void engine_run(const uint8_t *file, float *arena, const isa *kernels, const float *x, float *y);
+
+/* `parts` threads run one image together: each calls engine_run_part with its number `part`, the same arena and meeting, all
+   zeros at first, and an arena `local` of its own, which for one of them may be the shared one. Where one waits for the others
+   engine_stop has it go on alone: what it computes then is wrong, but it comes to an end. */
+typedef struct {
+    uint32_t arrived, round, stopped, nonfinite;
+} meeting;
+typedef struct {
+    meeting *meeting;
+    uint32_t part, parts;
+} team;
+void engine_run_part(const uint8_t *file, float *arena, float *local, const isa *kernels, const team *team, const float *x,
+                     float *y);
+void engine_stop(meeting *m);

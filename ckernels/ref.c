@@ -10,10 +10,11 @@ static void spmm_ref(const spmm_f32 *s) {
         for (int p = 0; p < s->n; p++) {
             float sum = s->bias[r];
             int64_t block = 0;
+            const int all = s->before + s->groups + s->behind;
             for (int c = 0; c < s->k_tiles; c++)
-                for (int g = 0; g < s->groups; g++) {
-                    const int n = s->count[c * s->groups + g];
-                    for (int i = 0; g == r / s->block && i < n; i++) {
+                for (int g = 0; g < all; g++) {
+                    const int n = s->count[c * all + g];
+                    for (int i = 0; g - s->before == r / s->block && i < n; i++) {
                         const int64_t column = (int64_t)c * s->k_tile + (s->col ? s->col[block + i] : i);
                         sum += s->w[s->block * (block + i) + r % s->block] * s->x[column * s->x_pitch + p];
                     }
@@ -309,10 +310,11 @@ static void spmm_int8_ref(const spmm_u8s8 *s) {
         for (int p = 0; p < s->n; p++) {
             uint32_t sum = (uint32_t)-s->zero * (uint32_t)s->sums[r]; /* unsigned: it may wrap, as in all other sets */
             int64_t block = 0;
+            const int all = s->before + s->groups + s->behind;
             for (int c = 0; c < s->k_tiles; c++)
-                for (int g = 0; g < s->groups; g++) {
-                    const int n = s->count[c * s->groups + g];
-                    for (int i = 0; g == r / 4 && i < n; i++) {
+                for (int g = 0; g < all; g++) {
+                    const int n = s->count[c * all + g];
+                    for (int i = 0; g - s->before == r / 4 && i < n; i++) {
                         const int64_t column = (int64_t)c * s->k_tile + (s->col ? s->col[block + i] : i);
                         const int8_t *w = s->w + 16 * (block + i) + 4 * (r % 4);
                         const uint8_t *x = s->x + 4 * (column * s->x_pitch + p);

@@ -64,6 +64,8 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
         for (int k = 0; ROW_PTR_TABLE && sparse && k < s->k_tile; k++) row_ptr[k] = x + k * s->x_pitch;
         float *y = s->y + at;
         const float *bias = s->bias;
+        const ptrdiff_t before = blocks_of(count, s->before);
+        count += s->before, w += 4 * before, col += sparse ? before : 0;
         for (int g = 0; g < groups; g++, y += 4 * y_pitch, bias += 4) {
             V acc[4][MAXV];
             V4 last = {0};
@@ -119,6 +121,8 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
             if (tail == 1)
                 for (int r = 0; r < 4; r++) y[r * y_pitch + nv * LANES] = last[r];
         }
+        const ptrdiff_t behind = blocks_of(count, s->behind);
+        count += s->behind, w += 4 * behind, col += sparse ? behind : 0;
     }
 }
 

@@ -28,6 +28,8 @@ INLINE void rows_tile(const int rows, const int nv, const int sparse, const spmm
         const float *row_ptr[ROW_PTR_TABLE ? SPMM_MAX_K_TILE : 1];
         for (int k = 0; ROW_PTR_TABLE && sparse && k < s->k_tile; k++) row_ptr[k] = x + k * s->x_pitch;
         float *y = s->y + at;
+        const ptrdiff_t before = blocks_of(count, s->before);
+        count += s->before, w += rows * before, col += sparse ? before : 0;
         for (int g = 0; g < s->groups; g++, y += rows * s->y_pitch) {
             V acc[SUMS];
             UNROLL24 for (int i = 0; i < rows * nv; i++)
@@ -56,18 +58,21 @@ INLINE void rows_tile(const int rows, const int nv, const int sparse, const spmm
                 store(y + i / nv * s->y_pitch + i % nv * LANES, sum);
             }
         }
+        const ptrdiff_t behind = blocks_of(count, s->behind);
+        count += s->behind, w += rows * behind, col += sparse ? behind : 0;
     }
 }
 
 /* A tile of np pixels in blocks of 16 rows, whose columns are one k-tile. A block costs its loads of W and np numbers of X. */
 INLINE void wide_tile(const int np, const spmm_f32 *s, ptrdiff_t at) {
-    const uint16_t *col = s->col;
-    const float *w = s->w, *x = s->x + at;
+    const ptrdiff_t before = blocks_of(s->count, s->before);
+    const uint16_t *count = s->count + s->before, *col = s->col ? s->col + before : NULL;
+    const float *w = s->w + 16 * before, *x = s->x + at;
     for (int g = 0; g < s->groups; g++) {
         V acc[WIDE_PIXELS][WIDE];
         UNROLL for (int p = 0; p < np; p++)
             UNROLL for (int v = 0; v < WIDE; v++) acc[p][v] = load(s->bias + 16 * g + v * LANES);
-        const int n = s->count[g];
+        const int n = count[g];
         for (int i = 0; i < n; i++, w += 16) {
             const float *in = x + (col ? col[i] : i) * s->x_pitch;
             V ws[WIDE];

@@ -2,12 +2,13 @@
 
 import json
 import math
+import os
 import threading
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 from ..core import kernels, store
 from . import meeting, packed, records, reference
 from .packed import Map, Op
+
+MANY = 2_000_000  # multiply-adds of an image from which on several threads are worth waking for it
 
 
 class Engine:
@@ -48,7 +51,8 @@ class Engine:
         """What the network gives for each image, its tensors (N, ...) in the tuples, lists and dicts it gives them in.
         A named tuple has the network's fields, and is called Output.
 
-        An image is one thread's work; more `threads` share out the images.
+        More `threads` share out the images; where there are fewer images than threads, all work on each together.
+        What comes out is the same to the last bit.
         """
         if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
             raise ValueError(f"threads={threads!r}: give an integer, 1 or more")
@@ -56,7 +60,9 @@ class Engine:
         maps = [self.network.maps[i] for i in self.network.inputs]
         images = ([a[n].reshape(m.shape) for a, m in zip(arrays, maps, strict=True)] for n in range(len(arrays[0])))
         outputs = [np.empty((len(arrays[0]), *shape), np.float32) for shape in self.output_shapes]
-        for n, parts in enumerate(_in_threads(self._run, images, threads)):
+        together = 1 < threads > len(arrays[0]) and kernels.backend() == "c" and self._macs >= MANY
+        runs = (self._run(a, threads) for a in images) if together else _in_threads(self._run, images, threads)
+        for n, parts in enumerate(runs):
             for output, part in zip(outputs, parts, strict=True):
                 output[n] = part.reshape(output.shape[1:])
         return _hung(json.loads(self.network.meta.get("tree", "0")), [torch.from_numpy(output) for output in outputs])
@@ -105,7 +111,7 @@ class Engine:
             return tuple(sides)
         return (out.c * out.w,) if out.pixels == 1 or (out.c == 1 and out.h == 1) else (out.c, out.h, out.w)
 
-    def _run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def _run(self, arrays: Sequence[np.ndarray], threads: int = 1) -> list[np.ndarray]:
         """The outputs (C, H, W) for the inputs, contiguous float32 in the shapes of their maps, unasked."""
         if kernels.backend() != "c":
             return reference.outputs(self.network, arrays)
@@ -113,15 +119,56 @@ class Engine:
         shapes = [self.network.maps[output].shape for output in self.network.outputs]
         ends = np.cumsum([math.prod(shape) for shape in shapes])
         y = np.empty(ends[-1], np.float32)
-        inputs_and_outputs = kernels.pointer(x), kernels.pointer(y)
-        kernels.lib.engine_run(kernels.pointer(self._file), self._arena(), kernels.isa(), *inputs_and_outputs)
+        ends_at = kernels.pointer(x), kernels.pointer(y)
+        if threads == 1:
+            kernels.lib.engine_run(kernels.pointer(self._file), self._arena(), kernels.isa(), *ends_at)
+        else:
+            self._run_together(threads, *ends_at)
         return [flat.reshape(shape) for flat, shape in zip(np.split(y, ends[:-1]), shapes, strict=True)]
 
-    def _arena(self) -> Any:
-        """This thread's arena."""
-        if not hasattr(self._local, "arena"):
-            self._local.arena = arena_for(self._file)
-        return kernels.pointer(self._local.arena)
+    def _run_together(self, threads: int, x: Any, y: Any) -> None:
+        """One image by several threads, this one among them; however one of them ends, none waits for it for ever."""
+        file, arena, isa = kernels.pointer(self._file), self._arena(), kernels.isa()
+        barrier = kernels.ffi.new("meeting *")
+        locals_ = [self._arena(n) for n in range(threads)]
+
+        def part(n: int) -> None:
+            try:
+                team = kernels.ffi.new("team *", {"meeting": barrier, "part": n, "parts": threads})
+                kernels.lib.engine_run_part(file, arena, locals_[n], isa, team, x, y)
+            finally:  # whoever is through has met all others for the last time
+                kernels.lib.engine_stop(barrier)
+
+        pool = self._pool(threads)
+        try:
+            others = [pool.submit(part, n) for n in range(1, threads)]
+            part(0)
+            for other in others:
+                other.result()
+        except BaseException:
+            kernels.lib.engine_stop(barrier)
+            pool.shutdown(cancel_futures=True)  # waits for those that run: they still use the arenas
+            del self._local.pool
+            raise
+
+    def _pool(self, threads: int) -> ThreadPoolExecutor:
+        """The threads that help this one; of this process, for a fork has none."""
+        key = os.getpid(), threads
+        if getattr(self._local, "pool", (None,))[0] != key:
+            self._local.pool = key, ThreadPoolExecutor(threads - 1)
+        return self._local.pool[1]
+
+    @cached_property
+    def _macs(self) -> int:
+        """Multiply-adds of an image."""
+        return sum(_facts(op, self.network.maps)["macs"] for op in self.network.ops)
+
+    def _arena(self, n: int = 0) -> Any:
+        """This thread's arena; or that of its n-th helper."""
+        arenas = self._local.__dict__.setdefault("arenas", {})
+        if n not in arenas:
+            arenas[n] = arena_for(self._file)
+        return kernels.pointer(arenas[n])
 
     def times(self, repeats: int = 20) -> list[float]:
         """Each operator's time in ms, the median of `repeats` runs on an image of noise; one thread."""
@@ -221,7 +268,7 @@ def placed(data: bytes) -> np.ndarray:
 
 
 def arena_for(file: np.ndarray) -> np.ndarray:
-    """An arena for a placed file: all feature maps, and the workspace of its operators."""
+    """An arena for a placed file: all feature maps, and the workspaces of its operators."""
     floats = kernels.lib.engine_arena(kernels.pointer(file))
     try:
         return kernels.aligned((floats,))

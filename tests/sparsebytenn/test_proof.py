@@ -325,9 +325,8 @@ def test_inputs_and_outputs_are_maps_that_are_there(n_ends, first, words):
 
 
 def test_two_inputs_that_lie_in_one_place_are_refused():
-    data = packed.write(Network([Map(2, 3, 3), Map(2, 3, 3)], [], (0, 1), (0, 1)))
-    first, last = sorted((0, 1), key=lambda i: records.File(data).maps[i].at)
-    refused(put(data, map_at(data, first) + PLACE, records.File(data).maps[last].at), "written over")
+    data = packed.write(Network([Map(2, 3, 3) for _ in range(3)], [], (0, 1, 2), (0,)))
+    refused(put(data, map_at(data, 0) + PLACE, records.File(data).maps[1].at), "written over")
 
 
 def test_an_input_may_be_an_output_and_stand_there_twice():
