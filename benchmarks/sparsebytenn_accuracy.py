@@ -41,7 +41,7 @@ METHODS = {
     "blocks of 16": {"block": 16},
 }
 DENSE = "dense, trained as long"
-OF_IMAGENET = lab.SparseByteNN(block=4, search="greedy", steps=60, lr=0.001, ramp=0.5, regroup_every=6)
+OF_IMAGENET = lab.SparseByteNN(block=4, search="greedy", steps=60, lr=0.0001, ramp=0.5, regroup_every=6)
 FEW = 8  # pictures a step at 224 x 224
 
 

@@ -180,15 +180,3 @@ def speedups() -> list[tuple[float, float]]:
     return [
         (float(name.split(", ")[1][:-1]) / 100, ratio) for name, ratio in ours[["index", "over the best dense"]].values
     ]
-
-
-def race() -> go.Figure:
-    """`data/sparsebytenn/networks.json` as bars: whole networks, one bar a contender, times as fast as the best dense.
-
-    The dense ones are other engines' and our own; one thread, AVX2 for all sides.
-    """
-    tables = json.loads(store.artefact("sparsebytenn/networks.json").read_text())["networks"]
-    contenders = list(dict.fromkeys(row["index"] for table in tables for row in table["times"]))
-    ratios = {t["network"]: {row["index"]: row["over the best dense"] for row in t["times"]} for t in tables}
-    bars = [go.Bar(x=list(ratios), y=[mine.get(name) for mine in ratios.values()], name=name) for name in contenders]
-    return figure(*bars, y="times as fast as the best dense engine").add_hline(y=1, line_width=1, line_dash="dot")
