@@ -127,7 +127,12 @@ class Engine:
 
     def _run_together(self, threads: int, x: Any, y: Any) -> None:
         """One image by several threads, this one among them; however one of them ends, none waits for it for ever."""
-        file, arena, isa, meeting = kernels.pointer(self._file), self._arena(), kernels.isa(), kernels.ffi.new("meeting *")
+        file, arena, isa, meeting = (
+            kernels.pointer(self._file),
+            self._arena(),
+            kernels.isa(),
+            kernels.ffi.new("meeting *"),
+        )
         locals_ = [self._arena(n) for n in range(threads)]
 
         def part(n: int) -> None:

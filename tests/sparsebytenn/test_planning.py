@@ -69,7 +69,7 @@ def test_an_operator_of_a_chain_works_in_no_map_of_the_chain():
 
 
 def test_a_workspace_lies_in_the_arena():
-    data, at, op, _ = tabled("conv")
+    data, at, _, _ = tabled("conv")
     arena = records.File(data).head.arena
     for place in (arena, arena - 16, 8, 0xFFFFFFF0):
         refused(put(data, at + WORK, place), "its arena is too small")

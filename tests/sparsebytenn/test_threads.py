@@ -125,7 +125,9 @@ def test_a_thread_whose_others_never_come_is_stopped():
     y = np.empty(engine(x[:1]).shape, np.float32)
     arguments = (kernels.pointer(engine._file), engine._arena(), engine._arena(), kernels.isa(), team)
     waits = threading.Thread(
-        target=kernels.lib.engine_run_part, args=(*arguments, kernels.pointer(x.numpy()), kernels.pointer(y)), daemon=True
+        target=kernels.lib.engine_run_part,
+        args=(*arguments, kernels.pointer(x.numpy()), kernels.pointer(y)),
+        daemon=True,
     )
     waits.start()
     waits.join(0.2)
