@@ -74,7 +74,7 @@ static void get(const uint8_t *file, const float *arena, float *y, const team *t
     }
 }
 
-static const team alone = {.parts = 1};
+static const team alone = {.threads = 1};
 void engine_put(const uint8_t *file, float *arena, const float *x) { put(file, arena, x, &alone); }
 void engine_get(const uint8_t *file, const float *arena, float *y) { get(file, arena, y, &alone); }
 
@@ -299,12 +299,12 @@ static int64_t rows_apart(const op *o, const map *x, const map *y) {
    where W is larger than what it is multiplied by: then each reads its part of W alone. */
 static int splits(const run *r, const op *o) {
     const map *x = map_of(r->file, o->x), *y = map_of(r->file, o->y);
-    if (r->team->parts == 1 || x->buffer_rows) return 0;
+    if (r->team->threads == 1 || x->buffer_rows) return 0;
     if (o->kind == DEPTHWISE) return 1;
-    const int64_t step = rows_apart(o, x, y), rows = ((y->h + step - 1) / step + r->team->parts - 1) / r->team->parts * step;
+    const int64_t step = rows_apart(o, x, y), rows = ((y->h + step - 1) / step + r->team->threads - 1) / r->team->threads * step;
     const uint64_t columns = (uint64_t)x->c * (o->kind == CONV ? o->k * o->k_w : 1);
     const uint64_t weights = (uint64_t)o->blocks * o->block * (o->flags & U8S8 ? 4 : 1);
-    return 16 * rows * r->team->parts > 17 * (int64_t)y->h || weights > columns * y->h * y->w;
+    return 16 * rows * r->team->threads > 17 * (int64_t)y->h || weights > columns * y->h * y->w;
 }
 
 /* Op i, a convolution of any kind, and those whose rows it has made: this thread's part. */
@@ -386,10 +386,10 @@ static void pause_spinning(void) {
 
 /* Wait for all threads of a team; or no longer, where they have been stopped. */
 void meet(const team *t) {
-    if (t->parts == 1) return;
+    if (t->threads == 1) return;
     meeting *m = t->meeting;
     const uint32_t round = __atomic_load_n(&m->round, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&m->arrived, 1, __ATOMIC_ACQ_REL) == t->parts) {
+    if (__atomic_add_fetch(&m->arrived, 1, __ATOMIC_ACQ_REL) == t->threads) {
         __atomic_store_n(&m->arrived, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&m->round, round + 1, __ATOMIC_RELEASE);
         return;

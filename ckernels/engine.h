@@ -127,7 +127,7 @@ typedef struct {
 } range;
 static inline range share(const team *t, int64_t n, int64_t step) {
     const int64_t steps = (n + step - 1) / step;
-    const int64_t from = steps * t->part / t->parts * step, to = steps * (t->part + 1) / t->parts * step;
+    const int64_t from = steps * t->rank / t->threads * step, to = steps * (t->rank + 1) / t->threads * step;
     return (range){from < n ? from : n, to < n ? to : n};
 }
 void meet(const team *t);

@@ -222,7 +222,7 @@ void engine_step(const uint8_t *file, float *arena, const isa *kernels, int op);
 void engine_get(const uint8_t *file, const float *arena, float *y);
 void engine_run(const uint8_t *file, float *arena, const isa *kernels, const float *x, float *y);
 
-/* `parts` threads run one image together: each calls engine_run_part with its number `part`, the same arena and meeting, all
+/* `threads` threads run one image together: each calls engine_run_part with its number `rank`, the same arena and meeting, all
    zeros at first, and an arena `local` of its own, which for one of them may be the shared one. Where one waits for the others
    engine_stop has it go on alone: what it computes then is wrong, but it comes to an end. */
 typedef struct {
@@ -230,7 +230,7 @@ typedef struct {
 } meeting;
 typedef struct {
     meeting *meeting;
-    uint32_t part, parts;
+    uint32_t rank, threads;
 } team;
 void engine_run_part(const uint8_t *file, float *arena, float *local, const isa *kernels, const team *team, const float *x,
                      float *y);

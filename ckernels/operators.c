@@ -29,7 +29,7 @@ typedef struct {
 /* A portion of whole groups of `planes` planes, which may be cut into pixels where each pixel stands for itself. */
 static portion portion_of(const task *t, int64_t planes, int by_pixels) {
     const map *y = y_of(t);
-    if (by_pixels && y->c / planes < 2 * t->team->parts) return (portion){{0, y->c}, share(t->team, pixels(y), 16)};
+    if (by_pixels && y->c / planes < 2 * t->team->threads) return (portion){{0, y->c}, share(t->team, pixels(y), 16)};
     return (portion){share(t->team, y->c, planes), {0, pixels(y)}};
 }
 
@@ -117,7 +117,7 @@ static range deal(const task *t, move_f32 *s) {
     for (int axis = 1; axis < 6; axis++) {
         const int64_t step = s->y_strides[axis] < 0 ? -s->y_strides[axis] : s->y_strides[axis];
         const int64_t most = s->y_strides[longest] < 0 ? -s->y_strides[longest] : s->y_strides[longest];
-        if (s->sizes[axis] >= 2 * t->team->parts && (step > most || s->sizes[longest] < 2 * t->team->parts)) longest = axis;
+        if (s->sizes[axis] >= 2 * t->team->threads && (step > most || s->sizes[longest] < 2 * t->team->threads)) longest = axis;
     }
     const range some = share(t->team, s->sizes[longest], 1);
     s->x += some.from * s->x_strides[longest], s->y += some.from * s->y_strides[longest];

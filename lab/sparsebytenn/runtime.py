@@ -134,7 +134,7 @@ class Engine:
 
         def part(n: int) -> None:
             try:
-                team = kernels.ffi.new("team *", {"meeting": barrier, "part": n, "parts": threads})
+                team = kernels.ffi.new("team *", {"meeting": barrier, "rank": n, "threads": threads})
                 kernels.lib.engine_run_part(file, arena, locals_[n], isa, team, x, y)
             finally:  # whoever is through has met all others for the last time
                 kernels.lib.engine_stop(barrier)

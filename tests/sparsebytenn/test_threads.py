@@ -121,7 +121,7 @@ def test_a_thread_that_cannot_start_leaves_nobody_waiting(monkeypatch, after):
 def test_a_thread_whose_others_never_come_is_stopped():
     engine, x = convolution()
     meeting = kernels.ffi.new("meeting *")
-    team = kernels.ffi.new("team *", {"meeting": meeting, "part": 0, "parts": 2})
+    team = kernels.ffi.new("team *", {"meeting": meeting, "rank": 0, "threads": 2})
     y = np.empty(engine(x[:1]).shape, np.float32)
     arguments = kernels.pointer(engine._file), engine._arena(), engine._arena(), kernels.isa(), team
     ends = kernels.pointer(x.numpy()), kernels.pointer(y)
