@@ -20,6 +20,7 @@ STAYS = {  # in the checkout, where LAB_DATA finds it: the wheel is to stay belo
         "model_index.*",
     ),
     "data/fashion": ("vgg16.*",),
+    "data/sparsebytenn": ("trained_4x4.npz", "imagenet.json"),
 }
 
 
