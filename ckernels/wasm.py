@@ -18,7 +18,7 @@ STATIC = HERE.parent / "lab" / "sparsebytenn" / "static"
 SOURCES = (
     "ref.c", "simd128.c", "dispatch.c", "check.c", "check_tables.c", "text.c", "engine.c", "operators.c", "wasm.c",
 )  # fmt: skip
-BUILDS = {"scalar": (), "simd128": ("-msimd128",), "relaxed": ("-msimd128", "-mrelaxed-simd")}
+BUILDS = {"scalar": ("-Os",), "simd128": ("-msimd128",), "relaxed": ("-msimd128", "-mrelaxed-simd")}
 CLANG, LINKER = "clang-19", "wasm-ld-19"
 FLAGS = ("--target=wasm32-unknown-unknown", "-O3", "-fno-builtin", "-ffp-contract=off", "-mbulk-memory")
 
