@@ -103,7 +103,7 @@ def spmm_loops(built: Path) -> dict[tuple[int, bool], list[str]]:
     loops = {}
     for loop in _inner_loops(built):
         lanes = [i for i in loop if re.match(r"fmla\s+v\d+\.4s, v\d+\.4s, v\d+\.s\[[0-3]\]", i)]
-        if len(lanes) % 4 < 2 and len(lanes) // 4 == _loads(loop) > 0:
+        if len(lanes) % 4 < 2 and len(lanes) // 4 == _loads(loop) in range(1, VECTORS + 1):
             loops[len(lanes), any(i.startswith("ldrh") for i in loop)] = loop
     return loops
 

@@ -42,7 +42,9 @@ print(json.dumps({"from": lab.__file__, "backend": kernels.backend(), "data": st
                   "accuracy": rows["accuracy"], "same": again.report == outcome.report}))
 """
 # What is large and used by one notebook or benchmark: it stays in the checkout, where LAB_DATA finds it.
-AT_HOME = re.compile(r"lab/data/(fashion/vgg16\.|hybridsd/(?!README\.md|SHA256SUMS|figures\.json|make\.py)).+")
+AT_HOME = re.compile(
+    r"lab/data/(fashion/vgg16\.|sparsebytenn/(imagenet|trained_4x4)\.|hybridsd/(?!README\.md|SHA256SUMS|figures\.json|make\.py)).+"
+)
 TASKS = (
     "digits()", "digits(size=32, channels=3)", "fashion()", "fashion(net='mobilenet_v1')", "scenes()", "photos()",
     "photos(3)", "photos(4)", "prose()", "faces()", "cells()", "detectors()",
