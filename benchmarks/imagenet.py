@@ -22,10 +22,7 @@ from lab.core.task import Task
 
 FOLDER = SHARED / "imagenet"
 EPSILON = 1e-3  # of the norms
-LEARNED, HELD_OUT = (
-    range(500),
-    range(500, 1000),
-)  # in the order of the classes: none of the held-out ones is learned from
+LEARNED, HELD_OUT = range(500), range(500, 1000)  # in the order of the classes: no held-out one is learned from
 
 
 def mobilenet(folder: Path = FOLDER) -> nn.Sequential:

@@ -85,9 +85,10 @@ def _validate(made: Any, model: nn.Module, example: Example, interleaved: bool) 
         pairs = [x[:1] for x in pairs]
         exact = outputs_of(net, tuple(pairs))
     given = [x.permute(0, 2, 3, 1).contiguous() if interleaved else x for x in pairs]
+    rounds = _rounds(made)
     for y, z in zip(tensors(made(*given)), (z.float() for z in exact), strict=True):
         apart, size = float((y - z).abs().max()), float(z.abs().max())
-        is_near = float((y - z).abs().mean()) <= ROUNDED * size if _rounds(made) else apart <= TOLERANCE * size
+        is_near = float((y - z).abs().mean()) <= ROUNDED * size if rounds else apart <= TOLERANCE * size
         if y.shape != z.shape or not is_near:
             raise ValueError(
                 f"the engine answers otherwise than torch, by {apart:.3g} of {size:.3g}: it computes picture by "

@@ -20,11 +20,11 @@ from ..core.errors import first_line
 from ..core.graph.channels import Channels
 from ..core.graph.operators import in_groups
 from ..core.graph.tracing import trace
+from ..core.kernels import BLOCK
 from .compiler import mostly_single
 from .packed import Network
 from .rearrange import moves, rearranged
 
-ROWS = 4  # of a block
 LOOSE = 0.05  # of a class's weights: so many zeros outside of zero blocks are worth a search
 GAIN = 0.01  # of a class's blocks: so many less are worth another order
 COMPACTED = 32  # groups after which rows that are taken leave the greedy's table
@@ -122,7 +122,7 @@ def _listed(network: Network, key: str, blank: Any) -> list[Any]:
 
 def _totals(network: Network) -> list[int]:
     """Of each operator how many blocks it has with all of its zeros, 1 where it has no weights."""
-    return [1 if op.weights is None else -(-op.weights.rows // ROWS) * op.weights.columns for op in network.ops]
+    return [1 if op.weights is None else -(-op.weights.rows // BLOCK) * op.weights.columns for op in network.ops]
 
 
 def _orders(channels: Channels, supports: dict[str, np.ndarray]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -148,7 +148,7 @@ def _orders(channels: Channels, supports: dict[str, np.ndarray]) -> tuple[dict[s
         order = best_order(rows)
         if all(mostly_single(supports[name][order]) for name in held):
             stays |= dict.fromkeys(held, "its weights are left out one by one")
-        elif blocks(rows) - blocks(rows[order]) < GAIN * -(-len(rows) // ROWS) * rows.shape[1]:
+        elif blocks(rows) - blocks(rows[order]) < GAIN * -(-len(rows) // BLOCK) * rows.shape[1]:
             stays |= dict.fromkeys(held, "no order has fewer blocks to speak of")
         else:
             orders[names[0]] = torch.from_numpy(order)
@@ -176,7 +176,7 @@ def _loose(support: np.ndarray) -> int:
 
 
 def _groups(support: np.ndarray) -> Iterator[np.ndarray]:
-    return (support[start : start + ROWS] for start in range(0, len(support), ROWS))
+    return (support[start : start + BLOCK] for start in range(0, len(support), BLOCK))
 
 
 # -- the search --------------------------------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ def _words(support: np.ndarray) -> np.ndarray:
 
 
 def _blocks(words: np.ndarray) -> int:
-    padded = np.pad(words, ((0, -len(words) % ROWS), (0, 0))).reshape(-1, ROWS, words.shape[1])
+    padded = np.pad(words, ((0, -len(words) % BLOCK), (0, 0))).reshape(-1, BLOCK, words.shape[1])
     return int(_sizes(np.bitwise_or.reduce(padded, 1)).sum())
 
 
@@ -225,7 +225,7 @@ def _greedy(words: np.ndarray) -> np.ndarray:
     rest = rest[np.argsort(-_sizes(words[rest]), kind="stable")]
     order = [alike]
     while len(rest):
-        taken = _grouped(words[rest], min(COMPACTED * ROWS, len(rest)))
+        taken = _grouped(words[rest], min(COMPACTED * BLOCK, len(rest)))
         order.append(rest[taken])
         rest = np.delete(rest, taken)
     return np.concatenate(order)
@@ -236,8 +236,8 @@ def _alike(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = _sorted(words)
     starts = np.flatnonzero(np.append(True, (np.diff(words[order].view(np.int64), axis=0) != 0).any(1)))
     kinds = np.split(order, starts[1:])
-    fours = sorted((kind[: len(kind) // ROWS * ROWS] for kind in kinds), key=len, reverse=True)
-    rest = np.concatenate([kind[len(kind) // ROWS * ROWS :] for kind in kinds])
+    fours = sorted((kind[: len(kind) // BLOCK * BLOCK] for kind in kinds), key=len, reverse=True)
+    rest = np.concatenate([kind[len(kind) // BLOCK * BLOCK :] for kind in kinds])
     return np.concatenate(fours), np.sort(rest)
 
 
@@ -246,7 +246,7 @@ def _grouped(words: np.ndarray, count: int) -> np.ndarray:
     taken: list[int] = []
     free, sizes = np.ones(len(words), bool), _sizes(words)
     for i in range(count):
-        if i % ROWS == 0:
+        if i % BLOCK == 0:
             joins, union = int(free.argmax()), np.zeros_like(words[0])
         else:
             together = _sizes(words | union)

@@ -55,17 +55,16 @@ def _patterns(op: Op, y: Map) -> Iterator[Sparse]:
     """An operator's weights in every pattern that may pay, in k-tiles of the usual width."""
     assert op.weights is not None
     w = op.weights.to_dense()
-    plain = kernels.pack(w, k_tile=K_TILE, dense=True)
-    has_zero_blocks = len(kernels.pack(w, k_tile=K_TILE).blocks) < len(plain.blocks)
     pixels = y.pixels if op.kind == "pointwise" else op.tile_rows * y.w
     wide = (8, kernels.GEMV_BLOCK) if pixels <= FEW_PIXELS else ()
     for block in (kernels.BLOCK, *wide):
         if round_up(y.c, block) > round_up(y.c, kernels.BLOCK):  # a map has no room for these rows
             continue
         k_tile = kernels.MAX_K_TILE if block == kernels.GEMV_BLOCK else K_TILE
-        yield kernels.pack(w, block=block, k_tile=k_tile, dense=True)
-        if has_zero_blocks:
-            yield kernels.pack(w, block=block, k_tile=k_tile)
+        plain, sparse = (kernels.pack(w, block=block, k_tile=k_tile, dense=dense) for dense in (True, False))
+        yield plain
+        if len(sparse.blocks) < len(plain.blocks):
+            yield sparse
     if mostly_single(w):
         yield kernels.pack(w, block=1, k_tile=K_TILE)
 
