@@ -105,3 +105,16 @@ def test_an_engine_that_is_not_its_network_is_refused(monkeypatch):
     monkeypatch.setattr(Engine, "_run", lambda self, arrays: [1.01 * y for y in run(self, arrays)])
     with pytest.raises(ValueError, match=r"the engine answers otherwise than torch, by 0\.0"):
         engine.compile(net, x, measure=False)
+
+
+@needs_c
+def test_a_nan_is_an_answer_where_torch_has_one_and_nowhere_else(monkeypatch):
+    """The cubic root of a negative sum has none; a number in a NaN's place, or the other way, is another answer."""
+    net, x = nn.Sequential(conv(3, 8, 3), nn.LPPool2d(3, 2), conv(8, 4, 1)).eval(), torch.zeros(1, 3, 16, 16)
+    made = engine.compile(net, x, measure=False)
+    y, exact = made(noise := torch.randn(1, 3, 16, 16)), net(noise)
+    assert exact.isnan().any() and torch.equal(y.isnan(), exact.isnan())
+    plain, run = nn.Sequential(conv(3, 4, 3), nn.ReLU()).eval(), Engine._run
+    monkeypatch.setattr(Engine, "_run", lambda self, *given: [y * float("nan") for y in run(self, *given)])
+    with pytest.raises(ValueError, match=r"otherwise than torch, by nan"):
+        engine.compile(plain, x, measure=False)
