@@ -10,11 +10,13 @@ is missing.
 """
 
 import argparse
+import gzip
 import itertools
 import json
 import tempfile
 import time
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import pandas
@@ -42,9 +44,11 @@ SCORERS: dict[str, dict] = {
     "lightgbm mse": {"scorer": "lightgbm", "loss": "mse"},
     "random": {"scorer": "random"},
     "evolution": {"scorer": "evolution"},
+    "local search": {"scorer": "local search"},
     "tpe": {"scorer": "tpe"},
 }
-BROAD = ("lambdarank", "mse", "lightgbm", "lightgbm, no weak labels", "lightgbm mse", "random", "evolution", "tpe")
+SEARCHES = ("random", "evolution", "local search", "tpe")
+BROAD = ("lambdarank", "mse", "lightgbm", "lightgbm, no weak labels", "lightgbm mse", *SEARCHES)
 FEW = 3  # seeds, at the largest budget, for the other encoders: a run of each takes a minute or more
 
 
@@ -94,8 +98,14 @@ def run_all(items: list[tuple], path: Path | None, jobs: int) -> list[dict]:
         known += lab.map(one, todo[start : start + 24], n_jobs=jobs, progress=False)
         print(f"{start + 24} of {len(todo)}", flush=True)
         if path is not None:
-            store.write(path, pandas.DataFrame(known).to_csv(index=False, float_format="%.6g").encode())
+            save(path, pandas.DataFrame(known))
     return known
+
+
+def save(path: Path, rows: pandas.DataFrame) -> None:
+    """Write the CSV file, packed where its name ends in .gz."""
+    content = rows.to_csv(index=False, float_format="%.6g").encode()
+    store.write(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def one(item: tuple) -> dict:
@@ -147,6 +157,7 @@ def timed(names: list[str], budgets: tuple[int, ...], nasbench201: str, folder: 
     return pandas.DataFrame(rows).set_index(["table", "budget", "scorer"])["seconds"]
 
 
+@lru_cache(maxsize=4)
 def known_space(table: str, nasbench201: str) -> Space:
     return lab.tasks.cells() if table == "cells" else tables.nasbench201(nasbench201, table)
 

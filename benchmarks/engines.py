@@ -141,7 +141,7 @@ def checked(name: str, call: Call, model: nn.Module, x: torch.Tensor, threads: i
     apart = np.abs(np.reshape(call(), answer.shape) - answer).max() / np.abs(answer).max()
     if not apart <= TOLERANCE:
         raise RuntimeError(f"{name} differs from torch by {apart:.1e} of the largest number")
-    if (used := threads_at_work(call)) > threads:
+    if (used := threads_at_work(call) if threads == 1 else threads_at_once(call)) > threads:
         raise RuntimeError(f"{name} works on {used} threads, and was given {threads}")
     return call
 
@@ -153,6 +153,17 @@ def threads_at_work(call: Call, times: int = 5) -> int:
         call()
     spent = {task: ns - before.get(task, 0) for task, ns in _worked().items()}
     return max(1, sum(ns > sum(spent.values()) / 10 for ns in spent.values()))
+
+
+def threads_at_once(call: Call, times: int = 20) -> int:
+    """How many threads work at once, on the whole: the processor's time of some calls over the wall's.
+
+    Of a contender that may use several, what counts: OpenVINO deals out its work to whichever of its pool are awake.
+    """
+    spent, passed = time.process_time(), time.perf_counter()
+    for _ in range(times):
+        call()
+    return round((time.process_time() - spent) / (time.perf_counter() - passed))
 
 
 def _worked() -> dict[str, int]:

@@ -27,6 +27,7 @@ import lab
 from lab.core.data import text
 from lab.core.data.batches import shuffled
 from lab.core.machine import machine
+from lab.core.running import running
 from lab.core.training import seeded
 from lab.foldgpt import measures
 from lab.foldgpt.folding import Fold, Sizes
@@ -208,11 +209,11 @@ def ranking_cost(steps: int) -> dict:
         )  # fmt: skip
         task = lab.tasks.prose(LlamaForCausalLM(config), batch_size=BATCH)
         batches = list(itertools.islice(iter(task.batches), 4))
-    begun = time.perf_counter()
-    replace(OURS, removal=9 / 32, gate_steps=steps)._rank(
-        task, task.model.requires_grad_(False), 9, batches, None, "", False
-    )
-    gates = time.perf_counter() - begun
+    recipe = replace(OURS, removal=9 / 32, gate_steps=steps)
+    with running(recipe, task, 0, None, None, False) as run:
+        begun = time.perf_counter()
+        recipe._rank(run, 9, tuple(batches))
+        gates = time.perf_counter() - begun
     begun = time.perf_counter()
     by_leave_one_out(task.model, batches, 1)
     return {"gates_s": gates, "leave_one_out_s": time.perf_counter() - begun, "gate_steps": steps, "batches": 4}

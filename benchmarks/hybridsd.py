@@ -47,16 +47,9 @@ SD = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, 24 prompts, no U-Net of SD's size")
-    parser.add_argument("--json", type=Path, help="write all figures, settings, seeds and the machine here")
-    parser.add_argument("--seeds", default="10,11,12", help="none of which was used to choose the settings")
-    parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--work", type=Path, help="keep finished batches here, so that a kill loses one")
-    options = parser.parse_args()
+    options = parser(__doc__, "one seed, 24 prompts, no U-Net of SD's size").parse_args()
     torch.set_num_threads(1)
-    count = 24 if options.quick else options.prompts
-    seeds = [int(seed) for seed in options.seeds.split(",")][: 1 if options.quick else None]
+    count, seeds = asked(options, 24)
     report: dict[str, Any] = {
         "figures": {},
         "settings": {"recipe": repr(RECIPE), "prompts": count, "within": WITHIN, "saved": SAVED},
@@ -78,6 +71,23 @@ def main() -> None:
         report["figures"]["service_overhead"] = report["service"]["share"]
     print(json.dumps(report["figures"], indent=1))
     keep(options.json, report)
+
+
+def parser(doc: str, quick: str, prompts: int = 500) -> argparse.ArgumentParser:
+    """What the benchmarks that draw many prompts are told."""
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--quick", action="store_true", help=quick)
+    found.add_argument("--json", type=Path, help="write all figures, settings, seeds and the machine here")
+    found.add_argument("--seeds", default="10,11,12", help="none of which was used to choose the settings")
+    found.add_argument("--prompts", type=int, default=prompts)
+    found.add_argument("--work", type=Path, help="keep finished batches here, so that a kill loses one")
+    return found
+
+
+def asked(options: argparse.Namespace, few: int) -> tuple[int, list[int]]:
+    """How many prompts a seed, and the seeds; a quick run has one seed and few prompts."""
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    return (few, seeds[:1]) if options.quick else (options.prompts, seeds)
 
 
 def swept(seed: int, count: int, work: Path | None) -> list[dict[str, Any]]:
@@ -170,7 +180,7 @@ def service_beside_a_step(repeats: int = 20) -> dict[str, float]:
         client, times = CloudClient(url), []
         for _ in range(repeats):
             start = time.perf_counter()
-            _, size = client.half(state, state.index)
+            *_, size = client.half(state, state.index)
             times.append(time.perf_counter() - start)
     asking = statistics.median(times)
     return {"step_seconds": step, "service_seconds": asking, "bytes": size, "share": asking / step}

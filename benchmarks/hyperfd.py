@@ -14,6 +14,7 @@ leaves all other lines as they are. The attacks on uploads are two: see `lab.hyp
 """
 
 import argparse
+import gzip
 import hashlib
 import json
 import time
@@ -131,7 +132,7 @@ def run_all(items: list[tuple], path: Path | None, jobs: int) -> list[dict]:
         ]
         print(f"{min(start + 2 * jobs, len(todo))} of {len(todo)}", flush=True)
         if path is not None:
-            store.write(path, pandas.DataFrame(known).to_csv(index=False, float_format="%.6g").encode())
+            save(path, pandas.DataFrame(known))
     rows = [row for row in known if key(row) in set(keys.values())]
     return sorted(rows, key=lambda row: (list(ALL).index(row["by"]), row["seed"], row["place"]))
 
@@ -139,6 +140,12 @@ def run_all(items: list[tuple], path: Path | None, jobs: int) -> list[dict]:
 def key(row: dict) -> tuple:
     """What a line of the file belongs to."""
     return row["stream"], row["by"], row["seed"], row.get("settings")
+
+
+def save(path: Path, rows: pandas.DataFrame) -> None:
+    """Write the CSV file, packed where its name ends in .gz."""
+    content = rows.to_csv(index=False, float_format="%.6g").encode()
+    store.write(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def one(item: tuple) -> list[dict]:

@@ -8,7 +8,8 @@ installed (pip install --no-deps torchvision==0.28.0, or `make test`). All conte
 process; times are CPU time, medians over the rounds. Every contestant computes the same picture with the same dense
 weights first, and the outputs must agree; blocks of 4 x 1 then go at random, of MobileNet-v1's pointwise layers, of the
 others' every layer but the first and the last. The baselines have no sparse kernels: they run the dense network, with
-SIMD128, tfjs MobileNet-v1 alone; ours is given with relaxed SIMD, which Chromium has had since 2023, and without.
+SIMD128, tfjs MobileNet-v1 alone; ours is given with relaxed SIMD, which Chromium has had since 2023, and without. Then
+ours on one thread and on two, as in a page that is cross-origin isolated, by the wall's clock.
 """
 
 import argparse
@@ -43,6 +44,7 @@ WEB, BASELINES_AT = Path(__file__).parent / "web", Path("build/web")
 STATIC = Path(compiler.__file__).parent / "static"
 SHARES = {"mobilenet_v1": (0, 30, 50, 70, 90), "resnet18": (0, 50, 90), "mobilenet_v3_large": (0, 50, 90)}
 BASELINES = ("onnxruntime-web", "tfjs")
+THREADS = 2
 PRODUCT = (512, 14)  # channels in and out, and pixels a side, of the product that is timed alone, 30 % of it zero
 
 
@@ -135,7 +137,7 @@ def prepare(folder: Path, found: Found, shares: tuple[int, ...]) -> int:
     export.onnx(dense, folder / "dense.onnx", image)
     image.numpy().tofile(folder / "planes.f32")
     image.permute(0, 2, 3, 1).contiguous().numpy().tofile(folder / "pixels.f32")
-    plan: dict = {"shares": shares, "shape": image.shape[1:], "static": f"{STATIC.as_uri()}/"}
+    plan: dict = {"shares": shares, "threads": THREADS, "shape": image.shape[1:], "static": f"{STATIC.as_uri()}/"}
     for share in shares:
         made = compiler.compile(found.pruned(dense, share / 100), image, interleaved=True)
         (folder / f"{share}.sbnn").write_bytes(packed.write(made))
@@ -202,6 +204,9 @@ def figures(ran: dict) -> dict[str, float]:
     shares = sorted({int(name.split()[1]) for name in ms if name.startswith("ours")})
     ratios = {f"wasm_speedup_{share}": baseline / ms[f"ours {share} % {best}"] for share in shares}
     ratios |= {f"wasm_speedup_{share}_simd128": baseline / ms[f"ours {share} % simd128"] for share in shares}
+    for share, times in ran["threads"].items():
+        gains = [one / two for one, two in zip(times["alone"], times["shared"], strict=True)]
+        ratios[f"wasm_threads_{THREADS}_{share}"] = statistics.median(gains)
     macs = product().ops[0].weights.blocks.size * PRODUCT[1] ** 2
     for build in ran["products"]:
         ratios[f"wasm_gmacs_{build}"] = macs / ms[f"product {build}"] / 1e6

@@ -12,10 +12,11 @@
    halfway, the same in every instruction set. */
 enum { ROUND_MAGIC = 1 << 23 };
 
-/* The blocks of n groups, which counts from `count` on say. In a browser one thread has all groups: there are none. */
+/* The blocks of n groups, which counts from `count` on say. Where one thread has all groups, as in most of the browser's
+   builds, there are none before its own. */
 INLINE ptrdiff_t blocks_of(const uint16_t *count, int n) {
     ptrdiff_t blocks = 0;
-#if defined __wasm__
+#if defined __wasm__ && !defined __wasm_atomics__
     n = 0;
 #endif
     for (int g = 0; g < n; g++) blocks += count[g];

@@ -65,7 +65,8 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
         float *y = s->y + at;
         const float *bias = s->bias;
         const ptrdiff_t before = blocks_of(count, s->before);
-        count += s->before, w += 4 * before, col += sparse ? before : 0;
+        count += s->before, w += 4 * before;
+        if (sparse) col += before; /* else there is none, and NULL takes no offset */
         for (int g = 0; g < groups; g++, y += 4 * y_pitch, bias += 4) {
             V acc[4][MAXV];
             V4 last = {0};
@@ -122,7 +123,8 @@ INLINE void spmm_tile(const int nv, const int tail, const int sparse, const spmm
                 for (int r = 0; r < 4; r++) y[r * y_pitch + nv * LANES] = last[r];
         }
         const ptrdiff_t behind = blocks_of(count, s->behind);
-        count += s->behind, w += 4 * behind, col += sparse ? behind : 0;
+        count += s->behind, w += 4 * behind;
+        if (sparse) col += behind; /* else there is none, and NULL takes no offset */
     }
 }
 
@@ -149,9 +151,10 @@ static void spmm(const spmm_f32 *s) {
         return;
     }
     const int rest = s->n % LANES, tail = s->n < LANES ? 0 : rest == 1 ? 1 : SQUARE && rest > 1 && rest <= 4 ? 4 : 0;
+    const int takes_registers = tail == 4 || (tail == 1 && MAXV == 3); /* of 16, three vectors leave none to a tail */
     int vectors = s->n / LANES + (rest != 0 && !tail);
     ptrdiff_t at = 0;
-    for (int tiles = (vectors + (tail == 4) + MAXV - 1) / MAXV; tiles > 0; tiles--) {
+    for (int tiles = (vectors + takes_registers + MAXV - 1) / MAXV; tiles > 0; tiles--) {
         const int nv = (vectors + tiles - 1) / tiles, ends = tiles > 1 || !tail ? 0 : tail == 1 ? 2 : 4;
         switch (6 * nv + ends + (s->col != NULL)) {
             SPMM_CASE(1)

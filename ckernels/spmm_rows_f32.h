@@ -29,7 +29,8 @@ INLINE void rows_tile(const int rows, const int nv, const int sparse, const spmm
         for (int k = 0; ROW_PTR_TABLE && sparse && k < s->k_tile; k++) row_ptr[k] = x + k * s->x_pitch;
         float *y = s->y + at;
         const ptrdiff_t before = blocks_of(count, s->before);
-        count += s->before, w += rows * before, col += sparse ? before : 0;
+        count += s->before, w += rows * before;
+        if (sparse) col += before; /* else there is none, and NULL takes no offset */
         for (int g = 0; g < s->groups; g++, y += rows * s->y_pitch) {
             V acc[SUMS];
             UNROLL24 for (int i = 0; i < rows * nv; i++)
@@ -59,7 +60,8 @@ INLINE void rows_tile(const int rows, const int nv, const int sparse, const spmm
             }
         }
         const ptrdiff_t behind = blocks_of(count, s->behind);
-        count += s->behind, w += rows * behind, col += sparse ? behind : 0;
+        count += s->behind, w += rows * behind;
+        if (sparse) col += behind; /* else there is none, and NULL takes no offset */
     }
 }
 

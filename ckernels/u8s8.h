@@ -96,7 +96,8 @@ INLINE void NAME(tile)(const int nv, const int sparse, const spmm_u8s8 *s, ptrdi
         /* the four bytes of a pixel are as wide as a float */
         const float *x = (const float *)s->x + (ptrdiff_t)c * s->k_tile * s->x_pitch + at;
         const ptrdiff_t before = blocks_of(count, s->before);
-        count += s->before, w += 16 * before, col += sparse ? before : 0;
+        count += s->before, w += 16 * before;
+        if (sparse) col += before; /* else there is none, and NULL takes no offset */
         for (int g = 0; g < s->groups; g++) {
             float *y = s->y + (ptrdiff_t)4 * g * s->y_pitch + at;
             I acc[4][U8S8_MAXV];
@@ -132,7 +133,8 @@ INLINE void NAME(tile)(const int nv, const int sparse, const spmm_u8s8 *s, ptrdi
             }
         }
         const ptrdiff_t behind = blocks_of(count, s->behind);
-        count += s->behind, w += 16 * behind, col += sparse ? behind : 0;
+        count += s->behind, w += 16 * behind;
+        if (sparse) col += behind; /* else there is none, and NULL takes no offset */
     }
 }
 

@@ -35,6 +35,14 @@ EXPORT(step) void step(const uint8_t *file, float *memory, int op, int reference
 EXPORT(run) void run(const uint8_t *file, float *memory, const float *x, float *y, int reference) {
     engine_run(file, memory, chosen(reference), x, y);
 }
+#if defined __wasm_atomics__
+/* One thread's part of an image: see engine_run_part. Each thread has an instance of its own over the same memory. */
+EXPORT(run_part) void run_part(const uint8_t *file, float *memory, float *local, meeting *all, uint32_t rank,
+                               uint32_t threads, const float *x, float *y, int reference) {
+    const team t = {all, rank, threads};
+    engine_run_part(file, memory, local, chosen(reference), &t, x, y);
+}
+#endif
 
 /* There is no C library here; the compiler makes calls of loops that copy or fill. */
 void *memcpy(void *to, const void *from, size_t n) {

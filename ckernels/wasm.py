@@ -1,4 +1,4 @@
-"""Compile the kernels for browsers: `python ckernels/wasm.py` writes three builds into lab/sparsebytenn/static.
+"""Compile the kernels for browsers: `python ckernels/wasm.py` writes four builds into lab/sparsebytenn/static.
 
 They are kept in the repository, for whoever installs the lab has no clang; built_from.json beside them says what they
 were made from. Compiled and linked in two steps, or clang would hand the result to a wasm-opt that it finds on the way.
@@ -18,7 +18,13 @@ STATIC = HERE.parent / "lab" / "sparsebytenn" / "static"
 SOURCES = (
     "ref.c", "simd128.c", "dispatch.c", "check.c", "check_tables.c", "text.c", "engine.c", "operators.c", "wasm.c",
 )  # fmt: skip
-BUILDS = {"scalar": ("-Os",), "simd128": ("-msimd128",), "relaxed": ("-msimd128", "-mrelaxed-simd")}
+RELAXED = ("-msimd128", "-mrelaxed-simd")
+BUILDS = {"scalar": ("-Os",), "simd128": ("-msimd128",), "relaxed": RELAXED, "threads": (*RELAXED, "-matomics")}
+# Threads are instances over one memory that the page makes, of 1 MiB at first; each sets its stack's pointer.
+SHARED = (
+    "--import-memory", "--shared-memory", "--initial-memory=1048576", "--max-memory=4294967296",
+    "--export=__stack_pointer",
+)  # fmt: skip
 CLANG, LINKER = "clang-19", "wasm-ld-19"
 FLAGS = ("--target=wasm32-unknown-unknown", "-O3", "-fno-builtin", "-ffp-contract=off", "-mbulk-memory")
 
@@ -49,7 +55,8 @@ def compiled(build: str) -> bytes:
         objects = [f"{folder}/{source}.o" for source in SOURCES]
         for source, made in zip(SOURCES, objects, strict=True):
             subprocess.run([CLANG, *FLAGS, *BUILDS[build], "-c", source, "-o", made], cwd=HERE, check=True)
-        subprocess.run([LINKER, "--no-entry", "--strip-all", *objects, "-o", f"{folder}/all.wasm"], check=True)
+        shared = SHARED if build == "threads" else ()
+        subprocess.run([LINKER, "--no-entry", "--strip-all", *shared, *objects, "-o", f"{folder}/all.wasm"], check=True)
         return Path(folder, "all.wasm").read_bytes()
 
 

@@ -12,12 +12,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import acenas, decoupling, dqss, foldgpt, gal, hybridsd, hyperfd, lens, pams, sparsebytenn, ui
+    from . import acenas, chain, decoupling, dqss, foldgpt, gal, hybridsd, hyperfd, lens, pams, sparsebytenn, ui
     from .acenas import AceNAS
+    from .chain import Chain, chains
     from .core import cost, nets, tasks
     from .core.data import scenes
     from .core.finetune import finetune
     from .core.graph import surgery
+    from .core.hub import push
     from .core.parallel import map
     from .core.spaces import tables
     from .core.spaces.architectures import Graph, Space
@@ -29,12 +31,13 @@ if TYPE_CHECKING:  # what the names below are, for editors and type checkers
     from .gal import GAL
     from .hybridsd import HybridSD
     from .hyperfd import HyperFD
+    from .inference import engine
     from .pams import PAMS
     from .registry import works_with
     from .sparsebytenn import SparseByteNN
     from .ui import compare, view
 
-__version__ = "0.1.0"
+    __version__: str
 
 # Public name -> module, or (module, attribute). Loaded at first use: `import lab` is fast and imports no torch.
 _RECIPES = {
@@ -51,6 +54,9 @@ _RECIPES = {
 _HOMES = {
     **_RECIPES,
     **{package: package for package, _ in _RECIPES.values()},  # the methods' rooms: help(lab.gal) is a card
+    "Chain": ("chain", "Chain"),
+    "chains": ("chain", "chains"),
+    "chain": "chain",
     "Task": ("core.task", "Task"),
     "Graph": ("core.spaces.architectures", "Graph"),
     "Space": ("core.spaces.architectures", "Space"),
@@ -59,6 +65,8 @@ _HOMES = {
     "compare": ("ui", "compare"),
     "finetune": ("core.finetune", "finetune"),
     "map": ("core.parallel", "map"),
+    "engine": ("inference", "engine"),
+    "push": ("core.hub", "push"),
     "works_with": ("registry", "works_with"),
     "tables": "core.spaces.tables",
     "tasks": "core.tasks",
@@ -75,6 +83,7 @@ __all__ = [
     "PAMS",
     "RECIPES",
     "AceNAS",
+    "Chain",
     "Decoupling",
     "FoldGPT",
     "Graph",
@@ -85,10 +94,13 @@ __all__ = [
     "Stream",
     "Task",
     "acenas",
+    "chain",
+    "chains",
     "compare",
     "cost",
     "decoupling",
     "dqss",
+    "engine",
     "finetune",
     "foldgpt",
     "gal",
@@ -99,6 +111,7 @@ __all__ = [
     "map",
     "nets",
     "pams",
+    "push",
     "scenes",
     "sparsebytenn",
     "surgery",
@@ -113,12 +126,17 @@ __all__ = [
 def __getattr__(name):
     if name == "RECIPES":
         return tuple(__getattr__(recipe) for recipe in _RECIPES)
+    from .core import distribution
+
+    if name == "__version__":
+        return distribution.version()
     if name not in _HOMES:
         raise AttributeError(f"lab has no {name!r}; it has {', '.join(__all__)}")
     home = _HOMES[name]
-    if isinstance(home, str):
-        return import_module(f".{home}", __name__)
-    return getattr(import_module(f".{home[0]}", __name__), home[1])
+    with distribution.needed("notebook"):
+        if isinstance(home, str):
+            return import_module(f".{home}", __name__)
+        return getattr(import_module(f".{home[0]}", __name__), home[1])
 
 
 def __dir__():
@@ -126,15 +144,36 @@ def __dir__():
 
 
 def load(folder, base=None):
-    """The outcome saved in `folder`: its model, report and trace. `base` is your own network, where the lab has no
-    builder for it: an instance of the class that was compressed, with any weights.
-    """
-    from .core import store
-    from .core.outcome import restored
+    """The outcome saved in `folder`, or in the repository 'hf://owner/name' of the hub: its model, report and trace.
 
+    `base` is your own network, where nothing else builds it: an instance of the class that was compressed first, with
+    any weights. Networks of lab.nets, torchvision, timm, transformers and diffusers, what was made from another
+    outcome, and what was saved with `source=True` need none.
+    """
+    from .core import hub, store
+    from .core.outcome import origin_of, restored
+
+    folder = store.present(hub.fetched(folder))
     saved = store.load(folder, "outcome")
     name = saved.get("recipe") if isinstance(saved, dict) else None
+    if name == "Chain":
+        return __getattr__("chain").loading.restored_chain(saved, folder, base, load)
     if name not in tuple(_RECIPES):
-        raise ValueError(f"{folder} holds an outcome of {name!r}; this version of the lab has {', '.join(_RECIPES)}")
+        shown = repr(name) if isinstance(name, str) else f"a {type(name).__name__}"  # a tensor's takes lines
+        raise ValueError(f"{folder} holds an outcome of {shown}; this version of the lab has {', '.join(_RECIPES)}")
+    origin = origin_of(saved, folder, base, load)
     outcome = getattr(import_module(f".{_RECIPES[name][0]}.recipe", __name__), f"{name}Outcome")
-    return restored(outcome, __getattr__(name), saved, store.present(folder), base)
+    return restored(outcome, __getattr__(name), saved, folder, base, origin)
+
+
+def _warn_of_a_clash():
+    """Say so in one line if another project has put files of its own into this folder."""
+    import warnings
+
+    from .core import distribution
+
+    if line := distribution.clash():
+        warnings.warn(line, RuntimeWarning, stacklevel=3)
+
+
+_warn_of_a_clash()

@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import difflib
+import importlib.util
+import inspect
 import os
 import shutil
 import subprocess
@@ -13,6 +15,8 @@ import typing
 from pathlib import Path
 
 import lab
+
+from .core.distribution import NAME, clash, install
 
 PACKAGE = Path(__file__).parent
 FIRST = "00_tour.ipynb"
@@ -26,11 +30,15 @@ class CommandError(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status: 0, 1 if the work failed, 2 if what was asked is not there."""
     try:
+        if not hasattr(lab, "_RECIPES"):  # another project's lab/__init__.py has been put over ours
+            raise CommandError(
+                clash() or f"{lab.__file__} is not the lab's: install {NAME} into an environment of its own"
+            )
         options = parser().parse_args(arguments)
         return options.do(options) or 0
     except CommandError as error:
         return _say(error, 2)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         return _say(error, 1)
     except KeyboardInterrupt:
         return _say("stopped; what --checkpoint stored is kept, and the same command goes on from there", 130)
@@ -50,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine has, what is missing and how to get it")
     doctor.set_defaults(do=doctor_command)
 
-    run = commands.add_parser("run", help="run a recipe on its own task and print the report")
-    run.add_argument("method", help="a recipe's name, such as gal")
+    run = commands.add_parser("run", help="run a recipe, or a chain of them, and print the report")
+    run.add_argument("method", help="a recipe's name, such as gal, or a file, such as chain.toml")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe; repeat")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--device", help="such as cpu or cuda")
@@ -59,6 +67,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--checkpoint", type=folder, metavar="DIR", help="keep the run's state there: it survives a kill")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     run.set_defaults(do=run_command)
+
+    load = commands.add_parser("load", help="print the report of an outcome that was saved")
+    load.add_argument("folder", metavar="DIR", help="what `lab run --out DIR` wrote, or hf://owner/name of the hub")
+    load.set_defaults(do=load_command)
 
     bench = commands.add_parser("bench", help="measure what the lab claims: benchmarks/<method>.py")
     bench.add_argument("method", nargs="?", help="one method; left out, all that have a benchmark")
@@ -77,12 +89,30 @@ def parser() -> argparse.ArgumentParser:
                        help="asked of every request; left out, LAB_TOKEN's or a new one, which is printed")  # fmt: skip
     serve.add_argument("--name", action="append", default=[], metavar="HOST",
                        help="a further name that it is asked by, such as a proxy's; repeat")  # fmt: skip
+    serve.add_argument("--device", help="cloud: where it computes, such as cuda; left out, the CPU")
+    serve.add_argument("--lora", metavar="DIR", help="cloud: a LoRA adapter that is added to the model")
+    serve.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="cloud: requests of equal shapes that share a call of the model; their last bits may differ",
+    )
+    serve.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"],
+                       help="cloud: what it computes in")  # fmt: skip
     serve.set_defaults(do=serve_command)
 
     back = commands.add_parser("rollback", help="give a served platform an older state, which its folder keeps")
     back.add_argument("folder", type=Path, metavar="DIR", help="the folder that `lab serve platform` was given")
     back.add_argument("--to", type=int, metavar="VERSION", help="left out, the one before the newest")
     back.set_defaults(do=rollback_command)
+
+    keys = commands.add_parser("clients", help="who has a key to a served platform; give one, take one back")
+    keys.add_argument("folder", type=Path, metavar="DIR", help="the folder that `lab serve platform` was given")
+    change = keys.add_mutually_exclusive_group()
+    change.add_argument("--add", metavar="NAME", help="make a key for a client and print it, once")
+    change.add_argument("--revoke", metavar="NAME", help="take a client's key back, at once")
+    keys.set_defaults(do=clients_command)
     return top
 
 
@@ -92,7 +122,8 @@ def serve_command(options: argparse.Namespace) -> int:
     if options.what == "platform":
         lab.hyperfd.serving.serve(options.folder, *where)
     else:
-        lab.hybridsd.cloud.serve(options.model, *where)
+        how = {"device": options.device, "dtype": options.dtype, "lora": options.lora, "batch": options.batch}
+        lab.hybridsd.cloud.serve(options.model, *where, **how)
     return 0
 
 
@@ -103,6 +134,20 @@ def rollback_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def clients_command(options: argparse.Namespace) -> int:
+    """The clients of a platform and their keys."""
+    keys = lab.hyperfd.database
+    if options.add:
+        key = keys.add_client(options.folder, options.add)
+        print(f"the key of {options.add}, which is shown this once; who has it runs first:\n    export LAB_TOKEN={key}")
+    elif options.revoke:
+        keys.revoke_client(options.folder, options.revoke)
+        print(f"{options.revoke} has no key any more; what it taught stays: `lab rollback` gives an older state")
+    else:
+        print("\n".join(keys.clients(options.folder)) or "no client has a key of its own: all share the token")
+    return 0
+
+
 def start_command(options: argparse.Namespace) -> int:
     """Copy the notebooks, keeping what is there, and put JupyterLab in this process's place."""
     source, folder = _brought("notebooks"), options.folder
@@ -110,6 +155,8 @@ def start_command(options: argparse.Namespace) -> int:
         new, kept = copy_notebooks(source, folder)
         print(f"{new} notebooks copied to {folder}{f', {kept} that were there are kept' if kept else ''}", flush=True)
     if not options.no_open:
+        if importlib.util.find_spec("jupyterlab") is None:
+            raise CommandError(f"JupyterLab is not in this environment: {install('notebook')}")
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # a busy neighbour makes two threads ten times slower than one
         command = jupyter(folder)
         os.execv(command[0], command)
@@ -156,17 +203,49 @@ def doctor_command(options: argparse.Namespace) -> int:
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """Run a recipe, print its report, save its outcome."""
-    recipe = _recipe(options.method)
-    fields = dict(parse_field(recipe, text) for text in options.set)
+    """Run a recipe or a chain, print its report, save its outcome."""
+    recipe, task = chain(options) if options.method.endswith(".toml") else (_recipe(options.method), None)
+    if isinstance(recipe, type):
+        recipe = recipe(**dict(parse_field(recipe, text) for text in options.set))
     if options.out:
         validate_room(options.out)  # before the run, not after it
-    outcome = recipe(**fields).run(
-        seed=options.seed, device=options.device, progress=not options.quiet, checkpoint=options.checkpoint
-    )
+    outcome = recipe.run(
+        task and task(),
+        seed=options.seed, device=options.device, progress=not options.quiet, checkpoint=options.checkpoint,
+    )  # fmt: skip
     print(outcome)
     if options.out:
         print(f"saved: lab.load({str(saved(outcome, options.out))!r})")
+    return 0
+
+
+def chain(options: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
+    """The chain in a file, and the function that makes its task, None for the chain's own."""
+    if options.set:
+        raise CommandError("--set is for one recipe: write a chain's fields into its file")
+    try:
+        recipe, name = lab.chain.files.read(options.method, lab.RECIPES)
+    except ValueError as error:
+        raise CommandError(error) from error
+    if name is None:
+        return recipe, None
+    have = [task for task, make in vars(lab.tasks).items() if _makes_a_task(make)]
+    if name not in have:
+        raise CommandError(f"{options.method}: no task {name!r}{_meant(name, have)}; there are {', '.join(have)}")
+    return recipe, getattr(lab.tasks, name)
+
+
+def _makes_a_task(make: typing.Any) -> bool:
+    """Whether a name of `lab.tasks` is a function that gives a task without being given anything."""
+    if not isinstance(make, types.FunctionType) or make.__module__ != "lab.core.tasks":
+        return False
+    is_task = typing.get_type_hints(make).get("return") is lab.Task
+    return is_task and all(p.default is not p.empty for p in inspect.signature(make).parameters.values())
+
+
+def load_command(options: argparse.Namespace) -> int:
+    """Print the report of a saved outcome."""
+    print(lab.chain.loading.report_of(options.folder))
     return 0
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from .core import distribution
+
 OURS = ("python", "python3", f"python3.{sys.version_info.minor}")  # Jupyter puts its own Python in for these
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
@@ -26,25 +28,32 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything once, the essential things first."""
-    return [*versions(), devices(), threads(), kernels(), compiler(), data(), jupyter(), chromium()]
+    return [*versions(), *clashes(), devices(), threads(), kernels(), compiler(), data(), jupyter(), chromium()]
 
 
 def versions() -> list[Finding]:
     """Python, the lab and every package that it names, extras included."""
     python = Finding("python", f"{platform.python_version()} at {sys.executable}")
     try:
-        needs = metadata.requires("lab") or []
+        needs = metadata.requires(distribution.NAME) or []
     except metadata.PackageNotFoundError:
         state = f"not installed, used from {Path(__file__).parents[1]}"
         return [python, Finding("lab", state, "pip install -c constraints.txt -e . in that folder")]
-    here = Finding("lab", f"{metadata.version('lab')} at {Path(__file__).parent}")
+    here = Finding("lab", f"{distribution.NAME} {distribution.version()} at {Path(__file__).parent}")
     return [python, here, *filter(None, (_package(Requirement(text)) for text in needs))]
+
+
+def clashes() -> list[Finding]:
+    """Other distributions that install a package `lab`: whose files are imported is then chance."""
+    brought = sorted({*metadata.packages_distributions().get("lab", ())} - {distribution.NAME})
+    lines = [distribution.told_apart(f"{name} {metadata.version(name)}").split(": ", 1) for name in brought]
+    return [Finding("clash", state, remedy, True) for state, remedy in lines]
 
 
 def _package(need: Requirement) -> Finding | None:
     """One package; those of the extras that are only collections of other extras are left out."""
     core = not (need.marker and "extra" in str(need.marker))
-    if need.name == "lab":
+    if need.name == distribution.NAME:
         return None
     remedy = f"pip install '{need.name}{need.specifier}'"
     try:
@@ -116,7 +125,7 @@ def jupyter() -> Finding:
         version = metadata.version("jupyterlab")
         kernel = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except (ImportError, metadata.PackageNotFoundError, NoSuchKernel):
-        return Finding("notebooks", "JupyterLab is not in this environment", "pip install jupyterlab", True)
+        return Finding("notebooks", "missing (optional)", distribution.install("notebook"))
     if kernel not in OURS and Path(kernel) != Path(sys.executable):
         remedy = f"{sys.executable} -m ipykernel install --sys-prefix"
         return Finding("notebooks", f"JupyterLab {version} would start another Python ({kernel})", remedy, True)

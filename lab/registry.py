@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from .core.distribution import needed
+
 PATH = Path(__file__).with_name("registry.json")
 COLUMNS = ("outcome", "structures", "reachable", "error", "onnx", "seconds", "megabytes", "why")
 MARKS = {"works": "yes", "refused": "no", "skipped": "-"}  # of an outcome in a table; all others stand as they are
@@ -126,7 +128,8 @@ class Registry:
 
     def to_frame(self) -> Any:
         """A row for each trial, indexed by network and method, as a pandas DataFrame."""
-        import pandas
+        with needed():
+            import pandas
 
         rows = [
             {"network": entry.name, "method": method, "source": entry.source, "kind": entry.kind, **vars(trial)}

@@ -42,6 +42,7 @@ def test_a_rival_that_computes_something_else_is_refused():
         engines.checked("it", lambda: answer * np.nan, net, x, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells what each thread worked")
 def test_a_rival_on_more_threads_than_it_was_given_is_refused():
     net, x, noise = nn.Linear(3, 2), torch.randn(1, 3), np.random.default_rng(0).bytes(300_000)

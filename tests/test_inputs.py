@@ -97,7 +97,7 @@ def test_the_engine_of_sparsebytenn_reads_as_many_inputs_as_the_network():
     data = task("tuple")
     outcome = RECIPES["SparseByteNN"].run(data, progress=False)
     engine, inputs = outcome.engine(measure=False), data.inputs_of(next(iter(data.batches)))
-    assert outcome.report["bytes"].after and torch.allclose(engine(*inputs), outcome.model(*inputs), atol=1e-4)
+    assert outcome.report["packed bytes"].after and torch.allclose(engine(*inputs), outcome.model(*inputs), atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The README's example on a network of one's own runs as it stands."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def test_every_recipe_that_works_is_in_the_table():
 
     working = re.findall(r"\| `lab\.(\w+)` \|.*arxiv.org.*\| [^|]*\d[^|]* \|", README)
     assert working == [recipe.__name__ for recipe in lab.RECIPES]
+
+
+def test_every_extra_has_its_line():
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    table = README.partition("## What each extra brings")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(extras)
 
 
 def test_the_figures_are_those_of_the_registry():

@@ -53,11 +53,14 @@ def test_a_name_that_is_not_there_is_one_line():
 
 
 def test_an_outcome_of_a_later_version_is_refused_in_one_line(tmp_path):
+    import torch
+
     from lab.core import store
 
-    store.save(tmp_path, "outcome", {"recipe": "Later", "fields": {}})
-    with pytest.raises(ValueError, match="holds an outcome of 'Later'; this version of the lab has GAL"):
-        lab.load(tmp_path)
+    for recipe, shown in (("Later", "'Later'"), (torch.ones(2, 2), "a Tensor")):
+        store.save(tmp_path, "outcome", {"recipe": recipe, "fields": {}})
+        with pytest.raises(ValueError, match=f"holds an outcome of {shown}; this version of the lab has GAL"):
+            lab.load(tmp_path)
 
 
 LIGHT = """

@@ -60,6 +60,7 @@ def dialect(source: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_names_are_the_fields(path):
     assert dialect(path.read_text(encoding="utf-8")) == []
@@ -77,6 +78,7 @@ def test_dialect_is_noticed():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_public_class_is_there_twice():
     homes = defaultdict(list)
     for path in SOURCES:

@@ -3,6 +3,7 @@
 //                                               has installed them; prints JSON
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { spawn } from "./workers.mjs";
 
 const [folder, rounds, baselines] = process.argv.slice(2);
 const plan = JSON.parse(readFileSync(`${folder}/plan.json`));
@@ -47,6 +48,20 @@ function ours(build, file) {
   return async () => network.run(picture);
 }
 
+/** One picture on one thread and on more, by the share of blocks that are zero. */
+async function together(share) {
+  const picture = floats("pixels.f32");
+  const file = bytes(`${share}.sbnn`);
+  const many = await Network.threaded(compiled("threads"), file, plan.threads, spawn);
+  const one = new Network(compiled("relaxed"), file);
+  if (many.run(picture).some((v, i) => !Object.is(v, one.run(picture)[i]))) throw new Error("threads give other numbers");
+  const calls = { 1: async () => one.run(picture), [plan.threads]: async () => many.run(picture) };
+  await race(calls, Math.ceil(Number(rounds) / 3));
+  const { 1: alone, [plan.threads]: shared } = await race(calls, Number(rounds));
+  many.close();
+  return { alone: alone.wall, shared: shared.wall };
+}
+
 function product(build, reference) {
   const network = new Network(compiled(build), bytes("product.sbnn"));
   network.run(new Float32Array(network.channels * network.height * network.width).fill(0.5));
@@ -85,5 +100,7 @@ for (const name of dense) outputs[name] = Array.from(await networks[name]());
 const products = Object.fromEntries(plan.layers ? here.map((build) => [build, product(build, false)]) : []);
 await race(networks, Math.ceil(Number(rounds) / 3)); // engines compile what runs often, once more and in the background
 await race(products, 30);
-const result = { builds: here, outputs, networks: await race(networks, Number(rounds)), products: await race(products, 60) };
+const threads = {};
+for (const share of here.includes("relaxed") ? plan.shares : []) threads[share] = await together(share);
+const result = { builds: here, outputs, networks: await race(networks, Number(rounds)), products: await race(products, 60), threads };
 process.stdout.write(JSON.stringify({ ...result, node: process.version, v8: process.versions.v8 }));

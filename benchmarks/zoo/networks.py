@@ -2,7 +2,8 @@
 
 torchvision's compiled operators do not load beside a torch built for the CPU alone; its Python models need none of
 them until a detector selects its boxes. `importable` therefore has torch ignore the shapes that torchvision registers
-for operators that are not there. It lives here and not in the package: the lab itself never imports torchvision.
+for operators that are not there. It lives here and not in the package: the lab imports torchvision only for a network
+that was built by it.
 """
 
 import sys

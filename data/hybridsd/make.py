@@ -30,8 +30,8 @@ from lab.core.data.batches import shifted, shuffled
 from lab.core.training import Stage, descend, seeded
 from lab.hybridsd import blocks, prompts
 from lab.hybridsd import equations as eq
-from lab.hybridsd.components import token_ids
 from lab.hybridsd.distillation import distil
+from lab.hybridsd.text import token_ids
 
 SEED, BATCH, PICTURES = 0, 64, 24_000
 LATENTS = 64  # a batch of latents
@@ -73,7 +73,7 @@ def follow(average, state, index, most=0.995):
             mean.lerp_(weight, 1 - rate)
 
 
-def tokenizer(folder):
+def tokenizer(folder, captions):
     """CLIP's byte-pair tokenizer, its merges learned from the captions until each word is one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -85,7 +85,7 @@ def tokenizer(folder):
     trainer = trainers.BpeTrainer(
         vocab_size=2000, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
     )
-    learner.train_from_iterator([scene.caption for scene in prompts.held_out() + prompts.learned()], trainer)
+    learner.train_from_iterator(captions, trainer)
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     words = sorted(letters) + sorted(f"{c}</w>" for c in letters) + ["".join(pair) for pair in merges]
     vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
@@ -262,10 +262,13 @@ def keep(folder, words, text, vae, cloud, edge, tiny, reader):
     text.float().save_pretrained(folder / "text_encoder")  # transformers loads the precision it finds, diffusers not
     edge.half().save_pretrained(folder / "edge")
     tiny.half().save_pretrained(folder / "tiny")
-    store.write(
-        folder / "reader.safetensors",
-        save({name: x.half() if x.is_floating_point() else x for name, x in reader.state_dict().items()}),
-    )
+    finish(folder, reader)
+
+
+def finish(folder, reader):
+    """The reader in half precision beside the models, and SHA256SUMS of all that a folder keeps."""
+    state = {name: x.half() if x.is_floating_point() else x for name, x in reader.state_dict().items()}
+    store.write(folder / "reader.safetensors", save(state))
     kept = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in ASIDE)
     lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}" for path in kept]
     store.write(folder / "SHA256SUMS", ("\n".join(lines) + "\n").encode())
@@ -288,7 +291,7 @@ def main() -> None:
         vae = train_vae(work, images, things, device)
         latents, factor = encoded(work, vae, images, device)
         vae.register_to_config(scaling_factor=factor)
-        words = tokenizer(work / "tokenizer")
+        words = tokenizer(work / "tokenizer", [scene.caption for scene in prompts.held_out() + prompts.learned()])
         ids = token_ids([*(scene.caption for scene in scenes), ""], words, None)
         if options.only != "tiny":
             cloud, text = train_cloud(work, latents, ids[:-1], ids[-1:], words, device)

@@ -8,11 +8,13 @@ arXiv 2108.03001).
                 g gain   d discount   S_ij sign(r_i - r_j)   sigma steepness   lambda what stands for a gradient
     equations   (1) normalised   (2) graph_convolution   (3) sort_pool   (4) pretraining_loss   (5) relevance
                 (6) gain   (7) discount   (8) dcg   (9) ranks   (10) ndcg_change   (11) lambda_gradient
-                (12) mse   (13) ranknet   (14) pair_divergence   (15) allowance
+                (12) mse   (13) ranknet   (14) pair_divergence   (15) allowance   (16) layers   (17) crowding
+                (18) hypervolume
                 The numbers are this card's own: Card (n).
     procedure   recipe.AceNAS.run: pre-training on weak labels, search.half_exploit in T rounds, the top ones trained
     where       layers encodes graphs, scorers learns (graph encoders, LightGBM), search says what is trained and holds
-                the baselines, supernet trains cells alone and all in one, metrics judges a ranking
+                the baselines, fronts seeks label and cost at once, supernet trains cells alone and all in one, metrics
+                judges a ranking
     picture     view.explore, view.curves
 
     departures  Of the paper only the abstract could be read: the method is its released code, the equations' numbers
@@ -22,11 +24,18 @@ arXiv 2108.03001).
                 NAS-Bench-201 has operators on its edges; the usual graph of eight nodes stands for a cell. Ours.
                 Pre-training is 40 passes in batches of 64 over all weak labels; the release has 300 in batches of 20
                 over four fifths of them: AceNAS.paper('benchmarks').
-                A scorer that gives all the same score has collapsed, and is begun again, up to twice. Ours.
+                A scorer that gives all the same score has collapsed, and is begun again, up to twice; then the first
+                weak label stands in for its scores, or a draw. Ours.
+                Weak labels of NAS-Bench-201 save labels for the order of the whole table, not for the pick: what was
+                measured stands in data/acenas.
                 The best weights of a round are chosen on the training set itself, as in the release.
                 LightGBM's lambdarank is a scorer of equal standing; weak labels are features of it. Ours.
                 Where scores are equal, a draw by the seed and the architecture chooses, and NDCG counts the mean of all
                 orders; nothing hangs on the order in which a table stands. Ours.
+                With two objectives the scorer still ranks by the label alone, since costs are known without training:
+                what is trained next are the first layers by score and cost, spread by the crowding distance of NSGA-II
+                (Deb et al., 2002). The hypervolume is counted from the dearest architecture's cost and the label below
+                which a fifth of the table lies, in percent of the table's own front. Ours.
                 Tables without validation accuracies are searched on one training's test accuracy and judged by the
                 mean: results are not comparable with those that search on a validation part.
 """

@@ -3,6 +3,8 @@
 Shapes: M architectures in a batch, G nodes a graph, F features a node. Data flows from u to v where A[u, v] = 1.
 """
 
+from bisect import bisect_right
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -109,3 +111,41 @@ def pair_divergence(s: Tensor, y: Tensor) -> Tensor:
 def allowance(t: int, budget: int, rounds: int) -> int:
     """Card (15): after round t of T, t · B / T architectures have been trained."""
     return t * budget // rounds
+
+
+def layers(y: Tensor, c: Tensor) -> Tensor:
+    """Card (16): non-dominated sorting by label y and cost c, both (n,): 0 for what none beats in both, 1 for what then
+    none beats, and so on. Of equal ones the first is in the front, the next one layer behind.
+    """
+    order = sorted(range(len(y)), key=lambda i: (float(c[i]), -float(y[i])))  # the cheapest first
+    highest: list[float] = []  # of each layer so far the negative of its largest label: ascending, for bisect
+    layer = torch.empty(len(y), dtype=torch.long)
+    for i in order:
+        at = bisect_right(highest, -float(y[i]))  # layers before it hold one that is no dearer and no worse
+        highest[at : at + 1] = [-float(y[i])]
+        layer[i] = at
+    return layer
+
+
+def crowding(y: Tensor, c: Tensor) -> Tensor:
+    """Card (17): crowding distance (Deb et al., 2002) in a front of labels y and costs c, both (n,): the sides of the
+    box between a point's neighbours, each over its range; infinite for the two ends.
+    """
+    order = c.argsort(stable=True)
+    y, c = y[order].double(), c[order].double()
+    apart = torch.full_like(c, torch.inf)
+    width, height = (c[-1] - c[0]).clamp_min(1e-12), (y.max() - y.min()).clamp_min(1e-12)
+    apart[1:-1] = (c[2:] - c[:-2]) / width + (y[2:] - y[:-2]).abs() / height
+    distance = torch.empty_like(apart)
+    distance[order] = apart
+    return distance
+
+
+def hypervolume(y: Tensor, c: Tensor, worst_label: float, worst_cost: float) -> float:
+    """Card (18): the area that labels y at costs c, both (n,), dominate, as seen from the corner (worst_label,
+    worst_cost): Σ over costs upwards of (next cost − cost) · (best label so far − worst_label).
+    """
+    order = c.argsort(stable=True)
+    c = torch.cat([c[order].double(), torch.tensor([worst_cost], dtype=torch.float64)]).clamp_max(worst_cost)
+    height = (y[order].double().cummax(0).values - worst_label).clamp_min(0)
+    return float((c.diff() * height).sum())

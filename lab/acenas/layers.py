@@ -33,15 +33,16 @@ class GraphBatch:
         most = max(len(graph.operators) for graph in graphs)
         nodes = torch.zeros(len(graphs), most, len(operators) + len(stages))
         adjacency, present = torch.zeros(len(graphs), most, most), torch.zeros(len(graphs), most, dtype=torch.bool)
-        for row, graph in enumerate(graphs):
-            size = range(len(graph.operators))
-            nodes[row, size, [operators[name] for name in graph.operators]] = 1
-            if graph.stages:
-                nodes[row, size, [len(operators) + stages[stage] for stage in graph.stages]] = 1
-            if graph.edges:
-                u, v = zip(*graph.edges, strict=True)
-                adjacency[row, u, v] = 1
-            present[row, size] = True
+        # flat lists of (graph, node, operator) and of edges, each written in one go: a loop over tensors takes seconds
+        at = [(row, i, operators[name]) for row, graph in enumerate(graphs) for i, name in enumerate(graph.operators)]
+        at += [
+            (row, i, len(operators) + stages[s]) for row, graph in enumerate(graphs) for i, s in enumerate(graph.stages)
+        ]
+        row, node, feature = zip(*at, strict=True)
+        nodes[row, node, feature] = 1
+        present[row, node] = True
+        if edges := [(row, u, v) for row, graph in enumerate(graphs) for u, v in graph.edges]:
+            adjacency[tuple(zip(*edges, strict=True))] = 1
         parts = len(space.graphs[0])
         nodes, adjacency, present = (t.unflatten(0, (-1, parts)) for t in (nodes, eq.normalised(adjacency), present))
         hparams = space.hparams if space.hparams is not None else torch.zeros(len(space), 0)

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..core.outcome import Outcome
+from . import equations as eq
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -50,15 +50,20 @@ class AceNASOutcome(Outcome):
             raise ValueError("regret is known for tables only: here every label was trained")
         return float(truth[self.context["pool"]].max() - truth[self.context["names"].index(self.pick)])
 
-    def front(self, cost: str) -> list[tuple[str, float, float]]:
-        """The trained ones that no other beats in both cost and label: (name, cost, label), cheapest first."""
+    def front(self, cost: str | None = None) -> list[tuple[str, float, float]]:
+        """The trained ones that no other beats in both cost and label: (name, cost, label), cheapest first.
+
+        `cost` left out is that of the recipe's objectives; ValueError where it has none, or the space no such cost.
+        """
+        cost = self.context.get("objective") if cost is None else cost
+        if cost is None:
+            raise ValueError(f"front of what? give cost, one of {', '.join(self.context['costs']) or 'none'}")
         if cost not in self.context["costs"]:
             raise ValueError(f"cost={cost!r}: this space knows {', '.join(self.context['costs']) or 'no costs'}")
-        costs = self.context["costs"][cost][self.rows]
-        order = sorted(range(len(self.rows)), key=lambda i: (float(costs[i]), -float(self.labels[i])))
-        front, best = [], -torch.inf
-        for i in order:
-            if float(self.labels[i]) > best:
-                best = float(self.labels[i])
-                front.append((self.context["names"][int(self.rows[i])], float(costs[i]), best))
-        return front
+        costs = self.context["costs"][cost][self.rows]  # (m,)
+        front = (eq.layers(self.labels, costs) == 0).nonzero()[:, 0].tolist()
+        names = [self.context["names"][int(self.rows[i])] for i in front]
+        return sorted(
+            ((name, float(costs[i]), float(self.labels[i])) for name, i in zip(names, front, strict=True)),
+            key=lambda point: point[1],
+        )

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam
+from torch.optim import Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..core import ranking_metrics
+from ..core.distribution import install
 from ..core.spaces.architectures import Space
 from ..core.training import Stage, Step, descend
 from . import equations as eq
@@ -38,12 +39,13 @@ class Settings:
     decay: float = 5e-4
     batch: int = 20
     patience: int = 50
+    optimiser: type[Adam] = Adam
 
 
 SETTINGS = {
     "gcn": Settings(),
     "chain": Settings(hidden=128, out=128, fuse=None, head=256, lr=2e-3),
-    "brp": Settings(hidden=600, pool="mean", dropout=0.2, lr=3.5e-4, batch=64, patience=35),
+    "brp": Settings(hidden=600, pool="mean", dropout=0.2, lr=3.5e-4, batch=64, patience=35, optimiser=AdamW),
     "vanilla": Settings(hidden=144, pool="mean", dropout=0.1, lr=2e-4, decay=1e-3, batch=10),
 }
 
@@ -79,6 +81,9 @@ class GraphScorer:
         self.pretrained: dict[str, Tensor] | None = None
         self.net = self._fresh()
         self.restarts = 0
+        self.fallback = torch.zeros(len(space), dtype=torch.float64)
+        self.latest: Tensor | None = None  # scores after the last fit
+        self.collapsed = False
 
     def _fresh(self, labels: Sequence[str] = ("score",)) -> Scorer:
         x, s = self.features, self.settings
@@ -118,7 +123,8 @@ class GraphScorer:
             pass
         kept = self._fresh()
         kept.load_state_dict({key: value for key, value in net.state_dict().items() if key in kept.state_dict()})
-        self.net, self.pretrained = kept, deepcopy(kept.state_dict())
+        self.net, self.pretrained, self.latest = kept, deepcopy(kept.state_dict()), None
+        self.fallback = z[:, 0].double().cpu()
         return stage.trace
 
     def fit(self, rows: Sequence[int], labels: Sequence[float], seed: int) -> None:
@@ -132,14 +138,16 @@ class GraphScorer:
                 if self.pretrained is not None and attempt == 1:
                     self.net.load_state_dict(self.pretrained)
             self._descend(x, _z(y), self.config.relevance(y))
-            if not is_collapsed(self.scores()):
+            self.latest = self.net.scores(self.features).double().cpu()
+            self.collapsed = is_collapsed(self.latest)
+            if not self.collapsed:
                 return
 
     def _descend(self, x: GraphBatch, y: Tensor, r: Tensor) -> None:
         """Adam along a cosine; the weights of the best pass stay, which the training set itself decides."""
         rows = _Rows(len(y), min(self.settings.batch, len(y)))
         steps = self.config.epochs * len(rows)
-        adam = Adam(self.net.parameters(), self.settings.lr, weight_decay=self.settings.decay)
+        adam = self.settings.optimiser(self.net.parameters(), self.settings.lr, weight_decay=self.settings.decay)
         schedule = CosineAnnealingLR(adam, steps)
         best, kept, waited = -math.inf, self.net.state_dict(), 0
         scores = torch.full_like(y, -math.inf)  # the scores of this pass, with dropout, as the released code has it
@@ -164,8 +172,10 @@ class GraphScorer:
         self.net.load_state_dict(kept)
 
     def scores(self) -> Tensor:
-        """(n,) of the whole space."""
-        return self.net.scores(self.features).double().cpu()
+        """(n,) of the whole space; of a collapsed scorer the first weak label, or without one all the same."""
+        if self.collapsed:
+            return self.fallback
+        return self.net.scores(self.features).double().cpu() if self.latest is None else self.latest
 
 
 class BoostedScorer:
@@ -180,16 +190,19 @@ class BoostedScorer:
         try:
             import lightgbm
         except ModuleNotFoundError:
-            raise ModuleNotFoundError("scorer='lightgbm' needs LightGBM: pip install 'lab[search]'") from None
+            raise ModuleNotFoundError(f"scorer='lightgbm' needs LightGBM: {install('search')}") from None
         self.library, self.config = lightgbm, config
         x = GraphBatch.of(space)
         self.features = torch.cat([x.nodes.flatten(1), x.adjacency.flatten(1).sign(), x.hparams], 1)
         self.features = self.features[:, self.features.std(0) > 0]  # (n, what differs)
+        self.fallback = torch.zeros(len(space), dtype=torch.float64)
         self.model: Any = None
+        self.collapsed = False
 
     def pretrain(self, weak: dict[str, Tensor], *_: Any, **__: Any) -> list[Step]:
         """Trees take weak labels as features."""
-        self.features = torch.cat([self.features, torch.stack([_z(c) for c in weak.values()], 1).float()], 1)
+        z = torch.stack([_z(column) for column in weak.values()], 1)  # (n, weak labels)
+        self.features, self.fallback = torch.cat([self.features, z], 1), z[:, 0].double()
         return []
 
     def fit(self, rows: Sequence[int], labels: Sequence[float], seed: int) -> None:
@@ -214,8 +227,10 @@ class BoostedScorer:
         self.model = ranker.fit(x, self.config.relevance(y).round().int().numpy(), group=[len(rows)])
 
     def scores(self) -> Tensor:
-        """(n,) of the whole space."""
-        return torch.from_numpy(self.model.predict(self.features.numpy()))
+        """(n,) of the whole space; of a collapsed scorer the first weak label, or without one all the same."""
+        scores = torch.from_numpy(self.model.predict(self.features.numpy()))
+        self.collapsed = is_collapsed(scores)
+        return self.fallback if self.collapsed else scores
 
 
 def is_collapsed(scores: Tensor) -> bool:

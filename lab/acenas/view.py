@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ..core import ranking_metrics
+from ..core.training import Step
 from ..ui import Control, Explorer, Frame, svg, view
 from ..ui.curves import interval_curves
+from . import equations as eq
 from . import metrics
 from .outcome import AceNASOutcome
 from .search import best
@@ -43,10 +45,18 @@ def numbers(outcome: AceNASOutcome, index: int) -> dict[str, Points]:
 
 
 def costs(outcome: AceNASOutcome, cost: str) -> dict[str, Points]:
-    """(cost, label) of all that was trained, and of the front that none of them beats in both."""
-    values = outcome.context["costs"][cost]
+    """(cost, label) of all that was trained, and of the front that none of them beats in both; of a table that was
+    searched for this cost also its own front, by truth.
+    """
+    context = outcome.context
+    values, truth = context["costs"][cost], context["truth"]
     trained = [(float(values[row]), float(y)) for row, y in zip(outcome.rows.tolist(), outcome.labels, strict=True)]
-    return {"trained": trained, "front": [(c, y) for _, c, y in outcome.front(cost)]}
+    points = {"trained": trained, "front": [(c, y) for _, c, y in outcome.front(cost)]}
+    if truth is not None and context.get("objective") == cost:
+        pool = context["pool"]
+        best_rows = pool[eq.layers(truth[pool], values[pool]) == 0]
+        points["the table's front"] = sorted((float(values[row]), float(truth[row])) for row in best_rows.tolist())
+    return points
 
 
 @view.register
@@ -65,8 +75,8 @@ def explore(outcome: AceNASOutcome) -> Explorer:
     controls = {"round": Control(rounds, label="round", start=rounds[-1])}
     if context["costs"]:
         names = list(context["costs"])
-        preferred = next((name for name in names if "latency" in name), names[0])
-        controls["cost"] = Control(names, label="cost", start=preferred)
+        latency = next((name for name in names if "latency" in name), names[0])
+        controls["cost"] = Control(names, label="cost", start=context.get("objective") or latency)
     recipe = outcome.recipe
     return Explorer(draw, controls, title=f"AceNAS on {context['space']}: {recipe.scorer}, budget {recipe.budget}")
 
@@ -88,12 +98,20 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def _progress(outcome: AceNASOutcome, round: int) -> list[str]:
-    """Both measures of the ranking over the rounds."""
+    """Both measures of the ranking over the rounds, and where two objectives were sought what the front covers."""
     steps = [step for step in outcome.trace if step.stage == "rounds"]
     if len(steps) < 2 or "ndcg@10" not in steps[0].terms:
         return []
-    series = [svg.Series(name, [(s.index + 1, s.terms[name]) for s in steps]) for name in ("ndcg@10", "kendall tau")]
-    return [svg.lines(series, "round", title="how well it ranks", at=round)]
+    panels = [_curves(steps, ("ndcg@10", "kendall tau"), "how well it ranks", round)]
+    if "hypervolume" in steps[0].terms:
+        panels.append(_curves(steps, ("hypervolume",), "what the front covers (%)", round))
+    return panels
+
+
+def _curves(steps: Sequence[Step], names: Sequence[str], title: str, round: int) -> str:
+    """What was noted of the rounds, against the round."""
+    series = [svg.Series(name, [(s.index + 1, s.terms[name]) for s in steps]) for name in names]
+    return svg.lines(series, "round", title=title, at=round)
 
 
 def _front(outcome: AceNASOutcome, cost: str) -> list[str]:
@@ -101,7 +119,7 @@ def _front(outcome: AceNASOutcome, cost: str) -> list[str]:
     if not cost:
         return []
     points = costs(outcome, cost)
-    series = [svg.Series("trained", points["trained"], joined=False), svg.Series("front", points["front"])]
+    series = [svg.Series(name, some, joined=name != "trained") for name, some in points.items()]
     return [svg.lines(series, cost, f"{outcome.context['metric']} ({outcome.context['unit']})", title="what it costs")]
 
 
@@ -182,7 +200,8 @@ def _node(operator: str, x: float, y: float, box: float) -> list[str]:
 
 
 def _facts(outcome: AceNASOutcome, index: int) -> dict[str, Any]:
-    truth, pool, scores = outcome.context["truth"], outcome.context["pool"], outcome.scores[index]
+    context, scores = outcome.context, outcome.scores[index]
+    truth, pool = context["truth"], context["pool"]
     facts: dict[str, Any] = {"trained": outcome.learned[index]}
     if truth is not None:
         facts |= {
@@ -194,4 +213,6 @@ def _facts(outcome: AceNASOutcome, index: int) -> dict[str, Any]:
         }
     if index == len(outcome.learned) - 1:
         facts["picked"] = outcome.pick
+        if context.get("objective"):
+            facts["front"] = f"{len(outcome.front())} architectures"
     return facts

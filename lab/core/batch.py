@@ -1,5 +1,6 @@
 """What a batch holds and what a model gives for it: inputs and labels, one tensor or many."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import chain
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Example = Tensor | tuple | dict  # one input, the positional inputs, or the inputs by name
+MOST_NUMBERS = 2**31  # of a tensor whose shape a file says
 LABELS = "labels"  # the key of a dictionary that is no input of the model
 IGNORED = -100  # a label that counts nowhere, as in cross entropy
 LOGITS = ("logits", "out")  # what transformers and torchvision call the one tensor that counts
@@ -111,14 +113,25 @@ def shapes_of(example: Example) -> Any:
 
 
 def zeros_of(shapes: Any) -> Example:
-    """An example of zeros, of the shapes that `shapes_of` gives; lists may stand for tuples."""
+    """An example of zeros, of the shapes that `shapes_of` gives; lists may stand for tuples.
+
+    ValueError for what is no shape, and for one of more than 2^31 numbers.
+    """
     if isinstance(shapes, Mapping):
         if isinstance(shapes.get("dtype"), str):
-            return torch.zeros(shapes["shape"], dtype=getattr(torch, shapes["dtype"]))
+            return _zeros(shapes["shape"], getattr(torch, shapes["dtype"]))
         return {name: zeros_of(part) for name, part in shapes.items()}
     if shapes and isinstance(shapes[0], Mapping):
         return tuple(map(zeros_of, shapes))
-    return torch.zeros(tuple(shapes))
+    return _zeros(shapes, torch.float32)
+
+
+def _zeros(shape: Any, dtype: torch.dtype) -> Tensor:
+    sizes = list(shape)
+    if not all(type(n) is int and n >= 0 for n in sizes) or math.prod(sizes) > MOST_NUMBERS:
+        shown = " ".join(str(shape).split())[:80]
+        raise ValueError(f"an example has the shape {shown}: give sizes of 0 or more, 2^31 numbers at most")
+    return torch.zeros(sizes, dtype=dtype)
 
 
 def logits_of(output: Any) -> Any:

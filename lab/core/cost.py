@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .batch import Example, call, device_for, each, moved, tensors
 from .errors import first_line
+from .quantisation.qparams import int_repr
 from .task import evaluating
 
 __all__ = ["Latency", "bytes_stored", "latencies", "latency", "layer_macs", "macs", "parameters"]
@@ -43,9 +44,43 @@ def parameters(model: nn.Module, convention: Literal["all", "paper"] = "all") ->
 
 
 def bytes_stored(model: nn.Module) -> int:
-    """Bytes of the parameters and buffers as a file keeps them: each in its own dtype, shared ones once."""
+    """Bytes of the parameters and buffers as the smallest plain file keeps them, shared ones once.
+
+    Each in its own dtype; a weight that lies on a grid as integers, in as few bits as the largest takes, with the steps
+    of its grid. Each tensor of two or more axes is stored dense or sparse, whichever is smaller: sparse is a bit for
+    every entry, which says whether it is 0, and those in full that are not.
+    """
     tensors = {id(t): t for t in _checked(model).state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    integers, steps = _on_grids(model)
+    tensors |= {id(step): step for step in steps}
+    bits = {key: _bits(codes) for key, codes in integers.items()}
+    return sum(_stored(integers.get(key, t), bits.get(key, 8 * t.element_size())) for key, t in tensors.items())
+
+
+def _on_grids(model: nn.Module) -> tuple[dict[int, torch.Tensor], list[torch.Tensor]]:
+    """The integers of the weights that lie on grids, by the identity of the weight, and the steps of the grids."""
+    integers, steps = {}, []
+    for module in model.modules():
+        if (on_grid := int_repr(module)) is not None:
+            (codes, step), weight = on_grid, module.get_parameter("weight")
+            if torch.equal(codes.to(step) * step, weight):
+                integers[id(weight)] = codes
+                steps.append(step)
+    return integers, steps
+
+
+def _bits(codes: torch.Tensor) -> int:
+    """The least bits of a signed integer that holds each of these."""
+    return max((code if code >= 0 else -1 - code).bit_length() for code in map(int, codes.aminmax())) + 1
+
+
+def _stored(tensor: torch.Tensor, bits: int) -> int:
+    """Bytes of a tensor of so many bits an entry, dense or sparse."""
+    n = tensor.numel()
+    dense = -(-n * bits // 8)
+    if tensor.dim() < 2:
+        return dense
+    return min(dense, -(-n // 8) - (-int((tensor != 0).sum()) * bits // 8))
 
 
 def macs(model: nn.Module, example: Example) -> int:
@@ -85,6 +120,19 @@ def layer_macs(model: nn.Module, example: Example) -> dict[str, int]:
             hooks.callback(module.register_forward_hook(lambda *_, name=name: leave(name)).remove)
         _output(model, example)
     return {name: flops // 2 for name, flops in flops_of.items() if flops}
+
+
+def macs_without(model: nn.Module, example: Example, zeros: Mapping[str, int]) -> int:
+    """Multiply-adds without those of pruned weights; `zeros` counts them by the name of their parameter.
+
+    Each weight of a layer is used equally often, and only what a module `name` does with `name.weight` is spared.
+    Raises ValueError if the model does not take the example.
+    """
+    layers, spared = layer_macs(model, example), 0
+    for name, count in layers.items():
+        if gone := zeros.get(f"{name}.weight"):
+            spared += count // model.get_parameter(f"{name}.weight").numel() * gone
+    return sum(layers.values()) - spared
 
 
 # Measured -------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,26 @@
-"""What an error says, in one line."""
+"""What an error says, in one line, and what libraries say besides, not at all."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's own words, the name of its kind where it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Without the warnings of a block, and without what these loggers tell below an error."""
+    levels = [(logging.getLogger(name), logging.getLogger(name).level) for name in loggers]
+    try:
+        for logger, _ in levels:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)

@@ -35,7 +35,8 @@ def finetune(
 ) -> list[Step]:
     """Train the model in place on the task's own loss: SGD with momentum 0.9, the rate a tenth after each 30 %.
 
-    `penalty(model)` may add to the gradients before each update. The model is left in eval mode.
+    `penalty(model)` may add to the gradients before each update. The model is left in eval mode. What is pruned stays
+    so: weights that are exactly 0, in a tensor of two or more axes that holds others too, are 0 afterwards.
     If it is broken off, the model has its old weights back and the checkpoint the new. Labels that the loss does not
     take are a one-line ValueError before the first step.
     """

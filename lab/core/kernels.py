@@ -8,6 +8,7 @@ machine has. Every timing names `backend()` and `isa_name()`.
 import hashlib
 import mmap
 import os
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -34,7 +35,11 @@ MAX_CHAIN = 8  # operators that may be chained by maps in rolling row buffers: E
 ISAS = ("avx512vnni", "avx512", "avx2vnni", "avx2", "neondot", "neon", "ref")
 BACKENDS = ("c", "numpy")
 REBUILD = "python ckernels/build.py"
-GET = "install a C compiler (apt-get install gcc, xcode-select --install), then install the lab again"
+GET = (
+    "install a C compiler (apt-get install gcc, xcode-select --install), then install the lab again"
+    if sys.platform != "win32"
+    else "they are written in the vector types of gcc and clang, which MSVC lacks; install the lab under WSL"
+)
 _SOURCES = Path(__file__).parents[2] / "ckernels"  # there in a checkout only
 
 

@@ -3,9 +3,11 @@
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from .batch import Example, tensors
 
@@ -41,6 +43,29 @@ def learnable(model: nn.Module) -> nn.Module:
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     return model
+
+
+def same_numbers(model: nn.Module) -> dict[int, nn.Parameter]:
+    """What `deepcopy` is to put for a model's parameters: others of the copy's own, on the same memory."""
+    plain = [p for p in model.parameters() if type(p) is nn.Parameter]
+    return {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in plain}
+
+
+def unmasked(model: nn.Module) -> nn.Module:
+    """A copy with the masks of torch.nn.utils.prune multiplied in; the network itself where it has none."""
+    masks = [
+        (name, hook._tensor_name)
+        for name, module in model.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, prune.BasePruningMethod)
+    ]
+    if not masks:
+        return model
+    computed = [getattr(model.get_submodule(name), part) for name, part in masks]  # which torch does not copy
+    copy = deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    for name, part in masks:
+        prune.remove(copy.get_submodule(name), part)
+    return copy
 
 
 @contextmanager

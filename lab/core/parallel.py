@@ -18,6 +18,8 @@ from typing import Any
 import joblib
 from tqdm.auto import tqdm
 
+from .distribution import install
+
 CHEAP = 1.0  # seconds an item: below this, processes cost more than they give, since each must import torch
 BACKENDS = ("serial", "processes", "dask", "ray")
 
@@ -117,11 +119,11 @@ def _workers(backend: str, n_jobs: int | None) -> Any:
     """joblib's configuration for a backend by its name in the lab; a one-line error where it is not installed."""
     if backend == "processes":
         return joblib.parallel_config(backend="loky", n_jobs=n_jobs or -1, inner_max_num_threads=1)
-    module, remedy = {"dask": ("distributed", '"lab[distributed]"'), "ray": ("ray", "ray")}[backend]
+    module, remedy = {"dask": ("distributed", install("distributed")), "ray": ("ray", "pip install ray")}[backend]
     try:
         import_module(module)
     except ImportError as error:
-        raise ImportError(f"lab.map: backend={backend!r} needs {module}: pip install {remedy}") from error
+        raise ImportError(f"lab.map: backend={backend!r} needs {module}: {remedy}") from error
     if backend == "ray":
         import_module("ray.util.joblib").register_ray()
     else:

@@ -1,8 +1,6 @@
 """Causal language models and tokenizers of `transformers`, by folder or id, with errors that say what to do."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +9,19 @@ from safetensors import SafetensorError
 from torch import nn
 
 from . import store
-from .modeling_folded import FoldedForCausalLM
+from .distribution import install
+from .modeling_folded import FoldedForCausalLM, quiet
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
-UNREADABLE = (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError, SafetensorError)
+UNREADABLE = (OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError, SafetensorError)
 
 
 def _library() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ImportError("language models need transformers: pip install 'lab[language]'") from error
+        raise ImportError(f"language models need transformers: {install('language')}") from error
     return transformers
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's own progress bars, for a block."""
-    logging = _library().utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def language_model(source: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -54,7 +40,7 @@ def language_model(source: str | Path, dtype: torch.dtype = torch.float32) -> nn
     try:
         if folder.exists() and "fold" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
             return FoldedForCausalLM.from_pretrained(folder, dtype=dtype)
-        with torch.random.fork_rng(devices=[]), _quiet():
+        with torch.random.fork_rng(devices=[]), quiet():
             model, loading = transformers.AutoModelForCausalLM.from_pretrained(
                 str(folder) if folder.exists() else str(source),
                 local_files_only=folder.exists(),

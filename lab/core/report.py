@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from . import cost
+from .distribution import needed
 
 Kind = Literal["exact", "learned", "timed"]
 Value = TypeVar("Value")
@@ -125,31 +126,38 @@ class Report:
     def _repeatable(self) -> tuple:
         return self.title, tuple(row for row in self.rows if row.kind != "timed"), self.notes
 
-    def _cells(self) -> list[tuple[str, str, str, str]]:
-        return [(row.name, row.shown(row.before), row.shown(row.after), row.unit) for row in self.rows]
+    def lines(self) -> list[tuple[str, ...]]:
+        """The cells as they are shown, the head first: a name, numbers, a unit."""
+        rows = [(row.name, row.shown(row.before), row.shown(row.after), row.unit) for row in self.rows]
+        return [("", "before", "after", "unit"), *rows]
 
     def __repr__(self) -> str:
-        head = ("", "before", "after", "unit")
-        table = [head, *self._cells()]
-        name, before, after, _ = (max(len(line[i]) for line in table) for i in range(4))
-        lines = [f"{n:<{name}}  {b:>{before}}  {a:>{after}}  {u}".rstrip() for n, b, a, u in table]
+        table = self.lines()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = []
+        for name, *numbers, unit in table:
+            middle = [f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:-1], strict=True)]
+            lines.append("  ".join([f"{name:<{widths[0]}}", *middle, unit]).rstrip())
         return "\n".join([self.title, *lines, *self.notes])
 
     def _repr_html_(self) -> str:
-        right = 'style="text-align:right"'
-        body = "".join(
-            f'<tr><td style="text-align:left">{html.escape(n)}</td><td {right}>{b}</td><td {right}>{a}</td>'
-            f'<td style="text-align:left">{html.escape(u)}</td></tr>'
-            for n, b, a, u in self._cells()
+        (_, *names, unit), *body = self.lines()
+        left, right = 'style="text-align:left"', 'style="text-align:right"'
+        head = "".join(f"<th {right}>{html.escape(name)}</th>" for name in names)
+        rows = "".join(
+            f"<tr><td {left}>{html.escape(name)}</td>{''.join(f'<td {right}>{cell}</td>' for cell in cells)}"
+            f"<td {left}>{html.escape(last)}</td></tr>"
+            for name, *cells, last in body
         )
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        caption = f'<caption style="text-align:left"><code>{html.escape(self.title)}</code></caption>'
-        head = f'<tr><th></th><th {right}>before</th><th {right}>after</th><th style="text-align:left">unit</th></tr>'
-        return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>{notes}"
+        caption = f"<caption {left}><code>{html.escape(self.title)}</code></caption>"
+        top = f"<tr><th></th>{head}<th {left}>{unit}</th></tr>"
+        return f"<table>{caption}<thead>{top}</thead><tbody>{rows}</tbody></table>{notes}"
 
     def to_frame(self) -> Any:
         """The rows as a pandas DataFrame, indexed by name, in full precision."""
-        import pandas
+        with needed():
+            import pandas
 
         return pandas.DataFrame([asdict(row) for row in self.rows]).set_index("name").drop(columns="digits")
 

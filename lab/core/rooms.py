@@ -4,6 +4,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from .distribution import needed
+
 
 def at_first_use(package: dict[str, Any], *names: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package (its `globals()`) whose modules `names` need no import of their own."""
@@ -11,6 +13,7 @@ def at_first_use(package: dict[str, Any], *names: str) -> tuple[Callable[[str], 
     def find(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {package['__name__']!r} has no attribute {name!r}")
-        return import_module(f".{name}", package["__name__"])
+        with needed("notebook"):
+            return import_module(f".{name}", package["__name__"])
 
     return find, lambda: sorted({*package, *names})

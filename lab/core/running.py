@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import store
+from . import origins, store
 from .batch import device_for, moved, tensors
 from .errors import first_line
+from .machine import machine
 from .models import validate_model
 from .task import Task
 from .training import Stage, generators, seeded
@@ -25,8 +26,8 @@ class Run:
     """What a run begins with, for all of its stages.
 
     task, run_id: what it runs on, and its name on a checkpoint. model: a copy of the task's, in eval mode on the run's
-    device. example: one input with its batch axis, there too. before: the model's score. checkpoint, progress: as
-    given to `run`.
+    device. example: one input with its batch axis, there too. before: the model's score. checkpoint, progress, seed:
+    as given to `run`. base: what builds the task's model again, None for a class of the user's own.
     """
 
     task: Task
@@ -36,6 +37,8 @@ class Run:
     before: float
     checkpoint: str | Path | None
     progress: bool
+    seed: int
+    base: dict[str, Any] | None
 
     @property
     def device(self) -> torch.device:
@@ -46,21 +49,40 @@ class Run:
         """A stage of this run, found again after a kill; `state` is all that it changes."""
         return Stage(self.checkpoint, name, self.run_id, **state)
 
+    def provenance(self) -> dict[str, Any]:
+        """What an outcome keeps of where it comes from: the outcome of the task's network, and how it was `made`."""
+        task, network = self.task, origins.name_of(self.task.model, self.base)
+        base = origins.hub_id(task.model) or getattr(task.origin, "made", {}).get("base_model")
+        facts = {
+            "base_model": base,
+            "metric": task.metric,
+            "unit": task.unit,
+            "higher_is_better": task.higher_is_better,
+        }
+        return {"origin": task.origin, "made": made(self.seed, task.name, network=network, **facts)}
+
+
+def made(seed: int, task: str, **facts: Any) -> dict[str, Any]:
+    """How an outcome came about, for its model card: seed, task, machine, and further plain facts."""
+    return {"seed": seed, "task": task, **facts, "machine": machine()}
+
 
 @contextmanager
 def running(
     recipe: Any, task: Any, seed: int, device: Any, checkpoint: str | Path | None, progress: bool,
     suits: Callable[[nn.Module, Any], object] = lambda model, example: None, several: bool = False,
+    is_read: bool = False,
 ) -> Iterator[Run]:  # fmt: skip
     """Seed a run of the recipe on the task and hold its checkpoint folder, once task and device are known to fit.
 
     ValueError or TypeError in one line names what does not; `suits(model, example)` raises it for a network that the
-    method cannot treat, and `several` lets models of several inputs pass. The score is taken before anything is
+    method cannot treat, and `several` lets models of several inputs pass. Where the model `is_read` alone, and never
+    written to, no second set of its weights is held. The score is taken before anything is
     learned: one that fails costs nothing.
     """
     validate_kind(recipe, task, Task, "lab.Task(model=net, batches=loader, score=score)")
     validate_model(task.model)
-    model = task.copy_for(device)
+    model = task.copy_for(device, is_read)
     with seeded(seed), store.held(checkpoint):
         task.check()
         run_id = f"{recipe!r} with seed {seed} on {task.name}"
@@ -76,7 +98,7 @@ def running(
         before = _before(task, model)
         yield Run(
             task=task, run_id=run_id, model=model, example=example, before=before, checkpoint=checkpoint,
-            progress=progress,
+            progress=progress, seed=seed, base=origins.base_of(task),
         )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """A small HTTP service around one function from bytes to bytes, and the client that asks it.
 
-Knows no method. The service has a token, limits of size, queue and time, and a health page; it answers only under its
-own names and to no other site's page. Bodies are read in pieces and refused as soon as they are too long; work is done
-one request at a time, in a thread, while others wait in a queue that has an end. Errors are JSON: {"error": one line}.
+Knows no method. The service has a token, limits of size, queue and time, a health page and metrics; it answers only
+under its own names and to no other site's page. Bodies are read in pieces and refused as soon as they are too long;
+work is done one request at a time, or a few, in threads, while others wait in a queue that has an end (`turns`), and
+ends early where nobody waits for it any more. Errors are JSON: {"error": one line}.
 """
 
 import asyncio
@@ -10,44 +11,40 @@ import hmac
 import ipaddress
 import json
 import logging
+import math
 import os
 import secrets
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextvars import ContextVar
+from functools import cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from .distribution import install
+from .turns import Limits, RequestRefused, Turns
+
 MAX_BYTES = 64 << 20  # of an answer
 Value = TypeVar("Value")
+Token = str | Callable[[str], str | None] | None  # one for all, or a function of a token that gives its client's name
+_client: ContextVar[str] = ContextVar("client", default="")
 _log = logging.getLogger("uvicorn.error")  # where the server's own lines go
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a service takes: the bytes of the longest body, how many requests may wait, and for how many seconds.
-
-    `names` are those, beside its addresses, that it may be asked by. A request waits from its first byte to its turn.
-    """
-
-    body: int = 8 << 20
-    queue: int = 8
-    seconds: float = 120.0
-    names: tuple[str, ...] = ()
-
-
-class RequestRefused(Exception):
-    """A request that is not answered: an HTTP status and one line."""
-
-    def __init__(self, status: int, line: str) -> None:
-        super().__init__(line)
-        self.status, self.line = status, line
-
-
 class ServiceError(Exception):
-    """A service did not answer as it should: why, in one line."""
+    """A service did not answer as it should: why, in one line; `status` is HTTP's, 0 where no answer came."""
+
+    def __init__(self, line: str, status: int = 0) -> None:
+        super().__init__(line)
+        self.status = status
+
+
+def asking_client() -> str:
+    """The name of the client whose request this thread works on; '' where all share one token."""
+    return _client.get()
 
 
 def is_loopback(host: str) -> bool:
@@ -76,71 +73,91 @@ def application(
     work: Callable[[bytes, Mapping[str, str]], bytes],
     path: str,
     health: Mapping[str, Any],
-    token: str | None = None,
-    limits: Limits = Limits(),
+    token: Token = None,
+    limits: Limits | None = None,
 ) -> Any:
     """An ASGI application: POST `path` answers `work(body, query)`, GET /health says that it lives and what it is.
 
     `work` may raise ValueError (400, its line) or RequestRefused; any other exception is a 500 of one line, and a
-    traceback in the server's log only. Needs the extra `serve`.
+    traceback in the server's log only. Where it takes long it calls `validate_wanted` between its steps. GET /metrics,
+    with the token, counts what was asked in Prometheus's text format. `token` may be a function of a client's key that
+    gives its name, which `asking_client` then says, or None. Needs the extra `serve`.
     """
     try:
         from fastapi import FastAPI, Request, Response
-        from fastapi.concurrency import run_in_threadpool
-        from fastapi.responses import JSONResponse
-        from starlette.requests import ClientDisconnect
+        from fastapi.responses import JSONResponse, PlainTextResponse
+        from starlette.exceptions import HTTPException
     except ImportError as error:
-        raise ImportError("a service needs fastapi, uvicorn and httpx: pip install 'lab[serve]'") from error
+        raise ImportError(f"a service needs fastapi, uvicorn and httpx: {install('serve')}") from error
     app = FastAPI(title="lab", docs_url=None, redoc_url=None, openapi_url=None)
-    turn, waiting = asyncio.Lock(), [0]
+    limits = limits or Limits()
+    requests = Turns(work, limits)
 
-    async def worked(request: Request) -> bytes:
-        """The work done on the request's body, once it has come and it is its turn, both within the time allowed."""
-        if waiting[0] >= limits.queue:
-            raise RequestRefused(503, f"{waiting[0]} requests are waiting: ask again later")
-        waiting[0] += 1
-        late = RequestRefused(408, f"the body did not come within {limits.seconds:g} s: send it again")
-        try:
-            async with asyncio.timeout(limits.seconds):
-                body = await _body(request, limits.body)
-                late = RequestRefused(503, f"no turn within {limits.seconds:g} s: ask again later")
-                await turn.acquire()
-        except TimeoutError:
-            raise late from None
-        except ClientDisconnect:
-            raise RequestRefused(400, "the body broke off: send it again") from None
-        finally:
-            waiting[0] -= 1
-        try:
-            return await run_in_threadpool(work, body, dict(request.query_params))
-        finally:
-            turn.release()
+    async def content(request: Request) -> Response:
+        _validate_host(request, limits.names)
+        if request.url.path == "/health":
+            return JSONResponse({"ok": True, "waiting": requests.waiting, **health})
+        _client.set(_validate_bearer(request.headers.get("authorization", ""), token))
+        if request.url.path == "/metrics":
+            return PlainTextResponse(requests.metrics())
+        return Response(await requests.output(request), media_type="application/octet-stream")
 
     async def respond(request: Request) -> Response:
         try:
-            _validate_host(request, limits.names)
-            if request.method == "GET":
-                return JSONResponse({"ok": True, "waiting": waiting[0], **health})
-            _validate_bearer(request.headers.get("authorization", ""), token)
-            return Response(await worked(request), media_type="application/octet-stream")
+            response = await content(request)
         except RequestRefused as refused:
-            return JSONResponse({"error": refused.line}, refused.status)
+            response = JSONResponse({"error": refused.line}, refused.status)
         except ValueError as error:
-            return JSONResponse({"error": _first_line(error)}, 400)
+            response = JSONResponse({"error": _first_line(error)}, 400)
         except Exception as error:  # for those who run the service, not for those who ask
             _log.exception("a request failed")
-            return JSONResponse({"error": f"the service failed ({type(error).__name__}): its own log says why"}, 500)
+            line = f"the service failed ({type(error).__name__}): its own log says why"
+            response = JSONResponse({"error": line}, 500)
+        if request.method == "POST":
+            requests.responses[response.status_code] += 1
+        return response
 
+    async def elsewhere(request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        return JSONResponse({"error": f"{request.method} {request.url.path[:80]} is not served here"}, status)
+
+    app.add_exception_handler(HTTPException, elsewhere)
     app.add_api_route(path, respond, methods=["POST"], response_model=None)
     app.add_api_route("/health", respond, methods=["GET"], response_model=None)
+    app.add_api_route("/metrics", respond, methods=["GET"], response_model=None)
     return app
 
 
-def serve(app: Any, host: str, port: int) -> None:
-    """Run the application until it is stopped."""
+def serve(app: Any, host: str, port: int, limits: Limits | None = None) -> None:
+    """Run the application until it is stopped; what it has begun may still end within the limits' `grace`."""
     import uvicorn
 
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_keep_alive=30)
+    limits = limits or Limits()
+    options: dict[str, Any] = {
+        "log_level": "warning",
+        "timeout_keep_alive": 30,
+        "timeout_graceful_shutdown": math.ceil(limits.grace),
+    }
+    uvicorn.run(app, host=host, port=port, http=_hasty(limits.head), **options)
+
+
+def _hasty(seconds: float) -> Any:
+    """uvicorn's protocol, which hangs up on those that have no request under way for so many seconds."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Hasty(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(seconds, self._look, None)
+
+        def _look(self, before: Any) -> None:
+            is_idle = self.cycle is None or self.cycle.response_complete
+            if is_idle and self.cycle is before:  # a head that drips, or none
+                self.transport.close()
+            elif not self.transport.is_closing():
+                self.loop.call_later(seconds, self._look, self.cycle)
+
+    return Hasty
 
 
 class ServiceClient:
@@ -152,13 +169,18 @@ class ServiceClient:
     def __init__(self, url: str, token: str | None = None, seconds: float = 60.0) -> None:
         self.url, self.seconds = url.rstrip("/"), seconds
         self.token = token if token is not None else os.environ.get("LAB_TOKEN")
+        if self.token and _is_open(self.url):
+            warnings.warn(f"{self.url}: the token crosses the network for all to read; ask by https", stacklevel=2)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 
-    def request(self, method: str, path: str, *, query: Mapping[str, str] = {}, body: bytes = b"") -> bytes:
-        """The body of the answer to one request; ServiceError if it does not come."""
-        return request(method, self.url + path, query=query, body=body, token=self.token, seconds=self.seconds)
+    def request(
+        self, method: str, path: str, *, query: Mapping[str, str] = {}, body: bytes = b"", most: int = MAX_BYTES
+    ) -> bytes:
+        """The body of the answer to one request, of `most` bytes; ServiceError if it does not come."""
+        how: dict[str, Any] = {"token": self.token, "seconds": self.seconds, "most": most}
+        return request(method, self.url + path, query=query, body=body, **how)
 
 
 def request(
@@ -180,13 +202,13 @@ def request(
     try:
         import httpx
     except ImportError as error:
-        raise ImportError("to ask a service needs httpx: pip install 'lab[serve]'") from error
+        raise ImportError(f"to ask a service needs httpx: {install('serve')}") from error
     headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
 
     async def exchange() -> tuple[int, bytes]:
         async with (
             asyncio.timeout(seconds),
-            httpx.AsyncClient(timeout=None) as client,
+            httpx.AsyncClient(timeout=None, verify=_trusted()) as client,
             client.stream(method, url, params=query, content=body, headers=headers) as response,
         ):
             parts, size = [], 0
@@ -204,8 +226,16 @@ def request(
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         raise ServiceError(f"{url}: {type(error).__name__}") from error
     if status != 200:
-        raise ServiceError(f"{url} refused ({status}): {_reason(content)}")
+        raise ServiceError(f"{url} refused ({status}): {_reason(content)}", status)
     return content
+
+
+@cache
+def _trusted() -> Any:
+    """The certificates that are trusted, read once: reading them takes longer than a hand-off."""
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 def _in_a_thread(work: Callable[[], Coroutine[Any, Any, Value]], seconds: float) -> Value:
@@ -230,7 +260,9 @@ def _reason(content: bytes) -> str:
 
 
 def _first_line(text: object) -> str:
-    return next((line.strip() for line in str(text).splitlines() if line.strip()), "no reason given")[:300]
+    """One line to be shown: what would steer a terminal, which the other side may have sent, is taken out."""
+    line = next((line.strip() for line in str(text).splitlines() if line.strip()), "no reason given")
+    return "".join(c if c.isprintable() else "\ufffd" for c in line[:300])
 
 
 def _validate_host(request: Any, names: Sequence[str]) -> None:
@@ -248,6 +280,12 @@ def _validate_host(request: Any, names: Sequence[str]) -> None:
         raise RequestRefused(403, f"Origin {origin[:80]!r} is another's page: only programs may ask this service")
 
 
+def _is_open(url: str) -> bool:
+    """Whether others can read what is sent there: neither encrypted nor to this machine."""
+    parts = urlsplit(url)
+    return parts.scheme != "https" and not is_loopback(parts.hostname or "")
+
+
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
@@ -256,16 +294,13 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _validate_bearer(header: str, token: str | None) -> None:
-    if token is not None and not hmac.compare_digest(header.encode(), f"Bearer {token}".encode()):
+def _validate_bearer(header: str, token: Token) -> str:
+    """The name of the client whose token this is, '' where all share one; RequestRefused where it is nobody's."""
+    if callable(token):
+        name = token(header.removeprefix("Bearer ")) if header.startswith("Bearer ") else None
+    else:
+        is_good = token is None or hmac.compare_digest(header.encode(), f"Bearer {token}".encode())
+        name = "" if is_good else None
+    if name is None:
         raise RequestRefused(401, "the bearer token is wrong or missing")
-
-
-async def _body(request: Any, most: int) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > most:
-            raise RequestRefused(413, f"the body has more than {most:,} bytes")
-        parts.append(part)
-    return b"".join(parts)
+    return name

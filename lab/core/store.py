@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
+from . import sealing
+
 if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
 
-FORMAT = 2  # 1: the JSON had no digest of its own
+FORMAT = 3  # 1: the JSON had no digest of its own; 2: a network's base was one of lab.nets or the user's
 _DAMAGE = (
     FileNotFoundError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, SafetensorError
 )  # fmt: skip
@@ -150,18 +152,25 @@ def validate_replaceable(folder: str | Path) -> None:
 
 def _take_along(old: Path, new: Path) -> None:
     """Link what others have put into a saved folder into the new one; what the old save wrote itself stays behind."""
-    written = {path.name for path in new.iterdir()}
-    written |= {path.name for name in written for path in _written_with(old / name)}
+    written = {path for name in new.iterdir() for path in _written_with(old / name.name)}
     shutil.copytree(
         old, new, symlinks=True, copy_function=_link, dirs_exist_ok=True,
-        ignore=lambda path, _: written if Path(path) == old else set(),
+        ignore=lambda path, names: {name for name in names if _stays_behind(Path(path, name), old, new, written)},
     )  # fmt: skip
+
+
+def _stays_behind(path: Path, old: Path, new: Path, written: set[Path]) -> bool:
+    """Whether a path of the old folder is the old save's, or is there anew; of a folder, whether all in it is."""
+    if path.is_dir() and not path.is_symlink() and (inside := list(path.iterdir())):
+        return all(_stays_behind(part, old, new, written) for part in inside)
+    return path in written or os.path.lexists(new / path.relative_to(old))
 
 
 def _written_with(path: Path) -> Iterator[Path]:
     """The files that belong to the save of this JSON file, and what a kill left of them."""
     document = _document(path)
     if "tensors" in document:
+        yield path
         beside = document.get("beside")
         yield from (path.parent / str(name) for name in (beside if isinstance(beside, dict) else ()))
         yield from _leftovers(path.parent, path.stem)
@@ -240,7 +249,7 @@ def save(folder: str | Path, name: str, tree: Mapping[str, Any], beside: Iterabl
     """Store a tree of dicts, lists, numbers, strings and tensors as `<name>.json` and `<name>-<hash>.safetensors`.
 
     The JSON file is replaced last and names its tensor file by hash: a kill in between leaves the older pair valid. It
-    holds the digest of all that belongs to the save, of the files `beside` it in the folder too.
+    holds the digest of all that belongs to the save, of the files `beside` it in the folder ('a', 'folder/a') too.
     """
     folder = Path(folder)
     tensors: dict[str, torch.Tensor] = {}
@@ -286,7 +295,7 @@ def load(folder: str | Path, name: str) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         version = document["format"]
-        if version in (1, FORMAT):
+        if version in range(1, FORMAT + 1) and not isinstance(version, bool):
             return _unpack(document["tree"], _tensors(path, document))
     except _DAMAGE as error:
         raise ValueError(f"{path} is damaged ({_first_line(error)}): delete the folder and save it again") from error
@@ -296,13 +305,31 @@ def load(folder: str | Path, name: str) -> dict[str, Any]:
     )
 
 
+def to_bytes(tree: Mapping[str, Any]) -> bytes:
+    """The tree as one sealed safetensors file, for what keeps bytes, such as a row of a database."""
+    tensors: dict[str, torch.Tensor] = {}
+    skeleton = json.dumps(_pack(tree, tensors))
+    return sealing.sealed(tensors, {"format": str(FORMAT), "tree": skeleton})
+
+
+def from_bytes(content: bytes) -> dict[str, Any]:
+    """The tree that `to_bytes` made; ValueError in a few words for damaged bytes, or those of a later version."""
+    try:
+        facts = sealing.header(content, len(content))["__metadata__"]
+        if not 1 <= int(facts["format"]) <= FORMAT:
+            raise ValueError(f"they have format {facts['format']}, this version of the lab reads 1 to {FORMAT}")
+        return _unpack(json.loads(facts["tree"]), tensors_from_bytes(content))
+    except _DAMAGE as error:
+        raise ValueError(_first_line(error)) from error
+
+
 def _tensors(path: Path, document: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors of a document, after all its digests were compared."""
     if document["format"] > 1 or "digest" in document:
         if document.pop("digest") != _digest_of(document):
             raise ValueError(f"{path.name} does not match its SHA-256")
     for name, digest in document.get("beside", {}).items():
-        if _digest(path.with_name(name)) != digest:
+        if ".." in Path(name).parts or _digest(path.parent / name) != digest:
             raise ValueError(f"{name} does not match its SHA-256")
     content = path.with_name(Path(document["tensors"]).name).read_bytes()
     if hashlib.sha256(content).hexdigest() != document["sha256"]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .batch import Example, call, device_for, each, inputs, labels, logits_of, moved, tensors, validated
 from .errors import first_line
 from .machine import device_of
-from .models import original, uncompiled, validate_inputs, validate_model, validate_weights
+from .models import original, same_numbers, uncompiled, unmasked, validate_inputs, validate_model, validate_weights
 from .training import unmoved
 
 
@@ -43,11 +43,14 @@ class Task:
     inputs: str | int | Callable[[Any], Example] | None = field(default=None, repr=False)
     labels: str | int | Callable[[Any], Any] | None = field(default=None, repr=False)
     batch_loss: Callable[[nn.Module, Any], torch.Tensor] | None = field(default=None, repr=False)
+    origin: Any = field(default=None, repr=False)  # the outcome whose network the model is, as `outcome.task` gives it
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise TypeError(f"Task.model is a {type(self.model).__name__}: give a torch.nn.Module")
-        object.__setattr__(self, "model", original(self.model))
+        object.__setattr__(self, "model", unmasked(original(self.model)))
+        if getattr(self.origin, "model", None) is not self.model:
+            object.__setattr__(self, "origin", None)  # another network was put in its stead
         if isinstance(self.batches, Iterator):
             kind = type(self.batches).__name__
             raise TypeError(f"Task.batches is a {kind}, which ends after one pass: give a DataLoader or a list")
@@ -118,9 +121,12 @@ class Task:
         if not all(map(_is_finite, tensors(output))):
             raise ValueError("the model answers NaN on finite data: its weights are broken, load them again")
 
-    def copy_for(self, device: str | torch.device | None) -> nn.Module:
-        """A copy of the model in eval mode on a device, where the model is for None; ValueError for no such device."""
-        model = uncompiled(deepcopy(self.model)).eval()
+    def copy_for(self, device: str | torch.device | None, is_read: bool = False) -> nn.Module:
+        """A copy of the model in eval mode on a device, where the model is for None; ValueError for no such device.
+
+        A copy that `is_read` alone shares the numbers of its parameters with the model: nothing may write into them.
+        """
+        model = uncompiled(deepcopy(self.model, same_numbers(self.model) if is_read else None)).eval()
         return model if device is None else model.to(device_of(device))
 
     def measure(self, model: nn.Module) -> float:

@@ -358,20 +358,26 @@ def prose(
     context: int = 128,
     batch_size: int = 8,
     dtype: torch.dtype = torch.float32,
+    questions: bool = True,
 ) -> TextTask:
     """Language modelling of English: windows of `context` tokens to learn from, perplexity of held-out text.
 
     `model` is a `transformers` causal language model, its folder or its id; left out, the small Llama of `data/prose`.
     `tokenizer` goes with it: left out, the one of the same folder, or the lab's. `text` is a text file, whose last
-    tenth is held out; left out, the English of Python's own documentation, 28 topics held out. Batches are (N, T)
-    int64. Needs the extra `language`; raises ValueError in one line for a folder without weights, a tokenizer without
-    a padding token, a context that the model does not have.
+    tenth is held out; left out, the English of Python's own documentation, 28 topics held out. `questions` of it, next
+    words to choose, are asked before and after, which takes seconds. Batches are (N, T) int64. Needs the extra
+    `language`; raises ValueError in one line for a folder without weights, a tokenizer without a padding token, a
+    context that the model does not have.
     """
     if not isinstance(model, nn.Module):
         source = model if model is not None else store.artefact("prose/config.json").parent
         model, tokenizer = pretrained.language_model(source, dtype), tokenizer or pretrained.tokenizer(source)
+    is_given = tokenizer is not None
     tokenizer = tokenizer or pretrained.tokenizer(store.artefact("prose/config.json").parent)
     pretrained.check(model, tokenizer, context)
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    if not is_given and vocabulary not in (None, len(tokenizer)):
+        raise ValueError(f"the model has {vocabulary} tokens and came without a tokenizer: give tokenizer=, its own")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"prose: batch_size={batch_size!r}: give an integer, 1 or more")
     learn, held_out = text_file(text) if text is not None else documentation()
@@ -379,6 +385,7 @@ def prose(
     test = windows(tokens(tokenizer, held_out), context, batch_size)
     return TextTask(
         model=model, batches=shuffled(Windows(row, context), batch_size), score=perplexity(test),
-        example=row[None, :context], tokenizer=tokenizer, held_out=test, text=tuple(held_out), loss=next_token_loss,
+        example=row[None, :context], tokenizer=tokenizer, held_out=test,
+        text=tuple(held_out) if questions else (), loss=next_token_loss,
         name="prose" if text is None else Path(text).name,
     )  # fmt: skip

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from itertools import islice
 from numbers import Integral
@@ -16,6 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import store
+from .zeros import Zeros
 
 SINGLE = "a batch holds one picture alone, which batch norm cannot learn from: give the DataLoader drop_last=True"
 SAVE_SECONDS = 30.0  # the most that a kill costs a run with a checkpoint, besides the step it comes in
@@ -57,12 +59,32 @@ def unmoved() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
+_REHEARSING = ContextVar("rehearsing", default=False)
+
+
+class _Rehearsed(BaseException):  # nothing that catches errors may take it for one
+    """A training has its first loss."""
+
+
+@contextmanager
+def rehearsal() -> Iterator[None]:
+    """A block that ends where a training has its first loss: what a recipe refuses, it has refused by then."""
+    token = _REHEARSING.set(True)
+    try:
+        yield
+    except _Rehearsed:
+        pass
+    finally:
+        _REHEARSING.reset(token)
+
+
 class Stage:
     """One stage of a run and all that it changes: what is saved on the way and found again after a kill.
 
     `state` holds the objects that the stage changes, each with `state_dict` and `load_state_dict`. With a folder, the
     stage is saved every `every` steps, after SAVE_SECONDS without a save, and at its end; a stage opened on a folder
     that holds it continues from there, bit for bit. `run_id` names the run; the folder of another run is refused.
+    Weights of its optimisers that are pruned when it begins stay exactly 0: `zeros`, as `core.zeros.pruned` says.
     """
 
     def __init__(self, folder: str | Path | None, name: str, run_id: str, every: int = 100, **state: Any) -> None:
@@ -71,6 +93,7 @@ class Stage:
         self.epoch, self.batches_consumed = 0, 0  # passes begun over the data, batches taken of the present one
         self.pass_state: dict[str, Any] = {}  # the generators as the present pass began, the loader's own included
         self.saved_at = time.monotonic()
+        self.zeros = Zeros(_learned(state.values()))  # before a restore, which may bring zeros of the stage's making
         if folder is not None and store.exists(folder, name):
             self._restore(store.load(folder, name))
 
@@ -170,9 +193,12 @@ def descend(
             total = torch.stack([term.reshape(()) for term in terms.values()]).sum()
             if not torch.isfinite(total):
                 raise FloatingPointError(_not_finite(stage, index, terms, batch))
+            if _REHEARSING.get():
+                raise _Rehearsed
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             optimiser.step()
+            stage.zeros.apply()
             if schedule is not None:
                 schedule.step()
             step = Step(stage.name, index, {name: float(term.detach()) for name, term in terms.items()})
@@ -220,6 +246,13 @@ def _kept(stage: Stage) -> str:
 
 def _is_finite(tensors: Iterable[torch.Tensor]) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _learned(parts: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The weights that the optimisers among these parts move."""
+    for part in parts:
+        if isinstance(part, torch.optim.Optimizer):
+            yield from (weight for group in part.param_groups for weight in group["params"])
 
 
 def generators(batches: Iterable) -> list[torch.Generator]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.distribution import install
 from ..core.models import learning
 from ..core.task import evaluating
 from . import equations as eq
@@ -157,5 +158,5 @@ def _captum() -> Any:
     try:
         from captum import robust
     except ImportError as error:
-        raise ImportError("attacks need Captum: pip install 'lab[lens]'") from error
+        raise ImportError(f"attacks need Captum: {install('lens')}") from error
     return robust

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.distribution import needed
 from .layers import changing
 from .paths import UNKNOWN, Paths, class_paths, record
 from .placement import Decoupled
@@ -62,7 +63,8 @@ def knock_out(
     other classes as it is, `others specific` without this class's specific filters. ValueError for batches without
     labels.
     """
-    import pandas
+    with needed():
+        import pandas
     from tqdm.auto import tqdm
 
     rng = np.random.default_rng(seed)
@@ -90,7 +92,8 @@ def force(decoupled: Decoupled, paths: Paths, label: int, batches: Iterable, *, 
     each layer on, drawn at random: the mean of `draws` such paths and their standard deviation. ValueError for batches
     without labels.
     """
-    import pandas
+    with needed():
+        import pandas
 
     rng = np.random.default_rng(seed)
     batches = list(batches)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..core.graph.surgery import Plan
 from ..core.onnx import export
 from ..core.outcome import Outcome, base_network, load_weights
+from ..core.program import Program, Unbuilt
 from .paths import Paths, paths_of, record
 from .placement import Decoupled, insert_gates
 from .removal import removed
@@ -63,21 +64,30 @@ class DecouplingOutcome(Outcome):
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "DecouplingOutcome":
         """Put gates into the base, cut it by the plan and load the stored weights; `base` is the user's own network."""
         stored = saved["found"]
-        dense = base_network(base, stored["base"])
-        example = torch.zeros(stored["example"], dtype=next(dense.parameters(), torch.zeros(0)).dtype)
-        plan = Plan.from_dict(stored["plan"])
-        with torch.random.fork_rng(devices=[]):
-            decoupled = removed(insert_gates(dense, example, mix=recipe.mix), plan, example)
-        load_weights(decoupled.model, stored["weights"], dense, "decoupled")
+        dense, plan = base_network(base, stored["base"]), Plan.from_dict(stored["plan"])
+        decoupled: Any = Unbuilt()
+        seen: Any = Unbuilt()
+        if not isinstance(dense, Program):
+            decoupled = _rebuilt(dense, plan, stored, recipe.mix)
+            seen = paths_of(decoupled, *(stored[name].numpy() for name in ("packed", "labels", "predicted")))
         return cls(
             recipe=recipe,
             **cls.records(saved),
-            model=decoupled.model,
+            model=dense if isinstance(dense, Program) else decoupled.model,
             decoupled=decoupled,
             plan=plan,
-            seen=paths_of(decoupled, *(stored[name].numpy() for name in ("packed", "labels", "predicted"))),
+            seen=seen,
             sample=stored["sample"],
             sampled=stored["sampled"],
             base=stored["base"],
             example=tuple(stored["example"]),
         )
+
+
+def _rebuilt(dense: nn.Module, plan: Plan, stored: dict[str, Any], mix: Any) -> Decoupled:
+    """The network with its gates, cut by the plan, with the stored weights."""
+    example = torch.zeros(stored["example"], dtype=next(dense.parameters(), torch.zeros(0)).dtype)
+    with torch.random.fork_rng(devices=[]):
+        decoupled = removed(insert_gates(dense, example, mix=mix), plan, example)
+    load_weights(decoupled.model, stored["weights"], dense, "decoupled")
+    return decoupled

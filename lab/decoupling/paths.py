@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch import inputs, labels, logits_of, tensors
+from ..core.distribution import needed
 from ..core.task import evaluating
 from .layers import recording
 from .placement import Decoupled
@@ -73,7 +74,8 @@ class Paths:
 
     def states(self) -> Any:
         """How many filters of each layer are always on, never on, and on for some pictures only: a DataFrame."""
-        import pandas
+        with needed():
+            import pandas
 
         rows = []
         for name, layer in zip(self.layers, self.split(), strict=True):
@@ -277,7 +279,8 @@ def probe(learn: Paths, held_out: Paths, *, seed: int = 0, progress: bool = True
     bound of I(z_l; t), in bits. A layer that tells nothing is near or below 0, as the control is. Raises ValueError in
     one line for held-out classes that the first set does not have: what was never shown cannot be predicted.
     """
-    import pandas
+    with needed():
+        import pandas
     from tqdm.auto import tqdm
 
     if unknown := sorted({*held_out.classes().tolist()} - {*learn.classes().tolist()}):

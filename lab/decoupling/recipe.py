@@ -17,13 +17,12 @@ from ..core import cost, tasks
 from ..core.batch import call, logits_of, moved
 from ..core.fields import Allowed, integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
-from ..core.outcome import base_config
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task
 from ..core.training import Step, descend
 from . import equations as eq
-from .layers import MIXES, GateRecord, recording
+from .layers import MIXES, Gate, GateRecord, recording
 from .outcome import DecouplingOutcome
 from .paths import Paths, class_numbers, record
 from .placement import Decoupled, insert_gates
@@ -109,7 +108,7 @@ class Decoupling:
     ) -> DecouplingOutcome:
         """Decouple the task's network: train it with its gates, and take out what is never on."""
         task = tasks.digits() if task is None else task
-        with running(self, task, seed, device, checkpoint, progress, _classes) as run:
+        with running(self, task, seed, device, checkpoint, progress, _suits) as run:
             validate_labels(task)
             self._validate_target(task)
             validate_batches(task)
@@ -134,7 +133,8 @@ class Decoupling:
             seen=seen,
             sample=images[0][sampled],
             sampled=sampled,
-            base=base_config(task.model),
+            base=run.base,
+            **run.provenance(),
             example=tuple(example.shape),
         )
 
@@ -246,6 +246,13 @@ def _predicted(baseline: nn.Module, x: Tensor) -> Tensor:
     """The class that the network as it came gives to each picture: (N,)."""
     with torch.no_grad():
         return logits_of(call(baseline, x)).argmax(1)
+
+
+def _suits(baseline: nn.Module, example: Tensor) -> None:
+    """Raise a one-line ValueError for a network without class scores, or with gates already."""
+    _classes(baseline, example)
+    if any(isinstance(module, Gate) for module in baseline.modules()):
+        raise ValueError("the model has gates already: decouple the network that it was made from")
 
 
 def _classes(baseline: nn.Module, example: Tensor) -> int:

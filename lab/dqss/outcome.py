@@ -1,16 +1,18 @@
 """What a run of DQSS leaves behind: a quantised network, the strategy of each tensor, and how the search went."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from ..core import nets, store
+from ..core import store
 from ..core.batch import Example
 from ..core.onnx.outcome import IntegerOutcome
+from ..core.outcome import base_network, load_weights
+from ..core.program import Program
 from ..core.quantisation.bn_folding import fold_batch_norms
 from ..core.quantisation.placement import insert_quantisers
 from ..core.quantisation.qparams import FixedQuantiser, QParams
@@ -82,15 +84,20 @@ def _to_dict(grid: QParams) -> dict[str, Any]:
 
 
 def _from_dict(saved: dict[str, Any]) -> QParams:
-    return QParams(saved["step"], saved["low"], saved["high"], saved["zero"])
+    """The grid that `_to_dict` wrote; ValueError where it holds what no grid does."""
+    step, *codes = (saved[name] for name in ("step", "low", "high", "zero"))
+    low, high, zero = codes
+    are_codes = all(type(code) is int and abs(code) < 2**16 for code in codes)
+    if not (are_codes and low <= 0 <= high and zero >= 0 and type(step) is float and 0 <= step < math.inf):
+        raise ValueError("a grid of this outcome is damaged: it has a step and the codes low <= 0 <= high")
+    return QParams(step, low, high, zero)
 
 
-def rebuilt(saved: dict[str, Any], recipe: Any, base: nn.Module | None) -> fx.GraphModule:
+def rebuilt(saved: dict[str, Any], recipe: Any, base: nn.Module | None) -> Any:
     """The quantised network of a saved outcome, in eval mode."""
-    if base is None and saved["base"] is None:
-        raise ValueError("this was made from a network of your own: give base=net")
-    with torch.random.fork_rng(devices=[]):
-        plain = base if base is not None else nets.build(saved["base"])
+    plain = base_network(base, saved["base"])
+    if isinstance(plain, Program):
+        return plain
     model = fold_batch_norms(plain, saved["example"])
     placement = place_quantisers(model, recipe.placement)
     state = dict(zip(saved["names"], saved["values"], strict=True))
@@ -101,10 +108,10 @@ def rebuilt(saved: dict[str, Any], recipe: Any, base: nn.Module | None) -> fx.Gr
         )
         for name in placement.layers:
             model.get_submodule(name).register_buffer("step", state[f"{name}.step"])
-        model.load_state_dict(state)
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"base={type(plain).__name__} is not the network that was quantised: {reason}") from error
+    load_weights(model, state, plain, "quantised")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()

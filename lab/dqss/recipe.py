@@ -12,7 +12,6 @@ from ..core.batch import Example, each, joined, moved, size, split, tensors
 from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import has_labels, validate_labels
 from ..core.models import validate_precision
-from ..core.outcome import base_config
 from ..core.quantisation.bn_folding import fold_batch_norms
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
@@ -129,7 +128,8 @@ class DQSS:
             uniform=result.table,
             losses=result.losses,
             example=each(run.example, lambda x: x.detach().cpu()),
-            base=base_config(task.model),
+            base=run.base,
+            **run.provenance(),
         )
 
     def calibration_batches(self, run: Run, teacher: fx.GraphModule) -> Batches:
@@ -159,16 +159,12 @@ class DQSS:
         count = sum(macs.values()) if macs else None
         bitops = sum(n * bits.get(name, 32) * read.get(name, 32) for name, n in macs.items()) if macs else None
         total = cost.parameters(teacher)
-        rounded = {name: teacher.get_parameter(f"{name}.weight") for name in bits}
-        floats = total - sum(weight.numel() for weight in {id(weight): weight for weight in rounded.values()}.values())
-        # Each layer's rounded weight packed into whole bytes; biases and all else as float32.
-        size = 4 * floats + sum(-(-weight.numel() * bits[name] // 8) for name, weight in rounded.items())
         # Before and after; the loss is that of the best uniform strategy, then of what was kept.
         rows = [
             Row("parameters", total, total),
             Row("macs", count, count),
             Row("bitops", count and 1024 * count, bitops),
-            Row("bytes", 4 * total, size, "B"),
+            Row("bytes", *attempts.pair("bytes", cost.bytes_stored, run.model, model), "B"),
             Row("calibration loss", losses["uniform"], losses["kept"], "", "learned", 5),
             Row("soft-to-hard gap", None, eq.gap(losses["soft"], losses["kept"]), "dB", "learned", 1),
             Row(f"{task.metric} of the mixture", run.before, result.soft_score, task.unit, "learned", 2),
@@ -180,8 +176,7 @@ class DQSS:
         count = eq.space_size([len(role.mixture.names) for role in space.roles])
         notes = [
             f"{len(space.weights)} layers, {len(space.roles)} tensors with a strategy, {count:.1e} assignments; "
-            f"{losses['asked']:.0f} were tried; calibration loss: the best uniform strategy's, then this one's; "
-            "bytes: as packed",
+            f"{losses['asked']:.0f} were tried; calibration loss: the best uniform strategy's, then this one's",
             "the list of candidates and all settings are the lab's, not the paper's",
         ]
         notes += grouped_by_reason("left in float,", space.placement.unquantised)

@@ -7,14 +7,16 @@ arXiv 2407.00928).
                 small adapter of its own, and a short training under the full model cures the rest.
     symbols     N blocks   R removed   r removal, R / N   G a group that shares   g gate of a block   a, b what it is
                 learned from   eps its softness   h hidden state   P0, p, n parameters of model, block, norms of a block
-    equations   (1) gate   (2) gated   (3) budget   (3a) within_budget   (4) annealed   (5) parameters   (6) adapters
-                (7) cache_bytes   (8) similarity   (9) influence   (10) taylor   (11) low_rank   (12) tail
-                (13) logit_distillation
-    procedure   recipe.FoldGPT.run: a stage `gates`, then the fold, then a stage `cure`
-    where       layers holds the gates, ranking the baselines (ShortGPT, SLEB, Taylor), sharing the pairs and whose
-                weights they take, folding the smaller model, configuration what is said of each of its layers,
-                core.modeling_folded what `transformers` needs to load it again, measures what it does and how fast,
-                evaluation lm-eval's tasks
+    equations   (1) gate   (1a) hard_concrete   (2) gated   (3) budget   (3a) within_budget   (3b) open_share
+                (4) annealed   (5) parameters   (6) adapters   (7) cache_bytes   (8) similarity   (9) influence
+                (10) taylor   (11) low_rank   (12) tail   (13) logit_distillation   (14) regression_mean
+                (15) low_rank_of_inputs
+    procedure   recipe.FoldGPT.run: a stage `gates` or, under a budget, a search; then the fold, then a stage `cure`
+    where       layers holds the gates, ranking the baselines (ShortGPT, SLEB, Taylor), search the fold of least loss
+                under a budget, sharing the pairs and whose weights they take, folding the smaller model,
+                configuration what is said of each of its layers, core.modeling_folded what `transformers` needs to load
+                it again, rehearsal what is asked of a model first, architectures what came of each family, measures
+                what it does and how fast, evaluation lm-eval's tasks
     picture     view.explore, view.folding
 
     departures  The paper's gate, rates, steps, group layout, adapters and loss weights could not be had, nor its
@@ -24,16 +26,21 @@ arXiv 2407.00928).
                 their ranking missed what removal costs; here they are kept within the budget exactly, Card (3a). What a
                 gate is learned from, b, takes the gradient of the gate itself, so that a shut gate still learns. For
                 most of the run eps is large and all gates are nearly alike: so the order repeats from seed to seed.
-                At the end eps falls and they polarise; learning on meanwhile lost the order.
-                Pairs are the kept neighbours whose states are most alike. Larger groups are counted, never made.
-                What a pair shares is frozen in the cure; blocks with weights of their own are cured by adapters that
-                are merged, so that they cost nothing afterwards.
+                At the end eps falls and they polarise; learning on meanwhile lost the order. So 'gates' accumulate what
+                closing a little costs; 'hard-concrete' gates are shut and open while they learn, and feel together what
+                is missed, under a penalty for what is open beyond the budget.
+                Without a budget pairs are the kept neighbours whose states are most alike. With one, a search that is
+                ours measures what a removal and what a group of two to four costs, and takes the fold of least loss;
+                what the budget leaves goes to the adapters' rank. Blocks with experts are removed and never shared.
+                What a group shares learns in the cure at a lower rate of its own; blocks with weights of their own are
+                cured by adapters that are merged, so that they cost nothing afterwards.
 """
 
 from ..core.rooms import at_first_use
+from .architectures import architectures
 from .outcome import FoldGPTOutcome
 from .recipe import FoldGPT
 
-__all__ = ["FoldGPT", "FoldGPTOutcome"]
+__all__ = ["FoldGPT", "FoldGPTOutcome", "architectures"]
 
 __getattr__, __dir__ = at_first_use(globals(), "view")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from types import NoneType
 from typing import Any
 
@@ -39,11 +40,16 @@ def _numbers_layers(name: str, value: Sequence[Any], count: int) -> bool:
     return are_layers and name.endswith(("layers", "idxs", "indices")) and (len(value) < count or count > 2)
 
 
-def validate_same_blocks(model: Any, copy: Any, kept: tuple[int, ...]) -> None:
-    """Raise unless a model that is built from the copy's configuration, as a file keeps it, has the blocks `kept`."""
+def validate_kept(model: Any, kept: tuple[int, ...]) -> None:
+    """Raise unless a model that is built from a smaller configuration, as a file keeps it, has the blocks `kept`.
+
+    Without their weights: nothing large is copied.
+    """
+    config = deepcopy(model.config)
+    keep_layers(config, kept)
     name = type(model).__name__
     try:
-        full, smaller = (_built(net.config) for net in (model, copy))
+        full, smaller = _built(model.config), _built(config)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ValueError(

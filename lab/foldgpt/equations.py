@@ -1,5 +1,7 @@
 """FoldGPT in torch: gates, their budget, the sizes of a folded model, and the cure. Numbers and formulas are ours."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -8,6 +10,20 @@ from torch.nn import functional as F
 def gate(a: Tensor, eps: float) -> Tensor:
     """Card (1): g = a^2 / (a^2 + eps); 0 at a = 0, below 1, the steeper between the smaller eps."""
     return a.square() / (a.square() + eps)
+
+
+def hard_concrete(b: Tensor, u: Tensor, beta: float = 2 / 3) -> Tensor:
+    """Card (1a): g = clamp(1.2 sigmoid((ln u - ln(1 - u) + b) / beta) - 0.1, 0, 1), u uniform in (0, 1): (N,).
+
+    Often 0 or 1 exactly, and b has a gradient all the same (hard-concrete gates, Louizos et al., 2018).
+    """
+    s = torch.sigmoid((u.log() - (1 - u).log() + b) / beta)
+    return (1.2 * s - 0.1).clamp(0, 1)
+
+
+def open_share(b: Tensor, beta: float = 2 / 3) -> Tensor:
+    """Card (3b): the mean probability that a gate of Card (1a) is not 0, sigmoid(b - beta ln(0.1 / 1.1))."""
+    return torch.sigmoid(b - beta * math.log(0.1 / 1.1)).mean()
 
 
 def gated(h: Tensor, out: Tensor, g: Tensor) -> Tensor:
@@ -87,3 +103,27 @@ def logit_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     """Card (13): KL(teacher || student) of the next token, mean over (N, T); logits (N, T, V)."""
     log_p, log_q = teacher.float().log_softmax(-1), student.float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+
+def _damped(C: Tensor, share: float = 1e-2) -> Tensor:
+    """C (in, in) with a share of its mean variance added to every input's, so that it can be inverted."""
+    return C + share * C.diagonal().mean().clamp(min=1e-12) * torch.eye(len(C)).to(C)
+
+
+def regression_mean(W: Tensor, C: Tensor) -> Tensor:
+    """Card (14): W = (sum W_i C_i)(sum C_i)^-1, (G, out, in) and (G, in, in) -> (out, in).
+
+    It makes sum |(W - W_i) X_i|^2 least, C_i = X_i X_i^T what member i reads (RegMean, Jin et al., 2023).
+    """
+    read = torch.stack([_damped(part.float()) for part in C])
+    return torch.linalg.solve(read.sum(0), (W.float() @ read).sum(0), left=False)
+
+
+def low_rank_of_inputs(W: Tensor, C: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """Card (15): the B A of rank r whose outputs are nearest to those of W (out, in): B (out, r), A (r, in).
+
+    Of the inputs X with C = X X^T = L L^T: the best rank of W L, times L^-1 (SVD-LLM, Wang et al., 2024).
+    """
+    L = torch.linalg.cholesky(_damped(C.float()))
+    B, A = low_rank(W.float() @ L, r)
+    return B, torch.linalg.solve_triangular(L, A, upper=False, left=False)

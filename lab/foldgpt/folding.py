@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.data.text import logits
-from ..core.modeling_folded import LowRank, adapt, apply_fold, blocks, linears, out_in, stack
+from ..core.modeling_folded import LowRank, adapt, apply_fold, blocks, linears, out_in, stack, unfold
 from ..core.task import evaluating
 from . import equations as eq
-from .configuration import LAYER_NUMBERS, keep_layers, validate_same_blocks
+from .configuration import LAYER_NUMBERS, keep_layers, validate_kept
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,16 @@ def removed(model: Any, kept: tuple[int, ...]) -> Any:
     ValueError where a block of the smaller model would not do what it did: where it depends on its number, and the
     configuration has no list in which that can be said.
     """
-    copy = deepcopy(model)
+    validate_kept(model, kept)
+    gone = {id(block): None for number, block in enumerate(blocks(model)) if number not in kept}
+    copy = deepcopy(model, gone)  # what goes is not copied first
     holder, name = stack(copy)
     setattr(holder, name, nn.ModuleList([getattr(holder, name)[block] for block in kept]))
     for layer, block in enumerate(getattr(holder, name)):
         for module in block.modules():
             for number in LAYER_NUMBERS & vars(module).keys():
                 setattr(module, number, layer)
-    keep_layers(copy.config, kept)
-    validate_same_blocks(model, copy, kept)
+    keep_layers(copy.config, kept)  # in place: the copy's modules hold it too
     _validate_same_output(model, copy, kept)
     return copy
 
@@ -165,9 +166,7 @@ def unrolled(model: Any) -> Any:
             for name, tensor in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(tensor.detach().clone(), requires_grad=tensor.requires_grad))
         merge(block)
-    if hasattr(plain.config, "fold"):
-        del plain.config.fold
-    return plain
+    return unfold(plain)
 
 
 def merge(block: nn.Module) -> None:
@@ -215,7 +214,7 @@ def gates(model: nn.Module, g: Tensor | list[Tensor]) -> Iterator[nn.Module]:
 def _gate_hook(g: Tensor | list[Tensor], number: int) -> Callable[..., Any]:
     def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any], out: Any) -> Any:
         h = args[0] if args else kwargs["hidden_states"]
-        if isinstance(out, tuple):
+        if isinstance(out, (tuple, list)):
             return (eq.gated(h, out[0], g[number]), *out[1:])
         return eq.gated(h, out, g[number])
 
@@ -232,7 +231,7 @@ def recorded(model: nn.Module) -> Iterator[list[Tensor]]:
         states.append(args[0] if args else kwargs["hidden_states"])
 
     def leave(_: nn.Module, args: tuple, out: Any) -> None:
-        states.append(out[0] if isinstance(out, tuple) else out)
+        states.append(out[0] if isinstance(out, (tuple, list)) else out)
 
     layers = blocks(model)
     handles = [layers[0].register_forward_pre_hook(enter, with_kwargs=True)]

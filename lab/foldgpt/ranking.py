@@ -1,6 +1,8 @@
 """Which blocks to do without: published rankings as baselines, each from the block to remove first to the last."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +43,57 @@ def by_leave_one_out(model: nn.Module, batches: Sequence[Example], removals: int
     scores: dict[int, float] = {}
     for _ in range(max(1, removals)):
         rest = [block for block in range(count) if block not in order]
-        scores = {block: _without(model, batches, [*order, block]) for block in rest}
+        scores = {}
+        for block in rest:
+            with without(model, [other for other in rest if other != block], batches[0]):
+                scores[block] = loss(model, batches)
         order.append(min(scores, key=lambda block: scores[block]))
     rest = sorted(set(scores) - set(order), key=lambda block: scores[block])
     return (*order, *rest)
 
 
-def _without(model: nn.Module, batches: Sequence[Example], gone: list[int]) -> float:
-    g = torch.ones(len(blocks(model)), device=next(model.parameters()).device)
-    g[gone] = 0
-    with gates(model, g):  # a shut gate is a removed block, bit for bit
-        return loss(model, batches)
+@contextmanager
+def without(model: nn.Module, kept: Sequence[int], x: Example) -> Iterator[nn.Module]:
+    """The model with all blocks but the `kept` passed by, bit for bit as if they were not there.
+
+    Where a block gives one tensor for a batch x, those passed by cost nothing; elsewhere they stand behind shut gates.
+    """
+    layers = blocks(model)
+    gone = [block for number, block in enumerate(layers) if number not in kept]
+    if gone and not _gives_a_tensor(model, x):
+        g = torch.zeros(len(layers), device=next(model.parameters()).device)
+        g[list(kept)] = 1
+        with gates(model, g):
+            yield model
+        return
+    for block in gone:
+        block.forward = _passes
+    try:
+        yield model
+    finally:
+        for block in gone:
+            del block.forward
+
+
+def _passes(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
+
+
+def _gives_a_tensor(model: nn.Module, x: Example) -> bool:
+    """Whether a block gives its states (N, T, d) alone."""
+    kinds: list[bool] = []
+    handle = blocks(model)[0].register_forward_hook(lambda _, __, out: kinds.append(isinstance(out, Tensor)))
+    try:
+        with torch.no_grad(), evaluating(model):
+            call(model, inputs(x))
+    finally:
+        handle.remove()
+    return kinds[0]
+
+
+def by_perplexity(model: nn.Module, batches: Sequence[Example], removals: int = 0) -> tuple[int, ...]:
+    """Shortened LLaMA's PPL: the block without which alone the loss is least goes first."""
+    return by_leave_one_out(model, batches, 1)
 
 
 def by_taylor(model: nn.Module, batches: Sequence[Example], removals: int = 0) -> tuple[int, ...]:
@@ -71,5 +113,6 @@ def _ascending(scores: Sequence[float]) -> tuple[int, ...]:
 BASELINES: dict[str, Callable[..., tuple[int, ...]]] = {
     "influence": by_influence,
     "leave-one-out": by_leave_one_out,
+    "perplexity": by_perplexity,
     "taylor": by_taylor,
 }

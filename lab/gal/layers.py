@@ -101,7 +101,10 @@ class Fista:
         """
         gradients = [m.grad for m in self.masks if m.grad is not None]
         if unread := len(self.masks) - len(gradients):
-            raise ValueError(f"{unread} of {len(self.masks)} masks have no gradient: nothing in the network reads them")
+            raise ValueError(
+                f"{unread} of {len(self.masks)} masks have no gradient: nothing in the network reads them; "
+                "prune it as it was before gates chose its filters"
+            )
         for index, (m, gradient) in enumerate(zip(self.masks, gradients, strict=True)):
             y = eq.extrapolate(self.now[index], self.previous[index], self.alpha)  # (C,) or (1,), where the gradient is
             after = eq.shrink(y - lr[index] * gradient, lr[index] * lam[index])

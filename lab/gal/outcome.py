@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..core.batch import shapes_of, zeros_of
 from ..core.graph import surgery
 from ..core.onnx import export
-from ..core.outcome import Outcome, base_network, load_weights
+from ..core.outcome import Outcome, remade
 from .structures import KINDS, Structure
 
 
@@ -42,10 +42,8 @@ class GALOutcome(Outcome):
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "GALOutcome":
         """Cut the base down by the plan and load the stored weights; `base` is the user's own network, any weights."""
         stored = saved["found"]
-        dense = base_network(base, stored["base"])
-        plan = surgery.Plan.from_dict(stored["plan"])
-        model = surgery.remove(dense, plan, zeros_of(stored["example"]))
-        load_weights(model, stored["weights"], dense, "pruned")
+        plan, example = surgery.Plan.from_dict(stored["plan"]), zeros_of(stored["example"])
+        model = remade(stored, base, lambda dense: surgery.remove(dense, plan, example), "pruned")
         return cls(
             recipe=recipe,
             **cls.records(saved),
@@ -54,7 +52,7 @@ class GALOutcome(Outcome):
             structures=tuple(Structure(*values[:6], *map(tuple, values[6:])) for values in stored["structures"]),
             history=stored["history"],
             base=stored["base"],
-            example=shapes_of(zeros_of(stored["example"])),
+            example=shapes_of(example),
         )
 
     def export(self, path: str | Path, opset: int = 17) -> Path:

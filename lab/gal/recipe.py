@@ -15,7 +15,6 @@ from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import finetune_stage, has_labels, sgd, validate_batches, validate_classes, validate_labels
 from ..core.graph import surgery
 from ..core.graph.operators import NORMS
-from ..core.outcome import base_config
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task
@@ -158,7 +157,8 @@ class GAL:
             plan=removal,
             structures=masked.structures,
             history=history,
-            base=base_config(task.model),
+            base=run.base,
+            **run.provenance(),
             example=shapes_of(run.example),
         )
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .components import diffusers, exact, quiet
+from .components import DENOISERS, diffusers, exact, quiet
 
 
 class ResnetBlock(Protocol):
@@ -174,20 +174,30 @@ def load_narrowed(folder: str | Path, **options: Any) -> Any:
 
 
 def unet_of(source: str | Path, **options: Any) -> Any:
-    """The U-Net of a folder or id: the folder itself, or its `unet` or `edge` part."""
+    """The U-Net or transformer of a folder or id: the folder itself, or its part `edge`, `unet` or `transformer`."""
     folder = Path(source)
     if not folder.is_dir():
-        return _pretrained_unet(source, subfolder="unet", **options)
-    part = next((name for name in ("edge", "unet") if (folder / name / "config.json").exists()), "")
-    config = folder / part / "config.json"
-    if not config.exists():
-        raise ValueError(f"{source} holds no U-Net: give a folder with config.json, or with a part named unet")
-    if "block_mid_channels" in config.read_text(encoding="utf-8"):
+        return _from_hub(str(source), **options)
+    part = next((name for name in ("edge", *DENOISERS) if (folder / name / "config.json").exists()), "")
+    file = folder / part / "config.json"
+    if not file.exists():
+        raise ValueError(f"{source} holds no U-Net and no transformer: give a folder with config.json, or with a part "
+                         "named unet or transformer")  # fmt: skip
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if "block_mid_channels" in config:
         return load_narrowed(folder / part, **options)
+    kind = getattr(diffusers(), config.get("_class_name", "UNet2DConditionModel"), None)
+    if kind is None or not hasattr(kind, "from_pretrained"):
+        raise ValueError(f"{source} holds a {config['_class_name']}, which diffusers does not have: update it")
     subfolder = {"subfolder": part} if part else {}
-    return _pretrained_unet(source, **subfolder, local_files_only=True, **options)
-
-
-def _pretrained_unet(source: str | Path, **options: Any) -> Any:
     with quiet():
-        return diffusers().UNet2DConditionModel.from_pretrained(str(source), **exact(options))
+        return kind.from_pretrained(str(source), **subfolder, local_files_only=True, **exact(options))
+
+
+def _from_hub(source: str, **options: Any) -> Any:
+    with quiet():
+        kind = diffusers().AutoModel
+        try:
+            return kind.from_pretrained(source, subfolder="unet", **exact(options))
+        except OSError:  # no such part
+            return kind.from_pretrained(source, subfolder="transformer", **exact(options))

@@ -10,7 +10,8 @@ from ..core import cost
 from ..core.fields import integer, one_of, real, validate
 from . import equations as eq
 from . import references
-from .pipeline import HybridPipeline, HybridSampler
+from .pipeline import HybridPipeline
+from .sampler import HybridSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ def measured(pipeline: HybridPipeline, guidance: float) -> tuple[StepCost, tuple
     those of the cloud's U-Net and of the edge's.
     """
     sampler = HybridSampler(pipeline, ["a"], guidance)
-    latent, _ = sampler.noise(2)
+    latent, _ = sampler.noise(25)
     (large, cloud), (small, edge) = (sampler.denoisers[i].size(latent, sampler.cond) for i in (0, -1))
     decoder = cost.macs(_Decoder(pipeline.vae), (latent,))
     return StepCost(cloud=cloud, edge=edge, decoder=decoder), (large, small)

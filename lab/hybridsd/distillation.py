@@ -41,12 +41,16 @@ def distil(
     schedule: Callable | None = None,
     average: nn.Module | None = None,
     velocity: bool = False,
+    flow: bool = False,
+    often: torch.Tensor | None = None,
 ) -> Iterator[Step]:
     """Train `student` in place; batches are (latents (B, C, h, w), token ids (B, L)); `text(ids)` gives (B, L, D).
 
     `alphas` (T,) are the cumulative products of the noise schedule. `schedule(optimiser)` gives a schedule of the rate,
     the released one is constant. `average` is a copy of the student that follows as a running mean. `velocity` is for
-    U-Nets of 'v_prediction': the first loss is then about (19).
+    U-Nets of 'v_prediction': the first loss is then about (19). With `flow`, for those of 'flow_prediction', `alphas`
+    are the noise's shares by time (20), and the first loss is about (21). `often` (T,) says how often each time is
+    drawn beside the others, so that late steps can count more; left out, all are drawn alike.
     """
     device = next(student.parameters()).device
     optimiser = torch.optim.AdamW(student.parameters(), lr, betas=(0.9, 0.999), weight_decay=1e-2)
@@ -60,14 +64,14 @@ def distil(
 
     def terms(batch: Any) -> dict[str, torch.Tensor]:
         x, text_emb = batch[0].to(device), text(batch[1])
-        t, noise = torch.randint(len(alphas), (len(x),), device=device), torch.randn_like(x)
+        t, noise = _times(len(alphas), len(x), often).to(device), torch.randn_like(x)
         a = alphas[t].view(-1, 1, 1, 1)
-        noisy = a.sqrt() * x + (1 - a).sqrt() * noise
+        noisy, target = _flowed(x, noise, a) if flow else _diffused(x, noise, a, velocity)
         with torch.no_grad(), evaluating(teacher):
             teacher_pred = teacher(noisy, t, text_emb).sample
         pred = student(noisy, t, text_emb).sample
         return {
-            "noise": eq.noise_loss(pred, eq.velocity(x, noise, a) if velocity else noise),
+            "noise": eq.noise_loss(pred, target),
             "output": eq.output_loss(pred, teacher_pred),
             "features": eq.feature_loss(features[1].last, features[0].last),
         }
@@ -77,6 +81,21 @@ def distil(
     finally:
         for outputs in features:
             outputs.remove()
+
+
+def _times(most: int, count: int, often: torch.Tensor | None) -> torch.Tensor:
+    """`count` times out of `most`, all alike or as often as told."""
+    return torch.randint(most, (count,)) if often is None else torch.multinomial(often, count, replacement=True)
+
+
+def _diffused(x: torch.Tensor, noise: torch.Tensor, a: torch.Tensor, velocity: bool) -> tuple[torch.Tensor, ...]:
+    """A diffusion's noisy latents (B, C, h, w) at cumulative products a (B, 1, 1, 1), and what is to be told."""
+    return a.sqrt() * x + (1 - a).sqrt() * noise, eq.velocity(x, noise, a) if velocity else noise
+
+
+def _flowed(x: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A flow's latents (B, C, h, w) at the noise's shares (B, 1, 1, 1), and what is to be told."""
+    return eq.mixed(x, noise, sigma), eq.flow(x, noise)
 
 
 def clipped(optimiser: torch.optim.Optimizer, norm: float = 1.0) -> None:

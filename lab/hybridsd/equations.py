@@ -118,6 +118,21 @@ def velocity(x: torch.Tensor, noise: torch.Tensor, a: torch.Tensor) -> torch.Ten
     return a.sqrt() * noise - (1 - a).sqrt() * x
 
 
+def mixed(x: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Card (20): (1 - s) x + s e, a flow's latent where noise is the share s of it, (B, 1, 1, 1)."""
+    return (1 - sigma) * x + sigma * noise
+
+
+def flow(x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Card (21): u = e - x, what a U-Net of 'flow_prediction' gives: where the noise lies, seen from the picture."""
+    return noise - x
+
+
+def shifted_share(u: torch.Tensor, shift: float) -> torch.Tensor:
+    """Card (22): s = a u / (1 + (a - 1) u), a flow's share of noise at time u in 0..1, shifted by a for its size."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
 def _root(s: torch.Tensor) -> torch.Tensor:
     """The symmetric square root of a positive semi-definite matrix (F, F)."""
     values, vectors = torch.linalg.eigh(s)

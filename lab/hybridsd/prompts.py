@@ -1,6 +1,6 @@
 """Prompts that can be checked: captions of scenes never learned from, and the reader of their pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +19,14 @@ READ = {name: LABELS[name] for name in ("count", "colour", "shape", "place")} | 
 _HELD_OUT = 144  # of the 720 kinds of scene, never learned from
 
 
-def _parts() -> tuple[list[Kind], list[Kind]]:
-    """The kinds to learn from and the kinds held out, always the same."""
-    every = drawing.kinds(TEXTURES)
+def parted(every: Sequence[Any], held_out: int) -> tuple[list[Any], list[Any]]:
+    """The kinds to learn from and those held out, so many, always the same."""
     order = np.random.default_rng(2408).permutation(len(every)).tolist()
-    return [every[k] for k in order[_HELD_OUT:]], [every[k] for k in order[:_HELD_OUT]]
+    return [every[k] for k in order[held_out:]], [every[k] for k in order[:held_out]]
+
+
+def _parts() -> tuple[list[Kind], list[Kind]]:
+    return parted(drawing.kinds(TEXTURES), _HELD_OUT)
 
 
 def learned(count: int = 576, seed: int = 0) -> list[Scene]:
@@ -43,16 +46,19 @@ def rendered(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Reader(nn.Module):
-    """Reads count, colour, shape, place and texture from pictures (N, 3, H, W) in [0, 1]: logits (N, 19).
+    """Reads what pictures (N, 3, H, W) in [0, 1] show; left out, count, colour, shape, place and texture: (N, 19).
+
+    `read` names the parts and what each can be; the logits of all are the output.
 
     Two further channels tell each pixel where it is, without which an average over the picture knows no place.
     """
 
     net: Any
 
-    def __init__(self) -> None:
+    def __init__(self, read: Mapping[str, Sequence[Any]] = READ) -> None:
         super().__init__()
-        self.net = nets.resnet_cifar(8, classes=sum(map(len, READ.values())), channels=5)
+        self.sizes = {name: len(values) for name, values in read.items()}
+        self.net = nets.resnet_cifar(8, classes=sum(self.sizes.values()), channels=5)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.net.linear(self.features(images))
@@ -69,8 +75,8 @@ class Reader(nn.Module):
 
     def parts(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """The logits by what they read: count (N, 3), colour (N, 4) ..."""
-        logits = self(images).split([len(values) for values in READ.values()], 1)
-        return dict(zip(READ, logits, strict=True))
+        logits = self(images).split(list(self.sizes.values()), 1)
+        return dict(zip(self.sizes, logits, strict=True))
 
     @torch.no_grad()
     def read(self, images: torch.Tensor) -> torch.Tensor:
@@ -79,10 +85,10 @@ class Reader(nn.Module):
             return torch.stack([logits.argmax(1) for logits in self.parts(images).values()], 1)
 
     @classmethod
-    def trained(cls) -> "Reader":
-        """The reader of `data/hybridsd`."""
-        reader = cls()
-        state = {name: x.float() if x.is_floating_point() else x for name, x in load_file(_file("reader")).items()}
+    def trained(cls, folder: str = "hybridsd", read: Mapping[str, Sequence[Any]] = READ) -> "Reader":
+        """The reader that `data/<folder>` holds."""
+        reader, file = cls(read), store.artefact(f"{folder}/reader.safetensors")
+        state = {name: x.float() if x.is_floating_point() else x for name, x in load_file(file).items()}
         reader.load_state_dict(state)
         return reader.eval()
 
@@ -138,7 +144,3 @@ def embedded(tiny: bool = False, solver: str = "dpm++") -> HybridPipeline:
     """The pipeline of `data/hybridsd`: a cloud and an edge U-Net for 32 x 32 scenes; `tiny` takes the small decoder."""
     folder = store.artefact("hybridsd/model_index.json").parent
     return HybridPipeline.from_pretrained(folder, folder / "edge", folder / "tiny" if tiny else None, solver=solver)
-
-
-def _file(name: str) -> str:
-    return str(store.artefact(f"hybridsd/{name}.safetensors"))

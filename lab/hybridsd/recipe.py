@@ -15,15 +15,17 @@ from ..core import store
 from ..core.fields import Allowed, integer, one_of, real, validate
 from ..core.machine import device_of
 from ..core.report import Report, Row, attempt, reported
-from ..core.running import digest, network, validate_kind
+from ..core.running import digest, made, network, validate_kind
 from ..core.training import Step, seeded
+from . import baselines as cheaper
 from . import cloud as cloud_service
-from . import costs, sweep
+from . import costs, solvers, sweep
 from . import prompts as prompting
 from .components import is_source, vae_of
 from .outcome import HybridSDOutcome
 from .pipeline import SOLVERS, HybridPipeline
 from .prompts import PromptTask
+from .sampler import HybridSampler
 from .sweep import Quality, SweepPoint, Variant
 
 SHOWN = 6  # prompts whose pictures the outcome keeps
@@ -38,7 +40,8 @@ class HybridSD:
     of the decoder; '' for the embedded ones, or for the cloud's decoder. N: steps of the whole trajectory. k: steps
     that the cloud runs, the split that the report is about. ks: the splits that are swept; 0 is the edge alone, N the
     cloud alone. controls: at how many steps in the cloud the edge-first order and the cloud alone with fewer steps are
-    drawn too. solver: 'dpm++', 'ddim', 'euler', 'lcm' or 'own'. guidance: the scale s. prompts: how many are drawn.
+    drawn too. baselines: which of 'DeepCache', 'T-GATE' and 'EC-Diff' are drawn there as well, at the cloud cost of so
+    many steps. solver: 'dpm++', 'ddim', 'euler', 'lcm' or 'own'. guidance: the scale s. prompts: how many are drawn.
     batch: pictures at a time. handoff: 'exact' or 'int8', which the bytes of the report are about.
     """
 
@@ -54,6 +57,7 @@ class HybridSD:
     prompts: int = 48
     batch: int = 48
     handoff: str = "exact"
+    baselines: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         validate(
@@ -69,6 +73,8 @@ class HybridSD:
             handoff=one_of("exact", "int8"),
         )
         validate(self, k=integer(0, self.N), ks=_steps(0, self.N), controls=_steps(1, self.N, least=0))
+        validate(self, baselines=_names(cheaper.BASELINES))
+        object.__setattr__(self, "baselines", tuple(self.baselines))
         for name in ("ks", "controls"):
             object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
 
@@ -132,9 +138,13 @@ class HybridSD:
         with seeded(seed), store.held(checkpoint):
             task = prompting.scenes(self.prompts, 1, self.pipeline()) if task is None else task
             variants, pipeline = self.variants(), self._prepared(task.model, device)
+            cheaper.validate_baselines(self.baselines, pipeline)
             run_id = self._run_id(task, pipeline, seed, checkpoint)
             # before the first picture: a network that cannot be counted, a cloud that is gone, then costs nothing
-            per_step, parameters = costs.measured(pipeline, self.guidance)
+            per_call, parameters = costs.measured(pipeline, self.guidance)
+            sampler = HybridSampler(pipeline, task.prompts[:1], self.guidance, seed)
+            casts = sweep.cast_notes(sampler, self.N, self.k)
+            plans = cheaper.plans(sampler, variants, self.N)
             batches = sweep.batches(
                 task,
                 pipeline,
@@ -144,15 +154,22 @@ class HybridSD:
                 batch=self.batch,
                 seed=seed,
                 int8=self.handoff == "int8",
+                plans=plans,
                 progress=progress,
                 checkpoint=checkpoint,
                 run_id=run_id,
             )
             images, sizes = _joined(list(batches), variants)  # by variant: (n, 3, H, W), bytes
             worth, notes = _judged(task, images)
-            points = tuple(sweep.point(v, worth[v], per_step, self.N, sizes[v]) for v in variants)
+            calls = {n: solvers.calls(pipeline.scheduler_at(), n) for n in {self.N, *self.controls}}
+            points = tuple(
+                sweep.baseline_point(v, worth[v], plans[v], per_call.decoder, sizes[v])
+                if v in plans
+                else sweep.point(v, worth[v], per_call, calls[v[1] if v[0] == "fewer steps" else self.N], sizes[v])
+                for v in variants
+            )
             raw_bytes = 3 * math.prod(pipeline.size)
-            report = reported(repr(self), self._report, task, points, parameters, raw_bytes, notes)
+            report = reported(repr(self), self._report, task, points, parameters, raw_bytes, casts + notes)
         return HybridSDOutcome(
             recipe=self,
             report=report,
@@ -161,13 +178,14 @@ class HybridSD:
             prompts=task.prompts[:SHOWN],
             parts=task.parts,
             pictures={f"{kind}, {k}": (255 * images[kind, k][:SHOWN]).round().to(torch.uint8) for kind, k in variants},
+            made=made(seed, task.name, network=type(task.model).__name__),
         )
 
     def variants(self) -> list[Variant]:
         """(kind, k) of everything that is drawn."""
         # whatever is swept, the report needs both ends and its own split
         ks = sorted({0, self.k, self.N, *self.ks})
-        controls = [(kind, k) for kind in sweep.KINDS[1:] for k in self.controls]
+        controls = [(kind, k) for kind in (*sweep.KINDS[1:], *self.baselines) for k in self.controls]
         return [("hybrid", k) for k in ks] + controls
 
     def _prepared(self, pipeline: HybridPipeline, device: torch.device | None) -> HybridPipeline:
@@ -278,3 +296,10 @@ def _steps(low: int, high: int, least: int = 1) -> Allowed:
         )
 
     return Allowed(holds, f"different integers in {low}..{high}, at least {least}")
+
+
+def _names(among: Sequence[str]) -> Allowed:
+    def holds(value: Any) -> bool:
+        return isinstance(value, tuple | list) and len(set(value)) == len(value) and set(value) <= set(among)
+
+    return Allowed(holds, f"different ones of {', '.join(map(repr, among))}")

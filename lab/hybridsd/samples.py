@@ -2,9 +2,17 @@
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+
+class Crossing(NamedTuple):
+    """What crossed the boundary before step `step`: bytes to the cloud, and bytes that came from it."""
+
+    step: int
+    sent: int
+    received: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -12,15 +20,25 @@ class Samples:
     """Pictures (B, 3, H, W) in [0, 1], their final latents (B, C, h, w), and how they came about.
 
     `steps` are the steps that each model really took, `trail` the latents after each step (where they were kept),
-    `received` the bytes that came from the cloud, `notes` what the reader must know.
+    `crossings` the bytes that were sent and received at each hand-off, `notes` what the reader must know.
     """
 
     pictures: torch.Tensor
     latent: torch.Tensor
     steps: tuple[int, ...]
     trail: tuple[torch.Tensor, ...] = ()
-    received: int = 0
+    crossings: tuple[Crossing, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def sent(self) -> int:
+        """The bytes that went to the cloud."""
+        return sum(crossing.sent for crossing in self.crossings)
+
+    @property
+    def received(self) -> int:
+        """The bytes that came from the cloud."""
+        return sum(crossing.received for crossing in self.crossings)
 
     def __repr__(self) -> str:
         b, _, h, w = self.pictures.shape

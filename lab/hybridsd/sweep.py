@@ -1,6 +1,6 @@
 """One set of prompts drawn at every split, beside its controls: all of them start from the same noise."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +10,12 @@ from tqdm.auto import tqdm
 
 from ..core import store
 from ..core.task import evaluating
+from . import baselines
 from . import equations as eq
 from .costs import StepCost, split_cost
-from .pipeline import HybridPipeline, HybridSampler
+from .pipeline import HybridPipeline
 from .prompts import PromptTask
+from .sampler import HybridSampler
 
 KINDS = ("hybrid", "edge first", "fewer steps")
 Variant = tuple[str, int]  # the kind, and k steps in the cloud
@@ -53,8 +55,14 @@ class Quality(NamedTuple):
 
 
 @torch.no_grad()
-def sampled(sampler: HybridSampler, variants: Sequence[Variant], N: int, int8: bool = False) -> Sampled:
-    """The final latents of each variant; the steps that several share are taken once."""
+def sampled(
+    sampler: HybridSampler,
+    variants: Sequence[Variant],
+    N: int,
+    int8: bool = False,
+    plans: Mapping[Variant, baselines.BaselinePlan] = {},
+) -> Sampled:
+    """The final latents of each variant, and of the baselines as planned; steps that several share are taken once."""
     latents: dict[Variant, torch.Tensor] = {}
     sizes = dict.fromkeys(variants, 0)
     for kind in ("hybrid", "edge first"):
@@ -70,7 +78,18 @@ def sampled(sampler: HybridSampler, variants: Sequence[Variant], N: int, int8: b
     for kind, k in variants:
         if kind == "fewer steps":
             latents[kind, k] = sampler.cloud(sampler.start(k), k).latent
+    for (kind, k), plan in plans.items():
+        latents[kind, k], sizes[kind, k] = baselines.sampled(sampler, kind, plan, int8)
     return Sampled(latents, sizes)
+
+
+def cast_notes(sampler: HybridSampler, N: int, k: int) -> tuple[str, ...]:
+    """What it costs that the models of a split at k compute in two precisions, measured on these prompts."""
+    if len({denoiser.dtype for denoiser in sampler.denoisers}) == 1:
+        return ()
+    first = sampler.advance(sampler.start(N), k, 0)
+    last = sampler.advance(first.state, N, -1)
+    return tuple(note for note in (first.note, last.note) if note)
 
 
 def batches(
@@ -83,6 +102,7 @@ def batches(
     batch: int,
     seed: int,
     int8: bool = False,
+    plans: Mapping[Variant, baselines.BaselinePlan] = {},
     progress: bool = False,
     checkpoint: str | Path | None = None,
     run_id: str = "",
@@ -97,9 +117,8 @@ def batches(
         with evaluating(pipeline):
             prompts = task.prompts[start : start + batch]
             # noise of its own for each batch, so that one is drawn without those before it
-            latents, sizes = sampled(
-                HybridSampler(pipeline, prompts, guidance, seed * 10_007 + start), variants, N, int8
-            )
+            sampler = HybridSampler(pipeline, prompts, guidance, seed * 10_007 + start)
+            latents, sizes = sampled(sampler, variants, N, int8, plans)
             images = {variant: pipeline.decode(latent).cpu() for variant, latent in latents.items()}
         if checkpoint is not None:
             by_variant = {"pictures": [images[v] for v in variants], "bytes": [sizes[v] for v in variants]}
@@ -115,11 +134,23 @@ def quality(task: PromptTask, images: torch.Tensor) -> Quality:
     return Quality(100 * float(right.all(1).double().mean()), parts, distance)
 
 
-def point(variant: Variant, worth: Quality, per_step: StepCost, N: int, size: int) -> SweepPoint:
-    """One way of drawing, with what it is worth and what it costs; `size`: bytes of a hand-off."""
+def point(variant: Variant, worth: Quality, per_call: StepCost, calls: Sequence[int], size: int) -> SweepPoint:
+    """One way of drawing, with what it is worth and what it costs; `size`: bytes of a hand-off.
+
+    `calls` (N + 1,) is how often a model has been asked before each step of this variant's trajectory, and in all.
+    """
     kind, k = variant
-    total = split_cost(per_step, k, N if kind != "fewer steps" else k)
+    cloud = calls[-1] - calls[-1 - k] if kind == "edge first" else calls[k]
+    total = split_cost(per_call, cloud, calls[-1])
     return SweepPoint(kind, k, *worth, total.cloud, total.edge, size)
+
+
+def baseline_point(
+    variant: Variant, worth: Quality, plan: baselines.BaselinePlan, decoder: float, size: int
+) -> SweepPoint:
+    """One baseline, which pays as it has planned, and for one decoding at the edge."""
+    kind, k = variant
+    return SweepPoint(kind, k, *worth, plan.cloud, plan.edge + decoder, size)
 
 
 def _kept(folder: str | Path, name: str, run_id: str, variants: Sequence[Variant]) -> Sampled | None:

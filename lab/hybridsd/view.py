@@ -10,18 +10,22 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
+from .. import lens
 from ..core import store
-from ..core.task import evaluating
 from ..ui import Control, Explorer, Frame, figure, raster, svg, view
-from . import costs, sweep
+from . import branches, costs, sweep
 from . import equations as eq
 from .outcome import HybridSDOutcome
-from .pipeline import HybridPipeline, HybridSampler
+from .pipeline import HybridPipeline
+from .policies import Timing, compared
 from .prompts import embedded, held_out
-from .sampling import fresh, trajectory
+from .sampling import noise_prediction
+from .solvers import calls
 from .sweep import SweepPoint
 
-_SIDE, _STAGE_SIDE, _STAGES = 200, 60, 6  # px of the picture and of its stages; how many stages are shown
+_ORDERS, _WITHDRAWN = ("cloud first", "edge first"), "prompt withdrawn"
+_SIDE, _STAGE_SIDE = 200, 60  # px of the picture and of its stages
+_SHOWN = dict.fromkeys(_ORDERS, 6) | {_WITHDRAWN: 2}  # how many stages
 
 
 def numbers(outcome: HybridSDOutcome, k: int) -> dict[str, Any]:
@@ -71,86 +75,120 @@ def splitting(
     guidance: float = 4.0,
     outcome: HybridSDOutcome | None = None,
     live: HybridPipeline | None = None,
+    timing: Timing | None = None,
 ) -> Explorer:
-    """The step-splitting slider: every k from 0 to N, drawn beforehand, with the stages of both halves.
+    """The step-splitting slider: every k from 0 to N in both orders, drawn beforehand, with the stages of both halves.
 
-    `pipeline` left out is the embedded one, `prompts` three captions that it never learned from; any other text can
-    be typed into the box, and is drawn at the present k only.
-    `outcome` adds the quality measured at its splits. `live` is a pipeline whose cloud is a service (see `lab serve
-    cloud`): a button then asks it for the present picture. A page saved has all pictures, and no button.
+    Beside each stands what the cloud alone draws if the prompt is withdrawn after its k steps: what is in that picture
+    was decided by then. `pipeline` left out is the embedded one, `prompts` three captions that it never learned from;
+    any other text can be typed into the box, and is drawn at the present k only.
+    `outcome` adds the quality measured at its splits, and with a `timing` which policies choose a split. `live` is a
+    pipeline whose cloud is a service (see `lab serve cloud`): a button then asks it for the present picture. A page
+    saved has all pictures, and no button.
     """
     pipeline = embedded() if pipeline is None else pipeline
+    if not pipeline.is_in_one_place:
+        raise ValueError("the slider draws in one process, device and precision: give it such a pipeline, and `live`")
     prompts = tuple(prompts or (scene.caption for scene in held_out(3, 5)))
     every = tuple(range(N + 1))
-    stages = {seed: _stages(pipeline, prompts, seed, every, guidance, N) for seed in seeds}
-    per_step, _ = costs.measured(pipeline, guidance)
-    size = _handoff_bytes(pipeline, prompts[0], guidance, N) if N > 1 else 0
+    stages = {
+        (seed, way): branches.stages(pipeline, prompts, seed, every, guidance, N, way, _SHOWN[way])
+        for seed in seeds
+        for way in _SHOWN
+    }
+    per_call, _ = costs.measured(pipeline, guidance)
+    asked = calls(pipeline.scheduler_at(), N)  # (N + 1,)
+    sizes = branches.handoff_bytes(pipeline, prompts[0], guidance, N)  # (N + 1,)
     raw_size = 3 * math.prod(pipeline.size)
+    chosen = _chosen(outcome, timing)
 
-    def draw(prompt: str, seed: int, k: int) -> Frame:
+    def shown(prompt: str, seed: int, k: int, way: str) -> Tensor:
         if prompt in prompts:
-            shown = stages[seed][k][prompts.index(prompt)]
-        else:  # typed in: only this split is drawn
-            shown = _stages(pipeline, (prompt,), seed, (k,), guidance, N)[k][0]
-        cloud, edge = eq.cloud_share(k, N, per_step.cloud, per_step.edge, per_step.decoder)
-        bars = [("cloud", cloud, N * per_step.cloud), ("edge", edge, N * per_step.cloud)]
-        parts = [_photo(prompt, shown[-1]), _strip(shown, k, N), svg.bars(_millions(bars), "MACs, millions")]
-        if 0 < k < N:
-            parts.append(svg.bars([("hand-off", size, size), ("raw picture", raw_size, raw_size)], "bytes"))
+            return stages[seed, way][k][prompts.index(prompt)]
+        # typed in: only this split is drawn
+        return branches.stages(pipeline, (prompt,), seed, (k,), guidance, N, way, _SHOWN[way])[k][0]
+
+    def draw(prompt: str, seed: int, order: str, k: int) -> Frame:
+        steps, withdrawn = shown(prompt, seed, k, order), shown(prompt, seed, k, _WITHDRAWN)
+        in_cloud = asked[k] if order == "cloud first" else asked[N] - asked[N - k]
+        cloud, edge = eq.cloud_share(in_cloud, asked[N], per_call.cloud, per_call.edge, per_call.decoder)
+        bars = [(side, share, asked[N] * per_call.cloud) for side, share in (("cloud", cloud), ("edge", edge))]
+        parts = [_photo(prompt, steps[-1]), _photo(f"prompt withdrawn after step {k}", withdrawn[-1])]
+        parts += [_strip(steps, k, N, order), svg.bars(_millions(bars), "MACs, millions")]
+        sent, received = branches.crossing(sizes, k, order)
+        if k:
+            most = max(sent, received, raw_size)
+            rows = [("to the cloud", sent, most), ("from the cloud", received, most), ("raw picture", raw_size, most)]
+            parts.append(svg.bars(rows, "bytes"))
         parts += _quality(outcome.points, k) if outcome else []
-        saved = f"{100 * (1 - k / N):.0f} %"
-        return Frame("".join(parts), {"cloud steps": k, "edge steps": N - k, "cloud compute saved": saved})
+        saved = f"{100 * (1 - in_cloud / asked[N]):.0f} %"
+        facts: dict[str, Any] = {"cloud steps": k, "edge steps": N - k, "cloud compute saved": saved}
+        facts |= {"bytes to the cloud": sent, "bytes from the cloud": received}
+        return Frame("".join(parts), facts | chosen.get((order, k), {}))
 
     controls = {
         "prompt": Control(prompts, free=True),
         "seed": Control(tuple(seeds)),
+        "order": Control(_ORDERS),
         "k": Control(every, label="steps in the cloud", start=round(0.4 * N)),
     }
     actions = {} if live is None else {"ask the cloud": _asking(live, N, guidance)}
     return Explorer(draw, controls, title=f"one picture, two machines: {N} steps", actions=actions)
 
 
+def words(
+    pipeline: HybridPipeline | None = None,
+    prompt: str | None = None,
+    seed: int = 0,
+    *,
+    N: int = 25,
+    guidance: float = 4.0,
+) -> Explorer:
+    """Where cloud and edge put each word of a prompt, at each step of the cloud's way: `lab.lens.words`.
+
+    Both are asked about the same latents, each beside the same network with fresh weights. `pipeline` left out is the
+    embedded one, `prompt` a caption that it never learned from. ValueError for models without cross-attention.
+    """
+    pipeline = embedded() if pipeline is None else pipeline
+    prompt = held_out(1, 5)[0].caption if prompt is None else prompt
+    asked, images = branches.questions(pipeline, prompt, seed, guidance, N)
+
+    def run(unet: Any) -> None:
+        for latent, t, cond in asked:
+            noise_prediction(unet, latent, t, cond)
+
+    models = {"cloud": pipeline.unets[0], "edge": pipeline.unets[-1]}
+    return lens.words(models, run, pipeline.text.places(prompt), images)
+
+
+def _chosen(outcome: HybridSDOutcome | None, timing: Timing | None) -> dict[tuple[str, int], dict[str, str]]:
+    """By order and k, how long a picture takes and which policies choose it."""
+    if outcome is None or timing is None:
+        return {}
+    return {
+        (_ORDERS[choice.point.kind != "hybrid"], choice.point.k): {
+            "seconds": f"{choice.seconds:.3g}",
+            "chosen by": ", ".join(choice.policies) or "no policy",
+        }
+        for choice in compared(outcome.points, timing)
+    }
+
+
 def _asking(live: HybridPipeline, N: int, guidance: float) -> Callable[[Explorer], str | Frame]:
     def ask(explorer: Explorer) -> Frame:
-        prompt, seed, k = explorer.state.values()
-        samples = live.draw(str(prompt), steps=[int(k), N - int(k)], guidance=guidance, seed=int(seed))
+        prompt, seed, order, k = explorer.state.values()
+        steps, in_turn = ([int(k), N - int(k)], [0, 1]) if order == "cloud first" else ([N - int(k), int(k)], [1, 0])
+        samples = live.draw(str(prompt), steps=steps, order=in_turn, guidance=guidance, seed=int(seed))
         image = (255 * samples.pictures[0]).round().to(torch.uint8)
         facts: dict[str, Any] = {
             "asked": "the cloud",
+            "bytes sent": samples.sent,
             "bytes received": samples.received,
             "steps": str(list(samples.steps)),
         }
         return Frame(_photo(str(prompt), image), facts | ({"note": samples.notes[0]} if samples.notes else {}))
 
     return ask
-
-
-@torch.no_grad()
-def _stages(
-    pipeline: HybridPipeline, prompts: Sequence[str], seed: int, ks: Sequence[int], guidance: float, N: int
-) -> dict[int, Tensor]:
-    """For each k the latents along the way, decoded: (P, _STAGES, 3, H, W) uint8."""
-    with evaluating(pipeline):
-        sampler = HybridSampler(pipeline, prompts, guidance, seed)
-        latent, generator = sampler.noise(N)
-        begun = generator.get_state()
-        stops = np.linspace(0, N, _STAGES).round().astype(int).tolist()
-        ends = (pipeline.unets[0], pipeline.unets[-1])
-        stages = {}
-        for k in ks:
-            generator.set_state(begun)
-            solver = fresh(pipeline.scheduler, N, latent.device)
-            trail = [latent, *trajectory(ends, solver, latent, sampler.cond, [k, N - k], generator)]
-            images = pipeline.decode(torch.cat([trail[stop] for stop in stops]))  # (_STAGES * P, 3, H, W)
-            pixels = (255 * images).round().to(torch.uint8).cpu()
-            stages[k] = pixels.view(_STAGES, len(prompts), *pixels.shape[1:]).transpose(0, 1)
-        return stages
-
-
-def _handoff_bytes(pipeline: HybridPipeline, prompt: str, guidance: float, N: int) -> int:
-    """Bytes of a picture's hand-off in the middle of N steps, where the solver's memory is full."""
-    sampler = HybridSampler(pipeline, [prompt], guidance)
-    return sampler.cloud(sampler.start(N), max(1, N // 2)).picture_bytes()
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -165,16 +203,18 @@ def _photo(title: str, x: Tensor) -> str:
     return svg.document(width, top + h * scale + 4, svg.fit(title, width / 1.1), title, [image])
 
 
-def _strip(stages: Tensor, k: int, N: int) -> str:
+def _strip(stages: Tensor, k: int, N: int, order: str) -> str:
     """The stages of a picture (S, 3, H, W) in a row, under bars that say whose steps led to them."""
     top, gap = svg.LINE + 36, 6
     row = np.concatenate(list(stages.permute(0, 2, 3, 1).numpy()), 1)
     pitch = _STAGE_SIDE + gap
     width = len(stages) * pitch - gap
     h = stages.shape[2] * _STAGE_SIDE / stages.shape[3]
-    split = width * k / N
-    parts = [svg.rect(0, top - 12, split, 6, "lab-fill c0"), svg.rect(split, top - 12, width - split, 6, "lab-fill c1")]
-    parts += [svg.text(0, top - 17, f"cloud: {k} steps"), svg.text(width - 4, top - 17, f"edge: {N - k}", "end")]
+    sides = [("cloud", k, "lab-fill c0"), ("edge", N - k, "lab-fill c1")][:: 1 if order == "cloud first" else -1]
+    split = width * sides[0][1] / N
+    parts = [svg.rect(0, top - 12, split, 6, sides[0][2]), svg.rect(split, top - 12, width - split, 6, sides[1][2])]
+    first, second = (f"{side}: {steps} steps" for side, steps, _ in sides)
+    parts += [svg.text(0, top - 17, first), svg.text(width - 4, top - 17, second, "end")]
     parts.append(raster.image(raster.uri(row), 0, top, width, h * width / (len(stages) * _STAGE_SIDE), "stages"))
     return svg.document(width, top + h + 12, "from noise to picture", "latents decoded on the way", parts)
 

@@ -15,9 +15,10 @@ from safetensors.torch import load
 
 from ..core import sealing
 from . import equations as eq
-from .sampling import plain
+from .schedules import plain
+from .seeding import drawn_again, is_seed, left_out, validate_seeding
 
-FORMAT = 2
+FORMAT = 3
 _DAMAGE = (
     SafetensorError,
     KeyError,
@@ -30,24 +31,32 @@ _DAMAGE = (
     RecursionError,
     json.JSONDecodeError,
 )
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _FLOATS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as safetensors calls them
-_MAX_STEPS, _MAX_BYTES, _MAX_HEADER, _MAX_NOISE = 1000, 64 << 20, 256 << 10, 16 << 10
+MAX_BYTES, MAX_HEADER = 64 << 20, 256 << 10
+_MAX_STEPS, _MAX_NOISE = 1000, 16 << 10
 _MAX_GUIDANCE, _MAX_TOKENS = 1e6, 4096
+_MAX_NUMBERS = 4 * _MAX_STEPS  # solvers of second order have two sigmas a step
 _KINDS = {"index": int, "steps": int, "scheduler": str, "config": dict, "numbers": dict, "dtype": str, "int8": bool,
-          "asked": str}  # fmt: skip
+          "asked": str, "drawn": dict}  # fmt: skip
 _FIELDS = {*_KINDS, "format", "guidance", "seed", "error"}
+_PAINTING = {"image", "mask"}
 
 
 def encoded(fields: Mapping[str, Any], int8: bool = False) -> bytes:
-    """The bytes of a hand-off's fields by name; with `int8` its latents in integers, a scale a channel."""
+    """The bytes of a hand-off's fields by name; with `int8` its latents in integers, a scale a channel.
+
+    Noise and a generator's state that come from the seed are left out.
+    """
     latent, noise, error = fields["latent"], fields["noise"], fields["error"]
     tensors, numbers = _split_memory(fields["solver"])
-    tensors = {"latent": latent, **tensors}
-    if int8:
-        tensors, error = _quantised(tensors), eq.relative_error(latent, _through_int8(latent))
+    again = left_out(fields)
+    tensors = {**({} if "scale" in again else {"latent": latent}), **tensors}
+    if int8 and "latent" in tensors:
+        tensors, error = _quantised(tensors), max(error, eq.relative_error(latent, _through_int8(latent)))
     tensors |= {f"prompt.{name}": _compact(x) for name, x in fields["prompt"].items()}
-    tensors |= {} if noise is None else {"noise": noise}
+    tensors |= {f"painting.{name}": x for name, x in fields["painting"].items()}
+    tensors |= {} if noise is None or "draws" in again else {"noise": noise}
     facts = {
         "format": FORMAT,
         "index": fields["index"],
@@ -58,7 +67,8 @@ def encoded(fields: Mapping[str, Any], int8: bool = False) -> bytes:
         "guidance": fields["guidance"],
         "seed": fields["seed"],
         "dtype": str(latent.dtype).removeprefix("torch."),
-        "int8": int8,
+        "int8": int8 and "latent" in tensors,
+        "drawn": again,
         "error": error,
         "asked": fields["asked"],
     }
@@ -68,13 +78,16 @@ def encoded(fields: Mapping[str, Any], int8: bool = False) -> bytes:
 
 def decoded(content: bytes) -> dict[str, Any]:
     """The fields that `encoded` wrote, by name; ValueError in one line for anything else."""
-    if len(content) > _MAX_BYTES:
-        raise ValueError(f"the hand-off has {len(content):,} bytes, more than {_MAX_BYTES:,}: send fewer pictures")
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"the hand-off has {len(content):,} bytes, more than {MAX_BYTES:,}: send fewer pictures")
     try:
         header = _header(content)
         facts = _facts(header)
         _validate_shapes(header, facts)
-        fields = _fields(facts, load(content))
+        tensors = load(content)
+        if facts["drawn"]:
+            tensors |= drawn_again(facts["drawn"], facts["seed"], DTYPES[facts["dtype"]])
+        fields = _fields(facts, tensors)
         _validate_values(fields)
     except _DAMAGE as error:
         reason = next(iter(str(error).splitlines()), "")[:200]
@@ -135,16 +148,18 @@ def _widened(x: torch.Tensor) -> torch.Tensor:
 
 def _fields(facts: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The hand-off's fields of these facts and tensors, whose shapes have been validated."""
-    dtype = _DTYPES[facts["dtype"]]
+    dtype = DTYPES[facts["dtype"]]
     scales = {name.removeprefix("scale."): tensors.pop(name) for name in list(tensors) if name.startswith("scale.")}
     for name, scale in scales.items():
         tensors[name] = (tensors[name].float() * scale).to(dtype)
     prompt = {name.removeprefix("prompt."): _widened(x) for name, x in tensors.items() if name.startswith("prompt.")}
+    painting = {name.removeprefix("painting."): x for name, x in tensors.items() if name.startswith("painting.")}
     same = ("index", "steps", "scheduler", "config", "guidance", "seed", "error", "asked")
     return {name: facts[name] for name in same} | {
         "latent": tensors["latent"],
         "solver": _joined_memory(facts["numbers"], tensors),
         "prompt": prompt,
+        "painting": painting,
         "noise": tensors.get("noise"),
     }
 
@@ -155,7 +170,7 @@ def _fields(facts: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> dict[
 def _header(content: bytes) -> dict[str, Any]:
     """The header of a hand-off, by which its digest holds."""
     try:
-        return sealing.header(content, _MAX_HEADER)
+        return sealing.header(content, MAX_HEADER)
     except ValueError as error:
         raise ValueError(f"these bytes are no hand-off ({error})") from error
 
@@ -170,12 +185,16 @@ def _facts(header: Mapping[str, Any]) -> dict[str, Any]:
     for name, kind in _KINDS.items():
         if type(facts[name]) is not kind:
             raise ValueError(f"the hand-off's {name} is a {type(facts[name]).__name__}, not a {kind.__name__}")
+    if facts["drawn"]:
+        validate_seeding(facts["drawn"], facts["seed"])
     return facts
 
 
 def _validate_shapes(header: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """ValueError unless every tensor has a name, a type and a shape that belong to the latent's; reads no tensor."""
     entries = {name: (x["dtype"], tuple(x["shape"])) for name, x in header.items() if name != "__metadata__"}
+    if "scale" in facts["drawn"]:
+        entries |= {"latent": (_FLOATS[facts["dtype"]], tuple(facts["drawn"]["shape"]))}
     shape = entries["latent"][1]
     if len(shape) != 4 or not all(type(n) is int and 0 < n < 1 << 16 for n in shape):
         raise ValueError(f"the hand-off's latent has shape {shape!r}: send (B, C, h, w)")
@@ -195,13 +214,25 @@ def _belongs(name: str, kind: str, size: tuple, entries: Mapping[str, Any], fact
             scaled = entries.get(rest) == ("I8", shape)
             return facts["int8"] and kind == "F32" and size == (*shape[:2], 1, 1) and scaled
         case "solver" if rest:  # a latent, or a list of a number a step
-            short = len(size) < 2 and math.prod(size) <= _MAX_STEPS + 1 and kind in ("F32", "F64", "I32", "I64")
+            short = len(size) < 2 and math.prod(size) <= _MAX_NUMBERS and kind in ("F32", "F64", "I32", "I64")
             return short or (kind in latents and size == shape)
         case "prompt" if rest:  # ids (B, L), or embeddings (B, L, D)
             words = len(size) in (2, 3) and size[0] == shape[0] and size[1] <= _MAX_TOKENS
             return words and 0 < math.prod(size[1:]) and kind in ("U16", "I32", "I64", *_FLOATS.values())
-        case "noise":
-            return not rest and kind == "U8" and len(size) == 1 and size[0] <= _MAX_NOISE
+        case "painting":
+            return (
+                (kind, size) == ("BOOL", (shape[0], 1, *shape[2:]))
+                if rest == "mask"
+                else (rest == "image" and kind in _FLOATS.values() and size == shape)
+            )
+        case "noise":  # one generator's state, or those of one a picture
+            return (
+                not rest
+                and kind == "U8"
+                and 0 < len(size) < 3
+                and size[-1] <= _MAX_NOISE
+                and size[:-1] in ((), shape[:1])
+            )
     return False
 
 
@@ -217,16 +248,20 @@ def _is_number(value: Any, most: float) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and abs(value) <= most
 
 
-def _is_generator_state(noise: torch.Tensor) -> bool:
+def _are_generator_states(noise: torch.Tensor, seed: Any) -> bool:
+    if (noise.ndim == 2) != isinstance(seed, list):
+        return False
     try:
-        torch.Generator().set_state(noise)
+        for state in noise.reshape(-1, noise.shape[-1]):
+            torch.Generator().set_state(state.clone())  # torch crashes where the bytes are not aligned
     except RuntimeError:
         return False
     return True
 
 
 def _is_finite(fields: Mapping[str, Any]) -> bool:
-    return all(bool(torch.isfinite(x).all()) for x in [fields["latent"], *fields["prompt"].values()])
+    tensors = [fields["latent"], *fields["prompt"].values(), *fields["painting"].values()]
+    return all(bool(torch.isfinite(x).all()) for x in tensors)
 
 
 def _has_token_ids(fields: Mapping[str, Any]) -> bool:
@@ -237,9 +272,10 @@ _ALLOWED: dict[str, Callable[[Mapping[str, Any]], bool]] = {  # what the fields 
     "step {index!r} of {steps!r}": lambda f: 0 <= f["index"] <= f["steps"] <= _MAX_STEPS and f["steps"] > 0,
     "guidance {guidance!r}": lambda f: _is_number(f["guidance"], _MAX_GUIDANCE),
     "error {error!r}": lambda f: _is_number(f["error"], math.inf),
-    "seed {seed!r}": lambda f: f["seed"] is None or type(f["seed"]) is int,
-    "latent of type {latent.dtype}": lambda f: f["latent"].dtype in _DTYPES.values(),
-    "a generator's state that is none": lambda f: f["noise"] is None or _is_generator_state(f["noise"]),
+    "seed {seed!r}": lambda f: f["seed"] is None or is_seed(f["seed"], len(f["latent"])),
+    "half of what is painted over": lambda f: set(f["painting"]) in (set(), _PAINTING),
+    "latent of type {latent.dtype}": lambda f: f["latent"].dtype in DTYPES.values(),
+    "a generator's state that is none": lambda f: f["noise"] is None or _are_generator_states(f["noise"], f["seed"]),
     "numbers that are not finite": _is_finite,
     "negative token ids": _has_token_ids,
 }

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..core.spaces import tpe as estimator
 from .client import sampled
 from .learning import Record
+from .portfolio import averages
 
 BASELINES = ("random", "default", "best average", "nearest", "tpe")
 
@@ -23,15 +24,9 @@ def default(pool: Sequence[int], number: int) -> list[int]:
 
 
 def best_average(past: Sequence[Record], pool: Sequence[int], n: int, k: int) -> list[int]:
-    """The k of the best average so far: results z-scored within each task, means drawn towards 0 by one unseen task."""
-    total, count = torch.zeros(n), torch.ones(n)
-    for record in past:
-        y = torch.tensor(record.results)
-        rows = list(record.rows)
-        total[rows] += (y - y.mean()) / (y.std(correction=0) + 1e-9)
-        count[rows] += 1
-    order = sampled(pool, (), len(pool))  # ties fall by chance
-    return sorted(order, key=lambda row: -float(total[row] / count[row]))[:k]
+    """The k of the best average so far, ties by chance."""
+    average = averages(past, n)
+    return sorted(sampled(pool, (), len(pool)), key=lambda row: -float(average[row]))[:k]
 
 
 def nearest(

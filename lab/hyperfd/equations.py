@@ -128,6 +128,24 @@ def private(v: Tensor, clip: float, noise: float, draw: Tensor) -> Tensor:
     return v * shrink + noise * clip * draw
 
 
+def clipped_moments(z: Tensor, clip: float, spread: bool = True) -> Tensor:
+    """Card (15): q = mean_n [u, u² / C] with u = z · min(1, C / ‖z‖), of all of an owner's pictures z (n, e): (2e,), or
+    (e,) without spread. No picture's part is longer than √2 C, or C: another picture in its place moves q by at most
+    2√2 C / n, or 2 C / n."""
+    u = z * (clip / z.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    return (torch.cat([u, u.square() / clip], -1) if spread else u).mean(-2)
+
+
+def released(q: Tensor, clip: float, n: int, noise: float, draw: Tensor, spread: bool = True) -> Tensor:
+    """Card (16): v = [μ, √max(0, C s − μ²)] / ‖·‖, with [μ, s] = q + noise · Δ · N(0, 1) and Δ what one picture moves q
+    by, Card (15); without spread v = μ / ‖μ‖. `draw` is the sample of N, noise the accountant's multiplier."""
+    noisy = q + noise * 2 * (2 if spread else 1) ** 0.5 * clip / n * draw
+    if not spread:
+        return F.normalize(noisy, dim=-1)
+    mean, second = noisy.chunk(2, -1)
+    return F.normalize(torch.cat([mean, ((clip * second - mean.square()).clamp_min(0) + 1e-8).sqrt()], -1), dim=-1)
+
+
 def regret(y: Tensor, chosen: list[int]) -> Tensor:
     """Card (14): max y − max over the chosen configurations of y, in the results' unit."""
     return y.max() - y[chosen].max()

@@ -29,8 +29,10 @@ RIDGE = 1e-2  # of the map between versions
 class Record:
     """What the platform keeps of a task: meta-vectors (R, d) in the present version, rows and their results.
 
-    error sums the transformations' errors on the pictures of the clients that sent them. What the record's own vectors
-    have lost is not known, since its pictures are gone: a map that fails where it was fitted is only the worst case.
+    error is what the record's vectors have lost, where its client measures that at home (`drift`); otherwise the sum of
+    the transformations' errors: as the clients that sent them say, or as a guarded platform measures them on pictures
+    of its own, which is no estimate of it. client is whose it is, best the highest NDCG by which any version has
+    ordered its results; neither is offered to others.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Record:
     images: int = 0
     boxes: int = 0
     error: float = 0.0
+    client: str = ""
+    best: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a platform's folder holds it."""
@@ -49,7 +53,7 @@ class Record:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> "Record":
         """The record that `to_dict` wrote."""
-        fields = {"images" if name == "pictures" else name: value for name, value in saved.items()}
+        fields: dict[str, Any] = {"images" if name == "pictures" else name: value for name, value in saved.items()}
         return cls(**fields | {"rows": tuple(fields["rows"]), "results": tuple(fields["results"])})
 
 
@@ -58,6 +62,8 @@ class RoundConfig:
     """How a round learns: the fields of the recipe that it needs.
 
     sends_map=False sends the identity for the map between versions, which then tells nothing; its error is measured.
+    is_private: the round sees no picture, only the record's released vectors, and the extractor stays as it is.
+    portfolio: whether what is recommended is diverse, see `portfolio`, or what has the highest scores.
     """
 
     R: int = 8
@@ -69,11 +75,14 @@ class RoundConfig:
     stale: str = "transform"
     features: str = "learned"
     sends_map: bool = True
+    is_private: bool = False
+    portfolio: bool = True
 
     def identity(self) -> str:
         """What names these settings in a platform's folder, in words that must not change: folders are known by it."""
         fields = asdict(self)
         fields["aligned"] = fields.pop("sends_map")
+        del fields["is_private"], fields["portfolio"]  # a client's own affair
         return f"Learning({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     def ranker(self, sample: torch.Size, codes: int) -> Ranker:
@@ -84,7 +93,7 @@ class RoundConfig:
 
     def learns_extractor(self) -> bool:
         """Whether a round changes the extractor, and with it the space of the meta-vectors."""
-        return self.features in ("learned", "mean")
+        return self.features in ("learned", "mean") and not self.is_private
 
 
 @dataclass
@@ -201,6 +210,13 @@ def map_records(memory: Sequence[Record], D: Tensor, error: float, config: Round
     return list(memory) if config.stale in ("reuse", "pooled") else []
 
 
+def map_error(before: Ranker, after: Ranker, x: Tensor, D: Tensor, config: RoundConfig) -> float:
+    """The error of a map between two models on random subsets of samples that took no part in it, Card (11)."""
+    with torch.no_grad():
+        picks = subsets(torch.arange(len(x)), CHECKED_ON, config.m)
+        return float(eq.transformation_error(_pooled(before, x, picks), _pooled(after, x, picks), D))
+
+
 # -- the losses of a step ----------------------------------------------------------------------------------------------
 
 
@@ -218,7 +234,9 @@ class _RoundLosses:
         ]
         self.present = _list(data.record)
         extractor = ranker.extractor  # its handcrafted features (k, 6) are the same in each step
-        self.handcrafted = extractor.handcrafted(data.x) if isinstance(extractor, Extractor) else None
+        self.handcrafted = None
+        if isinstance(extractor, Extractor) and not config.is_private:
+            self.handcrafted = extractor.handcrafted(data.x)
 
     def __call__(self, is_fresh: bool) -> dict[str, Tensor]:
         """By name; a fresh step passes pictures through the extractor, the others take vectors from before the round.
@@ -243,7 +261,7 @@ class _RoundLosses:
 
     def _present_vectors(self, is_fresh: bool) -> Tensor:
         """Two of this client's meta-vectors (2, d), through which the extractor learns where they are fresh."""
-        if is_fresh:
+        if is_fresh and not self.config.is_private:
             return _fresh_vectors(self.ranker, self.data.x, 2, self.config, self.handcrafted)
         v = self.data.record.vectors
         return v[torch.randperm(len(v))[:2]]

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from ..core import parallel
 from ..core.data import faces
 from ..core.data.faces import FaceTask
 from ..core.spaces import streams
 from ..core.spaces.streams import Choice, Stream, coded
-from .client import DataOwner
+from .client import DataOwner, Noise
 from .detector import BUDGET, evaluated
 from .learning import RoundConfig
 from .space import DEFAULT, NAMES, Configuration, configurations, even_part
@@ -47,12 +48,24 @@ def stream(
     )
 
 
-def client(task: FaceTask, config: RoundConfig | None = None, noise: float = 0.0, budget: int = BUDGET) -> DataOwner:
-    """The owner of a set of faces, who trains what a platform of the 216 configurations recommends."""
-    choices = streams.detector_choices()
+def client(
+    task: FaceTask,
+    config: RoundConfig | None = None,
+    noise: Noise = 0.0,
+    budget: int = BUDGET,
+    journal: str | Path | None = None,
+) -> DataOwner:
+    """The owner of a set of faces, who trains what a platform of the 216 configurations recommends.
+
+    noise=(epsilon, delta) as `DataOwner` takes it. What was trained is kept in the folder `journal`, so that a client
+    that is killed, or whose upload is refused, trains nothing twice.
+    """
+    choices, marks = streams.detector_choices(), {"own": fingerprint(task)}
 
     def evaluate(rows: Sequence[int]) -> list[float]:
-        return [evaluated(task, Configuration(*choices[row]), budget)["ap50"] for row in rows]
+        items = [("own", choices[row]) for row in rows]
+        train = partial(_trained, {"own": task}, budget, marks)
+        return parallel.map(train, items, 1, journal=journal, progress=False)
 
     return DataOwner(task, coded(choices), evaluate, config or RoundConfig(), noise)
 

@@ -11,7 +11,7 @@ from ..core.outcome import Outcome
 from .client import DataOwner, Recommendation
 from .evaluation import TaskRecord
 from .layers import Ranker
-from .learning import RoundConfig
+from .learning import Record, RoundConfig
 from .messages import ANY, PERCENT
 from .platform import Platform
 
@@ -53,7 +53,8 @@ class HyperFDOutcome(Outcome):
         client = DataOwner(data, self.context["codes"], lambda rows: [], config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return client.ranked(ranker, k)
+            memory = [Record.from_dict(record) for record in self.state["memory"]]
+            return client.ranked(ranker, k, records=memory)
 
     def ranker(self) -> tuple[Ranker, RoundConfig]:
         """The platform's model after the last task, and how it learned."""

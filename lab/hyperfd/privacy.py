@@ -1,4 +1,7 @@
-"""What an upload gives away of the pictures behind it: attacks on membership, measured, with and without noise."""
+"""What an upload gives away of the pictures behind it: attacks on members, on what they show, on what they share.
+
+Measured with and without noise. An attacker has the extractor, for it is offered to all, and public pictures.
+"""
 
 import torch
 from torch import Tensor
@@ -39,6 +42,34 @@ def traced(
     m = m * (m @ mu / (m @ m).clamp_min(1e-12)).clamp_min(0)
     direction = torch.linalg.solve(S, m - mu)
     return auc(*((part - mu) @ direction for part in (inside, outside)))
+
+
+def reconstruction(ranker: Ranker, uploaded: Tensor, mine: Tensor, public: Tensor, ridge: float = 1e-3) -> float:
+    """How much nearer to a client's pictures the picture is that an attacker makes of its upload (R, d) than the mean
+    of public ones is: 1 - error / error of that mean, of the client's picture (k, 4, S, S) that fares best; 0 is none.
+
+    The decoder is linear, by ridge regression from the public pictures' own vectors to their pixels: a picture that is
+    alone behind an upload is decoded as well as its vector tells it.
+    """
+    v = _single_vectors(ranker, public)  # (k, e)
+    mean, start = v.mean(0), public.flatten(1).mean(0)
+    centred = v - mean
+    gram = centred.T @ centred + ridge * len(v) * torch.eye(v.shape[1])
+    decoder = torch.linalg.solve(gram, centred.T @ (public.flatten(1) - start))  # (e, pixels)
+    halves = F.normalize(uploaded[:, : v.shape[1]], dim=-1)
+    decoded = start + (halves - mean) @ decoder  # (R, pixels)
+    errors = (decoded[:, None] - mine.flatten(1)).square().mean(-1)  # (R, k)
+    return float((1 - errors / (start - mine.flatten(1)).square().mean(-1)).max())
+
+
+def told_apart(first: Tensor, second: Tensor, unknown: tuple[Tensor, Tensor]) -> float:
+    """The AUC of an attacker who asks which of two properties a client's pictures share, such as little light.
+
+    first, second (k, d) are uploads that the attacker made of public pictures with the one and the other, unknown the
+    clients' uploads (j, d) of each; the score lies along the difference of the means.
+    """
+    direction = first.mean(0) - second.mean(0)
+    return auc(*(uploads @ direction for uploads in unknown))
 
 
 def _single_vectors(ranker: Ranker, x: Tensor) -> Tensor:

@@ -11,18 +11,20 @@ import torch
 
 from ..core import store
 from ..core.data import faces
+from ..core.deprecation import deprecated
 from ..core.fields import integer, one_of, real, validate
 from ..core.machine import device_of
 from ..core.report import Attempts, Report, Row, attempt, reported
-from ..core.running import digest, validate_kind
+from ..core.running import digest, made, validate_kind
 from ..core.spaces import streams
 from ..core.spaces.streams import Stream
 from ..core.training import Step, seeded
 from . import baselines
-from .client import LEAST, DataOwner, Recommendation
+from .client import LEAST, DataOwner, Noise, Recommendation, validate_noise
+from .drift import HeldBack
 from .evaluation import Judgement, TaskRecord, forgetting, judged, ndcg, raw_bytes
 from .features import meta_features
-from .learning import Record, RoundConfig, vectors
+from .learning import Record, RoundConfig, RoundResult, vectors
 from .messages import ANY
 from .outcome import HyperFDOutcome
 from .platform import Platform
@@ -40,9 +42,12 @@ class HyperFD:
     rate lr after each task. triplet and si weigh the two regularisers, 0 leaves one out. stale says what becomes of
     stored vectors when the extractor changes: 'transform', 'reuse' as they are, 'drop' them, or 'pooled', which crosses
     the privacy boundary: all tasks' pictures lie on one pile and are learned from together, an upper bound. features:
-    'learned', 'mean' (without spread), 'frozen' (random), 'handmade' (24 handcrafted ones). noise blurs what is
-    uploaded. by: 'hyperfd', 'offline' (learns from the pictures of five tasks together, then stays as it is), or a
-    baseline: 'random', 'default' (one configuration, not K), 'best average' (of all trials so far), 'nearest', 'tpe'.
+    'learned', 'mean' (without spread), 'frozen' (random), 'handmade' (24 handcrafted ones). noise: (epsilon,
+    delta), by which all that a client sends is differentially private, its results and the number of its pictures
+    aside: see the card; 0 for none. portfolio: of the K the two best are taken as they are scored, the others differ
+    from them and one another in three decisions, and while one task or none is known scores count less; without it, the
+    highest scores. by: 'hyperfd', 'offline' (learns from the pictures of five tasks together, then stays as it is), or
+    a baseline: 'random', 'default' (one configuration, not K), 'best average' (of all trials so far), 'nearest', 'tpe'.
     """
 
     K: int = 5
@@ -55,7 +60,8 @@ class HyperFD:
     si: float = 0.1
     stale: str = "transform"
     features: str = "learned"
-    noise: float = 0.0
+    noise: Noise = 0.0
+    portfolio: bool = True
     by: str = "hyperfd"
 
     def __post_init__(self) -> None:
@@ -71,10 +77,15 @@ class HyperFD:
             si=real(0),
             stale=one_of("transform", "reuse", "drop", "pooled"),
             features=one_of("learned", "mean", "frozen", "handmade"),
-            noise=real(0),
+            portfolio=one_of(True, False),
             by=one_of(*LEARNED, *baselines.BASELINES),
         )
         validate(self, trials=integer(max(2, self.K)))
+        if isinstance(self.noise, list):  # as files hold it
+            object.__setattr__(self, "noise", tuple(self.noise))
+        validate_noise(self.noise, self.learning())
+        if self.noise and not isinstance(self.noise, tuple):
+            deprecated("HyperFD(noise=NUMBER)", "noise=(epsilon, delta), such as (8.0, 1e-5)", "0.4")
 
     @classmethod
     def paper(cls, name: str) -> "HyperFD":
@@ -84,7 +95,8 @@ class HyperFD:
     def learning(self) -> RoundConfig:
         """How a client learns, by this recipe."""
         stale = "pooled" if self.by == "offline" else self.stale
-        return RoundConfig(self.R, self.m, self.steps, self.lr, self.triplet, self.si, stale, self.features)
+        config = RoundConfig(self.R, self.m, self.steps, self.lr, self.triplet, self.si, stale, self.features)
+        return replace(config, portfolio=self.portfolio)
 
     def run(
         self,
@@ -126,6 +138,7 @@ class _StreamRun:
         self.sample = tuple(first.x.shape[1:])
         self.platform = Platform(self.sample, self.codes, self.config, seed, results=ANY, guarded=False)
         self.served: list[TaskRecord] = []
+        self.at_home: list[HeldBack] = []  # what each client that has learned keeps, in their order
         self.trace: list[Step] = []
         if folder is not None and store.exists(folder, "stream"):
             self._restore(store.load(folder, "stream"))
@@ -141,6 +154,7 @@ class _StreamRun:
             self.recipe.noise,
             pool=self.stream.pool(task),
             seed=self._seed(position),
+            secret=self._seed(position),
         )
 
     def serve(self, progress: bool) -> None:
@@ -189,8 +203,21 @@ class _StreamRun:
         self.platform.accept(message)
         if pooled:
             self._extract_again(position)
+        elif self.config.stale == "transform" and self.config.learns_extractor():
+            self._measure_drift(position, learned)
         self.trace += [Step(f"learning {position}", step.index, step.terms) for step in learned.trace]
         return replace(record, sent=len(message), kept=attempt("order", self._ndcg, position)[0])
+
+    def _measure_drift(self, position: int, learned: RoundResult) -> None:
+        """Earlier clients measure at home what their records have lost by the new version, and the platform is told."""
+        ranker = self.platform.ranker
+        with seeded(self._seed(position)):
+            carried = [held.carried(learned.D, ranker, self.client(i).x) for i, held in enumerate(self.at_home)]
+            self.at_home = [held for held, _ in carried] + [HeldBack.of(ranker, self.client(position).x, self.config)]
+        if drifts := [drift for _, drift in carried]:
+            self.platform.note_drift(drifts)
+            terms = {"mean": sum(drifts) / len(drifts), "largest": max(drifts), "own error": learned.error}
+            self.trace.append(Step("drift", position - 1, terms))  # the first client has none before it
 
     def _seed(self, position: int) -> int:
         """The seed of one task of one run; a hash, for sums of seed and position are soon another run's."""
@@ -265,6 +292,7 @@ class _StreamRun:
                 "served": [record.to_dict() for record in self.served],
                 "trace": [asdict(step) for step in self.trace],
                 "state": self.platform.state(),
+                "at home": [[held.picks, held.vectors] for held in self.at_home],
             }
             store.save(self.folder, "stream", saved)
 
@@ -277,6 +305,7 @@ class _StreamRun:
         self.served = [TaskRecord.from_dict(record) for record in saved["served"]]
         self.trace = [Step(**step) for step in saved["trace"]]
         self.platform.restore(saved["state"])
+        self.at_home = [HeldBack(*held) for held in saved["at home"]]
 
     def outcome(self) -> HyperFDOutcome:
         """What is left after the last task; a measurement that fails becomes a note of the report."""
@@ -302,6 +331,7 @@ class _StreamRun:
             served=self.served,
             state=self.platform.state() if self.learns else {},
             context=context,
+            made=made(self.seed, self.stream.name, network="a ranker"),
         )
 
     def _now(self) -> list[float | None]:
@@ -326,6 +356,13 @@ class _StreamRun:
             f"the default is one configuration, not {self.recipe.K}; the best average sees what this run has tried, "
             "recommended trials too",
         ]
+        if any(step.stage == "drift" for step in self.trace):
+            notes.append("error of the maps: of the last on its client's own subsets, of all on earlier clients'")
+        if isinstance(self.recipe.noise, tuple):
+            notes.append(
+                "each client's message is ({:g}, {:g})-differentially private for one picture in another's place, its "
+                "results and the number of its pictures aside".format(*self.recipe.noise)
+            )
         return Report(repr(self.recipe), tuple(rows), (*notes, *filter(None, [self.stream.note]), *attempts.notes))
 
     def _trained_rows(self) -> list[Row]:
@@ -344,6 +381,8 @@ class _StreamRun:
         ]
         if (lost := forgetting(served, now)) is not None:
             rows.append(Row("forgetting", None, lost, "%", "learned", 1))
+        if last := [step.terms for step in self.trace if step.stage == "drift"][-1:]:
+            rows.append(Row("error of the maps", last[0]["own error"], last[0]["mean"], "", "learned", 5))
         return rows
 
 

@@ -1,5 +1,6 @@
 """HyperFD seen: the tasks as they came and what each regretted, what crossed the privacy boundary, detections."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,10 +55,10 @@ def crossed(outcome: HyperFDOutcome, position: int) -> dict[str, int]:
 
 
 def contest() -> Any:
-    """`data/faces/results.csv` as a frame, one row a recommender, order and task: the benchmark as it was last run."""
+    """`data/faces/results.csv.gz` as a frame, a row a recommender, order and task: the benchmark as it was last run."""
     import pandas
 
-    rows = pandas.read_csv(store.artefact("faces/results.csv"), dtype={"settings": str})
+    rows = pandas.read_csv(store.artefact("faces/results.csv.gz"), dtype={"settings": str})
     rows = rows[rows["stream"] == "detectors"]
     return rows[rows["settings"] == rows.groupby("by")["settings"].transform("last")]
 
@@ -225,3 +226,25 @@ def _facts(outcome: HyperFDOutcome, position: int) -> dict[str, Any]:
             "rank of the best recommended": task.rank,
         }
     return facts | {name: value for name, value in crossed(outcome, position).items() if "end" not in name}
+
+
+def privacy_curve(runs: Any, title: str = "") -> go.Figure:
+    """Regret over epsilon with its 95 % band over orders, and lines for what is learned without noise and for chance.
+
+    `runs` is a DataFrame with the columns by ('epsilon 4', and others without noise), seed, regret and chance, as
+    `benchmarks/hyperfd_trust.py --part epsilon` writes; see `privacy_contest`.
+    """
+    private = runs[runs["by"].str.startswith("epsilon ")].assign(recommender="with noise")
+    private = private.assign(epsilon=private["by"].str.removeprefix("epsilon ").astype(float)).sort_values("epsilon")
+    curve = interval_curves(private, "recommender", "epsilon", "regret", "epsilon", title)
+    for name, part in runs[~runs["by"].str.startswith("epsilon ")].groupby("by", sort=False):
+        curve.add_hline(part["regret"].mean(), line_dash="dash", annotation_text=name)
+    curve.add_hline(runs["chance"].mean(), line_dash="dot", annotation_text="chance")
+    return curve.update_xaxes(type="log")
+
+
+def privacy_contest() -> Any:
+    """`data/faces/epsilon.json` as a frame, one row a run: the benchmark as it was last run."""
+    import pandas
+
+    return pandas.DataFrame(json.loads(store.artefact("faces/epsilon.json").read_text(encoding="utf-8"))["runs"])

@@ -21,6 +21,8 @@ the answer    attribution: integrated gradients, saliency, gradient SHAP, occlus
               attention, rollout: how layers of attention weigh tokens, and what of each patch reaches the class token
               through all of them (Abnar and Zuidema, ACL 2020, arXiv 2005.00928)
               attend: both as maps, beside a network with fresh weights
+              cross_attention, words: where a diffusion model's layers put each word of a prompt, step by step, as DAAM
+              reads it (Tang et al., ACL 2023, arXiv 2210.04885): words to click, beside fresh weights
               segmentation: the classes that segmenters name, pixel by pixel, beside the labels
 
 A layer is a name of `model.named_modules()`; its filters are axis 1 of what it gives, (N, filters, H, W) or
@@ -47,6 +49,7 @@ from .segmentation import segmentation
 from .selectivity import selectivity
 from .strongest import strongest
 from .weights import weights
+from .words import cross_attention, words
 
 __all__ = [
     "activations",
@@ -56,6 +59,7 @@ __all__ = [
     "attribution",
     "compare_maps",
     "concept_sets",
+    "cross_attention",
     "dissect",
     "explain",
     "filters",
@@ -69,4 +73,5 @@ __all__ = [
     "weights",
     "with_fresh_weights",
     "without",
+    "words",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.distribution import install
 from ..core.graph.tracing import trace
 from ..core.training import seeded
 from ..ui import Control, Explorer, Frame, raster
@@ -121,7 +122,7 @@ def _captum() -> Any:
     try:
         import captum.attr
     except ImportError as error:
-        raise ImportError("attribution needs Captum: pip install 'lab[lens]'") from error
+        raise ImportError(f"attribution needs Captum: {install('lens')}") from error
     return captum.attr
 
 

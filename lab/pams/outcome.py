@@ -4,11 +4,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from ..core import nets, store
+from ..core import store
 from ..core.onnx.outcome import IntegerOutcome
+from ..core.outcome import base_network
+from ..core.program import Program, Unbuilt
 from ..core.quantisation.bn_folding import fold_batch_norms
 from ..core.quantisation.placement import Placement
 from . import packed
@@ -52,12 +53,11 @@ class PAMSOutcome(IntegerOutcome):
 
 def rebuilt(
     config: dict | None, base: nn.Module | None, recipe: Any, example: Tensor, state: dict[str, Tensor]
-) -> tuple[fx.GraphModule, Placement]:
+) -> tuple[Any, Any]:
     """The quantised network of a recipe with packed weights, in eval mode, and its placement."""
-    with torch.random.fork_rng(devices=[]):
-        plain = nets.build(config) if base is None and config is not None else base
-    if plain is None:
-        raise ValueError("this was made from a network of your own: give base=net")
+    plain = base_network(base, config)
+    if isinstance(plain, Program):
+        return plain, Unbuilt()
     model = fold_batch_norms(plain, example)
     placement = recipe.place(model)
     recipe.quantise(model, placement)

@@ -11,12 +11,11 @@ from torch.nn import functional as F
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
-from ..core import tasks
+from ..core import cost, tasks
 from ..core.batch import each, logits_of, moved, tensors
 from ..core.fields import integer, one_of, real, some_of, validate
 from ..core.finetune import has_labels, validate_labels
 from ..core.models import validate_precision
-from ..core.outcome import base_config
 from ..core.quantisation.bn_folding import fold_batch_norms
 from ..core.quantisation.placement import Placement, QuantPoint, insert_quantisers, with_feature_output
 from ..core.quantisation.quantisers import LEAST
@@ -24,6 +23,7 @@ from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task
 from ..core.training import Step, descend
+from ..core.zeros import Zeros
 from . import equations as eq
 from . import packed, sizes
 from .history import AlphaHistory
@@ -139,7 +139,8 @@ class PAMS:
             placement=placement,
             history=history.tensors(),
             example=run.example.detach().cpu(),
-            base=base_config(task.model),
+            base=run.base,
+            **run.provenance(),
         )
 
     def place(self, graph: fx.GraphModule) -> Placement:
@@ -169,7 +170,9 @@ class PAMS:
         """One stage: while alphas are calibrated they have no gradient, so that Adam meets them without a past."""
         task = run.task
         if "random_student" in self.released:
+            zeros = Zeros(student.parameters())
             _reset(student)
+            zeros.apply()
         alphas = [q.alpha for q in quantisers]
         # Parameters are compared by identity: == of tensors would be a tensor.
         weights = [p for p in student.parameters() if not any(p is alpha for alpha in alphas)]
@@ -243,13 +246,12 @@ class PAMS:
         """What the network costs and gives, before and after; a float layer has 32 bits, so 1024 a multiply-add."""
         task, attempts = run.task, Attempts()
         counts = sizes.count(teacher, student, run.example)
-        stored = attempts("bytes", packed.to_bytes, student)
         rows = [
             Row("parameters", counts.parameters, counts.parameters),
             Row("32-bit parameters", counts.parameters, round(counts.equivalent)),
             Row("macs", counts.macs, counts.macs),
             Row("bitops", 1024 * counts.macs, counts.bitops),
-            Row("bytes", 4 * counts.parameters, None if stored is None else len(stored), "B"),
+            Row("bytes", *attempts.pair("bytes", cost.bytes_stored, run.model, student), "B"),
             Row(task.metric, run.before, attempts(task.metric, task.measure, student), task.unit, "learned", 2),
         ]
         return Report(repr(self), tuple(rows), (*self._notes(task, placement, student, counts), *attempts.notes))
@@ -257,8 +259,7 @@ class PAMS:
     def _notes(self, task: Task, placement: Placement, student: nn.Module, counts: sizes.Counts) -> list[str]:
         w, a = self.weight_bits, self.activation_bits
         notes = [
-            f"placement {self.placement!r}: {len(placement.layers)} layers, {len(placement.groups())} alphas, "
-            f"W{w}A{a}; bytes: the packed file"
+            f"placement {self.placement!r}: {len(placement.layers)} layers, {len(placement.groups())} alphas, W{w}A{a}"
         ]
         notes += grouped_by_reason("left in float,", placement.unquantised)
         if _peak(task) > 1:

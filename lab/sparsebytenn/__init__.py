@@ -26,6 +26,8 @@ Chen; 2023, arXiv 2310.19509). After the abstract; the paper's body could not be
                 activations, sums, products and their kin with broadcasting; concatenation, padding, slices,
                 shuffles and all that renames or moves numbers. Several inputs and outputs stay as they are. What it
                 lacks runs in torch between segments, and the profile says where and why; strict=True refuses it
+    threads     engine(x, threads=2): all work on one image together, and what comes out is the same to the last bit; so
+                it is in a browser, where the page is cross-origin isolated
     layers      swap puts sparse modules into a network of torch where zeros pay; torch exports and compiles it
 
     departures  From the abstract come the goal, MobileNet-v1, 30 % sparsity, one pattern for each kind of operator, and

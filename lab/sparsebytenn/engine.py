@@ -9,6 +9,7 @@ from torch import nn
 
 from ..core.batch import Example, tensors
 from ..core.graph.tracing import outputs_of
+from ..core.models import unmasked
 from ..core.onnx import reading
 from . import codes, compiler, int8, meeting, packed, segments, tuning
 from .lowering.builder import LacksError
@@ -45,7 +46,7 @@ def compile(
     already, as an ONNX file with QuantizeLinear, modules that call torch.fake_quantize_per_tensor_affine or the lab's
     quantisers, runs on its grids: products in int8 where inputs and weights lie on grids of 8 bits, all else in fp32.
     """
-    given = reading.module(model, example) if isinstance(model, (str, Path)) else meeting.unmasked(model)
+    given = reading.module(model, example) if isinstance(model, (str, Path)) else unmasked(model)
     model = codes.with_grids(given)
     searches = rearrange and not dense and calibrate is None
     arranged = meeting.met(model, example) if searches else meeting.Met(model)

@@ -6,14 +6,12 @@ pattern whose rows were shuffled are brought together again exactly, zeros witho
 """
 
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils import prune
 
 from ..core.batch import Example
 from ..core.errors import first_line
@@ -74,23 +72,6 @@ def met(model: nn.Module, example: Example) -> Met:
     after = _supports(graph)
     came, meet = ({name: blocks(rows[name]) for name in moved} for rows in (supports, after))
     return Met(graph, came, meet, stays)
-
-
-def unmasked(model: nn.Module) -> nn.Module:
-    """A copy with the masks of torch.nn.utils.prune multiplied in; the network itself where it has none."""
-    masks = [
-        (name, hook._tensor_name)
-        for name, module in model.named_modules()
-        for hook in module._forward_pre_hooks.values()
-        if isinstance(hook, prune.BasePruningMethod)
-    ]
-    if not masks:
-        return model
-    computed = [getattr(model.get_submodule(name), part) for name, part in masks]  # which torch does not copy
-    copy = deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
-    for name, part in masks:
-        prune.remove(copy.get_submodule(name), part)
-    return copy
 
 
 def columns(network: Network) -> dict[str, list[Any]]:

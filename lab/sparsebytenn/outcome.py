@@ -13,7 +13,7 @@ from ..core.graph.channels import Channels
 from ..core.graph.slices import Slice
 from ..core.graph.tracing import trace
 from ..core.onnx import export
-from ..core.outcome import Outcome, base_network, load_weights
+from ..core.outcome import Outcome, remade
 from . import engine, web
 from .rearrange import moves
 
@@ -51,11 +51,13 @@ class SparseByteNNOutcome(Outcome):
     def restore(cls, saved: dict[str, Any], recipe: Any, base: nn.Module | None = None) -> "SparseByteNNOutcome":
         """Trace the base and load the stored weights; `base` is the user's own network, with any weights."""
         state = saved["found"]
-        dense = base_network(base, state["base"])
         example = zeros_of(state["example"])
-        kind = next(dense.parameters()).dtype
-        model = trace(dense, each(example, lambda x: x.to(kind) if x.is_floating_point() else x))
-        load_weights(model, state["weights"], dense, "pruned")
+
+        def traced(dense: nn.Module) -> nn.Module:
+            kind = next(dense.parameters()).dtype
+            return trace(dense, each(example, lambda x: x.to(kind) if x.is_floating_point() else x))
+
+        model = remade(state, base, traced, "pruned")
         return cls(
             recipe=recipe,
             **cls.records(saved),

@@ -17,7 +17,6 @@ from ..core.finetune import has_labels, validate_batches, validate_labels
 from ..core.graph.channels import Channels
 from ..core.graph.slices import Slice
 from ..core.graph.tracing import trace
-from ..core.outcome import base_config
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
 from ..core.task import Task
@@ -121,7 +120,8 @@ class SparseByteNN:
             orders=pattern.orders,
             classes=ground.classes,
             saliencies={name: S.half() for name, S in saliencies.items()},
-            base=base_config(task.model),
+            base=run.base,
+            **run.provenance(),
             example=shapes_of(example),
         )
 
@@ -178,18 +178,21 @@ class SparseByteNN:
         self, run: Run, model: fx.GraphModule, ground: Ground, pattern: Pattern, saliencies: dict[str, Tensor]
     ) -> Report:
         task, attempts, dense, example = run.task, Attempts(), run.model, run.example
-        zeros = {name: int(gone.expand_as(pattern.weights[name]).sum()) for name, gone in pattern.gone.items()}
+        zeros = {
+            f"{name}.weight": int(gone.expand_as(pattern.weights[name]).sum()) for name, gone in pattern.gone.items()
+        }
         parameters, macs = cost.parameters(dense), attempts("macs", cost.macs, dense, example)
-        spared = attempts("macs", _macs_of, model, zeros, example)
+        left = None if macs is None else attempts("macs", cost.macs_without, model, example, zeros)
         kept, blocks = pattern.blocks()
         arranged = {name: pattern.arranged(name, S) for name, S in saliencies.items()}
         before, after = (100 * retained(S, self.block, self.sparsity) for S in (saliencies, arranged))
         rows = [
             Row("parameters", parameters, parameters - sum(zeros.values())),
-            Row("macs", macs, None if macs is None or spared is None else macs - spared),
+            Row("macs", macs, left),
             Row("blocks", blocks, kept),
             Row("sparsity", 0.0, 100 * (1 - kept / blocks), "%", "learned", 2),
             Row("retained magnitude", before, after, "%", "learned"),
+            Row("bytes", *attempts.pair("bytes", cost.bytes_stored, dense, model), "B"),
             Row(task.metric, run.before, attempts(task.metric, task.measure, model), task.unit, "learned"),
         ]
         rows += _engine_rows(attempts, model, example)
@@ -215,12 +218,12 @@ def _lay_out(model: nn.Module, form: torch.memory_format) -> None:
 
 
 def _engine_rows(attempts: Attempts, model: fx.GraphModule, example: Example) -> list[Row]:
-    """The packed file and the engine's time, with the zeros and without; or a note that says why there is none."""
+    """The engine's file and its time, with the zeros and without; or a note that says why there is none."""
     engines = attempts("not packed", _engines, model, example)
     if engines is None:
         return []
     dense, sparse = (len(made.data) for made in engines)
-    rows = [Row("bytes", dense, sparse, "B")]
+    rows = [Row("packed bytes", dense, sparse, "B")]
     if kernels.backend() == "c" and (times := attempts("latency", _times, *engines)) is not None:
         rows.append(Row("latency", *times, "ms", "timed", 2))
     return rows
@@ -235,9 +238,3 @@ def _engines(model: fx.GraphModule, example: Example) -> tuple[Engine, Engine]:
 def _times(dense: Engine, sparse: Engine) -> tuple[float, float]:
     dense_ms, sparse_ms = race(dense, sparse)
     return dense_ms, sparse_ms
-
-
-def _macs_of(model: fx.GraphModule, zeros: dict[str, int], example: Example) -> int:
-    """The multiply-adds of so many weights of each layer: each is used once for every pixel of its layer's output."""
-    macs = cost.layer_macs(model, example)
-    return sum(macs[name] // model.get_parameter(f"{name}.weight").numel() * n for name, n in zeros.items())

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..core import kernels, store
+from ..core.distribution import needed
 from . import meeting, packed, records, reference
 from .packed import Map, Op
 
@@ -60,7 +61,7 @@ class Engine:
         maps = [self.network.maps[i] for i in self.network.inputs]
         images = ([a[n].reshape(m.shape) for a, m in zip(arrays, maps, strict=True)] for n in range(len(arrays[0])))
         outputs = [np.empty((len(arrays[0]), *shape), np.float32) for shape in self.output_shapes]
-        together = 1 < threads > len(arrays[0]) and kernels.backend() == "c" and self._macs >= MANY
+        together = 1 < threads > len(arrays[0]) and kernels.backend() == "c" and self.macs >= MANY
         runs = (self._run(a, threads) for a in images) if together else _in_threads(self._run, images, threads)
         for n, parts in enumerate(runs):
             for output, part in zip(outputs, parts, strict=True):
@@ -159,7 +160,7 @@ class Engine:
         return self._local.pool[1]
 
     @cached_property
-    def _macs(self) -> int:
+    def macs(self) -> int:
         """Multiply-adds of an image."""
         return sum(_facts(op, self.network.maps)["macs"] for op in self.network.ops)
 
@@ -185,7 +186,8 @@ class Engine:
         GMAC/s: 10^9 multiply-adds a second, of those that are done. Of a product whose rows were put in another order
         also the blocks of 4 x 1 kept as they came, or why they stay.
         """
-        import pandas
+        with needed():
+            import pandas
 
         rows = [
             _facts(op, self.network.maps) | {"ms": ms}

@@ -16,6 +16,7 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.utils._pytree import tree_map
 
 from ..core.batch import Example
+from ..core.distribution import needed
 from ..core.graph.tracing import attribute
 from . import packed
 from .compiler import scheduled
@@ -77,7 +78,8 @@ class Segments:
 
     def profile(self, repeats: int = 20) -> Any:
         """A frame with one row an operator: where it runs, and why in torch; the engine's also with what it does."""
-        import pandas
+        with needed():
+            import pandas
 
         frames = []
         torch_ms = self._torch_times(repeats)

@@ -180,3 +180,39 @@ def speedups() -> list[tuple[float, float]]:
     return [
         (float(name.split(", ")[1][:-1]) / 100, ratio) for name, ratio in ours[["index", "over the best dense"]].values
     ]
+
+
+def races() -> Any:
+    """Whole networks against dense engines, as last measured on a core with AVX2 and no more: a row a contender.
+
+    Zeros are in MobileNet-v1's pointwise layers (`data/sparsebytenn/speed_avx2.json`), and in all layers of the others
+    but the first and the last (`networks.json`). 'ratio': times as fast as the best dense engine.
+    """
+    import pandas
+
+    kept = {
+        name: json.loads(store.artefact(f"sparsebytenn/{name}.json").read_text()) for name in ("speed_avx2", "networks")
+    }
+    networks = {"mobilenet_v1": kept["speed_avx2"]["network"]}
+    networks |= {network["network"]: network["times"] for network in kept["networks"]["networks"]}
+    rows = [
+        {"network": name, "contender": row["index"], "ms": row["ms"], "ratio": row["over the best dense"]}
+        for name, table in networks.items()
+        for row in table
+    ]
+    return pandas.DataFrame(rows)
+
+
+def race() -> go.Figure:
+    """The same as bars, a group a network; above the line a contender is faster than every dense engine."""
+    table = races()
+    shown = [name for name in table.contender.unique() if (table.contender == name).sum() == table.network.nunique()]
+    bars = []
+    for name, color in zip(shown, ("#c4c4c4", "#9a9a9a", "#707070", *svg.PALETTE), strict=False):
+        rows, (who, form) = table[table.contender == name], name.split(", ")
+        label = f"{who}, dense" if form in ("dense", "0%") else f"{who}, {form.replace('%', ' % zeros')}"
+        numbers = {"text": rows.ratio.map("{:.2f}".format), "textposition": "outside", "textangle": -90}
+        bars.append(go.Bar(x=rows.network, y=rows.ratio, name=label, marker_color=color, cliponaxis=False, **numbers))
+    chart = figure(*bars, y="times as fast as the best dense engine")
+    chart.add_hline(y=1, line_dash="dot", line_color="#707070", layer="below")
+    return chart.update_layout(width=760, bargap=0.15)

@@ -1,7 +1,9 @@
 """A packed network in a browser: a folder to put on any web server, and what a notebook's widget is made of.
 
-The same module (static/classify.mjs over static/engine.mjs) runs in both. The kernels are three builds of WebAssembly
-that ckernels/wasm.py makes: relaxed SIMD, SIMD128, and one without SIMD; the browser takes the first that it can run.
+The same module (static/classify.mjs over static/engine.mjs) runs in both. The kernels are four builds of WebAssembly
+that ckernels/wasm.py makes: relaxed SIMD, SIMD128, and one without SIMD, of which the browser takes the first that it
+can run; and one for several threads, where the page is cross-origin isolated: served with the two headers that the
+folder's `_headers` names, which some web hosts read.
 """
 
 import base64
@@ -15,14 +17,20 @@ from typing import Any
 import numpy as np
 
 from ..core import store
+from ..core.distribution import needed
 from . import packed
 from .packed import Network
-from .runtime import Engine
+from .runtime import MANY, Engine
 
 BUILDS = ("relaxed", "simd128", "scalar")
+THREADS = 4  # the most that a page runs a network on
 FILES = {"sparse": "model.sbnn", "dense": "dense.sbnn"}
 INLINE = 24_000_000  # bytes of files that the page itself also holds, so that it opens without a server
 TITLE = "A sparse network in your browser"
+ISOLATED = b"""/*
+  Cross-Origin-Opener-Policy: same-origin
+  Cross-Origin-Embedder-Policy: require-corp
+"""
 _STATIC = Path(__file__).parent / "static"
 
 
@@ -34,7 +42,8 @@ def export_web(engine: Engine | Network, folder: str | Path, **options: Any) -> 
     """
     setup, parts = bundle(engine, **options)
     inline = sum(map(len, parts.values())) <= INLINE
-    files = {**parts, "index.html": page(setup, parts if inline else {})}
+    shared = {"threads.wasm": (_STATIC / "threads.wasm").read_bytes(), "_headers": ISOLATED}
+    files = {**parts, **shared, "index.html": page(setup, parts if inline else {})}
     folder = Path(folder)
     new = [folder / name for name in files if not (folder / name).exists()]
     try:
@@ -74,19 +83,23 @@ def bundle(
     setup = {"title": title, "labels": list(labels), **scale, "samples": samples, "networks": files}
     parts = {f"{build}.wasm": (_STATIC / f"{build}.wasm").read_bytes() for build in BUILDS}
     parts |= {files[name]: network.data for name, network in networks.items()}
-    return {**setup, "facts": _facts(networks)}, parts
+    return {**setup, "threads": _threads(networks), "facts": _facts(networks)}, parts
 
 
 def widget(engine: Engine | Network, **options: Any) -> dict[str, Any]:
     """The arguments of `lab.ui.Classifier`; options as `bundle` takes them."""
     setup, parts = bundle(engine, **options)
+    setup["threads"] = 1  # a notebook's page is not isolated
     return {"setup": setup, "parts": parts, "script": script(), "style": style()}
 
 
 def script() -> str:
     """The browser's side as one module."""
     engine, face = ((_STATIC / name).read_text(encoding="utf-8") for name in ("engine.mjs", "classify.mjs"))
-    return engine + face.replace('import { builds, measure, Network } from "./engine.mjs";\n', "")
+    return engine + face.replace(_IMPORT, "")
+
+
+_IMPORT = 'import { builds, measure, Network, sharing } from "./engine.mjs";\n'
 
 
 def style() -> str:
@@ -191,13 +204,19 @@ def _as_uint8(image: Any, scale: Mapping[str, list[float]]) -> np.ndarray:
 
 def _data_url(array: np.ndarray, side: int) -> str:
     """An image as a data: URL, its shorter side no longer than `side`: the network sees no more."""
-    from PIL import Image
+    with needed():
+        from PIL import Image
 
     image, png = Image.fromarray(array), io.BytesIO()
     if min(image.size) > side:
         image = image.resize([round(edge * side / min(image.size)) for edge in image.size], Image.Resampling.LANCZOS)
     image.save(png, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+
+
+def _threads(networks: Mapping[str, Engine]) -> int:
+    """How many threads are worth it for the smallest of the networks."""
+    return THREADS if min(engine.macs for engine in networks.values()) >= MANY else 1
 
 
 def _facts(networks: Mapping[str, Engine]) -> list[tuple[str, str]]:

@@ -54,14 +54,14 @@ class Contest:
 
     def __repr__(self) -> str:
         budgets = list(dict.fromkeys(str(row["budget"]) for row in self.kept["summary"]))
-        tables = [f"at {budget}\n{self._shown(budget).to_string()}" for budget in budgets]
+        tables = [f"at {budget}\n{self.table(budget).to_string()}" for budget in budgets]
         return "\n\n".join([f"{self.kept['contest']}: {self.kept['figure']}", *tables])
 
     def _repr_html_(self) -> str:
-        return self._shown(None).to_html()
+        return self.table().to_html()
 
-    def _shown(self, budget: Any) -> pandas.DataFrame:
-        """The figure of each rival with its spread, and how far it is behind with the interval."""
+    def table(self, budget: Any = None) -> pandas.DataFrame:
+        """The figure of each rival at a budget with its spread, and how far it is behind with the interval, as text."""
         table, chosen, subject = self.summary(budget), self.kept["figure"], self.kept["subject"]
         unheard = pandas.Series(float("nan"), table.index)
         spread, low, high = (table.get(k, unheard) for k in (f"{chosen} sd", "behind low", "behind high"))

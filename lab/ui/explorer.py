@@ -185,12 +185,25 @@ class Explorer(anywidget.AnyWidget):
         """
         from ..core import store
 
-        controls = {name: control.listed(self.state[name]) for name, control in self._controls.items()}
-        page = _page(self, controls, self._frames(controls))
+        page = _page(self, self.states())
         if len(page) > BYTES:
             raise ValueError(f"the page would have {len(page):,} bytes, over {BYTES:,}: give the controls fewer values")
         store.write(Path(path), page)
         return Path(path)
+
+    def states(self, **values: Iterable[Value]) -> bytes:
+        """Every state, as explorer.js unpacks and replays it: JSON in gzip. ValueError where they are too many.
+
+        A control named in `values` has these of its values only, and the present one.
+        """
+        controls = {name: control.listed(self.state[name]) for name, control in self._controls.items()}
+        for name, some in values.items():
+            kept = {*some, self.state[name]}
+            fewer = tuple(value for value in controls[name].values if value in kept)
+            controls[name] = replace(controls[name], values=fewer)
+        spec = _spec(self._title, controls, ())
+        state = {**self.state, "spec": spec, "frame": _sent(self.frame), "message": "", "busy": ""}
+        return gzip.compress(json.dumps({"state": state, "frames": self._frames(controls)}).encode(), mtime=0)
 
     def static(self) -> str:
         """The present state as HTML without scripts or styles, on one line."""
@@ -250,10 +263,7 @@ def _spec(title: str, controls: Mapping[str, Control], actions: Iterable[str]) -
     return {"title": title, "controls": shown, "actions": list(actions)}
 
 
-def _page(explorer: Explorer, controls: Mapping[str, Control], frames: dict[str, dict]) -> bytes:
-    spec = _spec(explorer._title, controls, ())
-    state = {**explorer.state, "spec": spec, "frame": _sent(explorer.frame), "message": "", "busy": ""}
-    packed = gzip.compress(json.dumps({"state": state, "frames": frames}).encode(), mtime=0)
+def _page(explorer: Explorer, states: bytes) -> bytes:
     script = Explorer._esm.replace("</", "<\\/")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -261,7 +271,7 @@ def _page(explorer: Explorer, controls: Mapping[str, Control], frames: dict[str,
 <style>:root{{color-scheme:light dark}}body{{margin:1.5rem;background:Canvas;color:CanvasText}}
 {styles()}</style></head>
 <body><main id="explorer">{explorer.static()}</main>
-<script type="text/plain" id="states">{base64.b64encode(packed).decode()}</script>
+<script type="text/plain" id="states">{base64.b64encode(states).decode()}</script>
 <script type="module">
 {script}
 unpack(document.getElementById("states").textContent).then((states) =>

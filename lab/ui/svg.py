@@ -203,7 +203,8 @@ def heat(
     placed = f"translate({_n(left)} {_n(top)}) scale({w / len(table[0]):.4f} {tall:.4f})"
     cells = f'<g transform="{placed}">{_runs(table)}</g>'
     frame = rect(left, top, w, h, "lab-track")
-    thinned = f" (1 row in {down}, 1 {x} in {across} shown)" if max(down, across) > 1 else ""
+    shares = [f"1 {axis} in {n}" for axis, n in (("row", down), (x, across)) if n > 1]
+    thinned = f" ({', '.join(shares)} shown)" if shares else ""
     ends = [text(left, top + h + UNDER, f"{x} 0{thinned}"), text(left + w, top + h + UNDER, str(steps - 1), "end")]
     now = left + ((at or 0) + 0.5) / steps * w
     marker = "" if at is None else _path(f"M{_n(now)} {_n(top - 3)}v{_n(h + 6)}", "lab-now")

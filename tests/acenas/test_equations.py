@@ -123,6 +123,7 @@ def test_a_collapsed_scorer_has_tau_minus_one():
     assert ranking_metrics.kendall_tau(torch.zeros(5), torch.arange(5.0)) == -1.0
 
 
+@pytest.mark.slow
 def test_an_interval_covers_as_often_as_it_says():
     rng = np.random.default_rng(0)
     hits = [i.low < 0 < i.high for i in (ranking_metrics.interval(rng.normal(size=5)) for _ in range(2000))]

@@ -10,7 +10,7 @@ import torch
 import lab
 from lab.acenas import search, view
 from lab.acenas.recipe import SCORERS
-from lab.acenas.scorers import BoostedScorer, FitConfig, GraphScorer, Settings, is_collapsed
+from lab.acenas.scorers import SETTINGS, BoostedScorer, FitConfig, GraphScorer, Settings, is_collapsed
 from lab.core import ranking_metrics
 
 from .spaces import chains, worth
@@ -128,6 +128,7 @@ def test_pretraining_keeps_encoder_and_first_head():
     assert found > 0.6 and len(scorer.net.heads) == 1
 
 
+@pytest.mark.slow
 def test_weak_labels_help_where_labels_are_few():
     taus = {}
     for pretrain in ("all", "none"):
@@ -220,6 +221,7 @@ def test_a_training_must_give_a_number(value):
         run(space=own(lambda graph: value))
 
 
+@pytest.mark.slow
 def test_lists_of_graphs_are_enough():
     space = lab.Space(graphs=[graphs[0] for graphs in chains().graphs], labels=chains().truth)
     outcome = run(space=space)
@@ -277,7 +279,8 @@ def permuted(space: lab.Space, by: int = 0) -> lab.Space:
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_the_same_table_in_another_order_gives_the_same_search(scorer):
     """Architectures are known by their names here, and nothing but the row numbers may differ."""
-    recipe = replace(QUICK, scorer=scorer, epochs=5, pretrain_epochs=2, limit=("blocks", 7.0))
+    both = ("accuracy", "blocks") if scorer == "nsga2" else None
+    recipe = replace(QUICK, scorer=scorer, epochs=5, pretrain_epochs=2, limit=("blocks", 7.0), objectives=both)
     space = chains(names=["".join(choice) for choice in chains().choices])
     first, other = run(recipe, space, seed=3), run(recipe, permuted(space), seed=3)
     names = [[one.context["names"][row] for row in one.rows.tolist()] for one in (first, other)]
@@ -318,3 +321,56 @@ def test_the_draw_of_a_training_is_the_architectures_own():
     drawn = space.evaluate(range(81), 5)
     assert space[order].evaluate(range(81), 5) == [drawn[row] for row in order] != space[order].evaluate(range(81), 6)
     assert len({tuple(space.labels[row].tolist()).index(value) for row, value in enumerate(drawn)}) == 3
+
+
+# -- what a scorer leaves when it collapses, and what it begins with ---------------------------------------------------
+
+
+@pytest.mark.parametrize("pretrain", ["all", "none"])
+def test_a_collapsed_scorer_gives_way_to_weak_labels_or_to_a_draw_and_the_trace_says_so(monkeypatch, pretrain):
+    space = chains(labels=torch.full((81,), 70.0), truth=chains().truth)  # nothing to learn from
+    outcome = run(replace(QUICK, scorer="lightgbm", pretrain=pretrain), space)
+    assert all(step.terms["collapsed"] == 1 for step in outcome.trace)
+    weak = space.weak["supernet"]
+    expected = (weak - weak.mean()) / weak.std(correction=0) if pretrain == "all" else torch.zeros(81)
+    assert torch.allclose(outcome.scores[-1].float(), expected.float(), atol=1e-4)
+
+
+def test_a_graph_scorer_that_stays_collapsed_gives_its_first_weak_label():
+    class Dead(GraphScorer):
+        def _descend(self, *known):
+            with torch.no_grad():
+                for weight in self.net.parameters():
+                    weight.zero_()
+
+    space = chains()
+    scorer = Dead(space, Settings(), FitConfig("lambdarank", "score", 20.0, 0.2, 3))
+    scorer.pretrain(dict(space.weak), 1, 20, None, "", progress=False)
+    scorer.fit(list(range(20)), space.truth[:20].tolist(), 0)
+    assert scorer.collapsed and torch.equal(scorer.scores().argsort(), space.weak["supernet"].argsort())
+
+
+def test_weak_labels_go_by_their_names_too():
+    assert set(lab.AceNAS(pretrain=["blocks"])._weak(chains())) == {"blocks"}
+    with pytest.raises(ValueError, match=r"'macs' is no weak label of this space, which knows supernet, blocks"):
+        run(replace(QUICK, pretrain=("macs",), scorer="lightgbm"))
+    with pytest.raises(ValueError, match="pretrain="):
+        lab.AceNAS(pretrain="cost")
+
+
+def test_brp_is_pretrained_on_flops_alone_by_adamw():
+    recipe = lab.AceNAS.paper("brp-nas")
+    assert recipe.pretrain == ("macs",) and SETTINGS["brp"].optimiser is torch.optim.AdamW
+
+
+@pytest.mark.slow
+def test_trainings_run_in_workers_and_each_is_kept_as_it_comes(tmp_path, capsys):
+    space = replace(chains(labels=None, truth=None, train=in_a_process), n_jobs=2)
+    scores = space.evaluate([3, 5, 7], 0, tmp_path, progress=True)
+    assert scores == [worth(space.choices[row]) for row in (3, 5, 7)]
+    kept = (tmp_path / "journal.jsonl").read_text().splitlines()
+    assert len(kept) == 3 and "lab.map" in capsys.readouterr().err
+
+
+def in_a_process(graph):
+    return worth(graph.operators)

@@ -31,6 +31,7 @@ def test_the_path_is_that_of_the_cell():
     assert not torch.equal(net(x), nothing)
 
 
+@pytest.mark.slow
 def test_weak_labels_say_something(tmp_path):
     net = supernet.supernet(SMALL, epochs=20, checkpoint=tmp_path, progress=False)
     weak = supernet.weak_labels(net, SMALL)
@@ -39,6 +40,7 @@ def test_weak_labels_say_something(tmp_path):
     assert torch.equal(supernet.weak_labels(again, SMALL), weak)
 
 
+@pytest.mark.slow
 def test_the_table_is_what_its_maker_trains():
     space = lab.tasks.cells()
     row = next(i for i, choice in enumerate(space.choices) if choice.count("none") == 5 and choice[3] == "nor_conv_3x3")
@@ -48,6 +50,7 @@ def test_the_table_is_what_its_maker_trains():
     assert lab.cost.macs(net, torch.zeros(1, 1, 8, 8)) == space.costs["macs"][row]
 
 
+@pytest.mark.slow
 def test_cells_of_ones_own_can_be_searched(tmp_path):
     some = SMALL[:12]
     space = lab.Space(graphs=[cells.graph(cell) for cell in some], train=supernet.accuracy, n_jobs=1, choices=some)

@@ -43,6 +43,7 @@ def test_costs_and_front(outcome):
         outcome.front("ms")
 
 
+@pytest.mark.slow
 def test_without_a_table_only_what_was_trained_has_a_rank(tmp_path):
     outcome = run(space=own(Train(tmp_path)))
     found = view.numbers(outcome, 1)
@@ -69,5 +70,6 @@ def test_curves_have_bands():
         view.curves(pd.DataFrame(rows), "tau")
 
 
+@pytest.mark.slow
 def test_settings_are_those_of_the_table():
     assert lab.view(run(QUICK)).spec is not None

@@ -3,6 +3,7 @@
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import lab_page
 import nbformat
@@ -75,6 +76,15 @@ class Silent(SimpleHTTPRequestHandler):
         """Nothing."""
 
 
+class Isolated(Silent):
+    """One that sends what the folder's `_headers` asks for."""
+
+    def end_headers(self):
+        for line in (Path(self.directory) / "_headers").read_text().splitlines()[1:]:
+            self.send_header(*line.strip().split(": "))
+        super().end_headers()
+
+
 def shares(page):
     """The classes shown and their shares in percent."""
     rows = page.locator(".answers .bar").all()
@@ -124,6 +134,25 @@ def test_a_served_page_takes_any_picture_and_says_what_it_cannot_read(served, op
     page.click("button:text-is('Measure again')")
     page.wait_for_selector(".again:disabled")
     page.wait_for_selector(MEASURED, timeout=30_000)
+
+
+def test_an_isolated_page_runs_on_two_threads_and_gives_the_same(made, open_page, tmp_path, monkeypatch):
+    monkeypatch.setattr(made["web"], "MANY", 0)
+    monkeypatch.setattr(made["web"], "THREADS", 2)
+    made["web"].export_web(made["sparse"], tmp_path, **made["options"])
+    classes = []
+    for kind in (Silent, Isolated):
+        with ThreadingHTTPServer(("127.0.0.1", 0), partial(kind, directory=tmp_path)) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            page = open_page(f"http://127.0.0.1:{server.server_port}/")
+            page.wait_for_selector(MEASURED, timeout=30_000)
+            number = "two threads" if kind is Isolated and page.evaluate("navigator.hardwareConcurrency") > 1 else "one"
+            assert number in page.locator(".detail").inner_text()
+            page.click(".samples button:nth-child(3)")
+            page.wait_for_timeout(300)
+            classes.append(page.locator(".answers").inner_text())
+            server.shutdown()
+    assert classes[0] == classes[1]
 
 
 def test_everything_can_be_reached_by_keyboard_and_has_a_name(folder, open_page):

@@ -39,7 +39,10 @@ def test_k_is_dragged(saved, open_page, watch, artefacts, record_property, schem
     for k, says in ((0, "saved 100 %"), (25, "saved 0 %")):
         lab_page.move(slider, k)
         page.wait_for_selector(f".lab-explorer:has-text('{says}')")
-        assert page.locator(".lab-explorer image").count() == 2
+        # the picture, the one whose prompt is withdrawn, and the strip of stages
+        assert page.locator(".lab-explorer image").count() == 3
+    page.select_option(".lab-explorer select[name=order]", label="edge first")
+    page.wait_for_selector(".lab-explorer:has-text('edge: 0 steps')")
     page.screenshot(path=artefacts / f"splitting_{scheme}.png")
     assert not watch.errors and not watch.elsewhere
 
@@ -75,11 +78,11 @@ def test_a_prompt_is_typed_and_the_cloud_is_asked(server, cloud, open_page, watc
     box.fill("two blue squares at the top")
     box.press("Enter")
     page.wait_for_selector(".lab-explorer .picture:has-text('two blue squares')")
-    assert page.locator(".lab-explorer select").evaluate("e => e.selectedIndex") == -1
+    assert page.locator(".lab-explorer select[name=prompt]").evaluate("e => e.selectedIndex") == -1
     page.click(".lab-explorer button:text-is('ask the cloud')")
     page.wait_for_selector(".lab-explorer .facts:has-text('bytes received')")
     assert page.locator(".lab-explorer .picture:has-text('two blue squares')").count() == 1
     page.screenshot(path=artefacts / "splitting_live.png")
-    page.select_option(".lab-explorer select", label="one red circle on the left")
+    page.select_option(".lab-explorer select[name=prompt]", label="one red circle on the left")
     page.wait_for_selector(".lab-explorer .picture:has-text('one red circle')")
     assert box.input_value() == "" and not watch.errors

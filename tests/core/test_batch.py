@@ -12,7 +12,20 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from lab.core import scores
-from lab.core.batch import call, each, inputs, labels, logits_of, moved, size, tensors, vector
+from lab.core.batch import (
+    _zeros,
+    call,
+    each,
+    inputs,
+    labels,
+    logits_of,
+    moved,
+    shapes_of,
+    size,
+    tensors,
+    vector,
+    zeros_of,
+)
 from lab.core.finetune import has_labels, validate_labels
 from lab.core.task import Task
 
@@ -236,3 +249,21 @@ def test_ignored_labels_count_in_no_loss_and_no_score():
     torch.testing.assert_close(loss, F.cross_entropy(net(dense)[:, :, 0], y[:, 0]))
     with pytest.raises(ValueError, match="all labels of the held-out data are -100"):
         scores.accuracy([(dense, torch.full_like(y, -100))])(net)
+
+
+@pytest.mark.parametrize("shape", [[1, 2**32], [1, -1], [2.0, 3], [True, 2], torch.ones(2, 2), ["1"]])
+def test_what_is_no_shape_of_an_example_is_refused_in_one_line(shape):
+    for shapes in (shape, {"x": {"shape": shape, "dtype": "int64"}}):
+        with pytest.raises((ValueError, RuntimeError)) as caught:
+            zeros_of(shapes)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="an example has the shape"):
+        _zeros(shape, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "example", [torch.zeros(1, 3, 4), (torch.zeros(2), torch.zeros(1, dtype=torch.int64)), {"x": torch.zeros(0)}]
+)
+def test_zeros_have_the_shapes_that_were_stored(example):
+    made = zeros_of(shapes_of(example))
+    assert shapes_of(made) == shapes_of(example)

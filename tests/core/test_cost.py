@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from lab.core import cost
+from lab.core.quantisation.qparams import set_int_repr
+from lab.pams.layers import rounded_layer
 
 
 def small() -> nn.Sequential:
@@ -62,11 +64,65 @@ def test_bytes_follow_dtype_and_take_in_buffers():
     assert cost.bytes_stored(model) == 2 * values + 2 * 8 + 8
 
 
+def linear(rows: list[list[float]]) -> nn.Linear:
+    """A layer without a bias, of these weights."""
+    layer = nn.Linear(len(rows[0]), len(rows), bias=False)
+    layer.weight.data = torch.tensor(rows)
+    return layer
+
+
+def test_a_tensor_is_stored_dense_or_sparse_whichever_is_smaller():
+    """Of 16 numbers: a bit for each, 2 bytes, and those that are not 0."""
+    few, most = [[1.0, 0, 0, 0]] * 4, [[1.0, 2, 3, 4]] * 3 + [[1.0, 2, 3, 0]]
+    assert cost.bytes_stored(linear(few)) == 2 + 4 * 4
+    assert cost.bytes_stored(linear(most)) == 2 + 15 * 4
+    assert cost.bytes_stored(linear([[1.0, 2, 3, 4]] * 4)) == 16 * 4  # 2 + 16 * 4 would be more
+    assert cost.bytes_stored(linear(few).half()) == 2 + 4 * 2
+    norm = nn.BatchNorm1d(16, affine=False)  # statistics of one axis are as long as they are, with a counter
+    assert cost.bytes_stored(norm) == 2 * 16 * 4 + 8
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(1, 2), (3, 3), (7, 4), (8, 5), (127, 8), (-128, 8), (-8, 4), (-1, 1)])
+def test_integers_take_the_bits_of_the_largest_and_a_step(largest, bits):
+    """24 codes of so many bits, as whole bytes, and a step of 4."""
+    layer = nn.Linear(8, 3, bias=False)
+    codes = torch.full((3, 8), 1 if largest > 0 else -1)
+    codes[0, 0] = largest
+    set_int_repr(layer, codes, torch.tensor(0.25))
+    assert cost.bytes_stored(layer) == 3 * bits + 4
+
+
+def test_sparse_integers_are_stored_as_both():
+    """Of 64 codes of 4 bits 16 are not 0: 8 bytes say which, 8 hold them; steps of each row, a bias of floats."""
+    layer = nn.Linear(16, 4)
+    codes = torch.zeros(4, 16)
+    codes[:, :4] = 7
+    set_int_repr(layer, codes, torch.ones(4, 1) / 8)
+    assert cost.bytes_stored(layer) == 8 + 8 + 4 * 4 + 4 * 4
+    layer.weight.data[0, 0] += 1e-3  # no longer on its grid: floats, and the steps that are there
+    assert cost.bytes_stored(layer) == 8 + 16 * 4 + 4 * 4 + 4 * 4
+
+
+def test_integers_in_blocks_of_a_pams_layer_count_their_step_once():
+    layer = rounded_layer(nn.Conv2d(2, 4, 1), bits=4)
+    layer.set_int_repr(torch.tensor([7, 0, -7, 0, 0, 0, 0, 0]).view(4, 2, 1, 1), torch.full((1, 1, 1, 1), 0.5))
+    assert cost.bytes_stored(layer) == 1 + 1 + 4 + 4 * 4  # which, 2 codes of 4 bits, a step, a bias
+
+
 def test_macs_of_layers_add_up():
     model = small()
     assert cost.macs(model, X) == CONV + LINEAR
     assert cost.layer_macs(model, X) == {"0": CONV, "4": LINEAR}
     assert cost.macs(model, X.repeat(3, 1, 1, 1)) == 3 * (CONV + LINEAR)
+
+
+def test_macs_of_pruned_weights_are_spared_and_no_others():
+    model = small()
+    pixels = CONV // model[0].weight.numel()
+    assert (
+        cost.macs_without(model, X, {"0.weight": 5, "4.weight": 3, "gone.weight": 9}) == CONV + LINEAR - 5 * pixels - 3
+    )
+    assert cost.macs_without(model, X, {}) == cost.macs(model, X)
 
 
 def test_depthwise_convolution_counts_its_groups():

@@ -94,6 +94,7 @@ def test_pack_and_to_dense_are_inverse(rows, columns, block, k_tile, dense):
     assert np.array_equal(kernels.pack(w, block=block, k_tile=k_tile, dense=dense).to_dense(), w)
 
 
+@pytest.mark.slow
 @needs_c
 @settings(max_examples=150, deadline=None)
 @given(
@@ -291,7 +292,7 @@ def test_a_build_without_a_compiler_succeeds(tmp_path):
     ignore = shutil.ignore_patterns("__pycache__", "*.so", "_kernels.c")
     for folder in ("ckernels", "lab"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
-    for file in ("setup.py", "pyproject.toml", "LICENSE"):
+    for file in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / file, copy)
     build = [sys.executable, "ckernels/build.py"]
     absent = {"PATH": str(tmp_path), "CC": "no-such-compiler"}

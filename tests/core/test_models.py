@@ -98,6 +98,7 @@ def test_what_has_no_numbers_is_one_line(name):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_taken_as_it_was_and_said_once():
     model = net()
     compiled = torch.compile(model, backend="eager")

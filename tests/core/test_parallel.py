@@ -82,6 +82,7 @@ def test_unordered_finish_ordered_result(tmp_path):
     assert finished[0] != 0  # written as they came, not in the order of the items
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_one_torch_thread_in_each_worker(n_jobs):
     before = torch.get_num_threads()
@@ -114,7 +115,7 @@ def test_bad_arguments_are_told_in_one_line(arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("backend", "module", "remedy"), [("dask", "distributed", r'"lab\[distributed\]"'), ("ray", "ray", "ray")]
+    ("backend", "module", "remedy"), [("dask", "distributed", r"'shrinklab\[distributed\]'"), ("ray", "ray", "ray")]
 )
 def test_missing_backend_names_the_remedy(monkeypatch, backend, module, remedy):
     monkeypatch.setitem(sys.modules, module, None)  # makes its import fail
@@ -233,6 +234,7 @@ def test_unwritable_journal_is_told_in_one_line(tmp_path):
         parallel.map(square, [1], journal=tmp_path / "file" / "below", progress=False)
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_where_it_stopped(tmp_path):
     script = tmp_path / "sweep.py"
     script.write_text(
@@ -273,6 +275,7 @@ def test_killed_run_goes_on_where_it_stopped(tmp_path):
 # -- clusters ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("distributed") is None, reason="the extra `distributed` is not installed")
 def test_dask_without_a_cluster_is_told_in_one_line():
     with pytest.raises(ValueError, match=r"finds no cluster: first make one, client = dask\.distributed\.Client"):

@@ -159,6 +159,7 @@ def plain(tree):
     return [plain(value) for value in tree] if isinstance(tree, list) else (type(tree).__name__, repr(tree))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(a=trees, b=trees)
 def test_two_digests_are_equal_if_the_trees_are(a, b):

@@ -21,12 +21,12 @@ def echo(body, query):
 
 
 @contextmanager
-def running(app):
+def running(app, **options):
     """The application behind a real server in a thread, and its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="critical", **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -64,6 +64,37 @@ def test_a_foreign_host_or_page_is_refused_with_and_without_a_token(path, header
         client = asking(token=token)
         response = client.request("POST" if path == "/work" else "GET", path, headers=headers | bearer)
         assert response.status_code == 403 and "\n" not in response.json()["error"]
+
+
+def test_what_is_not_there_is_one_line_too():
+    for method, path, status in (("GET", "/", 404), ("GET", "/work", 405), ("DELETE", "/health", 405)):
+        response = asking().request(method, path)
+        assert (response.status_code, response.json()) == (status, {"error": f"{method} {path} is not served here"})
+
+
+def test_metrics_are_for_those_with_the_token():
+    client, bearer = asking(token=TOKEN), {"Authorization": f"Bearer {TOKEN}"}
+    assert client.get("/metrics").status_code == 401
+    assert client.post("/work", content=b"abc", headers=bearer).content == b"abc"
+    assert client.post("/work", content=b"x").status_code == 401
+    lines = client.get("/metrics", headers=bearer).text.splitlines()
+    assert 'lab_responses_total{status="200"} 1' in lines and 'lab_responses_total{status="401"} 1' in lines
+    assert 'lab_body_bytes_total{direction="in"} 3' in lines and "lab_requests_waiting 0" in lines
+    assert [line for line in lines if line.startswith("#")] == [
+        f"# TYPE lab_{name}" for name in (
+            "responses_total counter", "requests_waiting gauge", "work_seconds_total counter",
+            "body_bytes_total counter",
+        )
+    ]  # fmt: skip
+
+
+def test_a_token_that_all_can_read_is_warned_of():
+    for url in ("http://192.0.2.1:8765", "http://cloud.example", "HTTP://cloud.example/"):
+        with pytest.warns(UserWarning, match="the token crosses the network for all to read; ask by https") as caught:
+            service.ServiceClient(url, TOKEN)
+        assert len(caught) == 1 and TOKEN not in str(caught[0].message)
+    for url, token in (("https://cloud.example", TOKEN), ("http://127.0.0.1:9", TOKEN), ("http://cloud.example", "")):
+        service.ServiceClient(url, token)  # warnings are errors
 
 
 def test_its_own_names_are_answered():
@@ -120,46 +151,29 @@ def test_every_error_is_one_line(error, status, line):
 # -- how long and how much, at the server ------------------------------------------------------------------------------
 
 
-def test_a_full_queue_is_refused():
-    release, entered = threading.Event(), threading.Event()
-
-    def work(body, query):
-        entered.set()
-        assert release.wait(20)
-        return body
-
-    with running(service.application(work, "/work", {}, limits=Limits(queue=1, seconds=20))) as port:
-        url, responses = f"http://127.0.0.1:{port}/work", []
-        clients = [threading.Thread(target=lambda: responses.append(httpx.post(url, content=b"x", timeout=30)))
-                   for _ in range(2)]  # fmt: skip
-        clients[0].start()
-        assert entered.wait(20)
-        clients[1].start()
-        until(port, 1)
-        refused = httpx.post(url, content=b"x", timeout=30)
-        assert refused.status_code == 503 and "1 requests are waiting" in refused.json()["error"]
-        release.set()
-        for client in clients:
-            client.join(20)
-        assert [response.status_code for response in responses] == [200, 200]
+def test_a_head_that_drips_is_hung_up_on():
+    protocol = service._hasty(0.3)
+    with running(service.application(echo, "/work", {}), http=protocol) as port:
+        start, at = time.monotonic(), ("127.0.0.1", port)
+        with socket.create_connection(at) as dripping, socket.create_connection(at, 20) as silent:
+            with pytest.raises(OSError):
+                for _ in range(200):
+                    dripping.sendall(b"P")
+                    time.sleep(0.05)
+            assert silent.recv(10) == b"" and time.monotonic() - start < 9  # of the ten that it would take
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as kept:  # one connection for several requests
+            for _ in range(3):
+                assert kept.post("/work", content=b"x").content == b"x"
+                time.sleep(0.1)
 
 
-def until(port, waiting):
-    while httpx.get(f"http://127.0.0.1:{port}/health").json()["waiting"] != waiting:
-        time.sleep(0.02)
-
-
-def test_half_a_body_waits_in_the_queue_and_not_for_ever():
-    with running(service.application(echo, "/work", {}, limits=Limits(queue=1, seconds=1.0))) as port:
-        head = b"POST /work HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n"
-        halves = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
-        for half in halves:
-            half.sendall(head % 100 + b"half")
-        heads = sorted(half.recv(65536) for half in halves)  # one waits, the other finds the queue full
-        for half in halves:
-            half.close()
-        assert heads[0].startswith(b"HTTP/1.1 408") and heads[1].startswith(b"HTTP/1.1 503")
-        assert httpx.post(f"http://127.0.0.1:{port}/work", content=b"x").content == b"x"
+def test_a_body_that_is_told_to_be_too_long_is_refused_unread():
+    with running(service.application(echo, "/work", {}, limits=Limits(body=10))) as port:
+        for length in (b"11", b"1000000000", b"9" * 19):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"POST /work HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %b\r\n\r\n" % length)
+                client.settimeout(20)
+                assert client.recv(65536).startswith(b"HTTP/1.1 413"), length
 
 
 def test_a_long_body_is_refused():
@@ -235,6 +249,7 @@ def test_compressed_answers_are_not_unpacked():
         (b"<html>\nno\n", "<html>"),
         (b"", "no reason given"),
         (b"[" * 100_000, "[" * 300),
+        (b'{"error": "\\u001b[2Jgone\\u0007"}', "\ufffd[2Jgone\ufffd"),  # a terminal would be cleared
     ],
 )
 def test_a_refusal_is_one_line(content, line):
@@ -258,7 +273,7 @@ def test_a_client_knows_its_address_and_the_environments_token(monkeypatch):
     assert sent == [
         (
             ("POST", "http://127.0.0.1:9/work"),
-            {"query": {"a": "1"}, "body": b"x", "token": client.token, "seconds": 60.0},
+            {"query": {"a": "1"}, "body": b"x", "token": client.token, "seconds": 60.0, "most": service.MAX_BYTES},
         )
     ]
 
@@ -273,3 +288,15 @@ def test_it_asks_from_within_a_running_loop():
         assert asyncio.run(notebook(url)) == b"ok"
     with pytest.raises(service.ServiceError, match="ConnectError"):
         service.request("GET", "http://127.0.0.1:9/work")
+
+
+def test_certificates_are_read_once(monkeypatch):
+    """Each request would read them anew, for 50 ms."""
+    read, real = [], httpx.create_ssl_context
+    monkeypatch.setattr(httpx, "create_ssl_context", lambda *_, **__: read.append(1) or real())
+    service._trusted.cache_clear()
+    with saying([b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nyes"[:-1]], 0.001) as url:
+        service.request("GET", url)
+    with saying([b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno"], 0.001) as url:
+        assert service.request("GET", url) == b"no"
+    assert read == [1]

@@ -246,7 +246,7 @@ def test_an_outcome_of_the_first_format_loads():
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.Linear(4, 3),
     )  # fmt: skip
-    found = lab.load(ROOT / "tests" / "data" / "format-1", base=net)
+    found = lab.load(ROOT / "tests" / "data" / "formats" / "format-1", base=net)
     assert found.report["parameters"].after == 203 and len(found.trace) == 5
     assert found.model.get_parameter("6.weight")[0, :2].tolist() == [-0.23900817334651947, 0.3189312815666199]
 
@@ -280,13 +280,13 @@ def test_a_tensor_file_outside_the_folder_is_never_read(saved):
         store.load(folder / "inner", "tree")
 
 
-@pytest.mark.parametrize("found", [0, 3, "1", None])
+@pytest.mark.parametrize("found", [0, 4, "1", True, None])
 def test_another_format(saved, found):
     folder, document, _ = saved
     document.write_text(json.dumps(json.loads(document.read_text()) | {"format": found}))
     with pytest.raises(ValueError, match="has format") as caught:
         store.load(folder, "tree")
-    message = told(caught, str(document), f"format {found!r}", "reads 1 to 2", "load it with the one that wrote it")
+    message = told(caught, str(document), f"format {found!r}", "reads 1 to 3", "load it with the one that wrote it")
     assert "delete" not in message  # nothing is wrong with it
 
 
@@ -392,7 +392,7 @@ def altered(tree: dict, change: str) -> dict:
      "recipe is a list", "recipe is another", "rows are words"],
 )  # fmt: skip
 def test_an_outcome_that_is_none_is_told_in_one_line(tmp_path, change):
-    first = ROOT / "tests" / "data" / "format-1"
+    first = ROOT / "tests" / "data" / "formats" / "format-1"
     store.save(tmp_path, "outcome", altered(store.load(first, "outcome"), change))
     with pytest.raises(ValueError) as caught:
         lab.load(tmp_path, base=nn.Conv2d(1, 4, 3))
@@ -400,7 +400,7 @@ def test_an_outcome_that_is_none_is_told_in_one_line(tmp_path, change):
 
 
 def test_a_base_that_is_no_network_and_a_folder_that_is_a_file(tmp_path):
-    first = ROOT / "tests" / "data" / "format-1"
+    first = ROOT / "tests" / "data" / "formats" / "format-1"
     with pytest.raises(TypeError) as caught:
         lab.load(first, base="resnet")
     told(caught, "base is a str", "torch.nn.Module")

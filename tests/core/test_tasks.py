@@ -71,6 +71,7 @@ def test_damaged_checkpoint_is_told_in_one_line(tmp_path, monkeypatch):
 # -- fashion ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fashion_is_the_first_images_of_each_part():
     task = tasks.fashion()
     assert (task.name, task.metric, task.unit) == ("fashion", "accuracy", "%")
@@ -187,6 +188,7 @@ def test_making_and_scoring_a_task_draws_no_random_number(make):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_needs_no_artefact(monkeypatch):
     monkeypatch.setattr(store, "artefact", lambda name: pytest.fail("the artefact was read"))
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -233,6 +235,7 @@ def test_trained_photos_network_beats_bicubic(scale):
 GAINS = {2: 1.6, 3: 0.7, 4: 0.7}  # dB over bicubic; measured 1.80, 0.86, 0.83
 
 
+@pytest.mark.slow
 def test_photos_batches_are_aligned_patches():
     task = tasks.photos(4, nn.Identity(), patch=48, batch_size=3)
     x, y = next(iter(task.batches))
@@ -365,6 +368,7 @@ def cifar_test_pictures():
         yield from zip(map(int, archive.read(labels).split()), tiles, strict=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="MNIST is not at hand")
 def test_mnist_by_path():
     task = tasks.images(SHARED / "mnist" / "mnist.npz", nets.lenet(), mean=(0.1307,), std=(0.3081,))

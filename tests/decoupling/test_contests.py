@@ -23,6 +23,7 @@ CELLS = {  # one that is quickly made, and how far its learned figures may be on
 }
 
 
+@pytest.mark.slow
 def test_a_ground_holds_the_first_pictures_as_the_network_reads_them():
     on = grounds.fashion(32)
     x, y = next(iter(on.task.batches))
@@ -35,6 +36,7 @@ def test_a_ground_holds_the_first_pictures_as_the_network_reads_them():
     assert y.shape == (len(x),) and right > 0.9
 
 
+@pytest.mark.slow
 def test_enlarged_pictures_are_grey_in_three_channels():
     task = grounds.enlarged_fashion(lab.nets.resnet18(classes=10), 32, 40, "cpu")
     x = task.inputs_of(task.first_batch())

@@ -96,6 +96,7 @@ def test_the_fast_method_takes_one_step_along_the_sign_of_the_gradient(outcome, 
     assert torch.allclose(found.x, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_picture_through_the_gates_alone():
     """With only its bits between picture and answer a network is attacked all the same: v1 lets gradients pass."""
     net = run(steps=1)
@@ -178,6 +179,7 @@ def test_features_do_not_look_at_labels(outcome, pictures):
     assert (detection.features(told, outcome.seen) == detection.features(untold, outcome.seen)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classifier", detection.CLASSIFIERS)
 def test_every_classifier_tells_altered_pictures(outcome, pictures, classifier):
     """Pictures of three times the contrast and other colours take other paths."""
@@ -207,6 +209,7 @@ def test_a_detector_that_sees_the_same_path_everywhere_is_blind(outcome, picture
     assert detection.auc(clean, other) == 0.5
 
 
+@pytest.mark.slow
 def test_a_detector_of_nothing_is_near_chance(outcome, pictures):
     """Two heaps of the same pictures: over many draws its area is a half."""
     x, areas = pictures[0], []

@@ -187,6 +187,7 @@ def test_every_setting_changes_the_run_and_runs(change):
             assert {step.terms[term] for step in found.trace} == {0.0}
 
 
+@pytest.mark.slow
 def test_the_gates_take_their_mix(outcome):
     assert {gate.mix for gate in gates(run(mix="element").model).values()} == {"element"}
 
@@ -203,6 +204,7 @@ def test_predictions_take_the_place_of_labels():
     assert a["mutual information"] != b["mutual information"]
 
 
+@pytest.mark.slow
 def test_data_without_labels_train_on_the_networks_own_answers():
     x, _ = data()
     found = run(small(batches=list(x.split(16))), steps=10)
@@ -215,6 +217,7 @@ def test_data_without_labels_train_on_the_networks_own_answers():
     assert [step.terms for step in found.trace] == [step.terms for step in told.trace]
 
 
+@pytest.mark.slow
 def test_a_task_of_its_own_loss_uses_it():
     loss = lambda answer, y: 3 * F.cross_entropy(answer, y)  # noqa: E731
     assert run(small(loss=loss)).trace[0].terms["task"] == pytest.approx(3 * run().trace[0].terms["task"], rel=1e-5)
@@ -226,6 +229,7 @@ def test_the_device_is_taken_and_the_seed_matters():
     assert not same(run(seed=1), run())
 
 
+@pytest.mark.slow
 def test_a_network_in_double_precision_is_decoupled():
     x, y = data()
     task = small()
@@ -243,6 +247,7 @@ def test_a_network_loaded_for_inference_is_trained_like_any_other():
     assert torch.equal(task.model[0].weight, before) and not task.model[0].weight.requires_grad
 
 
+@pytest.mark.slow
 def test_frozen_weights_stay_where_others_may_learn():
     task = small()
     before = task.model[0].weight.requires_grad_(False).clone()
@@ -362,6 +367,7 @@ def test_bad_tasks_are_one_line(changes, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_nan_behind_the_first_batch_stops_the_run_and_says_so():
     x, y = data()
     x[50] = float("nan")
@@ -370,6 +376,7 @@ def test_nan_behind_the_first_batch_stops_the_run_and_says_so():
         run(small(batches=batches))
 
 
+@pytest.mark.slow
 def test_losses_that_are_not_finite_stop_the_run():
     with pytest.raises(FloatingPointError, match=r"decouple step \d+: .* not finite; lower the learning rates"):
         run(lr=1e12, steps=40)
@@ -476,6 +483,7 @@ def test_a_process_that_is_killed_goes_on_in_another(tmp_path):
     assert same(run(checkpoint=tmp_path / "run", steps=14), run(steps=14))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_another_run_is_refused(tmp_path):
     run(checkpoint=tmp_path / "run")
     with pytest.raises(ValueError, match=r"belongs to Decoupling.*this run is Decoupling") as caught:
@@ -493,3 +501,11 @@ def test_the_outcome_is_exported(outcome, tmp_path):
         expected = outcome.model(x[:5])
     assert (torch.from_numpy(session.run(None, {"input": x[:5].numpy()})[0]) - expected).abs().max() < 1e-4
     assert not any(isinstance(module, Gate) and module.training for module in outcome.model.modules())
+
+
+@pytest.mark.slow
+def test_a_network_is_decoupled_once():
+    """What carries gates already is refused before anything is trained."""
+    gated = run(small(), steps=1).model
+    with pytest.raises(ValueError, match=r"^the model has gates already: decouple the network that it was made from$"):
+        Decoupling(steps=1).run(small(model=gated), progress=False)

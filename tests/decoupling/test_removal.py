@@ -77,6 +77,7 @@ def test_residual_writers_are_thinned_and_inner_layers_cut():
         assert smaller.model.get_submodule(name.replace("conv1", "conv2")).in_channels == len(index)
 
 
+@pytest.mark.slow
 def test_controllers_lose_what_their_layer_loses():
     decoupled, x = gated("mobilenet_v1")
     smaller = removed(decoupled, never_on(decoupled, record(decoupled, [x]), x[:1]), x[:1])

@@ -40,6 +40,7 @@ def test_layers_that_are_off_leave_the_answers_alike(name):
         assert distance(skipping(decoupled)(x), decoupled.model(x)) < 1e-5
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_only_what_is_on_is_computed(monkeypatch):
     """The shapes of the weights that are used are those of the bits."""

@@ -269,6 +269,7 @@ def test_shares_of_classes_are_counts_of_pictures(outcome):
     ]
 
 
+@pytest.mark.slow
 def test_an_outcome_without_labels_is_seen():
     x, _ = data()
     found = run(small(batches=list(x.split(16))))
@@ -288,6 +289,7 @@ def test_a_network_that_reads_no_pictures_is_seen(layer, shape):
     assert lab.view(found).frame.svg
 
 
+@pytest.mark.slow
 def test_a_unit_of_tokens_shows_the_patches_that_it_answers_to():
     x = torch.zeros(8, 1, 8, 8)
     for k in range(8):  # each picture has one bright patch, in a place of its own

@@ -23,6 +23,7 @@ CELLS = {  # one that is quickly made, and how far its learned figures may be on
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [True, False])
 def test_no_picture_is_calibrated_on_and_judged(fresh):
     task = dqss.ground("cpu", fresh)
@@ -32,6 +33,7 @@ def test_no_picture_is_calibrated_on_and_judged(fresh):
     assert len(x) > 32 and task.measure(task.model) > 90
 
 
+@pytest.mark.slow
 def test_onnxruntimes_network_has_a_hash_of_its_own():
     task = dqss.ground("cpu")
     pictures = [next(iter(task.batches))[0][:8]]

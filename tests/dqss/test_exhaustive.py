@@ -35,6 +35,7 @@ def ground():
         yield exhaustive.Ground(run, recipe)
 
 
+@pytest.mark.slow
 def test_each_leaf_is_the_network_of_its_assignment(ground):
     counts = [len(names) for names in ground.names]
     outputs = list(exhaustive.leaves(ground.space, ground.x))

@@ -164,6 +164,7 @@ def divergence_by_a_loop(cut, beyond, levels):
     return float((p * (p / q).log()).sum())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(
     st.integers(1, 5),

@@ -14,6 +14,7 @@ from lab.core.task import Task
 from lab.core.training import seeded
 from lab.dqss import equations as eq
 from lab.dqss import layers, search
+from lab.dqss import outcome as outcome_module
 from lab.dqss.space import StrategySpace
 
 QUICK = {"steps": 8, "calibration": 8, "candidates": ("max", "p99.9", "mse", "aciq")}
@@ -47,6 +48,7 @@ def run(task=None, **fields):
     return lab.DQSS(**{**QUICK, **fields}).run(task or small_task(), progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4, 3])
 def test_safe_is_never_worse_than_the_best_uniform_strategy(bits):
     outcome = run(weight_bits=bits, activation_bits=bits)
@@ -113,6 +115,7 @@ def test_eight_bits_are_enough_for_the_thin_mobilenet():
     assert outcome.report["accuracy"].after > 97
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_candidate_changes_nothing():
     """Near-duplicates are one: 'mse' again under another name must not split its votes."""
     from lab.dqss import observers
@@ -125,6 +128,7 @@ def test_a_copy_of_a_candidate_changes_nothing():
     assert not any("pams" in row.values() for row in again.choices.values())
 
 
+@pytest.mark.slow
 def test_every_kind_of_layer_has_a_strategy_and_lies_on_its_grid():
     outcome = run(scales="channel")
     assert set(outcome.choices) == {"head", "deep", "point", "up", "last"}
@@ -161,6 +165,7 @@ def test_trained_with_its_strategies(labels):
 AWARE = {"mode": "aware", "candidates": ("lsq", "pams", "dorefa"), "algorithm": "dqss"}
 
 
+@pytest.mark.slow
 def test_logits_wait_while_warming_up():
     """A tenth of 20 steps: equal shares till then, others after; without the remedy they move at once."""
     moved = {}
@@ -349,6 +354,7 @@ def test_draws_learn_the_expected_logarithm_of_the_loss(monkeypatch):
         torch.testing.assert_close(mine, right, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_draws_move_the_logits():
     trace = run().trace
     assert any(step.terms["policy"] != 0 for step in trace if step.stage == "draws")
@@ -411,11 +417,27 @@ def test_a_zero_point_of_its_own(bits):
     assert max(row.steps for row in uneven.parity()) <= 1
 
 
+@pytest.mark.slow
 def test_a_recipe_as_json(tmp_path):
     outcome = run()
     assert json.loads(outcome.write_recipe(tmp_path / "net.json").read_text()) == outcome.choices
 
 
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("step", torch.ones(2, 2)), ("step", float("nan")), ("step", -0.5), ("step", "x"), ("low", 1), ("low", 0.5),
+        ("high", -1), ("high", 2**40), ("zero", None), ("zero", -1), ("low", True),
+    ],
+)  # fmt: skip
+def test_a_grid_that_is_none_is_refused_in_one_line(part, value):
+    grid = {"step": 0.5, "low": -7, "high": 7, "zero": 128}
+    assert outcome_module._from_dict(grid).range == (-3.5, 3.5)
+    with pytest.raises(ValueError, match="a grid of this outcome is damaged"):
+        outcome_module._from_dict({**grid, part: value})
+
+
+@pytest.mark.slow
 def test_a_network_of_ones_own_is_stored(tmp_path):
     outcome = run()
     outcome.save(tmp_path)
@@ -461,6 +483,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, fields):
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_candidate_that_finds_no_range_drops_out_with_a_note():
     task = small_task()
     nn.init.zeros_(task.model.deep.weight)
@@ -564,6 +587,7 @@ def test_a_high_temperature_compares_logits():
     assert float(search.distance(z, target, 1000.0)) == pytest.approx(float(variance), rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["dqss_safe", "uniform"])
 def test_losses_are_told_at_the_temperature(algorithm):
     outcome = run(algorithm=algorithm, temperature=8.0, weight_bits=3, activation_bits=3)

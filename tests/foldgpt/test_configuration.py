@@ -42,6 +42,7 @@ def made(family: str, settings: dict):
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", OF_LAYERS)
 def test_the_smaller_model_is_the_larger_one_with_the_others_shut(family, tmp_path):
     net, x = made(family, COMMON | OF_LAYERS[family]), tokens()

@@ -183,3 +183,50 @@ def test_weights_without_their_gradients_are_refused():
 def test_a_low_rank_has_no_more_columns_than_the_matrix():
     B, A = eq.low_rank(torch.randn(3, 5), 5)
     assert B.shape == (3, 3) and A.shape == (3, 5)
+
+
+def reads(seed: int, count: int = 40, size: int = 4) -> torch.Tensor:
+    """Inputs (size, count) of which some directions are strong and some weak."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(size, count, generator=draw) * torch.tensor([3.0, 1.0, 0.5, 2.0])[:, None]
+
+
+def test_the_mean_by_regression_answers_nearest_to_all_members():
+    W = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    X = [reads(seed) for seed in (1, 2, 3)]
+
+    def apart(shared: torch.Tensor) -> float:
+        return float(sum(((shared - W[k]) @ X[k]).square().sum() for k in range(3)))
+
+    found = eq.regression_mean(W, torch.stack([x @ x.T for x in X]))
+    stacked = torch.cat(X, 1).T
+    by_hand = torch.linalg.lstsq(stacked, torch.cat([W[k] @ X[k] for k in range(3)], 1).T).solution.T
+    assert apart(by_hand) <= apart(found) < 1.01 * apart(by_hand)  # but for what keeps it invertible
+    assert apart(found) < 0.97 * apart(W.mean(0))
+
+
+def test_the_mean_of_equal_members_is_each_whatever_they_read():
+    W = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    C = torch.stack([reads(1) @ reads(1).T, torch.zeros(4, 4)])  # the second has read nothing
+    assert torch.allclose(eq.regression_mean(torch.stack([W, W]), C), W, atol=1e-5)
+
+
+def test_a_low_rank_of_inputs_answers_nearest_for_what_is_read():
+    W, x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), reads(1)
+    B, A = eq.low_rank_of_inputs(W, x @ x.T, 2)
+    assert B.shape == (6, 2) and A.shape == (2, 4)
+    plain, best = eq.low_rank(W, 2), torch.linalg.svdvals(W @ x)[2:].square().sum()
+    missed = [float(((W - b @ a) @ x).square().sum()) for b, a in ((B, A), plain)]
+    assert missed[0] < 1.02 * float(best) < 0.9 * missed[1]
+    whole = eq.low_rank_of_inputs(W, x @ x.T, 4)
+    assert torch.allclose(whole[0] @ whole[1], W, atol=1e-4)
+
+
+def test_hard_concrete_gates_are_often_exact_and_open_as_often_as_said():
+    u = torch.linspace(5e-4, 1 - 5e-4, 1000, dtype=torch.float64)
+    for b in (-2.0, 0.0, 1.5):
+        g = eq.hard_concrete(torch.full_like(u, b), u)
+        assert float((g > 0).double().mean()) == pytest.approx(float(eq.open_share(torch.tensor([b]))), abs=2e-3)
+        assert bool((g.diff() >= 0).all()) and float(g.min()) == 0 and float(g.max()) == 1
+    assert float(eq.hard_concrete(torch.tensor(0.0), torch.tensor(0.5))) == pytest.approx(0.5)
+    assert float(eq.open_share(torch.tensor([-9.0, 9.0]))) == pytest.approx(0.5, abs=1e-3)

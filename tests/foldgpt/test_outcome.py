@@ -3,6 +3,7 @@
 import builtins
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 import lab
-from lab.core.modeling_folded import FoldedForCausalLM
-from lab.foldgpt.folding import Fold
+from lab.core import cost
+from lab.core.modeling_folded import FoldedForCausalLM, blocks
+from lab.foldgpt.folding import Fold, unrolled
 from lab.foldgpt.sharing import shared
 from tests.core.test_store_failures import killed_at
 
@@ -88,6 +90,10 @@ def test_a_folder_of_the_first_kind_is_read(net, folder, tmp_path):
         assert torch.equal(logits(read, tokens()), logits(net, tokens()))
 
 
+def test_who_may_read_the_configuration_may_read_the_weights(folder):
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 # -- keywords ----------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +120,7 @@ def test_device_and_attention_are_those_asked_for(net, folder):
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"potato": 1}, "takes no potato="), ({"quantization_config": {}}, "takes no quantization_config="),
-     ({"device_map": "balanced"}, "lies on one device"), ({"device_map": {"model": 0}}, "lies on one device"),
+     ({"device_map": "nowhere"}, "device_map='nowhere': name a device"), ({"device_map": ["cpu"]}, "name a device"),
      ({"dtype": torch.int8}, "dtype=torch.int8: give a type")],
     ids=str,
 )  # fmt: skip
@@ -122,6 +128,76 @@ def test_what_cannot_be_done_is_told(folder, options, words):
     for read in (FoldedForCausalLM.from_pretrained, read_with):
         with pytest.raises((TypeError, ValueError), match=re.escape(words)):
             read(folder, **options)
+
+
+def test_a_keyword_that_is_none_asks_for_nothing(net, folder):  # as lm-eval gives all that transformers knows
+    for read in (FoldedForCausalLM.from_pretrained, read_with):
+        made = read(folder, gguf_file=None, quantization_config=None, device_map=None)
+        assert torch.equal(logits(made, tokens()), logits(net, tokens()))
+
+
+def over(net, where):
+    """A device map with the first blocks of a model in main memory and its others elsewhere."""
+    parts = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    return parts | {f"model.layers.{layer}": "cpu" if layer < 1 else where for layer in range(len(blocks(net)))}
+
+
+def test_a_model_larger_than_its_memory_lies_on_the_disk_too(net, folder, tmp_path):
+    read = read_with(folder, device_map=over(net, "disk"), offload_folder=tmp_path / "aside")
+    assert set(read.hf_device_map.values()) == {"cpu", "disk"}
+    assert torch.equal(logits(read, tokens()), logits(net, tokens()))
+    room = {"cpu": "60KB"}
+    read = read_with(folder, device_map="auto", max_memory=room, offload_folder=tmp_path / "aside")
+    assert "disk" in read.hf_device_map.values()
+    assert torch.equal(logits(read, tokens()), logits(net, tokens()))
+    with pytest.raises(ValueError, match=r"device_map parts model\.layers\.1.*which are one tensor"):
+        read_with(folder, device_map=over(net, "disk") | {"model.layers.1": "cpu"}, offload_folder=tmp_path / "aside")
+
+
+# -- saved again -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])  # matrices the other way round; tied embeddings
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_loaded_model_is_trained_on_and_saved_again(family, rank, tmp_path):
+    outcome(moved(shared(model(family), replace(FOLD, rank=rank), "first", "zero", ()))).save(tmp_path / "one")
+    read = read_with(tmp_path / "one", dtype=torch.float32)
+    before = logits(read, tokens())
+    sgd = torch.optim.SGD(read.parameters(), 0.1)
+    read.train()(tokens(), labels=tokens()).loss.backward()
+    sgd.step()
+    trained = logits(read.eval(), tokens())
+    assert not torch.allclose(trained, before, atol=1e-3)
+    read.save_pretrained(tmp_path / "two", max_shard_size="20KB")
+    assert len(list((tmp_path / "two").glob("model-*-of-*.safetensors"))) > 1
+    again = FoldedForCausalLM.from_pretrained(tmp_path / "two")
+    assert torch.equal(logits(again, tokens()), trained) and cost.parameters(again) == cost.parameters(read)
+    for refused in (AutoModelForCausalLM, type(model(family))):
+        with pytest.raises((ValueError, RuntimeError)):
+            refused.from_pretrained(tmp_path / "two")
+
+
+def test_one_that_is_unrolled_is_of_its_familys_class_again(net, tmp_path):
+    plain = unrolled(net)
+    assert type(plain) is LlamaForCausalLM and not hasattr(plain.config, "fold")
+    plain.save_pretrained(tmp_path)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.allclose(logits(read, tokens()), logits(net, tokens()), atol=1e-4)
+
+
+def test_it_is_sent_as_a_whole_folder_only(net, tmp_path):
+    with pytest.raises(ValueError, match=r"call model\.push_to_hub"):
+        net.save_pretrained(tmp_path, push_to_hub=True)
+
+
+def test_a_hub_id_is_read_as_a_folder_is(net, folder, tmp_path, monkeypatch):
+    """From the cache of a hub that cannot be reached, as a download leaves it."""
+    home = tmp_path / "hub" / "models--one--folded"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, home / "snapshots" / ("0" * 40))
+    read = FoldedForCausalLM.from_pretrained("one/folded", cache_dir=tmp_path / "hub", local_files_only=True)
+    assert torch.equal(logits(read, tokens()), logits(net, tokens()))
 
 
 def test_a_type_that_does_not_exist_is_told(folder):

@@ -8,7 +8,6 @@ import torch
 import lab
 from lab.core.data.text import Windows, documentation, perplexity, text_file
 from lab.foldgpt import measures
-from lab.foldgpt.evaluation import harness
 from lab.foldgpt.ranking import BASELINES, by_leave_one_out, loss
 
 from .small import WITHOUT_PADDING, Letters, model, tokens
@@ -30,6 +29,7 @@ def task(text):
     return lab.tasks.prose(model("llama"), tokenizer=Letters(), text=text, context=16, batch_size=4)
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own(task):
     outcome = QUICK.run(task, progress=False)
     assert outcome.report["blocks"].after == 5 and len(outcome.fold.groups) == 1
@@ -38,6 +38,7 @@ def test_a_network_of_ones_own(task):
     assert {step.stage for step in outcome.trace} == {"gates", "cure"}
 
 
+@pytest.mark.slow
 def test_only_numbers_a_plain_task_is_enough():
     x = [tokens(4, 16) for _ in range(3)]
     task = lab.Task(model=model("gpt2"), batches=x, score=perplexity(x), metric="perplexity", unit="")
@@ -45,6 +46,12 @@ def test_only_numbers_a_plain_task_is_enough():
     assert "next word of four" not in outcome.report
     with pytest.raises(ValueError, match="tokenizer"):
         outcome.text("some words")
+
+
+def test_a_first_look_asks_no_questions(text):
+    given = {"tokenizer": Letters(), "text": text, "context": 16}
+    whole, short = (lab.tasks.prose(model("llama"), **given, **options) for options in ({}, {"questions": False}))
+    assert whole.text and not short.text and whole.measure(whole.model) == short.measure(short.model)
 
 
 @pytest.mark.slow
@@ -152,12 +159,27 @@ def cured(outcome) -> float:
     return float(sum(p.detach().double().abs().sum() for p in outcome.model.parameters()))
 
 
+@pytest.mark.slow
 def test_equal_folds_are_cured_alike_whatever_ranked_them(task):
     recipe = replace(QUICK, removal=0.0, gate_steps=3, cure_steps=2)  # none goes: the ranking does not matter
     gates, rival = (replace(recipe, ranking=ranking).run(task, progress=False) for ranking in ("gates", "influence"))
     assert gates.fold == rival.fold and gates.ranking != rival.ranking
     assert gates.report["perplexity"].after == rival.report["perplexity"].after
     assert [step for step in gates.trace if step.stage == "cure"] == list(rival.trace)
+
+
+def test_states_that_are_computed_again_change_nothing(task, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    calls, forward = [], LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: calls.append(torch.is_grad_enabled()) or forward(self, x))
+    recipe = replace(QUICK, ranking="influence", cure_steps=2)
+    kept = recipe.run(task, progress=False)
+    once = sum(calls)
+    again = replace(recipe, gradient_checkpointing=True).run(task, progress=False)
+    assert sum(calls) - once == 2 * once  # with a gradient every block is computed twice
+    assert again.trace == kept.trace and cured(again) == cured(kept)
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in again.model.modules())
 
 
 def test_leave_one_out_is_greedy_over_the_loss():
@@ -210,6 +232,7 @@ def test_windows_cover_the_text_and_change():
     assert not torch.equal(first, windows[torch.arange(10)]) and windows[3].shape == (10,)
 
 
+@pytest.mark.slow
 def test_a_real_model_from_a_folder(text, tmp_path):
     model("gpt_neox").save_pretrained(tmp_path / "net")
     task = lab.tasks.prose(tmp_path / "net", tokenizer=Letters(), text=text, context=16)
@@ -280,14 +303,6 @@ def test_a_text_that_is_too_short(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo")
     with pytest.raises(ValueError, match="give ten or more"):
         lab.tasks.prose(model("llama"), tokenizer=Letters(), text=tmp_path / "a.txt", context=16)
-
-
-def test_lm_eval_says_which_extra_it_needs(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ImportError, match=r"pip install lm-eval"):
-        harness(model("llama"), Letters(), ["arc_easy"])
 
 
 def test_settings_for_the_papers_models():

@@ -18,10 +18,12 @@ KEPT = ROOT / "data" / "gal" / "fashion.json"
 LONGER = ROOT / "data" / "gal" / "longer.json"
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_of_these_settings():
     assert validated(KEPT, gal.fashion(False)) and validated(LONGER, gal.longer(False))
 
 
+@pytest.mark.slow
 def test_a_quick_look_is_never_taken_for_a_told_cell():
     assert gal.fashion(True).digest != gal.fashion(False).digest
 

@@ -125,6 +125,7 @@ def test_a_detector_of_two_heads_is_pruned_saved_loaded_and_run_by_onnxruntime(f
     assert_kept_and_run(outcome, task, torch.randn(2, 3, 16, 16), tmp_path)
 
 
+@pytest.mark.slow
 def test_each_head_counts_alike_whatever_its_size():
     """Boxes in hundredths and in hundreds: the same masks close."""
     recipe = lab.GAL(**{**QUICK, "steps": 6, "lr": 1e-6, "finetune_steps": 0})

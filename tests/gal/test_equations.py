@@ -33,6 +33,7 @@ def test_losses_by_hand():
     assert eq.regulariser_adversarial(logit).item() == pytest.approx(bce.item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("regularised", "at"), [(True, 0.5), (False, 0.0)])
 def test_ar_holds_the_discriminator_at_undecided_on_fakes(regularised, at):
     """With separable outputs D(f_b) goes to 1; D(f_g) goes to 1/2 under AR, and to 0 without it."""
@@ -104,6 +105,7 @@ def test_a_small_scale_of_outputs_is_kept():
     assert eq.output_scale(torch.tensor([[0.25, 0.75]])).item() == 0.25
 
 
+@pytest.mark.slow
 def test_curvature_is_the_second_derivative_where_the_outputs_agree():
     """Card (13), held to autograd: 2 mu E[(df/dm)^2] is the Hessian's diagonal at f_g = f_b."""
     torch.manual_seed(0)

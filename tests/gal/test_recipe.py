@@ -64,6 +64,7 @@ def test_the_report_shows_before_and_after_fine_tuning(outcome):
     assert {step.stage for step in outcome.trace} == {"prune", "finetune"}
 
 
+@pytest.mark.slow
 def test_labels_play_no_part_in_the_pruning_stage():
     """With other labels the pruning stage is bit-identical; only the fine-tuning differs."""
     task = small()
@@ -76,6 +77,7 @@ def test_labels_play_no_part_in_the_pruning_stage():
     assert [s for s in a.trace if s.stage == "finetune"] != [s for s in b.trace if s.stage == "finetune"]
 
 
+@pytest.mark.slow
 def test_data_without_labels_is_pruned_and_not_fine_tuned():
     task = small()
     bare = run(GAL(units="channel", **QUICK), small(batches=[task.batches.dataset.tensors[0]]))
@@ -109,6 +111,7 @@ def test_every_released_behaviour_changes_the_run(switch, outcome):
     assert not torch.equal(found.history, outcome.history)
 
 
+@pytest.mark.slow
 def test_masks_move_only_when_they_are_due():
     found = run(GAL(units="channel", **{**QUICK, "steps": 25, "mask_every": 10}), small())
     moved = [k for k in range(1, len(found.history)) if not torch.equal(found.history[k], found.history[k - 1])]
@@ -118,6 +121,7 @@ def test_masks_move_only_when_they_are_due():
 BUDGET = {**QUICK, "lam": 0.1, "mask_lr": 0.3, "steps": 200}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [1.3, 2.0, 4.0])
 def test_masks_stop_at_the_multiply_adds_that_were_asked_for(ratio):
     found = run(GAL(units="channel", macs_ratio=ratio, **BUDGET), small())
@@ -128,6 +132,7 @@ def test_masks_stop_at_the_multiply_adds_that_were_asked_for(ratio):
     assert found.report["accuracy before fine-tuning"].after > 90
 
 
+@pytest.mark.slow
 def test_closed_masks_stay_closed_and_weights_wait_for_the_end_of_a_round(monkeypatch):
     seen, task = [], small()
     update = Budget.update
@@ -166,12 +171,14 @@ def test_lam_weighs_what_an_entry_saves_against_what_it_loses():
         assert torch.allclose(rate[c > 0.1] * c[c > 0.1], torch.tensor(0.3))
 
 
+@pytest.mark.slow
 def test_a_budget_that_the_masks_do_not_reach_is_told():
     recipe = GAL(units="channel", macs_ratio=50.0, **{**BUDGET, "steps": 4, "mask_lr": 1e-3})
     notes = run(recipe, small()).report.notes
     assert any("macs_ratio=50.0 was not reached: 1.0x; raise lam, mask_lr or steps" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_budget_is_resumed_as_it_was(tmp_path):
     recipe, stop = GAL(units="channel", macs_ratio=1.5, **BUDGET), 3
     whole = run(recipe, small())
@@ -194,6 +201,7 @@ def test_a_run_with_a_budget_is_resumed_as_it_was(tmp_path):
     assert torch.equal(again.history, whole.history) and again.report["macs"] == whole.report["macs"]
 
 
+@pytest.mark.slow
 def test_the_baseline_is_frozen_with_its_buffers():
     task = small()
     before = {name: value.clone() for name, value in task.model.state_dict().items()}

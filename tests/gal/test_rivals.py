@@ -40,6 +40,7 @@ def test_a_channel_that_repeats_another_is_the_least_independent():
     assert set(pruning.independence(maps).argsort()[:2].tolist()) == {1, 3}
 
 
+@pytest.mark.slow
 def test_maps_are_those_behind_norm_and_activation():
     task = lab.tasks.digits()
     x = task.inputs_of(task.first_batch())[:4]

@@ -67,6 +67,7 @@ def test_the_plan_alone_rebuilds_the_network(pruned):
     assert torch.equal(again(x), removed(x))
 
 
+@pytest.mark.slow
 def test_the_masks_of_resnet50_sit_on_blocks_and_three_inputs_of_each():
     network, x, units, _ = family("resnet50 jointly")
     found = structures.insert_masks(network, units, x[:1]).structures
@@ -76,6 +77,7 @@ def test_the_masks_of_resnet50_sit_on_blocks_and_three_inputs_of_each():
     assert all(s.name.endswith("conv1") for s in by_unit["input"])
 
 
+@pytest.mark.slow
 def test_first_blocks_of_a_stage_leave_their_shortcut():
     network, x, *_ = family("resnet56 blocks")
     plan = surgery.Plan(blocks=("layer2.0.bn2", "layer3.0.bn2"))
@@ -134,6 +136,7 @@ def test_a_mask_goes_before_an_activation_that_a_scale_does_not_pass():
         assert distance(removed(x), masked.model(x)) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_module_without_branches_is_refused():
     network, x, units, _ = family("googlenet branches")
     masked = structures.insert_masks(network, units, x[:1])
@@ -287,6 +290,7 @@ def test_masks_on_random_transformers_are_removed_exactly(names, units, seed):
         assert_masked_is_removed(network, units, transformers.X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", transformers.ATTENTIONS)
 def test_each_head_has_one_mask_entry_and_each_residual_branch_too(name):
     with torch.random.fork_rng():

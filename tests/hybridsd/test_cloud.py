@@ -95,6 +95,7 @@ def test_over_the_network_is_bit_for_bit_in_one_process(server):
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_over_the_network_is_the_one_in_one_process(server):
     task = own_task(3)
     client = cloud.CloudClient(server, TOKEN)
@@ -108,6 +109,7 @@ def test_a_sweep_over_the_network_is_the_one_in_one_process(server):
         cloud.CloudClient(f"http://127.0.0.1:{port()}").about()
 
 
+@pytest.mark.slow
 def test_what_is_refused_and_why(server):
     here, _ = both()
     begun = state(here)
@@ -198,7 +200,7 @@ class Altering:
 
     def half(self, state, until, int8=False, zeros=True):
         cond = self.pipeline.conditioning(state.prompt, state.guidance, zeros=zeros)
-        return self.change(advance(state, self.pipeline.unets[0], self.pipeline.scheduler, cond, until)), 1
+        return self.change(advance(state, self.pipeline.unets[0], self.pipeline.scheduler, cond, until)), 1, 1
 
 
 def memory(**changes):
@@ -214,7 +216,6 @@ ALTERED = {
     "steps": lambda made: replace(made, steps=5),
     "schedule": lambda made: replace(made, config={**made.config, "beta_end": 0.02}),
     "latent's shape": lambda made: replace(made, latent=made.latent.repeat(2, 1, 1, 1)),
-    "latent's type": lambda made: replace(made, latent=made.latent.half()),
     "noise": lambda made: replace(made, noise=torch.Generator().get_state()),
     "step index": memory(_step_index=lambda solver: 0),
     "reversed sigmas": memory(sigmas=lambda solver: solver["sigmas"].flip(0)),
@@ -246,6 +247,27 @@ def test_what_was_not_asked_is_refused_and_the_edge_draws_alone(here, name):
     assert honest.steps == (2, 2) and not honest.notes
 
 
+@pytest.mark.parametrize(("steps", "order"), [([2, 2], [1, 0]), ([1, 2, 1], [1, 0, 1]), ([1, 2, 1], [0, 1, 0])])
+def test_the_order_is_free_over_the_network_too(here, steps, order):
+    far = edge_of(here, Altering(here, lambda made: made))
+    drawn = [x.draw(PROMPT, steps=steps, order=order, guidance=4.0, seed=5) for x in (far, here)]
+    assert torch.equal(drawn[0].latent, drawn[1].latent) and drawn[0].steps == tuple(steps) and not drawn[0].notes
+    assert drawn[0].received == order.count(0)
+
+
+def test_the_edge_takes_the_steps_of_a_cloud_that_fails_in_any_order(here):
+    def silent(made):
+        raise service.ServiceError("it is away")
+
+    far, alone = edge_of(here, Altering(here, silent)), here.draw(PROMPT, steps=[0, 4], guidance=4.0, seed=5).latent
+    for steps, order, took in (
+        ([2, 2], [1, 0], (2, 0, 2)), ([1, 2, 1], [0, 1, 0], (0, 3, 0, 1)), ([1, 2, 1], [1, 0, 1], (1, 0, 3))
+    ):  # fmt: skip
+        with pytest.warns(UserWarning, match=r"the cloud did not answer \(it is away\): the edge takes [12] steps"):
+            samples = far.draw(PROMPT, steps=steps, order=order, guidance=4.0, seed=5)
+        assert torch.equal(samples.latent, alone) and samples.steps == took
+
+
 @cache
 def door(pipeline):
     """The service in this process."""
@@ -257,6 +279,7 @@ def posted(pipeline, body, **query):
     return door(pipeline).post(cloud.PATH, content=body, params={"until": "2"} | query)
 
 
+@pytest.mark.slow
 def test_an_answer_says_to_which_request_it_belongs(here, monkeypatch):
     client = cloud.CloudClient("http://127.0.0.1:1")
     mine, other = (replace(state(here), prompt=here.text.tokens([text])) for text in ("a", "b"))
@@ -267,8 +290,8 @@ def test_an_answer_says_to_which_request_it_belongs(here, monkeypatch):
         return answered["first"]
 
     monkeypatch.setattr(service, "request", ask)
-    made, size = client.half(mine, 2)
-    assert made.index == 2 and size == len(answered["first"]) and made.asked == ""
+    made, sent, size = client.half(mine, 2)
+    assert made.index == 2 and size == len(answered["first"]) and sent == len(mine.to_bytes()) and made.asked == ""
     for question, until, how in (
         (other, 2, {}), (mine, 1, {}), (mine, 2, {"int8": True}), (mine, 2, {"zeros": False}),
         (replace(mine, latent=-mine.latent), 2, {}),
@@ -296,7 +319,6 @@ def bodies(here):
     return {
         "negative ids": replace(begun, prompt={name: x - 60 for name, x in begun.prompt.items()}).to_bytes(),
         "float prompt": replace(begun, prompt={name: x.float() for name, x in begun.prompt.items()}).to_bytes(),
-        "half latents": replace(begun, latent=begun.latent.half()).to_bytes(),
         "step index": replace(half, solver={**half.solver, "_step_index": 900}).to_bytes(),
         "short sigmas": replace(half, solver={**half.solver, "sigmas": half.solver["sigmas"][:2]}).to_bytes(),
         "no sigmas": replace(half, solver={}).to_bytes(),
@@ -349,18 +371,21 @@ def test_no_body_is_a_crash(here, change):
     assert found.status_code in (200, 400) and (found.status_code == 200 or "\n" not in found.json()["error"]), change
 
 
+@pytest.mark.slow
 def test_one_command_makes_a_token_and_asks_for_it(tmp_path, monkeypatch, capsys):
     from lab.__main__ import main
 
     small.sd().save_pretrained(tmp_path)
     monkeypatch.delenv("LAB_TOKEN", raising=False)
     started = []
-    monkeypatch.setattr(service, "serve", lambda app, host, port: started.append(app))
-    assert main(["serve", "cloud", "--model", str(tmp_path), "--port", "4321", "--name", "lab.example"]) == 0
+    monkeypatch.setattr(service, "serve", lambda app, *where: started.append(app))
+    assert main(["serve", "cloud", "--model", str(tmp_path), "--port", "4321", "--name", "lab.example",
+                 "--device", "cpu", "--dtype", "bfloat16"]) == 0  # fmt: skip
     told = capsys.readouterr().out
     token = re.search(r"export LAB_TOKEN=(\S{32,})", told)[1]
     assert "serving on http://127.0.0.1:4321" in told
     client = TestClient(started[0], base_url="http://127.0.0.1:4321")
+    assert client.get("/health").json()["dtype"] == "bfloat16"
     for host, given_token, status in (
         ("127.0.0.1", "", 401), ("127.0.0.1", token, 400), ("lab.example", token, 400), ("evil.example", token, 403)
     ):  # fmt: skip

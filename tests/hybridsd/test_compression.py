@@ -1,5 +1,7 @@
 """A small U-Net out of a large one: what is left out, what is cut, and what it learns."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -72,6 +74,7 @@ def test_blocks_left_out_leave_a_plain_unet_with_the_large_ones_weights(large, t
         assert torch.equal(again(x, 3, text).sample, made(x, 3, text).sample)
 
 
+@pytest.mark.slow
 def test_narrowed_is_the_masked_original(large, tmp_path):
     plain = blocks.without_blocks(large)
     before = {name: x.clone() for name, x in plain.state_dict().items()}
@@ -130,6 +133,34 @@ def test_distillation_brings_the_student_nearer_and_resumes(large, tmp_path):
     again, _ = run(tmp_path / "b", 24)
     assert all(torch.equal(a, b) for a, b in zip(student.parameters(), again.parameters(), strict=True))
     assert not student.down_blocks[0]._forward_hooks and not large.down_blocks[0]._forward_hooks
+
+
+@pytest.mark.parametrize(("flow", "velocity"), [(True, False), (False, True), (False, False)])
+def test_the_student_is_asked_about_its_own_kind_of_noise_at_the_times_that_are_asked_for(large, flow, velocity):
+    seen = []
+
+    class Told(torch.nn.Module):
+        """Says at each time what the loss wants, which the picture (all zeros) and the noise tell."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = blocks.without_blocks(large)
+            self.down_blocks, self.up_blocks = self.inner.down_blocks, self.inner.up_blocks
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, noisy, t, text):
+            seen.extend(t.tolist())
+            self.inner(noisy, t, text)  # for the features
+            level = levels[t].view(-1, 1, 1, 1)
+            noise = noisy / (level if flow else (1 - level).sqrt())
+            return SimpleNamespace(sample=self.scale * (noise * level.sqrt() if velocity else noise))
+
+    levels, often = torch.linspace(0.9, 0.1, 10), torch.tensor([0.0] * 7 + [1.0, 1.0, 0.0])
+    batches, text = [(torch.zeros(8, 4, 8, 8), torch.arange(8))], torch.randn(8, 5, 16)
+    options = {"steps": 1, "progress": False, "flow": flow, "velocity": velocity, "often": often}
+    with seeded(0):
+        (step,) = distil(large, Told(), levels, lambda ids: text[ids], batches, **options)
+    assert step.terms["noise"] < 1e-10 and set(seen) <= {7, 8}
 
 
 def test_one_stage_cannot_lose_its_innermost():

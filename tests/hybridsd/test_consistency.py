@@ -116,6 +116,7 @@ def test_it_resumes_where_it_was(tmp_path):
     assert len(trace) == 10 and all(map(torch.equal, whole.parameters(), again.parameters()))
 
 
+@pytest.mark.slow
 def test_a_pruned_unet_learns_too_and_the_teacher_stays():
     net = small.unet()
     with seeded(0):

@@ -48,6 +48,7 @@ def test_where_the_decoder_is_and_how_often_it_counts():
         CostModel(inputs=3)
 
 
+@pytest.mark.slow
 def test_attention_products_change_the_ratio(sd):
     nets = references.unet("sd-1.4"), references.unet("instance-a")
     whole = costs.step_cost(*nets, references.kl_vae(), CostModel())

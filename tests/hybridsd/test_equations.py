@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, LatentConsistencyModelPipeline, LCMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, LatentConsistencyModelPipeline, LCMScheduler
 from scipy import linalg
 
 from lab.hybridsd import equations as eq
@@ -128,3 +128,18 @@ def test_the_adversary_weighs_as_much_as_perception_at_the_last_weights():
     assert float(eq.adaptive_weight(adversarial, perceptual, last)) == pytest.approx(2 / 5.0001)  # also below 1
     assert float(eq.adaptive_weight(perceptual, 0 * last.sum(), last)) == 1e4  # 5e4, but for the limit
     assert float(eq.adaptive_weight(perceptual, adversarial, last)) == pytest.approx(5 / 2.0001)  # the graph is kept
+
+
+def test_a_flow_goes_straight_from_noise_to_picture():
+    x, noise = torch.tensor([2.0]), torch.tensor([6.0])
+    near, far = (eq.mixed(x, noise, torch.tensor(s)) for s in (0.25, 0.75))
+    assert float(near) == pytest.approx(0.75 * 2 + 0.25 * 6) and float(far) == pytest.approx(5)
+    assert float(eq.flow(x, noise)) == 4
+    torch.testing.assert_close(far - 0.5 * eq.flow(x, noise), near)  # its derivative by the share
+
+
+def test_the_shift_of_a_flow_is_that_of_the_scheduler():
+    u = torch.tensor([0.0, 0.2, 0.5, 0.8, 1.0])
+    assert eq.shifted_share(u, 0.25).tolist() == pytest.approx([0, 0.05 / 0.85, 0.2, 0.2 / 0.4, 1])
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    torch.testing.assert_close(scheduler.sigmas, eq.shifted_share(torch.arange(1000, 0, -1) / 1000, 3.0))

@@ -1,13 +1,19 @@
 """Split sampling over whole pipelines: the ends are the stock pipelines bit for bit, and bad parts are named."""
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from lab.hybridsd.components import scaled, token_ids, unscaled
+from lab.hybridsd.components import pipeline_parts, scaled, unscaled
+from lab.hybridsd.handoff import advance, edge_half
 from lab.hybridsd.pipeline import HybridPipeline, solver_of
+from lab.hybridsd.sampler import HybridSampler
+from lab.hybridsd.sampling import placed
+from lab.hybridsd.text import token_ids
 
 from . import small
 
@@ -44,6 +50,7 @@ def test_the_ends_are_the_stock_pipelines_bit_for_bit(family):
     assert not torch.equal(between, stock(cloud, 4)) and not torch.equal(between, stock(edge, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler])
 def test_other_solvers_too(kind):
     cloud, edge = twin("sd")
@@ -52,6 +59,7 @@ def test_other_solvers_too(kind):
     assert torch.equal(pipeline.draw(PROMPTS, steps=[5, 0], guidance=4.0).pictures, stock(cloud, 5))
 
 
+@pytest.mark.slow
 def test_a_decoder_that_gives_each_channel_its_mean_and_spread_is_the_stock_pipelines():
     cloud, edge = twin("sdxl")
     pipeline = HybridPipeline.of(cloud.components | {"force_zeros": True}, [edge.unet])
@@ -80,7 +88,7 @@ def test_a_picture_that_is_not_finite_is_told_and_not_black():
 @pytest.mark.parametrize(
     "wrong",
     [{"prompts": []}, {"prompts": 5}, {"prompts": [5]}, {"guidance": float("nan")}, {"guidance": "7"}, {"seed": "a"},
-     {"seed": 2**64}, {"seed": None}, {"negative": ["a"]}, {"steps": 4}],
+     {"seed": 2**64}, {"seed": None}, {"negative": ["a", "b"]}, {"steps": 4}],
     ids=str,
 )  # fmt: skip
 def test_what_cannot_be_drawn_is_one_line_that_names_it(wrong):
@@ -97,10 +105,63 @@ def test_latents_are_kept_or_their_keeping_refused():
         pipeline.draw("a dog", steps=[1, 1], keep=True, int8=True)
 
 
-def test_models_of_two_precisions_are_told():
+@pytest.mark.slow
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float16), (torch.float16, torch.float32),
+                                    (torch.bfloat16, torch.float32)], ids=str)  # fmt: skip
+def test_each_model_has_a_precision_of_its_own_and_the_cast_is_told(dtypes):
+    cloud, edge = (small.unet(i).to(dtype) for i, dtype in enumerate(dtypes))
+    pipeline = HybridPipeline.of(small.sd().components | {"unet": cloud}, [edge])
+    mixed = pipeline.draw(PROMPTS, steps=[2, 2], guidance=4.0)
+    lower = next(dtype for dtype in dtypes if dtype != torch.float32)
+    told = [note for note in mixed.notes if f"to {str(lower)[6:]}: relative error" in note]
+    assert len(told) == 1 and 0 < float(told[0].split()[-1]) < 0.01
+    sampler = HybridSampler(pipeline, PROMPTS, 4.0)
+    state = sampler.start(4).to("cpu", dtypes[0])
+    state = advance(state, cloud, pipeline.scheduler, sampler.cond.to("cpu", dtypes[0]), 2).to("cpu", dtypes[1])
+    assert {x.dtype for x in state.solver["model_outputs"]} == {dtypes[1]} and state.solver[
+        "sigmas"
+    ].dtype.itemsize == 4
+    assert torch.equal(mixed.latent, edge_half(state, edge, pipeline.scheduler, sampler.cond.to("cpu", dtypes[1])))
+    exact = HybridPipeline.of(small.sd().components, [small.unet(1)]).draw(PROMPTS, steps=[2, 2], guidance=4.0)
+    assert 0 < float((exact.latent - mixed.latent.float()).norm() / exact.latent.norm()) < 0.05
+    assert mixed.latent.dtype == dtypes[1] and mixed.pictures.dtype == torch.float32
+    with pytest.raises(ValueError, match="keep=True keeps the latents of one process and precision"):
+        pipeline.draw("a dog", steps=[1, 1], keep=True)
+
+
+def test_a_model_that_takes_no_step_casts_nothing():
     pipeline = HybridPipeline.of(small.sd().components, [small.unet(1).half()])
-    with pytest.raises(ValueError, match="the U-Nets have float16 and float32 weights: give all the same"):
-        pipeline.draw("a dog", steps=[1, 1])
+    whole = HybridPipeline.of(small.sd().components, [small.unet(1)])
+    alone = pipeline.draw(PROMPTS, steps=[3, 0], guidance=4.0)
+    assert torch.equal(alone.latent, whole.draw(PROMPTS, steps=[3, 0], guidance=4.0).latent) and not alone.notes
+
+
+@pytest.mark.slow
+def test_an_edge_elsewhere_gets_latents_and_memory_there():
+    vae, edge = small.vae().half().to("meta"), small.unet(1).half().to("meta")
+    pipeline = HybridPipeline.of(small.sd().components, [edge], vae)
+    samples = pipeline.draw(PROMPTS, steps=[2, 2], guidance=4.0)
+    assert (samples.latent.device.type, samples.latent.dtype) == ("meta", torch.float16)
+    assert samples.pictures.shape == (2, 3, 16, 16) and "to float16: relative error" in samples.notes[0]
+    sampler = HybridSampler(pipeline, PROMPTS, 4.0)
+    state = sampler.cloud(sampler.start(4), 2).to("meta", torch.float16)
+    assert {x.device.type for x in (state.latent, *state.solver["model_outputs"])} == {"meta"}
+
+
+@pytest.mark.slow
+def test_places_are_given_by_name(tmp_path):
+    small.sd().save_pretrained(tmp_path / "cloud")
+    small.unet(1).save_pretrained(tmp_path / "edge")
+    places = {"device": "cpu", "edge_device": "cpu", "edge_dtype": torch.float16}
+    pipeline = HybridPipeline.from_pretrained(tmp_path / "cloud", tmp_path / "edge", **places)
+    assert [placed(unet)[1] for unet in (*pipeline.unets, pipeline.vae)] == [
+        torch.float32,
+        torch.float16,
+        torch.float16,
+    ]
+    assert torch.isfinite(pipeline.draw("a dog", steps=[2, 2]).pictures).all() and not pipeline.is_in_one_place
+    with pytest.raises(ValueError, match=r"device='nowhere' is not on this machine: give one of cpu"):
+        HybridPipeline.from_pretrained(tmp_path / "cloud", tmp_path / "edge", edge_device="nowhere")
 
 
 def test_no_guidance_runs_one_input_a_picture():
@@ -135,6 +196,28 @@ def test_edge_first_and_three_models():
     assert torch.isfinite(three.draw("a dog", steps=[1, 1, 1]).latent).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "order"), [([2, 2], [1, 0]), ([1, 2, 1], [1, 0, 1]), ([1, 2, 1], [0, 1, 0])])
+def test_the_order_is_free_and_int8_crosses_at_each_turn(steps, order):
+    pipeline = HybridPipeline.of(small.sd().components, [small.unet(1)])
+    free = pipeline.draw(PROMPTS, steps=steps, order=order, guidance=4.0)
+    unets = [pipeline.unets[i] for i in order]
+    by_hand = HybridPipeline.of(small.sd().components | {"unet": unets[0]}, unets[1:])
+    assert torch.equal(free.latent, by_hand.draw(PROMPTS, steps=steps, guidance=4.0).latent)
+    sent = pipeline.draw(PROMPTS, steps=steps, order=order, guidance=4.0, int8=True)
+    assert sent.steps == tuple(steps) and len(sent.notes) == len(order) - 1 == len(sent.crossings)
+    # what the first model has made goes down from the cloud, what the second has made goes up to it
+    assert [bool(crossing.received) for crossing in sent.crossings] == [model == 0 for model in order[:-1]]
+    assert all((crossing.sent > 0) != (crossing.received > 0) for crossing in sent.crossings)
+
+
+@pytest.mark.parametrize("order", [[0], [0, 2], [0, -1], "01", [0, True], []], ids=str)
+def test_an_order_of_no_models_is_told(order):
+    pipeline = HybridPipeline.of(small.sd().components, [small.unet(1)])
+    with pytest.raises(ValueError, match=r"(order|steps)=.* is not allowed: give (models of 0..1|1 integers)"):
+        pipeline.draw("a dog", steps=[1, 1], order=order)
+
+
 def test_the_trail_is_kept_and_the_scheduler_is_not_touched():
     pipeline = HybridPipeline.of(small.sd().components, [small.unet(1)])
     before = pipeline.scheduler.timesteps.clone()
@@ -152,6 +235,7 @@ def test_int8_reports_its_error():
     assert 0 < error < 0.05
 
 
+@pytest.mark.slow
 def test_the_tiny_decoder_is_plugged_in(tmp_path):
     small.sd().save_pretrained(tmp_path / "cloud")
     small.tiny_vae().save_pretrained(tmp_path / "tiny")
@@ -163,6 +247,7 @@ def test_the_tiny_decoder_is_plugged_in(tmp_path):
     assert torch.equal(plain.draw("a dog", steps=[1, 1]).latent, pipeline.draw("a dog", steps=[1, 1]).latent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", small.FAMILIES)
 def test_a_folder_of_each_family_draws_what_its_parts_draw(tmp_path, family):
     cloud, edge = twin(family)
@@ -182,6 +267,15 @@ def test_a_folder_with_missing_parts_names_them(tmp_path):
         HybridPipeline.from_pretrained(small_folder(tmp_path), tmp_path / "cloud" / "vae" / "..")
 
 
+def test_a_part_that_is_given_need_not_lie_in_the_folder(tmp_path):
+    whole = small.sd()
+    whole.save_pretrained(tmp_path / "cloud")
+    shutil.rmtree(tmp_path / "cloud" / "vae")
+    assert pipeline_parts(tmp_path / "cloud", vae=whole.vae)["vae"] is whole.vae
+    with pytest.raises(ValueError, match=r"lacks vae"):
+        pipeline_parts(tmp_path / "cloud")
+
+
 def small_folder(tmp_path):
     small.sd().save_pretrained(tmp_path / "whole")
     return tmp_path / "whole"
@@ -193,7 +287,7 @@ def test_latent_spaces_that_differ_are_named():
         HybridPipeline.of(parts, [small.unet(1, cross_attention_dim=8)])
     with pytest.raises(ValueError, match="share no latent space: in_channels is 4 and 8"):
         HybridPipeline.of(parts, [small.unet(1, in_channels=8, out_channels=8)])
-    with pytest.raises(ValueError, match="the decoder reads 4 latent channels, the U-Nets make 8"):
+    with pytest.raises(ValueError, match="the decoder reads 4 latent channels, the models make 8"):
         HybridPipeline.of(parts | {"unet": small.unet(0, in_channels=8, out_channels=8)})
 
 
@@ -209,6 +303,31 @@ def test_a_tokenizer_that_does_not_know_its_length_takes_the_encoders(told):
     words = small.tokenizer()
     words.model_max_length = told
     assert token_ids(["a dog"], words, small.text_encoder()).shape == (1, 16)
+
+
+class Alone:
+    """A tokenizer that counts how many threads are in it at once, and keeps them apart long enough to see."""
+
+    def __init__(self):
+        self.tokenizer, self.inside, self.most = small.tokenizer(), 0, 0
+
+    def __call__(self, *texts, **how):
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        time.sleep(0.01)
+        self.inside -= 1
+        return self.tokenizer(*texts, **how)
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+
+def test_a_tokenizer_is_asked_by_one_thread_at_a_time():
+    """It keeps how it pads while it works: a prompt of one client had the length of another's."""
+    words = Alone()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda text: token_ids([text], words, None), ["a", "a dog", "", "one two three"]))
+    assert words.most == 1 and {x.shape for x in found} == {(1, 16)}
 
 
 def test_token_ids_need_no_encoder_where_the_tokenizer_knows_its_length():

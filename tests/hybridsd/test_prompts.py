@@ -17,6 +17,7 @@ def test_no_caption_held_out_was_learned_and_every_part_was():
         assert {getattr(scene, name) for scene in learned()} == set(values)
 
 
+@pytest.mark.slow
 def test_the_reader_reads_true_pictures():
     x, labels = rendered(held_out(288, 77))
     right = Reader.trained().read(x) == labels
@@ -26,6 +27,7 @@ def test_the_reader_reads_true_pictures():
     assert shuffled.all(1).double().mean() < 0.05
 
 
+@pytest.mark.slow
 def test_a_plain_pipeline_draws_the_cloud_alone_bit_for_bit():
     folder = store.artefact("hybridsd/model_index.json").parent
     pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
@@ -37,6 +39,7 @@ def test_a_plain_pipeline_draws_the_cloud_alone_bit_for_bit():
     assert torch.equal(embedded().draw(text, steps=[5, 0], guidance=4.0, seed=2).pictures, theirs)
 
 
+@pytest.mark.slow
 def test_the_edge_has_at_most_27_percent_of_the_cloud():
     large, small = (cost.parameters(unet) for unet in embedded().unets)
     assert small <= 0.27 * large

@@ -10,10 +10,12 @@ import lab
 from lab.core import store
 from lab.core.training import seeded
 from lab.hybridsd import costs, sweep
-from lab.hybridsd.pipeline import HybridPipeline, HybridSampler
+from lab.hybridsd.pipeline import HybridPipeline
 from lab.hybridsd.prompts import PromptTask
+from lab.hybridsd.sampler import HybridSampler
 
 from . import small
+from .test_sampling import CARRIED, made
 
 QUICK = {"N": 4, "k": 2, "ks": (0, 2, 4), "controls": (2,), "batch": 2}
 
@@ -43,6 +45,7 @@ def outcome():
     return lab.HybridSD(**QUICK).run(own_task(), progress=False)
 
 
+@pytest.mark.slow
 def test_every_way_is_what_the_pipeline_draws(outcome):
     task = own_task(2)
     pipeline = task.model
@@ -61,6 +64,61 @@ def test_every_way_is_what_the_pipeline_draws(outcome):
         assert (sizes[kind, k] > 4 * 8 * 8 * 4) == crosses, (kind, k)
 
 
+def is_what_the_pipeline_draws(scheduler, **fields):
+    task = own_task(2)
+    task = replace(task, model=task.model.with_solver(scheduler))
+    outcome = lab.HybridSD(**{**QUICK, "solver": "own", **fields}).run(task, progress=False)
+    for k in (0, 2, 4):
+        drawn = task.model.draw(list(task.prompts), steps=[k, 4 - k], guidance=4.0, seed=0)
+        pixels = (255 * drawn.pictures).round().to(torch.uint8)
+        assert torch.equal(outcome.pictures[f"hybrid, {k}"], pixels), k
+    return outcome
+
+
+@pytest.mark.slow
+def test_solvers_of_several_calls_draw_what_the_pipeline_draws_and_pay_for_each():
+    per_call, _ = costs.measured(own_task().model, 4.0)
+    for name, options, calls in (
+        ("PNDM", {"skip_prk_steps": True, "steps_offset": 1}, (3, 2, 5)), ("HeunDiscrete", {}, (4, 3, 7)),
+        ("FlowMatchEulerDiscrete", {"shift": 3.0}, (2, 2, 4)),
+    ):  # fmt: skip
+        outcome = is_what_the_pipeline_draws(made(f"{name}Scheduler", **options))
+        asked = [outcome.at(kind)[k].cloud_macs for kind, k in (("hybrid", 2), ("edge first", 2), ("hybrid", 4))]
+        assert asked == [n * per_call.cloud for n in calls], name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+@pytest.mark.parametrize("name", sorted(CARRIED))
+def test_with_every_scheduler_it_is_what_the_pipeline_draws(name):
+    is_what_the_pipeline_draws(made(f"{name}Scheduler"), controls=())  # PNDM's first steps want more than two
+
+
+@pytest.mark.slow
+def test_the_report_says_what_a_cast_at_the_border_costs(outcome):
+    task = own_task(2)
+    task.model.unets[1].half()
+    mixed = lab.HybridSD(**QUICK).run(task, progress=False)
+    (note,) = [note for note in mixed.report.notes if "cast" in note]
+    assert note.startswith("latent cast from float32 to float16: relative error") and 0 < float(note.split()[-1]) < 0.01
+    assert not any("cast" in note for note in outcome.report.notes)
+    assert (
+        torch.equal(mixed.pictures["hybrid, 4"][0], outcome_of_the_cloud(task))
+        and mixed.report["cloud macs"].ratio == 2
+    )
+    with pytest.raises(ValueError, match="the slider draws in one process, device and precision"):
+        lab.hybridsd.view.splitting(task.model, ["a"], N=2)
+
+
+def outcome_of_the_cloud(task):
+    """The first picture of the cloud alone, in the recipe's noise."""
+    model = task.model.with_solver("dpm++")
+    return (
+        (255 * model.draw(list(task.prompts), steps=[4, 0], guidance=4.0, seed=0).pictures[0]).round().to(torch.uint8)
+    )
+
+
+@pytest.mark.slow
 def test_costs_are_counted_apart(outcome):
     by = outcome.at()
     whole, half, alone = by[4], by[2], by[0]
@@ -81,6 +139,7 @@ def test_the_report_is_about_k(outcome):
     assert outcome.nearest(100.0) == outcome.at()[0]
 
 
+@pytest.mark.slow
 def test_a_kill_loses_one_batch(outcome, tmp_path, monkeypatch):
     calls, real = [], sweep.sampled
 
@@ -104,6 +163,7 @@ def test_a_kill_loses_one_batch(outcome, tmp_path, monkeypatch):
             lab.HybridSD(**QUICK).run(task, progress=False, checkpoint=tmp_path)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_judged_is_a_note_and_the_pictures_are_kept(outcome):
     def blind(x):
         raise RuntimeError("the reader\nis away")
@@ -132,6 +192,7 @@ def test_bytes_are_one_pictures_in_every_batch_and_for_every_seed():
     assert sizes == {len(sampler.cloud(sampler.start(4), 2).to_bytes())}
 
 
+@pytest.mark.slow
 def test_a_batch_that_an_earlier_version_kept_is_drawn_again(outcome, tmp_path):
     lab.HybridSD(**QUICK).run(own_task(), progress=False, checkpoint=tmp_path)
     saved = store.load(tmp_path, "batch-2")

@@ -21,11 +21,13 @@ def test_parameters(name):
     assert cost.parameters(references.unet(name)) == COUNTS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MACS)
 def test_multiply_adds_of_a_guided_step_without_attention_products(name):
     assert references.unet_macs(references.unet(name)) == MACS[name]
 
 
+@pytest.mark.slow
 def test_attention_products_come_on_top():
     large, edge = references.unet("sd-1.4"), references.unet("instance-a")
     whole, small_one = (references.unet_macs(net, attention_products=True) for net in (large, edge))
@@ -34,6 +36,7 @@ def test_attention_products_come_on_top():
     assert small_one / whole == pytest.approx(0.456, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_instance_a_costs_what_was_published():
     macs = references.unet_macs(references.unet("instance-a"))
     assert macs == pytest.approx(302.458e9, rel=1e-5)

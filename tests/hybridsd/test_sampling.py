@@ -11,10 +11,11 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, LCMScheduler
 from torch import nn
 
-from lab.hybridsd import sampling
+from lab.hybridsd import solvers
 from lab.hybridsd.consistency import Consistency, distil_consistency
 from lab.hybridsd.handoff import Handoff, advance, begin
-from lab.hybridsd.sampling import Conditioning, fresh, rehearsal, trajectory
+from lab.hybridsd.sampling import Conditioning, trajectory
+from lab.hybridsd.solvers import first_sigma, fresh, rehearsal
 
 from . import small
 
@@ -23,9 +24,23 @@ SCHEDULERS = [name for name in sorted(dir(diffusers)) if name.endswith("Schedule
 CARRIED = {
     "CMStochasticIterative", "CogVideoXDDIM", "DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel",
     "DEISMultistep", "DPMSolverMultistep", "DPMSolverMultistepInverse", "DPMSolverSinglestep", "EDMDPMSolverMultistep",
-    "EDMEuler", "EulerAncestralDiscrete", "EulerDiscrete", "IPNDM", "LCM", "LMSDiscrete", "SASolver", "TCD",
-    "UniPCMultistep",
+    "EDMEuler", "EulerAncestralDiscrete", "EulerDiscrete", "FlowMapEulerDiscrete", "FlowMatchEulerDiscrete",
+    "FlowMatchHeunDiscrete", "FlowMatchLCM", "HeunDiscrete", "IPNDM", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM",
+    "LMSDiscrete", "LTXEulerAncestralRF", "PNDM", "SASolver", "TCD", "UniPCMultistep",
 }  # fmt: skip
+OPTIONS = {
+    "PNDM of SD-1.4": ("PNDM", {"skip_prk_steps": True, "steps_offset": 1}),
+    "DPM++ SDE": ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++"}),
+    "DPM++ 3M": ("DPMSolverMultistep", {"solver_order": 3, "use_karras_sigmas": True}),
+    "UniPC 3": ("UniPCMultistep", {"solver_order": 3, "predict_x0": False, "final_sigmas_type": "sigma_min"}),
+    "UniPC of flows": ("UniPCMultistep", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+    "Heun, Karras": ("HeunDiscrete", {"use_karras_sigmas": True}),
+    "LMS, Karras": ("LMSDiscrete", {"use_karras_sigmas": True}),
+    "DDIM with thresholds": ("DDIM", {"thresholding": True}),
+    "SD3": ("FlowMatchEulerDiscrete", {"shift": 3.0}),
+    "flow with noise": ("FlowMatchEulerDiscrete", {"stochastic_sampling": True}),
+    "flow that grows": ("FlowMatchLCM", {"scale_factors": [1.0] * 7, "upscale_mode": "nearest"}),
+}
 N = 8
 COND = Conditioning(torch.zeros(1, 2, 2), guidance=1.0)
 
@@ -44,25 +59,25 @@ class Toy(nn.Module):
         return ((self.scale * x + float(t) / 1000).sin(),)
 
 
-def made(name):
+def made(name, **options):
     """A scheduler with the schedule of Stable Diffusion; what it must be told is 4."""
     kind = getattr(diffusers, name)
     needed = [p.name for p in inspect.signature(kind.__init__).parameters.values() if p.default is p.empty][1:]
     try:
-        return kind.from_config(SCHEDULE, **{name: 4 for name in needed if name not in ("args", "kwargs")})
+        return kind.from_config(SCHEDULE, **{name: 4 for name in needed if name not in ("args", "kwargs")}, **options)
     except (ImportError, ValueError, TypeError) as error:
         pytest.skip(f"cannot be made: {str(error).strip().splitlines()[0]}")
 
 
-def start(scheduler):
+def start(scheduler, dtype=torch.float32):
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(1, 4, 6, 6, generator=generator)
-    return x * fresh(scheduler, N).init_noise_sigma, generator
+    return (x * first_sigma(fresh(scheduler, N))).to(dtype), generator
 
 
-def handed_over(scheduler, units, cuts):
+def handed_over(scheduler, units, cuts, dtype=torch.float32):
     """The final latent, handed over as bytes before each of the steps `cuts`."""
-    x, generator = start(scheduler)
+    x, generator = start(scheduler, dtype)
     state = begin(scheduler, x, N, 1.0, generator=generator)
     for at in cuts:
         state = advance(state, units[0], scheduler, COND, at)
@@ -71,20 +86,56 @@ def handed_over(scheduler, units, cuts):
     return advance(state, units[1], scheduler, COND, N).latent
 
 
+def is_bit_for_bit(scheduler, units, dtype=torch.float32):
+    for cuts in ([1], [2], [3], [6], [7], [1, 2, 3, 4, 5]):
+        x, generator = start(scheduler, dtype)
+        *_, whole = trajectory(units, fresh(scheduler, N), x, COND, [cuts[-1], N - cuts[-1]], generator)
+        made = handed_over(scheduler, units, cuts, dtype)
+        assert torch.equal(made, whole) and made.dtype == dtype and torch.isfinite(made).all(), cuts
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # constructors of diffusers meet numpy 2
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_hand_over_is_bit_for_bit_or_refused_before_the_first_step(name):
     scheduler, units = made(name), (Toy(0.5), Toy(0.7))
-    if name.removesuffix("Scheduler") not in CARRIED:
-        with pytest.raises(ValueError) as caught:
-            handed_over(scheduler, units, [1])
-        assert "\n" not in str(caught.value) and name in str(caught.value) and units[0].calls == 0
+    if name.removesuffix("Scheduler") in CARRIED:
+        is_bit_for_bit(scheduler, units)
         return
-    for cuts in ([1], [2], [3], [6], [7], [1, 2, 3, 4, 5]):
+    with pytest.raises(ValueError) as caught:
+        handed_over(scheduler, units, [1])
+    assert "\n" not in str(caught.value) and name in str(caught.value) and units[0].calls == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_a_scheduler_are_handed_over_too(name):
+    kind, options = OPTIONS[name]
+    is_bit_for_bit(made(f"{kind}Scheduler", **options), (Toy(0.5), Toy(0.7)))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(CARRIED))
+def test_a_hand_over_in_half_precision_is_bit_for_bit(name, dtype):
+    is_bit_for_bit(made(f"{name}Scheduler"), (Toy(0.5), Toy(0.7)), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+def test_calls_of_a_model_are_counted_as_they_happen():
+    counted = {
+        "DDIM": range(9), "PNDM of SD-1.4": [0, *range(2, 10)], "HeunDiscrete": [*range(0, 16, 2), 15],
+        "KDPM2Discrete": [*range(0, 16, 2), 15], "FlowMatchHeunDiscrete": [*range(0, 16, 2), 15],
+    }  # fmt: skip
+    for name, expected in counted.items():
+        kind, options = OPTIONS.get(name, (name, {}))
+        scheduler, unit = made(f"{kind}Scheduler", **options), Toy(0.5)
         x, generator = start(scheduler)
-        *_, whole = trajectory(units, fresh(scheduler, N), x, COND, [cuts[-1], N - cuts[-1]], generator)
-        assert torch.equal(handed_over(scheduler, units, cuts), whole), cuts
+        seen = [0] + [unit.calls for _ in trajectory([unit], fresh(scheduler, N), x, COND, [N], generator)]
+        assert seen == list(expected) == list(solvers.calls(scheduler, N)), name
 
 
 def test_what_was_listed_is_there():
@@ -107,11 +158,36 @@ class Careless(DDIMScheduler):
         return (super().step(model_output, timestep, sample, return_dict=False)[0] + torch.randn_like(sample),)
 
 
-@pytest.mark.parametrize("kind", [Secretive, Careless])
+class Quiet(DDIMScheduler):
+    """Keeps what no hand-off carries, and what no toy would show."""
+
+    def step(self, model_output, timestep, sample, return_dict=True):
+        self.kept = {**getattr(self, "kept", {}), int(timestep): bool(sample.abs().max() > 100)}
+        return super().step(model_output, timestep, sample, return_dict=return_dict)
+
+
+class Gathering(DDIMScheduler):
+    """Keeps a tensor in place."""
+
+    def step(self, model_output, timestep, sample, return_dict=True):
+        self.total = getattr(self, "total", 0 * sample)
+        self.total += model_output
+        return (super().step(self.total, timestep, sample, return_dict=False)[0],)
+
+
+def test_a_memory_that_is_changed_in_place_travels():
+    is_bit_for_bit(Gathering(**SCHEDULE, clip_sample=False), (Toy(0.5), Toy(0.7)))
+    scheduler = Gathering(**SCHEDULE, clip_sample=False)
+    state = advance(begin(scheduler, start(scheduler)[0], N, 1.0), Toy(0.5), scheduler, COND, 3)
+    ends = [advance(state, Toy(0.5), scheduler, COND, N).latent for _ in range(2)]
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("kind", [Secretive, Careless, Quiet])
 def test_a_memory_that_does_not_travel_is_refused_and_draws_in_one_process(kind):
     scheduler, unit = kind(**SCHEDULE, clip_sample=False), Toy(0.5)
     x, generator = start(scheduler)
-    with pytest.raises(ValueError, match=f"{kind.__name__} cannot be handed over before step"):
+    with pytest.raises(ValueError, match=f"{kind.__name__} cannot be handed over"):
         begin(scheduler, x, N, 1.0, generator=generator)
     *_, whole = trajectory([unit], fresh(scheduler, N), x, COND, [N], generator)
     assert torch.isfinite(whole).all() and unit.calls == N
@@ -150,6 +226,42 @@ def test_a_trajectory_of_one_step_can_be_handed_over_at_either_end(kind):
     state = begin(scheduler, x, 1, 1.0, generator=torch.Generator().manual_seed(3))
     (last,) = trajectory([unit], fresh(scheduler, 1), x, COND, [1], torch.Generator().manual_seed(3))
     assert torch.equal(advance(state, unit, scheduler, COND, 1).latent, last)
+
+
+# -- settings made after a scheduler was made --------------------------------------------------------------------------
+
+
+def test_a_shift_that_was_set_travels_and_is_compared():
+    plain, shifted = (diffusers.FlowMatchEulerDiscreteScheduler() for _ in range(2))
+    shifted.set_shift(3.0)
+    assert fresh(shifted, N).shift == 3.0 and not torch.equal(fresh(shifted, N).sigmas, fresh(plain, N).sigmas)
+    is_bit_for_bit(shifted, (Toy(0.5), Toy(0.7)))
+    by_hand = diffusers.FlowMatchEulerDiscreteScheduler()
+    by_hand.set_shift(3.0)
+    by_hand.set_timesteps(N)
+    assert torch.equal(fresh(shifted, N).sigmas, by_hand.sigmas)
+    assert torch.equal(fresh(by_hand, N).sigmas, by_hand.sigmas)  # one that has drawn already
+    state = begin(shifted, start(shifted)[0], N, 1.0)
+    with pytest.raises(ValueError, match=r"with: \{'set': \{'_shift': 3.0\}\} there, None here"):
+        advance(Handoff.from_bytes(state.to_bytes()), Toy(0.5), plain, COND, 2)
+
+
+@pytest.mark.parametrize("name", sorted(CARRIED))
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+def test_a_scheduler_that_has_drawn_is_none_that_was_changed(name):
+    scheduler = made(f"{name}Scheduler")
+    used = fresh(scheduler, N)
+    x, generator = start(scheduler)
+    *_, _ = trajectory([Toy(0.5)], used, x, COND, [N], generator)
+    assert "with" not in solvers.schedule_config(used) and "with" not in solvers.schedule_config(scheduler)
+
+
+def test_a_setting_that_is_no_number_is_refused():
+    scheduler = DDIMScheduler(**SCHEDULE)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod**2
+    with pytest.raises(ValueError, match=r"its 'alphas_cumprod' was changed after it was made") as caught:
+        fresh(scheduler, N)
+    assert "\n" not in str(caught.value)
 
 
 # -- numbers that are not finite ---------------------------------------------------------------------------------------
@@ -202,4 +314,4 @@ def test_the_memory_must_be_that_of_its_step():
         "model_outputs": [*state.solver["model_outputs"], x],
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=rf"memory \({name}\) is not what a DPMSolver"):
-            sampling.restored(scheduler, N, {**state.solver, name: value}, 3, x)
+            solvers.restored(scheduler, N, {**state.solver, name: value}, 3, x)

@@ -34,6 +34,7 @@ def test_significance_is_the_distance_of_means_and_of_deviations():
     assert eq.significance(a, b) == pytest.approx(sum((d**2).sum() ** 0.5 for d in theirs), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_bk_tiny_has_27_units_and_the_released_guards():
     tiny = references.unet("bk-tiny")
     found = scores.units(tiny)
@@ -60,6 +61,7 @@ def test_every_unit_is_scored_from_the_same_noise(unet):
     assert scores.significance_scores(idle, sample, rules=SMALL, progress=False)[silent] == 0
 
 
+@pytest.mark.slow
 def test_without_reseeding_noise_is_scored_too(unet):
     rules = Rules(unit=4, least=0, heads=0, paper_compat=("no reseed", "extra unit"))
     fixed = Rules(unit=4, least=0, heads=0, paper_compat=("extra unit",))

@@ -60,6 +60,7 @@ def test_the_adaptive_weight_evens_out_gradients():
     assert eq.adaptive_weight(w.sum(), 0 * w.sum(), w) == pytest.approx(1e4)
 
 
+@pytest.mark.slow
 def test_each_step_changes_one_part_only(parts):
     tiny, large, judge, features = parts
     frozen = [p.clone() for p in (*large.parameters(), *features.parameters())]
@@ -102,6 +103,7 @@ def test_the_tiny_one_comes_nearer_to_the_large_ones_latents_and_pictures(parts)
     assert not torch.equal(average.decoder.layers[0].weight, small.tiny_vae().decoder.layers[0].weight)
 
 
+@pytest.mark.slow
 def test_it_resumes_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
 
@@ -151,6 +153,7 @@ def test_what_does_not_fit_is_told(parts):
         TinyVAE(degraded=2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TAEF2.exists(), reason="TAEF2 is not beside the project")
 def test_taef2_rebuilds_photographs_as_measured():
     from skimage import data

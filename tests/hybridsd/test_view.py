@@ -7,8 +7,9 @@ import torch
 
 import lab
 from lab.core.service import ServiceError
-from lab.hybridsd import view
+from lab.hybridsd import branches, view
 from lab.hybridsd.pipeline import HybridPipeline
+from lab.hybridsd.policies import Timing, compared
 
 from . import small
 from .test_recipe import QUICK, own_task
@@ -37,14 +38,7 @@ def test_the_sweep_is_replayed(outcome):
     assert explorer.set(k=0).frame.svg != explorer.set(k=4).frame.svg
 
 
-def test_the_slider_shows_what_the_pipeline_draws(pipeline):
-    stages = view._stages(pipeline, ("a dog", "two cats"), 3, range(5), 4.0, 4)
-    for k in range(5):
-        drawn = pipeline.draw(["a dog", "two cats"], steps=[k, 4 - k], guidance=4.0, seed=3)
-        assert torch.equal(stages[k][:, -1], (255 * drawn.pictures).round().to(torch.uint8))
-        assert torch.equal(stages[k][:, 0], stages[0][:, 0])  # the same noise
-
-
+@pytest.mark.slow
 def test_a_slider_step_is_quick_and_a_page_holds_them_all(pipeline, outcome, tmp_path):
     explorer = view.splitting(pipeline, ["a dog", "two cats"], (0, 1), N=4, outcome=outcome)
     assert explorer.state["k"] == 2
@@ -52,21 +46,36 @@ def test_a_slider_step_is_quick_and_a_page_holds_them_all(pipeline, outcome, tmp
     explorer.set(k=3)
     assert time.perf_counter() - start < 1.0  # drawn beforehand: nothing is sampled
     assert "cloud steps 3, edge steps 1, cloud compute saved 25 %" in repr(explorer)
+    cloud_first = explorer.frame
+    assert explorer.set(order="edge first").frame.svg != cloud_first.svg and "edge: 1 steps" in explorer.frame.svg
     page = explorer.save(tmp_path / "page.html").read_text(encoding="utf-8")
     assert "one picture, two machines" in page and "<script src" not in page
 
 
+@pytest.mark.slow
+def test_policies_stand_beside_what_they_choose_in_both_orders(pipeline, outcome):
+    timing = Timing(cloud=0.1, edge=0.2)
+    explorer = view.splitting(pipeline, ["a dog"], (0,), N=4, outcome=outcome, timing=timing)
+    chosen = {
+        (order, k): explorer.set(order=order, k=k).frame.facts.get("chosen by")
+        for order in ("cloud first", "edge first")
+        for k in (0, 2, 4)
+    }
+    named = {(c.order, c.steps): ", ".join(c.policies) or "no policy" for c in compared(outcome.points, timing)}
+    assert chosen["cloud first", 2] == named[(0, 1), (2, 2)] and chosen["edge first", 2] == named[(1, 0), (2, 2)]
+    assert chosen["edge first", 4] is None  # which no sweep has drawn
+
+
+@pytest.mark.slow
 def test_any_prompt_can_be_typed(pipeline, tmp_path):
     explorer = view.splitting(pipeline, ["a dog"], (0,), N=4).set(prompt="  a red house ", k=1)
     assert explorer.state["prompt"] == "a red house" and explorer.frame.svg.count("a red house") > 0
-    drawn = pipeline.draw("a red house", steps=[1, 3], guidance=4.0, seed=0).pictures
-    shown = view._stages(pipeline, ("a red house",), 0, (1,), 4.0, 4)[1][0, -1]
-    assert torch.equal(shown, (255 * drawn[0]).round().to(torch.uint8))
     explorer.save(tmp_path / "page.html")  # every k of both prompts
     with pytest.raises(ValueError, match="prompt=' ' is not on this control"):
         explorer.set(prompt=" ")
 
 
+@pytest.mark.slow
 def test_live_asks_the_cloud_and_says_when_it_is_gone(pipeline):
     class Gone:
         def half(self, state, k, int8=False, zeros=True):
@@ -77,7 +86,7 @@ def test_live_asks_the_cloud_and_says_when_it_is_gone(pipeline):
             from lab.hybridsd.handoff import advance
 
             cond = pipeline.conditioning(state.prompt, state.guidance, zeros=True)
-            return advance(state, pipeline.unets[0], pipeline.scheduler, cond, k), 1234
+            return advance(state, pipeline.unets[0], pipeline.scheduler, cond, k), 200, 1234
 
     edge = [pipeline.unets[1]]
     for cloud, note in ((Here(), "bytes received 1,234"), (Gone(), "the edge drew all 4 steps alone")):
@@ -95,3 +104,15 @@ def test_live_asks_the_cloud_and_says_when_it_is_gone(pipeline):
         alone = live.draw("a dog", steps=[2, 2], guidance=4.0, seed=0)
     assert alone.steps == (0, 4)
     assert torch.equal(alone.latent, pipeline.draw("a dog", steps=[0, 4], guidance=4.0, seed=0).latent)
+
+
+@pytest.mark.slow
+def test_words_are_those_of_the_prompt_and_both_models_are_asked(pipeline):
+    explorer = view.words(pipeline, "a dog, a", N=3)
+    assert explorer._controls["word"].values == ("a", "d", "o", "g", ",", "a (2)")  # this tokenizer spells
+    assert "cloud, of the attention" in explorer.frame.facts and "edge, of the attention" in explorer.frame.facts
+    asked, images = branches.questions(pipeline, "a dog, a", 0, 4.0, 3)
+    drawn = pipeline.draw("a dog, a", steps=[3, 0], guidance=4.0, keep=True)
+    assert len(asked) == 3
+    torch.testing.assert_close(images[-1:], drawn.pictures)
+    assert torch.equal(asked[1].latent, drawn.trail[1])

@@ -206,6 +206,7 @@ def test_it_starts_from_weights_that_know_plain_scenes():
     assert plain > 50 and before < 5 and after > before + 15
 
 
+@pytest.mark.slow
 def test_the_same_seed_trains_the_same_detector():
     task, configuration = few(lab.tasks.faces("portraits"), 16, 8), Configuration(width=0.25, side=96)
     state = torch.get_rng_state()

@@ -6,8 +6,7 @@ from starlette.testclient import TestClient
 
 from lab.__main__ import main
 from lab.core.spaces.streams import coded, detector_choices
-from lab.core.training import seeded
-from lab.hyperfd import serving
+from lab.hyperfd import database, serving
 from lab.hyperfd.client import PATH
 from lab.hyperfd.features import SIDE
 from lab.hyperfd.learning import RoundConfig
@@ -39,11 +38,9 @@ def test_a_folder_is_served_once_and_not_rolled_back_meanwhile(tmp_path, monkeyp
         said.append(main(["serve", "platform", "--folder", str(tmp_path), "--port", "4322"]))
         said.append(main(["rollback", str(tmp_path)]))
 
-    with seeded(0):
-        platform = serving.Platform((4, SIDE, SIDE), coded(detector_choices()), RoundConfig(), folder=tmp_path)
+    platform = serving.Platform((4, SIDE, SIDE), coded(detector_choices()), RoundConfig(), folder=tmp_path)
     for version in (1, 2):
-        platform.version = version
-        platform.save()
+        database.append(tmp_path, {"owner": platform.run_id, **platform.state(), "version": version}, version - 1)
     monkeypatch.setattr(serving.service, "serve", meanwhile)
     assert main(["serve", "platform", "--folder", str(tmp_path), "--port", "4321"]) == 0
     told = capsys.readouterr()

@@ -65,7 +65,7 @@ def test_bands_of_the_benchmark_stand_behind_the_line_where_it_was_run(outcome, 
         for p in range(6)
         for s in (0, 2)
     ]
-    pandas.DataFrame(rows).to_csv(tmp_path / "results.csv", index=False)
+    pandas.DataFrame(rows).to_csv(tmp_path / "results.csv.gz", index=False)
     monkeypatch.setattr(view.store, "artefact", lambda name: tmp_path / name.removeprefix("faces/"))
     assert set(view.contest().settings) == {"1"} and len(view.contest()) == 36
     assert view.bands(outcome) == {} and "lab-ribbon" not in lab.view(outcome).frame.svg  # of another stream
@@ -78,7 +78,7 @@ def test_bands_of_the_benchmark_stand_behind_the_line_where_it_was_run(outcome, 
     assert found["recommended"][0][1:] == (middle.low, middle.high)
     explorer = lab.view(own)
     assert explorer.frame.svg.count("lab-ribbon") == 2 and "95 % bands" in explorer.frame.svg
-    (tmp_path / "results.csv").unlink()
+    (tmp_path / "results.csv.gz").unlink()
     assert "lab-ribbon" not in lab.view(own).frame.svg
 
 
@@ -115,3 +115,15 @@ def test_curves_have_a_band_a_recommender():
     assert [t.name for t in drawn.data if t.name] == ["hyperfd", "tpe"] and list(drawn.data[1].y) == [0.5, 1.5]
     with pytest.raises(ValueError, match="results have no column 'by'"):
         view.curves(pandas.DataFrame({"place": [0]}))
+
+
+def test_regret_is_drawn_over_epsilon_as_the_benchmark_measured_it():
+    runs = view.privacy_contest()
+    drawn = view.privacy_curve(runs)
+    (line,) = [trace for trace in drawn.data if trace.name == "with noise"]
+    assert list(line.x) == sorted(line.x) and len(line.x) > 3
+    at = runs[runs["by"] == f"epsilon {line.x[0]:g}"]
+    assert line.y[0] == pytest.approx(at["regret"].mean())
+    assert {note.text for note in drawn.layout.annotations} == {*runs["by"]} - {*at["by"]} - {
+        f"epsilon {x:g}" for x in line.x
+    } | {"chance"}

@@ -11,7 +11,7 @@ from lab.core import tasks
 from lab.lens.attribution import METHODS
 from tests.lens.models import Functional, Recurrent, Reused, Tokens, photograph, pictures, plain, unchanged
 
-pytest.importorskip("captum", reason="captum is not installed: pip install 'lab[lens]'")
+pytest.importorskip("captum", reason="captum is not installed: pip install 'shrinklab[lens]'")
 
 
 def linear():
@@ -102,6 +102,7 @@ def test_attention_and_recurrence_have_gradients_but_no_gradcam():
             lens.attribution(model, pictures(2), 0, "gradcam")
 
 
+@pytest.mark.slow
 def test_a_trained_network_looks_at_the_things_and_one_with_fresh_weights_does_not():
     model = tasks.scenes().model
     x, masks, _ = tasks.scenes_concepts()
@@ -115,6 +116,7 @@ def test_a_trained_network_looks_at_the_things_and_one_with_fresh_weights_does_n
     assert shares[0] > 4 * area and shares[1] < 1.5 * area
 
 
+@pytest.mark.slow
 def test_explain_shows_the_control_beside_it():
     explorer = lens.explain(tasks.scenes().model, tasks.scenes_concepts()[0][:2], classes=("circle", "square"))
     assert explorer.state == {"method": "integrated_gradients", "image": 0}
@@ -147,5 +149,5 @@ def test_bad_input_is_one_line(act, words):
 def test_without_captum_one_line_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(ImportError, match=r"^attribution needs Captum: pip install 'lab\[lens\]'$"):
+    with pytest.raises(ImportError, match=r"^attribution needs Captum: pip install 'shrinklab\[lens\]'$"):
         lens.attribution(plain(), pictures(), 0)

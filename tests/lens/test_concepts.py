@@ -68,6 +68,7 @@ def test_a_rare_filter_is_strong_where_it_answers_and_a_dead_one_nowhere():
     assert frame["iou"].tolist() == [1, 0]
 
 
+@pytest.mark.slow
 def test_trained_filters_name_shapes_and_untrained_ones_do_not():
     task = tasks.scenes()
     x, masks, names = tasks.scenes_concepts()

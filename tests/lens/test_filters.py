@@ -161,6 +161,7 @@ def test_the_index_is_morcos_formula():
     assert index[0] == pytest.approx(2.5 / 3.5) and index[1] == 0 and np.isnan(index[2]) and index[3] == 1
 
 
+@pytest.mark.slow
 def test_selective_filters_are_far_above_shuffled_labels_and_a_dull_one_is_not():
     model, x, y = stripes()
     frame = lens.selectivity(model, "1", [(x[:4], y[:4]), (x[4:], y[4:])], progress=False)

@@ -81,6 +81,7 @@ def test_two_thousand_filters_are_paged_within_a_fifth_of_a_second():
     assert min(times) < 0.2, times
 
 
+@pytest.mark.slow
 def test_a_click_on_a_filter_shows_what_it_answers_to_within_a_fifth_of_a_second():
     task = tasks.scenes()
     *_, x, y = tasks.scenes_data()
@@ -142,6 +143,7 @@ def test_weights_are_shown_as_what_they_are():
     assert "filters 16 to 17 (down), inputs 16 to 19" in explorer.set(layer="deep", down=2, across=2).frame.svg
 
 
+@pytest.mark.slow
 def test_a_pruned_network_is_compared_with_the_one_it_came_from():
     model, x = tasks.scenes().model, tasks.scenes_concepts()[0][:2]
     kept = [1, 4, 9, 30]

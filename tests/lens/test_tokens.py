@@ -188,6 +188,7 @@ def test_torchs_attention_is_read_as_it_says_itself():
     assert maps(net, X, "mix")["mix"].shape == (5, 8, 4, 6)
 
 
+@pytest.mark.slow
 def test_rollout_by_hand():
     net = nets.vit(size=8, patch=2, width=8, depth=3, heads=2, ratio=2).eval()
     with torch.no_grad():

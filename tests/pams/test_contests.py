@@ -47,6 +47,7 @@ def test_a_rival_quantises_what_pams_quantises(name, fields):
     }
 
 
+@pytest.mark.slow
 def test_transfer_pulls_in_proportion_to_what_the_maps_differ_by():
     task = small.task()
     coarse, fine = (SHORT.__class__(weight_bits=b, activation_bits=b, steps=2, calibration=2) for b in (2, 8))

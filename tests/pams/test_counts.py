@@ -24,6 +24,7 @@ def baseline():
     return lab.nets.edsr(blocks=16, width=64, scale=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bits", "equivalent", "ratio"),
     [(8, 631_299, 2.4039), (6, 557_443, 2.7224), (4, 483_587, 3.1382), (3, 446_659, 3.3976), (2, 409_731, 3.7038)],
@@ -34,6 +35,7 @@ def test_edsr_x4_has_the_authors_sizes(baseline, bits, equivalent, ratio):
     assert counts.equivalent == equivalent and round(counts.parameters / counts.equivalent, 4) == ratio
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scale", "parameters", "macs", "share", "eight", "four"),
     [
@@ -51,6 +53,7 @@ def test_edsr_has_the_tables_bit_operations(scale, parameters, macs, share, eigh
     assert round(100 * 32 * 64 * 64 * 9 / macs, 2) == share
 
 
+@pytest.mark.slow
 def test_a_convolution_that_reads_float_is_counted_so(baseline):
     repo, cadyq = (counted(baseline, placement=placement) for placement in ("repo", "cadyq"))
     assert len(repo.half) == 16 and all(name.endswith("conv1") for name in repo.half) and cadyq.half == ()
@@ -83,6 +86,7 @@ def test_rdn_b_has_the_tables_ratios(scale, eight, four, size_8, size_4):
         assert size is None or round(repo.parameters / repo.equivalent, 4) == size
 
 
+@pytest.mark.slow
 def test_the_alphas_of_the_release():
     """48 in EDSR; in RDN 145 that are used, and one a block that is made and never called."""
     edsr, rdn = lab.nets.edsr(blocks=16, width=4), lab.nets.rdn(blocks=16, layers=8, growth=4, width=4)

@@ -139,6 +139,7 @@ def test_the_whole_picture_is_near():
     assert apart.mean() < noise and apart.max() < 0.05
 
 
+@pytest.mark.slow
 def test_alpha_in_the_file_is_its_step_times_n():
     outcome = lab.PAMS(**QUICK, placement="full").run(task(), progress=False)
     constants = {c.name: onnx.numpy_helper.to_array(c) for c in qdq.to_model(outcome.model).graph.initializer}
@@ -165,6 +166,7 @@ def test_few_output_channels_are_filled_up_and_cut_off_again():
     onnx.checker.check_model(model, full_check=True)
 
 
+@pytest.mark.slow
 def test_an_exported_file_is_whole_or_not_there(tmp_path):
     class Odd(nn.Module):
         def __init__(self):
@@ -230,10 +232,10 @@ def test_groups_and_odd_widths_stay_what_they_are(channels):
 def test_missing_extras_are_one_line(monkeypatch, tmp_path):
     graph, _ = quantised(edsr(), X)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match=r"needs onnxruntime: pip install 'lab\[export\]'"):
+    with pytest.raises(ImportError, match=r"needs onnxruntime: pip install 'shrinklab\[export\]'"):
         deployed(graph)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match=r"needs onnx: pip install 'lab\[export\]'"):
+    with pytest.raises(ImportError, match=r"needs onnx: pip install 'shrinklab\[export\]'"):
         qdq.write(graph, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 

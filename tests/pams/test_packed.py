@@ -26,6 +26,7 @@ def test_codes_come_back(b, count, seed):
     assert torch.equal(packed.unpack(data, b, codes.shape), codes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("scales", ["tensor", "channel"])
 def test_a_file_answers_as_the_network_did(tmp_path, bits, scales):
@@ -37,6 +38,7 @@ def test_a_file_answers_as_the_network_did(tmp_path, bits, scales):
     assert path.stat().st_size < 2 * outcome.report["bytes"].after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_a_file_of_published_size_is_what_the_formula_says(bits):
     net = lab.nets.edsr(blocks=16, width=64, scale=4)
@@ -49,6 +51,7 @@ def test_a_file_of_published_size_is_what_the_formula_says(bits):
     assert written < 4 * counts.parameters / 2  # the control: it is no file of floats
 
 
+@pytest.mark.slow
 def test_weights_of_one_s_own_network_need_it(tmp_path):
     class Own(torch.nn.Module):
         def __init__(self):
@@ -70,6 +73,7 @@ def test_weights_of_one_s_own_network_need_it(tmp_path):
             assert torch.equal(again(X), outcome.model(X))
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_told_in_one_line(tmp_path):
     outcome = lab.PAMS(**QUICK).run(task(), progress=False)
     path = outcome.pack(tmp_path / "net.safetensors")

@@ -29,6 +29,7 @@ def test_the_model_answers_on_its_grids():
             assert len(module(torch.linspace(-3, 3, 999)).unique()) <= (15 if module.signed else 16)
 
 
+@pytest.mark.slow
 def test_training_helps_and_calibration_alone_is_the_control():
     wanted = pictures(8, side=16)
     start = run(task(batches=wanted), weight_bits=4, activation_bits=4, steps=1, calibration=1)
@@ -36,6 +37,7 @@ def test_training_helps_and_calibration_alone_is_the_control():
     assert trained.report["psnr"].after > start.report["psnr"].after
 
 
+@pytest.mark.slow
 def test_alphas_follow_the_data_and_then_learn():
     outcome = run(steps=24, calibration=12)
     alphas, steps = outcome.history["alphas"], outcome.history["steps"].tolist()
@@ -87,6 +89,7 @@ def test_the_largest_value_of_all_batches_calibrates_where_nothing_is_to_be_clip
     assert all(largest[name] > mean[name] for name in mean)
 
 
+@pytest.mark.slow
 def test_a_random_student_forgets_its_teacher():
     far, near = run(released=("random_student",)), run()
     assert far.trace[0].terms["skt"] > 10 * near.trace[0].terms["skt"]
@@ -104,10 +107,12 @@ def test_rates_fall_to_zero_or_are_halved_thrice(released, rates):
     assert seen[9::10] == pytest.approx(rates, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_without_knowledge_transfer_there_is_no_such_term():
     assert set(run(skt=0.0).trace[0].terms) == {"l1"} and set(run().trace[0].terms) == {"l1", "skt"}
 
 
+@pytest.mark.slow
 def test_knowledge_transfer_teaches_the_weights():
     """Its gradient reaches them: with the pixels' loss alone, weights end elsewhere."""
     with_it, without = (dict(run(skt=skt).model.named_parameters()) for skt in (1e5, 0.0))
@@ -157,6 +162,7 @@ def test_without_large_pictures_the_teacher_is_the_target():
     assert any("trained on the teacher's alone" in note for note in outcome.report.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [2, 7], ids=["while calibrating", "while training"])
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, after):
     uninterrupted = lab.PAMS(**QUICK).run(task(), progress=False, checkpoint=tmp_path / "whole")
@@ -265,6 +271,7 @@ def test_grey_pictures_and_pictures_with_an_alpha_channel_become_colour(tmp_path
         lab.tasks.photos(2, edsr(), folder=tmp_path, held_out=tmp_path, patch=96)
 
 
+@pytest.mark.slow
 def test_the_real_folder_layouts_are_read():
     from pathlib import Path
 

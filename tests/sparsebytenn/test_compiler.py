@@ -129,6 +129,7 @@ def steps_of(kinds):
     return st.lists(st.tuples(st.sampled_from(kinds), st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=9)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(steps_of(TAKEN), st.booleans(), st.booleans(), st.sampled_from([0, 300, 3_000]))
 def test_a_value_may_be_read_in_any_role_by_any_number(steps, ends_in_map, interleaved, floats):
@@ -138,6 +139,7 @@ def test_a_value_may_be_read_in_any_role_by_any_number(steps, ends_in_map, inter
         assert compared(Drawn(steps, ends_in_map), torch.randn(1, 3, 8, 8), interleaved, floats) < 1e-4
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(steps_of(TAKEN + 2 * OTHERS), st.booleans())
 def test_what_may_be_fused_is_so_only_where_nobody_else_reads_it(steps, interleaved):
@@ -232,7 +234,9 @@ SAME = {
         lambda n, x: F.scaled_dot_product_attention(x, x, x, torch.arange(SIDE)[:, None].expand(SIDE, SIDE) > 0)
     ),
     "in place inside torch": Net(lambda n, x: n.b(n.a(x)), a=conv(3, 4), b=nn.RMSNorm(SIDE)),
-    "sums over axes": Net(lambda n, x: n.a(x).sum(3) / n.a(x).sum((1, 2, 3), keepdim=True)[..., 0], a=conv(3, 4)),
+    "sums over axes": Net(  # what divides is a sum without cancellation: over what may be 0, last bits would grow
+        lambda n, x: n.a(x).sum(3) / n.a(x).relu().sum((1, 2, 3), keepdim=True)[..., 0], a=conv(3, 4)
+    ),
     "chunks": Net(lambda n, x: torch.relu(n.a(x).chunk(2, 1)[0]), a=conv(3, 4)),
     "as many planes as pixels, a row of numbers": Net(lambda n, x: n.a(x) * x[:, :1, :1], a=nn.Conv2d(3, 12, (12, 1))),
 }  # fmt: skip

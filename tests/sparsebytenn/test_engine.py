@@ -112,6 +112,7 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
+@pytest.mark.slow
 @needs_c
 @pytest.mark.parametrize("isa", kernels.isas())
 @pytest.mark.parametrize("name", NETWORKS)
@@ -156,6 +157,7 @@ def test_rolling_row_buffers_change_nothing(name, floats):
     assert (Engine(data).profile(repeats=1).ms > 0).all()
 
 
+@pytest.mark.slow
 def test_maps_as_large_as_the_cache_are_rolling_row_buffers():
     with torch.random.fork_rng():
         network = compiler.compile(nets.mobilenet_v1(), torch.zeros(1, 3, 224, 224))
@@ -177,6 +179,7 @@ def test_a_buffer_that_cannot_be_is_refused():
             Engine(packed.write(wrong))
 
 
+@pytest.mark.slow
 @needs_c
 def test_dense_and_tuned_forms_answer_alike():
     model, x = built("mobilenet_v1", 0.7)
@@ -186,6 +189,7 @@ def test_dense_and_tuned_forms_answer_alike():
     assert all(op.weights.col is None for op in compiler.densified(network).ops if op.weights is not None)
 
 
+@pytest.mark.slow
 @needs_c
 @pytest.mark.parametrize("name", ["mobilenet_v1", "residual"])
 def test_every_pattern_that_is_tried_answers_alike(name):
@@ -232,6 +236,7 @@ def test_a_model_elsewhere_stays_there():
     assert distance(Engine(packed.write(network))(x), answer(model, x.cuda()).cpu()) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "least"), [(0.3, 0.85), (0.5, 0.68), (0.9, 0.35)])
 def test_a_sparse_file_is_smaller_than_the_dense_one(share, least):
     """16-bit columns: at 30 % the index does not eat what the zeros save."""

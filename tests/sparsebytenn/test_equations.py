@@ -140,6 +140,7 @@ def test_a_class_of_several_producers_keeps_more_in_sum(G):
     assert kept == sorted(kept) and kept[-1] > kept[0]
 
 
+@pytest.mark.slow
 def test_the_table_of_the_specification_holds_in_kind():
     """Rows of 16 kinds gain most from greedy, rows of their own scale from sorting, rows without structure little."""
     gain = {}
@@ -331,6 +332,7 @@ def groups_of(order: list[int], G: int) -> set[frozenset]:
     return {frozenset(order[g : g + G]) for g in range(0, len(order), G)}
 
 
+@pytest.mark.slow
 def test_swaps_are_two_hundred_rounds_from_seed_nought():
     S = [matrix("clusters", 256, 64).double()]
     found = eq.swaps(S, 8, [0.5])

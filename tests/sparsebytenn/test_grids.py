@@ -55,6 +55,7 @@ class Quantised(nn.Module):
         return rounded_to(F.relu(y) if self.relu else y, *self.last)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_a_convolution_between_grids(data):
@@ -134,6 +135,33 @@ def test_a_depthwise_layer_and_the_product_behind_it_stay_one():
     assert [op.kind for op in made.network.ops] == ["separable"] and in_int8(made) == ["point"]
 
 
+class Deep(nn.Module):
+    """A grid that a depthwise layer reads, and as `also` says another convolution in int8, or a sum."""
+
+    def __init__(self, zero: int, also: str) -> None:
+        super().__init__()
+        self.first, self.deep = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, 1, 1, groups=8)
+        self.side, self.zero, self.also = on_grid(nn.Conv2d(8, 8, 1)), zero, also
+
+    def forward(self, x):
+        x = rounded_to(self.first(x), 0.05, self.zero, (0, 255))
+        y = self.deep(x)
+        return y + self.side(x) if self.also == "int8" else y + x if self.also == "sum" else y
+
+
+@pytest.mark.parametrize("zero", [0, 130])
+@pytest.mark.parametrize("also", ["nothing", "int8", "sum"])
+def test_what_a_depthwise_layer_reads_stays_in_codes(zero, also):
+    """Its taps take the scale, and no operator multiplies by it, but where a sum reads the grid too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Deep(zero, also)
+    made = held(net, X, 0.06)  # a step that falls otherwise, times the taps
+    multiplied = [op for op in made.network.ops if op.kind == "binary" and op.fn == "mul"]
+    assert len(multiplied) == (also == "sum") and in_int8(made) == (["side"] if also == "int8" else [])
+
+
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 70), st.integers(1, 127), st.integers(0, 2**31))
 def test_the_step_of_rows_is_found(rows, columns, most, seed):

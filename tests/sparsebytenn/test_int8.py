@@ -71,6 +71,7 @@ def product(rows, columns, density, k_tile, seed):
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 220))
 
 
+@pytest.mark.slow
 @needs_c
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(HERE), SHAPES, st.floats(0, 1), st.sampled_from([1, 3, 128]), st.integers(0, 99))
@@ -168,6 +169,7 @@ def test_trained_networks_answer_as_in_fp32():
     assert (int8_y.argmax(1) == labels).float().mean() > (fp32.argmax(1) == labels).float().mean() - 0.006
 
 
+@pytest.mark.slow
 @needs_c
 def test_a_file_in_int8_is_read_back_and_small():
     network, quantised, _ = in_int8("mobilenet_v1", 0.0)
@@ -210,6 +212,7 @@ def test_only_an_input_that_can_be_negative_has_a_zero():
     assert zeros["a"] == 0 and 0 < zeros["b"] < 255  # a reads behind a ReLU6, b a sum
 
 
+@pytest.mark.slow
 @needs_c
 def test_neither_tuning_nor_whole_touches_a_product_in_int8():
     _, quantised, x = in_int8("mobilenet_v1")

@@ -105,6 +105,7 @@ def test_blocks_of_more_rows_meet_again_too():
 # -- networks ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None)
 @given(st.integers(5, 40), st.sampled_from([0.3, 0.6, 0.9]), st.integers(0, 1000))
 def test_a_residual_class_with_its_rows_shuffled_is_as_before(channels, share, seed):
@@ -126,6 +127,7 @@ def test_what_was_found_is_kept_and_shown():
     assert np.isnan(frame.loc["head", "blocks as they came"]) and (frame["rows stay"] == "").all()
 
 
+@pytest.mark.slow
 def test_rows_stay_where_it_was_not_asked_and_where_nothing_is_to_gain(monkeypatch):
     net = permute(in_blocks(sums(), 0.6), {"stem": torch.randperm(32, generator=torch.Generator().manual_seed(0))}, X)
     stays = engine.compile(net, X, measure=False, rearrange=False)
@@ -228,6 +230,7 @@ def test_channels_that_torch_pruning_cut_and_masked():
     assert blocks_of(held(of_masks(net))) < blocks_of(held(deepcopy(in_blocks(sums(24), 0.0))))
 
 
+@pytest.mark.slow
 def test_a_file_with_sparse_initialisers(tmp_path):
     onnx = pytest.importorskip("onnx")
     net = of_state(sums())
@@ -255,6 +258,7 @@ def test_a_description_of_another_program_does_no_harm():
         assert "rearranged" not in repr(again) and len(again.profile(repeats=1))
 
 
+@pytest.mark.slow
 def test_a_network_of_the_lab_gains():
     with torch.random.fork_rng():
         torch.manual_seed(0)

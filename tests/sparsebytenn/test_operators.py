@@ -370,6 +370,7 @@ def assert_same(found, exact, name, arrays):
     np.testing.assert_allclose(found, exact, rtol=2e-5, atol=3e-6 * size, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 @settings(max_examples=60, deadline=None)
 @given(st.data())

@@ -24,6 +24,7 @@ def answer(outcome, pictures):
         return outcome.model(pictures)
 
 
+@pytest.mark.slow
 @needs_c
 @pytest.mark.parametrize("options", [{}, {"measure": False}, {"dense": True, "measure": False}])
 def test_the_engine_answers_as_the_network_does(outcome, pictures, options):
@@ -31,13 +32,15 @@ def test_the_engine_answers_as_the_network_does(outcome, pictures, options):
     assert (engine(pictures) - exact).abs().max() < 1e-4 * exact.abs().max()
 
 
+@pytest.mark.slow
 @needs_c
 def test_only_the_dense_engine_keeps_its_zeros(outcome):
     dense, sparse = (outcome.engine(dense=dense, measure=False) for dense in (True, False))
-    assert len(sparse.data) < 0.8 * len(dense.data) and len(dense.data) == outcome.report["bytes"].before
+    assert len(sparse.data) < 0.8 * len(dense.data) and len(dense.data) == outcome.report["packed bytes"].before
     assert set(dense.profile(2).form[1:14]) == {"dense"} and set(sparse.profile(2).form[1:14]) == {"sparse"}
 
 
+@pytest.mark.slow
 @needs_c
 def test_in_int8_it_names_nearly_the_same_classes(outcome, pictures):
     engine = outcome.engine(calibrate=pictures[:32])
@@ -59,7 +62,7 @@ def test_a_network_that_the_engine_has_in_part_is_pruned_and_runs_in_segments():
     x = torch.randn(8, 3, 16, 16)
     task = lab.Task(model=net, batches=[x], score=lambda net: 0.0)
     outcome = lab.SparseByteNN(steps=2).run(task, progress=False)
-    assert "bytes" not in outcome.report and outcome.report["blocks"].after < outcome.report["blocks"].before
+    assert "packed bytes" not in outcome.report and outcome.report["blocks"].after < outcome.report["blocks"].before
     assert any(note.startswith("not packed: ") and "aten.sort" in note for note in outcome.report.notes)
     with pytest.raises(ValueError, match=r"sort \(sort\) is aten.sort"):
         outcome.engine(strict=True)
@@ -74,6 +77,7 @@ def test_the_page_holds_both_networks(outcome, tmp_path):
     assert page.name == "index.html" and {"model.sbnn", "dense.sbnn"} <= {p.name for p in page.parent.iterdir()}
 
 
+@pytest.mark.slow
 @needs_c
 def test_layer_times_and_the_widget(outcome):
     import lab.sparsebytenn.view as view

@@ -69,6 +69,7 @@ def blocks_of(W, rows, inputs):
     return eq.block_scores(there.float(), rows, inputs) > 0
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @settings(max_examples=20, deadline=None)
 @given(patterns())
@@ -92,6 +93,7 @@ def test_zeros_stand_in_blocks_of_the_rearranged_network_which_computes_the_same
     torch.testing.assert_close(moved(X), exact, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(patterns(searches=("sort", "greedy")), st.integers(1, 3))
 def test_no_search_keeps_less_in_all_layers_together(drawn, rounds):
@@ -148,6 +150,7 @@ def test_columns_are_those_of_the_moves():
 # -- runs --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_pair_of_one_input_is_the_number_of_its_rows():
     a, b = (run(lab.SparseByteNN(**QUICK, block=block), small()) for block in (4, (4, 1)))
     assert a.recipe == b.recipe and a.report == b.report and a.trace == b.trace
@@ -183,6 +186,7 @@ def test_it_is_saved_and_loaded(outcome, tmp_path):
         assert torch.equal(S, again.saliencies[name].float()[again.order(name)][:, again.columns(name)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [(4, 4), (1, 4)])
 def test_its_pictures_are_of_its_blocks(block, outcome):
     found = outcome if block == (4, 4) else run(lab.SparseByteNN(**QUICK, block=block), small())

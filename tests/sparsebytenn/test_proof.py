@@ -120,6 +120,7 @@ def change(draw, data: bytearray, at: int) -> None:
     struct.pack_into("<I", data, at, value % 2**32)
 
 
+@pytest.mark.slow
 @needs_c
 @settings(max_examples=150, deadline=None)
 @given(damaged())

@@ -144,6 +144,7 @@ def test_a_mobilenet_has_its_pointwise_layers_each_in_a_class_of_its_own():
     assert sum(reason == "depthwise" for reason in ground.dense.values()) == 13
 
 
+@pytest.mark.slow
 def test_a_residual_stage_is_one_class_with_several_producers():
     network, x, _, _ = family("mobilenet_v2 jointly")
     ground = survey(network, example=x)

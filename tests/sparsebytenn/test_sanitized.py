@@ -113,6 +113,48 @@ def test_damaged_files_are_refused_or_run_in_bounds(sanitized, files):
     assert set(np.flatnonzero(refused) + 1) >= set(packed.WRONG) - {2, 3}  # magic and version are tested below
 
 
+# -- threads -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """Compiles the driver of three threads under the thread sanitizer, with an engine of this text."""
+    folder = tmp_path_factory.mktemp("watched")
+    flags = ["-O1", "-g1", "-fsanitize=thread", f"-I{ROOT / 'ckernels'}"]
+    probe = ["gcc", *flags, "-x", "c", "-", "-o", str(folder / "probe")]
+    if (
+        subprocess.run(probe, input=b"int main(void) { return 0; }", capture_output=True).returncode
+        or subprocess.run([str(folder / "probe")], capture_output=True).returncode
+    ):
+        pytest.skip("no gcc with the thread sanitizer, or a system under which it does not run")
+    objects = [str(folder / f"{name}.o") for name in SOURCES if name != "engine"]
+    for made in objects:
+        source = ROOT / "ckernels" / f"{made.rpartition('/')[2][:-2]}.c"
+        subprocess.run(["gcc", *flags, "-c", str(source), "-o", made], check=True)
+
+    def compiled(name, engine):
+        (folder / f"{name}.c").write_text(engine)
+        inputs = [str(HERE / "threads.c"), str(folder / f"{name}.c"), *objects, "-lm", "-lpthread"]
+        subprocess.run(["gcc", *flags, *inputs, "-o", str(folder / name)], check=True)
+        return [str(folder / name)]
+
+    return compiled
+
+
+@slow
+def test_threads_race_for_nothing_and_a_meeting_left_out_is_noticed(watched, files):
+    """ThreadSanitizer on three threads that run one picture together; each `meet` is there for a reason."""
+    engine = (ROOT / "ckernels" / "engine.c").read_text()
+    meetings = [match.span() for match in re.finditer(r"(?<= )meet\((?:r->)?team\);", engine)]
+    assert len(meetings) == 5
+    clean = subprocess.run([*watched("clean", engine), *map(str, files)], capture_output=True, text=True)
+    assert clean.stdout == "done\n" and clean.returncode == 0, clean.stderr[:2000]
+    for start, end in meetings:
+        racing = watched(f"race {start}", f"{engine[:start]};{engine[end:]}")
+        done = subprocess.run([*racing, *map(str, files)], capture_output=True, text=True)
+        assert "WARNING: ThreadSanitizer: data race" in done.stderr, engine[:end].splitlines()[-1]
+
+
 # -- the same through Python: always a one-line ValueError -------------------------------------------------------------
 
 
@@ -161,6 +203,7 @@ def test_what_is_wrong_with_a_file_is_told_in_one_line(data, damage, reason):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @needs_c
 def test_a_file_with_flipped_bits_runs_or_is_a_value_error(data):
     g = np.random.default_rng(0)

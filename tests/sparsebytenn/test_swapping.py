@@ -44,6 +44,7 @@ def is_close(y: torch.Tensor, exact: torch.Tensor) -> bool:
     return y.shape == exact.shape and float((y - exact).abs().max()) < 1e-5 * float(exact.abs().max())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_layers_whose_zeros_pay_give_way_and_the_network_answers_as_before(all_pay):
     net = network()
@@ -110,6 +111,7 @@ def test_torch_compiles_it(all_pay, backend):
             assert is_close(compiled(x), net(x))
 
 
+@pytest.mark.slow
 def test_torch_exports_it_and_it_comes_back(all_pay):
     net = network()
     sparse = swap(net, torch.randn(SIZES[0]))
@@ -126,6 +128,7 @@ def test_torch_exports_it_and_it_comes_back(all_pay):
             assert is_close(loaded(x), net(x))
 
 
+@pytest.mark.slow
 def test_torch_holds_its_operators_to_their_fakes():
     conv, linear = nn.Conv2d(3, 5, (3, 2), 2, 1), nn.Linear(6, 4)
     arguments = (conv.weight.detach(), conv.bias.detach(), [2, 2], [1, 1], [1, 1], 1, "conv")

@@ -37,6 +37,7 @@ def same(a, b) -> bool:
         tensors(a), tensors(b), strict=True))  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(graphs.network(KINDS))
 def test_any_network_is_the_same_with_two_and_three_threads(drawn):
@@ -66,6 +67,7 @@ def files():
             yield Network([Map(40, side, side), Map(64, side, side)], [op], (0,), (1,))
 
 
+@pytest.mark.slow
 def test_chains_of_row_buffers_int8_and_every_block_are_the_same():
     g = np.random.default_rng(0)
     for network in files():

@@ -74,3 +74,16 @@ def test_blocks_of_one_row_have_no_order_to_search():
     assert all(torch.equal(order, torch.arange(len(order))) for order in found.orders.values())
     shown = view.searched(found, "4.wide")
     assert shown["none"] == shown["swaps"]
+
+
+def test_the_race_shows_every_contender_of_every_network():
+    table, picture = view.races(), view.race()
+    assert table.groupby("network").ratio.max().min() > 1.5  # nine tenths of the blocks gone
+    dense = table[table.contender.isin(["onnxruntime, dense", "OpenVINO, dense", "MNN, dense", "engine, 0%"])]
+    best = dense.loc[dense.groupby("network").ms.idxmin()]
+    assert (best.ratio == 1).all()
+    assert (table[table.contender == "engine, 0%"].ratio <= 1).all()  # as notebook 05 says
+    half = table[table.contender == "engine, 50%"]
+    assert len(half) == 5 and (half.ratio > 1.1).all()
+    assert [bar.name for bar in picture.data][3:] == ["engine, dense", "engine, 50 % zeros", "engine, 90 % zeros"]
+    assert all(len(bar.y) == 5 for bar in picture.data) and picture.layout.shapes[0].y0 == 1

@@ -72,11 +72,11 @@ def made(name, interleaved):
 
 
 def run_in_node(folder, files, jobs):
-    """What node's engine gives for each job (build, file, image, reference); files and images by name."""
+    """What node's engine gives for each job (build, file, image, reference, threads); files and images by name."""
     for name, content in files.items():
         content = content if isinstance(content, bytes) else np.ascontiguousarray(content, np.float32).tobytes()
         (folder / name).write_bytes(content)
-    named = [dict(zip(("build", "file", "image", "reference"), job, strict=True)) for job in jobs]
+    named = [dict(zip(("build", "file", "image", "reference", "threads"), (*job, 1)[:5], strict=True)) for job in jobs]
     (folder / "jobs.json").write_text(json.dumps({"jobs": named, "wasm": str(STATIC)}))
     switch = [RELAXED] if subprocess.run([node, RELAXED, "-e", ""], capture_output=True).returncode == 0 else []
     command = [node, *switch, str(HERE / "web_outputs.mjs"), str(folder)]
@@ -121,6 +121,44 @@ def test_every_kind_of_operator_answers_as_the_reference_does(tmp_path):
         np.testing.assert_allclose(done["y"], exact, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+@needs_node
+@pytest.mark.parametrize("name", [*NETWORKS, "every kind"])
+def test_threads_answer_as_one_does(tmp_path, name):
+    """To the last bit, in thirty runs on end, by the vector kernels and the plain ones."""
+    if name == "every kind":
+        network, g = every_kind(), np.random.default_rng(0)
+        data = packed.write(network)
+        image = np.concatenate([g.standard_normal(network.maps[i].shape, np.float32).ravel() for i in network.inputs])
+    else:
+        _, data, x = made(name, False)
+        image = x.numpy()
+    jobs = [("relaxed", "net", "x", plain) for plain in (False, True)]
+    jobs += [("threads", "net", "x", plain, n) for plain in (False, True) for n in (2, 3)]
+    result = run_in_node(tmp_path, {"net": data, "x": image}, jobs)
+    if "relaxed" not in result["builds"]:
+        pytest.skip(f"this node runs {result['builds']} only")
+    for (*_, plain, _), done in zip(jobs[2:], result["done"][2:], strict=True):
+        assert "message" not in done and done["y"].tobytes() == result["done"][plain]["y"].tobytes(), done
+
+
+@needs_node
+def test_threads_refuse_what_one_refuses(tmp_path):
+    _, data, x = made("wide", False)
+    files = {
+        "short": data[:20],
+        "odd": data[:21],
+        "empty": b"",
+        "altered": data[:4000] + b"?" + data[4001:],
+        "vast": data[:32] + bytes([255] * 4),
+    }
+    jobs = [("threads", name, "x", False, 2) for name in files]
+    messages = [done["message"] for done in run_in_node(tmp_path, {**files, "x": x.numpy()}, jobs)["done"]]
+    wrong = re.compile("this is no packed network that can be run: .+|the browser has no .+ MB of memory .+")
+    assert all(map(wrong.fullmatch, messages)), messages
+
+
+@pytest.mark.slow
 @needs_node
 def test_nan_in_is_nan_out(tmp_path):
     _, data, x = made("wide", False)
@@ -135,6 +173,7 @@ def common_builds():
     return ("simd128", "scalar")  # what every node has
 
 
+@pytest.mark.slow
 @needs_node
 @needs_c
 def test_damaged_files_are_refused_for_the_reason_that_the_c_engine_gives(tmp_path):
@@ -223,7 +262,9 @@ def test_a_folder_holds_everything_and_names_nothing_outside(engines, tmp_path):
     options = {"labels": labels, "mean": 0.5, "std": (1, 2, 3), "images": images, "title": "Five & </title>"}
     index = web.export_web(sparse, tmp_path / "new" / "folder", dense=dense, **options)
     names = {path.name for path in index.parent.iterdir()}
-    assert names == {"index.html", "model.sbnn", "dense.sbnn", *(f"{build}.wasm" for build in web.BUILDS)}
+    builds = {f"{build}.wasm" for build in (*web.BUILDS, "threads")}
+    assert names == {"index.html", "model.sbnn", "dense.sbnn", "_headers", *builds}
+    assert "Cross-Origin-Embedder-Policy: require-corp" in (index.parent / "_headers").read_text()
     assert Engine.load(index.parent / "model.sbnn").data == sparse.data
     page = index.read_text()
     assert not re.search(r"https?:|@import|url\(|import .* from|<script[^>]* src|<img|<link(?! rel=.icon)", page)
@@ -232,7 +273,7 @@ def test_a_folder_holds_everything_and_names_nothing_outside(engines, tmp_path):
     assert setup["labels"] == labels and setup["mean"] == [0.5] * 3 and setup["std"] == [1, 2, 3]
     assert [address[:22] for address in setup["samples"]] == ["data:image/png;base64,"] * 3
     assert setup["networks"] == {"sparse": "model.sbnn", "dense": "dense.sbnn"}
-    assert all(f'id="{name}"' in page for name in names - {"index.html"})
+    assert all(f'id="{name}"' in page for name in names - {"index.html", "threads.wasm", "_headers"})
 
 
 def test_large_networks_stay_beside_the_page(engines, tmp_path, monkeypatch):

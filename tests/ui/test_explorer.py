@@ -202,6 +202,13 @@ def test_a_long_control_is_as_quick_at_its_end():
     assert time.process_time() - start < 0.05
 
 
+def test_states_may_have_some_values_of_a_control_only():
+    explorer = Explorer(lambda a, b: Frame(svg.heat([]), {"a": a}), {"a": range(10), "b": ["x", "y"]}).set(a=3)
+    states = json.loads(gzip.decompress(explorer.states(a=[0, 9])))
+    assert [control["values"] for control in states["state"]["spec"]["controls"]] == [[0, 3, 9], ["x", "y"]]
+    assert len(states["frames"]) == 6 and states["state"]["a"] == 3
+
+
 def test_bad_input_moves_nothing():
     explorer = make()
     with pytest.raises(ValueError):
@@ -464,6 +471,12 @@ def test_a_long_curve_keeps_its_peaks():
 def test_a_block_of_which_nothing_is_left_is_hollow():
     drawn = [[path.get("class") for path in group.findall("path")] for group in elements(PICTURES["blocks"], "g")]
     assert drawn == [["lab-track", "lab-fill c0"], ["lab-gone"], ["lab-track", "lab-fill c0"]]
+
+
+def test_a_long_heat_names_what_it_left_out_and_no_more():
+    assert "(1 row in 3, 1 step in 5 shown)" in PICTURES["long heat"]
+    assert "step 0 (1 step in 2 shown)" in svg.heat([[0.5] * 200])
+    assert "shown)" not in PICTURES["heat"]
 
 
 def test_heat_has_a_stroke_per_run_of_equal_cells():

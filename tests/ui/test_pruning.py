@@ -33,6 +33,7 @@ def slider():
     return lab.ui.pruning_rate(task(), progress=False)
 
 
+@pytest.mark.slow
 def test_every_rate_is_counted_on_a_network_that_was_really_cut():
     made = task()
     curve = pruning.curve(made, rates=(0.0, 0.3, 0.6), measured=(0.0,), progress=False)
@@ -59,6 +60,7 @@ def test_measured_scores_are_measured_and_the_rest_are_estimates(slider):
     assert curve.estimate(0.25) == pytest.approx((curve.measured[0.0] + curve.measured[0.5]) / 2)
 
 
+@pytest.mark.slow
 def test_the_button_prunes_for_real_and_turns_the_estimate_into_a_measurement():
     made = task()
     slider = lab.ui.pruning_rate(made, start=0.6, progress=False)
@@ -68,6 +70,7 @@ def test_the_button_prunes_for_real_and_turns_the_estimate_into_a_measurement():
     assert slider.frame.facts["accuracy"] == f"{made.measure(slider.model):.1f} % measured, not fine-tuned"
 
 
+@pytest.mark.slow
 def test_an_outcomes_masks_rank_in_place_of_magnitude():
     made = task()
     recipe = lab.GAL(units="channel", steps=60, finetune_steps=0, mask_every=1, mask_lr=0.05)
@@ -134,6 +137,7 @@ def test_heads_and_hidden_units_are_counted_whole():
     assert "heads kept" in slider.frame.svg and "hidden units kept" in slider.frame.svg
 
 
+@pytest.mark.slow
 def test_what_ranks_no_channels_is_one_line():
     with pytest.raises(TypeError, match="a list ranks no channels: give what GAL left"):
         lab.ui.pruning_rate(task(), [1], progress=False)

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import torch
 
+from ..distribution import needed
 from ..errors import first_line
 from . import inflating
 from .faces import Faces, FaceTask
@@ -272,7 +273,8 @@ def _reduced(content: ImageSource, longest: int) -> tuple[torch.Tensor, float]:
 
     That is upright, as its EXIF mark says, unless its annotation has the size of the picture as it lies in the file.
     """
-    from PIL import Image, ImageOps
+    with needed():
+        from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(content())) as file:
         if file.width * file.height > MOST_PIXELS:

@@ -14,6 +14,8 @@ import scipy
 import torch
 from torch import Tensor
 
+from ..distribution import needed
+
 SIDE = 160  # px, of a composed scene
 LEARN, HELD_OUT = 96, 64  # scenes of a domain
 _CROPS = {"learn": range(70), "held out": range(70, 100)}  # of faces and of others: no crop is in both
@@ -265,7 +267,8 @@ def _cover(x: np.ndarray, top: int, left: int, size: int, random: np.random.Gene
 @lru_cache(maxsize=1)
 def _crops() -> np.ndarray:
     """(200, 25, 25) float in [0, 1]: 100 faces, then 100 that are none."""
-    import skimage.data
+    with needed():
+        import skimage.data
 
     try:
         return np.asarray(skimage.data.lfw_subset(), float)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..distribution import needed
 from ..errors import first_line
 from . import inflating
 
@@ -220,7 +221,8 @@ def load_image(path: Path, mode: str | None = None, size: int | None = None) -> 
 
     Turned as its EXIF mark says, so that it is upright. ValueError for colours where grey is asked for.
     """
-    from PIL import Image, ImageOps
+    with needed():
+        from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as file:
@@ -241,7 +243,8 @@ def load_image(path: Path, mode: str | None = None, size: int | None = None) -> 
 
 def converted(image: Any, mode: str) -> Any:
     """A Pillow image in "L" or "RGB"; 16 bits are rounded to 8, where Pillow itself would cut off all above 255."""
-    from PIL import Image
+    with needed():
+        from PIL import Image
 
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
@@ -252,7 +255,8 @@ def converted(image: Any, mode: str) -> Any:
 
 def jpeg_size(image: torch.Tensor, quality: int = 85) -> int:
     """How many bytes a picture, uint8 (3, H, W), is as a JPEG file, its header and all."""
-    from PIL import Image
+    with needed():
+        from PIL import Image
 
     file = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=quality)
@@ -261,7 +265,8 @@ def jpeg_size(image: torch.Tensor, quality: int = 85) -> int:
 
 def _is_grey(path: Path) -> bool:
     """Whether the file says so; one that cannot be read is reported when its pixels are read."""
-    from PIL import Image
+    with needed():
+        from PIL import Image
 
     try:
         with Image.open(path) as file:

@@ -3,10 +3,13 @@
 import numpy as np
 import torch
 
+from ..distribution import needed
+
 
 def photograph(name: str) -> torch.Tensor:
     """A photograph, uint8 (3, H, W); FileNotFoundError in one line where the installed wheels have left it out."""
-    import skimage.data
+    with needed():
+        import skimage.data
     from sklearn.datasets import load_sample_image
 
     try:

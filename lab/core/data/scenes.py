@@ -4,13 +4,15 @@ A scene is a row of equal things along one side of the picture, or through its m
 checked exactly, and every picture comes with the masks of its shape and of its colour.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+Shown = TypeVar("Shown")
 COUNTS = (1, 2, 3)
 COLOURS = {
     "red": (0.90, 0.15, 0.15),
@@ -45,12 +47,7 @@ class Scene:
     texture: str = "plain"
 
     def __post_init__(self) -> None:
-        for name, allowed in {**LABELS, "texture": tuple(TEXTURES)}.items():
-            if getattr(self, name) not in allowed:
-                choices = ", ".join(map(repr, allowed))
-                raise ValueError(f"Scene: {name}={getattr(self, name)!r} is not allowed: give one of {choices}")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise ValueError(f"Scene: seed={self.seed!r} is not allowed: give an integer >= 0")
+        validate_shown(self, {**LABELS, "texture": tuple(TEXTURES)})
 
     @property
     def caption(self) -> str:
@@ -70,20 +67,37 @@ def random_scenes(count: int, seed: int = 0, among: Iterable[Kind] | None = None
 
     `among` are the kinds to draw from; left out, all that stand on plain ground.
     """
+    return [
+        Scene(number, colour, shape, position, scene_seed, texture)
+        for (number, colour, shape, position, texture), scene_seed in balanced(
+            count, seed, kinds() if among is None else among, "scene"
+        )
+    ]
+
+
+def validate_shown(shown: Any, allowed: Mapping[str, Sequence[Any]]) -> None:
+    """ValueError in one line where a picture is to show what is not allowed, or has no seed >= 0."""
+    what = type(shown).__name__
+    for name, values in allowed.items():
+        if getattr(shown, name) not in values:
+            choices = ", ".join(map(repr, values))
+            raise ValueError(f"{what}: {name}={getattr(shown, name)!r} is not allowed: give one of {choices}")
+    if not isinstance(shown.seed, int) or isinstance(shown.seed, bool) or shown.seed < 0:
+        raise ValueError(f"{what}: seed={shown.seed!r} is not allowed: give an integer >= 0")
+
+
+def balanced(count: int, seed: int, among: Iterable[Shown], what: str) -> Iterator[tuple[Shown, int]]:
+    """`count` of these kinds, every one as often as any other, in random order, each with a seed of its own."""
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"count={count!r}: give an integer number of scenes, 1 or more")
-    choices = kinds() if among is None else list(among)
+        raise ValueError(f"count={count!r}: give an integer number of {what}s, 1 or more")
+    choices = list(among)
     if not choices:
-        raise ValueError("random_scenes: among is empty: give at least one kind of scene")
+        raise ValueError(f"random_{what}s: among is empty: give at least one kind of {what}")
     random = np.random.default_rng(seed)
     rounds = -(-count // len(choices))
     order = np.concatenate([random.permutation(len(choices)) for _ in range(rounds)])[:count].tolist()
     seeds = random.integers(2**62, size=count).tolist()
-    drawn_kinds = (choices[k] for k in order)
-    return [
-        Scene(number, colour, shape, position, scene_seed, texture)
-        for (number, colour, shape, position, texture), scene_seed in zip(drawn_kinds, seeds, strict=True)
-    ]
+    return zip((choices[k] for k in order), seeds, strict=True)
 
 
 def draw(scenes: Iterable[Scene], size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,15 +115,19 @@ def draw(scenes: Iterable[Scene], size: int = 32) -> tuple[torch.Tensor, torch.T
         random = np.random.default_rng(scene.seed)
         grey, light = random.uniform(0.1, 0.5), random.uniform(0.75, 1.0)
         cover = _cover(scene, random, size)  # (size, size)
-        ink = light * np.array(COLOURS[scene.colour])[:, None, None]
         noise = random.normal(0, 0.03, (3, size, size))
-        ground = grey + _relief(scene.texture, random, size)
-        images[i] = np.clip(ground + cover * (ink - ground) + noise, 0, 1)
+        ground = grey + relief(scene.texture, random, size)
+        images[i] = np.clip(ground + cover * (inked(scene.colour, light) - ground) + noise, 0, 1)
         masks[i, [CONCEPTS.index(scene.shape), CONCEPTS.index(scene.colour)]] = cover >= 0.5
     return torch.from_numpy(images), torch.from_numpy(masks)
 
 
-def _relief(texture: str, random: np.random.Generator, size: int) -> np.ndarray | float:
+def inked(colour: str, light: float) -> np.ndarray:
+    """A colour in this light, (3, 1, 1)."""
+    return light * np.array(COLOURS[colour])[:, None, None]
+
+
+def relief(texture: str, random: np.random.Generator, size: int) -> np.ndarray | float:
     """What a ground adds to its grey, (size, size): level stripes, or dots where two waves meet; 0 for a plain one."""
     if texture == "plain":
         return 0.0
@@ -122,7 +140,7 @@ def _cover(scene: Scene, random: np.random.Generator, size: int) -> np.ndarray:
     middles = (np.arange(size) + 0.5) / size
     cover = np.zeros((size, size))
     for x, y, radius in _things(scene, random):
-        inside = _distance(scene.shape, middles[None, :] - x, middles[:, None] - y, radius)
+        inside = distance(scene.shape, middles[None, :] - x, middles[:, None] - y, radius)
         cover = np.maximum(cover, np.clip(0.5 - inside * size, 0, 1))
     return cover
 
@@ -136,7 +154,7 @@ def _things(scene: Scene, random: np.random.Generator) -> list[tuple[float, floa
     return list(zip(x.tolist(), y.tolist(), random.uniform(*_RADIUS, scene.count).tolist(), strict=True))
 
 
-def _distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+def distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     """The distance to the outline of a shape about 0, negative inside; all have the area of the circle."""
     if shape == "circle":
         return np.hypot(x, y) - radius

@@ -29,9 +29,9 @@ class EDSR(nn.Module):
 
     def __init__(self, blocks: int, width: int, scale: int, channels: int, scaling: float) -> None:
         super().__init__()
-        mean = DIV2K_MEAN if channels == 3 else (sum(DIV2K_MEAN) / 3,) * channels
-        self.register_buffer("mean", torch.tensor(mean).view(1, channels, 1, 1), persistent=False)
         self.head = nn.Conv2d(channels, width, 3, padding=1)
+        mean = torch.tensor(DIV2K_MEAN) if channels == 3 else torch.full((channels,), sum(DIV2K_MEAN) / 3)
+        self.register_buffer("mean", mean.view(1, channels, 1, 1), persistent=False)
         self.blocks = nn.Sequential(*(ResidualBlock(width, scaling) for _ in range(blocks)))
         self.fuse = nn.Conv2d(width, width, 3, padding=1)
         self.upsampler = nn.Sequential(*upsampler(width, scale))

@@ -1,18 +1,15 @@
 """A network as an ONNX file that runs without the lab and without Python."""
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from .. import store
+from .. import program, store
 from ..batch import Example
-from ..errors import first_line
+from ..distribution import install
+from ..errors import first_line, quiet
 from ..quantisation.bn_folding import fold_batch_norms
 from ..task import evaluating
 from . import qdq
@@ -24,8 +21,11 @@ def onnx(model: nn.Module, path: str | Path, example: Example, opset: int = 17) 
 
     `example` is one input with its batch axis, or several. Batch norms are folded into their convolutions. A network
     with an operator that `qdq` has no form for is left to torch.onnx.export, which takes one input and its own opset.
-    Needs the extra `export`. ValueError where neither can write it; a failed export leaves no file behind.
+    A path that ends in .pt2 is written as a `torch.export` program. All else needs the extra `export`. ValueError where
+    neither can write it; a failed export leaves no file behind.
     """
+    if Path(path).suffix == ".pt2":
+        return program.write(model, path, example)
     try:
         return qdq.write(fold_batch_norms(model, example), path, opset)
     except ValueError as error:
@@ -35,7 +35,7 @@ def onnx(model: nn.Module, path: str | Path, example: Example, opset: int = 17) 
     try:
         return _by_torch(model, path, example)
     except ImportError as error:
-        raise ImportError("exporting to ONNX needs onnx and onnxscript: pip install 'lab[export]'") from error
+        raise ImportError(f"exporting to ONNX needs onnx and onnxscript: {install('export')}") from error
     except Exception as error:  # of many kinds, some with pages of advice
         raise ValueError(f"{reason}; nor can torch.onnx.export write it ({type(error).__name__})") from error
 
@@ -43,7 +43,7 @@ def onnx(model: nn.Module, path: str | Path, example: Example, opset: int = 17) 
 def _by_torch(model: nn.Module, path: str | Path, example: torch.Tensor) -> Path:
     """The same by torch's exporter, which asks for two samples: one alone would be a number to it."""
     device = next(model.parameters(), example).device
-    with tempfile.TemporaryDirectory() as folder, evaluating(model), _quiet():
+    with tempfile.TemporaryDirectory() as folder, evaluating(model), quiet("torch.onnx"):
         draft = Path(folder) / "model.onnx"
         batch = torch.export.Dim("batch")
         torch.onnx.export(
@@ -59,17 +59,3 @@ def _by_torch(model: nn.Module, path: str | Path, example: torch.Tensor) -> Path
         )
         store.write(Path(path), loadable(draft.read_bytes()))
     return Path(path)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter warns and logs of its own internals, and of packages that are not needed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

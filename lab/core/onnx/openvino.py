@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distribution import install
 from .runtime import Deployed
 
 _LAYERS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
@@ -82,5 +83,5 @@ def _openvino() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise ImportError("running ONNX in OpenVINO needs openvino: pip install 'lab[openvino]'") from error
+        raise ImportError(f"running ONNX in OpenVINO needs openvino: {install('openvino')}") from error
     return openvino

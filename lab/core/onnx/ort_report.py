@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from ..distribution import install, needed
 from ..graph.tracing import module_of
 from ..quantisation.qparams import FixedQuantiser, is_quantiser
 from ..task import evaluating
@@ -50,7 +51,8 @@ class Fusion:
 
     def to_frame(self) -> Any:
         """One row a layer, as a pandas DataFrame."""
-        import pandas
+        with needed():
+            import pandas
 
         return pandas.DataFrame([vars(row) for row in self.rows]).set_index("layer")
 
@@ -220,7 +222,7 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise ImportError("reading ONNX needs onnx: pip install 'lab[export]'") from error
+        raise ImportError(f"reading ONNX needs onnx: {install('export')}") from error
     return onnx
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import fx, nn
 
-from .. import cost
+from .. import cost, program
 from ..batch import Example
 from ..graph.tracing import arguments_of
 from ..outcome import Outcome
@@ -27,6 +27,8 @@ class IntegerOutcome(Outcome):
     def export(self, path: str | Path, opset: int = 17, activation_type: str = "uint8") -> Path:
         """Write the network as ONNX with quantisers around every quantised layer; needs the extra `export`.
 
+        A path that ends in .pt2 is written as a `torch.export` program instead, which computes what `model` does.
+
         activation_type: 'uint8', or 'int8' with zero point 0 and float biases, as TensorRT asks: the 256 codes of a
         tensor that is never negative are then 128. opset: 17 to 21; at 21 weights of up to 4 bits are stored as int4,
         which onnxruntime computes in float.
@@ -34,6 +36,8 @@ class IntegerOutcome(Outcome):
         A processor without VNNI answers exactly only in a session whose option 'session.x64quantprecision' is '1', as
         `core.onnx.runtime` makes them: onnxruntime's own choice there are products that overflow 16 bits.
         """
+        if Path(path).suffix == ".pt2":
+            return program.write(self.model, path, self.example)
         return qdq.write(self.model, path, opset, activation_type)
 
     def fusion(self) -> Fusion:

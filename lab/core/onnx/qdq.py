@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import store
+from ..distribution import install
 from ..graph.calls import bounds, is_relu
 from ..graph.operators import is_cat
 from ..graph.tracing import attribute, is_record, module_of, shape
@@ -69,7 +70,7 @@ def to_model(model: fx.GraphModule, opset: int = 17, activation_type: str = "uin
     try:
         from onnx import helper
     except ImportError as error:
-        raise ImportError("writing ONNX needs onnx: pip install 'lab[export]'") from error
+        raise ImportError(f"writing ONNX needs onnx: {install('export')}") from error
     inputs, outputs = _inputs(model), _outputs(model)
     writer = _Writer(model, inputs, outputs, opset, activation_type)
     with torch.no_grad(), evaluating(model):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from ..batch import Example, tensors
+from ..distribution import install
 from ..errors import first_line
 from . import from_layers, from_ops, from_shapes
 from .fusing import fused
@@ -55,7 +56,7 @@ def _loaded(path: Path) -> Any:
         import onnx
         from onnx import inliner
     except ImportError as error:
-        raise ImportError("reading ONNX needs onnx: pip install 'lab[export]'") from error
+        raise ImportError(f"reading ONNX needs onnx: {install('export')}") from error
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: give the path of an .onnx file")
     if not path.is_file():

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..distribution import install
+
 
 def session(model: bytes | str | Path, keep: str | Path | None = None) -> Any:
     """An onnxruntime session of a file or its bytes, one thread; `keep` is where the optimised graph is written.
@@ -17,7 +19,7 @@ def session(model: bytes | str | Path, keep: str | Path | None = None) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError("running ONNX needs onnxruntime: pip install 'lab[export]'") from error
+        raise ImportError(f"running ONNX needs onnxruntime: {install('export')}") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4

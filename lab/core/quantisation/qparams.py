@@ -93,7 +93,7 @@ def int_repr(layer: Any) -> tuple[Tensor, Tensor] | None:
     if hasattr(layer, "int_repr"):
         return layer.int_repr()
     step = getattr(layer, "step", None)
-    if step is None or not hasattr(layer, "weight"):
+    if not isinstance(step, Tensor) or not hasattr(layer, "weight"):
         return None
     return (layer.weight.detach() / step).round().to(torch.int8), step
 

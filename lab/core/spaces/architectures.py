@@ -133,14 +133,19 @@ class Space:
         """All rows in an order by chance that hangs on the architectures and not on the order they stand in."""
         return mixed([self.known_by(row) for row in range(len(self))], seed)
 
-    def evaluate(self, rows: Sequence[int], seed: int, folder: str | Path | None = None) -> list[float]:
-        """The score of each of these rows: of one training of the table, drawn by the seed, or trained now."""
+    def evaluate(
+        self, rows: Sequence[int], seed: int, folder: str | Path | None = None, progress: bool = False
+    ) -> list[float]:
+        """The score of each of these rows: of one training of the table, drawn by the seed, or trained now.
+
+        Trainings run in `n_jobs` workers; each result is written into the journal as it comes, and `progress` shows it.
+        """
         if self.labels is not None:
             return [_one_training(self.labels[row], draw(("a training of", self.known_by(row)), seed)) for row in rows]
         journal = self.journal if self.journal is not None else folder
         items = [self.graphs[row] if len(self.graphs[row]) > 1 else self.graphs[row][0] for row in rows]
         assert self.train is not None
-        scores = parallel.map(self.train, items, self.n_jobs, journal=journal, progress=False)
+        scores = parallel.map(self.train, items, self.n_jobs, journal=journal, progress=progress)
         for row, value in zip(rows, scores, strict=True):
             if not _is_number(value):
                 raise ValueError(f"row {row} ({self.names[row]}): train gave {value!r}: give a number")

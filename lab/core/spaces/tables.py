@@ -17,6 +17,7 @@ import torch
 
 from .. import store
 from ..data import inflating
+from ..distribution import install, needed
 from ..errors import first_line
 from . import cells
 from .architectures import Graph, Space
@@ -184,7 +185,7 @@ def graph_records(dataset: str) -> dict[int, dict[str, float]]:
         raise ValueError(f"dataset={dataset!r}: NAS-Bench-Graph has {', '.join(NASBENCHGRAPH)}")
     package = importlib.util.find_spec("nas_bench_graph")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("NAS-Bench-Graph comes as a package: pip install 'lab[tables]'")
+        raise ModuleNotFoundError(f"NAS-Bench-Graph comes as a package: {install('tables')}")
     path = Path(package.origin).parent / "light" / f"{dataset}.bench"
     records = dict(_records(path.read_bytes()))
     for key, record in records.items():
@@ -198,7 +199,8 @@ def graph_records(dataset: str) -> dict[int, dict[str, float]]:
 
 def read_csv(path: str | Path) -> "pd.DataFrame":
     """A table, plain or packed; ValueError in one line for a file that is none."""
-    import pandas as pd
+    with needed():
+        import pandas as pd
 
     try:
         return pd.read_csv(io.BytesIO(inflating.content(path)))
@@ -239,7 +241,8 @@ def _validate(table: "pd.DataFrame", *columns: str) -> None:
 
 def numbers(table: "pd.DataFrame", column: str, most: float = math.inf) -> torch.Tensor:
     """A column of numbers from 0 to `most`, all finite."""
-    import pandas as pd
+    with needed():
+        import pandas as pd
 
     values = torch.tensor(pd.to_numeric(table[column], errors="coerce").to_numpy(float))
     if (bad := ~((values >= 0) & (values <= most) & values.isfinite())).any():

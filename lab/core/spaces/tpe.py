@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..distribution import install
+
 PATIENCE = 50  # proposals in a row that are no row of the table, or were tried before, until one is drawn at random
 
 Choice = tuple[Any, ...]
@@ -26,7 +28,7 @@ def search(
     try:
         import optuna
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("'tpe' needs Optuna: pip install 'lab[search]'") from None
+        raise ModuleNotFoundError(f"'tpe' needs Optuna: {install('search')}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
     study = optuna.create_study(direction="maximize", sampler=sampler)

@@ -38,6 +38,7 @@ class Builder:
     values: dict[fx.Node, Any] = field(default_factory=dict)
     matrices: dict[int, np.ndarray] = field(default_factory=dict)
     grids: dict[fx.Node, Any] = field(default_factory=dict)  # of what is rounded, the `grids.Grid`
+    in_codes: set[fx.Node] = field(default_factory=set)  # of what is rounded, what lies in its map as codes, unscaled
     moved: dict[tuple, int] = field(default_factory=dict)  # (a value's key, layout, size) -> the map moved to
 
     # -- values --------------------------------------------------------------------------------------------------------

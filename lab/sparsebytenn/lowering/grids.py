@@ -2,6 +2,7 @@
 
 A product that reads them, and whose rows lie on grids of int8 too, is done in int8: its kernel rounds what it reads.
 Where products alone read a grid, nothing else rounds to it; for all others x / scale is clamped, rounded and scaled.
+Where convolutions alone read it, depthwise ones among them, it stays in codes, and their weights are scaled instead.
 """
 
 from collections.abc import Callable, Iterator
@@ -63,7 +64,24 @@ def fake_quantised(b: Builder, node: fx.Node) -> None:
             entrywise(b, node, fn, node, limit)
         entrywise(b, node, "add", node, torch.tensor(0.0))
         b.ops[-1].act = "round"
-    entrywise(b, node, "mul", node, grid.scale)
+    if grid.scale.numel() == 1 and all(_takes_scale(b, *reader) for reader in _readers(node)):
+        b.in_codes.add(node)
+    else:
+        entrywise(b, node, "mul", node, grid.scale)
+
+
+def _takes_scale(b: Builder, name: fx.Node, user: fx.Node) -> bool:
+    """Whether what reads a node under a name is a convolution with weights that can be multiplied by its scale."""
+    if called(user) is not aten.convolution.default:
+        return False
+    x, weight, bias, *_ = args_of(user)
+    return x is name and name not in (weight, bias) and b.constant(weight) is not None
+
+
+def scale_of(b: Builder, x: fx.Node) -> float:
+    """What the numbers in a node's map are to be multiplied by: its scale where it lies in codes, else 1."""
+    root = source(x)
+    return float(b.grids[root].scale) if root in b.in_codes else 1.0
 
 
 def _scaled(b: Builder, node: fx.Node, x: fx.Node, factor: Tensor) -> None:
@@ -125,7 +143,7 @@ def codes_of(b: Builder, x: fx.Node, matrix: np.ndarray) -> Int8Params | None:
     grid = b.grids.get(source(x))
     if grid is None or not grid.is_byte or matrix.shape[1] > U8S8_MAX_COLUMNS or codes.steps(matrix) is None:
         return None
-    return Int8Params(float(1 / grid.scale), int(grid.zero - grid.low), np.zeros(0, np.float32))
+    return Int8Params(scale_of(b, x) / float(grid.scale), int(grid.zero - grid.low), np.zeros(0, np.float32))
 
 
 PER_TENSOR = aten.fake_quantize_per_tensor_affine_cachemask.default

@@ -13,7 +13,7 @@ from ..scheduling import tile_rows
 from ..tables import Matmul
 from . import views
 from .builder import Builder, LacksError, args_of, aten, options_of
-from .grids import codes_of
+from .grids import codes_of, scale_of
 from .views import Layout, MapView, layout_over
 
 MAX_WINDOW = 64
@@ -24,7 +24,7 @@ DEPTHWISE = ((3, 3), (5, 5), (7, 7))  # windows that have a kernel of their own
 def convolution(b: Builder, node: fx.Node) -> None:
     """A convolution of one or two axes, in groups or not; the map of a matrix product over what each tap meets."""
     x, weight, bias, *_, transposed, _, groups = args_of(node)
-    w = weights_of(b, weight)
+    w = weights_of(b, weight) * scale_of(b, x)
     if w.ndim not in (3, 4):
         raise LacksError(f"has a window of {w.ndim - 2} axes: the engine has one or two")
     if transposed:

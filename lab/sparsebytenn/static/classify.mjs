@@ -1,7 +1,8 @@
 // Classifies a picture in the reader's own browser and times the network there; the same in a page and in a notebook.
-import { builds, measure, Network } from "./engine.mjs";
+import { builds, measure, Network, sharing } from "./engine.mjs";
 
-const BUILDS = { relaxed: "relaxed SIMD", simd128: "SIMD128", scalar: "no SIMD" };
+const BUILDS = { threads: "relaxed SIMD", relaxed: "relaxed SIMD", simd128: "SIMD128", scalar: "no SIMD" };
+const NUMBERS = ["", "one thread", "two threads", "three threads", "four threads"];
 const SHOWN = 5;
 
 const make = (tag, className, text = "") => {
@@ -130,24 +131,26 @@ function clock(names, again) {
     button.disabled = share < 1;
     button.textContent = share < 1 ? `Measuring … ${Math.round(100 * share)} %` : "Measure again";
   };
-  const show = (times, build) => {
+  const show = (times, build, threads) => {
     const longest = Math.max(...Object.values(times));
     for (const name of names) bars[name].show(times[name] / longest, ms(times[name]));
     verdict.textContent = times.dense ? `${(times.dense / times.sparse).toFixed(2)}× as fast as dense` : "";
-    detail.textContent = `WebAssembly, ${BUILDS[build]}, one thread; lower quartile of runs that take turns`;
+    detail.textContent = `WebAssembly, ${BUILDS[build]}, ${NUMBERS[threads]}; lower quartile of runs that take turns`;
   };
   return { box, progress, show };
 }
 
 /**
  * Fill `el`. `setup`: title, labels, mean, std, samples (addresses of pictures), facts (pairs of texts), networks
- * (the files of sparse and perhaps dense); `part(name)` gives the bytes of a file; `report` hears what was seen and measured.
+ * (the files of sparse and perhaps dense), threads (the most that are worth it, up to 4, where the page can share memory);
+ * `part(name)` gives the bytes of a file; `report` hears what was seen and measured.
  */
 export async function classifier(el, setup, part, report = () => {}, signal = undefined) {
   const message = make("p", "message");
   message.setAttribute("role", "status");
   const names = Object.keys(setup.networks);
   const networks = {};
+  const threads = sharing() ? Math.min(setup.threads, navigator.hardwareConcurrency) : 1;
   const canvas = make("canvas");
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", "the picture as the network gets it");
@@ -175,7 +178,7 @@ export async function classifier(el, setup, part, report = () => {}, signal = un
     const calls = names.map((name) => () => networks[name].run(x));
     const taken = await measure(calls, { progress: times.progress, signal });
     const quartiles = Object.fromEntries(names.map((name, i) => [name, taken[i]]));
-    times.show(quartiles, build);
+    times.show(quartiles, build, threads);
     report({ times: quartiles, build });
   });
   const classes = classBars(setup.labels);
@@ -192,9 +195,13 @@ export async function classifier(el, setup, part, report = () => {}, signal = un
   await guarded(async () => {
     message.textContent = "Loading the network …";
     if (!globalThis.WebAssembly) throw new Error("this browser has no WebAssembly: open the page in a newer one");
-    [build] = builds();
+    build = threads > 1 ? "threads" : builds()[0];
     const module = await WebAssembly.compile(await part(`${build}.wasm`));
-    for (const name of names) networks[name] = new Network(module, await part(setup.networks[name]));
+    for (const name of names) {
+      const file = await part(setup.networks[name]);
+      networks[name] = threads > 1 ? await Network.threaded(module, file, threads) : new Network(module, file);
+    }
+    signal?.addEventListener("abort", () => names.forEach((name) => networks[name].close()));
     Object.assign(canvas, { width: networks.sparse.width, height: networks.sparse.height });
     canvas.classList.toggle("coarse", canvas.width < 100);
     x = new Float32Array(networks.sparse.channels * networks.sparse.height * networks.sparse.width);

@@ -49,7 +49,7 @@ function control(spec, id, choose) {
     const i = spec.values.indexOf(value);
     input.value = i; // -1 shows an empty list
     shown.textContent = spec.texts[i];
-    input.setAttribute("aria-valuetext", spec.texts[i] ?? value);
+    if (spec.slider) input.setAttribute("aria-valuetext", spec.texts[i] ?? value); // a list says its text itself
     if (typed) typed.value = i < 0 ? value : "";
   };
   input.addEventListener(spec.slider ? "input" : "change", () => {

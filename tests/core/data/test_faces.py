@@ -43,6 +43,7 @@ def test_there_are_twelve_domains_with_faces_in_each():
         assert task.learn.images[0].shape == (3, 160, 160) and task.learn.images[0].dtype == torch.uint8
 
 
+@pytest.mark.slow
 def test_a_scene_is_the_same_each_time_and_another_with_another_seed():
     first = faces.composed.__wrapped__("small", 0)
     again, other = faces.composed.__wrapped__("small", 0), faces.composed.__wrapped__("small", 1)
@@ -77,6 +78,7 @@ def test_no_crop_is_in_both_parts_and_no_photograph_either():
     assert not set(faces._GROUNDS["learn"]) & set(faces._GROUNDS["held out"])
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_domain():
     for name in ("portraits", "crowded", "small"):
         sides = torch.cat(list(lab.tasks.faces(name).learn.boxes))

@@ -322,6 +322,7 @@ def told(path, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_nothing_is_inflated_beyond_its_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(inflating, "LEAST", 2**16)
     path = write_idx(tmp_path) / "train-images-idx3-ubyte"

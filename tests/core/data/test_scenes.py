@@ -60,6 +60,7 @@ def test_shapes_have_one_area():
     assert areas.max() / areas.min() < 1.05
 
 
+@pytest.mark.slow
 def test_the_task_and_its_network():
     task = tasks.scenes()
     assert task.measure(task.model) >= 99 and task.example.shape == (1, 3, 32, 32)
@@ -73,6 +74,7 @@ def test_the_task_and_its_network():
     assert store.artefact("scenes/resnet8.safetensors").stat().st_size < 300_000
 
 
+@pytest.mark.slow
 def test_the_concepts_are_those_of_the_held_out_pictures():
     x, masks, names = tasks.scenes_concepts()
     *_, x_test, y_test = tasks.scenes_data()
@@ -80,6 +82,7 @@ def test_the_concepts_are_those_of_the_held_out_pictures():
     assert torch.equal(masks[:, :4].flatten(2).any(2).int().argmax(1), y_test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "words"),
     [

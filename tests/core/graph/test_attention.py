@@ -113,6 +113,7 @@ def test_encoders(first, norm):
     same(layer.eval(), X)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("first", [True, False])
 @torch.no_grad()

@@ -69,6 +69,7 @@ def test_readers_behind_many_forks(join):
     assert (not_zero_after(spot) is None) == (join is not total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("join", [product, total, halves])
 def test_methods_that_place_gates_masks_and_blocks_return(join):
     network = Forks(join).eval()

@@ -158,6 +158,7 @@ def assert_exact(net, plan, x):
     assert (removed - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.sampled_from(list(BLOCKS)), min_size=1, max_size=4),

@@ -193,6 +193,7 @@ def found(names):
     return channels, groups(channels)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.sampled_from(list(BLOCKS)), min_size=1, max_size=3), st.integers(0, 2**16))
 def test_random_plans_on_random_transformers_are_exact(names, seed):
@@ -254,6 +255,7 @@ class Renormalised(Masked):
         return super().run_node(n)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.lists(st.sampled_from(list(BLOCKS)), min_size=1, max_size=2), st.integers(0, 2**16))
 def test_an_embedding_loses_width_with_all_that_reads_and_writes_it(names, seed):

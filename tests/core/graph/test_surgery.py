@@ -26,6 +26,7 @@ GOLDEN = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "depth", "blocks", "macs", "parameters"), GOLDEN, ids=[g[0] for g in GOLDEN])
 def test_published_block_sets_give_the_published_counts(name, depth, blocks, macs, parameters):
     network, side, last = (nets.resnet50(), 224, 3) if depth == 50 else (nets.resnet_cifar(depth), 32, 2)
@@ -149,6 +150,7 @@ def test_what_is_not_followed_is_frozen_with_a_reason():
     assert "sort" in channels.frozen[channels.group_of("a")]
 
 
+@pytest.mark.slow
 def test_magnitude_ranks_and_plans_are_monotone():
     network, x = own()
     scores = surgery.magnitude(network, x[:1])

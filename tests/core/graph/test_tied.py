@@ -129,7 +129,8 @@ def test_dqss_stores_a_weight_for_each_and_counts_both(tmp_path):
     outcome = recipe.run(task(), progress=False)
     weights = [p for name, p in net(Convs).named_parameters(remove_duplicate=False) if name.endswith("weight")]
     biases = [p for name, p in net(Convs).named_parameters() if name.endswith("bias")]
-    wanted = sum(p.numel() for p in weights) + 4 * sum(p.numel() for p in biases)
+    steps = sum(name.endswith("step") for name in outcome.model.state_dict())  # of weights and of what they read
+    wanted = sum(p.numel() for p in weights) + 4 * sum(p.numel() for p in biases) + 4 * steps
     assert outcome.report["bytes"].after == wanted
     outcome.save(tmp_path / "tied")
     loaded = lab.load(tmp_path / "tied", base=net(Convs))

@@ -125,6 +125,7 @@ def test_mobilenet_v1_splits_as_published():
     assert sum(m.weight.numel() for m in convs if m.groups > 1) == 44_640
 
 
+@pytest.mark.slow
 def test_googlenet_branches_split_as_published():
     _, layers = counted(NAMES.index("googlenet_cifar"))
     millions = [sum(n for name, n in layers.items() if f".branch{i}." in name) / 1e6 for i in (1, 2, 3, 4)]
@@ -179,6 +180,7 @@ def test_names_torchvision_uses():
     assert {"features.17.conv.3.running_mean", "features.18.0.weight", "classifier.1.weight"} <= set(v2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "shape"), SMALL, ids=SMALL_NAMES)
 def test_traced_network_answers_the_same_for_any_batch(config, shape):
     torch.manual_seed(0)
@@ -218,6 +220,7 @@ def test_config_is_json_and_builds_the_same_network(config, shape):
     assert not torch.equal(next(nets.build(config).parameters()), next(first.parameters()))  # another draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", range(len(TABLE)), ids=NAMES)
 def test_a_mask_can_stand_behind_every_relu(row):
     relus = [m for _, m in counted(row)[0].named_modules(remove_duplicate=False) if isinstance(m, nn.ReLU | nn.ReLU6)]

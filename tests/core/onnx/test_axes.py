@@ -53,6 +53,7 @@ def layers(draw):
         return count, KINDS[count, is_transposed](4, 6, kernel, **options)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(layers())
 def test_a_convolution_of_any_axes(drawn):
@@ -62,6 +63,7 @@ def test_a_convolution_of_any_axes(drawn):
         torch.testing.assert_close(deployed(fold_batch_norms(model, x), x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(layers(), st.booleans(), st.sampled_from([4, 8]), st.sampled_from(["uint8", "int8"]))
 def test_a_quantised_convolution_of_any_axes(drawn, per_channel, bits, activation_type):
@@ -90,6 +92,7 @@ def pools(count: int) -> dict[str, nn.Module]:
     return made | ({"uneven": adaptive["AvgPool"](3)} if count < 3 else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_pools_pads_and_norms_of_any_axes(count):
     x = picture(count)

@@ -58,6 +58,7 @@ class Fourier(torch.nn.Module):
         return torch.linalg.svdvals(x)
 
 
+@pytest.mark.slow
 def test_what_is_not_known_here_is_left_to_torch(tmp_path):
     path = export.onnx(Sorted(), tmp_path / "net.onnx", torch.zeros(1, 4))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -65,6 +66,7 @@ def test_what_is_not_known_here_is_left_to_torch(tmp_path):
     assert output.tolist() == [[0, 1, 2, 3], [0, 1, 2, 5]]
 
 
+@pytest.mark.slow
 def test_what_nobody_can_write_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"svdvals.* has no ONNX form here.*; nor can torch\.onnx\.export") as caught:
         export.onnx(Fourier(), tmp_path / "net.onnx", torch.eye(3)[None])
@@ -73,9 +75,9 @@ def test_what_nobody_can_write_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(("module", "model"), [("onnx", torch.nn.Linear(4, 2)), ("onnxscript", Sorted())])
 def test_a_missing_extra_is_one_line(module, model, monkeypatch, tmp_path):
-    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+    for name in {module, *(name for name in sys.modules if name.split(".")[0] == module)}:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"pip install 'lab\[export\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'shrinklab\[export\]'"):
         export.onnx(model, tmp_path / "net.onnx", torch.zeros(1, 4))
     assert not list(tmp_path.iterdir())
 

@@ -16,7 +16,7 @@ from tests.core.onnx.test_operators import X, net
 
 def test_without_the_extra_one_line_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ImportError, match=r"pip install 'lab\[openvino\]'") as caught:
+    with pytest.raises(ImportError, match=r"pip install 'shrinklab\[openvino\]'") as caught:
         DeployedOpenVINO(b"")
     assert "\n" not in str(caught.value)
 
@@ -31,6 +31,7 @@ BITS = 8 if HAS_VNNI else 7
 PARTS = ["gelu", "channels last", "pool to 1", *(["attention by function"] if HAS_VNNI else [])]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(
     st.lists(st.sampled_from(PARTS), min_size=1, max_size=2),

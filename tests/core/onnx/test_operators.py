@@ -203,6 +203,7 @@ def test_a_step_alone(name, opset):
             torch.testing.assert_close(run(x), model(x), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=3), st.sampled_from(KINDS))
 @example(["attention", "pool by sizes"], "uint8")  # a window as large as a size, which is no tensor

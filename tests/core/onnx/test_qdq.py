@@ -136,6 +136,7 @@ def _answers(graph, x, names):
     return [outputs[name] for name in names]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(st.lists(st.sampled_from(sorted(STEPS)), max_size=2))
 def test_integers_are_within_a_step_of_torch(names):

@@ -43,6 +43,7 @@ def heads(shared=1, mask="", scale=None):
     return Heads(shared, mask, scale).eval()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12)
 @given(
     st.sampled_from([1, 2, 4]),

@@ -185,6 +185,7 @@ def test_a_table_with_other_columns(tmp_path):
         lab.tables.nasbench201(tmp_path / "no.csv")
 
 
+@pytest.mark.slow
 @needs_nasbench201
 def test_nasbench201_is_what_was_published():
     optima = {}

@@ -1,11 +1,13 @@
 """Draws hang on what a thing is, not on where it stands."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.core.spaces.draws import draw, mixed
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=3), unique=True, max_size=8), st.integers(0, 9), st.randoms())
 def test_the_same_things_come_alike_however_they_stood(things, seed, random):
     moved = random.sample(things, len(things))

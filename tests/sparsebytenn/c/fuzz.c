@@ -1,6 +1,8 @@
 /* fuzz model.sbnn [seed] [rounds]: damaged copies of a packed network, each with its size and checksum put right, so
    that the checks behind them are reached. A copy is refused, or it runs. File, arena, image and output are cut to
-   size: an address sanitizer sees whatever reaches outside of them. Prints how many were refused for which reason. */
+   size: an address sanitizer sees whatever reaches outside of them. Prints how many were refused for which reason.
+   With LIBFUZZER the same damage and the same run, on what libFuzzer chooses: python -m tests.sparsebytenn.fuzzing. */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -84,8 +86,13 @@ static void swap_records(uint8_t *file, uint32_t at, uint32_t bytes, uint32_t n)
     memcpy(kept, a, bytes), memmove(a, b, bytes), memcpy(b, kept, bytes);
 }
 
+static int holds_tables(const uint8_t *file, uint32_t size) {
+    const uint64_t maps = get(file + MAPS), ops = get(file + OPS);
+    return maps && ops && get(file + MAPS_AT) + MAP * maps <= size && get(file + OPS_AT) + OP * ops <= size;
+}
+
 /* A map, grown or not, moved to where the arena ends, and the arena to where it ends; or a workspace moved there. */
-static void push(uint8_t *file) {
+static void push(uint8_t *file, uint32_t size) {
     uint8_t *map = file + get(file + MAPS_AT) + MAP * below(get(file + MAPS));
     if (below(2)) set(map + 4 * below(3), 1 + below(40));
     const uint32_t pixels = get(map + H) * get(map + W), least = (pixels + 15) / 16 * 16 + 16 * below(4);
@@ -95,15 +102,10 @@ static void push(uint8_t *file) {
     if (below(4)) {
         set(map + AT, get(file + ARENA));
         set(file + ARENA, get(file + ARENA) + floats - !below(4));
-    } else {
+    } else if (holds_tables(file, size)) { /* still: a map's record may lie over the header */
         set(file + get(file + OPS_AT) + OP * below(get(file + OPS)) + WORK, get(file + ARENA));
         set(file + ARENA, get(file + ARENA) + 16 * below(1 + below(1000)));
     }
-}
-
-static int holds_tables(const uint8_t *file, uint32_t size) {
-    const uint64_t maps = get(file + MAPS), ops = get(file + OPS);
-    return maps && ops && get(file + MAPS_AT) + MAP * maps <= size && get(file + OPS_AT) + OP * ops <= size;
 }
 
 static void scramble(uint8_t *file, uint32_t size, uint32_t kind) {
@@ -116,7 +118,7 @@ static void scramble(uint8_t *file, uint32_t size, uint32_t kind) {
         const uint32_t at = field(file);
         set(file + at, nasty(get(file + at), size));
     }
-    for (uint32_t n = kind > 5 && kind < 12 ? below(4) : 0; n && holds_tables(file, size); n--) push(file);
+    for (uint32_t n = kind > 5 && kind < 12 ? below(4) : 0; n && holds_tables(file, size); n--) push(file, size);
 }
 
 /* Damages a copy that has `size` bytes; returns how many of them are left. */
@@ -132,20 +134,91 @@ static uint32_t damage(uint8_t *file, uint32_t size) {
     return size;
 }
 
-static void run(const uint8_t *file, const isa *kernels) {
-    void *arena;
-    const uint64_t in = engine_in(file), out = engine_out(file);
-    if (posix_memalign(&arena, 64, engine_arena(file) * sizeof(float))) exit(2);
-    float *x = malloc(in * sizeof(float)), *y = malloc(out * sizeof(float));
-    if (!x || !y) exit(2);
-    memset(arena, 0x3c, engine_arena(file) * sizeof(float)); /* small numbers */
-    for (uint64_t i = 0; i < in; i++) x[i] = (float)(i % 7) - 3;
-    engine_run(file, arena, kernels, x, y);
-    free(arena), free(x), free(y);
+enum { TEAM = 2 };
+typedef struct {
+    const uint8_t *file;
+    const isa *kernels;
+    float *arena, *locals[TEAM], *x, *y;
+    meeting meeting;
+} job;
+typedef struct {
+    job *job;
+    uint32_t rank;
+} hand;
+
+static void *part(void *of) {
+    const hand *h = of;
+    job *j = h->job;
+    const team t = {&j->meeting, h->rank, TEAM};
+    engine_run_part(j->file, j->arena, j->locals[h->rank], j->kernels, &t, j->x, j->y);
+    return NULL;
 }
 
+static float *arena_for(const uint8_t *file) {
+    void *arena;
+    if (posix_memalign(&arena, 64, engine_arena(file) * sizeof(float))) exit(2);
+    memset(arena, 0x3c, engine_arena(file) * sizeof(float)); /* small numbers */
+    return arena;
+}
+
+/* One image, by one thread or by two together. */
+static void run(const uint8_t *file, const isa *kernels, int together) {
+    const uint64_t in = engine_in(file), out = engine_out(file);
+    job j = {.file = file, .kernels = kernels, .arena = arena_for(file)};
+    j.x = malloc(in * sizeof(float)), j.y = malloc(out * sizeof(float));
+    if (!j.x || !j.y) exit(2);
+    for (uint64_t i = 0; i < in; i++) j.x[i] = (float)(i % 7) - 3;
+    if (together) {
+        hand hands[TEAM] = {{&j, 0}, {&j, 1}};
+        pthread_t other;
+        j.locals[0] = j.arena, j.locals[1] = arena_for(file);
+        if (pthread_create(&other, NULL, part, &hands[1])) exit(2);
+        part(&hands[0]), pthread_join(other, NULL);
+        free(j.locals[1]);
+    } else engine_run(file, j.arena, kernels, j.x, j.y);
+    free(j.arena), free(j.x), free(j.y);
+}
+
+static const char *const names[] = {"ref", "avx2", "avx512", "neon", "avx2vnni", "avx512vnni", "neondot"};
+enum { NAMES = sizeof names / sizeof *names };
+
+/* Whether the file passed, and whether it ran too: refused, or run with one instruction set or another. */
+static int tried(const uint8_t *file, uint32_t size, uint32_t choice, int *ran) {
+    const int wrong = engine_check(file, size);
+    const isa *kernels = isa_named(names[choice % NAMES]);
+    *ran = !wrong && engine_arena(file) <= LARGEST_ARENA && kernels;
+    if (*ran) run(file, kernels, choice / NAMES % 8 == 0);
+    return wrong;
+}
+
+#ifdef LIBFUZZER
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    (void)argc, (void)argv;
+    make_table();
+    return 0;
+}
+
+/* Bytes as libFuzzer would change them, or numbers and tables as they hurt; sealed again either way. */
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed) {
+    state = seed;
+    if (size < HEADER || !below(3)) size = LLVMFuzzerMutate(data, size, max_size);
+    if (size < HEADER) return size;
+    return damage(data, (uint32_t)size);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    int ran;
+    uint8_t *file = malloc(size + !size); /* cut to size, and on a border */
+    if (!file) return 0;
+    memcpy(file, data, size);
+    tried(file, (uint32_t)size, size < HEADER ? 0 : get(file + CRC) >> 8, &ran);
+    free(file);
+    return 0;
+}
+#else
 int main(int argc, char **argv) {
-    static const char *const names[] = {"ref", "avx2", "avx512", "neon", "avx2vnni", "avx512vnni", "neondot"};
     long reasons[REASONS] = {0}, ran = 0, large = 0;
     FILE *f = argc > 1 ? fopen(argv[1], "rb") : NULL;
     if (!f || fseek(f, 0, SEEK_END)) return puts("no file"), 2;
@@ -165,11 +238,11 @@ int main(int argc, char **argv) {
         uint8_t *file = malloc(left + !left); /* cut to size */
         if (!file) return 2;
         memcpy(file, copy, left);
-        const int wrong = engine_check(file, left);
-        const isa *kernels = isa_named(names[i % (long)(sizeof names / sizeof *names)]);
+        int has_run;
+        const int wrong = tried(file, left, (uint32_t)i, &has_run);
         reasons[wrong & (REASONS - 1)]++;
-        if (!wrong && engine_arena(file) > LARGEST_ARENA) large++;
-        else if (!wrong && kernels) run(file, kernels), ran++;
+        ran += has_run;
+        large += !wrong && engine_arena(file) > LARGEST_ARENA;
         free(file);
     }
     printf("damaged %ld passed %ld ran %ld large %ld refused", rounds, reasons[0], ran, large);
@@ -178,3 +251,4 @@ int main(int argc, char **argv) {
     free(whole), free(copy);
     return 0;
 }
+#endif
