@@ -13,7 +13,7 @@ from ..core.graph import surgery
 from ..core.graph.channels import Channels
 from ..core.graph.groups import KINDS, Group, groups
 from ..core.graph.tracing import trace
-from ..core.task import Task
+from ..core.task import Task, checked_task
 from . import svg
 from .explorer import Control, Explorer, Frame
 
@@ -122,6 +122,7 @@ def pruning_rate(
     are measured at a few rates, without fine-tuning, and marked as estimates in between; the button prunes for real at
     the present rate, measures, and leaves the smaller network in `explorer.model`.
     """
+    checked_task(task)
     rates = tuple(sorted({*rates, *measured}))
     by_rate = curve(task, outcome, rates=rates, measured=measured, progress=progress)
     unit = f"{task.metric} ({task.unit})"

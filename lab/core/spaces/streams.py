@@ -181,6 +181,8 @@ def graph_networks(count: int = 300) -> Stream:
 
     What a data set is known by before anything is trained: the log of parameters and latency of each network on it.
     """
+    if not isinstance(count, int) or count < 2:
+        raise ValueError(f"graphs: count={count!r}: give an integer number of networks, 2 or more")
     records = {name: tables.graph_records(name) for name in tables.NASBENCHGRAPH}
     common = sorted(set.intersection(*map(set, records.values())))
     order = torch.randperm(len(common), generator=torch.Generator().manual_seed(0))[:count].tolist()

@@ -334,6 +334,8 @@ def _perf(record: Mapping[str, Any]) -> dict[str, float]:
 
 def graph_network(key: int) -> tuple[Graph, tuple[str, ...]]:
     """A network of the benchmark by its key, five decimal digits: how its layers are linked, and what the four are."""
+    if not isinstance(key, int) or not 0 <= key < 10_000 * len(_LINKS):
+        raise ValueError(f"key={key!r}: NAS-Bench-Graph has integers of five digits, 0 to {10_000 * len(_LINKS) - 1}")
     first, *rest = map(int, f"{key:05d}")
     operators, link = tuple(_LAYERS[digit] for digit in rest), _LINKS[first]
     edges = [(int(source), node + 1) for node, source in enumerate(link)]
