@@ -26,6 +26,7 @@ class Bad(NamedTuple):
 
 
 X = torch.zeros(2, 1, 8, 8)
+PAIR = (X, torch.tensor([0, 1]))
 
 
 def net() -> nn.Module:
@@ -36,7 +37,7 @@ def net() -> nn.Module:
 
 
 def task(**changes: Any) -> Task:
-    batches = [(X, torch.tensor([0, 1]))]
+    batches = [PAIR]
     return Task(**{"model": net(), "batches": batches, "score": lambda model: 50.0, **changes})
 
 
@@ -175,7 +176,7 @@ ROWS = [
     Bad("engine", lambda f: lab.engine(net()), ("Sequential",)),
     Bad("finetune", lambda f: lab.finetune(task(), net(), steps=-1, lr=0.1, progress=False), ("steps",)),
     Bad("finetune", lambda f: lab.finetune(task(), net(), steps=1, lr=-0.1, progress=False), ("lr",)),
-    Bad("finetune", lambda f: lab.finetune(task(), net(), steps=1, lr=0.1, checkpoint="", progress=False), ("checkpoint",)),
+    Bad("finetune", lambda f: lab.finetune(task(), net(), steps=1, lr=0.1, checkpoint=""), ("checkpoint",)),
     Bad("finetune", lambda f: lab.finetune(net(), net(), steps=1, lr=0.1, progress=False), ("Task",)),
     Bad("load", lambda f: lab.load(f), ("outcome.json",)),
     Bad("load", lambda f: lab.load(f / "none"), ("outcome.json",)),
@@ -234,7 +235,7 @@ ROWS = [
     Bad("lens.segmentation", lambda f: lab.lens.segmentation({}, X, X), ("models",)),
     Bad("lens.selectivity", lambda f: lab.lens.selectivity(net(), "9", [X], progress=False), ("9",)),
     Bad("lens.strongest", lambda f: lab.lens.strongest(net(), "0", [], progress=False), ("batches",)),
-    Bad("lens.switched_off", lambda f: lab.lens.switched_off(net(), "9", [(X, torch.tensor([0, 1]))], progress=False), ("9",)),
+    Bad("lens.switched_off", lambda f: lab.lens.switched_off(net(), "9", [PAIR], progress=False), ("9",)),
     Bad("lens.unit_concepts", lambda f: lab.lens.unit_concepts(net(), "0", [], ["a"], progress=False), ("batches",)),
     Bad("lens.weights", lambda f: lab.lens.weights(net(), "9"), ("9",)),
     Bad("lens.with_fresh_weights", lambda f: lab.lens.with_fresh_weights("net"), ("str",)),
@@ -255,12 +256,26 @@ ROWS = [
 
 # A function of the lens that is given no network says so.
 OF_A_MODEL = {
-    "activations": (X,), "atlas": (X,), "attend": (X,), "attention": (X,), "attribution": (X, 0), "compare_maps": (net(), X),
-    "concept_sets": ("0", [(X, X)], ["a"]), "cross_attention": (lambda model: model(X),), "dissect": ("0", [(X, X)], ["a"]),
-    "explain": (X, 0), "filters": ("0", [X]), "receptive_fields": ("0", X), "rollout": (X,), "selectivity": ("0", [X]),
-    "strongest": ("0", [X]), "switched_off": ("0", [(X, torch.tensor([0, 1]))]), "unit_concepts": ("0", [(X, X)], ["a"]),
-    "weights": (), "with_fresh_weights": (),
-}  # fmt: skip
+    "activations": (X,),
+    "atlas": (X,),
+    "attend": (X,),
+    "attention": (X,),
+    "attribution": (X, 0),
+    "compare_maps": (net(), X),
+    "concept_sets": ("0", [(X, X)], ["a"]),
+    "cross_attention": (lambda model: model(X),),
+    "dissect": ("0", [(X, X)], ["a"]),
+    "explain": (X, 0),
+    "filters": ("0", [X]),
+    "receptive_fields": ("0", X),
+    "rollout": (X,),
+    "selectivity": ("0", [X]),
+    "strongest": ("0", [X]),
+    "switched_off": ("0", [PAIR]),
+    "unit_concepts": ("0", [(X, X)], ["a"]),
+    "weights": (),
+    "with_fresh_weights": (),
+}
 ROWS += [
     Bad(f"lens.{name}", lambda f, name=name, rest=rest: getattr(lab.lens, name)("net", *rest), ("str",))
     for name, rest in OF_A_MODEL.items()
@@ -277,7 +292,6 @@ WITHOUT = {
     **dict.fromkeys(("chain.ChainError", "chain.Function", "cost.Latency", "sparsebytenn.Swap"), MADE),
     **dict.fromkeys(("ui.Classifier", "ui.Comparison", "ui.Contest", "ui.Frame", "hybridsd.Samples"), MADE),
     "hybridsd.HybridSampler": "HybridPipeline makes it",
-    "hybridsd.Split": "HybridPipeline's older name",
     "hybridsd.PromptTask": "test_recipe.py of its room",
     "hybridsd.embedded": "its solver is HybridSD's field: test_contract.py",
     **dict.fromkeys(("surgery.anchor", "surgery.is_add", "surgery.residual_branch"), "nodes of a traced network"),

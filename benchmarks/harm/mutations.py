@@ -42,7 +42,7 @@ def longer(draw: Random, content: bytes) -> bytes:
 
 def spliced(draw: Random, content: bytes) -> bytes:
     """A part of it lies over another, or between two others."""
-    a, b, to = sorted(draw.randrange(len(content) + 1) for _ in range(2)) + [draw.randrange(len(content) + 1)]
+    (a, b), to = sorted(draw.randrange(len(content) + 1) for _ in range(2)), draw.randrange(len(content) + 1)
     return content[:to] + content[a:b] + content[to + draw.choice([0, b - a]) :]
 
 
