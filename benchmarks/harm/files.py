@@ -293,7 +293,7 @@ def state(folder: Path) -> list:
 
 def outcome(folder: Path) -> list:
     made = lab.load(folder)
-    return [made.report.to_frame().to_json() if hasattr(made.report, "to_frame") else repr(made.report)]
+    return [repr(made.report), weights(made.model) if hasattr(made, "model") else {}]
 
 
 READERS = {
@@ -318,7 +318,7 @@ READERS = {
     "CSV of detectors": Reader(detectors, lambda f: [streams.detectors.__wrapped__(only(f)).scores]),
     "text": Reader(paragraphs, lambda f: text.text_file(only(f))),
     "tokeniser": Reader(words, tokens),
-    "ONNX": Reader(onnx, lambda f: weights(reading.module(only(f)))),
+    "ONNX": Reader(onnx, lambda f: weights(reading.module(only(f), torch.zeros(1, 1, 6, 6)))),
     "packed network": Reader(sbnn, through_engine, is_sealed=True),
     "PAMS packed": Reader(pams, lambda f: weights(lab.pams.unpack(only(f))), is_sealed=True),
     "upload": Reader(upload, partial(message, "Upload"), is_sealed=True),

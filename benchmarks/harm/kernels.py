@@ -21,7 +21,7 @@ from lab.sparsebytenn import compiler, packed
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from tests.sparsebytenn.native import HERE, KERNELS, arm, every_kind, rolled, small_networks
+from tests.sparsebytenn.native import HERE, KERNELS, arm, every_kind, rolled, small_networks  # noqa: E402
 
 SOURCES = [ROOT / "ckernels" / f"{name}.c" for name in (
     "ref", "avx2", "avx512", "neon", "check", "check_tables", "text", "engine", "operators", "dispatch",

@@ -25,6 +25,8 @@ from random import Random
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import lab
 from lab.core import running, training
@@ -36,27 +38,57 @@ BLOCKS = lab.SparseByteNN(steps=30)
 INT8 = lab.DQSS(steps=20, calibration=8, mode="aware", candidates=("dorefa", "lsq"))
 
 
-@cache
-def runs() -> dict[str, tuple[Any, Callable[[], Any]]]:
-    """By name a recipe and its task, all of a second or a few."""
+def begin(name: str) -> tuple[Any, Callable[[], Any]]:
+    """A recipe and its task, of a second or a few; only what it needs is imported."""
     sys.path.insert(0, str(ROOT))
-    from tests.acenas import spaces
-    from tests.hybridsd import test_recipe as diffusion
-    from tests.hyperfd import small as clouds
-    from tests.test_contract import large_pictures, pictures, text
+    if name == "AceNAS":
+        from tests.acenas import spaces
 
-    return {
-        "GAL": (GAL, pictures),
-        "Decoupling": (lab.Decoupling(steps=30), pictures),
-        "SparseByteNN": (BLOCKS, pictures),
-        "DQSS": (INT8, pictures),
-        "PAMS": (lab.PAMS(steps=20, calibration=3), large_pictures),
-        "FoldGPT": (lab.FoldGPT(removal=1 / 6, sharing=1 / 6, rank=2, gate_steps=12, cure_steps=12), text),
-        "AceNAS": (lab.AceNAS(budget=12, rounds=3, top=3, epochs=10, pretrain_epochs=2), spaces.chains),
-        "HybridSD": (lab.HybridSD(**diffusion.QUICK), diffusion.own_task),
-        "HyperFD": (lab.HyperFD(K=2, trials=4, R=2, m=16, steps=6), clouds.stream),
-        "Chain": (lab.Chain(GAL, BLOCKS, INT8), pictures),
+        return lab.AceNAS(budget=12, rounds=3, top=3, epochs=10, pretrain_epochs=2), spaces.chains
+    if name == "HybridSD":
+        from tests.hybridsd import test_recipe as diffusion
+
+        return lab.HybridSD(**diffusion.QUICK), diffusion.own_task
+    if name == "HyperFD":
+        from tests.hyperfd import small as clouds
+
+        return lab.HyperFD(K=2, trials=4, R=2, m=16, steps=6), clouds.stream
+    if name == "FoldGPT":
+        from tests.chain.small import text
+
+        return lab.FoldGPT(removal=1 / 6, sharing=1 / 6, rank=2, gate_steps=12, cure_steps=12), text
+    if name == "PAMS":
+        return lab.PAMS(steps=20, calibration=3), large_pictures
+    gates = lab.Decoupling(steps=30)
+    made = {
+        "GAL": GAL,
+        "Decoupling": gates,
+        "SparseByteNN": BLOCKS,
+        "DQSS": INT8,
+        "Chain": lab.Chain(GAL, BLOCKS, INT8),
     }
+    return made[name], pictures
+
+
+def pictures() -> lab.Task:
+    """Pictures (1, 8, 8) of three classes, in a new order each pass, and a small network."""
+    with training.seeded(0):
+        net = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+            nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+        ).eval()  # fmt: skip
+        y = torch.arange(24) % 3
+        x = torch.randn(24, 1, 8, 8) + y[:, None, None, None]
+    batches = DataLoader(TensorDataset(x, y), 8, shuffle=True)
+    return lab.Task(model=net, batches=batches, score=lab.tasks.accuracy([(x, y)]), name="small pictures")
+
+
+def large_pictures() -> lab.Task:
+    """Small and large pictures, and a network of super-resolution."""
+    with training.seeded(0):
+        net = lab.nets.edsr(blocks=1, width=4)
+        pairs = [(torch.rand(2, 3, 12, 12), torch.rand(2, 3, 24, 24)) for _ in range(4)]
+    return lab.Task(model=net, batches=pairs, score=lab.tasks.psnr(pairs), metric="psnr", unit="dB", name="pairs")
 
 
 NAMES = ("GAL", "Decoupling", "SparseByteNN", "DQSS", "PAMS", "FoldGPT", "AceNAS", "HybridSD", "HyperFD", "Chain")
@@ -70,7 +102,7 @@ def cells(quick: bool) -> list[tuple[str, str, int]]:
 
 def ended(name: str, checkpoint: Path) -> dict[str, str]:
     """What the run ends with; it goes on from what is there."""
-    recipe, task = runs()[name]
+    recipe, task = begin(name)
     return ending(recipe.run(task(), progress=False, checkpoint=checkpoint))
 
 
@@ -166,7 +198,7 @@ def killed(name: str, number: int, place: Path, moment: float) -> list[str]:
 
 
 def interrupted(name: str, number: int, place: Path, moment: float) -> list[str]:
-    recipe, task = runs()[name]
+    recipe, task = begin(name)
 
     def action() -> Any:
         given = task()

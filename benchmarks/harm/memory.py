@@ -38,7 +38,7 @@ def work_of(name: str) -> Callable[[], object]:
     """One step of this work."""
     kind, _, which = name.partition(" ")
     if kind == "recipe":
-        recipe, task = kills.runs()[which]
+        recipe, task = kills.begin(which)
         return lambda: recipe.run(task(), progress=False)
     if kind == "reader":
         folder, reader = Path(tempfile.mkdtemp()), files.READERS[which]
@@ -54,7 +54,7 @@ def slider() -> Callable[[], object]:
     """One position after another of the pruning-rate slider."""
     from lab.ui import pruning_rate
 
-    explorer = pruning_rate(kills.runs()["GAL"][1](), progress=False)
+    explorer = pruning_rate(kills.begin("GAL")[1](), progress=False)
     rates = explorer.controls["rate"].values
     step = iter(range(10**9))
 
