@@ -59,14 +59,8 @@ def begin(name: str) -> tuple[Any, Callable[[], Any]]:
         return lab.FoldGPT(removal=1 / 6, sharing=1 / 6, rank=2, gate_steps=12, cure_steps=12), text
     if name == "PAMS":
         return lab.PAMS(steps=20, calibration=3), large_pictures
-    gates = lab.Decoupling(steps=30)
-    made = {
-        "GAL": GAL,
-        "Decoupling": gates,
-        "SparseByteNN": BLOCKS,
-        "DQSS": INT8,
-        "Chain": lab.Chain(GAL, BLOCKS, INT8),
-    }
+    gates, chain = lab.Decoupling(steps=30), lab.Chain(GAL, BLOCKS, INT8)
+    made = {"GAL": GAL, "Decoupling": gates, "SparseByteNN": BLOCKS, "DQSS": INT8, "Chain": chain}
     return made[name], pictures
 
 
