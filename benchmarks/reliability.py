@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         rows = done(name, options)
         part = import_module(f"harm.{name}")
         seconds = round(sum(row.pop("seconds") for row in rows.values()))
-        shown[name] = {**part.figures(rows), "cells": len(rows), "seconds": seconds}
+        made = part.figures(rows)
+        count = sum(made["faults"].values()) if isinstance(made["faults"], dict) else len(made["faults"])
+        shown[name] = {**made, "fault_count": count, "cells": len(rows), "seconds": seconds}
         print(json.dumps({name: shown[name]}, indent=1), flush=True)
     if options.json:
         kept = json.loads(options.json.read_text()) if options.json.exists() else {}

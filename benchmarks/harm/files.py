@@ -456,7 +456,7 @@ def figures(rows: dict[tuple[str, int], dict[str, Any]]) -> dict[str, Any]:
             "most_memory_mb": max(row["memory_mb"] for row in mine),
         }
     kinds = Counter(_kind(fault["what"]) for row in rows.values() for fault in row["faults"])
-    return {"inputs": sum(row["inputs"] for row in by.values()), "faults": dict(kinds), "readers": by}
+    return {"inputs": sum(row["inputs"] for row in by.values()), "faults": dict(kinds), "count": len(by), "readers": by}
 
 
 def _kind(what: str) -> str:

@@ -268,4 +268,9 @@ def figures(rows: dict[tuple[str, str, int], dict[str, Any]]) -> dict[str, Any]:
     """How many of each kind ended as the unbroken run."""
     count, same = Counter(key[1] for key in rows), Counter(key[1] for key, row in rows.items() if row["same"])
     faults = [f"{name} {kind} {k}: {line}" for (name, kind, k), row in rows.items() for line in row["faults"]]
-    return {"runs": len(rows), "kinds": {kind: [same[kind], count[kind]] for kind in count}, "faults": faults}
+    return {
+        "runs": len(rows),
+        "same": sum(same.values()),
+        "kinds": {kind: [same[kind], count[kind]] for kind in count},
+        "faults": faults,
+    }
