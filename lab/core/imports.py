@@ -25,7 +25,7 @@ def complete() -> None:
 
 @contextmanager
 def _postponed() -> Iterator[None]:
-    """A block that Ctrl-C ends behind its last line; in a thread other than the first, which it never meets, a block."""
+    """A block that Ctrl-C ends behind its last line; other threads than the first it never meets."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
