@@ -54,7 +54,7 @@ def test_what_is_kept_is_of_these_settings(name):
 def test_a_kept_cell_starts_again_from_the_same_network(name, tmp_path, monkeypatch):
     """Without its training it has lost nothing, and its accuracy is the one that the kept drop is counted from."""
     monkeypatch.setattr(benchmark, "trained", lambda *_: None)
-    rival, near = CELLS[name]
+    rival, _ = CELLS[name]
     kept, again = twice(KEPT[name], benchmark.CONTESTS[name](False, "cpu"), rival, 0.6, tmp_path)
     assert again["accuracy drop"] == 0
     assert again["accuracy"] == pytest.approx(kept["accuracy"] + kept["accuracy drop"], abs=0.1)
