@@ -13,10 +13,9 @@ from .svg import PALETTE
 def interval_curves(
     results: Any, by: str, x: str, measure: str, label: str, title: str = "", least: float = -math.inf
 ) -> go.Figure:
-    """A measure against x, one line a group with its 95 % band over seeds.
+    """A measure against x, one line a group with its 95 % band over seeds, which does not reach below `least`.
 
-    `results` is a DataFrame with the columns by (the groups), x, seed and the measure; `label` names the axis of x, and no band
-    reaches below `least`.
+    `results` is a DataFrame with the columns by (the groups), x, seed and the measure; `label` names the axis of x.
     ValueError names the first column that is missing.
     """
     missing = {by, x, "seed", measure} - set(results.columns)

@@ -27,6 +27,7 @@ plotly.io.templates["lab"] = go.layout.Template(
         "yaxis": _axis(),
         "margin": {"l": 60, "r": 40, "t": 40, "b": 50},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "title": {"side": "top", "font": {"size": 14}}},
+        "shapedefaults": {"line": {"color": _INK}},
         "modebar": {"orientation": "v", "bgcolor": "rgba(0,0,0,0)", "color": _INK, "remove": _TOOLS},
     }
 )
