@@ -104,8 +104,8 @@ def _errors(trace: Any, name: str) -> list[tuple[float, float]]:
 def _colour(trace: Any, k: int) -> str:
     """The style and class of a trace's colour: its own, or the palette's by its place."""
     colours = [trace.marker.color, *([trace.line.color, trace.fillcolor] if trace.type == "scatter" else [])]
-    own = next((colour for colour in colours if isinstance(colour, str)), None)
-    return f'style="--c:{own}" class="' if own else f'class="c{k % 6} '
+    colour = next((c for c in colours if isinstance(c, str)), None)
+    return f'style="--c:{colour}" class="' if colour else f'class="c{k % 6} '
 
 
 def _legend(traces: Sequence[Any], top: float) -> tuple[list[str], float]:
@@ -150,13 +150,13 @@ def _marks(trace: Any, at: Callable[[Any, Any], tuple[float, float]], k: int) ->
     for name in ("x", "y"):
         for a, b, (below, above) in zip(trace.x, trace.y, _errors(trace, name), strict=False):
             ends = [at(a - below, b), at(a + above, b)] if name == "x" else [at(a, b - below), at(a, b + above)]
-            line = "M" + "L".join(f"{one:.1f} {other:.1f}" for one, other in ends)
+            line = "M" + "L".join(f"{a1:.1f} {b1:.1f}" for a1, b1 in ends)
             yield f'<path {_colour(trace, k)}lab-line" d="{line}"/>'
 
 
-def _bars(trace: Any, place: tuple[int, int], at: Callable, k: int) -> Iterator[str]:
+def _bars(trace: Any, slot: tuple[int, int], at: Callable, k: int) -> Iterator[str]:
     """The bars of a trace, which is one (its number, how many) beside each other in a category."""
-    (number, count), flat = place, trace.orientation == "h"
+    (number, count), flat = slot, trace.orientation == "h"
     step = abs(_pitch(trace, at, flat)) * _THICK / count
     start = (number - count / 2) * step
     for category, value in zip(*((trace.y, trace.x) if flat else (trace.x, trace.y)), strict=True):
@@ -178,10 +178,10 @@ def _pitch(trace: Any, at: Callable, flat: bool) -> float:
 def _shapes(shapes: Sequence[Any], x: _Axis, y: _Axis, box: tuple[float, float, float, float]) -> Iterator[str]:
     """The marks that `add_vline` and `add_hline` leave."""
     left, top, right, bottom = box
-    for place in _straight(shapes, "x"):
-        yield f'<path class="lab-now" d="M{left + x.share(place) * (right - left):.1f} {top:.1f}V{bottom:.1f}"/>'
-    for place in _straight(shapes, "y"):
-        yield f'<path class="lab-now" d="M{left:.1f} {bottom - y.share(place) * (bottom - top):.1f}H{right:.1f}"/>'
+    for value in _straight(shapes, "x"):
+        yield f'<path class="lab-now" d="M{left + x.share(value) * (right - left):.1f} {top:.1f}V{bottom:.1f}"/>'
+    for value in _straight(shapes, "y"):
+        yield f'<path class="lab-now" d="M{left:.1f} {bottom - y.share(value) * (bottom - top):.1f}H{right:.1f}"/>'
 
 
 def _straight(shapes: Sequence[Any], name: str) -> list[Any]:

@@ -54,7 +54,7 @@ class _Figure(go.Figure):
 
 def figure(*traces: Any, x: str = "", y: str = "", title: str = "") -> go.Figure:
     """A plain plotly figure of these traces in the lab's look, as wide as its page; `x`, `y` name axes and units."""
-    drawn = _Figure(list(traces), layout={"template": "lab", "height": 380, "xaxis_title": x, "yaxis_title": y})
-    if len(drawn.data) > 1 and any(trace.name and trace.showlegend is not False for trace in drawn.data):
-        return drawn.update_layout(legend_title_text=title)  # above the legend, however many lines that takes
-    return drawn.update_layout(title={"text": title, "y": 0.98, "yanchor": "top"}) if title else drawn
+    made = _Figure(list(traces), layout={"template": "lab", "height": 380, "xaxis_title": x, "yaxis_title": y})
+    if len(made.data) > 1 and any(trace.name and trace.showlegend is not False for trace in made.data):
+        return made.update_layout(legend_title_text=title)  # above the legend, however many lines that takes
+    return made.update_layout(title={"text": title, "y": 0.98, "yanchor": "top"}) if title else made
