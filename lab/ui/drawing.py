@@ -42,8 +42,8 @@ class _Axis:
         if self.names:
             yield from ((self.share(name), name) for name in self.names)
         elif self.is_log:
-            whole = range(math.ceil(self.low), math.floor(self.high) + 1)
-            yield from ((self.share(10.0**k), svg.short(10.0**k)) for k in whole)
+            powers = range(math.ceil(self.low), math.floor(self.high) + 1)
+            yield from ((self.share(10.0**k), svg.short(10.0**k)) for k in powers)
         else:
             yield from ((self.share(tick), svg.short(tick)) for tick in svg.ticks(self.low, self.high))
 
