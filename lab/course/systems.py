@@ -4,8 +4,8 @@ from .exercise import Exercise
 
 FOLDGPT = (
     Exercise(
-        question="LLaMA-2-7B has 6,738,415,616 parameters, 202,383,360 of them in each block, 8,192 of which are norms. "
-        "Four blocks are removed and four pairs share. How many parameters are left?",
+        question="LLaMA-2-7B has 6,738,415,616 parameters, 202,383,360 of them in each block, of which 8,192 are "
+        "norms. Four blocks are removed and four pairs share. How many parameters are left?",
         correct=6_738_415_616 - 4 * 202_383_360 - 4 * (202_383_360 - 8_192),
         slips={
             6_738_415_616 - 8 * 202_383_360: "each block of a pair keeps norms of its own",

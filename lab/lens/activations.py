@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..core.errors import first_line
+from ..core.progress import tqdm
 from ..core.task import evaluating
 from .tokens import Axes, tracked
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
+from ..core.progress import tqdm
 from ..core.training import seeded
 from .activations import as_images, labelled, named, reading
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..core import cost
 from ..core.graph import surgery
 from ..core.graph.channels import Channels
 from ..core.graph.groups import KINDS, Group, groups
 from ..core.graph.tracing import trace
+from ..core.progress import tqdm
 from ..core.task import Task
 from . import svg
 from .explorer import Control, Explorer, Frame
