@@ -27,8 +27,8 @@ def grade(path: str | Path, *, run: bool = False) -> list[Verdict]:
     asked = {(name, number) for name, number in asked if number <= len(EXERCISES.get(name, ()))}
     if not asked:
         raise ValueError(f"{path}: no cell calls lab.course.check: give a notebook of the course")
-    answers = {(name, int(number)): text for name, number, text in _lines(cells)}
-    return [check(name, number, answers.get((name, number))) for name, number in sorted(asked)]
+    given = {(name, int(number)): text for name, number, text in _lines(cells)}
+    return [check(name, number, given.get((name, number))) for name, number in sorted(asked)]
 
 
 def graded(paths: list[Path], *, run: bool = False) -> Iterator[str]:
