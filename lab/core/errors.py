@@ -1,14 +1,22 @@
 """What an error says, in one line, and what libraries say besides, not at all."""
 
+import difflib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's own words, the name of its kind where it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def meant(name: str, names: Iterable[str]) -> str:
+    """ " (did you mean ...?)" with the one of `names` that is nearest to a name that is none; "" where none is near."""
+    known = {n.lower(): n for n in names}
+    near = difflib.get_close_matches(name.lower(), known, 1)
+    return f" (did you mean {known[near[0]]!r}?)" if near else ""
 
 
 @contextmanager
