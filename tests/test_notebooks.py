@@ -88,7 +88,7 @@ def test_form(path):
 
 @each_notebook
 def test_it_is_a_lesson(path):
-    """Goals before, two exercises with their questions, cells that check them, answers folded away, what to take away."""
+    """Goals, two exercises with their questions and checkers, worked answers folded away, takeaways and references."""
     notebook = nbformat.read(path, as_version=4)
     name = path.stem.split("_", 1)[1]
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
