@@ -1,4 +1,4 @@
-"""One torch thread and no progress bar in every test, every notebook and every process of a test; set before torch comes."""
+"""One torch thread and no progress bar in every test, notebook and process of a test; set before torch is imported."""
 
 import os
 
