@@ -122,13 +122,11 @@ def _fits(value: Answer, wanted: Answer) -> bool:
 
 def _hint(value: Answer, exercise: Exercise) -> str:
     """The hint for a wrong answer: of the nearest mistake that is known, of a usual one, or how to begin."""
-    slips = [slip for slip in exercise.slips if _fits(value, slip)]
-    if not isinstance(value, tuple) and slips:
-        slips.sort(key=lambda slip: abs(slip - value))
-    if slips:
-        return exercise.slips[slips[0]]
     if isinstance(value, tuple) or isinstance(exercise.correct, tuple):
-        return exercise.start
+        return exercise.slips.get(value, exercise.start)
+    slips = [slip for slip in exercise.slips if not isinstance(slip, tuple) and _fits(value, slip)]
+    if slips:
+        return exercise.slips[min(slips, key=lambda slip: abs(slip - value))]
     return _usual(value, float(exercise.correct), isinstance(exercise.correct, int), exercise.unit) or exercise.start
 
 
