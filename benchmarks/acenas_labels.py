@@ -178,7 +178,7 @@ def paired(runs: pandas.DataFrame, key: str, first: str, second: str) -> dict:
     return {str(b): str(ranking_metrics.interval(part.tolist())) for b, part in difference.groupby("budget")}
 
 
-def saving(with_weak: pandas.Series, without: pandas.Series, less: bool) -> float:
+def saving(with_weak: pandas.Series, without: pandas.Series, less: bool) -> float | None:
     """1 - b / 100 for the budget b from which on weak labels give what 100 labels give without them; < 0 costs some."""
     sign = -1 if less else 1
     aim, values = sign * without[100], [sign * with_weak[b] for b in BUDGETS]
@@ -189,7 +189,7 @@ def saving(with_weak: pandas.Series, without: pandas.Series, less: bool) -> floa
             share = (aim - values[low]) / (values[high] - values[low])
             b = math.exp(math.log(BUDGETS[low]) + share * math.log(BUDGETS[high] / BUDGETS[low]))
             return round(1 - b / 100, 3)
-    return float("nan")  # not reached at 100
+    return None  # not reached at 100
 
 
 if __name__ == "__main__":

@@ -76,7 +76,10 @@ def main(argv: list[str] | None = None) -> None:
     figures = told(table, threads, batches, layers)
     print(json.dumps(figures, indent=1))
     if options.json:
-        rows = {"network": table.reset_index().to_dict("records"), "layers": layers.to_dict("records")}
+        rows = {
+            "network": json.loads(table.reset_index().to_json(orient="records")),
+            "layers": layers.to_dict("records"),
+        }
         rows |= {"threads": threads.to_dict("index"), "batches": batches.to_dict("index")}
         kernel = {"isa": kernels.isa_name(), "isas": kernels.isas(), "peak GMAC/s": round(kernels.peak(), 1)}
         settings = {"rounds": rounds, "seed": 0, "blocks": "4 x 1 at random", "machine": machine(*packages()) | kernel}

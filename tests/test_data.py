@@ -27,6 +27,19 @@ def test_all_of_it_stays_small():
     assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) < 30_000_000
 
 
+OURS = sorted(
+    path for path in DATA.rglob("*.json") if path.name != "scheduler_config.json"
+)  # diffusers writes -Infinity
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.relative_to(DATA).as_posix())
+def test_kept_json_is_what_every_reader_takes(path):
+    def refused(constant):
+        raise ValueError(f"{path}: {constant} is no JSON")
+
+    json.loads(path.read_text(), parse_constant=refused)
+
+
 def test_what_no_command_counts_is_marked_as_quoted():
     rows = json.loads((DATA / "sparsebytenn" / "arm.json").read_text())["product"]
     assert [row["source"].split(":")[0] for row in rows] == ["counted"] + ["quoted"] * 3

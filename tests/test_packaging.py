@@ -46,8 +46,8 @@ AT_HOME = re.compile(
     r"lab/data/(fashion/vgg16\.|sparsebytenn/(imagenet|trained_4x4|arm|web|int8\w*)\.|photos/edsr_x[34]\.|chains/bytes\."
     r"|acenas/(results|figures|labels|fronts)\.|faces/(figures|graphs|claim|trust)\.|bound/(?!README\.md|SHA256SUMS)"
     r"|hybridsd/(?!README\.md|SHA256SUMS|figures\.json|make\.py)).+"
-    r"|lab/benchmarks/(zoo/.*|web/.*|registry\.py|acenas_labels\.py|(foldgpt|hybridsd|hyperfd)_\w+\.py"
-    r"|sparsebytenn_(web|arm)\.py)"
+    r"|lab/benchmarks/(zoo/.*|web/.*|(registry|chains|imagenet|fine_patterns|acenas_labels|dqss_cost|pams_accuracy)\.py"
+    r"|(foldgpt|hybridsd|hyperfd|sparsebytenn)_\w+\.py)"
 )
 TASKS = (
     "digits()", "digits(size=32, channels=3)", "fashion()", "fashion(net='mobilenet_v1')", "scenes()", "photos()",

@@ -167,10 +167,15 @@ def browser(outcome: SparseByteNNOutcome, **options: Any) -> Classifier:
 
 
 def speeds() -> Any:
-    """`data/sparsebytenn/speed.json` as a frame: whole MobileNet-v1, one row a contender."""
+    """`data/sparsebytenn/speed_avx512.json` as a frame: whole MobileNet-v1, one row a contender."""
     import pandas
 
-    return pandas.DataFrame(json.loads(store.artefact("sparsebytenn/speed.json").read_text())["network"])
+    return pandas.DataFrame(_kept("speed", "avx512")["network"])
+
+
+def _kept(name: str, isa: str) -> dict[str, Any]:
+    """What a benchmark of speed has left, with an instruction set."""
+    return dict(json.loads(store.artefact(f"sparsebytenn/{name}_{isa}.json").read_text()))
 
 
 def speedups() -> list[tuple[float, float]]:
@@ -182,19 +187,19 @@ def speedups() -> list[tuple[float, float]]:
     ]
 
 
-def races() -> Any:
+def races(isa: str = "avx2") -> Any:
     """Whole networks against dense engines, as last measured on a core with AVX2 and no more: a row a contender.
 
-    Zeros are in MobileNet-v1's pointwise layers (`data/sparsebytenn/speed_avx2.json`), and in all layers of the others
-    but the first and the last (`networks.json`). 'ratio': times as fast as the best dense engine.
+    isa: 'avx512' for a core with AVX-512. Zeros are in MobileNet-v1's pointwise layers
+    (`data/sparsebytenn/speed_avx2.json`), and in all layers of the others but the first and the last
+    (`networks_avx2.json`). 'ratio': times as fast as the best dense engine.
     """
     import pandas
 
-    kept = {
-        name: json.loads(store.artefact(f"sparsebytenn/{name}.json").read_text()) for name in ("speed_avx2", "networks")
-    }
-    networks = {"mobilenet_v1": kept["speed_avx2"]["network"]}
-    networks |= {network["network"]: network["times"] for network in kept["networks"]["networks"]}
+    if isa not in ("avx2", "avx512"):
+        raise ValueError(f"isa={isa!r}: races are kept of 'avx2' and 'avx512'")
+    networks = {"mobilenet_v1": _kept("speed", isa)["network"]}
+    networks |= {network["network"]: network["times"] for network in _kept("networks", isa)["networks"]}
     rows = [
         {"network": name, "contender": row["index"], "ms": row["ms"], "ratio": row["over the best dense"]}
         for name, table in networks.items()
@@ -203,9 +208,9 @@ def races() -> Any:
     return pandas.DataFrame(rows)
 
 
-def race() -> go.Figure:
+def race(isa: str = "avx2") -> go.Figure:
     """The same as bars, a group a network; above the line a contender is faster than every dense engine."""
-    table = races()
+    table = races(isa)
     shown = [name for name in table.contender.unique() if (table.contender == name).sum() == table.network.nunique()]
     bars = []
     for name, color in zip(shown, ("#c4c4c4", "#9a9a9a", "#707070", *svg.PALETTE), strict=False):

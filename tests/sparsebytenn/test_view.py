@@ -76,8 +76,9 @@ def test_blocks_of_one_row_have_no_order_to_search():
     assert shown["none"] == shown["swaps"]
 
 
-def test_the_race_shows_every_contender_of_every_network():
-    table, picture = view.races(), view.race()
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_the_race_shows_every_contender_of_every_network(isa):
+    table, picture = view.races(isa), view.race(isa)
     assert table.groupby("network").ratio.max().min() > 1.5  # nine tenths of the blocks gone
     dense = table[table.contender.isin(["onnxruntime, dense", "OpenVINO, dense", "MNN, dense", "engine, 0%"])]
     best = dense.loc[dense.groupby("network").ms.idxmin()]
