@@ -194,8 +194,8 @@ def start_command(options: argparse.Namespace) -> int:
             new, kept = copy_notebooks(source, folder)
         except OSError as error:
             raise CommandError(f"{folder}: {error.strerror or error}: name another folder") from error
-        told = f", {kept} that were there are kept" if kept else ""
-        print(f"working folder {folder.resolve()}: {new} notebooks copied{told}", flush=True)
+        note = f", {kept} that were there are kept" if kept else ""
+        print(f"working folder {folder.resolve()}: {new} notebooks copied{note}", flush=True)
     if not options.no_open:
         if importlib.util.find_spec("jupyterlab") is None:
             raise CommandError(f"JupyterLab is not in this environment: {install('notebook')}")

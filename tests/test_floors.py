@@ -55,7 +55,7 @@ def _base(name: str, node: ast.ImportFrom, is_package: bool) -> str:
 def room(name: str) -> str:
     """The folder of a module: 'core', 'ui', a method; '' for the modules above them."""
     parts = name.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] not in ("__main__", "doctor") else ""
+    return parts[1] if len(parts) > 1 and parts[1] not in ("__main__", "doctor", "settings") else ""
 
 
 def is_view(name: str) -> bool:

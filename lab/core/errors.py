@@ -14,9 +14,9 @@ def first_line(error: BaseException) -> str:
 
 def meant(name: str, names: Iterable[str]) -> str:
     """ " (did you mean ...?)" with the one of `names` that is nearest to a name that is none; "" where none is near."""
-    known = {n.lower(): n for n in names}
-    near = difflib.get_close_matches(name.lower(), known, 1)
-    return f" (did you mean {known[near[0]]!r}?)" if near else ""
+    by_lower = {n.lower(): n for n in names}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
 @contextmanager

@@ -201,11 +201,11 @@ def _photo(title: str, x: Tensor, prompt: str) -> str:
     h, w = x.shape[1:]
     scale, top = _SIDE / max(h, w), svg.LINE + 5
     image = raster.image(raster.uri(x.permute(1, 2, 0).numpy()), 0, top, w * scale, h * scale, title)
-    bottom, said = top + h * scale, verdict(prompt, x / 255)
-    width = max(w * scale, min(svg.title_width(title), 340), svg.text_width(said))
-    caption = svg.text(0, bottom + svg.UNDER, said)
+    bottom, note = top + h * scale, verdict(prompt, x / 255)
+    width = max(w * scale, min(svg.title_width(title), 340), svg.text_width(note))
+    caption = svg.text(0, bottom + svg.UNDER, note)
     return svg.document(
-        width, bottom + (svg.LINE + 4 if said else 4), svg.fit(title, width / 1.1), title, [image, caption]
+        width, bottom + (svg.LINE + 4 if note else 4), svg.fit(title, width / 1.1), title, [image, caption]
     )
 
 

@@ -77,7 +77,7 @@ def test_bands_of_the_benchmark_stand_behind_the_line_where_it_was_run(outcome, 
     middle = ranking_metrics.interval([5, 7])
     assert found["recommended"][0][1:] == (0.0, middle.high) and middle.low < 0  # no regret is below 0
     explorer = lab.view(own)
-    assert explorer.frame.svg.count("lab-ribbon") == 2 and "95 % of the benchmark's orders" in explorer.frame.svg
+    assert explorer.frame.svg.count("lab-ribbon") == 2 and "shaded: 95 % of the benchmark" in explorer.frame.svg
     (tmp_path / "results.csv.gz").unlink()
     assert "lab-ribbon" not in lab.view(own).frame.svg
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
+import plotly.graph_objects as go
 import pytest
 from comm.base_comm import BaseComm
 
@@ -521,7 +522,7 @@ def test_every_class_of_the_pictures_has_a_style():
 
 def test_figure_is_plain_plotly_in_the_labs_look():
     drawn = figure({"type": "bar", "y": [1, 2]}, x="rate", y="accuracy (%)", title="cost")
-    assert type(drawn).__name__ == "Figure"
+    assert isinstance(drawn, go.Figure)
     assert drawn.layout.template.layout.colorway == svg.PALETTE
     assert drawn.layout.xaxis.title.text == "rate" and len(drawn.to_json()) < 3_000
 
