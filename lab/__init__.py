@@ -152,7 +152,7 @@ def load(folder, base=None):
     any weights. Networks of lab.nets, torchvision, timm, transformers and diffusers, what was made from another
     outcome, and what was saved with `source=True` need none.
     """
-    from .core import hub, store
+    from .core import errors, hub, store
     from .core.outcome import origin_of, restored
 
     folder = store.present(hub.fetched(folder))
@@ -161,8 +161,8 @@ def load(folder, base=None):
     if name == "Chain":
         return __getattr__("chain").loading.restored_chain(saved, folder, base, load)
     if name not in tuple(_RECIPES):
-        shown = repr(name) if isinstance(name, str) else f"a {type(name).__name__}"  # a tensor's takes lines
-        raise ValueError(f"{folder} holds an outcome of {shown}; this version of the lab has {', '.join(_RECIPES)}")
+        kind = errors.shown(name) if isinstance(name, str) else f"a {type(name).__name__}"  # a tensor's takes lines
+        raise ValueError(f"{folder} holds an outcome of {kind}; this version of the lab has {', '.join(_RECIPES)}")
     origin = origin_of(saved, folder, base, load)
     outcome = getattr(import_module(f".{_RECIPES[name][0]}.recipe", __name__), f"{name}Outcome")
     return restored(outcome, __getattr__(name), saved, folder, base, origin)
