@@ -15,6 +15,7 @@
 
 export OMP_NUM_THREADS ?= 1
 export JUPYTER_PREFER_ENV_PATH = 1
+unexport PYTHONDONTWRITEBYTECODE  # a hundred processes would each compile torch anew
 PY = .venv/bin/python
 
 lab: setup

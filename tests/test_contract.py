@@ -167,39 +167,29 @@ def test_a_checkpoint_that_is_no_folder_is_told_in_one_line(recipe, tmp_path, mo
 # -- the run ---------------------------------------------------------------------------------------------------------
 
 
+def settings_of(model: nn.Module) -> tuple[list, list]:
+    """What a run could change of a model beside its weights: classes, modes, hooks and gradients."""
+    modules = [(type(m), m.training, len(m._forward_hooks)) for m in model.modules()]
+    return modules, [(p.requires_grad, p.grad) for p in model.parameters()]
+
+
 @pytest.mark.slow
-def test_running_again_gives_the_same_whatever_the_global_seed(outcome):
+def test_running_again_gives_the_same_whatever_the_global_seed_and_the_models_mode(outcome):
+    """Global state and the model that is passed in, where there is one, stay as they were."""
+    task = own_task(outcome) if hasattr(outcome, "model") else None
+    model = task.model.train().requires_grad_(False) if task else nn.Sequential(nn.Identity())  # as for inference
+    next(iter(model.children())).eval()
+    weights, settings = copy.deepcopy(model.state_dict()), settings_of(model)
     with seeded(9):
         before = global_state()
-        again = outcome.recipe.run(progress=False)
+        again = outcome.recipe.run(task, progress=False)
         assert global_state() == before
     assert again.report == outcome.report and again.trace == outcome.trace
-
-
-@pytest.mark.slow
-def test_the_seed_matters(outcome):
-    assert outcome.recipe.run(seed=1, progress=False).trace != outcome.trace
-
-
-@pytest.mark.slow
-def test_a_model_passed_in_is_never_changed(outcome):
-    if not hasattr(outcome, "model"):
-        pytest.skip("this recipe finds no model")
-    task = own_task(outcome)
-    model = task.model.train().requires_grad_(False)  # as it is loaded for inference
-    next(iter(model.children())).eval()
-    before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
-    grads = [(p.requires_grad, p.grad) for p in model.parameters()]
-    classes, hooks = [type(m) for m in model.modules()], [len(m._forward_hooks) for m in model.modules()]
-    again = outcome.recipe.run(task, progress=False)
     after = model.state_dict()
-    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
-    assert [module.training for module in model.modules()] == modes
-    assert [(p.requires_grad, p.grad) for p in model.parameters()] == grads
-    assert [type(m) for m in model.modules()] == classes and [len(m._forward_hooks) for m in model.modules()] == hooks
-    assert again.report == outcome.report  # and the mode it came in does not matter, nor that it was frozen
-    flags = [[(name, p.requires_grad) for name, p in one.model.named_parameters()] for one in (again, outcome)]
-    assert flags[0] == flags[1]
+    assert after.keys() == weights.keys() and all(torch.equal(after[name], weights[name]) for name in weights)
+    assert settings_of(model) == settings
+    flags = [[(n, p.requires_grad) for n, p in one.model.named_parameters()] for one in (again, outcome) if task]
+    assert flags[:1] == flags[1:]
 
 
 def test_the_trace_is_finite_and_not_empty(outcome):
@@ -301,6 +291,14 @@ def by_key(tree: Any) -> Any:
 
 
 each_small = pytest.mark.parametrize("name", SMALL)
+
+
+@pytest.mark.slow
+@each_recipe
+def test_the_seed_matters(recipe):
+    quick, task = SMALL.get(recipe.__name__, (recipe(**QUICK[recipe.__name__]), lambda: None))
+    first, second = (quick.run(task(), seed=seed, progress=False).trace for seed in (0, 1))
+    assert first != second
 
 
 @pytest.mark.slow

@@ -142,12 +142,23 @@ def test_the_package_itself_is_lazy():
     assert process.stderr.strip() == ""
 
 
-@pytest.mark.parametrize("name", modules(PACKAGE))
-def test_a_file_says_what_it_is_and_can_be_scrolled(name):
-    path = modules(PACKAGE)[name]
-    assert path.stem not in NOT_A_NAME
-    assert len(path.read_text(encoding="utf-8").splitlines()) < LONGEST
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+def faults(source: str) -> list[str]:
+    """What a file lacks that is to be read."""
+    lines = len(source.splitlines())
+    long = [] if lines < LONGEST else [f"{lines} lines: fewer than {LONGEST}"]
+    return long if ast.get_docstring(ast.parse(source)) else [*long, "does not say what it is"]
+
+
+def test_a_file_says_what_it_is_and_can_be_scrolled():
+    paths = modules(PACKAGE)
+    assert [name for name, path in paths.items() if path.stem in NOT_A_NAME] == []
+    found = {name: faults(path.read_text(encoding="utf-8")) for name, path in paths.items()}
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
+def test_a_file_that_is_long_or_says_nothing_is_noticed():
+    assert faults("x = 1\n" * LONGEST) == ["400 lines: fewer than 400", "does not say what it is"]
+    assert faults('"""Something."""\n') == []
 
 
 def test_every_source_has_its_tests():

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ..core import cost
 from ..core.batch import Example
 from ..core.graph import surgery
+from ..core.graph.channels import Channels
+from ..core.graph.tracing import propagate
 from . import equations as eq
 from .layers import Fista
 from .structures import Masked, fold, plan
@@ -153,7 +155,10 @@ class Budget:
         for parameter, m in zip(self.masked.masks(), masks, strict=True):
             parameter.copy_(m)
         removal, _ = plan(self.masked)
-        return cost.macs(surgery.remove(fold(self.masked), removal, self.example), self.example)
+        graph = fold(self.masked).eval()  # traced already: `surgery.remove` would trace it anew at each count
+        propagate(graph, self.example)
+        channels = Channels(graph, embeddings=bool(removal.embedding))
+        return cost.macs(surgery.remove_from(channels, removal, self.example), self.example)
 
     def _masks(self) -> list[Tensor]:
         return [m.detach().clamp(min=0) for m in self.masked.masks()]

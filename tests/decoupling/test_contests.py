@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lab
-from tests.kept import twice, validated
+from tests.kept import trains_for_minutes, twice, validated
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -50,6 +50,18 @@ def test_what_is_kept_is_of_these_settings(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", CELLS)
+def test_a_kept_cell_starts_again_from_the_same_network(name, tmp_path, monkeypatch):
+    """Without its training it has lost nothing, and its accuracy is the one that the kept drop is counted from."""
+    monkeypatch.setattr(benchmark, "trained", lambda *_: None)
+    rival, _ = CELLS[name]
+    kept, again = twice(KEPT[name], benchmark.CONTESTS[name](False, "cpu"), rival, 0.6, tmp_path)
+    assert again["accuracy drop"] == 0
+    assert again["accuracy"] == pytest.approx(kept["accuracy"] + kept["accuracy drop"], abs=0.1)
+
+
+@pytest.mark.slow
+@trains_for_minutes
 @pytest.mark.parametrize("name", CELLS)
 def test_a_kept_cell_is_made_again(name, tmp_path):
     rival, near = CELLS[name]

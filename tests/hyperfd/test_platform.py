@@ -372,9 +372,11 @@ class Counting(threading.Thread):
     def close(self):
         for thread in self.threads:
             thread.join(20)
+        self.listening.shutdown(socket.SHUT_RDWR)  # a thread that accepts is not woken by `close`
         for each in (self.listening, *self.done):
             each.close()
         self.join(20)
+        assert not self.is_alive()
 
 
 @contextmanager

@@ -155,16 +155,23 @@ def _of(build: Callable[..., nn.Module], *shape: int, **options: object) -> tupl
 
 
 def _built(name: str, **options: object) -> nn.Module:
+    """A network of torchvision by its name, or by that of its class with sizes of its own."""
     models = networks.architectures()
     if models is None:
         pytest.skip("torchvision is not installed: make test brings it")
-    return models.get_model(name, num_classes=10, **options)
+    build = getattr(models, name) if name[0].isupper() else partial(models.get_model, name)
+    return build(num_classes=10, **options)
 
 
 def _of_torchvision(name: str, side: int = 64, **options: object) -> tuple[Callable[[], nn.Module], tuple]:
     return partial(_built, name, **options), (3, side, side)
 
 
+# As ViT-B/32 and Swin-T, which have tens of millions of weights and no other layer.
+VIT = {"image_size": 64, "patch_size": 16, "num_layers": 3, "num_heads": 4, "hidden_dim": 48, "mlp_dim": 96}
+SWIN = {
+    "patch_size": [4, 4], "embed_dim": 24, "depths": [2, 2, 2, 2], "num_heads": [3, 3, 6, 6], "window_size": [7, 7],
+}  # fmt: skip
 OURS = {
     "lenet": _of(nets.lenet, 1, 28, 28),
     "vgg16_cifar": _of(nets.vgg16_cifar, 3, 32, 32, width=0.25),
@@ -201,8 +208,8 @@ TORCHVISION = {
     "torchvision regnet_x_400mf": _of_torchvision("regnet_x_400mf"),
     "torchvision regnet_y_400mf": _of_torchvision("regnet_y_400mf"),
     "torchvision convnext_tiny": _of_torchvision("convnext_tiny"),
-    "torchvision vit_b_32": _of_torchvision("vit_b_32", 64, image_size=64),
-    "torchvision swin_t": _of_torchvision("swin_t"),
+    "torchvision VisionTransformer": _of_torchvision("VisionTransformer", **VIT),
+    "torchvision SwinTransformer": _of_torchvision("SwinTransformer", **SWIN),
 }
 BY_HAND = {
     "VDSR": _of(VDSR, 3, 24, 20),

@@ -1,6 +1,6 @@
 """Networks as people write them: what is removed is removed exactly, and what is not followed is left alone."""
 
-from itertools import permutations
+from itertools import combinations, permutations
 
 import pytest
 import torch
@@ -205,7 +205,10 @@ def test_masked_folded_and_removed_are_one_function(network, seed):
 
 
 *OTHERS, STREAM = structures.UNITS
-ORDERS = [order for count in range(1, 5) for order in permutations(OTHERS, count)]
+# Alone, in pairs, and all four in six orders, in which any three of them stand in each order that they can stand in.
+SIX = ((0, 1, 2, 3), (0, 3, 2, 1), (1, 3, 0, 2), (2, 1, 0, 3), (2, 3, 0, 1), (3, 1, 2, 0))
+ORDERS = [order for count in (1, 2) for order in permutations(OTHERS, count)]
+ORDERS += [tuple(OTHERS[i] for i in order) for order in SIX]
 ORDERS += [(STREAM,), *((unit, STREAM) for unit in OTHERS), *((STREAM, unit) for unit in OTHERS)]
 
 
@@ -214,6 +217,10 @@ ORDERS += [(STREAM,), *((unit, STREAM) for unit in OTHERS), *((STREAM, unit) for
 @pytest.mark.parametrize("units", [("channel", "branch"), ("input", "branch", "channel"), structures.UNITS[::-1]])
 def test_masked_and_removed_are_one_function_in_other_orders(network, units):
     assert_one_function(network, units, 0)
+
+
+def test_six_orders_have_three_units_in_every_order():
+    assert {three for order in SIX for three in combinations(order, 3)} == {*permutations(range(4), 3)}
 
 
 @pytest.mark.slow
