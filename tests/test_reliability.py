@@ -84,11 +84,12 @@ def test_damage_is_the_same_each_time_and_can_hide_behind_a_checksum(files, tmp_
     sealed = sealing.sealed({"x": torch.ones(9)}, {"kind": "a test", "about": "nothing at all"})
     changed = [mutations.in_sealed(Random(k), sealed) for k in range(20)]
     assert all(one != sealed for one in changed)
-    passed = 0
-    for one in changed:
-        try:
-            sealing.header(one, len(one))
-            passed += 1
-        except ValueError as error:
-            assert "digest" not in str(error), error
-    assert passed > 5
+    assert sum(map(is_whole, changed)) > 5
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether the digest is that of the bytes, whatever they say."""
+    try:
+        return bool(sealing.header(content, len(content)))
+    except ValueError:
+        return False

@@ -64,7 +64,8 @@ def number(draw: Random, content: bytes) -> bytes:
 
 def word(draw: Random, content: bytes) -> bytes:
     """A number or a word of a text is another one."""
-    tokens = list(re.finditer(rb"[-+\w.]+|[^\w\s]", content[: 1 << 16]))
+    kind = draw.choice([rb"[-+\w.]+", rb"[-+\w.]+", rb"[-+\w.]+|[^\w\s]"])  # a bracket that is gone is soon seen
+    tokens = list(re.finditer(kind, content[: 1 << 16]))
     if not tokens:
         return content
     at = draw.choice(tokens)
