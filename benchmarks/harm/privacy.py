@@ -86,10 +86,10 @@ def encodings(image: torch.Tensor) -> Iterator[tuple[str, bytes]]:
 
 
 def chunks(content: bytes) -> np.ndarray:
-    """Eight bytes at a time as integers, but those of fewer than five different bytes."""
+    """Eight bytes at a time as integers, but those of fewer than three different bytes."""
     words = np.frombuffer(content[: len(content) // 8 * 8], np.uint8).reshape(-1, 8)
     ordered = np.sort(words, 1)
-    various = (ordered[:, 1:] != ordered[:, :-1]).sum(1) >= 4
+    various = (ordered[:, 1:] != ordered[:, :-1]).sum(1) >= 2
     return np.where(various, words.copy().view(np.uint64)[:, 0], np.uint64(0))
 
 

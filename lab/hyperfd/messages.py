@@ -197,9 +197,8 @@ def _unpacked(content: bytes, kind: str, kinds: dict[str, Any]) -> tuple[dict[st
         reason = first_line(error)[:120]
         raise Rejected(f"{kind}: {len(content):,} bytes are no message of HyperFD ({reason})") from error
     if version != str(VERSION):
-        raise Rejected(
-            f"{kind}: the message has version {cut(str(version), 60)}, this side speaks {VERSION}: update the older side"
-        )
+        theirs = cut(str(version), 60)
+        raise Rejected(f"{kind}: the message has version {theirs}, this side speaks {VERSION}: update the older side")
     if header_kind != kind or set(header) != {"kind", "version", "body", sealing.SEAL}:
         raise Rejected(f"{kind}: the message is of kind {shown(header_kind)}")
     _keys(kind, body, kinds)

@@ -356,7 +356,12 @@ def test_an_unknown_solver_is_told():
 
 def test_a_damaged_folder_is_told_in_one_line(tmp_path):
     small.sd().save_pretrained(tmp_path)
-    part = {"model_index.json": b"[", "unet/config.json": b"[1]", "vae/config.json": b"{", "tokenizer/vocab.json": b"{"}
+    part = {
+        "model_index.json": b"[",
+        "unet/config.json": b"[1]",
+        "vae/config.json": b"{",
+        "tokenizer/tokenizer_config.json": b"{",
+    }
     part["unet/diffusion_pytorch_model.safetensors"] = bytes(100)
     for name, content in part.items():
         before = (tmp_path / name).read_bytes()
