@@ -255,8 +255,7 @@ class _StreamRun:
 
     def _past(self, position: int) -> list[Record]:
         """What was tried before this position."""
-        none = torch.zeros(0)
-        return [Record(task.name, none, task.tried, task.tried_results) for task in self.served[:position]]
+        return [Record(task.name, torch.zeros(0), task.tried, task.tried_results) for task in self.served[:position]]
 
     def _judged(self, position: int, client: DataOwner, recommendation: Recommendation) -> Judgement:
         """By the table where there is one, beside the default and the best average so far, which cost nothing."""
