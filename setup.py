@@ -13,6 +13,7 @@ from setuptools.command.build_py import build_py
 
 TRAVELS = ("notebooks", "data", "benchmarks")  # each becomes lab/<folder> in the wheel
 STAYS = {  # in the checkout, where LAB_DATA finds it: the wheel is to stay below 12 MB
+    "data": ("reliability",),
     "data/hybridsd": (
         "unet",
         "edge",
@@ -36,6 +37,8 @@ STAYS = {  # in the checkout, where LAB_DATA finds it: the wheel is to stay belo
     "benchmarks": (
         "zoo",
         "web",
+        "harm",
+        "reliability.py",
         "registry.py",
         "chains.py",
         "imagenet.py",

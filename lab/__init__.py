@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import acenas, chain, decoupling, dqss, foldgpt, gal, hybridsd, hyperfd, lens, pams, sparsebytenn, ui
+    from . import acenas, chain, course, decoupling, dqss, foldgpt, gal, hybridsd, hyperfd, lens, pams, sparsebytenn, ui
     from .acenas import AceNAS
     from .chain import Chain, chains
     from .core import cost, nets, tasks
@@ -57,6 +57,7 @@ _HOMES = {
     "Chain": ("chain", "Chain"),
     "chains": ("chain", "chains"),
     "chain": "chain",
+    "course": "course",
     "Task": ("core.task", "Task"),
     "Graph": ("core.spaces.architectures", "Graph"),
     "Space": ("core.spaces.architectures", "Space"),
@@ -98,6 +99,7 @@ __all__ = [
     "chains",
     "compare",
     "cost",
+    "course",
     "decoupling",
     "dqss",
     "engine",
@@ -150,7 +152,7 @@ def load(folder, base=None):
     any weights. Networks of lab.nets, torchvision, timm, transformers and diffusers, what was made from another
     outcome, and what was saved with `source=True` need none.
     """
-    from .core import hub, store
+    from .core import errors, hub, store
     from .core.outcome import origin_of, restored
 
     folder = store.present(hub.fetched(folder))
@@ -159,8 +161,8 @@ def load(folder, base=None):
     if name == "Chain":
         return __getattr__("chain").loading.restored_chain(saved, folder, base, load)
     if name not in tuple(_RECIPES):
-        shown = repr(name) if isinstance(name, str) else f"a {type(name).__name__}"  # a tensor's takes lines
-        raise ValueError(f"{folder} holds an outcome of {shown}; this version of the lab has {', '.join(_RECIPES)}")
+        kind = errors.shown(name) if isinstance(name, str) else f"a {type(name).__name__}"  # a tensor's takes lines
+        raise ValueError(f"{folder} holds an outcome of {kind}; this version of the lab has {', '.join(_RECIPES)}")
     origin = origin_of(saved, folder, base, load)
     outcome = getattr(import_module(f".{_RECIPES[name][0]}.recipe", __name__), f"{name}Outcome")
     return restored(outcome, __getattr__(name), saved, folder, base, origin)

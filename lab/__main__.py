@@ -103,6 +103,12 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures, settings, seeds and the machine")
     bench.set_defaults(do=bench_command)
 
+    course = commands.add_parser("course", help="grade the exercises of executed notebooks, offline")
+    course.add_argument("what", choices=["check"], help="check: count the right answers that are stored in them")
+    course.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="files, or folders of them")
+    course.add_argument("--run", action="store_true", help="run them first: their code does here what it likes")
+    course.set_defaults(do=course_command)
+
     serve = commands.add_parser("serve", help="run a half of a method on this machine, for others to ask")
     serve.add_argument("what", choices=["cloud", "platform"],
                        help="cloud: the first steps of Hybrid SD; platform: HyperFD's recommender")  # fmt: skip
@@ -139,6 +145,13 @@ def parser() -> argparse.ArgumentParser:
     change.add_argument("--revoke", metavar="NAME", help="take a client's key back, at once")
     keys.set_defaults(do=clients_command)
     return top
+
+
+def course_command(options: argparse.Namespace) -> int:
+    """Grade notebooks, a line for each."""
+    for line in lab.course.graded(options.notebooks, run=options.run):
+        print(line, flush=True)
+    return 0
 
 
 def serve_command(options: argparse.Namespace) -> int:

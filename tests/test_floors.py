@@ -16,7 +16,7 @@ ROOMS = {"core", "ui", "lens", "chain"}  # every other folder is a method
 ABOVE = {"chain", "inference"}
 DRAWING = {"plotly", "ipywidgets", "anywidget", "traitlets", "IPython", "matplotlib"}
 NOT_A_NAME = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc"}
-BY_NAME = {"lab", "lab.core.rooms", "lab.ui", "lab.core.parallel"}  # who imports by name: at first use, clusters
+BY_NAME = {"lab", "lab.core.rooms", "lab.ui", "lab.core.parallel", "lab.core.imports"}  # at first use, clusters, torch
 LONGEST = 400
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import ranking_metrics, tasks
+from ..core import imports, ranking_metrics, tasks
 from ..core.fields import Allowed, by_name, integer, one_of, real, validate
 from ..core.machine import device_of
 from ..core.report import Report, Row, attempt, reported
@@ -135,6 +135,7 @@ class AceNAS:
         """Search the space; a run that is begun again with the same checkpoint folder trains nothing twice."""
         given = tasks.cells() if task is None else task
         validate_kind(self, given, Space, "lab.Space(graphs=..., train=...)")
+        imports.complete()
         device = None if device is None else device_of(device)
         order = given.mixed(seed)  # ties and draws must not hang on the order in which the table happens to stand
         space = given[order]

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..core import hub, store
 from ..core.batch import shapes_of, zeros_of
+from ..core.errors import shown
 from ..core.outcome import Outcome, origin_of
 from ..core.program import Program
 from ..core.report import Report
@@ -46,7 +47,9 @@ def restored_chain(saved: dict[str, Any], folder: Path, base: Any, load: Callabl
         if not names:
             raise ValueError(f"{folder} is damaged (it has no stages): save the outcome again")
         if outside := [name for name in names if Path(name).name != name]:
-            raise ValueError(f"{folder} is damaged (stage {outside[0]!r} lies outside of it): save the outcome again")
+            raise ValueError(
+                f"{folder} is damaged (stage {shown(outside[0])} lies outside of it): save the outcome again"
+            )
         outcomes: list[Outcome] = []
         for name in names:
             model = outcomes[-1].model if outcomes else given.get(START)  # type: ignore[attr-defined]

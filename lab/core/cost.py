@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .batch import Example, call, device_for, each, moved, tensors
 from .errors import first_line
+from .models import checked
 from .quantisation.qparams import int_repr
 from .task import evaluating
 
@@ -36,7 +37,7 @@ def parameters(model: nn.Module, convention: Literal["all", "paper"] = "all") ->
     """
     if convention not in ("all", "paper"):
         raise ValueError(f"convention={convention!r}: choose 'all' or 'paper' (without normalisation layers)")
-    counted = set(_checked(model).parameters())
+    counted = set(checked(model).parameters())
     if convention == "paper":
         norms = (module for module in model.modules() if isinstance(module, _NORMS))
         counted -= {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
@@ -50,7 +51,7 @@ def bytes_stored(model: nn.Module) -> int:
     of its grid. Each tensor of two or more axes is stored dense or sparse, whichever is smaller: sparse is a bit for
     every entry, which says whether it is 0, and those in full that are not.
     """
-    tensors = {id(t): t for t in _checked(model).state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)}
+    tensors = {id(t): t for t in checked(model).state_dict(keep_vars=True).values() if isinstance(t, torch.Tensor)}
     integers, steps = _on_grids(model)
     tensors |= {id(step): step for step in steps}
     bits = {key: _bits(codes) for key, codes in integers.items()}
@@ -91,7 +92,7 @@ def macs(model: nn.Module, example: Example) -> int:
     Raises ValueError if the model does not take the example.
     """
     with _counting() as counter:
-        _output(_checked(model), example)
+        _output(checked(model), example)
     return counter.get_total_flops() // 2  # a multiply-add is two operations
 
 
@@ -115,7 +116,7 @@ def layer_macs(model: nn.Module, example: Example) -> dict[str, int]:
             if running:
                 running[-1][1] += total
 
-        for name, module in _checked(model).named_modules():
+        for name, module in checked(model).named_modules():
             hooks.callback(module.register_forward_pre_hook(enter).remove)
             hooks.callback(module.register_forward_hook(lambda *_, name=name: leave(name)).remove)
         _output(model, example)
@@ -213,7 +214,7 @@ def latencies(
 
 def _prepared(name: str, model: nn.Module, example: Example) -> Callable[[], None]:
     """A call that runs the model once and returns when its device has finished."""
-    device = device_for(_checked(model), example)
+    device = device_for(checked(model), example)
     if device.type == "meta":
         raise ValueError(f"{name} is on the meta device, which computes nothing: build it on the cpu to time it")
     placed = moved(example, device)
@@ -281,12 +282,6 @@ def _output(model: nn.Module, example: Example) -> Any:
 def _batched(example: Example, batch: int) -> Example:
     """The first item of every tensor, `batch` times; tensors without axes stay."""
     return each(example, lambda x: x[:1].repeat(batch, *[1] * (x.ndim - 1)) if x.ndim else x)
-
-
-def _checked(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}: give a torch.nn.Module")
-    return model
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -6,10 +6,23 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+LONGEST = 300  # characters of an error's own words: a library may quote the whole of a damaged file
+
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's own words, the name of its kind where it has none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """The first line of an error's own words, cut where it is long; the name of its kind where it has none."""
+    return cut(next(iter(str(error).splitlines()), "")) or type(error).__name__
+
+
+def shown(value: object) -> str:
+    """A value that somebody else wrote, as it may stand in a line."""
+    return cut(repr(value), 60)
+
+
+def cut(text: str, most: int = LONGEST) -> str:
+    """The text on one line, without its end where it is longer."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 def meant(name: str, names: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """Training with labels: what a compressed network gets before it is judged, and what its rivals must get too."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,7 +20,7 @@ from .batch import IGNORED, call, device_for, each, logits_of, moved, size, tens
 from .errors import first_line
 from .running import Run, fingerprint
 from .stopping import held
-from .task import Task, evaluating
+from .task import Task, checked_task, evaluating
 from .training import SINGLE, Stage, Step, descend, unmoved
 
 
@@ -40,7 +41,11 @@ def finetune(
     If it is broken off, the model has its old weights back and the checkpoint the new. Labels that the loss does not
     take are a one-line ValueError before the first step.
     """
-    validate_labels(task)
+    if not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"finetune: steps={steps!r}: give an integer number of updates, 0 or more")
+    if not isinstance(lr, (int, float)) or not 0 < lr < math.inf:
+        raise ValueError(f"finetune: lr={lr!r}: give a finite learning rate above 0")
+    validate_labels(checked_task(task))
     validate_batches(task)
     if checkpoint is None:
         return _fit(task, model, partial(Stage, None, "finetune", ""), steps, lr, progress, penalty)

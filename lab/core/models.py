@@ -14,6 +14,13 @@ from .batch import Example, tensors
 _INSIDE = "_orig_mod"  # where torch.compile keeps the network that it was given
 
 
+def checked(model: nn.Module) -> nn.Module:
+    """The model itself; TypeError in one line for what is no module of torch."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: give a torch.nn.Module")
+    return model
+
+
 def uncompiled(model: nn.Module) -> nn.Module:
     """The network that `torch.compile` was given; any other as it is. Of compiled parts, the same, in place."""
     for name, module in list(model.named_modules()):

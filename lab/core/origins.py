@@ -18,7 +18,7 @@ from torch.nn.modules.module import (
 )
 
 from . import nets
-from .errors import first_line, quiet
+from .errors import first_line, quiet, shown
 
 PLAIN = (bool, int, float, str, type(None))
 MOST_PARTS = 50_000  # modules and tensors; the largest networks of these libraries have fewer than 20,000
@@ -55,7 +55,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     values = dict(config)
     dtype, is_cast = getattr(torch, values.pop("dtype", "float32"), None), values.pop("cast", True)
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"base has the dtype {config['dtype']!r}: give one of torch, such as 'float32'")
+        raise ValueError(f"base has the dtype {shown(config['dtype'])}: give one of torch, such as 'float32'")
     kind = next((kind for kind in BUILDERS if kind in values), None)
     try:
         with torch.random.fork_rng(devices=[]), quiet("diffusers", "transformers"):
@@ -290,7 +290,9 @@ def _class_of(library: Any, name: str, base: type) -> Any:
     """The class of this name of a library's own networks; nothing else that the library has is ever called."""
     kind = getattr(library, name, None)
     if not (isinstance(kind, type) and issubclass(kind, base)):
-        raise ValueError(f"{library.__name__} {library.__version__} has no network {name!r}: install another version")
+        raise ValueError(
+            f"{library.__name__} {library.__version__} has no network {shown(name)}: install another version"
+        )
     return kind
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-from tqdm.auto import tqdm
 
 from .distribution import install
+from .progress import tqdm
 
 CHEAP = 1.0  # seconds an item: below this, processes cost more than they give, since each must import torch
 BACKENDS = ("serial", "processes", "dask", "ray")
@@ -49,6 +49,10 @@ def map(
     take a fresh folder when `fn` itself changes. A failed item does not stop the others: at the end one FailedItems
     names each with its error and holds the results of the rest. Bad arguments are a one-line error.
     """
+    if not callable(fn):
+        raise TypeError(f"lab.map: fn={fn!r}: give a function of one item")
+    if not isinstance(items, Iterable):
+        raise TypeError(f"lab.map: items is a {type(items).__name__}: give a list of them")
     items = list(items)
     backend, n_jobs = _plan(n_jobs, backend)
     diary = Journal(journal, fn, items) if journal is not None else None

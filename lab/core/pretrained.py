@@ -67,7 +67,7 @@ def tokenizer(source: str | Path) -> Any:
         return _library().AutoTokenizer.from_pretrained(
             str(folder) if folder.exists() else str(source), local_files_only=folder.exists(), trust_remote_code=False
         )
-    except UNREADABLE as error:
+    except Exception as error:  # tokenizers raises its own kind, which is no other than Exception
         raise ValueError(f"the tokenizer of {source} {_reason(error)}: give tokenizer=") from error
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import origins
+from . import imports, origins
 from .batch import device_for, moved, tensors
 from .errors import first_line
 from .machine import machine
@@ -82,6 +82,7 @@ def running(
     learned: one that fails costs nothing.
     """
     validate_kind(recipe, task, Task, "lab.Task(model=net, batches=loader, score=score)")
+    imports.complete()
     validate_model(task.model)
     model = task.copy_for(device, is_read)
     with seeded(seed), held(checkpoint):

@@ -19,6 +19,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from . import sealing
+from .errors import cut, shown
 
 if sys.platform == "win32":
     import msvcrt
@@ -300,7 +301,7 @@ def load(folder: str | Path, name: str) -> dict[str, Any]:
     except _DAMAGE as error:
         raise ValueError(f"{path} is damaged ({_first_line(error)}): delete the folder and save it again") from error
     raise ValueError(
-        f"{path} has format {version!r}, this version of the lab reads 1 to {FORMAT}: "
+        f"{path} has format {shown(version)}, this version of the lab reads 1 to {FORMAT}: "
         "load it with the one that wrote it"
     )
 
@@ -352,7 +353,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return cut(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def _pack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:

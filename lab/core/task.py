@@ -13,7 +13,16 @@ from torch.nn import functional as F
 from .batch import Example, call, device_for, each, inputs, labels, logits_of, moved, tensors, validated
 from .errors import first_line
 from .machine import device_of
-from .models import original, same_numbers, uncompiled, unmasked, validate_inputs, validate_model, validate_weights
+from .models import (
+    checked,
+    original,
+    same_numbers,
+    uncompiled,
+    unmasked,
+    validate_inputs,
+    validate_model,
+    validate_weights,
+)
 from .training import unmoved
 
 
@@ -160,11 +169,18 @@ def _is_finite(x: torch.Tensor) -> bool:
     return not x.is_floating_point() or bool(torch.isfinite(x).all())
 
 
+def checked_task(task: Any) -> Task:
+    """The task itself; TypeError in one line for what is none."""
+    if not isinstance(task, Task):
+        raise TypeError(f"task is a {type(task).__name__}: give lab.Task(model=net, batches=loader, score=score)")
+    return task
+
+
 class evaluating:
     """Put a model in eval mode for a `with` block, then give every module its own mode back."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model = checked(model)
 
     def __enter__(self) -> nn.Module:
         self.modes = {module: module.training for module in self.model.modules()}

@@ -239,8 +239,7 @@ def photos(
     scikit-image and scikit-learn, kept apart by name in `PHOTOS_TRAIN` and `PHOTOS_HELD_OUT`. Without `model`, a
     trained small EDSR of `data/photos`.
     """
-    if scale not in (2, 3, 4):
-        raise ValueError(f"photos: scale={scale!r}: give 2, 3 or 4")
+    _validate_scale(scale)
     patch = 32 * scale if patch is None else patch
     if not isinstance(patch, int) or patch < 8 * scale or patch % scale:
         raise ValueError(f"photos: patch={patch!r}: give a multiple of scale={scale}, {8 * scale} or more")
@@ -266,7 +265,13 @@ def photos(
 
 def photos_held_out(scale: int = 2, folder: str | Path | None = None) -> Pairs:
     """The pictures that `photos` scores on, or those of a folder: (1, 3, H, W) and (1, 3, scale H, scale W) each."""
+    _validate_scale(scale)
     return Pairs(_pairs(_photographs(folder, PHOTOS_HELD_OUT), scale, 4 * scale))
+
+
+def _validate_scale(scale: int) -> None:
+    if scale not in (2, 3, 4):
+        raise ValueError(f"photos: scale={scale!r}: give 2, 3 or 4")
 
 
 def _photographs(folder: str | Path | None, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -369,6 +374,7 @@ def prose(
     `language`; raises ValueError in one line for a folder without weights, a tokenizer without a padding token, a
     context that the model does not have.
     """
+    paragraphs = None if text is None else text_file(text)
     if not isinstance(model, nn.Module):
         source = model if model is not None else store.artefact("prose/config.json").parent
         model, tokenizer = pretrained.language_model(source, dtype), tokenizer or pretrained.tokenizer(source)
@@ -380,7 +386,7 @@ def prose(
         raise ValueError(f"the model has {vocabulary} tokens and came without a tokenizer: give tokenizer=, its own")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"prose: batch_size={batch_size!r}: give an integer, 1 or more")
-    learn, held_out = text_file(text) if text is not None else documentation()
+    learn, held_out = paragraphs or documentation()
     row = tokens(tokenizer, learn)
     test = windows(tokens(tokenizer, held_out), context, batch_size)
     return TextTask(

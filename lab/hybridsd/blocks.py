@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from .components import DENOISERS, diffusers, exact, quiet
+from .components import DENOISERS, diffusers, exact, reading
 
 
 class ResnetBlock(Protocol):
@@ -183,19 +183,20 @@ def unet_of(source: str | Path, **options: Any) -> Any:
     if not file.exists():
         raise ValueError(f"{source} holds no U-Net and no transformer: give a folder with config.json, or with a part "
                          "named unet or transformer")  # fmt: skip
-    config = json.loads(file.read_text(encoding="utf-8"))
+    with reading(source):
+        config = dict(json.loads(file.read_text(encoding="utf-8")))
     if "block_mid_channels" in config:
         return load_narrowed(folder / part, **options)
     kind = getattr(diffusers(), config.get("_class_name", "UNet2DConditionModel"), None)
     if kind is None or not hasattr(kind, "from_pretrained"):
         raise ValueError(f"{source} holds a {config['_class_name']}, which diffusers does not have: update it")
     subfolder = {"subfolder": part} if part else {}
-    with quiet():
+    with reading(source):
         return kind.from_pretrained(str(source), **subfolder, local_files_only=True, **exact(options))
 
 
 def _from_hub(source: str, **options: Any) -> Any:
-    with quiet():
+    with reading(source):
         kind = diffusers().AutoModel
         try:
             return kind.from_pretrained(source, subfolder="unet", **exact(options))

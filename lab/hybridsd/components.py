@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..core.distribution import install
+from ..core.errors import first_line
 from . import families
 from .solvers import flows, is_flow
 
@@ -56,6 +57,21 @@ def is_source(value: Any) -> bool:
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", value)) or Path(value).is_dir()
 
 
+@contextmanager
+def reading(source: str | Path) -> Iterator[None]:
+    """A block in which diffusers reads a folder or hub id, quietly: one line for one that is damaged."""
+    try:
+        with quiet():
+            yield
+    except ImportError:
+        raise
+    except Exception as error:  # diffusers, transformers, tokenizers and safetensors have a dozen kinds
+        reason = first_line(error)
+        raise ValueError(
+            f"{source} cannot be read ({reason}): give the folder of a whole diffusers pipeline"
+        ) from error
+
+
 def pipeline_parts(source: str | Path, **options: Any) -> dict[str, Any]:
     """The parts of a diffusers folder or hub id, by name; ValueError that names the parts a folder lacks.
 
@@ -69,11 +85,12 @@ def pipeline_parts(source: str | Path, **options: Any) -> dict[str, Any]:
         missing = [part for part in needed if not (folder / part).exists()]
         if missing:
             raise ValueError(f"{source} lacks {', '.join(missing)}: give the folder of a whole diffusers pipeline")
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        with reading(source):
+            index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     unchecked: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
     unchecked = {} if index and "safety_checker" not in index else unchecked
     local = {"local_files_only": True} if folder.is_dir() else {}
-    with quiet():
+    with reading(source):
         loaded = diffusers().DiffusionPipeline.from_pretrained(str(source), **unchecked, **local, **exact(options))
     parts = {name: part for name, part in loaded.components.items() if part is not None}
     most = 300 if "Sigma" in type(loaded).__name__ else 0  # PixArt Sigma's texts are longer than PixArt Alpha's
@@ -83,9 +100,9 @@ def pipeline_parts(source: str | Path, **options: Any) -> dict[str, Any]:
 def vae_of(source: str | Path, **options: Any) -> Any:
     """The decoder of a folder or id: a KL autoencoder or a tiny one (AutoencoderTiny), as its config says."""
     library = diffusers()
-    config = library.AutoencoderKL.load_config(str(source), local_files_only=Path(source).is_dir())
-    kind = {"AutoencoderTiny": library.AutoencoderTiny}.get(config.get("_class_name"), library.AutoencoderKL)
-    with quiet():
+    with reading(source):
+        config = library.AutoencoderKL.load_config(str(source), local_files_only=Path(source).is_dir())
+        kind = {"AutoencoderTiny": library.AutoencoderTiny}.get(config.get("_class_name"), library.AutoencoderKL)
         return kind.from_pretrained(str(source), local_files_only=Path(source).is_dir(), **exact(options))
 
 

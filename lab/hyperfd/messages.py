@@ -18,7 +18,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ..core import sealing
-from ..core.errors import first_line
+from ..core.errors import cut, first_line, shown
 from .bounds import Rejected
 from .layers import Ranker
 from .learning import Record, Synapses
@@ -197,9 +197,10 @@ def _unpacked(content: bytes, kind: str, kinds: dict[str, Any]) -> tuple[dict[st
         reason = first_line(error)[:120]
         raise Rejected(f"{kind}: {len(content):,} bytes are no message of HyperFD ({reason})") from error
     if version != str(VERSION):
-        raise Rejected(f"{kind}: the message has version {version}, this side speaks {VERSION}: update the older side")
+        theirs = cut(str(version), 60)
+        raise Rejected(f"{kind}: the message has version {theirs}, this side speaks {VERSION}: update the older side")
     if header_kind != kind or set(header) != {"kind", "version", "body", sealing.SEAL}:
-        raise Rejected(f"{kind}: the message is of kind {header_kind!r}")
+        raise Rejected(f"{kind}: the message is of kind {shown(header_kind)}")
     _keys(kind, body, kinds)
     try:
         return body, load(content)
@@ -211,7 +212,7 @@ def _keys(kind: str, body: Any, kinds: dict[str, Any]) -> None:
     """Exactly these fields, each of its type."""
     if not isinstance(body, dict) or set(body) != set(kinds):
         keys = sorted(body) if isinstance(body, dict) else type(body).__name__
-        raise Rejected(f"{kind}: the body has {keys}: the schema has {sorted(kinds)}")
+        raise Rejected(f"{kind}: the body has {shown(keys)}: the schema has {sorted(kinds)}")
     for name, allowed in kinds.items():
         if not isinstance(body[name], allowed) or isinstance(body[name], bool):
             raise Rejected(f"{kind}: {name} is a {type(body[name]).__name__}")
@@ -221,7 +222,7 @@ def _check(kind: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tupl
     """Exactly these tensors, float32, of these shapes, finite."""
     if set(tensors) != set(expected):
         odd = sorted(set(tensors) ^ set(expected))[0]
-        raise Rejected(f"{kind}: tensor {odd!r} is {'not in the schema' if odd in tensors else 'missing'}")
+        raise Rejected(f"{kind}: tensor {shown(odd)} is {'not in the schema' if odd in tensors else 'missing'}")
     for name, size in expected.items():
         value = tensors[name]
         if tuple(value.shape) != size or value.dtype != torch.float32:

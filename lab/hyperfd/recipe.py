@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core import store
+from ..core import imports, store
 from ..core.data import faces
 from ..core.deprecation import deprecated
 from ..core.fields import by_name, integer, one_of, real, validate
@@ -112,6 +112,7 @@ class HyperFD:
         """Serve the stream's tasks in an order drawn by the seed; goes on at the task where a checkpoint stopped."""
         stream = streams.detectors() if task is None else task
         validate_kind(self, stream, Stream, "lab.Stream(names=..., choices=..., data=..., scores=...)")
+        imports.complete()
         if device is not None and device_of(device).type != "cpu":
             raise ValueError(f"HyperFD: device={device!r}: its networks are small, it learns on the cpu only")
         with seeded(seed):
@@ -254,8 +255,7 @@ class _StreamRun:
 
     def _past(self, position: int) -> list[Record]:
         """What was tried before this position."""
-        none = torch.zeros(0)
-        return [Record(task.name, none, task.tried, task.tried_results) for task in self.served[:position]]
+        return [Record(task.name, torch.zeros(0), task.tried, task.tried_results) for task in self.served[:position]]
 
     def _judged(self, position: int, client: DataOwner, recommendation: Recommendation) -> Judgement:
         """By the table where there is one, beside the default and the best average so far, which cost nothing."""

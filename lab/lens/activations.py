@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..core.errors import first_line
+from ..core.models import checked
+from ..core.progress import tqdm
 from ..core.task import evaluating
 from .tokens import Axes, tracked
 
@@ -116,12 +117,12 @@ def first(outputs: Mapping[str, torch.Tensor], layer: str) -> torch.Tensor:
 
 def leaves(model: nn.Module) -> list[str]:
     """The names of the modules without children, each module once."""
-    return [name for name, module in model.named_modules() if name and not any(module.children())]
+    return [name for name, module in checked(model).named_modules() if name and not any(module.children())]
 
 
 def named(model: nn.Module, layers: Iterable[str] | str) -> list[str]:
     """The names, each once, or a one-line ValueError that offers the nearest ones."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(checked(model).named_modules(remove_duplicate=False))
     names = [layers] if isinstance(layers, str) else list(layers)
     for name in names:
         if name not in modules or name == "":
@@ -174,7 +175,7 @@ def as_taken(model: nn.Module, x: Any) -> Any:
         return tuple(as_taken(model, value) for value in x)
     if not isinstance(x, torch.Tensor):
         return x
-    like = next((p for p in model.parameters() if p.is_floating_point()), x)
+    like = next((p for p in checked(model).parameters() if p.is_floating_point()), x)
     return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
+from ..core.models import checked
+from ..core.progress import tqdm
 from ..core.training import seeded
 from .activations import as_images, labelled, named, reading
 
@@ -99,7 +100,7 @@ def with_fresh_weights(model: nn.Module, seed: int = 0) -> nn.Module:
 
     Modules that can reset themselves do; parameters of others are permuted. The batch norms' statistics start anew.
     """
-    fresh = deepcopy(model)
+    fresh = deepcopy(checked(model))
     with seeded(seed), torch.no_grad():
         for module in fresh.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):

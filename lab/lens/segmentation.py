@@ -25,6 +25,8 @@ def segmentation(
     models: {name: model}, such as one before and one after, each (N, C, H, W) -> (N, classes, H, W). colours: one a
     class, as '#rrggbb'. Pixels whose label is -100 are grey among the labels. ValueError for a class without a colour.
     """
+    if not models:
+        raise ValueError("models={}: give {name: model} of one model or more")
     x = as_images(x)
     rows = {"labels": y.cpu().numpy(), **{name: _named(model, x) for name, model in models.items()}}
     most = max(int(classes.max()) for classes in rows.values())

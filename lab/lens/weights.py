@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
+from ..core.models import checked
 from ..ui import Control, Explorer, Frame, raster, svg
 from .activations import named
 
@@ -47,7 +48,7 @@ def weights(model: nn.Module, layers: Sequence[str] | str | None = None) -> Expl
 
 def kernels(model: nn.Module, layers: Sequence[str] | str | None = None) -> dict[str, np.ndarray]:
     """The weights by layer: (filters, inputs, k, k) of convolutions, (outputs, inputs) of linear layers."""
-    modules = dict(model.named_modules())
+    modules = dict(checked(model).named_modules())
     by_layer = {}
     for name in named(model, layers) if layers is not None else modules:
         module = modules[name]

@@ -74,7 +74,10 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         digest = header["sha256"].encode()
         if hashlib.sha256(data.replace(digest, UNSIGNED.encode(), 1)).hexdigest().encode() != digest:
             raise ValueError("its SHA-256 does not match")
-        return load(data), json.loads(header["lab"])
+        tensors, recipe = load(data), json.loads(header["lab"])
+        if missing := [name for name in ("codes", "steps", "rest") if name not in tensors]:
+            raise ValueError(f"it has no {missing[0]}")
+        return tensors, recipe
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:80]
         raise ValueError(f"{path} is not a packed network ({reason}): write it again with pack") from error

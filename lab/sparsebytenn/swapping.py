@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import kernels
-from ..core.batch import Example, call
+from ..core.batch import Example, call, tensors
+from ..core.models import checked
 from ..core.task import evaluating
 from . import compiler, packed
 from .runtime import Engine
@@ -53,8 +54,10 @@ def swap(net: nn.Module, example: Example) -> nn.Module:
     may have any size; state_dicts fit both networks. Raises ValueError in one line for a network that does not run on
     the example, or is not on the CPU.
     """
-    if devices := {p.device.type for p in net.parameters()} - {"cpu"}:
+    if devices := {p.device.type for p in checked(net).parameters()} - {"cpu"}:
         raise ValueError(f"the network is on {', '.join(devices)}: the engine computes on the CPU, give net.cpu()")
+    if next(tensors(example), None) is None:
+        raise ValueError(f"the example is a {type(example).__name__}, in which there is no tensor: give an input")
     copy = deepcopy(net).eval()
     inputs = _inputs(copy, example)
     swaps: dict[str, Swap] = {}

@@ -10,6 +10,7 @@ import pandas
 import plotly.graph_objects as go
 
 from ..core import store
+from ..core.errors import first_line
 from .figures import figure
 
 
@@ -83,4 +84,12 @@ def _between(mean: float, low: float, high: float) -> str:
 def contest(name: str | Path) -> Contest:
     """The contest of `data/<name>`, such as 'gal/fashion.json', or of a file of one's own by path."""
     path = Path(name)
-    return Contest(json.loads((path if path.exists() else store.artefact(str(name))).read_text()))
+    path = path if path.exists() else store.artefact(str(name))
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if missing := [name for name in ("subject", "figure", "summary", "records") if name not in kept]:
+            raise ValueError(f"it has no {missing[0]}")
+        return Contest(kept)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = first_line(error)[:80]
+        raise ValueError(f"{path} holds no contest ({reason}): give a file that a benchmark has kept") from error

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..core import cost
 from ..core.graph import surgery
 from ..core.graph.channels import Channels
 from ..core.graph.groups import KINDS, Group, groups
 from ..core.graph.tracing import trace
-from ..core.task import Task
+from ..core.progress import tqdm
+from ..core.task import Task, checked_task
 from . import svg
 from .explorer import Control, Explorer, Frame
 
@@ -111,6 +111,7 @@ def pruning_rate(
     score is measured at each of `rates`, without fine-tuning: where one measurement takes long, give fewer. The button
     leaves the smaller network of the present rate in the explorer's `model`.
     """
+    checked_task(task)
     rates = tuple(sorted({*rates}))
     by_rate = curve(task, outcome, rates=rates, progress=progress)
     points = svg.Series(task.metric, sorted(by_rate.measured.items()))

@@ -16,3 +16,8 @@ from lab.core.errors import first_line
 )
 def test_the_first_line_or_the_kind(error, line):
     assert first_line(error) == line
+
+
+def test_a_line_that_quotes_a_whole_file_is_cut():
+    line = first_line(ValueError("no zip file: " + "x" * 5000 + "\nmore"))
+    assert len(line) == 300 and line.startswith("no zip file: xxx") and line.endswith("x...")

@@ -352,3 +352,21 @@ def test_a_long_prompt_is_cut_with_a_warning():
 def test_an_unknown_solver_is_told():
     with pytest.raises(ValueError, match=r"solver='heun' is not allowed: give one of 'dpm\+\+', 'ddim'"):
         solver_of(small.sd().scheduler, "heun")
+
+
+def test_a_damaged_folder_is_told_in_one_line(tmp_path):
+    small.sd().save_pretrained(tmp_path)
+    part = {
+        "model_index.json": b"[",
+        "unet/config.json": b"[1]",
+        "vae/config.json": b"{",
+        "tokenizer/tokenizer_config.json": b"{",
+    }
+    part["unet/diffusion_pytorch_model.safetensors"] = bytes(100)
+    for name, content in part.items():
+        before = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=r"cannot be read \(.*\): give the folder of a whole diffusers") as caught:
+            HybridPipeline.from_pretrained(tmp_path, tmp_path)
+        assert "\n" not in str(caught.value), name
+        (tmp_path / name).write_bytes(before)

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from ..distribution import needed
-from ..errors import first_line
+from ..errors import first_line, shown
 from . import inflating
 from .faces import Faces, FaceTask
-from .images import SUFFIXES, converted, is_image
+from .images import SUFFIXES, converted, is_image, validate_pixels
 
 FORMS = (
     "a WIDER FACE folder (wider_face_split/ beside WIDER_train/), a Pascal VOC folder (Annotations/, JPEGImages/), "
@@ -28,8 +28,6 @@ FORMS = (
 )
 VOC_NAMES = ("face", "head", "with_mask", "without_mask", "mask_weared_incorrect")
 HOLD_OUT = 4  # every so many pictures are held out where the data set itself does not say which
-
-MOST_PIXELS = 2**27  # of a picture
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def wider_face(folder: str | Path, part: str = "train") -> Iterator[Record]:
             boxes = np.concatenate([marks[:, :2], marks[:, :2] + marks[:, 2:4]], 1)
         except (ValueError, IndexError) as error:
             raise ValueError(
-                f"{listing} line {at + 1}: {name!r} is not followed by its boxes: fetch it again"
+                f"{listing} line {at + 1}: {shown(name)} is not followed by its boxes: fetch it again"
             ) from error
         at += 1 + count
         if not count and at < len(lines) and _are_numbers(lines[at]):
@@ -120,7 +118,7 @@ def pascal_voc(folder: str | Path, names: Sequence[str] = VOC_NAMES) -> Iterator
     images, seen = _ImageFolder(folder / "JPEGImages"), dict[Path, Path]()
     for file in files:
         try:
-            root = ElementTree.fromstring(_bytes(file))
+            root = ElementTree.fromstring(_bytes(file), ElementTree.XMLParser(target=_WithoutEntities()))
             if root.tag != "annotation":
                 raise ValueError(f"its root is {root.tag[:60]!r}")
             faces = (face for face in root.iter("object") if _spelled(face.findtext("name") or "") in wanted)
@@ -147,6 +145,13 @@ def street_scenes(path: str | Path) -> Iterator[Record]:
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
+
+
+class _WithoutEntities(ElementTree.TreeBuilder):
+    """An annotation declares no entities, which may stand for a hundred times the file."""
+
+    def doctype(self, *_: object) -> None:
+        raise ValueError("it declares a document type")
 
 
 def _voc_box(element: ElementTree.Element) -> list[float]:
@@ -186,7 +191,9 @@ def _inside_of(folder: Path, name: str, source: Path) -> Path:
     """A picture in the folder, by a name that somebody else wrote: nothing outside is read, nor through a link."""
     path = folder / name.replace("\\", "/")
     if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{source}: {name!r} lies outside {folder}: put the picture there, not a way or a link to it")
+        raise ValueError(
+            f"{source}: {shown(name)} lies outside {folder}: put the picture there, not a way or a link to it"
+        )
     return path
 
 
@@ -230,7 +237,7 @@ def _parted(folder: Path, records: list[Record]) -> list[list[Record]]:
             held_out = {_stem(line.split()[0]) for line in _text(listing).splitlines() if line.strip()}
             if missing := sorted(held_out - {record[0] for record in records}):
                 raise ValueError(
-                    f"{listing} names {missing[0]!r}, one of {len(missing)} that Annotations/ lacks: correct the "
+                    f"{listing} names {shown(missing[0])}, one of {len(missing)} that Annotations/ lacks: correct the "
                     "names, or what should be held out would be learned from"
                 )
             return [[r for r in records if r[0] not in held_out], [r for r in records if r[0] in held_out]]
@@ -277,8 +284,7 @@ def _reduced(content: ImageSource, longest: int) -> tuple[torch.Tensor, float]:
         from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(content())) as file:
-        if file.width * file.height > MOST_PIXELS:
-            raise ValueError(f"{file.width} x {file.height} pixels are more than {MOST_PIXELS:,}")
+        validate_pixels(file)
         upright = ImageOps.exif_transpose(file)
         size = content.size or upright.size
         if size not in (upright.size, file.size):

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from ..distribution import needed
-from ..errors import first_line
+from ..errors import cut, first_line
 from . import inflating
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+MOST_PIXELS = 2**27  # of a picture: a small file may stand for far more
 IN_MEMORY = 2**30  # bytes: a folder whose pictures need more is read from disk batch by batch
 GREY = ("1", "L", "I;16", "I;16B")  # Pillow's modes of one channel
 CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
@@ -98,7 +99,7 @@ def _npz(path: Path) -> Split:
             names = ("x_train", "y_train", "x_test", "y_test")
             missing = [name for name in names if name not in file]
             if missing:
-                raise ValueError(f"it has no {', '.join(missing)}; it has {', '.join(file)}")
+                raise ValueError(f"it has no {', '.join(missing)}; it has {cut(', '.join(file), 80)}")
             x, y, x_test, y_test = (file[name] for name in names)
             return Split(_pixels("x_train", x), _labels(y), _pixels("x_test", x_test), _labels(y_test))
     except Exception as error:  # zipfile and numpy raise a dozen kinds for a damaged archive
@@ -226,6 +227,7 @@ def load_image(path: Path, mode: str | None = None, size: int | None = None) -> 
 
     try:
         with Image.open(path) as file:
+            validate_pixels(file)
             if mode == "L" and file.mode not in GREY:
                 raise ValueError("it has colours and those before it are grey")
             image = converted(ImageOps.exif_transpose(file), mode or ("L" if file.mode in GREY else "RGB"))
@@ -239,6 +241,12 @@ def load_image(path: Path, mode: str | None = None, size: int | None = None) -> 
         image = scaled.crop((left, top, left + size, top + size))
     x = torch.from_numpy(np.array(image))
     return x[None] if x.ndim == 2 else x.permute(2, 0, 1).contiguous()
+
+
+def validate_pixels(file: Any) -> None:
+    """ValueError for an opened Pillow image of more pixels than are read; none of them has been."""
+    if file.width * file.height > MOST_PIXELS:
+        raise ValueError(f"{file.width} x {file.height} pixels are more than {MOST_PIXELS:,}")
 
 
 def converted(image: Any, mode: str) -> Any:
@@ -291,7 +299,7 @@ def _class_folders(path: Path, size: int | None) -> Split:
     classes = _classes(path / "train")
     strange = sorted(set(_classes(held_out)) - set(classes))
     if strange:
-        raise ValueError(f"{held_out} has classes that train/ lacks: {', '.join(strange)}")
+        raise ValueError(f"{held_out} has classes that train/ lacks: {cut(', '.join(strange))}")
     x, y = _labelled(path / "train", classes)
     if empty := [name for label, name in enumerate(classes) if not (y == label).any()]:
         raise ValueError(f"{path / 'train'} has no picture of {', '.join(empty)}: remove such folders or fill them")

@@ -59,6 +59,9 @@ class Scene:
 
 def kinds(textures: Iterable[str] = ("plain",)) -> list[Kind]:
     """Everything that a caption can tell on these grounds, always in the same order."""
+    textures = tuple(textures)
+    if strange := [texture for texture in textures if texture not in TEXTURES]:
+        raise ValueError(f"textures={strange[0]!r} is not allowed: give some of {', '.join(map(repr, TEXTURES))}")
     return list(product(COUNTS, COLOURS, SHAPES, PLACES, textures))
 
 

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from ..batch import Example, call, device_for, each, moved, tensors
 from ..errors import first_line
-from ..models import learnable, uncompiled, validate_model
+from ..models import checked, learnable, uncompiled, validate_model
 from ..task import evaluating
 from ..training import seeded
 from .attention import drop_unused, plain_attention
@@ -38,6 +38,7 @@ def trace(model: nn.Module, example: Example) -> fx.GraphModule:
     modules of torch. Frozen parameters stay frozen; of a network that was loaded for inference, all of whose
     parameters are, all learn.
     """
+    checked(model)
     failures: list[ValueError] = []
     for tracer in (Tracer(), ExampleTracer(moved(example, device_for(model, example)))):
         try:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
+from ..errors import shown
 from .architectures import Graph
 
 OPERATORS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -24,10 +25,10 @@ def parse(text: str) -> Operators:
     """The six operators of '|a~0|+|b~0|c~1|+|d~0|e~1|f~2|'; ValueError for another form or an unknown operator."""
     match = _TEXT.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is no cell: give '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|'")
+        raise ValueError(f"{shown(text)} is no cell: give '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|'")
     for operator in match.groups():
         if operator not in OPERATORS:
-            raise ValueError(f"unknown operator {operator!r}: this space has {', '.join(OPERATORS)}")
+            raise ValueError(f"unknown operator {shown(operator)}: this space has {', '.join(OPERATORS)}")
     return match.groups()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import parallel, store
 from ..data import faces
+from ..errors import cut, shown
 from . import tables
 
 Choice = tuple[Any, ...]
@@ -145,12 +146,12 @@ def detectors(path: str | Path | None = None) -> Stream:
     decisions = tuple(DETECTORS)
     missing = [name for name in ("domain", *decisions, "ap50") if name not in table.columns]
     if missing:
-        raise ValueError(f"{path}: column {missing[0]!r} is missing: the table has {', '.join(table.columns)}")
+        raise ValueError(f"{path}: column {missing[0]!r} is missing: the table has {cut(', '.join(table.columns))}")
     rows = table[list(decisions)].itertuples(index=False)
     keys = [tuple(value.item() if hasattr(value, "item") else value for value in row) for row in rows]
     names, choices = [name for name in faces.DOMAINS if name in set(table["domain"])], detector_choices()
     if strange := sorted(set(map(str, table["domain"])) - set(names)):
-        raise ValueError(f"{path}: domain {strange[0]!r}: there are {', '.join(faces.DOMAINS)}")
+        raise ValueError(f"{path}: domain {shown(strange[0])}: there are {', '.join(faces.DOMAINS)}")
     scores = torch.full((len(names), len(choices)), torch.nan, dtype=torch.float64)
     number_of = {choice: number for number, choice in enumerate(choices)}
     for name, key, value in zip(table["domain"], keys, tables.numbers(table, "ap50", 100), strict=True):
@@ -181,6 +182,8 @@ def graph_networks(count: int = 300) -> Stream:
 
     What a data set is known by before anything is trained: the log of parameters and latency of each network on it.
     """
+    if not isinstance(count, int) or count < 2:
+        raise ValueError(f"graphs: count={count!r}: give an integer number of networks, 2 or more")
     records = {name: tables.graph_records(name) for name in tables.NASBENCHGRAPH}
     common = sorted(set.intersection(*map(set, records.values())))
     order = torch.randperm(len(common), generator=torch.Generator().manual_seed(0))[:count].tolist()

@@ -18,7 +18,7 @@ import torch
 from .. import store
 from ..data import inflating
 from ..distribution import install, needed
-from ..errors import first_line
+from ..errors import cut, first_line, shown
 from . import cells
 from .architectures import Graph, Space
 
@@ -87,11 +87,13 @@ def nasbench_macro(path: str | Path) -> Space:
     """
     tree = _read_json(path)
     if not isinstance(tree, dict) or not tree:
-        raise ValueError(f"{path} is a {type(tree).__name__} of {_shown(tree)}: give {{arch: {{test_acc, ...}}}}")
+        raise ValueError(f"{path} is a {type(tree).__name__} of {shown(tree)}: give {{arch: {{test_acc, ...}}}}")
     rows: dict[Graph, tuple[str, dict[str, Any]]] = {}
     for number, (arch, record) in enumerate(tree.items()):
         if len(arch) != 8 or set(arch) - set(_MACRO):
-            raise ValueError(f"{path} row {number}: column 'arch' holds {arch!r}: give eight digits, each 0, 1 or 2")
+            raise ValueError(
+                f"{path} row {number}: column 'arch' holds {shown(arch)}: give eight digits, each 0, 1 or 2"
+            )
         rows.setdefault(_macro(arch), (arch, _macro_record(f"{path} row {number} ({arch})", record)))
     archs, values = zip(*rows.values(), strict=True)
     costs = {"parameters": _plain(values, "params"), "macs": _plain(values, "flops")}
@@ -110,12 +112,12 @@ def nasbench_macro(path: str | Path) -> Space:
 def _macro_record(row: str, record: Any) -> dict[str, Any]:
     """Three accuracies and two costs, as numbers."""
     if not isinstance(record, dict):
-        raise ValueError(f"{row} holds {_shown(record)}: give {{test_acc: [3 numbers], params, flops}}")
+        raise ValueError(f"{row} holds {shown(record)}: give {{test_acc: [3 numbers], params, flops}}")
     if missing := [column for column in ("test_acc", "params", "flops") if column not in record]:
         raise ValueError(f"{row}: column {missing[0]!r} is missing")
     trained = record["test_acc"]
     if not isinstance(trained, list) or len(trained) != 3:
-        raise ValueError(f"{row}: column 'test_acc' holds {_shown(trained)}: give a list of 3 numbers")
+        raise ValueError(f"{row}: column 'test_acc' holds {shown(trained)}: give a list of 3 numbers")
     costs = {column: _number(row, column, record[column]) for column in ("params", "flops")}
     return {"test_acc": [_number(row, "test_acc", value, 100) for value in trained], **costs}
 
@@ -236,7 +238,7 @@ def _json_files(path: Path) -> Iterator[tuple[str, Any]]:
 def _validate(table: "pd.DataFrame", *columns: str) -> None:
     for name in columns:
         if name not in table.columns:
-            raise ValueError(f"column {name!r} is missing: the table has {', '.join(table.columns)}")
+            raise ValueError(f"column {name!r} is missing: the table has {cut(', '.join(table.columns))}")
 
 
 def numbers(table: "pd.DataFrame", column: str, most: float = math.inf) -> torch.Tensor:
@@ -260,12 +262,7 @@ def _number(row: str, column: str, value: Any, most: float = math.inf) -> float:
 
 def _no_number(row: str, column: str, value: Any, most: float) -> ValueError:
     allowed = "a number, 0 or more" if most == math.inf else f"a number in 0..{most:g}"
-    return ValueError(f"{row}: column {column!r} holds {_shown(value)}: give {allowed}")
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return ValueError(f"{row}: column {column!r} holds {shown(value)}: give {allowed}")
 
 
 def _cells(table: "pd.DataFrame", column: str) -> list[Graph]:
@@ -334,6 +331,8 @@ def _perf(record: Mapping[str, Any]) -> dict[str, float]:
 
 def graph_network(key: int) -> tuple[Graph, tuple[str, ...]]:
     """A network of the benchmark by its key, five decimal digits: how its layers are linked, and what the four are."""
+    if not isinstance(key, int) or not 0 <= key < 10_000 * len(_LINKS):
+        raise ValueError(f"key={key!r}: NAS-Bench-Graph has integers of five digits, 0 to {10_000 * len(_LINKS) - 1}")
     first, *rest = map(int, f"{key:05d}")
     operators, link = tuple(_LAYERS[digit] for digit in rest), _LINKS[first]
     edges = [(int(source), node + 1) for node, source in enumerate(link)]

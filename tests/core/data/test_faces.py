@@ -480,3 +480,13 @@ def test_a_picture_of_sixteen_bits_is_not_white(tmp_path):
 def test_a_limit_is_a_count(tmp_path, limit):
     with pytest.raises(ValueError, match="give an integer number of pictures, 1 or more, or None"):
         lab.tasks.faces(folder=tmp_path, limit=limit)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_an_annotation_with_entities_is_refused_before_they_are_read(tmp_path, encoding):
+    voc(tmp_path)
+    many = "<!ENTITY a 'x'>" + "".join(f"<!ENTITY {b} '&{a};&{a};'>" for a, b in zip("abcdef", "bcdefg", strict=True))
+    text = f"<?xml version='1.0' encoding='{encoding}'?><!DOCTYPE annotation [{many}]><annotation>&g;</annotation>"
+    (tmp_path / "Annotations" / "0.xml").write_bytes(text.encode(encoding))
+    with pytest.raises(ValueError, match=r"0\.xml is no annotation \(it declares a document type\): correct it"):
+        lab.tasks.faces(folder=tmp_path)

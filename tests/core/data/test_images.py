@@ -383,3 +383,13 @@ def test_pictures_are_upright(tmp_path, mark):
     (tmp_path / "p.jpg").write_bytes(turned(mark))
     x = images.load_image(tmp_path / "p.jpg")
     assert x.shape == (3, 30, 40) and x[:, 5:15, 4:12].float().mean() > 240 > 50 > x[:, 20:, 20:].float().mean()
+
+
+def test_a_small_file_of_very_many_pixels_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MOST_PIXELS", 100)
+    Image.new("L", (101, 1)).save(tmp_path / "wide.png")
+    with pytest.raises(ValueError, match=r"wide\.png is no readable picture \(101 x 1 pixels are more than 100\)"):
+        images.load_image(tmp_path / "wide.png")
+    write_classes(tmp_path / "set", size=(11, 10))
+    with pytest.raises(ValueError, match="11 x 10 pixels are more than 100"):
+        images.read(tmp_path / "set")

@@ -1,0 +1,1 @@
+"""What `reliability.py` does to the lab: a file a part."""
