@@ -1,0 +1,61 @@
+"""Tests whose false-alarm rate is known: pairs against pairs drawn at random, signs, exact limits; calibration's error."""
+
+import numpy as np
+from scipy import stats
+
+SHUFFLES = 9_999
+BINS = 15  # of the calibration error, as Guo, Pleiss, Sun and Weinberger have it (ICML 2017, arXiv 1706.04599)
+_AT_ONCE = 4_000_000  # indices drawn at a time
+
+
+def permutation_p(scores: np.ndarray, seed: int = 0) -> float:
+    """The p-value of a permutation test: how often pairs drawn at random score as high as those on the diagonal.
+
+    scores (N, N), of output i against target j. One-sided; from 9,999 permutations, so 0.0001 is the least, and a pair
+    of rows that have nothing to do with one another is below a level at most that often.
+    """
+    count, random = len(scores), np.random.default_rng(seed)
+    rows, own = np.arange(count), scores.trace() - 1e-9 * max(1.0, float(np.abs(scores).max(initial=0)))
+    reached, left = 0, SHUFFLES
+    while left:
+        part = min(left, max(1, _AT_ONCE // count))
+        orders = random.permuted(np.tile(rows, (part, 1)), axis=1)  # (part, N)
+        reached += int((scores[rows, orders].sum(1) >= own).sum())
+        left -= part
+    return (1 + reached) / (1 + SHUFFLES)
+
+
+def sign_p(wins: int, losses: int) -> float:
+    """The p-value of the exact sign test, one-sided: as many wins or more of wins + losses tosses of a fair coin.
+
+    Of two classifiers' right answers to the same examples it is McNemar's exact test.
+    """
+    return float(stats.binom.sf(wins - 1, wins + losses, 0.5))
+
+
+def least_loss(worse: int, better: int, count: int, level: float) -> float:
+    """A lower limit of the share of right answers that are lost, wrong in at most a share `level` of samples.
+
+    `worse` of `count` examples went from right to wrong, `better` the other way; the exact limits of Clopper and
+    Pearson for both, each at half the level.
+    """
+    low = stats.beta.ppf(level / 2, worse, count - worse + 1) if worse else 0.0
+    high = stats.beta.ppf(1 - level / 2, better + 1, count - better) if better < count else 1.0
+    return float(low - high)
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> float:
+    """The expected calibration error (ECE): confidence (N,) in [0, 1] and right (N,) bool -> a share.
+
+    Bins of equal width; in each, how far the mean confidence is from the share of right answers, weighed by its size.
+    """
+    number = np.minimum((confidence * bins).astype(int), bins - 1)
+    sums = np.bincount(number, confidence - right, minlength=bins)
+    return float(np.abs(sums).sum() / len(confidence))
+
+
+def calibrated_error(confidence: np.ndarray, bins: int = BINS, draws: int = 200, seed: int = 0) -> float:
+    """The mean ECE of a perfectly calibrated network with these confidences: what so few examples give by chance."""
+    random = np.random.default_rng(seed)
+    errors = [calibration_error(confidence, random.random(len(confidence)) < confidence, bins) for _ in range(draws)]
+    return float(np.mean(errors))
