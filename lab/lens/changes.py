@@ -1,7 +1,7 @@
 """What became of the outputs: class by class, picture by picture, their confidence, and under corruptions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,16 +22,12 @@ _CERTAIN = 0.05  # the chance that any class is marked that has not changed
 
 @dataclass(frozen=True)
 class Section:
-    """A part of an explanation: its title, a sentence, its numbers, and pictures (SVG) or explorers.
-
-    states: of an explorer's controls the values that a page holds; all of them where nothing is said.
-    """
+    """A part of an explanation: its title, what it says, its numbers, and pictures (SVG) or explorers."""
 
     title: str
     text: str
     numbers: Any
     parts: Sequence[str | Explorer] = ()
-    states: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 def class_changes(pair: Compared) -> list[dict[str, Any]]:
@@ -72,11 +68,11 @@ def _class_chart(rows: Sequence[Mapping[str, Any]]) -> str:
             svg.rect(left, y + 3, row["after"] / 100 * room, 8, "lab-shade c0") if row["after"] else "",
             svg.rect(left, y + 12, row["before"] / 100 * room, 6, "lab-track") if row["before"] else "",
             svg.text(left + room + 8, y + 15, f"{row['before']:.0f} to {row['after']:.0f} %", "num"),
-            svg.text(left + room + 84, y + 15, f"-{row['lost']} +{row['gained']}", "num"),
+            svg.text(left + room + 94, y + 15, f"{row['lost']} lost, {row['gained']} gained", "num"),
         ]
     bottom = svg.HEAD + len(rows) * tall
-    shapes.append(svg.text(0, bottom + svg.BASE + 2, "filled: after; hollow: before; examples lost and gained"))
-    width = max(left + room + 150, 400)
+    shapes.append(svg.text(0, bottom + svg.BASE + 2, "filled: after; hollow: before; beside them examples"))
+    width = max(left + room + 200, 440)
     return svg.document(width, bottom + svg.LINE + 6, "accuracy by class", "accuracy by class", shapes)
 
 
@@ -88,16 +84,17 @@ def flips(pair: Compared) -> Section | None:
     old, new = (pair.outputs[name].argmax(1).numpy() for name in ("before", "after"))
     changed = np.flatnonzero(old != new)
     numbers: dict[str, Any] = {"changed": len(changed), "of": len(old)}
+    text = f"{len(changed)} of {len(old)} answers changed."
     if y is not None:
         right = {name: classes == y.numpy() for name, classes in (("before", old), ("after", new))}
         numbers["right to wrong"] = int((right["before"] & ~right["after"]).sum())
         numbers["wrong to right"] = int((right["after"] & ~right["before"]).sum())
-    text = ", ".join(f"{name} {value}" for name, value in numbers.items()) + "."
+        text = f"{text[:-1]}: {numbers['right to wrong']} from right to wrong, {numbers['wrong to right']} back."
     if x is None or not len(changed):
         return Section("Answers that flipped", text, numbers)
     sure = pair.outputs["before"].softmax(1).max(1).values.numpy()
     some = changed[np.argsort(-sure[changed], kind="stable")][:_FLIPS]
-    text += f" Shown are those of which the network before was surest, {len(some)} of them, with integrated gradients."
+    text += f" Shown are the {len(some)} of which the network before was surest, with integrated gradients."
     return Section("Answers that flipped", text, numbers, [_flip_explorer(pair, x, some, old, new)])
 
 
@@ -134,7 +131,7 @@ def calibration(pair: Compared) -> Section | None:
     """Whether the networks are as sure as they are right."""
     if pair.examples.kind not in (CLASSES, TOKENS) or not pair.scores:
         return None
-    series, numbers = [svg.Series("perfectly calibrated", [(0, 0), (1, 1)])], {"bins": BINS}
+    series, numbers = [], {"bins": BINS}
     for name in ("before", "after"):
         sure, right = confidence(pair, name)
         numbers[f"ECE {name}"] = 100 * calibration_error(sure, right)
@@ -148,6 +145,7 @@ def calibration(pair: Compared) -> Section | None:
         f"{numbers['by chance before']:.1f} and {numbers['by chance after']:.1f} on so few examples. Above the diagonal "
         "a network is right more often than it claims."
     )
+    series.append(svg.Series("perfectly calibrated", [(0, 0), (1, 1)]))
     chart = svg.lines(series, x="confidence", y="share that is right", title="calibration", width=420)
     return Section("Calibration", text, numbers, [chart])
 
@@ -178,19 +176,21 @@ def robustness(pair: Compared) -> Section | None:
             scores = [pair.examples.scores(pair.examples.outputs(net, image)) for image in images]
             every = [pair.scores[name], *scores]
             numbers[kind][name] = [as_shown(pair.examples.kind, one) for one in every]
+        numbers[kind]["fresh weights"] = [as_shown(pair.examples.kind, pair.scores["fresh"])] * len(_STRENGTHS)
     means = {name: float(np.mean([numbers[kind][name][1:] for kind in KINDS])) for name in ("before", "after")}
     plain = {name: as_shown(pair.examples.kind, pair.scores[name]) for name in means}
     text = (
         f"{metric.capitalize()} over all corruptions and strengths is {means['before']:.1f} before and "
         f"{means['after']:.1f} {unit} after; on the pictures as given {plain['before']:.1f} and {plain['after']:.1f}. "
-        "Kinds and strengths (0 to 5) are those of CIFAR-10-C (Hendrycks and Dietterich, 2019)."
+        "Kinds and strengths (0 to 5) are those of CIFAR-10-C (Hendrycks and Dietterich, 2019); fresh weights are asked "
+        "about the pictures as given."
     )
     return Section("Corruptions", text, numbers, [_curves(kind, of, f"{metric} ({unit})") for kind, of in numbers.items()])
 
 
 def _curves(kind: str, of: Mapping[str, Sequence[float]], y: str) -> str:
     series = [svg.Series(name, list(zip(_STRENGTHS, scores, strict=True))) for name, scores in of.items()]
-    return svg.lines(series, x="strength", y=y, title=kind, width=300)
+    return svg.lines(series, x="strength", y=y, title=kind, width=320)
 
 
 def images(pair: Compared) -> Section | None:

@@ -25,6 +25,7 @@ from .sanity import ALARMS, LEVEL, Check, checks
 from .words import words
 
 SIZE = 500_000  # bytes of a page
+_STEPS = 6  # of a diffusion model's that are shown
 _SECTIONS = (classes, flips, calibration, robustness, images, feature_maps, filters_lost, heads, blocks)
 _STYLE = """<style>
 .lab-explanation{max-width:1100px;margin:auto;font:15px/1.5 system-ui,sans-serif}
@@ -32,6 +33,9 @@ _STYLE = """<style>
 .lab-explanation th,.lab-explanation td{padding:2px 10px 2px 0}
 .lab-explanation caption code{white-space:normal;overflow-wrap:anywhere}
 .lab-explanation section{margin-top:2rem}.lab-explanation h2{font-size:1.15em;margin:0}
+.lab-explanation .checked td:not(:nth-child(3)){white-space:nowrap}
+@media(max-width:700px){.lab-explanation .picture{overflow-x:auto}.lab-explanation .picture svg{max-width:none}
+.lab-explanation svg.lab-alone{margin-right:0}.lab-explanation .checked td:nth-child(3){min-width:14em}}
 .lab-explanation p{margin:.4em 0}.lab-explanation .alarm{border-left:4px solid #D55E00;padding-left:10px}
 </style>"""
 
@@ -75,7 +79,7 @@ class Explanation:
             yield f'<div class="lab-explorer"><div class="picture">{drawn}</div></div>' if drawn else ""
             for part in section.parts:
                 if isinstance(part, Explorer):
-                    yield part, part.states(**section.states)
+                    yield part, part.states()
             yield "</section>"
         yield f"<section><h2>What was checked</h2>{self._checked()}</section>"
 
@@ -99,7 +103,7 @@ class Explanation:
             f"of other numbers of the classes and of other preparations raise an alarm on a sound pair in at most "
             f"{ALARMS:.0%} of pages, all together (exact tests, Bonferroni)."
         )
-        return f'<div class="scroll"><table>{rows}</table></div><p>{text}</p>'
+        return f'<div class="scroll checked"><table>{rows}</table></div><p>{text}</p>'
 
     def __repr__(self) -> str:
         verdict = [f"{_alarms(len(self.alarms))}:", *(f"  {text}" for text in self.alarms)]
@@ -239,7 +243,8 @@ def _word_sections(pair: Compared, batches: Iterable, places: Mapping[str, Seque
     """Where both networks put the words of a text, a batch a step."""
     if places is None:
         return []
-    steps = list(batches)[:12]
+    every = list(batches)
+    steps = [every[k] for k in np.unique(np.linspace(0, len(every) - 1, _STEPS).round().astype(int))]
 
     def ask(model: nn.Module) -> None:
         for batch in steps:

@@ -13,7 +13,7 @@ from .activations import first_tensor, maps, run
 from .atlas import span
 from .attention import attention, rollout
 from .changes import Section
-from .comparison import compare_maps, matched
+from .comparison import explored, matched, pairs_of
 from .examples import TOKENS, Compared
 from .sanity import layer_outputs
 
@@ -38,9 +38,9 @@ def feature_maps(pair: Compared) -> Section | None:
         return Section("Feature maps", text, {})
     chosen = [shared[k] for k in np.unique(np.linspace(0, len(shared) - 1, _LAYERS).round().astype(int))]
     kept = {name: numbers for name, numbers in pair.kept.items() if name in chosen}
-    explorer = compare_maps(pair.before, pair.after, one, chosen, kept=kept)
-    text = f"{len(chosen)} of the {len(shared)} layers that both have, on the first picture."
-    return Section("Feature maps", text, {"layers": chosen}, [explorer], {"page": (1,)})
+    explorer = explored(pairs_of(pair.before, pair.after, one, chosen, kept), one, pages=1)
+    text = f"{len(chosen)} of the {len(shared)} layers that both have, on the first picture; at most 32 filters of each."
+    return Section("Feature maps", text, {"layers": chosen}, [explorer])
 
 
 def _fits(old: Tensor, new: Tensor) -> bool:

@@ -39,8 +39,8 @@ class Check:
 
 def checks(pair: Compared) -> tuple[Check, ...]:
     """All checks that the pair allows, in the order in which they are to be read."""
-    labelled = (_knowledge, _fresh, _renamed, _prepared, _lost) if pair.scores else ()
-    return tuple(check for one in (_same, _swapped, *labelled, _agreement, _layers) for check in one(pair))
+    labelled = (_knowledge, _renamed, _prepared, _lost) if pair.scores else ()
+    return tuple(check for one in (_same, _swapped, _fresh, *labelled, _agreement, _layers) for check in one(pair))
 
 
 def _same(pair: Compared) -> Iterator[Check]:
@@ -73,11 +73,17 @@ def _knowledge(pair: Compared) -> Iterator[Check]:
 
 
 def _fresh(pair: Compared) -> Iterator[Check]:
-    after, fresh = pair.scores["after"], pair.scores["fresh"]
+    """Better than with fresh weights; without labels, nearer to the network before than these are."""
     if 0.5 ** len(pair.examples) > LEVEL:
         return
+    if pair.scores:
+        after, fresh, what = pair.scores["after"], pair.scores["fresh"], "better"
+    else:
+        after = pair.agreement
+        fresh = pair.examples.agreement(pair.outputs["fresh"], pair.outputs["before"])
+        what = "nearer to before"
     p = sign_p(int((after > fresh).sum()), int((after < fresh).sum()))
-    text = "after is no better than with fresh weights" if p > LEVEL else "after beats fresh weights"
+    text = f"after is {'no ' if p > LEVEL else ''}{what} than with fresh weights"
     yield Check("after, fresh weights", p > LEVEL, text, p)
 
 
@@ -139,10 +145,17 @@ def _prepared(pair: Compared) -> Iterator[Check]:
             p = sign_p(int((other & ~right).sum()), int((right & ~other).sum()))
             best = min(best, (p, name, way, 100 * float(other.mean())))
     p, name, way, accuracy = best
-    is_alarm = p <= level
+    net = pair.after if name == "after" else pair.before
+    is_alarm = p <= level and _knows(pair, pair.examples.outputs(net, ways[way]))  # not less wrong than wrong labels
     text = f"{name} is right {accuracy:.0f} % of the time on pictures prepared otherwise ({way}), as given "
     text += f"{100 * float(pair.scores[name].mean()):.0f} %" if name else ""
     yield Check("preparation of the pictures", is_alarm, text if is_alarm else "no other preparation does better", p)
+
+
+def _knows(pair: Compared, outputs: Tensor) -> bool:
+    """Whether outputs fit the labels better than shuffled ones."""
+    assert pair.examples.y is not None
+    return permutation_p(pair.examples.table(outputs, pair.examples.y, by_label=True), pair.seed) <= LEVEL
 
 
 def _lost(pair: Compared) -> Iterator[Check]:
