@@ -40,7 +40,9 @@ def class_changes(pair: Compared) -> list[dict[str, Any]]:
         lost, gained = int((old & ~new).sum()), int((new & ~old).sum())
         p = min(1.0, 2 * sign_p(max(lost, gained), min(lost, gained)))
         shares = {"before": 100 * float(old.mean()), "after": 100 * float(new.mean())}
-        rows.append({"class": pair.name(number), "examples": len(old), **shares, "lost": lost, "gained": gained, "p": p})
+        rows.append(
+            {"class": pair.name(number), "examples": len(old), **shares, "lost": lost, "gained": gained, "p": p}
+        )
     return rows
 
 
@@ -180,12 +182,14 @@ def robustness(pair: Compared) -> Section | None:
     means = {name: float(np.mean([numbers[kind][name][1:] for kind in KINDS])) for name in ("before", "after")}
     plain = {name: as_shown(pair.examples.kind, pair.scores[name]) for name in means}
     text = (
-        f"{metric.capitalize()} over all corruptions and strengths is {means['before']:.1f} before and "
+        f"Over all corruptions and strengths the {metric} is {means['before']:.1f} {unit} before and "
         f"{means['after']:.1f} {unit} after; on the pictures as given {plain['before']:.1f} and {plain['after']:.1f}. "
         "Kinds and strengths (0 to 5) are those of CIFAR-10-C (Hendrycks and Dietterich, 2019); fresh weights are asked "
         "about the pictures as given."
     )
-    return Section("Corruptions", text, numbers, [_curves(kind, of, f"{metric} ({unit})") for kind, of in numbers.items()])
+    return Section(
+        "Corruptions", text, numbers, [_curves(kind, of, f"{metric} ({unit})") for kind, of in numbers.items()]
+    )
 
 
 def _curves(kind: str, of: Mapping[str, Sequence[float]], y: str) -> str:

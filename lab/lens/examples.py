@@ -22,7 +22,7 @@ SCORES = {  # what an output is judged by beside its label, its unit, and the lo
     IMAGES: ("psnr", "dB", 3.0),
 }
 _FEW = 32  # examples of outputs that are large
-_SIDE = 64  # px, the longest side of a picture that a picture is made of
+_SIDE = 48  # px, the longest side of a picture that a picture is made of
 _AT_ONCE = 64
 
 
@@ -61,38 +61,47 @@ class Examples:
         """How well each output fits its label, (N,): right or not, share of pixels, log-likelihood, decibels."""
         target = self.y if y is None else y
         assert target is not None
-        if self.kind == TOKENS:
-            target = target[:, 1:]
-            counts = target != IGNORED
-            picked = outputs[:, :-1].log_softmax(-1).gather(-1, target.clamp(min=0)[..., None])[..., 0]
-            return ((picked * counts).sum(1) / counts.sum(1).clamp(min=1)).double().numpy()
-        if self.kind == IMAGES:
-            return _decibels(outputs, target)
-        return self._alike(outputs.argmax(1), target)
+        return self._fits(self._judged(outputs), target)
 
     def agreement(self, outputs: Tensor, others: Tensor) -> np.ndarray:
         """How alike two networks' outputs are, (N,): the same class, share of the same classes or tokens, decibels."""
-        if self.kind == IMAGES:
-            return _decibels(outputs, others)
-        axis = -1 if self.kind == TOKENS else 1
-        return self._alike(outputs.argmax(axis), others.argmax(axis))
-
-    def _alike(self, a: Tensor, b: Tensor) -> np.ndarray:
-        counts = (b != IGNORED).flatten(1) if b.ndim > 1 else (b != IGNORED)[:, None]
-        same = (a == b).flatten(1) if b.ndim > 1 else (a == b)[:, None]
-        return ((same & counts).sum(1) / counts.sum(1).clamp(min=1)).double().numpy()
+        return self._agrees(self._named(outputs), self._named(others))
 
     def table(self, outputs: Tensor, others: Tensor, by_label: bool) -> np.ndarray:
         """Scores of every output against every label, or its agreement with every other output: (N, N)."""
-        compared = self.scores if by_label else self.agreement
+        first = self._judged(outputs) if by_label else self._named(outputs)
+        second = others if by_label else self._named(others)
         if self.kind == CLASSES:
-            named = others if by_label else others.argmax(1)
-            return (outputs.argmax(1)[:, None] == named[None, :]).double().numpy()
+            return (first[:, None] == second[None]).double().numpy()
+        compared = self._fits if by_label else self._agrees
         rows = np.arange(len(outputs))
         table = np.empty((len(rows), len(rows)))
         for k in range(len(rows)):
-            table[rows, (rows + k) % len(rows)] = compared(outputs, others.roll(-k, 0))
+            table[rows, (rows + k) % len(rows)] = compared(first, second.roll(-k, 0))
         return table
+
+    def _judged(self, outputs: Tensor) -> Tensor:
+        """What of outputs is held against labels: of language models the log-likelihoods, else what they name."""
+        return outputs[:, :-1].log_softmax(-1) if self.kind == TOKENS else self._named(outputs)
+
+    def _named(self, outputs: Tensor) -> Tensor:
+        """The classes or tokens that outputs name; pictures as they are."""
+        return outputs if self.kind == IMAGES else outputs.argmax(-1 if self.kind == TOKENS else 1)
+
+    def _fits(self, judged: Tensor, target: Tensor) -> np.ndarray:
+        if self.kind != TOKENS:
+            return self._agrees(judged, target)
+        target = target[:, 1:]
+        counts = target != IGNORED
+        picked = judged.gather(-1, target.clamp(min=0)[..., None])[..., 0]
+        return ((picked * counts).sum(1) / counts.sum(1).clamp(min=1)).double().numpy()
+
+    def _agrees(self, named: Tensor, target: Tensor) -> np.ndarray:
+        if self.kind == IMAGES:
+            return _decibels(named, target)
+        counts = (target != IGNORED).reshape(len(target), -1)
+        same = (named == target).reshape(len(target), -1)
+        return ((same & counts).sum(1) / counts.sum(1).clamp(min=1)).double().numpy()
 
 
 def examples(model: nn.Module, batches: Iterable, most: int) -> Examples:
@@ -151,20 +160,29 @@ def _checked(model: nn.Module, x: Any, y: Tensor | None, most: int) -> Examples:
 
 
 def _of_one_size(xs: list[Any], ys: list[Any]) -> tuple[list[Any], list[Any]]:
-    """Pictures of several sizes, or large ones of which pictures are made, cut to one; all else as it is."""
+    """Pictures of which pictures are made, of several sizes or large, as squares cut out of them; all else as it is."""
     pictures = all(isinstance(x, Tensor) and x.ndim == 4 for x in xs)
     targets = all(isinstance(y, Tensor) and y.ndim == 4 for y in ys)
     if not pictures or not targets:
         return xs, ys
     side = min(_SIDE, *(min(x.shape[2:]) for x in xs))
     scale = max(1, ys[0].shape[2] // xs[0].shape[2])
-    return [_middle(x, side) for x in xs], [_middle(y, side * scale, scale) for y in ys]
+    each_of = -(-_FEW // sum(map(len, xs)))  # squares of a picture
+    corners = [_corners(x, side, each_of) for x in xs]
+    cut = [_cut(x, side, some) for x, some in zip(xs, corners, strict=True)]
+    wanted = [[(top * scale, left * scale) for top, left in some] for some in corners]
+    return cut, [_cut(y, side * scale, some) for y, some in zip(ys, wanted, strict=True)]
 
 
-def _middle(x: Tensor, side: int, step: int = 1) -> Tensor:
-    """A square of pixels out of the middle, its corner at a multiple of `step`."""
-    top, left = ((length - side) // 2 // step * step for length in x.shape[2:])
-    return x[:, :, top : top + side, left : left + side]
+def _corners(x: Tensor, side: int, most: int) -> list[tuple[int, int]]:
+    """Top and left of at most so many squares, spread evenly over a picture, none over another."""
+    tops, lefts = (range(0, length - side + 1, side) for length in x.shape[2:])
+    every = [(top, left) for top in tops for left in lefts]
+    return [every[k] for k in np.unique(np.linspace(0, len(every) - 1, min(most, len(every))).astype(int))]
+
+
+def _cut(x: Tensor, side: int, corners: Sequence[tuple[int, int]]) -> Tensor:
+    return torch.cat([x[:, :, top : top + side, left : left + side] for top, left in corners])
 
 
 def _decibels(outputs: Tensor, target: Tensor) -> np.ndarray:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from html import escape
 from inspect import getclosurevars
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..core.outcome import Outcome
 from ..core.program import Program
 from ..core.report import Report, Row, attempt
 from ..core.task import Task
-from ..ui import Explorer, page, svg
+from ..ui import Explorer, page
 from .changes import Section, calibration, classes, flips, images, robustness
 from .examples import CLASSES, SCORES, Compared, as_shown, compared
 from .inside import blocks, feature_maps, filters_lost, heads
@@ -66,7 +65,9 @@ class Explanation:
         """Write one HTML page below 500 kB that shows everything without a kernel or a network; returns its path."""
         content = page(self.report.title, [_STYLE, '<div class="lab-explanation">', *self._parts(), "</div>"])
         if len(content) > SIZE:
-            raise ValueError(f"the page would have {len(content):,} bytes, over {SIZE:,}: give fewer or smaller pictures")
+            raise ValueError(
+                f"the page would have {len(content):,} bytes, over {SIZE:,}: give fewer or smaller pictures"
+            )
         store.write(Path(path), content)
         return Path(path)
 
@@ -99,8 +100,8 @@ class Explanation:
             for check in self.checks
         )
         text = (
-            f"What knows nothing passes a check against chance at most once in {1 / LEVEL:,.0f}. The checks of the loss, "
-            f"of other numbers of the classes and of other preparations raise an alarm on a sound pair in at most "
+            f"What knows nothing passes a check against chance at most once in {1 / LEVEL:,.0f}. The checks of the "
+            f"loss, of other numbers of the classes and of other preparations raise an alarm on a sound pair in at most "
             f"{ALARMS:.0%} of pages, all together (exact tests, Bonferroni)."
         )
         return f'<div class="scroll checked"><table>{rows}</table></div><p>{text}</p>'
@@ -162,7 +163,7 @@ def explained(outcome: Outcome, task: Any = None, batches: Iterable | None = Non
         batches = [(task.inputs_of(batch), task.labels_of(batch)) for batch in batches]
     plan = getattr(outcome, "plan", None)
     kept = {"kept": dict(plan.channels) if plan is not None else {}} | options
-    is_numbered = not hasattr(outcome, "orders")  # rearranged filters have other numbers
+    is_numbered = not any(hasattr(outcome, name) for name in ("orders", "fold"))  # filters or blocks have other numbers
     places = kept.pop("places", None)
     settings = {"classes": (), "most": 256, "seed": 0} | kept
     if unknown := sorted(settings.keys() - {"classes", "kept", "most", "seed"}):
@@ -172,14 +173,16 @@ def explained(outcome: Outcome, task: Any = None, batches: Iterable | None = Non
 
 
 def _listed(batches: Iterable) -> Iterable:
-    if isinstance(batches, (str, bytes)) or not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+    if isinstance(batches, (str, bytes)) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         raise TypeError(f"batches is a {type(batches).__name__}: give a DataLoader or a list of batches (x, y)")
     return batches
 
 
 def _held_out(task: Task) -> list[Any]:
     """The examples that the task is scored on, where its score is one of the lab's; else those that it learns from."""
-    scored = getclosurevars(task.score).nonlocals.get("batches") if callable(getattr(task.score, "__code__", None)) else None
+    scored = (
+        getclosurevars(task.score).nonlocals.get("batches") if callable(getattr(task.score, "__code__", None)) else None
+    )
     return [(task.inputs_of(batch), task.labels_of(batch)) for batch in (task.batches if scored is None else scored)]
 
 

@@ -39,7 +39,9 @@ def feature_maps(pair: Compared) -> Section | None:
     chosen = [shared[k] for k in np.unique(np.linspace(0, len(shared) - 1, _LAYERS).round().astype(int))]
     kept = {name: numbers for name, numbers in pair.kept.items() if name in chosen}
     explorer = explored(pairs_of(pair.before, pair.after, one, chosen, kept), one, pages=1)
-    text = f"{len(chosen)} of the {len(shared)} layers that both have, on the first picture; at most 32 filters of each."
+    text = (
+        f"{len(chosen)} of the {len(shared)} layers that both have, on the first picture; at most 32 filters of each."
+    )
     return Section("Feature maps", text, {"layers": chosen}, [explorer])
 
 
@@ -62,7 +64,11 @@ def lost_filters(pair: Compared) -> list[dict[str, Any]]:
             continue
         means = output.mean(2)  # (N, filters)
         for number in _gone(pair, name, output, new[name]):
-            row: dict[str, Any] = {"layer": name, "filter": number, "strongest": np.argsort(-means[:, number])[:_THUMBS]}
+            row: dict[str, Any] = {
+                "layer": name,
+                "filter": number,
+                "strongest": np.argsort(-means[:, number])[:_THUMBS],
+            }
             if y is not None:
                 row |= _spoke_of(means[:, number], y[: len(means)], random)
             rows.append(row)
@@ -155,7 +161,9 @@ def heads(pair: Compared) -> Section | None:
         photos = [raster.photo(image, f"example {k}", low, high, longest=72) for k, image in enumerate(images)]
         for name, net in nets.items():
             rolled = rollout(net, x[:_IMAGES]).float().cpu().numpy()
-            parts.append(raster.grid(rolled, f"rollout, {name}", "attention", longest=72, scale=raster.Scale.of(rolled)))
+            parts.append(
+                raster.grid(rolled, f"rollout, {name}", "attention", longest=72, scale=raster.Scale.of(rolled))
+            )
         parts += photos
     except ValueError as error:
         text = f" Rollout: {error}."
@@ -189,8 +197,8 @@ def blocks(pair: Compared) -> Section | None:
     series = [svg.Series(name, list(enumerate(values, 1))) for name, values in numbers.items()]
     chart = svg.lines(series, x="block", y="1 - cosine of what goes in and comes out", title="blocks", width=460)
     text = (
-        f"{len(numbers['before'])} blocks before, {len(numbers['after'])} run after. A block whose states come out much "
-        "as they went in could be missed; with fresh weights the curve says how blocks of this kind lie, not what they "
+        f"{len(numbers['before'])} blocks before, {len(numbers['after'])} run after. A block whose states come out "
+        "much as they went in could be missed; with fresh weights the curve says how blocks of this kind lie, not what they "
         "have learned."
     )
     return Section("Blocks", text, numbers, [chart])
