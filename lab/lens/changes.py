@@ -144,8 +144,8 @@ def calibration(pair: Compared) -> Section | None:
     text = (
         f"The expected calibration error (ECE, {BINS} bins of equal width) went from {numbers['ECE before']:.1f} to "
         f"{numbers['ECE after']:.1f} points; a perfectly calibrated network of the same confidences would show "
-        f"{numbers['by chance before']:.1f} and {numbers['by chance after']:.1f} on so few examples. Above the diagonal "
-        "a network is right more often than it claims."
+        f"{numbers['by chance before']:.1f} and {numbers['by chance after']:.1f} on so few examples. Above the "
+        "diagonal a network is right more often than it claims."
     )
     series.append(svg.Series("perfectly calibrated", [(0, 0), (1, 1)]))
     chart = svg.lines(series, x="confidence", y="share that is right", title="calibration", width=420)
@@ -184,8 +184,8 @@ def robustness(pair: Compared) -> Section | None:
     text = (
         f"Over all corruptions and strengths the {metric} is {means['before']:.1f} {unit} before and "
         f"{means['after']:.1f} {unit} after; on the pictures as given {plain['before']:.1f} and {plain['after']:.1f}. "
-        "Kinds and strengths (0 to 5) are those of CIFAR-10-C (Hendrycks and Dietterich, 2019); fresh weights are asked "
-        "about the pictures as given."
+        "Kinds and strengths (0 to 5) are those of CIFAR-10-C (Hendrycks and Dietterich, 2019); fresh weights are "
+        "asked about the pictures as given."
     )
     return Section(
         "Corruptions", text, numbers, [_curves(kind, of, f"{metric} ({unit})") for kind, of in numbers.items()]

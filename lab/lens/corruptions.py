@@ -10,7 +10,7 @@ from torch.nn import functional as F
 KINDS = ("noise", "blur", "brightness", "contrast", "pixelate")
 STRENGTHS = {
     "noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation, pixels in [0, 1]
-    "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation in pixels, of a picture of 32
+    "blur": (0.4, 0.6, 0.7, 0.8, 1.0),  # standard deviation in pixels, of a picture of 32 or less
     "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),  # added
     "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # share of the distance from the mean that is left
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),  # share of the side that is left
@@ -31,7 +31,7 @@ def corrupted(x: Tensor, kind: str, strength: int, low: float = 0.0, high: float
         generator = torch.Generator().manual_seed(seed)
         share = share + c * torch.randn(share.shape, generator=generator).to(share)
     elif kind == "blur":
-        share = _blurred(share, c * max(share.shape[2:]) / 32)
+        share = _blurred(share, c * max(1.0, max(share.shape[2:]) / 32))
     elif kind == "brightness":
         share = share + c
     elif kind == "contrast":

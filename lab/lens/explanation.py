@@ -101,8 +101,8 @@ class Explanation:
         )
         text = (
             f"What knows nothing passes a check against chance at most once in {1 / LEVEL:,.0f}. The checks of the "
-            f"loss, of other numbers of the classes and of other preparations raise an alarm on a sound pair in at most "
-            f"{ALARMS:.0%} of pages, all together (exact tests, Bonferroni)."
+            f"loss, of other numbers of the classes and of other preparations raise an alarm on a sound pair in at "
+            f"most {ALARMS:.0%} of pages, all together (exact tests, Bonferroni)."
         )
         return f'<div class="scroll checked"><table>{rows}</table></div><p>{text}</p>'
 

@@ -198,8 +198,8 @@ def blocks(pair: Compared) -> Section | None:
     chart = svg.lines(series, x="block", y="1 - cosine of what goes in and comes out", title="blocks", width=460)
     text = (
         f"{len(numbers['before'])} blocks before, {len(numbers['after'])} run after. A block whose states come out "
-        "much as they went in could be missed; with fresh weights the curve says how blocks of this kind lie, not what they "
-        "have learned."
+        "much as they went in could be missed; with fresh weights the curve says how blocks of this kind lie, not what "
+        "they have learned."
     )
     return Section("Blocks", text, numbers, [chart])
 
