@@ -52,11 +52,11 @@ def classes(pair: Compared) -> Section | None:
         return None
     rows = class_changes(pair)
     certain = [row["class"] for row in rows if row["p"] * len(rows) <= _CERTAIN]
-    drawn = sorted(rows, key=lambda row: row["after"] - row["before"])[:_CLASSES]
+    rows_shown = sorted(rows, key=lambda row: row["after"] - row["before"])[:_CLASSES]
     text = f"More than chance: {', '.join(certain)}." if certain else "No class has changed by more than chance."
     text += f" By an exact sign test of each of {len(rows)} classes, at {_CERTAIN:.0%} for all together"
     text += f"; drawn are the {_CLASSES} that lost most." if len(rows) > _CLASSES else "."
-    return Section("Class by class", text, rows, [_class_chart(drawn)])
+    return Section("Class by class", text, rows, [_class_chart(rows_shown)])
 
 
 def _class_chart(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -117,8 +117,10 @@ def _flip_explorer(pair: Compared, x: Tensor, some: np.ndarray, old: np.ndarray,
         facts: dict[str, str] = {}
         for name, named in (("before", old), ("after", new)):
             label = f"{pair.name(int(named[number]))}, {chance[name][number]:.0%}"
-            one = marks[name][k : k + 1]
-            parts.append(raster.grid(one, f"{name}: {label}", "attribution", longest=_SIDE, scale=raster.Scale.of(one)))
+            mark = marks[name][k : k + 1]
+            parts.append(
+                raster.grid(mark, f"{name}: {label}", "attribution", longest=_SIDE, scale=raster.Scale.of(mark))
+            )
             facts[name] = label
         if pair.examples.y is not None:
             facts["label"] = pair.name(int(pair.examples.y[number]))
@@ -177,7 +179,7 @@ def robustness(pair: Compared) -> Section | None:
         for name, net in (("before", pair.before), ("after", pair.after)):
             scores = [pair.examples.scores(pair.examples.outputs(net, image)) for image in images]
             every = [pair.scores[name], *scores]
-            numbers[kind][name] = [as_shown(pair.examples.kind, one) for one in every]
+            numbers[kind][name] = [as_shown(pair.examples.kind, score) for score in every]
         numbers[kind]["fresh weights"] = [as_shown(pair.examples.kind, pair.scores["fresh"])] * len(_STRENGTHS)
     means = {name: float(np.mean([numbers[kind][name][1:] for kind in KINDS])) for name in ("before", "after")}
     plain = {name: as_shown(pair.examples.kind, pair.scores[name]) for name in means}

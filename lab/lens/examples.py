@@ -161,9 +161,9 @@ def _checked(model: nn.Module, x: Any, y: Tensor | None, most: int) -> Examples:
 
 def _of_one_size(xs: list[Any], ys: list[Any]) -> tuple[list[Any], list[Any]]:
     """Pictures of which pictures are made, of several sizes or large, as squares cut out of them; all else as it is."""
-    pictures = all(isinstance(x, Tensor) and x.ndim == 4 for x in xs)
+    are_images = all(isinstance(x, Tensor) and x.ndim == 4 for x in xs)
     targets = all(isinstance(y, Tensor) and y.ndim == 4 for y in ys)
-    if not pictures or not targets:
+    if not are_images or not targets:
         return xs, ys
     side = min(_SIDE, *(min(x.shape[2:]) for x in xs))
     scale = max(1, ys[0].shape[2] // xs[0].shape[2])

@@ -76,8 +76,8 @@ class Explanation:
         yield f'<section><h2>Numbers</h2><div class="scroll">{self._table()}</div></section>'
         for section in self.sections:
             yield f"<section><h2>{escape(section.title)}</h2><p>{escape(section.text)}</p>"
-            drawn = "".join(part for part in section.parts if isinstance(part, str))
-            yield f'<div class="lab-explorer"><div class="picture">{drawn}</div></div>' if drawn else ""
+            shapes = "".join(part for part in section.parts if isinstance(part, str))
+            yield f'<div class="lab-explorer"><div class="picture">{shapes}</div></div>' if shapes else ""
             for part in section.parts:
                 if isinstance(part, Explorer):
                     yield part, part.states()
@@ -116,8 +116,8 @@ class Explanation:
 
         body = f"<h3>{escape(self.report.title)}</h3>{self._verdict()}{self._table()}"
         for section in self.sections:
-            drawn = [part.frame.svg if isinstance(part, Explorer) else part for part in section.parts]
-            body += f"<h4>{escape(section.title)}</h4><p>{escape(section.text)}</p>{still.images(''.join(drawn))}"
+            shapes = [part.frame.svg if isinstance(part, Explorer) else part for part in section.parts]
+            body += f"<h4>{escape(section.title)}</h4><p>{escape(section.text)}</p>{still.images(''.join(shapes))}"
         return f"<!--lab picture-->{body}<!--end-->"
 
 

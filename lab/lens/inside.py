@@ -26,9 +26,9 @@ def feature_maps(pair: Compared) -> Section | None:
     x = pair.examples.images
     if x is None:
         return None
-    one = x[:1]
+    first = x[:1]
     try:
-        old, new = (maps(net, one) for net in (pair.before, pair.after))
+        old, new = (maps(net, first) for net in (pair.before, pair.after))
     except ValueError:
         return None
     shared = [name for name, output in old.items() if name in new and _fits(output, new[name]) and "#" not in name]
@@ -38,7 +38,7 @@ def feature_maps(pair: Compared) -> Section | None:
         return Section("Feature maps", text, {})
     chosen = [shared[k] for k in np.unique(np.linspace(0, len(shared) - 1, _LAYERS).round().astype(int))]
     kept = {name: numbers for name, numbers in pair.kept.items() if name in chosen}
-    explorer = explored(pairs_of(pair.before, pair.after, one, chosen, kept), one, pages=1)
+    explorer = explored(pairs_of(pair.before, pair.after, first, chosen, kept), first, pages=1)
     text = (
         f"{len(chosen)} of the {len(shared)} layers that both have, on the first picture; at most 32 filters of each."
     )

@@ -41,7 +41,7 @@ class Check:
 def checks(pair: Compared) -> tuple[Check, ...]:
     """All checks that the pair allows, in the order in which they are to be read."""
     labelled = (_knowledge, _renamed, _prepared, _lost) if pair.scores else ()
-    return tuple(check for one in (_same, _swapped, _fresh, *labelled, _agreement, _layers) for check in one(pair))
+    return tuple(check for kind in (_same, _swapped, _fresh, *labelled, _agreement, _layers) for check in kind(pair))
 
 
 def _same(pair: Compared) -> Iterator[Check]:
@@ -118,18 +118,18 @@ def _numbering(numbers: np.ndarray) -> str:
 def preparations(x: Tensor) -> dict[str, Tensor]:
     """Pictures (N, C, H, W) as they would be if they had been prepared otherwise, by what is done to them."""
     low, high = span(x.cpu().numpy())
-    ways: dict[str, Tensor] = {
+    variants: dict[str, Tensor] = {
         "x / 255": x / 255, "255 x": 255 * x, "2 x - 1": 2 * x - 1, "(x + 1) / 2": (x + 1) / 2,
         "x - 0.5": x - 0.5, "x + 0.5": x + 0.5, "x / 4": x / 4, "4 x": 4 * x, "inverted": low + high - x,
         "each to mean 0 and deviation 1": (x - x.mean()) / x.std().clamp(min=1e-12), "upside down": x.flip(2),
     }  # fmt: skip
     mean, std = (v.to(x).view(1, 3, 1, 1) if x.shape[1] == 3 else v.mean().to(x) for v in (_MEAN, _STD))
-    ways |= {"normalised as for ImageNet": (x - mean) / std, "ImageNet's normalisation undone": x * std + mean}
+    variants |= {"normalised as for ImageNet": (x - mean) / std, "ImageNet's normalisation undone": x * std + mean}
     if x.shape[1] == 3:
-        ways["blue and red exchanged"] = x.flip(1)
+        variants["blue and red exchanged"] = x.flip(1)
     if x.shape[2] == x.shape[3]:
-        ways["rows and columns exchanged"] = x.transpose(2, 3)
-    return ways
+        variants["rows and columns exchanged"] = x.transpose(2, 3)
+    return variants
 
 
 def _prepared(pair: Compared) -> Iterator[Check]:
@@ -137,18 +137,20 @@ def _prepared(pair: Compared) -> Iterator[Check]:
     x = pair.examples.images
     if x is None or pair.examples.kind != CLASSES:
         return
-    ways = preparations(x)
-    level = _SHARED / (2 * len(ways))
+    variants = preparations(x)
+    level = _SHARED / (2 * len(variants))
     best: tuple[float, str, str, float] = (1.0, "", "", 0.0)
     for name, model in (("before", pair.before), ("after", pair.after)):
         right = pair.scores[name] > 0
-        for way, image in ways.items():
+        for way, image in variants.items():
             other = pair.examples.scores(pair.examples.outputs(model, image)) > 0
             p = sign_p(int((other & ~right).sum()), int((right & ~other).sum()))
             best = min(best, (p, name, way, 100 * float(other.mean())))
     p, name, way, accuracy = best
     net = pair.after if name == "after" else pair.before
-    is_alarm = p <= level and _knows(pair, pair.examples.outputs(net, ways[way]))  # not less wrong than wrong labels
+    is_alarm = p <= level and _knows(
+        pair, pair.examples.outputs(net, variants[way])
+    )  # not less wrong than wrong labels
     text = f"{name} is right {accuracy:.0f} % of the time on pictures prepared otherwise ({way}), as given "
     text += f"{100 * float(pair.scores[name].mean()):.0f} %" if name else ""
     yield Check("preparation of the pictures", is_alarm, text if is_alarm else "no other preparation does better", p)
@@ -203,8 +205,8 @@ def _layers(pair: Compared) -> Iterator[Check]:
             continue
         some = np.unique(np.linspace(0, len(numbers) - 1, min(_FILTERS, len(numbers))).astype(int))
         first, second = old[name][:, numbers[some]], new[name][:, some]
-        own = correlations(first, first)
-        if permutation_p(own, pair.seed) > LEVEL:
+        itself = correlations(first, first)
+        if permutation_p(itself, pair.seed) > LEVEL:
             continue  # too few filters, or filters that are alike
         count += 1
         if permutation_p(correlations(first, second), pair.seed) > LEVEL:

@@ -15,9 +15,9 @@ def permutation_p(scores: np.ndarray, seed: int = 0) -> float:
     scores (N, N), of output i against target j. One-sided; from 9,999 permutations, so 0.0001 is the least, and a pair
     of rows that have nothing to do with one another is below a level at most that often.
     """
-    own = scores.trace() - 1e-9 * max(1.0, float(np.abs(scores).max(initial=0)))
+    matched = scores.trace() - 1e-9 * max(1.0, float(np.abs(scores).max(initial=0)))
     totals = scores.ravel().take(_orders(len(scores), seed)).sum(1)
-    return (1 + int((totals >= own).sum())) / (1 + SHUFFLES)
+    return (1 + int((totals >= matched).sum())) / (1 + SHUFFLES)
 
 
 @lru_cache(maxsize=4)
