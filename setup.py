@@ -38,6 +38,7 @@ STAYS = {  # in the checkout, where LAB_DATA finds it: the wheel is to stay belo
         "web",
         "registry.py",
         "acenas_labels.py",
+        "explain.py",
         "foldgpt_*.py",
         "hybridsd_*.py",
         "hyperfd_*.py",

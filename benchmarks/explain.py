@@ -2,7 +2,7 @@
 
 Twenty small architectures learn the digits; each is compressed three ways (weights rounded to 8 bits, a third of them
 0, its smallest filters silent), which is to raise no alarm, and sabotaged in every way that `SABOTAGE` lists, which is
-to raise one. Run: `python benchmarks/explain.py --json data/digits/explain.json` (some minutes); `--quick` takes two.
+to raise one. Run: `python benchmarks/explain.py --json explain.json` (some minutes); `--quick` takes two.
 """
 
 import argparse

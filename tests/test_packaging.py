@@ -46,7 +46,7 @@ AT_HOME = re.compile(
     r"lab/data/(fashion/vgg16\.|sparsebytenn/(imagenet|trained_4x4|arm|web|int8\w*)\.|photos/edsr_x[34]\.|chains/bytes\."
     r"|acenas/(results|figures|labels|fronts)\.|faces/(figures|graphs|claim|trust)\.|bound/(?!README\.md|SHA256SUMS)"
     r"|hybridsd/(?!README\.md|SHA256SUMS|figures\.json|make\.py)).+"
-    r"|lab/benchmarks/(zoo/.*|web/.*|registry\.py|acenas_labels\.py|(foldgpt|hybridsd|hyperfd)_\w+\.py"
+    r"|lab/benchmarks/(zoo/.*|web/.*|registry\.py|acenas_labels\.py|explain\.py|(foldgpt|hybridsd|hyperfd)_\w+\.py"
     r"|sparsebytenn_(web|arm)\.py)"
 )
 TASKS = (
