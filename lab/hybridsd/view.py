@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from . import equations as eq
 from .outcome import HybridSDOutcome
 from .pipeline import HybridPipeline
 from .policies import Timing, compared
-from .prompts import embedded, held_out, verdict
+from .prompts import PromptTask, embedded, held_out, verdict
 from .sampling import noise_prediction
 from .solvers import calls
 from .sweep import SweepPoint
@@ -273,3 +273,29 @@ def controls() -> go.Figure:
         whiskers = {"type": "data", "array": by["max"] - by["mean"], "arrayminus": by["mean"] - by["min"]}
         lines.append(go.Scatter(x=list(by.index), y=by["mean"], name=kind, mode="lines+markers", error_y=whiskers))
     return figure(*lines, x="steps in the cloud", y="semantic accuracy (%)", title="one trajectory, two U-Nets")
+
+
+# -- before and after --------------------------------------------------------------------------------------------------
+
+
+def explained(
+    outcome: HybridSDOutcome,
+    task: PromptTask | None = None,
+    prompt: str | None = None,
+    *,
+    seed: int = 0,
+    places: Mapping[str, Sequence[int]] | None = None,
+) -> lens.Explanation:
+    """What the edge's model makes of what the cloud's is asked on its way to a picture: `lab.lens.compare`.
+
+    `task` left out is the embedded pipeline, `prompt` a caption that it never learned from, `places` the tokens of its
+    words.
+    """
+    pipeline = embedded() if task is None else task.model
+    prompt = held_out(1, 5)[0].caption if prompt is None else prompt
+    asked, _ = branches.questions(pipeline, prompt, seed, outcome.recipe.guidance, outcome.recipe.N)
+    batches = [
+        {"sample": latent, "timestep": t.reshape(1), "encoder_hidden_states": cond.text} for latent, t, cond in asked
+    ]
+    places = pipeline.text.places(prompt) if places is None else places
+    return lens.compare(pipeline.unets[0], pipeline.unets[-1], batches, places=places, seed=seed)
