@@ -1,4 +1,4 @@
-# make lab    opens JupyterLab on the tour            (LAB_PORT=8899, LAB_NO_BROWSER=1)
+# make lab    copies the notebooks to lab-notebooks and opens JupyterLab there  (LAB_PORT=8899, LAB_NO_BROWSER=1)
 # make test   proves that everything works
 # make check  its fast part, for daily work; M=gal only that room (a method, or a folder of core such as core/graph)
 # make fix    formats the code and mends what the linter can
@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE  # a hundred processes would each compile torch
 PY = .venv/bin/python
 
 lab: setup
-	@$(PY) -m lab start notebooks
+	@$(PY) -m lab start
 
 # In parts: the browser's tests take times and want the machine for themselves, the others share it. The notebooks run
 # twice, for their outputs must be the same on the widest instruction set here and without any.

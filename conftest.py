@@ -1,9 +1,10 @@
-"""One torch thread in every test, every notebook and every process that a test starts; set before torch is imported."""
+"""One torch thread and no progress bar in every test, notebook and process of a test; set before torch is imported."""
 
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a reader's own kernels and settings must not be found first
+os.environ.setdefault("TQDM_DISABLE", "1")  # a bar would be an output of its cell
 
 
 def pytest_collectstart(collector) -> None:

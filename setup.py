@@ -45,6 +45,7 @@ STAYS = {  # in the checkout, where LAB_DATA finds it: the wheel is to stay belo
         "fine_patterns.py",
         "acenas_labels.py",
         "dqss_cost.py",
+        "explain.py",
         "foldgpt_*.py",
         "hybridsd_*.py",
         "hyperfd_*.py",

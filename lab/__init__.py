@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what the names below are, for editors and type checkers
-    from . import acenas, chain, decoupling, dqss, foldgpt, gal, hybridsd, hyperfd, lens, pams, sparsebytenn, ui
+    from . import acenas, chain, course, decoupling, dqss, foldgpt, gal, hybridsd, hyperfd, lens, pams, sparsebytenn, ui
     from .acenas import AceNAS
     from .chain import Chain, chains
     from .core import cost, nets, tasks
@@ -57,6 +57,7 @@ _HOMES = {
     "Chain": ("chain", "Chain"),
     "chains": ("chain", "chains"),
     "chain": "chain",
+    "course": "course",
     "Task": ("core.task", "Task"),
     "Graph": ("core.spaces.architectures", "Graph"),
     "Space": ("core.spaces.architectures", "Space"),
@@ -98,6 +99,7 @@ __all__ = [
     "chains",
     "compare",
     "cost",
+    "course",
     "decoupling",
     "dqss",
     "engine",

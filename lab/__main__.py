@@ -1,8 +1,10 @@
-"""The `lab` command: start the notebooks, look at the machine, run a recipe or a benchmark, serve others."""
+"""The `lab` command: start the notebooks, look at the machine, run a recipe or a benchmark, serve others.
+
+Its exit status is 0 for done, 1 for work that failed, 2 for what is not there or not allowed, before any work is begun,
+and 130 for stopped by Ctrl-C. What went wrong is one line.
+"""
 
 import argparse
-import dataclasses
-import difflib
 import importlib.util
 import inspect
 import os
@@ -16,19 +18,41 @@ from pathlib import Path
 
 import lab
 
+from . import settings
 from .core.distribution import NAME, clash, install
+from .core.errors import meant
 
 PACKAGE = Path(__file__).parent
 FIRST = "00_tour.ipynb"
-TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+STATUS = "exit status: 0 done; 1 the work failed; 2 not there or not allowed, nothing was begun; 130 stopped by Ctrl-C"
 
 
 class CommandError(Exception):
     """What the user asked for cannot be done; the message is one line."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise CommandError(f"{message}; `{self.prog} --help` says what there is")
+
+
+class _RunHelp(argparse.Action):
+    """The help of `lab run`, with the fields of the recipe that is named."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
+        method = getattr(namespace, "method", None)
+        if method and not method.endswith(".toml"):
+            print(settings.explained(_recipe(method)), end="\n\n")
+        parser.print_help()
+        parser.exit()
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 1 if the work failed, 2 if what was asked is not there."""
+    """Run the command line and return its exit status."""
     try:
         if not hasattr(lab, "_RECIPES"):  # another project's lab/__init__.py has been put over ours
             raise CommandError(
@@ -46,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    top = argparse.ArgumentParser(prog="lab", description="Make neural networks smaller, faster or easier to read.")
+    top = _Parser(prog="lab", description="Make neural networks smaller, faster or easier to read.", epilog=STATUS)
     top.add_argument("--version", action="version", version=f"lab {lab.__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -58,7 +82,8 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine has, what is missing and how to get it")
     doctor.set_defaults(do=doctor_command)
 
-    run = commands.add_parser("run", help="run a recipe, or a chain of them, and print the report")
+    run = commands.add_parser("run", help="run a recipe, or a chain of them, and print the report", add_help=False)
+    run.add_argument("-h", "--help", action=_RunHelp, nargs=0, help="this; `lab run gal --help` lists GAL's fields")
     run.add_argument("method", help="a recipe's name, such as gal, or a file, such as chain.toml")
     run.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe; repeat")
     run.add_argument("--seed", type=int, default=0)
@@ -77,6 +102,12 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--quick", action="store_true", help="under two minutes a method")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures, settings, seeds and the machine")
     bench.set_defaults(do=bench_command)
+
+    course = commands.add_parser("course", help="grade the exercises of executed notebooks, offline")
+    course.add_argument("what", choices=["check"], help="check: count the right answers that are stored in them")
+    course.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="files, or folders of them")
+    course.add_argument("--run", action="store_true", help="run them first: their code does here what it likes")
+    course.set_defaults(do=course_command)
 
     serve = commands.add_parser("serve", help="run a half of a method on this machine, for others to ask")
     serve.add_argument("what", choices=["cloud", "platform"],
@@ -116,6 +147,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def course_command(options: argparse.Namespace) -> int:
+    """Grade notebooks, a line for each."""
+    for line in lab.course.graded(options.notebooks, run=options.run):
+        print(line, flush=True)
+    return 0
+
+
 def serve_command(options: argparse.Namespace) -> int:
     """Serve until stopped."""
     where = (options.host, options.port, options.token, options.name)
@@ -152,8 +190,12 @@ def start_command(options: argparse.Namespace) -> int:
     """Copy the notebooks, keeping what is there, and put JupyterLab in this process's place."""
     source, folder = _brought("notebooks"), options.folder
     if folder.resolve() != source.resolve():
-        new, kept = copy_notebooks(source, folder)
-        print(f"{new} notebooks copied to {folder}{f', {kept} that were there are kept' if kept else ''}", flush=True)
+        try:
+            new, kept = copy_notebooks(source, folder)
+        except OSError as error:
+            raise CommandError(f"{folder}: {error.strerror or error}: name another folder") from error
+        note = f", {kept} that were there are kept" if kept else ""
+        print(f"working folder {folder.resolve()}: {new} notebooks copied{note}", flush=True)
     if not options.no_open:
         if importlib.util.find_spec("jupyterlab") is None:
             raise CommandError(f"JupyterLab is not in this environment: {install('notebook')}")
@@ -184,6 +226,8 @@ def jupyter(folder: Path) -> list[str]:
         f"--ServerApp.root_dir={folder.resolve()}",
         f"--LabApp.default_url=/lab{f'/tree/{FIRST}' if (folder / FIRST).exists() else ''}",
         "--Application.log_level=WARN",  # leaves the lines with the URL and its token
+        "--LabApp.news_url=None",  # asks nobody for news, nor the reader whether to
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         *([f"--ServerApp.port={port}", "--ServerApp.port_retries=0"] if port else []),
         *(["--no-browser"] if os.environ.get("LAB_NO_BROWSER", "") not in ("", "0") else []),
         *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
@@ -206,7 +250,8 @@ def run_command(options: argparse.Namespace) -> int:
     """Run a recipe or a chain, print its report, save its outcome."""
     recipe, task = chain(options) if options.method.endswith(".toml") else (_recipe(options.method), None)
     if isinstance(recipe, type):
-        recipe = recipe(**dict(parse_field(recipe, text) for text in options.set))
+        recipe = made(recipe, options.set)
+    validate_start(options.seed, options.device)
     if options.out:
         validate_room(options.out)  # before the run, not after it
     outcome = recipe.run(
@@ -217,6 +262,27 @@ def run_command(options: argparse.Namespace) -> int:
     if options.out:
         print(f"saved: lab.load({str(saved(outcome, options.out))!r})")
     return 0
+
+
+def made(recipe: type, texts: list[str]) -> typing.Any:
+    """The recipe with fields as `--set` gives them."""
+    try:
+        return recipe(**dict(settings.parse_field(recipe, text) for text in texts))
+    except ValueError as error:
+        raise CommandError(error) from error
+
+
+def validate_start(seed: int, device: str | None) -> None:
+    """Refuse a seed that is none, and a device that this machine has not."""
+    from .core.machine import device_of
+    from .core.training import seeded
+
+    try:
+        with seeded(seed):
+            if device is not None:
+                device_of(device)
+    except ValueError as error:
+        raise CommandError(f"--{error}") from error
 
 
 def chain(options: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
@@ -231,7 +297,7 @@ def chain(options: argparse.Namespace) -> tuple[typing.Any, typing.Any]:
         return recipe, None
     have = [task for task, make in vars(lab.tasks).items() if _makes_a_task(make)]
     if name not in have:
-        raise CommandError(f"{options.method}: no task {name!r}{_meant(name, have)}; there are {', '.join(have)}")
+        raise CommandError(f"{options.method}: no task {name!r}{meant(name, have)}; there are {', '.join(have)}")
     return recipe, getattr(lab.tasks, name)
 
 
@@ -245,7 +311,10 @@ def _makes_a_task(make: typing.Any) -> bool:
 
 def load_command(options: argparse.Namespace) -> int:
     """Print the report of a saved outcome."""
-    print(lab.chain.loading.report_of(options.folder))
+    try:
+        print(lab.chain.loading.report_of(options.folder))
+    except (ValueError, FileNotFoundError) as error:
+        raise CommandError(error) from error
     return 0
 
 
@@ -277,60 +346,13 @@ def saved(outcome: typing.Any, folder: Path) -> Path:
     return folder
 
 
-def parse_field(recipe: type, text: str) -> tuple[str, object]:
-    """The name and the value of `FIELD=VALUE`, read by the type of the recipe's field."""
-    name, equals, value = text.partition("=")
-    hints = typing.get_type_hints(recipe)
-    names = [field.name for field in dataclasses.fields(recipe)]
-    if not equals:
-        raise CommandError(f"--set {text}: write FIELD=VALUE")
-    if name not in names:
-        raise CommandError(f"{recipe.__name__} has no field {name!r}{_meant(name, names)}; it has {', '.join(names)}")
-    try:
-        return name, parse_value(hints[name], value)
-    except ValueError:
-        raise CommandError(
-            f"{recipe.__name__}: {name}={value!r} is not allowed: give {describe(hints[name])}"
-        ) from None
-
-
-def parse_value(kind: typing.Any, text: str) -> typing.Any:
-    """The text as a value of a field's type; ValueError where it isn't one."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return _first_that_fits(parts, text)
-    if origin is typing.Literal:
-        return {str(part): part for part in parts}[text] if text in map(str, parts) else _no(text)
-    if origin in (tuple, list) or kind in (tuple, list):
-        pieces = [piece.strip(" '\"") for piece in text.strip("()[] ").split(",")]
-        return (origin or kind)(parse_value(parts[0] if parts else str, piece) for piece in pieces if piece)
-    if kind is bool:
-        return TRUTH[text.lower()] if text.lower() in TRUTH else _no(text)
-    if kind is type(None):
-        return None if text.lower() == "none" else _no(text)
-    return kind(text) if kind in (int, float, str, Path) else text
-
-
-def describe(kind: typing.Any) -> str:
-    """A field's type in words."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(part) for part in parts)
-    if origin is typing.Literal:
-        return f"one of {', '.join(map(str, parts))}"
-    if origin in (tuple, list):
-        return f"values separated by commas, each {describe(parts[0])}"
-    words = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "none"}
-    return words.get(kind, getattr(kind, "__name__", str(kind)))
-
-
 def bench_command(options: argparse.Namespace) -> int:
     """Run benchmarks/<method>.py, one or all of them."""
     folder = _brought("benchmarks")
     names = sorted(path.stem for path in folder.glob("[a-z]*.py"))
     if options.method and options.method.lower() not in names:
         have = f"there are {', '.join(names)}" if names else "there are none yet"
-        raise CommandError(f"no benchmark {options.method!r}{_meant(options.method, names)}; {have}")
+        raise CommandError(f"no benchmark {options.method!r}{meant(options.method, names)}; {have}")
     chosen = [options.method.lower()] if options.method else names
     if not chosen:
         raise CommandError(f"no benchmark in {folder} yet")
@@ -344,7 +366,7 @@ def _recipe(name: str) -> type:
     recipes = {recipe.__name__.lower(): recipe for recipe in lab.RECIPES}
     if name.lower() not in recipes:
         names = [recipe.__name__ for recipe in lab.RECIPES]
-        raise CommandError(f"no method {name!r}{_meant(name, names)}; there are {', '.join(names)}")
+        raise CommandError(f"no method {name!r}{meant(name, names)}; there are {', '.join(names)}")
     return recipes[name.lower()]
 
 
@@ -354,24 +376,6 @@ def _brought(folder: str) -> Path:
         if path.is_dir():
             return path
     raise CommandError(f"the lab's {folder} are missing: install the package again")
-
-
-def _meant(name: str, names: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], 1)
-    return f" (did you mean {next(n for n in names if n.lower() == near[0])!r}?)" if near else ""
-
-
-def _first_that_fits(kinds: tuple, text: str) -> typing.Any:
-    for kind in sorted(kinds, key=lambda kind: kind is str):  # a text fits everything: last
-        try:
-            return parse_value(kind, text)
-        except ValueError:
-            continue
-    return _no(text)
-
-
-def _no(text: str) -> typing.Any:
-    raise ValueError(text)
 
 
 def _say(error: object, status: int) -> int:

@@ -252,6 +252,10 @@ ROWS = [
     Bad("hybridsd.HybridPipeline", lambda f: lab.hybridsd.HybridPipeline.from_pretrained(f), ("model_index.json",)),
     Bad("hyperfd.Configuration", lambda f: lab.hyperfd.Configuration(width=-1), ("width",)),
     Bad("hyperfd.Configuration", lambda f: lab.hyperfd.Configuration(optimiser="newton"), ("newton",)),
+    Bad("course.check", lambda f: lab.course.check("gall", 1, 0), ("gall", "gal")),
+    Bad("course.check", lambda f: lab.course.check("gal", 3, 0), ("gal", "3")),
+    Bad("course.grade", lambda f: lab.course.grade(file(f, "a.ipynb", b"rubbish")), ("a.ipynb", "no notebook")),
+    Bad("course.graded", lambda f: list(lab.course.graded([f / "none.ipynb"])), ("none.ipynb",)),
 ]  # fmt: skip
 
 # A function of the lens that is given no network says so.
@@ -291,6 +295,7 @@ WITHOUT = {
     **dict.fromkeys((f"chain.{name}" for name in ("ChainOutcome", "ChainReport", "ChainRow", "FunctionOutcome")), MADE),
     **dict.fromkeys(("chain.ChainError", "chain.Function", "cost.Latency", "sparsebytenn.Swap"), MADE),
     **dict.fromkeys(("ui.Classifier", "ui.Comparison", "ui.Contest", "ui.Frame", "hybridsd.Samples"), MADE),
+    "course.Verdict": MADE,
     "hybridsd.HybridSampler": "HybridPipeline makes it",
     "hybridsd.PromptTask": "test_recipe.py of its room",
     "hybridsd.embedded": "its solver is HybridSD's field: test_contract.py",

@@ -13,7 +13,7 @@ import torch
 
 import lab
 from lab import __main__ as cli
-from lab import doctor
+from lab import doctor, settings
 from lab.core import kernels, store
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def refused(capsys, *arguments, status=2):
     ],
 )
 def test_a_value_is_read_by_the_type_of_its_field(text, value):
-    name, read = cli.parse_field(Stand, text)
+    name, read = settings.parse_field(Stand, text)
     assert (name, read, type(read)) == (text.split("=")[0], value, type(value))
 
 
@@ -120,14 +120,36 @@ def test_run_prints_the_report_and_saves(stand, capsys, tmp_path):
         (["stand", "--set", "sizes=1,b"], "give values separated by commas, each an integer"),
         (["stand", "--set", "limit=b"], "give a number or none"),
         (["stand", "--out", __file__], "is a file: name a folder"),
+        (["stand", "--set", "lam=-1"], "Stand: lam=-1.0 is not allowed: give a number >= 0"),
+        (["stand", "--device", "cuda:99"], "--device='cuda:99' is not on this machine: give one of cpu"),
+        (["stand", "--seed", "-1"], "--seed=-1: give an integer in 0..4294967295"),
+        (["stand", "--seed", "x"], "argument --seed: invalid int value: 'x'; `lab run --help` says what there is"),
+        ([], "the following arguments are required: method"),
+        (["nothing", "--help"], "no method 'nothing'"),
     ],
 )
 def test_what_is_not_there_is_refused_in_one_line(stand, capsys, arguments, message):
     assert message in refused(capsys, "run", *arguments)
 
 
+def test_the_help_of_a_method_lists_its_fields_as_they_can_be_set(stand, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", "stand", "--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "usage: lab run" in said and "A recipe that only says how it was called." in said
+    shown = dict(line.split(None, 1) for line in said.splitlines() if line.startswith("  ") and "=" in line.split()[0])
+    read = dict(settings.parse_field(Stand, text) for text in shown)
+    assert Stand(**read) == Stand()
+    assert shown["kind=AR"] == "one of AR, none" and shown["limit=none"] == "a number or none"
+
+
+def test_an_address_that_holds_no_outcome_is_refused(capsys, tmp_path):
+    assert "holds no outcome.json" in refused(capsys, "load", tmp_path / "none")
+    assert "is no repository of the hub" in refused(capsys, "load", "hf://x")
+
+
 def test_an_error_of_the_recipe_is_one_line(stand, capsys):
-    assert "lam=-1.0 is not allowed" in refused(capsys, "run", "stand", "--set", "lam=-1", status=1)
     assert "the disk is full: free some space" in refused(capsys, "run", "stand", "--set", "name=full", status=1)
 
 
@@ -144,7 +166,18 @@ def test_start_copies_what_is_missing_and_keeps_the_rest(capsys, tmp_path, monke
         "00_tour.ipynb": "new",
         "01_gal.ipynb": "mine",
     }
-    assert capsys.readouterr().out == f"1 notebooks copied to {folder}, 1 that were there are kept\n"
+    assert capsys.readouterr().out == f"working folder {folder}: 1 notebooks copied, 1 that were there are kept\n"
+
+
+def test_a_folder_that_notebooks_cannot_be_copied_to_is_refused(capsys):
+    assert "name another folder" in refused(capsys, "start", Path(__file__) / "below", "--no-open")
+
+
+def test_make_lab_works_on_a_copy_that_git_does_not_see():
+    (recipe,) = (line for line in (ROOT / "Makefile").read_text().splitlines() if "-m lab start" in line)
+    assert recipe.endswith("-m lab start")  # the default folder, no folder of the checkout's own
+    default = cli.parser().parse_args(["start"]).folder
+    assert f"/{default}/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_jupyter_keeps_to_loopback_and_its_token(tmp_path, monkeypatch):
@@ -154,6 +187,7 @@ def test_jupyter_keeps_to_loopback_and_its_token(tmp_path, monkeypatch):
     assert {"--ServerApp.ip=127.0.0.1", "--ServerApp.port=8899", "--no-browser"} <= set(command)
     assert "--LabApp.default_url=/lab" in command
     assert not [part for part in command if "token" in part or "password" in part]
+    assert "--LabApp.news_url=None" in command  # no pop-up about news
     (tmp_path / "00_tour.ipynb").touch()
     monkeypatch.setenv("LAB_NO_BROWSER", "0")
     monkeypatch.delenv("LAB_PORT")

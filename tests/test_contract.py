@@ -38,6 +38,7 @@ from tests.core.test_store_failures import killed_at
 
 from .foldgpt import small as foldgpt
 from .pams import small as pams
+from .ui import structure
 
 # Settings under which each recipe runs in seconds and still changes its network.
 QUICK = {
@@ -486,6 +487,10 @@ def test_it_can_be_seen_and_shows_no_address(outcome):
 
 
 @pytest.mark.slow
+def test_no_text_of_its_picture_collides(outcome):
+    assert structure.faults(lab.view(outcome).frame.svg) == []
+
+
 def test_two_views_of_it_are_the_same(outcome):
     assert repr(lab.view(outcome)) == repr(lab.view(outcome))
 

@@ -16,7 +16,7 @@ ROOMS = {"core", "ui", "lens", "chain"}  # every other folder is a method
 ABOVE = {"chain", "inference"}
 DRAWING = {"plotly", "ipywidgets", "anywidget", "traitlets", "IPython", "matplotlib"}
 NOT_A_NAME = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc"}
-BY_NAME = {"lab", "lab.core.rooms", "lab.ui", "lab.core.parallel"}  # who imports by name: at first use, clusters
+BY_NAME = {"lab", "lab.core.rooms", "lab.ui", "lab.core.parallel", "lab.core.imports"}  # at first use, clusters, torch
 LONGEST = 400
 
 
@@ -55,7 +55,7 @@ def _base(name: str, node: ast.ImportFrom, is_package: bool) -> str:
 def room(name: str) -> str:
     """The folder of a module: 'core', 'ui', a method; '' for the modules above them."""
     parts = name.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] not in ("__main__", "doctor") else ""
+    return parts[1] if len(parts) > 1 and parts[1] not in ("__main__", "doctor", "settings") else ""
 
 
 def is_view(name: str) -> bool:

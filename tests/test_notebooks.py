@@ -13,6 +13,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from lab.course.checking import EXERCISES
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 IMPORTS = {"lab", "torch"}  # torch only for a network of the reader's own
@@ -82,6 +84,20 @@ def test_form(path):
     assert faults(nbformat.read(path, as_version=4)) == []
     size = path.stat().st_size
     assert size < KILOBYTES * 1000, f"{path.name} has {size:,} bytes: at most {KILOBYTES} KB"
+
+
+@each_notebook
+def test_it_is_a_lesson(path):
+    """Goals, two exercises with their questions and checkers, worked answers folded away, takeaways and references."""
+    notebook = nbformat.read(path, as_version=4)
+    name = path.stem.split("_", 1)[1]
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert "Afterwards you " in notebook.cells[0].source and "## To take away" in text and "## References" in text
+    assert text.count("<details><summary>Exercise") == 2
+    for number, exercise in enumerate(EXERCISES[name], 1):
+        assert exercise.question in text
+        assert f'lab.course.check("{name}", {number}, answer)' in code
 
 
 def test_few_patterns_are_overlooked():

@@ -46,7 +46,7 @@ AT_HOME = re.compile(
     r"lab/data/(fashion/vgg16\.|sparsebytenn/(imagenet|trained_4x4|arm|web|int8\w*)\.|photos/edsr_x[34]\.|chains/bytes\."
     r"|acenas/(results|figures|labels|fronts)\.|faces/(figures|graphs|claim|trust)\.|reliability/"
     r"|bound/(?!README\.md|SHA256SUMS)|hybridsd/(?!README\.md|SHA256SUMS|figures\.json|make\.py)).+"
-    r"|lab/benchmarks/(zoo/.*|web/.*|harm/.*|(registry|reliability|chains|imagenet|fine_patterns|acenas_labels|dqss_cost"
+    r"|lab/benchmarks/(zoo/.*|web/.*|harm/.*|(registry|reliability|chains|imagenet|fine_patterns|acenas_labels|dqss_cost|explain"
     r"|pams_accuracy)\.py|(foldgpt|hybridsd|hyperfd|sparsebytenn)_\w+\.py)"
 )
 TASKS = (

@@ -1,4 +1,4 @@
-"""The README's example on a network of one's own runs as it stands."""
+"""The README's blocks of code run as they stand, and its tables say what there is."""
 
 import re
 import tomllib
@@ -6,11 +6,29 @@ from pathlib import Path
 
 import pytest
 
+from . import readme
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+QUICKER = {".view.splitting()": ".view.splitting(N=3, seeds=(0,))", ".view.words()": ".view.words(N=3)"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [block for block in blocks() if "DataLoader" not in block])
+def test_every_block_runs_in_a_fresh_process(block, tmp_path):
+    for long, short in QUICKER.items():
+        block = block.replace(long, short)
+    assert readme.run(block, tmp_path) == ""
+
+
+@pytest.mark.slow
+def test_a_block_that_fails_is_seen(tmp_path):
+    assert "AttributeError: lab has no 'nothing'" in readme.run("lab.nothing", tmp_path)
 
 
 @pytest.mark.slow

@@ -30,7 +30,8 @@ def live(made: Path, notebook: str, cell: dict, still: str) -> str | None:
 
 def figure(data: dict) -> str:
     """The HTML of a figure: its numbers, which site.js hands to plotly."""
-    title = data["layout"].get("title", {}).get("text", "a figure")
+    layout = data["layout"]
+    title = layout.get("title", {}).get("text") or layout.get("legend", {}).get("title", {}).get("text") or "a figure"
     numbers = json.dumps({"data": data["data"], "layout": data["layout"]})
     return f'<div class="lab-figure" role="img" aria-label="{escape(title)}" data-figure="{escape(numbers)}"></div>'
 

@@ -28,7 +28,7 @@
     await plotly;
     const { data, layout } = JSON.parse(el.dataset.figure);
     const style = getComputedStyle(el);
-    const size = { width: Math.min(layout.width ?? 640, el.clientWidth), height: layout.height ?? 380 };
+    const size = { width: Math.min(layout.width ?? 760, el.clientWidth), height: layout.height ?? 380 };
     const font = { ...layout.template?.layout?.font, ...layout.font, color: style.color };
     const clear = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)" };
     window.Plotly.newPlot(el, data, { ...layout, ...size, ...clear, font }, { displayModeBar: false, staticPlot: false });

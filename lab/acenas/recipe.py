@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import imports, ranking_metrics, store, tasks
-from ..core.fields import Allowed, integer, one_of, real, validate
+from ..core import imports, ranking_metrics, tasks
+from ..core.fields import Allowed, by_name, integer, one_of, real, validate
 from ..core.machine import device_of
 from ..core.report import Report, Row, attempt, reported
 from ..core.running import digest, made, validate_kind
 from ..core.spaces.architectures import Space
+from ..core.stopping import held
 from ..core.training import Stage, Step, seeded
 from . import fronts, metrics, search
 from .fronts import CostObjective
@@ -55,6 +56,7 @@ def _positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class AceNAS:
     """Learning to rank ace architectures with weak supervision (Zhang et al., 2021, arXiv 2108.03001).
@@ -138,7 +140,7 @@ class AceNAS:
         order = given.mixed(seed)  # ties and draws must not hang on the order in which the table happens to stand
         space = given[order]
         trace: list[Step] = []
-        with seeded(seed), store.held(checkpoint):
+        with seeded(seed), held(checkpoint):
             folder = Path(checkpoint) if checkpoint is not None else None
             if folder is not None:  # trainings that are kept are this seed's and this space's
                 run_id = f"AceNAS with seed {seed} on {space.name} (graphs {digest(repr(space.graphs))})"

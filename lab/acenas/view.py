@@ -19,6 +19,7 @@ from .search import best
 DOTS = 300  # of a large space, so many are drawn besides those that were trained
 SHOWN = 3  # cells drawn
 ROW, BOX = 34, 22  # px from a node to the one below it, and of a node's height
+UNITS = ("ms", "s", "mb", "kb")
 SHORT = {"nor_conv_3x3": "conv 3x3", "nor_conv_1x1": "conv 1x1", "avg_pool_3x3": "pool 3x3", "skip_connect": "skip"}
 
 Points = list[tuple[float, float]]
@@ -102,16 +103,16 @@ def _progress(outcome: AceNASOutcome, round: int) -> list[str]:
     steps = [step for step in outcome.trace if step.stage == "rounds"]
     if len(steps) < 2 or "ndcg@10" not in steps[0].terms:
         return []
-    panels = [_curves(steps, ("ndcg@10", "kendall tau"), "how well it ranks", round)]
+    panels = [_curves(steps, ("ndcg@10", "kendall tau"), "how well it ranks", "1 is best", round)]
     if "hypervolume" in steps[0].terms:
-        panels.append(_curves(steps, ("hypervolume",), "what the front covers (%)", round))
+        panels.append(_curves(steps, ("hypervolume",), "what the front covers", "hypervolume (%)", round))
     return panels
 
 
-def _curves(steps: Sequence[Step], names: Sequence[str], title: str, round: int) -> str:
+def _curves(steps: Sequence[Step], names: Sequence[str], title: str, y: str, round: int) -> str:
     """What was noted of the rounds, against the round."""
     series = [svg.Series(name, [(s.index + 1, s.terms[name]) for s in steps]) for name in names]
-    return svg.lines(series, "round", title=title, at=round)
+    return svg.lines(series, "round", y, title=title, at=round)
 
 
 def _front(outcome: AceNASOutcome, cost: str) -> list[str]:
@@ -120,7 +121,17 @@ def _front(outcome: AceNASOutcome, cost: str) -> list[str]:
         return []
     points = costs(outcome, cost)
     series = [svg.Series(name, some, joined=name != "trained") for name, some in points.items()]
-    return [svg.lines(series, cost, f"{outcome.context['metric']} ({outcome.context['unit']})", title="what it costs")]
+    return [
+        svg.lines(
+            series, _axis(cost), f"{outcome.context['metric']} ({outcome.context['unit']})", title="what it costs"
+        )
+    ]
+
+
+def _axis(cost: str) -> str:
+    """The name of a column with its unit: 'latency_ms' is 'latency (ms)'."""
+    name, _, unit = cost.rpartition("_")
+    return f"{name.replace('_', ' ')} ({unit})" if unit in UNITS and name else cost.replace("_", " ")
 
 
 def _best(outcome: AceNASOutcome, index: int) -> list[str]:
@@ -196,7 +207,7 @@ def _link(x1: float, y1: float, x2: float, y2: float, box: float) -> str:
 def _node(operator: str, x: float, y: float, box: float) -> list[str]:
     """A box with the operator's short name in it."""
     name = SHORT.get(operator, operator)
-    return [svg.rect(x, y, box, BOX, "lab-track"), svg.text(x + box / 2, y + 15, svg.fit(name, box), "mid", name)]
+    return [svg.rect(x, y, box, BOX, "lab-box"), svg.text(x + box / 2, y + 15, svg.fit(name, box), "mid", name)]
 
 
 def _facts(outcome: AceNASOutcome, index: int) -> dict[str, Any]:

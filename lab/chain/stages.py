@@ -17,6 +17,7 @@ from ..core.machine import device_of
 from ..core.outcome import Outcome
 from ..core.report import reported
 from ..core.running import fingerprint, validate_kind
+from ..core.stopping import held
 from ..core.task import Task
 from ..core.training import generators, rehearsal, seeded
 from . import rules
@@ -82,7 +83,7 @@ class Chain:
             task.check()
         outcomes: list[Outcome] = []
         options = {"seed": seed, "device": device, "progress": progress}
-        with store.held(checkpoint):
+        with held(checkpoint):
             states = _begun(self, task, seed, checkpoint, states)
             parts = [None if checkpoint is None else Path(checkpoint) / name for name in folders(self.stages)]
             if not _is_done(parts[0]):

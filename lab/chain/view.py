@@ -29,6 +29,7 @@ def explore(outcome: ChainOutcome, stage: int | None = None) -> Any:
         if stage not in range(1, len(outcome.outcomes) + 1):
             raise ValueError(f"stage={stage!r}: this chain has the stages 1 to {len(outcome.outcomes)}")
         return view(outcome.outcomes[stage - 1])
+    units = {row.name: row.unit for row in _rows(outcome)}
     names, curve = _report(outcome).columns, svg.Series("score", scores(outcome))
     score = _score(outcome)
     label = f"{score.name} ({score.unit})" if score.unit else score.name
@@ -42,7 +43,10 @@ def explore(outcome: ChainOutcome, stage: int | None = None) -> Any:
         return shown.frame.svg if isinstance(shown, Explorer) else ""
 
     def draw(stage: int) -> Frame:
-        left = [(name, value, most) for name, (value, most) in numbers(outcome, stage).items()]
+        left = [
+            (f"{name} ({units[name]})" if units[name] else name, _short(value), _short(most))
+            for name, (value, most) in numbers(outcome, stage).items()
+        ]
         parts = [svg.bars(left, title=f"left after {names[stage]}" if stage else "at the start", share=True)]
         parts.append(svg.lines([curve], "stage", label, at=float(stage)))
         facts = {row.name: f"{row.shown(row.values[stage])} {row.unit}".rstrip() for row in _rows(outcome)}
@@ -50,6 +54,11 @@ def explore(outcome: ChainOutcome, stage: int | None = None) -> Any:
 
     control = Control(tuple(range(len(names))), label="stage", start=len(names) - 1)
     return Explorer(draw, {"stage": control}, title=" → ".join(name.split(" ", 1)[-1] for name in names))
+
+
+def _short(value: float) -> float:
+    """Counts in full, times to three digits."""
+    return value if float(value).is_integer() else float(f"{value:.3g}")
 
 
 def _report(outcome: ChainOutcome) -> ChainReport:

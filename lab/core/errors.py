@@ -1,8 +1,9 @@
 """What an error says, in one line, and what libraries say besides, not at all."""
 
+import difflib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 LONGEST = 300  # characters of an error's own words: a library may quote the whole of a damaged file
@@ -22,6 +23,13 @@ def cut(text: str, most: int = LONGEST) -> str:
     """The text on one line, without its end where it is longer."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def meant(name: str, names: Iterable[str]) -> str:
+    """ " (did you mean ...?)" with the one of `names` that is nearest to a name that is none; "" where none is near."""
+    by_lower = {n.lower(): n for n in names}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
 @contextmanager

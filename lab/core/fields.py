@@ -1,12 +1,16 @@
 """What a recipe's fields may hold, said once in words that the error repeats."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+
+from .errors import meant
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,23 @@ def some_of(*names: Any, least: int = 0) -> Allowed:
     return Allowed(
         lambda v: isinstance(v, (tuple, list)) and set(v) <= set(names) and least <= len(v) == len(set(v)), words
     )
+
+
+def by_name(recipe: Any) -> Any:
+    """A decorator of recipes: a field that there is not, or that is given without its name, is a one-line TypeError."""
+    init, names, title = recipe.__init__, list(inspect.signature(recipe).parameters), recipe.__name__
+
+    @wraps(init)
+    def begin(self: Any, *values: Any, **fields: Any) -> None:
+        if values:
+            raise TypeError(f"{title} takes its fields by name: give {title}({names[0]}={_shown(values[0])})")
+        for name in fields:
+            if name not in names:
+                raise TypeError(f"{title} has no field {name!r}{meant(name, names)}; it has {', '.join(names)}")
+        init(self, **fields)
+
+    recipe.__init__ = begin
+    return recipe
 
 
 def validate(recipe: Any, **fields: Allowed) -> None:

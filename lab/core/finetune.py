@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 
-from . import store
 from .batch import IGNORED, call, device_for, each, logits_of, moved, size, tensors
 from .errors import first_line
 from .running import Run, fingerprint
+from .stopping import held
 from .task import Task, checked_task, evaluating
 from .training import SINGLE, Stage, Step, descend, unmoved
 
@@ -50,7 +50,7 @@ def finetune(
     if checkpoint is None:
         return _fit(task, model, partial(Stage, None, "finetune", ""), steps, lr, progress, penalty)
     run_id = f"finetune(steps={steps}, lr={lr}) on {task.name} ({fingerprint(replace(task, model=model))})"
-    with store.held(checkpoint), _given_back(model):
+    with held(checkpoint), _given_back(model):
         return _fit(task, model, partial(Stage, checkpoint, "finetune", run_id), steps, lr, progress, penalty)
 
 

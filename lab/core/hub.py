@@ -38,6 +38,11 @@ def push(folder: str | Path, repo: str, *, private: bool | None = None) -> str:
     return str(url)
 
 
+def is_id(source: Any) -> bool:
+    """Whether a text can be the id of a model: 'name' or 'owner/name'."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)) is not None
+
+
 def fetched(folder: str | Path) -> str | Path:
     """The folder itself, or where 'hf://owner/name' lies on this machine after it was downloaded.
 

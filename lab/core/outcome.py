@@ -1,6 +1,6 @@
 """What a run leaves behind, and how it is stored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from . import card, origins, program, store
 from .batch import Example, each, tensors, zeros_of
 from .program import Program
 from .report import Report
+from .rooms import at_first_use
 from .task import Task
 from .training import Step
 
+_above, _ = at_first_use({"__name__": __package__.rpartition(".")[0]}, "lens")  # it draws, which a run does without
 BASE = "base"  # the subfolder that holds the outcome whose network this one was made from
 
 
@@ -41,6 +43,14 @@ class Outcome:
     def found(self) -> dict[str, Any]:
         """What the method found, as numbers, strings, lists, dicts and tensors."""
         return {}
+
+    def explain(self, task: Task | None = None, batches: Iterable | None = None, **options: Any) -> Any:
+        """What became of the task's network, on one page: a `lab.lens.Explanation`, with its alarms.
+
+        `task` is the one of the run, left out the recipe's own; `batches` are held out, left out those that the task is
+        scored on. Options are those of `lab.lens.compare`. ValueError for an outcome without a network.
+        """
+        return _above("lens").explained(self, task, batches, **options)
 
     def task(self, task: Task) -> Task:
         """The task with this outcome's network, for what is to follow.

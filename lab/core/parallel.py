@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-from tqdm.auto import tqdm
 
 from .distribution import install
+from .progress import tqdm
 
 CHEAP = 1.0  # seconds an item: below this, processes cost more than they give, since each must import torch
 BACKENDS = ("serial", "processes", "dask", "ray")

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from . import store
+from . import hub, store
 from .distribution import install
 from .modeling_folded import FoldedForCausalLM, quiet
 
@@ -36,6 +36,8 @@ def language_model(source: str | Path, dtype: torch.dtype = torch.float32) -> nn
             raise ValueError(f"{folder} holds no weights: name a folder with a config.json and a model.safetensors")
         if not (folder / "config.json").exists():
             raise ValueError(f"{folder} holds no config.json: name a folder that save_pretrained wrote")
+    elif not hub.is_id(source):
+        raise ValueError(f"model={str(source)!r} is no folder here and no id of the hub: give one of these")
     transformers = _library()
     try:
         if folder.exists() and "fold" in json.loads((folder / "config.json").read_text(encoding="utf-8")):

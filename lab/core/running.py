@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import imports, origins, store
+from . import imports, origins
 from .batch import device_for, moved, tensors
 from .errors import first_line
 from .machine import machine
 from .models import validate_model
+from .stopping import held
 from .task import Task
 from .training import Stage, generators, seeded
 
@@ -84,7 +85,7 @@ def running(
     imports.complete()
     validate_model(task.model)
     model = task.copy_for(device, is_read)
-    with seeded(seed), store.held(checkpoint):
+    with seeded(seed), held(checkpoint):
         task.check()
         run_id = f"{recipe!r} with seed {seed} on {task.name}"
         if checkpoint is not None:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from . import store
+from .progress import tqdm
 from .zeros import Zeros
 
 SINGLE = "a batch holds one picture alone, which batch norm cannot learn from: give the DataLoader drop_last=True"

@@ -65,7 +65,7 @@ def knock_out(
     """
     with needed():
         import pandas
-    from tqdm.auto import tqdm
+    from ..core.progress import tqdm
 
     rng = np.random.default_rng(seed)
     batches = list(batches)

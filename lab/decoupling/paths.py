@@ -281,7 +281,7 @@ def probe(learn: Paths, held_out: Paths, *, seed: int = 0, progress: bool = True
     """
     with needed():
         import pandas
-    from tqdm.auto import tqdm
+    from ..core.progress import tqdm
 
     if unknown := sorted({*held_out.classes().tolist()} - {*learn.classes().tolist()}):
         names = ", ".join(map(str, unknown))

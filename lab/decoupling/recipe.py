@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 
 from ..core import cost, tasks
 from ..core.batch import call, logits_of, moved
-from ..core.fields import Allowed, integer, one_of, real, validate
+from ..core.fields import Allowed, by_name, integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
 from ..core.report import Attempts, Report, Row, grouped_by_reason, reported
 from ..core.running import Run, running
@@ -34,6 +34,7 @@ PICTURES = 2_000  # the most pictures of the task's batches that on-rates are me
 SAMPLE, VALUES = 40, 2**20  # the most pictures that an outcome keeps, and the most values in them
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class Decoupling:
     """Interpretable neural network decoupling (Li et al., ECCV 2020, arXiv 1906.01166).

@@ -270,10 +270,13 @@ class _Responses:
         return svg.document(BESIDE * len(pair), bottom + 2 * svg.LINE + 6, "pictures", "pictures", shapes)
 
     def maps(self, pair: list[int], layer: str, k: int) -> str:
-        """The filter's map for each picture before its gate, on one scale."""
+        """The filter's map for each picture before its gate, apart, on one scale."""
         maps = np.stack([self._map(image, layer)[k] for image in pair])
-        title = f"filter {k} on {' and '.join('AB'[: len(pair)])}"
-        return raster.grid(maps, title, "before the gate", longest=LONGEST, scale=raster.Scale.of(maps))
+        scale, names = raster.Scale.of(maps), "AB"[: len(pair)]
+        return "".join(
+            raster.grid(part[None], f"filter {k} on {name}", "before the gate", longest=LONGEST, scale=scale)
+            for part, name in zip(maps, names, strict=True)
+        )
 
     def _map(self, image: int, layer: str) -> np.ndarray:
         """What reaches the gate of a layer for one picture: (C_l, H, W)."""

@@ -9,7 +9,7 @@ from torch import fx
 
 from ..core import cost, tasks
 from ..core.batch import Example, each, joined, moved, size, split, tensors
-from ..core.fields import integer, one_of, real, some_of, validate
+from ..core.fields import by_name, integer, one_of, real, some_of, validate
 from ..core.finetune import has_labels, validate_labels
 from ..core.models import validate_precision
 from ..core.quantisation.bn_folding import fold_batch_norms
@@ -27,6 +27,7 @@ ALGORITHMS = ("dqss", "dqss_safe", "greedy", "uniform", "random")
 REMEDIES = ("warm_up", "temperature", "freeze", "restart")
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class DQSS:
     """A strategy of quantisation for each layer, found by gradient (arXiv 2404.08010).

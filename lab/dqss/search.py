@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from tqdm.auto import tqdm
 
 from ..core.batch import Example, call, each, joined, logits_of, size, vector
 from ..core.finetune import has_labels
+from ..core.progress import tqdm
 from ..core.report import attempt
 from ..core.running import Run
 from ..core.training import Step, descend

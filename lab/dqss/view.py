@@ -46,10 +46,10 @@ def explore(outcome: DQSSOutcome) -> Explorer:
             svg.heat(
                 [over[k] for k in present],
                 [history["names"][k] for k in present],
-                "snapshot",
-                svg.fit(f"over time: {tensor}", 380),
-                steps.index(step),
-                420,
+                title=svg.fit(f"shares over the search, {tensor}", 380),
+                at=steps.index(step),
+                span=(steps[0], steps[-1]),
+                most=max(map(max, over)),
             ),
             _ladder(
                 {name: -value for name, value in state["noise"].items()},
@@ -58,9 +58,9 @@ def explore(outcome: DQSSOutcome) -> Explorer:
                 "dB",
             ),
             _ladder(
-                {name: state["losses"]["soft"] - v for name, v in state["losses"].items()},
+                {name: v - state["losses"]["soft"] for name, v in state["losses"].items() if name != "soft"},
                 "kept",
-                "calibration loss: how far below the mixture",
+                "calibration loss above that of the mixture",
                 "dB",
             ),
         ]
@@ -118,8 +118,12 @@ def _map(state: dict[str, Any], names: Sequence[str], tensor: str, title: str, w
     """Tensors down, strategies across, a share the darker the larger; a dot on what was kept. A click chooses a row."""
     roles = list(state["shares"])
     left = min(max(map(svg.text_width, roles)), 230) + 8
-    tall, wide, top = max(9.0, min(15.0, 520 / len(roles))), (width - left) / len(names), 2 * svg.LINE + 10
-    parts = [svg.text(left + (k + 0.5) * wide, top - 6, svg.fit(n, wide), "mid", n) for k, n in enumerate(names)]
+    tall, wide, top = max(9.0, min(15.0, 520 / len(roles))), (width - left) / len(names), 3 * svg.LINE + 10
+    lift = (
+        svg.LINE if any(svg.text_width(name) > wide for name in names) else 0
+    )  # long heads stand high and low in turn
+    heads = [(left + (k + 0.5) * wide, top - 6 - (k + 1) % 2 * lift, name) for k, name in enumerate(names)]
+    parts = [svg.text(x, y, svg.fit(name, wide * (2 if lift else 1)), "mid", name) for x, y, name in heads]
     every = math.ceil(13 / tall)
     for r, role in enumerate(roles):
         y = top + r * tall

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core import cost, tasks
 from ..core.batch import Example, call, inputs, moved
 from ..core.data import text
-from ..core.fields import integer, one_of, real, validate
+from ..core.fields import by_name, integer, one_of, real, validate
 from ..core.modeling_folded import LowRank, blocks, is_linear
 from ..core.models import learnable, learning
 from ..core.report import Attempts, Report, Row, reported
@@ -37,6 +37,7 @@ SHARED_LR = 0.2  # of the rate, for what a group shares and for its adapters: th
 LONE_RANK = 16  # of the adapters that blocks with weights of their own are cured with, and that are merged afterwards
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class FoldGPT:
     """A language model folded in depth (Liu et al., 2024, arXiv 2407.00928); every default is this project's own.

@@ -266,5 +266,5 @@ def controls() -> go.Figure:
     rows = pandas.DataFrame(json.loads(store.artefact("foldgpt/figures.json").read_text())["rows"])
     ratio = rows.groupby("method", sort=False)["ratio"].agg(["mean", "min", "max"])[::-1]
     whiskers = {"type": "data", "array": ratio["max"] - ratio["mean"], "arrayminus": ratio["mean"] - ratio["min"]}
-    bars = go.Bar(x=ratio["mean"], y=list(ratio.index), orientation="h", error_x=whiskers)
-    return figure(bars, x="perplexity, times the full model's (less is better)", title="cured with the same budget")
+    marks = go.Scatter(x=ratio["mean"], y=list(ratio.index), error_x=whiskers, mode="markers", marker_size=9)
+    return figure(marks, x="perplexity, times the full model's (less is better)", title="cured with the same budget")

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from ..core import cost, tasks
 from ..core.batch import call, moved, shapes_of, vector, vectors
-from ..core.fields import integer, one_of, real, some_of, validate
+from ..core.fields import by_name, integer, one_of, real, some_of, validate
 from ..core.finetune import finetune_stage, has_labels, sgd, validate_batches, validate_classes, validate_labels
 from ..core.graph import surgery
 from ..core.graph.operators import NORMS
@@ -39,6 +39,7 @@ SNAPSHOTS = 120  # the most mask states that an outcome keeps
 FOLLOW = 15  # towards a `macs_ratio`, weights follow each round for one in so many updates of the masks
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class GAL:
     """Generative adversarial learning of what to prune (Lin et al., CVPR 2019, arXiv 1903.09291).

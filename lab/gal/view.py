@@ -34,13 +34,13 @@ def steps(outcome: GALOutcome) -> list[int]:
 def explore(outcome: GALOutcome) -> Explorer:
     """The run replayed: a slider over the pruning stage, the open entries by structure, and the losses."""
     shown_at, rows, names = steps(outcome), closing(outcome), [s.name for s in outcome.structures]
-    losses = _losses(outcome)
+    losses, ends = _losses(outcome), (shown_at[0], shown_at[-1])
 
     def draw(step: int) -> Frame:
         snapshot = shown_at.index(step)
         by_unit = numbers(outcome, snapshot)
         parts = [_blocks(unit, entries) for unit, entries in by_unit.items()]
-        parts.append(svg.heat(rows, names, x="snapshot", title="share of open entries over the run", at=snapshot))
+        parts.append(svg.heat(rows, names, title="share of open entries over the run", at=snapshot, span=ends))
         parts.append(svg.lines(losses, "step", "loss", at=step))
         facts: dict[str, Any] = {f"{unit} entries open": sum(k for _, k, _ in part) for unit, part in by_unit.items()}
         return Frame("".join(parts), facts)

@@ -1,12 +1,16 @@
 """What a run of Hybrid SD leaves behind: quality and cost of every split and control, and pictures of some prompts."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..core.outcome import Outcome
+from ..core.rooms import at_first_use
 from .sweep import SweepPoint
+
+_above, _ = at_first_use({"__name__": __package__}, "view")
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -42,6 +46,14 @@ class HybridSDOutcome(Outcome):
             parts=tuple(kept["parts"]),
             pictures=kept["pictures"],
         )
+
+    def explain(self, task: Any = None, batches: Iterable[str] | None = None, **options: Any) -> Any:
+        """What the edge's model makes of what the cloud's is asked, on one page: see `lab.hybridsd.view.explained`.
+
+        `batches` holds one prompt; options are prompt, seed and places.
+        """
+        prompts = [] if batches is None else list(batches)
+        return _above("view").explained(self, task, *prompts[:1], **options)
 
     def at(self, kind: str = "hybrid") -> dict[int, SweepPoint]:
         """The points of one kind ('hybrid', 'edge first', 'fewer steps') by k."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,30 @@ class Reader(nn.Module):
         state = {name: x.float() if x.is_floating_point() else x for name, x in load_file(file).items()}
         reader.load_state_dict(state)
         return reader.eval()
+
+
+_trained = cache(Reader.trained)
+
+
+@cache
+def _captions() -> dict[str, Scene]:
+    """A scene by its caption."""
+    every = (Scene(*kind[:4], texture=kind[4]) for kind in drawing.kinds(TEXTURES))
+    return {scene.caption: scene for scene in every}
+
+
+def verdict(prompt: str, image: torch.Tensor) -> str:
+    """What the reader says of a picture (3, H, W) in [0, 1]: 'as asked', or the parts that it reads otherwise.
+
+    '' for a prompt that is not the caption of a scene, and for a picture of another size than the reader's.
+    """
+    scene = _captions().get(prompt)
+    if scene is None or image.shape != (3, 32, 32):
+        return ""
+    read = _trained().read(image[None].cpu().float())[0].tolist()
+    parts = {name: values[k] for (name, values), k in zip(READ.items(), read, strict=True)}
+    other = [f"{name} {part}" for name, part in parts.items() if part != getattr(scene, name)]
+    return f"✗ reads as {', '.join(other)}" if other else "✓ reads as asked"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

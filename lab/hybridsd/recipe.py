@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ..core import store
-from ..core.fields import Allowed, integer, one_of, real, validate
+from ..core.fields import Allowed, by_name, integer, one_of, real, validate
 from ..core.machine import device_of
 from ..core.report import Report, Row, attempt, reported
 from ..core.running import digest, made, network, validate_kind
+from ..core.stopping import held
 from ..core.training import Step, seeded
 from . import baselines as cheaper
 from . import cloud as cloud_service
@@ -31,6 +31,7 @@ from .sweep import Quality, SweepPoint, Variant
 SHOWN = 6  # prompts whose pictures the outcome keeps
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class HybridSD:
     """One denoising trajectory on a large cloud U-Net and a small edge U-Net (Yan et al., arXiv 2408.06646).
@@ -135,7 +136,7 @@ class HybridSD:
         if task is not None:
             validate_kind(self, task, PromptTask, "lab.hybridsd.scenes(48) or a PromptTask of your own")
         device = None if device is None else device_of(device)
-        with seeded(seed), store.held(checkpoint):
+        with seeded(seed), held(checkpoint):
             task = prompting.scenes(self.prompts, 1, self.pipeline()) if task is None else task
             variants, pipeline = self.variants(), self._prepared(task.model, device)
             cheaper.validate_baselines(self.baselines, pipeline)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
+from ..core.progress import tqdm
 from . import equations as eq
 from .blocks import attentions, kept_width, narrowed, residual_blocks
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 
 from ..core import store
+from ..core.progress import tqdm
 from ..core.task import evaluating
 from . import baselines
 from . import equations as eq

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from . import equations as eq
 from .outcome import HybridSDOutcome
 from .pipeline import HybridPipeline
 from .policies import Timing, compared
-from .prompts import embedded, held_out
+from .prompts import PromptTask, embedded, held_out, verdict
 from .sampling import noise_prediction
 from .solvers import calls
 from .sweep import SweepPoint
@@ -56,7 +56,7 @@ def explore(outcome: HybridSDOutcome) -> Explorer:
     def draw(prompt: str, k: int) -> Frame:
         i, split = outcome.prompts.index(prompt), numbers(outcome, k)
         ends = {"edge alone": 0, f"k = {k}": k, "cloud alone": outcome.recipe.N}
-        photos = [_photo(title, outcome.pictures[f"hybrid, {at}"][i]) for title, at in ends.items()]
+        photos = [_photo(title, outcome.pictures[f"hybrid, {at}"][i], prompt) for title, at in ends.items()]
         return Frame("".join([*photos, _costs(split, outcome), *_quality(outcome.points, k)]), _facts(split))
 
     controls = {
@@ -113,7 +113,7 @@ def splitting(
         in_cloud = asked[k] if order == "cloud first" else asked[N] - asked[N - k]
         cloud, edge = eq.cloud_share(in_cloud, asked[N], per_call.cloud, per_call.edge, per_call.decoder)
         bars = [(side, share, asked[N] * per_call.cloud) for side, share in (("cloud", cloud), ("edge", edge))]
-        parts = [_photo(prompt, steps[-1]), _photo(f"prompt withdrawn after step {k}", withdrawn[-1])]
+        parts = [_photo(prompt, steps[-1], prompt), _photo(f"prompt withdrawn after step {k}", withdrawn[-1], prompt)]
         parts += [_strip(steps, k, N, order), svg.bars(_millions(bars), "MACs, millions")]
         sent, received = branches.crossing(sizes, k, order)
         if k:
@@ -186,7 +186,9 @@ def _asking(live: HybridPipeline, N: int, guidance: float) -> Callable[[Explorer
             "bytes received": samples.received,
             "steps": str(list(samples.steps)),
         }
-        return Frame(_photo(str(prompt), image), facts | ({"note": samples.notes[0]} if samples.notes else {}))
+        return Frame(
+            _photo(str(prompt), image, str(prompt)), facts | ({"note": samples.notes[0]} if samples.notes else {})
+        )
 
     return ask
 
@@ -194,13 +196,17 @@ def _asking(live: HybridPipeline, N: int, guidance: float) -> Callable[[Explorer
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def _photo(title: str, x: Tensor) -> str:
-    """A picture (3, H, W) uint8, its pixels as squares."""
+def _photo(title: str, x: Tensor, prompt: str) -> str:
+    """A picture (3, H, W) uint8, its pixels as squares, over what the reader of scenes says of it."""
     h, w = x.shape[1:]
     scale, top = _SIDE / max(h, w), svg.LINE + 5
     image = raster.image(raster.uri(x.permute(1, 2, 0).numpy()), 0, top, w * scale, h * scale, title)
-    width = max(w * scale, min(svg.text_width(title) * 1.1, 340))
-    return svg.document(width, top + h * scale + 4, svg.fit(title, width / 1.1), title, [image])
+    bottom, note = top + h * scale, verdict(prompt, x / 255)
+    width = max(w * scale, min(svg.title_width(title), 340), svg.text_width(note))
+    caption = svg.text(0, bottom + svg.UNDER, note)
+    return svg.document(
+        width, bottom + (svg.LINE + 4 if note else 4), svg.fit(title, width / 1.1), title, [image, caption]
+    )
 
 
 def _strip(stages: Tensor, k: int, N: int, order: str) -> str:
@@ -230,11 +236,11 @@ def _millions(rows: list[tuple[str, float, float]]) -> list[tuple[str, float, fl
 
 
 def _quality(points: Sequence[SweepPoint], k: int) -> list[str]:
-    labels = {"accuracy": "semantic accuracy, %", "frechet": "Frechet distance, own features"}
+    labels = {"accuracy": ("semantic accuracy", "%"), "frechet": ("Frechet distance", "of the reader's features")}
     plots = []
-    for name, label in labels.items():
+    for name, (title, unit) in labels.items():
         series = [svg.Series(kind, values) for kind, values in curves(points, name).items()]
-        plots.append(svg.lines(series, "steps in the cloud", label, title=label.split(",")[0], at=k, width=320))
+        plots.append(svg.lines(series, "steps in the cloud", unit, title=title, at=k, width=320))
     return plots
 
 
@@ -267,3 +273,29 @@ def controls() -> go.Figure:
         whiskers = {"type": "data", "array": by["max"] - by["mean"], "arrayminus": by["mean"] - by["min"]}
         lines.append(go.Scatter(x=list(by.index), y=by["mean"], name=kind, mode="lines+markers", error_y=whiskers))
     return figure(*lines, x="steps in the cloud", y="semantic accuracy (%)", title="one trajectory, two U-Nets")
+
+
+# -- before and after --------------------------------------------------------------------------------------------------
+
+
+def explained(
+    outcome: HybridSDOutcome,
+    task: PromptTask | None = None,
+    prompt: str | None = None,
+    *,
+    seed: int = 0,
+    places: Mapping[str, Sequence[int]] | None = None,
+) -> lens.Explanation:
+    """What the edge's model makes of what the cloud's is asked on its way to a picture: `lab.lens.compare`.
+
+    `task` left out is the embedded pipeline, `prompt` a caption that it never learned from, `places` the tokens of its
+    words.
+    """
+    pipeline = embedded() if task is None else task.model
+    prompt = held_out(1, 5)[0].caption if prompt is None else prompt
+    asked, _ = branches.questions(pipeline, prompt, seed, outcome.recipe.guidance, outcome.recipe.N)
+    batches = [
+        {"sample": latent, "timestep": t.reshape(1), "encoder_hidden_states": cond.text} for latent, t, cond in asked
+    ]
+    places = pipeline.text.places(prompt) if places is None else places
+    return lens.compare(pipeline.unets[0], pipeline.unets[-1], batches, places=places, seed=seed)

@@ -12,12 +12,13 @@ import torch
 from ..core import imports, store
 from ..core.data import faces
 from ..core.deprecation import deprecated
-from ..core.fields import integer, one_of, real, validate
+from ..core.fields import by_name, integer, one_of, real, validate
 from ..core.machine import device_of
 from ..core.report import Attempts, Report, Row, attempt, reported
 from ..core.running import digest, made, validate_kind
 from ..core.spaces import streams
 from ..core.spaces.streams import Stream
+from ..core.stopping import held
 from ..core.training import Step, seeded
 from . import baselines
 from .client import LEAST, DataOwner, Noise, Recommendation, validate_noise
@@ -33,6 +34,7 @@ LEARNED = ("hyperfd", "offline")
 OFFLINE = 5  # tasks that the offline ranker learns from before it stays as it is
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class HyperFD:
     """Privacy-preserving recommendation of face detectors, task after task (Yan et al., 2022, arXiv 2203.08399).
@@ -115,7 +117,7 @@ class HyperFD:
             raise ValueError(f"HyperFD: device={device!r}: its networks are small, it learns on the cpu only")
         with seeded(seed):
             order = torch.randperm(len(stream)).tolist()
-        with store.held(checkpoint):
+        with held(checkpoint):
             folder = Path(checkpoint) if checkpoint is not None else None
             if folder is not None and stream.scores is None and stream.journal is None:
                 stream = replace(stream, journal=folder / "trained")
@@ -253,8 +255,7 @@ class _StreamRun:
 
     def _past(self, position: int) -> list[Record]:
         """What was tried before this position."""
-        none = torch.zeros(0)
-        return [Record(task.name, none, task.tried, task.tried_results) for task in self.served[:position]]
+        return [Record(task.name, torch.zeros(0), task.tried, task.tried_results) for task in self.served[:position]]
 
     def _judged(self, position: int, client: DataOwner, recommendation: Recommendation) -> Judgement:
         """By the table where there is one, beside the default and the best average so far, which cost nothing."""

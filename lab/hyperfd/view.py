@@ -1,6 +1,7 @@
 """HyperFD seen: the tasks as they came and what each regretted, what crossed the privacy boundary, detections."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from .outcome import HyperFDOutcome
 from .space import Configuration
 
 SHOWN = 3  # pictures of detections
-LEAST = 0.3  # the score from which on a detection is drawn
+LEASTS = tuple(round(0.05 * k, 2) for k in range(1, 20))  # scores from which on a detection may be drawn
+TRUTH, FOUND = "c4", "c5"  # colours of a true box and of a detection
 
 BANDS = {"recommended": "hyperfd", "best average": "best average"}  # name in the picture: recommender in the benchmark
 
@@ -78,7 +80,7 @@ def bands(outcome: HyperFDOutcome) -> dict[str, list[tuple[float, float, float]]
 def _band(rows: Any) -> list[tuple[float, float, float]]:
     """(tasks served before, low, high) over the orders of one recommender."""
     intervals = {position: ranking_metrics.interval(part["regret"]) for position, part in rows.groupby("place")}
-    return [(float(position), interval.low, interval.high) for position, interval in intervals.items()]
+    return [(float(position), max(0.0, i.low), i.high) for position, i in intervals.items()]  # no regret is below 0
 
 
 def principal_components(outcome: HyperFDOutcome) -> dict[str, Points]:
@@ -116,15 +118,20 @@ def curves(results: Any, measure: str = "regret", title: str = "") -> go.Figure:
 
     `results` is a DataFrame with the columns by, place, seed and the measure, as `benchmarks/hyperfd.py` writes.
     """
-    return interval_curves(results, "by", "place", measure, "tasks served before", title)
+    return interval_curves(
+        results, "by", "place", measure, "tasks served before", title, 0.0 if measure == "regret" else -math.inf
+    )
 
 
 def detections(
-    nets: Mapping[str, tuple[FaceDetector, Configuration]], faces: Faces, least: float = LEAST, rows: Sequence[int] = ()
-) -> Explorer:
+        nets: Mapping[str, tuple[FaceDetector, Configuration]], faces: Faces, least: float | None = None,
+    rows: Sequence[int] = (),
+) -> Explorer:  # fmt: skip
     """Pictures with what detectors find in them beside the true boxes: a slider of the score, a list of the detectors.
 
-    nets: {name: (detector, its configuration)}, such as one before and one after; rows: numbers of the pictures.
+    nets: {name: (detector, its configuration)}, such as one before and one after, of which the last is shown first;
+    least: the score where the slider starts, left out one at which the last finds as many boxes as there are faces;
+    rows: numbers of the pictures. Dark pictures are shown brighter than the detectors see them.
     """
     shown = list(rows) or list(range(min(SHOWN, len(faces))))
     images = [faces.images[row] for row in shown]
@@ -139,10 +146,12 @@ def detections(
         truth = sum(len(faces.boxes[row]) for row in shown)
         return Frame("".join(parts), {"faces": truth, "detections": hits, "least score": least})
 
-    steps = [round(0.1 * k, 1) for k in range(1, 10)]
+    last = list(nets)[-1]
+    if least is None:
+        least = _least(torch.cat([scores for _, scores in detected[last]]), sum(len(faces.boxes[row]) for row in shown))
     controls = {
-        "detector": Control(list(nets), label="detector"),
-        "least": Control(steps, label="least score", start=least),
+        "detector": Control(list(nets), label="detector", start=last),
+        "least": Control(sorted({*LEASTS, least}), label="least score", start=least),
     }
     return Explorer(draw, controls, title="detections")
 
@@ -150,19 +159,30 @@ def detections(
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
+def _least(scores: Tensor, faces: int) -> float:
+    """The least score at which the number of detections is nearest to that of faces."""
+    return min(LEASTS, key=lambda least: (abs(int((scores >= least).sum()) - faces), -least))
+
+
+def _brighter(image: Tensor) -> Tensor:
+    """A picture (3, H, W) uint8 whose brightest pixels are white."""
+    top = image.float().quantile(0.995).clamp(min=1.0)
+    return (image.float() * (255 / top)).clamp(max=255).to(torch.uint8)
+
+
 def boxed(image: Tensor, truth: Tensor, detected: Tensor, title: str, width: int = 240) -> str:
-    """A picture with its true boxes (dashed) and those that were found."""
+    """A picture with its true boxes (dashed) and those that were found, and a line that says which is which."""
     scale = width / image.shape[2]
-    tall, top = image.shape[1] * scale, svg.LINE + 6.0
-    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    tall, top = image.shape[1] * scale, float(svg.HEAD)
+    pixels = _brighter(image).permute(1, 2, 0).contiguous().numpy()
     parts = [raster.image(raster.uri(pixels), 0, top, width, tall, title)]
-    for boxes, style in ((truth, 'stroke="#E69F00" stroke-dasharray="4 3"'), (detected, 'stroke="#56B4E9"')):
+    for boxes, kind in ((truth, f"lab-edge lab-dashed {TRUTH}"), (detected, f"lab-edge {FOUND}")):
         for left, upper, right, bottom in (boxes * scale).tolist():
-            parts.append(
-                f'<rect x="{left:.1f}" y="{top + upper:.1f}" width="{right - left:.1f}" '
-                f'height="{bottom - upper:.1f}" fill="none" stroke-width="2" {style}/>'
-            )
-    return svg.document(width, top + tall + 2, title, title, parts)
+            parts.append(svg.rect(left, top + upper, right - left, bottom - upper, kind))
+    y = top + tall + svg.UNDER
+    parts += [svg.rect(1, y - 9, 12, 9, f"lab-edge lab-dashed {TRUTH}"), svg.text(20, y, "face")]
+    parts += [svg.rect(71, y - 9, 12, 9, f"lab-edge {FOUND}"), svg.text(90, y, "detection")]
+    return svg.document(width, y + 5, title, title, parts)
 
 
 def _timeline(outcome: HyperFDOutcome, position: int, behind: Mapping[str, Sequence]) -> list[str]:
@@ -170,19 +190,26 @@ def _timeline(outcome: HyperFDOutcome, position: int, behind: Mapping[str, Seque
     lines = {name: points for name, points in numbers(outcome).items() if points}
     series = [svg.Series(name, points, band=behind.get(name, ())) for name, points in lines.items()]
     unit = outcome.context["unit"]
-    title = "the order they came in" + (", on 95 % bands" if behind else "")
+    title = "as tasks came" + ("; shaded: 95 % of the benchmark's orders" if behind else "")
     return [svg.lines(series, "tasks served before", f"regret ({unit})", title, at=position)] if series else []
 
 
 def _chosen(outcome: HyperFDOutcome, position: int) -> list[str]:
-    """What was recommended, by its result, beside the best of the table."""
-    task, truth = outcome.served[position], outcome.context["truth"]
+    """What was recommended, by how far its result is below the best of the table."""
+    task, truth, context = outcome.served[position], outcome.context["truth"], outcome.context
     best = max(task.tried_results) if truth is None else float(truth[position].nan_to_num(-1e9).max())
-    bars = [
-        (_choice_name(outcome, row), max(0.0, y), max(best, y, 1e-9))
-        for row, y in zip(task.rows, task.results, strict=True)
-    ]
-    return [svg.bars(bars, title=f"recommended to {task.name}: {outcome.context['metric']} of the best", width=460)]
+    names = [" ".join(map(str, context["choices"][row])) for row in task.rows]
+    below = [max(best - y, 0.0) for y in task.results]
+    left, top, width = max(map(svg.text_width, names)) + 12, svg.HEAD + 2 * svg.LINE, 460
+    room = (width - left - 60) / (max(below) or 1)
+    parts = [svg.text(0, top - svg.LINE - 4, svg.fit(", ".join(context["decisions"]), width))]
+    parts.append(svg.text(left, top - 4, f"{context['metric']} below the best of all, {best:.1f} {context['unit']}"))
+    for k, (name, value) in enumerate(zip(names, below, strict=True)):
+        y = top + k * svg.LINE
+        parts += [svg.text(0, y + svg.BASE, name), svg.rect(left, y + 3, value * room, svg.LINE - 6, "lab-fill c0")]
+        parts.append(svg.text(left + value * room + 6, y + svg.BASE, f"{value:.1f}", "num"))
+    title = f"recommended to {task.name}"
+    return [svg.document(width, top + len(names) * svg.LINE + 4, title, title, parts)]
 
 
 def _privacy(outcome: HyperFDOutcome, position: int) -> list[str]:
@@ -209,11 +236,7 @@ def _map(outcome: HyperFDOutcome, position: int) -> list[str]:
         key = "this task" if order[name] == position else "before" if order[name] < position else "after"
         groups[key] += points
     series = [svg.Series(name, points, joined=False) for name, points in groups.items() if points]
-    return [svg.lines(series, "first direction", "second", title="meta-vectors of all tasks, at the end")]
-
-
-def _choice_name(outcome: HyperFDOutcome, row: int) -> str:
-    return " ".join(map(str, outcome.context["choices"][row]))
+    return [svg.lines(series, "first direction", "second direction", title="meta-vectors of all tasks, at the end")]
 
 
 def _facts(outcome: HyperFDOutcome, position: int) -> dict[str, Any]:
@@ -236,9 +259,11 @@ def privacy_curve(runs: Any, title: str = "") -> go.Figure:
     """
     private = runs[runs["by"].str.startswith("epsilon ")].assign(recommender="with noise")
     private = private.assign(epsilon=private["by"].str.removeprefix("epsilon ").astype(float)).sort_values("epsilon")
-    curve = interval_curves(private, "recommender", "epsilon", "regret", "epsilon", title)
-    for name, part in runs[~runs["by"].str.startswith("epsilon ")].groupby("by", sort=False):
-        curve.add_hline(part["regret"].mean(), line_dash="dash", annotation_text=name)
+    curve = interval_curves(private, "recommender", "epsilon", "regret", "epsilon", title, 0.0)
+    others = runs[~runs["by"].str.startswith("epsilon ")].groupby("by")["regret"].mean().sort_values()
+    for k, (name, mean) in enumerate(others.items()):  # the lowest is named below its line, so that names keep apart
+        at = "top right" if k else "bottom right"
+        curve.add_hline(mean, line_dash="dash", annotation_text=name, annotation_position=at)
     curve.add_hline(runs["chance"].mean(), line_dash="dot", annotation_text="chance")
     return curve.update_xaxes(type="log")
 

@@ -4,6 +4,10 @@ maps          activations: what every layer answers, by name (forward hooks, alw
               atlas: the feature maps of each layer, a page at a time
               filters: a grid to click; a filter's map, its strongest pictures, what happens without it
               compare_maps: two models on the same pictures, also where the second has fewer filters
+before, after compare: what compressing has changed, on one page: classes, flipped answers, calibration (Guo et al.,
+              ICML 2017, arXiv 1706.04599), corruptions (Hendrycks and Dietterich, ICLR 2019, arXiv 1903.12261), maps,
+              filters lost, heads, blocks, words. Controls: fresh weights, shuffled labels and examples; exact and
+              permutation tests raise an alarm where networks or labels are not what they are taken for. Ours
 filters       strongest: the pictures each filter answers to most, cut to what its unit sees (Zeiler and Fergus,
               ECCV 2014; one unit a picture)
               receptive_fields: what a unit sees, found by which pixels make it NaN. Ours
@@ -43,6 +47,7 @@ from .attribution import attribution, explain
 from .comparison import compare_maps
 from .concepts import concept_sets, unit_concepts, with_fresh_weights
 from .dissection import dissect
+from .explanation import Explanation, compare, explained
 from .field import receptive_fields
 from .filters import filters
 from .segmentation import segmentation
@@ -52,16 +57,19 @@ from .weights import weights
 from .words import cross_attention, words
 
 __all__ = [
+    "Explanation",
     "activations",
     "atlas",
     "attend",
     "attention",
     "attribution",
+    "compare",
     "compare_maps",
     "concept_sets",
     "cross_attention",
     "dissect",
     "explain",
+    "explained",
     "filters",
     "receptive_fields",
     "rollout",

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
+from ..core.progress import tqdm
 from ..core.task import evaluating
 from .activations import as_taken, call, first_tensor, hooked, labelled, named, reading
 from .tokens import tracked

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..core.errors import first_line
 from ..core.models import checked
+from ..core.progress import tqdm
 from ..core.task import evaluating
 from .tokens import Axes, tracked
 

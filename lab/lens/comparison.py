@@ -30,10 +30,18 @@ def compare_maps(
     layer gives maps in both, or where their maps have different sizes.
     """
     x = as_images(x)
-    pairs = _pairs(before, after, x, layers, kept or {})
+    pairs = pairs_of(before, after, x, layers, kept or {})
+    return explored(pairs, x, f"{type(before).__name__}: before and after")
+
+
+def explored(
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], x: torch.Tensor, title: str = "", pages: int | None = None
+) -> Explorer:
+    """The explorer of maps before and after, by layer (N, C, h, w) each; `pages` of 32 filters, all if left out."""
     names, images = list(pairs), x.float().cpu().numpy()
     low, high = span(images)
-    pages = max(-(-old.shape[1] // _PAGE) for old, _ in pairs.values())
+    if pages is None:
+        pages = max(-(-old.shape[1] // _PAGE) for old, _ in pairs.values())
 
     def draw(layer: str, page: int = 1, image: int = 0) -> Frame:
         old, new = (maps[image] for maps in pairs[layer])  # (C, h, w) each
@@ -64,10 +72,10 @@ def compare_maps(
         controls["page"] = Control(range(1, pages + 1))
     if len(x) > 1:
         controls["image"] = Control(range(len(x)), label="picture")
-    return Explorer(draw, controls, title=f"{type(before).__name__}: before and after")
+    return Explorer(draw, controls, title=title)
 
 
-def _pairs(
+def pairs_of(
     before: nn.Module, after: nn.Module, x: torch.Tensor, layers: Sequence[str] | str | None, kept: Mapping
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """By layer the maps before (N, C, h, w), and those after in the same places, NaN where a filter went."""

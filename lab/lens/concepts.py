@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..core.models import checked
+from ..core.progress import tqdm
 from ..core.training import seeded
 from .activations import as_images, labelled, named, reading
 

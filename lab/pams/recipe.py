@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from ..core import cost, tasks
 from ..core.batch import each, logits_of, moved, tensors
-from ..core.fields import integer, one_of, real, some_of, validate
+from ..core.fields import by_name, integer, one_of, real, some_of, validate
 from ..core.finetune import has_labels, validate_labels
 from ..core.models import validate_precision
 from ..core.quantisation.bn_folding import fold_batch_norms
@@ -37,6 +37,7 @@ BRIGHT = 16  # no pixel in [0, 1] is as large, however it is normalised; picture
 PROBE = 4  # pictures of the first batch that histograms are taken on
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class PAMS:
     """Quantised super-resolution with a parameterised max scale (Li et al., ECCV 2020, arXiv 2011.04212).

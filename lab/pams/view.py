@@ -160,7 +160,17 @@ def _values(state: dict[str, Any], name: str, width: int = 380) -> str:
         at = min(max(left + (end + reach) / (2 * reach) * (width - 2 * left), left), width - left)
         parts.append(svg.rect(at, top, 1.5, tall, "lab-fill c3"))
         parts.append(svg.text(min(max(at, 24), width - 24), floor + 16, f"{end:.3g}", "mid num"))
-    return svg.document(width, floor + 22, _fitted(f"values of {name}", width), f"values of {name}", parts)
+    parts += _key(width, floor + 16 + svg.LINE)
+    return svg.document(width, floor + 22 + svg.LINE, _fitted(f"values of {name}", width), f"values of {name}", parts)
+
+
+def _key(width: float, y: float) -> list[str]:
+    """What the axis holds and what the colours mean, in a line."""
+    parts, x = [svg.text(0, y, "value")], width
+    for word, kind in (("range", "lab-fill c3"), ("clipped", "lab-fill c1"), ("kept", "lab-fill c0")):
+        x -= svg.text_width(word) + 26
+        parts += [svg.rect(x, y - 9, 9, 9, kind), svg.text(x + 14, y, word)]
+    return parts
 
 
 def _fitted(text: str, width: float) -> str:
@@ -239,9 +249,13 @@ def _score(report: Report) -> Row:
 def _losses(outcome: PAMSOutcome, at: int) -> list[str]:
     """Each term of the loss on axes of its own: they are of unlike size."""
     thin = outcome.trace[:: max(1, len(outcome.trace) // 60)]
-    units = {"l1": "L1, of 255", "task": "the task's own loss", "skt": "knowledge transfer, weighted"}
+    titles = {
+        "l1": ("reconstruction loss", "L1, of 255"),
+        "task": ("the task's own loss", "loss"),
+        "skt": ("knowledge transfer (skt)", "loss, weighted"),
+    }
     series = [svg.Series(name, [(step.index, step.terms[name]) for step in thin]) for name in thin[0].terms]
-    return [svg.lines([curve], "step", units[curve.name], title=curve.name, at=at) for curve in series]
+    return [svg.lines([c], "step", titles[c.name][1], title=titles[c.name][0], at=at) for c in series]
 
 
 def _enlarged(model: nn.Module, low: Tensor) -> Tensor:

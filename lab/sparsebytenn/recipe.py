@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ..core import cost, kernels, tasks
 from ..core.batch import Example, call, logits_of, moved, shapes_of, vector
-from ..core.fields import integer, one_of, real, validate
+from ..core.fields import by_name, integer, one_of, real, validate
 from ..core.finetune import has_labels, validate_batches, validate_labels
 from ..core.graph.channels import Channels
 from ..core.graph.slices import Slice
@@ -31,6 +31,7 @@ from .runtime import Engine, race
 BLOCKS = (1, 4, 8, 16, (1, 4), (1, 8), (1, 16), (4, 4), (8, 8), (16, 16))
 
 
+@by_name
 @dataclass(frozen=True, kw_only=True)
 class SparseByteNN:
     """Fine-grained kernel sparsity with whole-network rearrangement (after the abstract of arXiv 2310.19509).

@@ -220,4 +220,4 @@ def race(isa: str = "avx2") -> go.Figure:
         bars.append(go.Bar(x=rows.network, y=rows.ratio, name=label, marker_color=color, cliponaxis=False, **numbers))
     chart = figure(*bars, y="times as fast as the best dense engine")
     chart.add_hline(y=1, line_dash="dot", line_color="#707070", layer="below")
-    return chart.update_layout(width=760, bargap=0.15)
+    return chart.update_layout(bargap=0.15)

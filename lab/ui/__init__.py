@@ -10,7 +10,7 @@ from . import raster, svg
 from .classifier import Classifier
 from .comparison import Comparison, compare
 from .contests import Contest, contest
-from .explorer import Control, Explorer, Frame
+from .explorer import Control, Explorer, Frame, page
 from .figures import figure
 from .pruning import pruning_rate
 
@@ -24,6 +24,7 @@ __all__ = [
     "compare",
     "contest",
     "figure",
+    "page",
     "pruning_rate",
     "raster",
     "svg",

@@ -185,10 +185,11 @@ class Explorer(anywidget.AnyWidget):
         """
         from ..core import store
 
-        page = _page(self, self.states())
-        if len(page) > BYTES:
-            raise ValueError(f"the page would have {len(page):,} bytes, over {BYTES:,}: give the controls fewer values")
-        store.write(Path(path), page)
+        content = page(self._title or "explorer", [(self, self.states())])
+        if len(content) > BYTES:
+            size = f"{len(content):,} bytes, over {BYTES:,}"
+            raise ValueError(f"the page would have {size}: give the controls fewer values")
+        store.write(Path(path), content)
         return Path(path)
 
     def states(self, **values: Iterable[Value]) -> bytes:
@@ -263,19 +264,31 @@ def _spec(title: str, controls: Mapping[str, Control], actions: Iterable[str]) -
     return {"title": title, "controls": shown, "actions": list(actions)}
 
 
-def _page(explorer: Explorer, states: bytes) -> bytes:
+def page(title: str, parts: Iterable["str | tuple[Explorer, bytes]"]) -> bytes:
+    """One HTML file that needs nothing else: parts in order, each HTML as it is, or an explorer with its states."""
+    body, count = [], 0
+    for part in parts:
+        if isinstance(part, str):
+            body.append(part)
+            continue
+        explorer, states = part
+        body.append(f"<div>{explorer.static()}</div>")
+        kept = base64.b64encode(states).decode()
+        body.append(f'<script type="text/plain" class="states" id="states{count or ""}">{kept}</script>')
+        count += 1
     script = Explorer._esm.replace("</", "<\\/")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(explorer._title or "explorer")}</title>
+<title>{escape(title)}</title>
 <style>:root{{color-scheme:light dark}}body{{margin:1.5rem;background:Canvas;color:CanvasText}}
 {styles()}</style></head>
-<body><main id="explorer">{explorer.static()}</main>
-<script type="text/plain" id="states">{base64.b64encode(states).decode()}</script>
+<body><main>
+{chr(10).join(body)}
+</main>
 <script type="module">
 {script}
-unpack(document.getElementById("states").textContent).then((states) =>
-  render({{ model: replay(states), el: document.getElementById("explorer") }}));
+for (const states of document.querySelectorAll(".states"))
+  unpack(states.textContent).then((kept) => render({{ model: replay(kept), el: states.previousElementSibling }}));
 </script></body></html>
 """.encode()
 

@@ -4,21 +4,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from torch import nn
-from tqdm.auto import tqdm
 
 from ..core import cost
 from ..core.graph import surgery
 from ..core.graph.channels import Channels
 from ..core.graph.groups import KINDS, Group, groups
 from ..core.graph.tracing import trace
+from ..core.progress import tqdm
 from ..core.task import Task, checked_task
 from . import svg
 from .explorer import Control, Explorer, Frame
 
 RATES = tuple(round(0.05 * k, 2) for k in range(20))
-MEASURED = (0.0, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Pruned:
 
 @dataclass
 class RateCurve:
-    """The states of a network over the pruning rate, and the scores measured so far; between them is an estimate."""
+    """The states of a network over the pruning rate, and the scores measured so far."""
 
     task: Task
     scores: surgery.Scores
@@ -72,30 +70,22 @@ class RateCurve:
         """Measure the score of what a rate leaves as it is, not fine-tuned."""
         self.measured[rate] = self.task.measure(model)
 
-    def estimate(self, rate: float) -> float:
-        """The score between the measured rates, by straight lines."""
-        rates = sorted(self.measured)
-        return float(np.interp(rate, rates, [self.measured[k] for k in rates]))
-
 
 def curve(
     task: Task,
     outcome: Any = None,
     *,
     rates: Sequence[float] = RATES,
-    measured: Sequence[float] = MEASURED,
     progress: bool = True,
 ) -> RateCurve:
-    """Count the network at every rate and measure its score at a few; an outcome's masks rank in place of magnitude."""
+    """Count the network and measure its score at every rate; an outcome's masks rank in place of magnitude."""
     if outcome is not None and not hasattr(outcome, "scores"):
         raise TypeError(f"a {type(outcome).__name__} ranks no channels: give what GAL left, or no outcome")
     scores = surgery.magnitude(task.model, task.example) if outcome is None else outcome.scores()
     listed = groups(Channels(trace(task.model, task.example)))
     by_rate = RateCurve(task, scores, {group.name: group for group in listed})
     for rate in tqdm(rates, desc="pruning", disable=not progress, leave=False):
-        model = by_rate.note(rate)
-        if rate in measured:
-            by_rate.measure(rate, model)
+        by_rate.measure(rate, by_rate.note(rate))
     return by_rate
 
 
@@ -111,47 +101,42 @@ def pruning_rate(
     task: Task,
     outcome: Any = None,
     *,
-    rates: tuple[float, ...] = RATES,
-    measured: tuple[float, ...] = MEASURED,
+    rates: Sequence[float] = RATES,
     start: float = 0.5,
     progress: bool = True,
 ) -> Explorer:
     """An explorer with a slider `rate`: what each layer keeps, parameters, multiply-adds and the score of a network.
 
-    Channels, heads and hidden units go by weight magnitude, or in the order in which an outcome's masks closed. Scores
-    are measured at a few rates, without fine-tuning, and marked as estimates in between; the button prunes for real at
-    the present rate, measures, and leaves the smaller network in `explorer.model`.
+    Channels, heads and hidden units go by weight magnitude, or in the order in which an outcome's masks closed. The
+    score is measured at each of `rates`, without fine-tuning: where one measurement takes long, give fewer. The button
+    leaves the smaller network of the present rate in the explorer's `model`.
     """
     checked_task(task)
-    rates = tuple(sorted({*rates, *measured}))
-    by_rate = curve(task, outcome, rates=rates, measured=measured, progress=progress)
+    rates = tuple(sorted({*rates}))
+    by_rate = curve(task, outcome, rates=rates, progress=progress)
+    points = svg.Series(task.metric, sorted(by_rate.measured.items()))
     unit = f"{task.metric} ({task.unit})"
 
     def draw(rate: float) -> Frame:
         state = by_rate.states[rate]
-        is_measured = rate in by_rate.measured
-        value = by_rate.measured[rate] if is_measured else by_rate.estimate(rate)
-        between = [(r, by_rate.estimate(r)) for r in rates if r not in by_rate.measured]
-        points = svg.Series(task.metric, sorted(by_rate.measured.items()), between)
         by_kind = {kind: [row for row in state.layers if by_rate.kind(row[0]) == kind] for kind in KINDS}
         images = "".join(svg.bars(rows, title=f"{kind} kept") for kind, rows in by_kind.items() if rows)
         images += svg.lines([points], "pruning rate", unit, at=rate)
         facts: dict[str, str | int | float] = {
             "parameters": state.parameters,
             "macs": state.macs,
-            task.metric: f"{value:.1f} {task.unit} {'measured' if is_measured else 'estimate'}, not fine-tuned",
+            task.metric: f"{by_rate.measured[rate]:.1f} {task.unit}, not fine-tuned",
         }
         return Frame(images, facts if not state.dropped else {**facts, "dropped": len(state.dropped)})
 
     def prune(explorer: Explorer) -> str:
         explorer.model = by_rate.prune(explorer.rate)
-        by_rate.measure(explorer.rate, explorer.model)
-        return f"explorer.model is a network of {cost.parameters(explorer.model):,} parameters"
+        return f"the explorer's model is a network of {cost.parameters(explorer.model):,} parameters"
 
     ranking = "magnitude" if outcome is None else type(outcome.recipe).__name__
     return Explorer(
         draw,
-        {"rate": Control(rates, label="pruning rate", start=start)},
+        {"rate": Control(rates, label="pruning rate", start=start if start in rates else rates[len(rates) // 2])},
         title=f"{task.name}, ranked by {ranking}",
         actions={"Prune for real": prune},
     )

@@ -10,7 +10,10 @@ from urllib.parse import quote
 
 from .svg import PALETTE
 
-_CARD = "svg{background:#fff;color:#222}@media(prefers-color-scheme:dark){svg{background:#1c1c1c;color:#eee}}"
+_CARD = (
+    "svg{background:#fff;color:#222;--lab-ground:#fff}"
+    "@media(prefers-color-scheme:dark){svg{background:#1c1c1c;color:#eee;--lab-ground:#1c1c1c}}"
+)
 _EDGE = 8  # px of background around the picture
 
 

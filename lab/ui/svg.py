@@ -22,21 +22,20 @@ _HIGH = 64  # px, the highest block
 _INSET = 6  # px between the axes of a plot and its points
 _RIGHT = 22  # px right of a plot, for the half of its last tick's number
 _LEAST_ROW = 14  # px, the height of a row that has room for its name
+_COLUMNS = 120  # of a table of values over steps
 _NARROW, _WIDE = "fijlrtI.,:;|!'()[]/- ", "mwMW@%—"
 _NARROW_EM, _WIDE_EM, _USUAL_EM = 0.38, 1.0, 0.66  # widths of characters, over the height of text
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) of one colour: `points` were measured, `estimated` are guesses and drawn hollow and dashed.
+    """Points (x, y) of one colour, joined by a line unless `joined` is false.
 
-    A line joins them unless `joined` is false; it is dashed where there are estimates, and measured points win. `band`
-    are (x, low, high), such as an interval over other runs, filled behind all lines.
+    `band` are (x, low, high), such as an interval over other runs, filled behind all lines.
     """
 
     name: str
     points: Sequence[tuple[float, float]] = ()
-    estimated: Sequence[tuple[float, float]] = ()
     joined: bool = True
     band: Sequence[tuple[float, float, float]] = ()
 
@@ -121,7 +120,7 @@ def lines(
 ) -> str:
     """Series over two axes with ticks; `at` is a vertical marker at the present x. `x` and `y` name axis and unit."""
     series = list(series)
-    points = [p for s in series for p in _finite((*s.points, *s.estimated, *_edge(s.band)))]
+    points = [p for s in series for p in _finite((*s.points, *_edge(s.band)))]
     if not points:
         return document(width, 44, title, "no points", [text(0, 34, "nothing measured yet")])
     across = [p[0] for p in points] + ([] if at is None else [at])
@@ -180,36 +179,40 @@ def heat(
     title: str = "",
     at: float | None = None,
     width: int = 420,
+    span: tuple[float, float] | None = None,
+    most: float = 1.0,
 ) -> str:
-    """Values in [0, 1], one row per structure and one column per step: the stronger the colour, the nearer to 1.
+    """Values in [0, most], one row per structure and one column per step: the stronger the colour, the larger.
 
-    Long tables are thinned to 120 steps and 48 rows, and say so; `at` marks a column. Shades have eight levels.
+    `at` marks a column; `span` are the numbers of the first and the last column, left out their indices. Of long tables
+    120 steps are drawn, the first and the last among them. Shades have eight levels.
     """
     rows, names = [list(row) for row in values], list(names)
     steps = len(rows[0]) if rows else 0
     if not steps:
         return document(width, 44, title, "no values", [text(0, 34, "nothing recorded yet")])
-    down, across = -(-len(rows) // 48), -(-steps // 120)
-    table = [row[::across] for row in rows[::down]]
+    shown = min(steps, _COLUMNS)
+    table = [[row[round(k * (steps - 1) / max(shown - 1, 1))] / most for k in range(shown)] for row in rows]
     left = min(max((text_width(name) for name in names), default=0), width * 0.3) + (8 if names else 1)
-    tall = max(3.0, min(LINE, 240 / len(table)))
+    tall = max(2.0, min(LINE, 240 / len(table)))
     w, h, top = width - left - 8, tall * len(table), _top(title) + LINE + 2
     every = math.ceil(_LEAST_ROW / tall) if tall < _LEAST_ROW else 1  # name as many rows as have room for their text
     labels = [
         text(0, top + (i + 0.5) * tall + 4, fit(name, left - 8), hint=name)
-        for i, name in enumerate(names[::down])
+        for i, name in enumerate(names)
         if i % every == 0
     ]
-    placed = f"translate({_n(left)} {_n(top)}) scale({w / len(table[0]):.4f} {tall:.4f})"
+    placed = f"translate({_n(left)} {_n(top)}) scale({w / shown:.4f} {tall:.4f})"
     cells = f'<g transform="{placed}">{_runs(table)}</g>'
     frame = rect(left, top, w, h, "lab-track")
-    shares = [f"1 {axis} in {n}" for axis, n in (("row", down), (x, across)) if n > 1]
-    thinned = f" ({', '.join(shares)} shown)" if shares else ""
-    ends = [text(left, top + h + UNDER, f"{x} 0{thinned}"), text(left + w, top + h + UNDER, str(steps - 1), "end")]
+    first, last = span or (0, steps - 1)
+    below = top + h + UNDER
+    ends = [text(left, below, short(first), "num"), text(left + w, below, short(last), "end num")]
+    ends.append(text(left + w / 2, below, x, "mid"))
     now = left + ((at or 0) + 0.5) / steps * w
     marker = "" if at is None else _path(f"M{_n(now)} {_n(top - 3)}v{_n(h + 6)}", "lab-now")
     key = [rect(left + 10 + 8 * k, top - 16, 8, 10, f"lab-shade c0 s{k}") for k in range(8)]
-    scale = [text(left, top - 7, "0"), *key, text(left + 78, top - 7, "1")]
+    scale = [text(left, top - 7, "0"), *key, text(left + 78, top - 7, short(float(f"{most:.2g}")))]
     shapes = [*scale, cells, frame, marker, *labels, *ends]
     return document(width, top + h + LINE + 4, title, "values over steps", shapes)
 
@@ -274,17 +277,12 @@ def _skip(start: tuple[float, float, float], end: tuple[float, float, float], ed
 
 
 def _curve(series: Series, colour: int, px, py) -> str:
-    """Measured points filled, estimated ones hollow, joined by a line that is dashed where there are estimates."""
-    measured, guessed = dict(_finite(series.points)), dict(_finite(series.estimated))
-    line = [(px(a), py(b)) for a, b in (sorted({**guessed, **measured}.items()) if guessed else _finite(series.points))]
-    dots = [("lab-hollow", px(a), py(b)) for a, b in guessed.items() if a not in measured]
-    dots += [("lab-dot", px(a), py(b)) for a, b in _finite(series.points)]
+    points = [(px(a), py(b)) for a, b in _finite(series.points)]
     parts = []
-    if series.joined and len(line) > 1:
-        kind = "lab-guess" if guessed else "lab-line"
-        parts.append(_path("M" + " ".join(f"{_n(a)} {_n(b)}" for a, b in _thin(line)), f"{kind} c{colour % 6}"))
-    if len(dots) <= 40 or not series.joined:  # more would touch each other
-        parts += [f'<circle class="{dot} c{colour % 6}" cx="{_n(a)}" cy="{_n(b)}" r="3.5"/>' for dot, a, b in dots]
+    if series.joined and len(points) > 1:
+        parts.append(_path("M" + " ".join(f"{_n(a)} {_n(b)}" for a, b in _thin(points)), f"lab-line c{colour % 6}"))
+    if len(points) <= 40 or not series.joined:  # more would touch each other
+        parts += [f'<circle class="lab-dot c{colour % 6}" cx="{_n(a)}" cy="{_n(b)}" r="3.5"/>' for a, b in points]
     return "".join(parts)
 
 
@@ -315,17 +313,16 @@ def _thin(points: list[tuple[float, float]], most: int = 160) -> list[tuple[floa
 
 
 def _legend(series: list[Series], width: float, top: float) -> tuple[str, float]:
-    """One entry per series and kind of point, wrapped; with it the y below the legend."""
-    entries = [(s.name, "lab-dot", i) for i, s in enumerate(series) if s.points]
-    entries += [(f"{s.name}, estimated", "lab-hollow", i) for i, s in enumerate(series) if s.estimated]
-    if len(entries) < 2 and not any(s.estimated for s in series):
+    """One entry per series, wrapped; with it the y below the legend."""
+    entries = [(s.name, i) for i, s in enumerate(series) if s.points]
+    if len(entries) < 2:
         return "", top
     parts, x = [], 0.0
-    for name, dot, colour in entries:
+    for name, colour in entries:
         name = fit(name, width - 20)
         if x and x + 16 + text_width(name) > width:
             x, top = 0.0, top + LINE
-        parts.append(f'<circle class="{dot} c{colour % 6}" cx="{_n(x + 5)}" cy="{_n(top + 8)}" r="3.5"/>')
+        parts.append(f'<circle class="lab-dot c{colour % 6}" cx="{_n(x + 5)}" cy="{_n(top + 8)}" r="3.5"/>')
         parts.append(text(x + 14, top + BASE, name))
         x += 28 + text_width(name)
     return "".join(parts), top + LINE + 4

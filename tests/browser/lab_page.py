@@ -11,6 +11,24 @@ ALL_RAN = """
   return prompts.some((p) => /\\d/.test(p)) && !prompts.some((p) => p.includes("*"));
 }
 """
+# Texts of pictures that their frames cut off, and that overlap.
+CLIPPED = """
+() => [...document.querySelectorAll(".picture svg")].flatMap((svg) => {
+  const { width, height } = svg.viewBox.baseVal;
+  return [...svg.querySelectorAll("text")].filter((text) => {
+    const box = text.getBBox();
+    return box.x < -0.5 || box.y < -0.5 || box.x + box.width > width + 0.5 || box.y + box.height > height + 0.5;
+  }).map((text) => text.textContent);
+})
+"""
+OVERLAPPING = """
+() => [...document.querySelectorAll(".picture svg")].flatMap((svg) => {
+  const boxes = [...svg.querySelectorAll("text")].map((text) => [text.getBBox(), text.textContent]);
+  return boxes.flatMap(([a, name], i) => boxes.slice(i + 1).filter(([b]) =>
+    a.x < b.x + b.width - 1 && b.x < a.x + a.width - 1 && a.y < b.y + b.height - 3 && b.y < a.y + a.height - 3
+  ).map(([, other]) => `${name} / ${other}`));
+})
+"""
 # Milliseconds from a key in the page to the changed picture, as the page itself sees it.
 STEP = """
 async (slider) => {

@@ -188,8 +188,8 @@ def test_text_of_pictures_is_neither_cut_off_nor_overlapping(saved, open_page):
     page.wait_for_selector(lab_page.RATE)
     for view in ("bars", "blocks"):
         page.select_option("select", label=view)
-        assert page.evaluate(CLIPPED) == []
-        assert page.evaluate(OVERLAPPING) == []
+        assert page.evaluate(lab_page.CLIPPED) == []
+        assert page.evaluate(lab_page.OVERLAPPING) == []
 
 
 CLICKABLE = """
@@ -266,25 +266,6 @@ def test_a_click_on_the_picture_of_a_saved_page(open_page, tmp_path):
     page.keyboard.press("Tab")  # the slider, the other control, then the pressed filter
     assert page.evaluate("document.activeElement.dataset.set") == '{"filter": 0}'
     click_through(page)
-
-
-CLIPPED = """
-() => [...document.querySelectorAll("svg")].flatMap((svg) => {
-  const { width, height } = svg.viewBox.baseVal;
-  return [...svg.querySelectorAll("text")].filter((text) => {
-    const box = text.getBBox();
-    return box.x < -0.5 || box.y < -0.5 || box.x + box.width > width + 0.5 || box.y + box.height > height + 0.5;
-  }).map((text) => text.textContent);
-})
-"""
-OVERLAPPING = """
-() => [...document.querySelectorAll("svg")].flatMap((svg) => {
-  const boxes = [...svg.querySelectorAll("text")].map((text) => [text.getBBox(), text.textContent]);
-  return boxes.flatMap(([a, name], i) => boxes.slice(i + 1).filter(([b]) =>
-    a.x < b.x + b.width - 1 && b.x < a.x + a.width - 1 && a.y < b.y + b.height - 3 && b.y < a.y + a.height - 3
-  ).map(([, other]) => `${name} / ${other}`));
-})
-"""
 
 
 def brightness(page, selector):

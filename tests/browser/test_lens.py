@@ -8,7 +8,7 @@ import nbformat
 import pytest
 import torch
 from lab_page import target
-from test_explorer import CLICK, CLIPPED, KERNEL, OVERLAPPING
+from test_explorer import CLICK, KERNEL
 
 import lab
 from lab import lens
@@ -58,7 +58,7 @@ def test_no_text_of_the_lenss_pictures_is_cut_off_or_overlaps(open_page, artefac
     for name, explorer in pages().items():
         page = open_page(explorer.save(tmp_path / f"{name}.html").as_uri(), scheme)
         page.wait_for_selector(".lab-explorer svg")
-        assert page.evaluate(CLIPPED) == [] and page.evaluate(OVERLAPPING) == [], name
+        assert page.evaluate(lab_page.CLIPPED) == [] and page.evaluate(lab_page.OVERLAPPING) == [], name
         page.screenshot(path=artefacts / f"lens_{name}_{scheme}.png")
 
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import lab_page
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -111,9 +112,10 @@ def moved(explorer) -> bool:
     return len(seen) > 2
 
 
-def test_every_explorer_moves_by_the_keyboard(site, open_page):
+def test_every_explorer_moves_by_the_keyboard_and_no_text_collides(site, open_page, artefacts):
     page = open_page((site / "index.html").as_uri())
-    still = []
+    still, colliding = [], {}
+    (artefacts / "explorers").mkdir(exist_ok=True)
     for name in ("index", *(f"made/notebooks/{path.stem}" for path in (site / "made/notebooks").glob("*.html"))):
         page.goto((site / f"{name}.html").as_uri())
         explorers = page.locator(".lab-live").all()
@@ -123,7 +125,10 @@ def test_every_explorer_moves_by_the_keyboard(site, open_page):
             explorer.locator(".picture svg").first.wait_for()
             if not moved(explorer):
                 still.append((name, explorer.get_attribute("data-states")))
-    assert still == []
+            explorer.screenshot(path=artefacts / "explorers" / f"{explorer.get_attribute('data-states')}.png")
+        if faults := page.evaluate(lab_page.CLIPPED) + page.evaluate(lab_page.OVERLAPPING):
+            colliding[name] = faults
+    assert still == [] and colliding == {}
 
 
 def test_figures_are_drawn(site, open_page):

@@ -1,5 +1,6 @@
 """What a recipe's fields may hold: the limits themselves, and the one line that tells what was wrong."""
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lab
 from lab.core.fields import Allowed, integer, one_of, real, some_of, validate
 
 NOT_NUMBERS = ("1", None, True, False, math.nan, math.inf, -math.inf, 1j, [1], (), {}, np.ones(1), torch.ones(()))
@@ -128,3 +130,24 @@ def test_number_agrees_with_comparison(value, low, high):
     within = math.isfinite(value) and low <= value <= high
     assert bool(refusal(real(low, high), value)) != within
     assert bool(refusal(integer(low, high), value)) != (within and isinstance(value, int))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: lab.GAL(lamda=0.1), r"GAL has no field 'lamda' \(did you mean 'lam'\?\); it has lam, mu, units, "),
+        (lambda: lab.PAMS(q=1), "PAMS has no field 'q'; it has weight_bits, "),
+        (lambda: lab.HyperFD(0.1), r"HyperFD takes its fields by name: give HyperFD\(\w+=0.1\)"),
+    ],
+)
+def test_a_field_that_there_is_not_is_refused_with_the_nearest(make, message):
+    with pytest.raises(TypeError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_every_recipe_takes_its_fields_by_name():
+    for recipe in lab.RECIPES:
+        with pytest.raises(TypeError, match=f"{recipe.__name__} has no field 'nothing'"):
+            recipe(nothing=1)
+        assert str(inspect.signature(recipe)).startswith("(*, ")

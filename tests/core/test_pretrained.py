@@ -57,3 +57,10 @@ def test_the_code_of_a_folder_is_neither_run_nor_asked_about(folder, monkeypatch
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["own.Words", None]}}))
     for call in (pretrained.language_model, pretrained.tokenizer):
         assert "is not run here; load it with transformers and trust_remote_code=True" in refused(call, folder)
+
+
+@pytest.mark.parametrize("source", ["no/such/folder", "./missing", "/missing/folder", "my model"])
+def test_a_folder_that_is_missing_is_told_apart_from_an_id(source):
+    with pytest.raises(ValueError, match="is no folder here and no id of the hub: give one of these") as error:
+        pretrained.language_model(source)
+    assert "\n" not in str(error.value)

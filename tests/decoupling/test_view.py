@@ -200,7 +200,7 @@ def test_a_click_shows_another_layer_and_filter(outcome):
     assert "in 7" in before.facts["filters on"]
     after = explorer.set(layer="4", filter=3).frame
     assert "in 4" in after.facts["filters on"] and after.facts["filter"].startswith("3 is ")
-    assert after.svg != before.svg and "filter 3 on A and B" in after.svg
+    assert after.svg != before.svg and "filter 3 on A" in after.svg and "filter 3 on B" in after.svg
 
 
 def test_a_filter_past_the_end_of_a_layer_is_its_last(outcome):

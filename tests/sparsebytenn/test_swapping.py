@@ -103,11 +103,8 @@ def test_the_faster_of_the_two_stays(monkeypatch):
 def test_torch_compiles_it(all_pay, backend):
     if backend == "inductor" and " " in sys.prefix:
         pytest.skip("torch's inductor hands paths with a space to the compiler in two")
-    net, is_dear = (
-        network(),
-        backend == "inductor",
-    )  # of it one compilation, for all sizes; of the others one and another
-    compiled = torch.compile(swap(net, torch.randn(SIZES[0])), backend=backend, dynamic=True if is_dear else None)
+    net = network()
+    compiled = torch.compile(swap(net, torch.randn(SIZES[0])), backend=backend)
     for size in SIZES:
         x = torch.randn(size)
         with torch.no_grad():

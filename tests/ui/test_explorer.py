@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
+import plotly.graph_objects as go
 import pytest
 from comm.base_comm import BaseComm
 
@@ -408,7 +409,7 @@ PICTURES = {
     "bars": svg.bars([("conv1", 3, 16), ("a < b & c", 0, 8)], title="kept"),
     "bars of a deep network": svg.bars([(f"layer{i}.conv1", i, 64) for i in range(54)]),
     "no bars": svg.bars([]),
-    "lines": svg.lines([svg.Series("a", [(0, 1), (1, 2)], [(0.5, 1.6)])], x="rate", y="accuracy (%)", at=0.5),
+    "lines": svg.lines([svg.Series(n, [(0, 1), (1, 2)]) for n in "ab"], x="rate", y="accuracy (%)", at=0.5),
     "band": svg.lines([svg.Series("a", [(0, 1), (1, 2)], band=[(0, 0.5, 1.5), (1, 1.0, 3.0)])], at=1),
     "one point": svg.lines([svg.Series("a", [(3, 7)])]),
     "no points": svg.lines([svg.Series("a", [(0, float("nan"))])]),
@@ -443,11 +444,11 @@ def test_bars_are_as_long_as_what_is_kept():
     assert texts(picture) == ["conv1", "3 / 16", "conv2", "4 / 8"]
 
 
-def test_lines_tell_measured_from_estimated():
+def test_lines_have_a_legend_and_named_axes():
     picture = PICTURES["lines"]
     kinds = [circle.get("class") for circle in elements(picture, "circle")]
-    assert kinds.count("lab-dot c0") == 3 and kinds.count("lab-hollow c0") == 2  # the points and one in the legend
-    assert {"a", "a, estimated", "rate", "accuracy (%)"} < set(texts(picture))
+    assert kinds.count("lab-dot c0") == kinds.count("lab-dot c1") == 3  # the points and one in the legend
+    assert {"a", "b", "rate", "accuracy (%)"} < set(texts(picture))
     assert picture.count("lab-now") == 1
 
 
@@ -473,10 +474,16 @@ def test_a_block_of_which_nothing_is_left_is_hollow():
     assert drawn == [["lab-track", "lab-fill c0"], ["lab-gone"], ["lab-track", "lab-fill c0"]]
 
 
-def test_a_long_heat_names_what_it_left_out_and_no_more():
-    assert "(1 row in 3, 1 step in 5 shown)" in PICTURES["long heat"]
-    assert "step 0 (1 step in 2 shown)" in svg.heat([[0.5] * 200])
-    assert "shown)" not in PICTURES["heat"]
+def test_a_heat_counts_in_the_units_of_its_columns():
+    assert texts(PICTURES["long heat"])[-3:] == ["0", "499", "step"]
+    picture = svg.heat([[0.0, *([1.0] * 300), 0.0]], x="epoch", span=(0, 600))
+    assert texts(picture)[-3:] == ["0", "600", "epoch"]
+    assert "M1 0.5h118" in picture  # 120 of 302 columns, of which the first and the last, which are 0, are two
+
+
+def test_a_heat_says_what_its_strongest_colour_stands_for():
+    picture = svg.heat([[0.0, 0.1, 0.2]], most=0.2)
+    assert texts(picture)[:2] == ["0", "0.2"] and "lab-run s7" in picture
 
 
 def test_heat_has_a_stroke_per_run_of_equal_cells():
@@ -515,7 +522,7 @@ def test_every_class_of_the_pictures_has_a_style():
 
 def test_figure_is_plain_plotly_in_the_labs_look():
     drawn = figure({"type": "bar", "y": [1, 2]}, x="rate", y="accuracy (%)", title="cost")
-    assert type(drawn).__name__ == "Figure"
+    assert isinstance(drawn, go.Figure)
     assert drawn.layout.template.layout.colorway == svg.PALETTE
     assert drawn.layout.xaxis.title.text == "rate" and len(drawn.to_json()) < 3_000
 

@@ -1,4 +1,4 @@
-"""The pruning-rate slider: counts that are counted, scores that are measured or said to be estimates."""
+"""The pruning-rate slider: counts that are counted, scores that are measured at every rate."""
 
 import time
 
@@ -36,7 +36,7 @@ def slider():
 @pytest.mark.slow
 def test_every_rate_is_counted_on_a_network_that_was_really_cut():
     made = task()
-    curve = pruning.curve(made, rates=(0.0, 0.3, 0.6), measured=(0.0,), progress=False)
+    curve = pruning.curve(made, rates=(0.0, 0.3, 0.6), progress=False)
     for rate, state in curve.states.items():
         model = curve.prune(rate)
         assert state.parameters == cost.parameters(model)
@@ -51,23 +51,22 @@ def test_more_pruning_leaves_less(slider):
     assert seen == sorted(seen, reverse=True) and len(set(seen)) == 5
 
 
-def test_measured_scores_are_measured_and_the_rest_are_estimates(slider):
-    assert slider.set(rate=0.0).frame.facts["accuracy"].endswith("measured, not fine-tuned")
-    assert slider.set(rate=0.3).frame.facts["accuracy"].endswith("estimate, not fine-tuned")
+def test_the_score_of_every_rate_is_measured(slider):
     made = task()
-    curve = pruning.curve(made, rates=(0.0, 0.5), measured=(0.0, 0.5), progress=False)
-    assert curve.measured[0.5] == made.measure(curve.prune(0.5))
-    assert curve.estimate(0.25) == pytest.approx((curve.measured[0.0] + curve.measured[0.5]) / 2)
+    curve = pruning.curve(made, rates=(0.0, 0.3, 0.5), progress=False)
+    for rate, score in curve.measured.items():
+        assert score == made.measure(curve.prune(rate))
+        assert slider.set(rate=rate).frame.facts["accuracy"] == f"{score:.1f} %, not fine-tuned"
+    assert slider.frame.svg.count("<circle") == len(pruning.RATES)
 
 
 @pytest.mark.slow
-def test_the_button_prunes_for_real_and_turns_the_estimate_into_a_measurement():
+def test_the_button_leaves_the_network_that_the_picture_shows():
     made = task()
     slider = lab.ui.pruning_rate(made, start=0.6, progress=False)
-    assert "estimate" in slider.frame.facts["accuracy"]
     slider.press("Prune for real")
     assert cost.parameters(slider.model) == slider.frame.facts["parameters"] < cost.parameters(made.model)
-    assert slider.frame.facts["accuracy"] == f"{made.measure(slider.model):.1f} % measured, not fine-tuned"
+    assert slider.frame.facts["accuracy"] == f"{made.measure(slider.model):.1f} %, not fine-tuned"
 
 
 @pytest.mark.slow
@@ -75,11 +74,11 @@ def test_an_outcomes_masks_rank_in_place_of_magnitude():
     made = task()
     recipe = lab.GAL(units="channel", steps=60, finetune_steps=0, mask_every=1, mask_lr=0.05)
     outcome = recipe.run(made, progress=False)
-    by_masks = pruning.curve(made, outcome, rates=(0.4,), measured=(), progress=False)
+    by_masks = pruning.curve(made, outcome, rates=(0.4,), progress=False)
     scores = torch.cat(list(outcome.scores().values()))
     gone = 30 - sum(kept for _, kept, _ in by_masks.states[0.4].layers)
     assert gone == 12
-    assert by_masks.states[0.4] != pruning.curve(made, rates=(0.4,), measured=(), progress=False).states[0.4]
+    assert by_masks.states[0.4] != pruning.curve(made, rates=(0.4,), progress=False).states[0.4]
     assert len(scores) == 30 and (scores >= 0).all()
 
 
@@ -122,7 +121,7 @@ def test_heads_and_hidden_units_are_counted_whole():
     made = transformer()
     outcome = lab.GAL(units="channel", steps=4, mask_every=1, finetune_steps=0).run(made, progress=False)
     for ranked_by in (None, outcome):
-        curve = pruning.curve(made, ranked_by, rates=(0.0, 0.6), measured=(), progress=False)
+        curve = pruning.curve(made, ranked_by, rates=(0.0, 0.6), progress=False)
         assert sorted((curve.kind(name), total) for name, _, total in curve.states[0.0].layers) == [
             ("heads", 4), ("hidden units", 24)
         ]  # fmt: skip
@@ -133,7 +132,7 @@ def test_heads_and_hidden_units_are_counted_whole():
         query = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
         assert 4 * kept["heads"] == query.out_features
         assert curve.states[0.6].parameters == cost.parameters(model) < cost.parameters(made.model)
-    slider = lab.ui.pruning_rate(made, rates=(0.0, 0.5), measured=(0.0,), progress=False)
+    slider = lab.ui.pruning_rate(made, rates=(0.0, 0.5), progress=False)
     assert "heads kept" in slider.frame.svg and "hidden units kept" in slider.frame.svg
 
 
@@ -142,4 +141,4 @@ def test_what_ranks_no_channels_is_one_line():
     with pytest.raises(TypeError, match="a list ranks no channels: give what GAL left"):
         lab.ui.pruning_rate(task(), [1], progress=False)
     with pytest.raises(ValueError, match=r"rate=1.5: must be in \[0, 1\)"):
-        lab.ui.pruning_rate(task(), rates=(0.0, 1.5), measured=(), progress=False)
+        lab.ui.pruning_rate(task(), rates=(0.0, 1.5), progress=False)
