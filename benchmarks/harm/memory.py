@@ -29,8 +29,9 @@ TIMES = {"slider": 2000, "engine calls": 100_000, "recipe": 20, "reader": 2000}
 
 def cells(quick: bool) -> list[tuple[str, int]]:
     """(work, how often)."""
-    works = ["slider", "engine calls", *(f"recipe {name}" for name in kills.NAMES)]
+    works = ["slider", "engine calls"]
     works += [f"reader {name}" for name in ("PNG folder", "ONNX", "hand-off", "CSV", "npz")]
+    works += [f"recipe {name}" for name in kills.NAMES]
     return [(work, TIMES.get(work) or TIMES[work.split()[0]]) for work in works] if not quick else [("slider", 100)]
 
 
@@ -53,13 +54,13 @@ def work_of(name: str) -> Callable[[], object]:
 def slider() -> Callable[[], object]:
     """One position after another of the pruning-rate slider."""
     from lab.ui import pruning_rate
+    from lab.ui.pruning import RATES
 
     explorer = pruning_rate(kills.begin("GAL")[1](), progress=False)
-    rates = explorer.controls["rate"].values
     step = iter(range(10**9))
 
     def move() -> None:
-        explorer.rate = rates[next(step) % len(rates)]
+        explorer.rate = RATES[next(step) % len(RATES)]
 
     return move
 
