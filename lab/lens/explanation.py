@@ -151,6 +151,10 @@ def compare(
 
 def explained(outcome: Outcome, task: Any = None, batches: Iterable | None = None, **options: Any) -> Explanation:
     """What an outcome has made of its task's network: `Outcome.explain`."""
+    if not isinstance(outcome, Outcome):
+        raise TypeError(
+            f"explained() takes the outcome of a run, not a {type(outcome).__name__}: give lab.GAL().run()'s"
+        )
     model, name = getattr(outcome, "model", None), type(outcome.recipe).__name__
     if not isinstance(model, nn.Module) or isinstance(model, Program):
         raise ValueError(f"{name} leaves no network that could be explained: give two networks to lab.lens.compare")
