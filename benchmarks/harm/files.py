@@ -4,6 +4,7 @@ An input is known by its reader, its cell and its number: `seen("PNG folder", 3,
 cell is a process of its own; what kills or stops it is one of its inputs, kept by name, and the next goes on behind it.
 """
 
+import faulthandler
 import gzip
 import io
 import json
@@ -380,6 +381,7 @@ def run(item: tuple[str, int], each: int = EACH) -> dict[str, Any]:
 def _child(reader: Reader, name: str, cell: int, numbers: range, folder: Path, at: int) -> None:
     code = 1
     try:
+        faulthandler.disable()  # a crash is told by its signal
         torch.set_num_threads(1)
         resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
         warnings.simplefilter("ignore")

@@ -3,7 +3,7 @@
 Each of twelve clients owns a domain of composed scenes and does two rounds with a platform over a socket; a relay
 between them keeps every byte of both directions. These are held against all pictures at several scales and encodings,
 and against the vector of every single picture. Sixteen bytes in a row are a find. So that the search is known to see:
-each encoding of one picture is hidden among the bytes, and has to be found.
+each encoding of one picture is hidden among the bytes; `unseen` are those that are not found then.
 """
 
 import base64
@@ -131,9 +131,8 @@ def run(item: tuple[str]) -> dict[str, Any]:
         f"the vector of picture {k}" for k, v in enumerate(vectors(client, platform)) if is_in(v, sought, "vector")
     ]
     unseen = [name for name, y in encodings(images[0]) if not is_in(y, windows(content[:9999] + b"." + y), name)]
-    faults += [f"the search does not see {name}" for name in unseen]
     tried = len(list(encodings(images[0])))
-    return {"bytes": len(content), "images": len(images), "encodings": tried, "faults": faults[:20]}
+    return {"bytes": len(content), "images": len(images), "encodings": tried, "unseen": unseen, "faults": faults[:20]}
 
 
 def vectors(client: DataOwner, platform: Platform) -> Iterator[bytes]:
@@ -173,4 +172,5 @@ def figures(rows: dict[tuple[str], dict[str, Any]]) -> dict[str, Any]:
     """Clients, pictures, bytes on the wire, and what was found there."""
     faults = [f"{name}: {line}" for (name,), row in rows.items() for line in row["faults"]]
     sums = {part: sum(row[part] for row in rows.values()) for part in ("images", "bytes")}
-    return {"clients": len(rows), **sums, "encodings": max(row["encodings"] for row in rows.values()), "faults": faults}
+    unseen, hidden = sum(len(row["unseen"]) for row in rows.values()), sum(row["encodings"] for row in rows.values())
+    return {"clients": len(rows), **sums, "hidden": hidden, "seen": hidden - unseen, "faults": faults}

@@ -60,6 +60,8 @@ OTHERS = {
     "wire_clients": ("reliability/figures", ("privacy", "clients"), 1, 0),
     "wire_images": ("reliability/figures", ("privacy", "images"), 1, 0),
     "wire_mb": ("reliability/figures", ("privacy", "bytes"), 1e-6, 1),
+    "wire_hidden": ("reliability/figures", ("privacy", "hidden"), 1, 0),
+    "wire_seen": ("reliability/figures", ("privacy", "seen"), 1, 0),
     "wire_faults": ("reliability/figures", ("privacy", "fault_count"), 1, 0),
     "memory_most": ("reliability/figures", ("memory", "most"), 100, 1),
     "memory_faults": ("reliability/figures", ("memory", "fault_count"), 1, 0),
