@@ -135,7 +135,7 @@ def calibration(pair: Compared) -> Section | None:
     """Whether the networks are as sure as they are right."""
     if pair.examples.kind not in (CLASSES, TOKENS) or not pair.scores:
         return None
-    series, numbers = [], {"bins": BINS}
+    series, numbers = [], dict[str, float](bins=BINS)
     for name in ("before", "after"):
         sure, right = confidence(pair, name)
         numbers[f"ECE {name}"] = 100 * calibration_error(sure, right)

@@ -167,7 +167,7 @@ def explained(outcome: Outcome, task: Any = None, batches: Iterable | None = Non
     kept = {"kept": dict(plan.channels) if plan is not None else {}} | options
     is_numbered = not any(hasattr(outcome, name) for name in ("orders", "fold"))  # filters or blocks have other numbers
     places = kept.pop("places", None)
-    settings = {"classes": (), "most": 256, "seed": 0} | kept
+    settings: dict[str, Any] = {"classes": (), "most": 256, "seed": 0} | kept
     if unknown := sorted(settings.keys() - {"classes", "kept", "most", "seed"}):
         raise TypeError(f"explain() takes no {unknown[0]!r}: give classes, kept, places, most or seed")
     pair = compared(task.model, model, batches, **settings, is_numbered=is_numbered, is_ordered=True)
@@ -195,12 +195,13 @@ def _task_of(outcome: Outcome) -> Task:
         "prose": tasks.prose,
     }  # fmt: skip
     made = outcome.made
-    metric = made.get("metric")
+    metric = str(made.get("metric"))
     needed = ValueError("explain() needs the network as it was: give the task of the run, outcome.explain(task)")
     if made.get("task") not in makers or metric not in outcome.report:
         raise needed
     task = makers[made["task"]]()
-    if not np.isclose(task.measure(task.model), outcome.report[metric].before, rtol=1e-3):
+    before = outcome.report[metric].before
+    if before is None or not np.isclose(task.measure(task.model), before, rtol=1e-3):
         raise needed  # the task of that name, with a network of the user's own
     return task
 
@@ -238,9 +239,11 @@ def _report(pair: Compared, title: str) -> Report:
         rows.append(Row(name, numbers["ECE before"], numbers["ECE after"], "points", "learned", 2))
         name = "ECE of as many calibrated ones"
         rows.append(Row(name, numbers["by chance before"], numbers["by chance after"], "points", "learned", 2))
-    nets = (pair.before, pair.after)
-    rows.append(Row("parameters", *(float(sum(p.numel() for p in net.parameters())) for net in nets)))
-    rows.append(Row("parameters not 0", *(float(sum(int((p != 0).sum()) for p in net.parameters())) for net in nets)))
+    before, after = ([p.detach() for p in net.parameters()] for net in (pair.before, pair.after))
+    rows.append(Row("parameters", sum(p.numel() for p in before), sum(p.numel() for p in after)))
+    rows.append(
+        Row("parameters not 0", sum(int((p != 0).sum()) for p in before), sum(int((p != 0).sum()) for p in after))
+    )
     return Report(title, tuple(rows))
 
 

@@ -178,8 +178,8 @@ def heads(pair: Compared) -> Section | None:
 def _alike(a: Tensor, b: Tensor) -> list[float]:
     """The correlation of each head's weights before and after, cut at 0: (N, heads, T, T) twice -> a number a head."""
     flat = [x.transpose(0, 1).flatten(1).double() for x in (a, b)]
-    centred = [x - x.mean(1, keepdim=True) for x in flat]
-    cosine = torch.nn.functional.cosine_similarity(*centred, dim=1, eps=1e-12)
+    first, second = (x - x.mean(1, keepdim=True) for x in flat)
+    cosine = torch.nn.functional.cosine_similarity(first, second, dim=1, eps=1e-12)
     return [float(value) for value in cosine.clamp(min=0)]
 
 
