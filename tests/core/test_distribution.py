@@ -113,7 +113,14 @@ def shared(tmp_path):
     """A folder of packages with the lab's first files and a foreign `lab` beside them."""
     folder = installed(tmp_path, "lab-8.2", "lab/__init__.py", "lab/steps.py")
     (folder / "core").mkdir(parents=True)
-    for file in ("__init__.py", "__main__.py", "core/__init__.py", "core/distribution.py"):
+    for file in (
+        "__init__.py",
+        "__main__.py",
+        "settings.py",
+        "core/__init__.py",
+        "core/distribution.py",
+        "core/errors.py",
+    ):
         shutil.copyfile(ROOT / "lab" / file, folder / file)
     return tmp_path
 
