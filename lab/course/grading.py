@@ -32,11 +32,20 @@ def grade(path: str | Path, *, run: bool = False) -> list[Verdict]:
 
 
 def graded(paths: list[Path], *, run: bool = False) -> Iterator[str]:
-    """A line for each notebook, a folder's notebooks one by one: how many exercises are right, and which are not."""
+    """A line for each notebook, a folder's notebooks one by one: how many exercises are right, and which are not.
+
+    What cannot be graded has its line as well, and the others go on.
+    """
     files = [file for path in paths for file in (sorted(path.glob("*.ipynb")) if path.is_dir() else [path])]
     right = total = 0
     for file in files:
-        verdicts = grade(file, run=run)
+        try:
+            verdicts = grade(file, run=run)
+        except (ValueError, OSError) as error:
+            if len(files) == 1:
+                raise
+            yield str(error)
+            continue
         right, total = right + sum(map(bool, verdicts)), total + len(verdicts)
         missing = "".join(f"; {v.notebook} {v.number}: {_state(v)}" for v in verdicts if not v)
         yield f"{file}: {sum(map(bool, verdicts))} of {len(verdicts)} right{missing}"

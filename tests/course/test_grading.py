@@ -60,6 +60,15 @@ def test_a_class(tmp_path, capsys):
     ]
 
 
+def test_what_cannot_be_graded_stops_nobody_elses_grades(tmp_path):
+    notebook(tmp_path / "ann.ipynb", 0.003, 78_299_776)
+    notebook(tmp_path / "notes.ipynb")
+    (tmp_path / "torn.ipynb").write_text('{"cells": [')
+    lines = list(lab.course.graded([tmp_path]))
+    assert lines[0].endswith("ann.ipynb: 2 of 2 right") and lines[-1] == "2 of 2 right in 3 notebooks"
+    assert "notes.ipynb: no cell calls lab.course.check" in lines[1] and "torn.ipynb is no notebook" in lines[2]
+
+
 @pytest.mark.parametrize("text", ["rubbish", "[]", '{"cells": 3}', '{"cells": []}'])
 def test_what_cannot_be_graded_is_one_line(tmp_path, capsys, text):
     (tmp_path / "bad.ipynb").write_text(text)
