@@ -1,10 +1,15 @@
-"""One torch thread and no progress bar in every test, notebook and process of a test; set before torch is imported."""
+"""One torch thread in every test, notebook and process of a test, and no progress bar in notebooks."""
 
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # a reader's own kernels and settings must not be found first
-os.environ.setdefault("TQDM_DISABLE", "1")  # a bar would be an output of its cell
+
+
+def pytest_configure(config) -> None:
+    """A bar would be an output of its cell."""
+    if any("notebooks" in argument for argument in config.args):
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def pytest_collectstart(collector) -> None:

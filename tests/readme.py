@@ -1,12 +1,8 @@
 """A block of the README as a reader runs it: in a process that has imported nothing of the lab, which this is."""
 
-import contextlib
-import io
-import multiprocessing
-import multiprocessing.connection
 import os
+import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 # What a reader waits for is made short here: the settings of each recipe, for whatever a block leaves at its default.
@@ -21,33 +17,16 @@ SHORT = {
     "HybridSD": {"N": 3, "k": 1, "ks": (0, 3), "controls": (), "prompts": 2},
     "HyperFD": {"K": 2, "trials": 4, "R": 2, "m": 16, "steps": 1},
 }
-LIBRARIES = ["torch.fx", "torch.ao.quantization", "pandas", "plotly.graph_objects", "anywidget", "onnxruntime"]
 
 
 def run(block: str, folder: Path) -> str:
     """What went wrong in a block that ran in a fresh process in this folder; '' for nothing."""
-    context = multiprocessing.get_context("forkserver")  # libraries are loaded once, the lab anew by each
-    context.set_forkserver_preload(LIBRARIES)
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(block, str(folder), sender))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        return f"the process ended with status {process.exitcode}"
-    finally:
-        process.join()
-
-
-def _run(block: str, folder: str, sender: multiprocessing.connection.Connection) -> None:
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            _execute(block)
-        sender.send("")
-    except BaseException:
-        sender.send(traceback.format_exc())
+    command, root = [sys.executable, "-m", "tests.readme"], str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        command, input=block, cwd=folder, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    return done.stderr if done.returncode else ""
 
 
 def _execute(block: str) -> None:
@@ -123,3 +102,7 @@ def _faces() -> None:
 
 
 FILES = {"sd-v1-4/": _diffusion, "path/of/a/model": _language, "nb201.csv": _table, '"WIDER"': _faces}
+
+
+if __name__ == "__main__":
+    _execute(sys.stdin.read())

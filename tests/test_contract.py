@@ -296,7 +296,8 @@ each_small = pytest.mark.parametrize("name", SMALL)
 @pytest.mark.slow
 @each_recipe
 def test_the_seed_matters(recipe):
-    quick, task = SMALL.get(recipe.__name__, (recipe(**QUICK[recipe.__name__]), lambda: None))
+    is_shuffled = recipe.__name__ in SMALL and recipe.__name__ != "PAMS"  # whose small pictures come in one order
+    quick, task = SMALL[recipe.__name__] if is_shuffled else (recipe(**QUICK[recipe.__name__]), lambda: None)
     first, second = (quick.run(task(), seed=seed, progress=False).trace for seed in (0, 1))
     assert first != second
 

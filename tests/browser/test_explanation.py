@@ -1,7 +1,7 @@
 """Before and after on one page, opened from the disk: no request, no error, nothing cut off, at two widths."""
 
+import lab_page
 import pytest
-from test_explorer import CLIPPED
 
 from lab import lens
 from tests.lens.test_explanation import NAMES, data, edited, net
@@ -29,4 +29,4 @@ def test_the_page_opens_by_itself(open_page, artefacts, page_path, scheme):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.screenshot(path=artefacts / f"explanation_{scheme}_{width}.png", full_page=True)
     page.set_viewport_size({"width": 1280, "height": 900})
-    assert page.evaluate(CLIPPED) == []
+    assert page.evaluate(lab_page.CLIPPED) == []

@@ -75,6 +75,6 @@ def test_run_and_load(tmp_path, capsys):
     assert cli.main(["load", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out == report
     for folder in (tmp_path, tmp_path / "none"):
-        assert cli.main(["load", str(folder)]) == 1
+        assert cli.main(["load", str(folder)]) == 2
         err = capsys.readouterr().err
         assert "holds no outcome.json" in err and err.count("\n") == 1

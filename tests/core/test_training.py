@@ -112,8 +112,7 @@ def test_empty_loader(empty):
         next(descend(lambda _: {"a": weight}, empty, optimiser, Stage(None, "fit", "me"), steps=1, progress=False))
 
 
-def test_progress_is_shown_only_when_asked_for(capsys, monkeypatch):
-    monkeypatch.delenv("TQDM_DISABLE")  # which the tests set, for notebooks
+def test_progress_is_shown_only_when_asked_for(capsys):
     for progress in (False, True):
         weight, optimiser = one_weight()
         stage = Stage(None, "fit", "me")

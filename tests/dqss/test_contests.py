@@ -1,5 +1,6 @@
 """DQSS's contests: what is judged is apart from what is calibrated on, and kept cells can be made again."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -18,8 +19,8 @@ finally:
     sys.path.remove(str(ROOT / "benchmarks"))
 
 KEPT = {name: ROOT / "data" / "dqss" / f"{name}.json" for name in ("exhaustive",)}
-CELLS = {  # one that is quickly made, and how far its learned figures may be on another processor
-    "exhaustive": ("4 bits", "best uniform pair for the calibration", {"accuracy": 5.0, "held_out_behind": 1.5}),
+CELLS = {  # one that is quickly made, and its learned figures
+    "exhaustive": ("4 bits", "best uniform pair for the calibration", ("accuracy", "held_out_behind")),
 }
 
 
@@ -50,7 +51,10 @@ def test_what_is_kept_is_of_these_settings(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KEPT)
 def test_a_kept_cell_is_made_again(name, tmp_path):
-    budget, rival, near = CELLS[name]
-    kept, again = twice(KEPT[name], getattr(dqss, name)(False), rival, budget, tmp_path)
-    for figure, apart in near.items():
-        assert again[figure] == pytest.approx(kept[figure], abs=apart)
+    """Another processor trains another network from the same seed: it lies where those of the kept seeds do."""
+    budget, rival, learned = CELLS[name]
+    _, again = twice(KEPT[name], getattr(dqss, name)(False), rival, budget, tmp_path)
+    rows = json.loads(KEPT[name].read_text())["summary"]
+    (row,) = (row for row in rows if (row["rival"], row["budget"]) == (rival, budget))
+    for figure in learned:
+        assert again[figure] == pytest.approx(row[figure], abs=3 * row[f"{figure} sd"])
