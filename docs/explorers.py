@@ -49,7 +49,7 @@ def fewer(explorer: Explorer, most: int) -> dict[str, list]:
 def states(explorer: Explorer) -> tuple[dict, bool]:
     """The states of an explorer, and whether some were left out so that a page can hold them."""
     full = {one["name"]: list(one["values"]) for one in explorer.spec["controls"]}
-    for most in (math.prod(map(len, full.values())), 400, 100, 40):
+    for most in (math.prod(map(len, full.values())), 400, 100, 40, 16):
         if most <= STATES:
             values = fewer(explorer, most)
             packed = explorer.states(**values)
