@@ -53,7 +53,11 @@ def classes(pair: Compared) -> Section | None:
     rows = class_changes(pair)
     certain = [row["class"] for row in rows if row["p"] * len(rows) <= _CERTAIN]
     rows_shown = sorted(rows, key=lambda row: row["after"] - row["before"])[:_CLASSES]
-    text = f"More than chance: {', '.join(certain)}." if certain else "No class has changed by more than chance."
+    text = (
+        f"Changed by more than chance: {', '.join(certain)}."
+        if certain
+        else "No class has changed by more than chance."
+    )
     text += f" By an exact sign test of each of {len(rows)} classes, at {_CERTAIN:.0%} for all together"
     text += f"; drawn are the {_CLASSES} that lost most." if len(rows) > _CLASSES else "."
     return Section("Class by class", text, rows, [_class_chart(rows_shown)])
