@@ -1,12 +1,12 @@
 """A chain as it is written down: the recipes and their fields, in order, in a TOML file."""
 
-import difflib
 import tomllib
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import meant
 from .stages import Chain
 
 KEYS = ("stages", "task")
@@ -26,7 +26,7 @@ def read(path: str | Path, recipes: Iterable[type]) -> tuple[Chain, str | None]:
         raise ValueError(f"{path} cannot be read as TOML ({reason}): name a file with tables [[stages]]") from error
     if surplus := sorted(written.keys() - {*KEYS}):
         raise ValueError(
-            f"{path}: {surplus[0]!r} means nothing here{_near(surplus[0], KEYS)}: give [[stages]] and task"
+            f"{path}: {surplus[0]!r} means nothing here{meant(surplus[0], KEYS)}: give [[stages]] and task"
         )
     tables, task = written.get("stages", []), written.get("task")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
@@ -46,15 +46,10 @@ def _stage(table: dict[str, Any], by_name: dict[str, type]) -> Any:
     kind = by_name.get(str(name).lower())
     names = [recipe.__name__ for recipe in by_name.values()]
     if kind is None:
-        raise ValueError(f"recipe={name!r} is none{_near(str(name), names)}: give one of {', '.join(names)}")
+        raise ValueError(f"recipe={name!r} is none{meant(str(name), names)}: give one of {', '.join(names)}")
     values = {key: value for key, value in table.items() if key != "recipe"}
     has = [field.name for field in fields(kind)]
     for key in values:
         if key not in has:
-            raise ValueError(f"{kind.__name__} has no field {key!r}{_near(key, has)}; it has {', '.join(has)}")
+            raise ValueError(f"{kind.__name__} has no field {key!r}{meant(key, has)}; it has {', '.join(has)}")
     return kind(**values)
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, names, 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

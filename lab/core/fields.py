@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import meant
+from .errors import cut, meant
 
 
 @dataclass(frozen=True)
@@ -91,5 +91,4 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return cut(repr(value), 80)

@@ -1,11 +1,11 @@
 """An answer held to an exercise: right, or a hint that fits the mistake, and never the right answer itself."""
 
-import difflib
 import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.errors import cut, meant
 from . import networks, systems
 from .exercise import Answer, Exercise
 
@@ -53,7 +53,7 @@ def check(notebook: str, number: int, given: Any) -> Verdict:
         return Verdict(name, number, "", hint="no answer yet: put yours where None stands")
     value = _words(given) if isinstance(exercise.correct, tuple) else _number(given)
     if value is None:
-        return Verdict(name, number, _one_line(given), hint=f"give {exercise.unit}")
+        return Verdict(name, number, cut(str(given), 60), hint=f"give {exercise.unit}")
     if _fits(value, exercise.correct):
         return Verdict(name, number, _shown(value), right=True)
     return Verdict(name, number, _shown(value), hint=_hint(value, exercise))
@@ -61,9 +61,9 @@ def check(notebook: str, number: int, given: Any) -> Verdict:
 
 def _exercise(name: str, number: int) -> Exercise:
     if name not in EXERCISES:
-        near = difflib.get_close_matches(name, EXERCISES, 1)
-        meant = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"no exercises for {name!r}{meant}; there are some for {', '.join(EXERCISES)}")
+        raise ValueError(
+            f"no exercises for {name!r}{meant(name, EXERCISES)}; there are some for {', '.join(EXERCISES)}"
+        )
     exercises = EXERCISES[name]
     if isinstance(number, bool) or number not in range(1, len(exercises) + 1):
         raise ValueError(f"{name} has no exercise {number!r}: give a number from 1 to {len(exercises)}")
@@ -105,12 +105,7 @@ def _words(given: Any) -> tuple[str, ...] | None:
 
 
 def _shown(value: Answer) -> str:
-    return _one_line(", ".join(value)) if isinstance(value, tuple) else f"{value:.12g}"
-
-
-def _one_line(given: Any) -> str:
-    text = " ".join(str(given).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return cut(", ".join(value), 60) if isinstance(value, tuple) else f"{value:.12g}"
 
 
 def _fits(value: Answer, wanted: Answer) -> bool:
