@@ -1,16 +1,20 @@
 """Before and after, held to planted sabotage: how often `lab.lens.compare` raises an alarm, with cause and without.
 
-Twenty small architectures learn the digits; each is compressed three ways (weights rounded to 8 bits, a third of them
-0, its smallest filters silent), which is to raise no alarm, and sabotaged in every way that `SABOTAGE` lists, which is
-to raise one. Run: `python benchmarks/explain.py --json explain.json` (some minutes); `--quick` takes two.
+Twenty-two small architectures learn the digits; each is compressed three ways (weights rounded to 8 bits, a third of
+them 0, its smallest filters silent), which is to raise no alarm, and sabotaged in every way that `SABOTAGE` lists,
+which is to raise one.
+
+    python benchmarks/explain.py [--quick] [--seeds 3] [--minutes 8] [--json data/lens/explain.json]
+
+A cell is a network and a seed, about five seconds; each is a line in `runs/explain`, so that a run that was broken off
+goes on behind it, and `--minutes` ends one. `--json` keeps what all cells so far have shown. `--quick` takes two.
 """
 
 import argparse
 import copy
 import json
-import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,12 +22,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import lab
-from lab.core import tasks
+from lab.core import store, tasks
+from lab.core.machine import machine
 from lab.core.training import seeded
 from lab.lens.examples import compared
 from lab.lens.sanity import checks
 
 CLASSES, MOST, STEPS = 10, 128, 160
+RUNS = Path(__file__).parents[1] / "runs" / "explain"
+KINDS = ("sound", "sabotage", "without effect")
 
 
 class Residual(nn.Module):
@@ -69,6 +76,17 @@ class Turned(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.inside(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Rows(nn.Module):
+    """The rows of a picture (N, 1, 8, 8) as the steps of a recurrent network; what its last step gives, (N, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.steps = nn.LSTM(8, width, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.steps(x[:, 0])[0][:, -1]
 
 
 class Mean(nn.Module):
@@ -149,6 +167,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "perceptron": lambda: dense(64, 64),
     "deep perceptron": lambda: dense(48, 48, 48, act=nn.SiLU),
     "LeNet": lambda: nn.Sequential(nn.Upsample(28), lab.nets.lenet()),
+    "vision transformer": lambda: lab.nets.vit(size=8, patch=2, width=32, depth=2),
+    "recurrent": lambda: nn.Sequential(Rows(32), nn.Linear(32, CLASSES)),
 }
 
 
@@ -188,7 +208,7 @@ def thinned(w: torch.Tensor) -> torch.Tensor:
 
 
 def silenced(w: torch.Tensor) -> torch.Tensor:
-    if len(w) == CLASSES:
+    if len(w) in (1, CLASSES):  # a token of its own is no filter
         return w
     norms = w.flatten(1).norm(dim=1)
     return w * (norms > norms.kthvalue(max(1, len(w) // 20)).values).view(-1, *[1] * (w.ndim - 1))
@@ -220,6 +240,28 @@ def zeroed(layer: nn.Module) -> None:
     for part in (layer.weight, layer.bias):
         if part is not None:
             part.zero_()
+
+
+def unheard(net: nn.Module) -> list[str]:
+    """The parameters of two axes or more that are no layer's `weight`: of attention, of steps, of positions."""
+    return [name for name, p in net.named_parameters() if p.ndim > 1 and not name.endswith(".weight")]
+
+
+def spoiled(net: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    """A copy in which the largest of these parameters is changed."""
+    copied = copy.deepcopy(net)
+    parameters = dict(copied.named_parameters())
+    with torch.no_grad():
+        largest = max((parameters[name] for name in unheard(net)), key=torch.Tensor.numel)
+        largest.copy_(change(largest))
+    return copied
+
+
+def mixed(w: torch.Tensor) -> torch.Tensor:
+    """Other rows of the longest axis."""
+    axis = max(range(w.ndim), key=lambda k: w.shape[k])
+    order = torch.randperm(w.shape[axis], generator=torch.Generator().manual_seed(0))
+    return w.index_select(axis, order)
 
 
 def rolled(layer: nn.Module) -> None:
@@ -257,6 +299,8 @@ SABOTAGE: dict[str, Callable[[nn.Module, nn.Module, torch.Tensor, torch.Tensor],
     "labels shuffled": lambda a, b, x, y: (a, b, x, y[torch.randperm(len(y))]),
     "swapped": lambda a, b, x, y: (changed(a, thinned), a, x, y),
     "the same twice": lambda a, b, x, y: (a, copy.deepcopy(a), x, y),
+    "weights of no layer shuffled": lambda a, b, x, y: (a, spoiled(b, mixed), x, y),
+    "weights of no layer zeroed": lambda a, b, x, y: (a, spoiled(b, torch.zeros_like), x, y),
 }
 
 
@@ -281,58 +325,83 @@ def equal(before: nn.Module, after: nn.Module) -> bool:
     return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
-def measured(names: list[str], seed: int) -> dict[str, dict[str, dict[str, list[str]]]]:
-    """By kind ('sound', 'sabotage'), way and network, the alarms."""
+def run(name: str, seed: int) -> dict[str, dict[str, list[str]]]:
+    """The alarms of a network, by kind ('sound', 'sabotage', 'without effect') and by what was done to it."""
     x, y, x_test, y_test = tasks.digits_data()
-    table: dict[str, dict[str, dict[str, list[str]]]] = {"sound": {}, "sabotage": {}, "without effect": {}}
-    for name in names:
-        start = time.perf_counter()
-        net = trained(NETS[name], (x, y), seed)
-        for way, change in COMPRESSED.items():
-            table["sound"].setdefault(way, {})[name] = alarms(net, changed(net, change), x_test, y_test)
-        for way, spoil in SABOTAGE.items():
-            with seeded(seed + 1_000):  # with the network's own seed fresh weights are those that it began with
-                pair = spoil(net, changed(net, rounded), x_test, y_test)
-            kind = "without effect" if is_harmless(pair, net, x_test, y_test) else "sabotage"
-            table[kind].setdefault(way, {})[name] = alarms(*pair)
-        missed = [way for way, nets in table["sabotage"].items() if not nets.get(name, ["elsewhere"])]
-        false = {way: table["sound"][way][name] for way in COMPRESSED if table["sound"][way][name]}
-        print(f"{name}: {time.perf_counter() - start:.0f} s, missed {missed}, false {false}", flush=True)
-    return table
+    net = trained(NETS[name], (x, y), seed)
+    shown: dict[str, dict[str, list[str]]] = {kind: {} for kind in KINDS}
+    for way, change in COMPRESSED.items():
+        shown["sound"][way] = alarms(net, changed(net, change), x_test, y_test)
+    for way, spoil in SABOTAGE.items():
+        if "of no layer" in way and not unheard(net):
+            continue
+        with seeded(seed + 1_000):  # with the network's own seed fresh weights are those that it began with
+            pair = spoil(net, changed(net, rounded), x_test, y_test)
+        kind = "without effect" if is_harmless(pair, net, x_test, y_test) else "sabotage"
+        shown[kind][way] = alarms(*pair)
+    return shown
 
 
-def summary(table: dict[str, dict[str, dict[str, list[str]]]], seed: int) -> dict:
-    """The counts that are kept."""
-    false = {way: {n: a for n, a in nets.items() if a} for way, nets in table["sound"].items()}
-    missed = {way: [n for n, a in nets.items() if not a] for way, nets in table["sabotage"].items()}
+def figures(rows: Mapping[tuple[str, int], dict]) -> dict:
+    """The counts that are kept, of what each network and seed has shown."""
+    every = {kind: [(*cell, way, row[kind][way]) for cell, row in rows.items() for way in row[kind]] for kind in KINDS}
     return {
-        "networks": len(next(iter(table["sound"].values()))),
-        "sound pairs": sum(map(len, table["sound"].values())),
-        "false alarms": sum(map(len, false.values())),
-        "sabotaged pairs": sum(map(len, table["sabotage"].values())),
-        "missed": sum(map(len, missed.values())),
-        "false by way": {way: nets for way, nets in false.items() if nets},
-        "missed by way": {way: nets for way, nets in missed.items() if nets},
-        "without effect": {way: list(nets) for way, nets in table["without effect"].items()},
-        "sabotage": list(SABOTAGE),
-        "compressed": list(table["sound"]),
-        "settings": {"seed": seed, "examples": MOST, "steps": STEPS, "torch": torch.__version__},
-        "machine": platform.machine(),
+        "networks": len({name for name, _ in rows}),
+        "seeds": len({seed for _, seed in rows}),
+        "sound_pairs": len(every["sound"]),
+        "false_alarms": sum(bool(alarms) for *_, alarms in every["sound"]),
+        "sabotaged_pairs": len(every["sabotage"]),
+        "missed": sum(not alarms for *_, alarms in every["sabotage"]),
+        "without_effect": len(every["without effect"]),
+        "sabotage": len(SABOTAGE),
+        "compressed": len(COMPRESSED),
     }
 
 
+def done(cells: Sequence[tuple[str, int]], path: Path, minutes: float) -> dict[tuple[str, int], dict]:
+    """What each cell has shown, those that are missing once they have run."""
+    lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may leave half of the last
+    rows = {tuple(line["cell"]): line["shown"] for line in whole}
+    until = time.monotonic() + 60 * minutes
+    for cell in cells:
+        if cell in rows or time.monotonic() > until:
+            continue
+        start, row = time.monotonic(), run(*cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"cell": cell, "shown": row}) + "\n")
+        rows[cell] = row
+        missed = [way for way, alarms in row["sabotage"].items() if not alarms]
+        false = {way: alarms for way, alarms in row["sound"].items() if alarms}
+        print(f"{cell}: {time.monotonic() - start:.0f} s, missed {missed}, false {false}", flush=True)
+    return {cell: rows[cell] for cell in cells if cell in rows}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two networks")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two networks, one seed")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no further cell begins")
     parser.add_argument("--json", type=Path, help="where to write what is kept")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="where lines are kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    names = list(NETS)[:2] if arguments.quick else list(NETS)
-    kept = summary(measured(names, arguments.seed), arguments.seed)
-    print(json.dumps(kept, indent=1))
+    names, seeds = (list(NETS)[:2], 1) if arguments.quick else (list(NETS), arguments.seeds)
+    rows = done(
+        [(name, seed) for seed in range(seeds) for name in names], arguments.runs / "cells.jsonl", arguments.minutes
+    )
+    kept = {
+        "figures": figures(rows),
+        "settings": {"seeds": seeds, "examples": MOST, "steps": STEPS, "torch": torch.__version__},
+        "machine": machine(),
+        "sabotage": list(SABOTAGE),
+        "compressed": list(COMPRESSED),
+        "records": [{"network": name, "seed": seed} | row for (name, seed), row in rows.items()],
+    }
+    print(json.dumps(kept["figures"], indent=1))
     if arguments.json:
-        arguments.json.write_text(json.dumps(kept, indent=1) + "\n")
+        store.write(arguments.json, (json.dumps(kept, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ Input = torch.Tensor | tuple | dict  # one input, the positional inputs, or the 
 def activations(model: nn.Module, x: Input, layers: Sequence[str] | str | None = None) -> dict[str, torch.Tensor]:
     """What the layers answer to x, by name in the order in which they ran; the model is left as it was.
 
-    `layers` are names of `named_modules()`; left out, all modules without children. A layer that runs again gives
+    `layers` are names of `named_modules()`; left out, all modules that call no other. A layer that runs again gives
     'name#2', a tuple or a dict of tensors 'name[0]', 'name[key]'. x is a tensor with its batch axis, a tuple of inputs
     or a dict of inputs by name; floats are brought to the model's dtype and device. In eval mode, without gradients,
     and copied, so that a later layer in place changes nothing. Raises ValueError for a layer that is not there or did
@@ -47,12 +47,16 @@ def left_out(model: nn.Module, x: Input, layers: Sequence[str] | str | None = No
 
 def _observed(model: nn.Module, x: Input, layers: Sequence[str] | str | None) -> dict[str, tuple[torch.Tensor, Axes]]:
     """What the layers answer to x, with what was known then of where filters and tokens lie."""
-    names = leaves(model) if layers is None else named(model, layers)
+    modules = dict(checked(model).named_modules())
+    names = [name for name in modules if name] if layers is None else named(model, layers)
     outputs: dict[str, tuple[torch.Tensor, Axes]] = {}
     calls: Counter[str] = Counter()
+    ran: set[nn.Module] = set()
     with tracked(model) as axes:
 
         def note(name: str, output: Any) -> None:
+            if layers is None and _called_inside(modules[name], ran):
+                return
             calls[name] += 1
             key = name if calls[name] == 1 else f"{name}#{calls[name]}"
             seen = axes.at_present()
@@ -115,9 +119,13 @@ def first(outputs: Mapping[str, torch.Tensor], layer: str) -> torch.Tensor:
     return next(output for name, output in outputs.items() if name == layer or name.startswith(f"{layer}["))
 
 
-def leaves(model: nn.Module) -> list[str]:
-    """The names of the modules without children, each module once."""
-    return [name for name, module in checked(model).named_modules() if name and not any(module.children())]
+def _called_inside(module: nn.Module, ran: set[nn.Module]) -> bool:
+    """Whether a module has called another inside it; noted among those that `ran`.
+
+    Torch's attention reads the weights of its last layer without calling it: it answers for that layer.
+    """
+    ran.add(module)
+    return any(part in ran for part in module.modules() if part is not module)
 
 
 def named(model: nn.Module, layers: Iterable[str] | str) -> list[str]:

@@ -6,7 +6,7 @@ The others expect no more than chance, such as of another numbering of the class
 alarm on a sound pair at most in a share ALARMS of pages.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,8 +40,10 @@ class Check:
 
 def checks(pair: Compared) -> tuple[Check, ...]:
     """All checks that the pair allows, in the order in which they are to be read."""
-    labelled = (_knowledge, _renamed, _prepared, _lost) if pair.scores else ()
-    return tuple(check for kind in (_same, _swapped, _fresh, *labelled, _agreement, _layers) for check in kind(pair))
+    labelled = (_knowledge, _renamed, _lost) if pair.scores else ()
+    return tuple(
+        check for kind in (_same, _swapped, _fresh, *labelled, _prepared, _agreement, _layers) for check in kind(pair)
+    )
 
 
 def _same(pair: Compared) -> Iterator[Check]:
@@ -133,27 +135,49 @@ def preparations(x: Tensor) -> dict[str, Tensor]:
 
 
 def _prepared(pair: Compared) -> Iterator[Check]:
-    """Whether pictures that are prepared otherwise are answered better, significantly, by either network."""
+    """Whether pictures that are prepared otherwise are answered better by either network, or bring after to before."""
     x = pair.examples.images
     if x is None or pair.examples.kind != CLASSES:
         return
+    nets = {"after": pair.after} | ({"before": pair.before} if pair.scores else {})
     variants = preparations(x)
-    level = _SHARED / (2 * len(variants))
+    outputs = {
+        name: {way: pair.examples.outputs(model, image) for way, image in variants.items()}
+        for name, model in nets.items()
+    }
+    level = _SHARED / (3 * len(variants))
+    if pair.scores:
+        yield _better(pair, outputs, level)
+    yield _nearer(pair, outputs["after"], level)
+
+
+def _better(pair: Compared, outputs: Mapping[str, Mapping[str, Tensor]], level: float) -> Check:
+    """Whether other preparations are right significantly more often: outputs by network and by what is done."""
     best: tuple[float, str, str, float] = (1.0, "", "", 0.0)
-    for name, model in (("before", pair.before), ("after", pair.after)):
+    for name, others in outputs.items():
         right = pair.scores[name] > 0
-        for way, image in variants.items():
-            other = pair.examples.scores(pair.examples.outputs(model, image)) > 0
+        for way, output in others.items():
+            other = pair.examples.scores(output) > 0
             p = sign_p(int((other & ~right).sum()), int((right & ~other).sum()))
             best = min(best, (p, name, way, 100 * float(other.mean())))
     p, name, way, accuracy = best
-    net = pair.after if name == "after" else pair.before
-    is_alarm = p <= level and _knows(
-        pair, pair.examples.outputs(net, variants[way])
-    )  # not less wrong than wrong labels
+    is_alarm = p <= level and _knows(pair, outputs[name][way])  # not less wrong than wrong labels
     text = f"{name} is right {accuracy:.0f} % of the time on pictures prepared otherwise ({way}), as given "
     text += f"{100 * float(pair.scores[name].mean()):.0f} %" if name else ""
-    yield Check("preparation of the pictures", is_alarm, text if is_alarm else "no other preparation does better", p)
+    return Check("preparation of the pictures", is_alarm, text if is_alarm else "no other preparation does better", p)
+
+
+def _nearer(pair: Compared, outputs: Mapping[str, Tensor], level: float) -> Check:
+    """Whether after, asked about pictures prepared otherwise, comes to less than half its distance from before."""
+    before = pair.outputs["before"]
+    as_given = torch.linalg.vector_norm(pair.outputs["after"] - before, dim=1)
+    least, nearest = 1.0, ""
+    for way, output in outputs.items():
+        near = int((2 * torch.linalg.vector_norm(output - before, dim=1) < as_given).sum())
+        least, nearest = min((least, nearest), (sign_p(near, len(before) - near), way))
+    text = f"after answers as before does where its pictures are prepared otherwise ({nearest})"
+    fine = "no other preparation brings after nearer to before"
+    return Check("preparation of after", least <= level, text if least <= level else fine, least)
 
 
 def _knows(pair: Compared, outputs: Tensor) -> bool:
@@ -191,6 +215,7 @@ def _agreement(pair: Compared) -> Iterator[Check]:
 def _layers(pair: Compared) -> Iterator[Check]:
     """Layers that answer everything alike, and such as answer unlike those of the same name."""
     old, new = (layer_outputs(model, pair) for model in (pair.before, pair.after))
+    yield from _weights(pair, {*old} & {*new})
     if not any(name in old for name in new):
         return
     dead = [name for name in new if name in old and is_constant(new[name]) and not is_constant(old[name])]
@@ -198,29 +223,68 @@ def _layers(pair: Compared) -> Iterator[Check]:
     yield Check("layers at work", bool(dead), text if dead else "no layer has fallen silent")
     if not pair.is_numbered:
         return
-    strange, count = [], 0
-    for name in (name for name in new if name in old and _has_weights(pair.after, name)):
-        numbers = _numbers(pair, name, old[name].shape[1], new[name].shape[1])
-        if numbers is None:
-            continue
-        some = np.unique(np.linspace(0, len(numbers) - 1, min(_FILTERS, len(numbers))).astype(int))
-        first, second = old[name][:, numbers[some]], new[name][:, some]
-        itself = correlations(first, first)
-        if permutation_p(itself, pair.seed) > LEVEL:
-            continue  # too few filters, or filters that are alike
-        count += 1
-        if permutation_p(correlations(first, second), pair.seed) > LEVEL:
-            strange.append(name)
+    by_layer = {
+        name: (old[name][:, numbers], new[name])
+        for name in new
+        if name in old and _has_weights(pair.after, name)
+        if (numbers := _numbers(pair, name, old[name].shape[1], new[name].shape[1])) is not None
+    }
+    told = {name: is_own for name, both in by_layer.items() if (is_own := _by_number(*both, pair.seed)) is not None}
+    strange = [name for name, is_own in told.items() if not is_own]
     text = f"filters answer no more like those of their own number before than like others: {', '.join(strange[:5])}"
-    if count:
-        fine = f"the filters of {count} layers answer as those of their own number before"
+    if told:
+        fine = f"the filters of {len(told)} layers answer as those of their own number before"
         yield Check("filters by number", bool(strange), text if strange else fine)
+
+
+def _weights(pair: Compared, heard: set[str]) -> Iterator[Check]:
+    """Weights that no layer heard answers for: read without a call, as by torch's attention, or a network's own."""
+    old, new = (_unheard(model, heard) for model in (pair.before, pair.after))
+    both = {name: (old[name], w) for name, w in new.items() if name in old and old[name].shape == w.shape}
+    if not both:
+        return
+    dead = [name for name, (first, second) in both.items() if np.ptp(second) == 0 < np.ptp(first)]
+    told = {name: is_own for name, pair_of in both.items() if (is_own := _by_number(*pair_of, pair.seed)) is not None}
+    strange = [name for name, is_own in told.items() if not is_own and name not in dead] if pair.is_numbered else []
+    texts = [f"have one value throughout, and had not before: {', '.join(dead[:5])}"] if dead else []
+    if strange:
+        texts.append(
+            f"rows are no more like those of their own number before than like others: {', '.join(strange[:5])}"
+        )
+    fine = f"{len(both)} weights that no layer answers for are like those before"
+    yield Check("weights read without a call", bool(texts), "; ".join(texts) or fine)
+
+
+def _unheard(model: nn.Module, heard: set[str]) -> dict[str, np.ndarray]:
+    """Parameters and buffers of two axes or more but the `weight` of layers heard, by name: (columns, rows, 1).
+
+    Rows are the longest axis.
+    """
+    answered = {f"{_module_of(name)}.weight" for name in heard}
+    every = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        name: w.detach().float().movedim(int(np.argmax(w.shape)), 0).flatten(1).T[..., None].cpu().numpy()
+        for name, w in every.items()
+        if w.ndim > 1 and w.numel() and w.is_floating_point() and name not in answered
+    }
+
+
+def _by_number(old: np.ndarray, new: np.ndarray, seed: int) -> bool | None:
+    """Whether filters (N, F, places) are more like those of their own number before than like others.
+
+    None for too few filters, and for such as are alike.
+    """
+    some = np.unique(np.linspace(0, new.shape[1] - 1, min(_FILTERS, new.shape[1])).astype(int))
+    first, second = old[:, some], new[:, some]
+    if permutation_p(correlations(first, first), seed) > LEVEL:
+        return None
+    return permutation_p(correlations(first, second), seed) <= LEVEL
 
 
 def _numbers(pair: Compared, name: str, before: int, after: int) -> np.ndarray | None:
     """The numbers before of a layer's filters after; None where they are not known."""
-    if name in pair.kept:
-        numbers = np.asarray(list(pair.kept[name]), dtype=int)
+    if _module_of(name) in pair.kept:
+        numbers = np.asarray(list(pair.kept[_module_of(name)]), dtype=int)
         return numbers if len(numbers) == after and numbers.max(initial=0) < before else None
     return np.arange(after) if before == after else None
 
@@ -271,9 +335,13 @@ def _normed(output: np.ndarray) -> np.ndarray:
 
 
 def _has_weights(model: nn.Module, name: str) -> bool:
-    modules = dict(model.named_modules())
-    weight = getattr(modules.get(name), "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim > 1
+    module = dict(model.named_modules()).get(_module_of(name))
+    return module is not None and any(p.ndim > 1 for p in module.parameters())
+
+
+def _module_of(name: str) -> str:
+    """The module of an output 'name', 'name[0]' or 'name#2'."""
+    return name.partition("[")[0].partition("#")[0]
 
 
 def _is_embedding(model: nn.Module, name: str) -> bool:
