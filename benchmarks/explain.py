@@ -242,7 +242,7 @@ def zeroed(layer: nn.Module) -> None:
             part.zero_()
 
 
-def unheard(net: nn.Module) -> list[str]:
+def uncalled(net: nn.Module) -> list[str]:
     """The parameters of two axes or more that are no layer's `weight`: of attention, of steps, of positions."""
     return [name for name, p in net.named_parameters() if p.ndim > 1 and not name.endswith(".weight")]
 
@@ -252,7 +252,7 @@ def spoiled(net: nn.Module, change: Callable[[torch.Tensor], torch.Tensor]) -> n
     copied = copy.deepcopy(net)
     parameters = dict(copied.named_parameters())
     with torch.no_grad():
-        largest = max((parameters[name] for name in unheard(net)), key=torch.Tensor.numel)
+        largest = max((parameters[name] for name in uncalled(net)), key=torch.Tensor.numel)
         largest.copy_(change(largest))
     return copied
 
@@ -333,7 +333,7 @@ def run(name: str, seed: int) -> dict[str, dict[str, list[str]]]:
     for way, change in COMPRESSED.items():
         shown["sound"][way] = alarms(net, changed(net, change), x_test, y_test)
     for way, spoil in SABOTAGE.items():
-        if "of no layer" in way and not unheard(net):
+        if "of no layer" in way and not uncalled(net):
             continue
         with seeded(seed + 1_000):  # with the network's own seed fresh weights are those that it began with
             pair = spoil(net, changed(net, rounded), x_test, y_test)

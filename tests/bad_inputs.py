@@ -225,6 +225,7 @@ ROWS = [
     Bad("lens.attribution", lambda f: lab.lens.attribution(net(), X, method="guess"), ("guess",)),
     Bad("lens.compare", lambda f: lab.lens.compare(net(), net(), []), ("batches",)),
     Bad("lens.compare", lambda f: lab.lens.compare(net(), "net", [PAIR]), ("str",)),
+    Bad("lens.compare", lambda f: lab.lens.compare(net(), net(), [PAIR], kept={"7": [0]}), ("'7'",)),
     Bad("lens.explained", lambda f: lab.lens.explained(Outcome()), ("Outcome",)),
     Bad("lens.compare_maps", lambda f: lab.lens.compare_maps(net(), nn.Linear(2, 2), X), ("",)),
     Bad("lens.concept_sets", lambda f: lab.lens.concept_sets(net(), "9", [(X, X)], ["a"]), ("9",)),

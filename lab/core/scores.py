@@ -1,6 +1,7 @@
 """Score functions over held-out data: accuracy, mean IoU, PSNR and SSIM."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -11,7 +12,18 @@ from .task import evaluating
 LUMA = (65.481, 128.553, 24.966)  # ITU-R BT.601, 8-bit: Y = 16 + 65.481 R + 128.553 G + 24.966 B for R, G, B in [0, 1]
 
 
-def accuracy(batches: Iterable) -> Callable[[nn.Module], float]:
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A function of a model that gives one number, and the held-out batches that it is taken on."""
+
+    batches: Iterable = field(repr=False)
+    measure: Callable[[nn.Module], float] = field(repr=False)
+
+    def __call__(self, model: nn.Module) -> float:
+        return self.measure(model)
+
+
+def accuracy(batches: Iterable) -> Score:
     """A score: the percentage of labels of `batches` that the model's largest output names.
 
     A batch is (x, y), or a dictionary of x and 'labels': the model takes x to (N, classes), y holds (N,) class numbers;
@@ -33,10 +45,10 @@ def accuracy(batches: Iterable) -> Callable[[nn.Module], float]:
             raise ValueError("accuracy: all labels of the held-out data are -100, which counts nowhere: give others")
         return 100 * right / total
 
-    return score
+    return Score(batches, score)
 
 
-def mean_iou(batches: Iterable) -> Callable[[nn.Module], float]:
+def mean_iou(batches: Iterable) -> Score:
     """A score: the intersection over union in percent, the mean over classes, as segmentation is judged (Pascal VOC).
 
     A batch is (x, y), y (N, H, W) class numbers; the model takes x to (N, classes, H, W). The pixels of all batches
@@ -57,7 +69,7 @@ def mean_iou(batches: Iterable) -> Callable[[nn.Module], float]:
             raise ValueError("mean_iou: all labels of the held-out data are -100, which counts nowhere: give others")
         return 100 * float((both / either)[either > 0].mean())
 
-    return score
+    return Score(batches, score)
 
 
 def _named(output: torch.Tensor, y: torch.Tensor, name: str) -> torch.Tensor:
@@ -71,7 +83,7 @@ def _named(output: torch.Tensor, y: torch.Tensor, name: str) -> torch.Tensor:
     return named
 
 
-def psnr(batches: Iterable, border: int = 0) -> Callable[[nn.Module], float]:
+def psnr(batches: Iterable, border: int = 0) -> Score:
     """A score: the peak signal-to-noise ratio in dB, the mean over all pictures of `batches`.
 
     A batch is (x, y), y (N, C, H, W) with pixels in [0, 1]; the model takes x to y's shape. The output is clipped to
@@ -82,7 +94,7 @@ def psnr(batches: Iterable, border: int = 0) -> Callable[[nn.Module], float]:
     return _of_pictures(batches, border, "psnr", lambda given, wanted: _decibels(given - wanted))
 
 
-def ssim(batches: Iterable, border: int = 0) -> Callable[[nn.Module], float]:
+def ssim(batches: Iterable, border: int = 0) -> Score:
     """A score: the structural similarity of Wang et al. (2004), 1 at most, the mean over all pictures of `batches`.
 
     Pictures, luma, `border` and errors as for `psnr`; windows are Gaussian, 11 x 11 with sigma 1.5, and only those
@@ -91,7 +103,7 @@ def ssim(batches: Iterable, border: int = 0) -> Callable[[nn.Module], float]:
     return _of_pictures(batches, border, "ssim", _similarity)
 
 
-def _of_pictures(batches: Iterable, border: int, name: str, compare: Callable) -> Callable[[nn.Module], float]:
+def _of_pictures(batches: Iterable, border: int, name: str, compare: Callable) -> Score:
     """The mean over pictures of `compare(given, wanted)`, both (N, H, W) brightness without the border."""
     _check(batches, name)
     if not isinstance(border, int) or isinstance(border, bool) or border < 0:
@@ -102,7 +114,7 @@ def _of_pictures(batches: Iterable, border: int, name: str, compare: Callable) -
             values = [compare(*_inner(output, y, border, name)) for output, y in _outputs(model, batches, name)]
         return float(torch.cat(values).mean())
 
-    return score
+    return Score(batches, score)
 
 
 def _inner(output: torch.Tensor, y: torch.Tensor, border: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:

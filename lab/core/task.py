@@ -36,7 +36,8 @@ class Task:
     are a tensor, a tuple of them or a dictionary of keywords, labels whatever the loss takes. `loss(output, labels)` is
     learned from, or, where it is given, `batch_loss(model, batch)`. `score(model)` gives one number in `unit`.
     `example` is one input with its batch axis, (1, C, H, W) for pictures; left out, it is the first picture of the
-    first batch. A loader with a `generator` of its own goes on where it stood: two runs in one process then see other
+    first batch. `held_out` are the batches that a score function of your own is taken on; those of `lab.tasks` say it
+    themselves. A loader with a `generator` of its own goes on where it stood: two runs in one process then see other
     orders.
     """
 
@@ -52,6 +53,7 @@ class Task:
     inputs: str | int | Callable[[Any], Example] | None = field(default=None, repr=False)
     labels: str | int | Callable[[Any], Any] | None = field(default=None, repr=False)
     batch_loss: Callable[[nn.Module, Any], torch.Tensor] | None = field(default=None, repr=False)
+    held_out: Iterable | None = field(default=None, repr=False)
     origin: Any = field(default=None, repr=False)  # the outcome whose network the model is, as `outcome.task` gives it
 
     def __post_init__(self) -> None:
@@ -60,9 +62,10 @@ class Task:
         object.__setattr__(self, "model", unmasked(original(self.model)))
         if getattr(self.origin, "model", None) is not self.model:
             object.__setattr__(self, "origin", None)  # another network was put in its stead
-        if isinstance(self.batches, Iterator):
-            kind = type(self.batches).__name__
-            raise TypeError(f"Task.batches is a {kind}, which ends after one pass: give a DataLoader or a list")
+        for name in ("batches", "held_out"):
+            if isinstance(batches := getattr(self, name), Iterator):
+                kind = type(batches).__name__
+                raise TypeError(f"Task.{name} is a {kind}, which ends after one pass: give a DataLoader or a list")
         if not callable(self.score):
             kind = type(self.score).__name__
             raise TypeError(f"Task.score is a {kind}: give a function of the model, e.g. tasks.accuracy")
@@ -80,6 +83,11 @@ class Task:
     def labels_of(self, batch: Any) -> Any:
         """The labels of a batch, whatever the loss takes; None where there are none."""
         return labels(batch) if self.labels is None else _chosen("labels", self.labels, batch)
+
+    def eval_batches(self) -> Iterable:
+        """The batches that the network is judged on: `held_out`, those of the lab's scores, else `batches`."""
+        scored = self.held_out if self.held_out is not None else getattr(self.score, "batches", None)
+        return self.batches if scored is None else scored
 
     def loss_of(self, output: Any, labels: Any) -> torch.Tensor:
         """The loss of an output, a scalar; cross entropy, the default, takes the logits of one that names them."""

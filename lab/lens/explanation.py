@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
-from inspect import getclosurevars
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import numpy as np
 from torch import nn
 
 from ..core import store, tasks
+from ..core.errors import meant
+from ..core.models import checked
 from ..core.outcome import Outcome
 from ..core.program import Program
 from ..core.report import Report, Row, attempt
@@ -145,7 +146,7 @@ def compare(
     where outputs are large. ValueError in one line for what cannot be compared.
     """
     batches = _listed(batches)
-    pair = compared(before, after, batches, classes, kept or {}, most, seed)
+    pair = compared(before, after, batches, classes, _known(before, kept or {}), most, seed)
     return _explained(pair, f"{type(before).__name__}: before and after", _word_sections(pair, batches, places))
 
 
@@ -159,10 +160,9 @@ def explained(outcome: Outcome, task: Any = None, batches: Iterable | None = Non
     task = _task_of(outcome) if task is None else task
     if not isinstance(task, Task):
         raise TypeError(f"explain() takes the task of the run, not a {type(task).__name__}: give lab.Task(...)")
-    if batches is None:
-        batches = _held_out(task)
-    else:
-        batches = [(task.inputs_of(batch), task.labels_of(batch)) for batch in batches]
+    some = task.eval_batches() if batches is None else _listed(batches)
+    batches = [(task.inputs_of(batch), task.labels_of(batch)) for batch in some]
+    _known(task.model, options.get("kept", {}))
     plan = getattr(outcome, "plan", None)
     kept = {"kept": dict(plan.channels) if plan is not None else {}} | options
     is_numbered = not any(hasattr(outcome, name) for name in ("orders", "fold"))  # filters or blocks have other numbers
@@ -174,18 +174,19 @@ def explained(outcome: Outcome, task: Any = None, batches: Iterable | None = Non
     return _explained(pair, f"{name}: before and after", _word_sections(pair, batches, places))
 
 
+def _known(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+    """What stayed, by layers that the network has; ValueError in one line for another."""
+    names = [name for name, _ in checked(model).named_modules(remove_duplicate=False) if name]
+    for name in kept:
+        if name not in names:
+            raise ValueError(f"kept={name!r} is no layer of {type(model).__name__}{meant(str(name), names)}")
+    return kept
+
+
 def _listed(batches: Iterable) -> Iterable:
     if isinstance(batches, (str, bytes)) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         raise TypeError(f"batches is a {type(batches).__name__}: give a DataLoader or a list of batches (x, y)")
     return batches
-
-
-def _held_out(task: Task) -> list[Any]:
-    """The examples that the task is scored on, where its score is one of the lab's; else those that it learns from."""
-    scored = (
-        getclosurevars(task.score).nonlocals.get("batches") if callable(getattr(task.score, "__code__", None)) else None
-    )
-    return [(task.inputs_of(batch), task.labels_of(batch)) for batch in (task.batches if scored is None else scored)]
 
 
 def _task_of(outcome: Outcome) -> Task:

@@ -237,9 +237,9 @@ def _layers(pair: Compared) -> Iterator[Check]:
         yield Check("filters by number", bool(strange), text if strange else fine)
 
 
-def _weights(pair: Compared, heard: set[str]) -> Iterator[Check]:
-    """Weights that no layer heard answers for: read without a call, as by torch's attention, or a network's own."""
-    old, new = (_unheard(model, heard) for model in (pair.before, pair.after))
+def _weights(pair: Compared, observed: set[str]) -> Iterator[Check]:
+    """Weights that no layer observed answers for: read without a call, as by torch's attention, or a network's own."""
+    old, new = (_unobserved(model, observed) for model in (pair.before, pair.after))
     both = {name: (old[name], w) for name, w in new.items() if name in old and old[name].shape == w.shape}
     if not both:
         return
@@ -255,12 +255,12 @@ def _weights(pair: Compared, heard: set[str]) -> Iterator[Check]:
     yield Check("weights read without a call", bool(texts), "; ".join(texts) or fine)
 
 
-def _unheard(model: nn.Module, heard: set[str]) -> dict[str, np.ndarray]:
-    """Parameters and buffers of two axes or more but the `weight` of layers heard, by name: (columns, rows, 1).
+def _unobserved(model: nn.Module, observed: set[str]) -> dict[str, np.ndarray]:
+    """Parameters and buffers of two axes or more but the `weight` of layers observed, by name: (columns, rows, 1).
 
     Rows are the longest axis.
     """
-    answered = {f"{_module_of(name)}.weight" for name in heard}
+    answered = {f"{_module_of(name)}.weight" for name in observed}
     every = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {
         name: w.detach().float().movedim(int(np.argmax(w.shape)), 0).flatten(1).T[..., None].cpu().numpy()

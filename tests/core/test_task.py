@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lab.core.scores import accuracy
 from lab.core.task import Task, evaluating, inputs
 
 X, Y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1, 0, 1])
@@ -48,6 +49,18 @@ def test_a_loader_can_be_read_again_and_again():
     for _ in range(3):
         made.check()
         assert [len(x) for x, _ in made.batches] == [4, 2]
+
+
+def test_a_task_says_what_it_is_judged_on():
+    held_out, learned = [(X[:2], Y[:2])], [(X, Y)]
+    own = task(batches=learned)
+    assert own.eval_batches() is learned
+    assert dataclasses.replace(own, held_out=held_out).eval_batches() is held_out
+    scored = task(score=accuracy(held_out))
+    assert scored.eval_batches() is held_out and scored.measure(scored.model) in (0.0, 50.0, 100.0)
+    assert dataclasses.replace(scored, score=accuracy(learned)).eval_batches() is learned
+    with pytest.raises(TypeError, match=r"Task\.held_out is a generator, which ends after one pass"):
+        task(held_out=(batch for batch in held_out))
 
 
 def test_frozen_and_equal_to_itself_only():

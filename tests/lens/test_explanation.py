@@ -14,7 +14,8 @@ from lab.core.outcome import Outcome
 from lab.core.report import Report
 from lab.core.training import seeded
 from lab.lens.corruptions import KINDS, corrupted
-from lab.lens.examples import examples
+from lab.lens.examples import compared, examples
+from lab.lens.sanity import checks
 from tests.chain import small as chain
 from tests.foldgpt import small as foldgpt
 from tests.lens.models import photograph, unchanged
@@ -75,11 +76,11 @@ def sound(before):
 
 @pytest.mark.slow
 def test_a_sound_pair_raises_no_alarm(before, sound):
-    assert sound.alarms == () and len(sound.checks) == 11
+    assert sound.alarms == () and len(sound.checks) == 12
     assert sound.report["accuracy"].after > 90 > sound.report["accuracy, labels shuffled"].after
     assert sound.report["agreement"].after > sound.report["agreement, shuffled"].after
     assert sound.to_dict()["Calibration"]["bins"] == 15
-    assert "No alarm in 11 checks" in repr(sound) and "accuracy, fresh weights" in repr(sound)
+    assert "No alarm in 12 checks" in repr(sound) and "accuracy, fresh weights" in repr(sound)
 
 
 def test_the_networks_are_left_as_they_were(before):
@@ -130,6 +131,51 @@ def test_a_planted_fault_is_named(before, fault, check, monkeypatch):
     explanation = lens.compare(first, second, [(x, y)])
     assert check in raised(explanation)
     assert "alarm" in repr(explanation) and 'role="alert"' in explanation._repr_html_()
+
+
+class Attending(nn.Module):
+    """Patches that attend to one another by torch's attention, whose last layer is read and not called."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Conv2d(1, 8, 4, stride=4), nn.Linear(32, 3)
+        self.position = nn.Parameter(torch.randn(1, 4, 8))
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        y = self.embed(x).flatten(2).transpose(1, 2) + self.position
+        return self.head((y + self.attend(y, y, y)[0]).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("weight", "change", "lines"),
+    [
+        ("attend.out_proj.weight", torch.zeros_like, ("attend.out_proj.weight",)),
+        ("attend.out_proj.weight", lambda w: w.roll(3, 0), ("attend[0]", "attend.out_proj.weight")),
+        ("attend.in_proj_weight", lambda w: w.roll(5, 0), ("attend.in_proj_weight",)),
+        ("position", torch.zeros_like, ("position",)),
+        ("head.weight", lambda w: w * 1.01, ()),
+    ],
+)
+def test_weights_that_no_layer_answers_for_are_held_against_those_before(weight, change, lines):
+    with seeded(0):
+        model = Attending().eval()
+    after = copy.deepcopy(model)
+    with torch.no_grad():
+        parameter = after.get_parameter(weight)
+        parameter.copy_(change(parameter))
+    x = data()[0]
+    alarms = [check.text for check in checks(compared(model, after, [x], (), {}, 64, 0)) if check.alarm]
+    assert bool(alarms) == bool(lines)
+    assert all(any(line in text for text in alarms) for line in lines)
+
+
+def test_a_step_that_changes_few_answers_is_found_by_the_outputs():
+    with seeded(0):
+        model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.InstanceNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 3))
+    after = Prepared(edited(model), lambda z: z / 255)
+    found = {check.name: check for check in checks(compared(model, after, [data()[0]], (), {}, 64, 0))}
+    assert found["preparation of after"].alarm and "255 x" in found["preparation of after"].text
 
 
 @pytest.mark.slow
@@ -190,6 +236,7 @@ def test_corruptions_grow_and_stay_in_range():
 def test_an_outcome_explains_itself():
     task = chain.pictures()
     outcome = chain.QUICK["GAL"].run(task, progress=False)
+    assert task.eval_batches() is task.score.batches
     explanation = outcome.explain(task, most=24)
     assert explanation.report["accuracy"].before == pytest.approx(task.measure(task.model))
     assert any(section.title == "Filters lost" and section.numbers["lost"] for section in explanation.sections)
@@ -203,6 +250,8 @@ def test_an_outcome_explains_itself():
         ({"batches": []}, "the batches are empty: give at least one batch"),
         ({"batches": 3}, "batches is a int: give a DataLoader or a list"),
         ({"most": 1}, "most=1: give how many examples are looked at"),
+        ({"kept": {"conv.weihgt": [0]}}, "kept='conv.weihgt' is no layer of Sequential"),
+        ({"kept": {"33": [0]}}, r"kept='33' is no layer of Sequential \(did you mean '3'\?\)"),
         ({"batches": [(data()[0], data()[1] + 5)]}, "a label is 7: the network has the classes 0 to 2"),
         ({"after": nn.Sequential(nn.Flatten(), nn.Linear(64, 4))}, r"gives \(3,\) before and \(4,\) after"),
     ],

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from ..batch import IGNORED, LABELS, call, inputs, moved
+from ..scores import Score
 from ..task import Task, evaluating
 
 # Topics of `pydoc_data.topics` that no checkpoint of the lab has learned from, whatever Python's version says in them.
@@ -130,7 +131,7 @@ def next_token_loss(output: Any, x: Tensor) -> Tensor:
     return F.cross_entropy(logits(output)[:, :-1].flatten(0, 1).float(), x[:, 1:].flatten())
 
 
-def perplexity(batches: Iterable[Tensor]) -> Callable[[nn.Module], float]:
+def perplexity(batches: Iterable[Tensor]) -> Score:
     """A score: exp of the mean cross-entropy over the held-out windows (N, T), no context carried between windows.
 
     A batch may be a dictionary of 'input_ids' and, if some tokens do not count, 'labels' that are -100 there.
@@ -149,4 +150,4 @@ def perplexity(batches: Iterable[Tensor]) -> Callable[[nn.Module], float]:
                 total, count = total + tokens * float(next_token_loss(call(model, inputs(x)), y)), count + tokens
         return math.exp(min(total / count, 700.0))  # a broken model gives a huge number, not an error
 
-    return score
+    return Score(batches, score)
