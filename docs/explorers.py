@@ -6,7 +6,6 @@ beside the cell's code. One with too many states for a page keeps some of its va
 
 import gzip
 import json
-import math
 import os
 import sys
 import tempfile
@@ -15,12 +14,10 @@ from pathlib import Path
 from IPython.core.interactiveshell import InteractiveShell
 
 from lab.ui import Explorer
-from lab.ui.explorer import STATES
 
 ROOT = Path(__file__).parents[1]
 KEPT = Path(__file__).parent / "explorers"
 WIDGET = "application/vnd.jupyter.widget-view+json"
-LARGEST = 300_000  # bytes of one file
 
 
 def shows_a_widget(cell: dict) -> bool:
@@ -37,30 +34,10 @@ def kept(notebook: str, cell: dict) -> dict | None:
     return states if states.pop("cell") == "".join(cell["source"]) else None
 
 
-def fewer(explorer: Explorer, most: int) -> dict[str, list]:
-    """Values of the controls, spread evenly, with which at most so many states are left; the longest lose first."""
-    values = {one["name"]: list(one["values"]) for one in explorer.spec["controls"]}
-    while math.prod(map(len, values.values())) > most:
-        longest = max(values, key=lambda name: len(values[name]))
-        values[longest] = values[longest][::2]
-    return values
-
-
-def states(explorer: Explorer) -> tuple[dict, bool]:
-    """The states of an explorer, and whether some were left out so that a page can hold them."""
-    full = {one["name"]: list(one["values"]) for one in explorer.spec["controls"]}
-    for most in (math.prod(map(len, full.values())), 400, 100, 40, 16):
-        if most <= STATES:
-            values = fewer(explorer, most)
-            packed = explorer.states(**values)
-            if len(packed) <= LARGEST:
-                break
-    return json.loads(gzip.decompress(packed)), values != full
-
-
 def keep(notebook: str, cell: dict, explorer: Explorer) -> None:
     """Write the states of a cell's explorer, with its code."""
-    found, thinned = states(explorer)
+    packed, thinned = explorer.bounded()
+    found = json.loads(gzip.decompress(packed))
     about = {"cell": "".join(cell["source"]), "thinned": thinned}
     packed = gzip.compress(json.dumps(about | found).encode(), mtime=0)
     path = KEPT / notebook / f"{cell['id']}.json.gz"

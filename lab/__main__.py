@@ -103,6 +103,11 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures, settings, seeds and the machine")
     bench.set_defaults(do=bench_command)
 
+    export = commands.add_parser("export", help="run a notebook and write it as one page on which explorers move")
+    export.add_argument("notebook", type=Path, help="its code runs, and does here what it likes")
+    export.add_argument("--out", type=Path, metavar="FILE", help="left out, the notebook's name with .html")
+    export.set_defaults(do=lambda options: print(lab.ui.export(options.notebook, options.out)))
+
     course = commands.add_parser("course", help="grade the exercises of executed notebooks, offline")
     course.add_argument("what", choices=["check"], help="check: count the right answers that are stored in them")
     course.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK", help="files, or folders of them")

@@ -204,6 +204,7 @@ ROWS = [
     Bad("compare", lambda f: lab.compare(5), ("int",)),
     Bad("ui.contest", lambda f: lab.ui.contest("gal/none"), ("none",)),
     Bad("ui.contest", lambda f: lab.ui.contest(file(f, "c.json", b"{}")), ("c.json",)),
+    Bad("ui.export", lambda f: lab.ui.export(file(f, "own.ipynb", b"{}")), ("own.ipynb",)),
     Bad("ui.Control", lambda f: lab.ui.Control([]), ("values",)),
     Bad("ui.Control", lambda f: lab.ui.Control([1, 2], start=3), ("start",)),
     Bad("ui.Explorer", lambda f: lab.ui.Explorer(lambda: lab.ui.Frame(""), {"a": []}), ("a",)),

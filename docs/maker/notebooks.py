@@ -8,9 +8,10 @@ from pathlib import Path
 
 import explorers
 
+from lab.ui.explorer import THINNED
+
 from . import ROOT, put
 
-THINNED = "This page holds some of the values of these controls; in JupyterLab all are there."
 FIGURE = "application/vnd.plotly.v1+json"
 
 

@@ -6,7 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from ..core.outcome import Outcome
+from ..core.rooms import at_first_use
 from . import equations as eq
+
+_above, _ = at_first_use({"__name__": __package__}, "view")
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -42,6 +45,16 @@ class AceNASOutcome(Outcome):
         """The outcome that `save` stored."""
         fields = {"context" if name == "known" else name: value for name, value in saved["found"].items()}
         return cls(recipe=recipe, **cls.records(saved), **fields)
+
+    def explain(self, task: Any = None, batches: Any = None, **options: Any) -> Any:
+        """The pick beside its alternatives, on one page: see `lab.acenas.view.explained`; the search keeps no network.
+
+        TypeError for any argument: there is nothing to be asked.
+        """
+        given = [name for name, value in (("task", task), ("batches", batches)) if value is not None]
+        for name in (*given, *options):
+            raise TypeError(f"explain() of a search takes no {name!r}: it keeps no network that could be asked")
+        return _above("view").explained(self)
 
     def regret(self) -> float:
         """How far the pick is below the best of the table, in the label's unit; ValueError where no table is known."""

@@ -5,15 +5,20 @@ from typing import Any
 
 import plotly.graph_objects as go
 import torch
+from scipy import stats
 from torch import Tensor
 
 from ..core import ranking_metrics
 from ..core.training import Step
+from ..lens.changes import Section
+from ..lens.explanation import Explanation
+from ..lens.sanity import LEVEL, Check
 from ..ui import Control, Explorer, Frame, svg, view
 from ..ui.curves import interval_curves
 from . import equations as eq
 from . import metrics
 from .outcome import AceNASOutcome
+from .recipe import BASELINES
 from .search import best
 
 DOTS = 300  # of a large space, so many are drawn besides those that were trained
@@ -227,3 +232,135 @@ def _facts(outcome: AceNASOutcome, index: int) -> dict[str, Any]:
         if context.get("objective"):
             facts["front"] = f"{len(outcome.front())} architectures"
     return facts
+
+
+# -- the pick and its alternatives -------------------------------------------------------------------------------------
+
+WORTH = (
+    f"Scores that know nothing pass the check of their order at most once in {1 / LEVEL:,.0f} (Kendall's test, "
+    "one-sided, of architectures that the scorer has not learned from). How often a random search does as well is "
+    "counted exactly, over all of its draws."
+)
+
+
+def explained(outcome: AceNASOutcome) -> Explanation:
+    """What was picked beside what else there was: its rank, what the scorer believed and what was measured."""
+    sections = [_picked(outcome), _alternatives(outcome), _curve(outcome), _rounds(outcome), _no_networks()]
+    return Explanation(outcome.report, tuple(_checks(outcome)), tuple(sections), WORTH)
+
+
+def _checks(outcome: AceNASOutcome) -> list[Check]:
+    checks = []
+    if outcome.context["truth"] is not None:
+        share = as_good(outcome)
+        text = f"as many random trainings find one as good in {share:.1%} of draws"
+        checks.append(Check("a random search", share > 0.5, text))
+    if outcome.recipe.scorer not in BASELINES:
+        checks.append(_order(outcome))
+    return checks
+
+
+def as_good(outcome: AceNASOutcome) -> float:
+    """How often as many trainings drawn at random find an architecture as good as the pick, by the table: exact."""
+    truth = outcome.context["truth"][outcome.context["pool"]]
+    picked = outcome.context["truth"][outcome.context["names"].index(outcome.pick)]
+    return float(1 - stats.hypergeom.pmf(0, len(truth), int((truth >= picked).sum()), len(outcome.rows)))
+
+
+def _order(outcome: AceNASOutcome) -> Check:
+    """Whether the scores order what they have not learned from: of a table all of that, else what was trained last."""
+    scores, truth = outcome.scores[-1], outcome.context["truth"]
+    learned = set(outcome.rows[: outcome.learned[-1]].tolist())
+    if truth is not None:
+        rest = [row for row in outcome.context["pool"].tolist() if row not in learned]
+        measured = truth[rest]
+    else:
+        rest, measured = outcome.rows[outcome.learned[-1] :].tolist(), outcome.labels[outcome.learned[-1] :]
+    if len(rest) < 20:
+        return Check(
+            "order of the scores", False, f"{len(rest)} architectures that were not learned are too few to tell"
+        )
+    found = stats.kendalltau(scores[rest].numpy(), measured.numpy(), alternative="greater")
+    tau, p = (0.0, 1.0) if found.statistic != found.statistic else (float(found.statistic), float(found.pvalue))
+    text = (
+        f"on {len(rest)} architectures that were not learned the scores order {'no ' if p > LEVEL else ''}better than "
+    )
+    return Check("order of the scores", p > LEVEL, f"{text}shuffled ones (Kendall's tau {tau:.2f}, shuffled 0)", p)
+
+
+def _picked(outcome: AceNASOutcome) -> Section:
+    context, unit = outcome.context, outcome.context["unit"]
+    row = context["names"].index(outcome.pick)
+    believed = int(_ranks(outcome.scores[-1][context["pool"]])[context["pool"].tolist().index(row)])
+    label = float(outcome.labels[outcome.rows.tolist().index(row)])
+    numbers = {"picked": outcome.pick, "label": label, "predicted rank": believed, "of": len(context["pool"])}
+    text = f"{outcome.pick} was measured at {label:.2f} {unit} of {context['metric']}, the best of {len(outcome.rows)} "
+    text += "that were trained."
+    if outcome.recipe.scorer not in BASELINES:
+        text += f" The scorer had it at rank {believed} of {len(context['pool'])}."
+    if context["truth"] is not None:
+        truth = context["truth"][context["pool"]]
+        numbers["true rank"] = 1 + int((truth > context["truth"][row]).sum())
+        numbers["chance"] = ranking_metrics.expected_best(truth, len(outcome.rows))
+        text += f" By the table it is rank {numbers['true rank']}; as many random trainings find "
+        text += f"{numbers['chance']:.2f} {unit} on average, and it has {float(context['truth'][row]):.2f}."
+    graphs = context["graphs"]
+    return Section(
+        "The pick", text, numbers, [graph(graphs[outcome.pick], "the pick")] if outcome.pick in graphs else []
+    )
+
+
+def _alternatives(outcome: AceNASOutcome) -> Section:
+    """The ten that the scorer put first, with what was measured of each."""
+    context, truth = outcome.context, outcome.context["truth"]
+    labels = dict(zip(outcome.rows.tolist(), outcome.labels.tolist(), strict=True))
+    rows = []
+    for rank, name in enumerate(outcome.ranking[:10], 1):
+        row = context["names"].index(name)
+        true = None if truth is None else 1 + int((truth[context["pool"]] > truth[row]).sum())
+        rows.append({"predicted rank": rank, "name": name, "label": labels.get(row), "true rank": true})
+    text = "The ten of the highest scores, what was measured of those that were trained"
+    text += ", and their ranks by the table." if truth is not None else "."
+    return Section("Its alternatives", text, rows, [_listing(rows, context["unit"], outcome.pick)])
+
+
+def _listing(rows: Sequence[dict[str, Any]], unit: str, pick: str) -> str:
+    """A line an architecture; the pick in bold."""
+    parts, width = [], 620
+    for k, row in enumerate(rows):
+        y, kind = svg.HEAD + k * svg.LINE + svg.BASE, "strong" if row["name"] == pick else ""
+        measured = "not trained" if row["label"] is None else f"{row['label']:.2f} {unit}"
+        rank = "" if row["true rank"] is None else f"true rank {row['true rank']}"
+        parts += [svg.text(0, y, str(row["predicted rank"]), kind), svg.text(380, y, measured, kind)]
+        parts += [svg.text(28, y, svg.fit(row["name"], 340), kind, row["name"]), svg.text(500, y, rank, kind)]
+    title = "predicted rank, architecture, measured"
+    return svg.document(width, svg.HEAD + len(rows) * svg.LINE + 4, title, title, parts)
+
+
+def _curve(outcome: AceNASOutcome) -> Section:
+    """The best label so far, training after training, beside what chance finds."""
+    context, truth = outcome.context, outcome.context["truth"]
+    so_far = outcome.labels.cummax(0).values.tolist()
+    curve = [(float(k), value) for k, value in enumerate(so_far, 1)]
+    series, text = [svg.Series("this search", curve)], "The best label so far, in the order of the trainings."
+    if truth is not None:
+        pool = truth[context["pool"]]
+        some = sorted({1, *range(1, len(so_far) + 1, max(1, len(so_far) // 20)), len(so_far)})
+        series.append(
+            svg.Series("random, on average", [(float(k), ranking_metrics.expected_best(pool, k)) for k in some])
+        )
+        text += " Chance is the mean over all draws of as many, by the table's truth, counted exactly."
+    chart = svg.lines(series, "trainings", f"{context['metric']} ({context['unit']})", title="the search", width=460)
+    return Section("The search", text, {"best so far": so_far}, [chart])
+
+
+def _rounds(outcome: AceNASOutcome) -> Section:
+    text = "What was believed against what is true, after each round; the best predicted; what the trained ones cost."
+    return Section("Believed and measured", text, {"learned": outcome.learned}, [explore(outcome)])
+
+
+def _no_networks() -> Section:
+    text = (
+        "A search trains or looks up architectures and keeps none of their networks, so that no two can be laid side "
+    )
+    return Section("Networks", text + "by side here: give lab.lens.compare the two that you have trained.", {})

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from ..core.outcome import Outcome
+from ..core.rooms import at_first_use
 from .client import DataOwner, Recommendation
 from .evaluation import TaskRecord
 from .layers import Ranker
 from .learning import Record, RoundConfig
 from .messages import ANY, PERCENT
 from .platform import Platform
+
+_above, _ = at_first_use({"__name__": __package__}, "view")
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -37,6 +40,17 @@ class HyperFDOutcome(Outcome):
         tree = saved["found"]
         served = [TaskRecord.from_dict(record) for record in tree["served"]]
         return cls(recipe=recipe, served=served, state=tree["state"], context=tree["known"], **cls.records(saved))
+
+    def explain(self, task: Any = None, batches: Any = None, **options: Any) -> Any:
+        """What was recommended beside what else was tried, on one page: see `lab.hyperfd.view.explained`.
+
+        `task` is a FaceTask; the option `detectors` names detectors with their configurations, to be asked about the
+        faces that it holds out. TypeError for what is neither.
+        """
+        detectors = options.pop("detectors", None)
+        for name in (*(["batches"] if batches is not None else []), *options):
+            raise TypeError(f"explain() of a stream takes no {name!r}: give a FaceTask and detectors={{name: ...}}")
+        return _above("view").explained(self, task, detectors)
 
     def recommend(self, data: Any, k: int = 5) -> list[dict[str, Any]]:
         """The k most promising configurations for a new data set, best first, as decisions by name; nothing is learned.

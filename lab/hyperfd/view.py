@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from ..core import ranking_metrics, store
-from ..core.data.faces import Faces
+from ..core.data.faces import Faces, FaceTask
+from ..lens.changes import Section
+from ..lens.explanation import Explanation
+from ..lens.sanity import LEVEL, Check
+from ..lens.significance import sign_p
 from ..ui import Control, Explorer, Frame, raster, svg, view
 from ..ui.curves import interval_curves
-from .detector import FaceDetector, detect
+from .detector import FaceDetector, detect, score
+from .evaluation import TaskRecord
 from .outcome import HyperFDOutcome
 from .space import Configuration
 
@@ -273,3 +278,117 @@ def privacy_contest() -> Any:
     import pandas
 
     return pandas.DataFrame(json.loads(store.artefact("faces/epsilon.json").read_text(encoding="utf-8"))["runs"])
+
+
+# -- recommended beside tried ------------------------------------------------------------------------------------------
+
+WORTH = (
+    f"Recommendations and scores that know nothing pass these checks at most once in {1 / LEVEL:,.0f}: exact sign "
+    "tests over the tasks of the stream but the first, when nobody knows anything."
+)
+
+
+def explained(
+    outcome: HyperFDOutcome,
+    faces: FaceTask | None = None,
+    detectors: Mapping[str, tuple[FaceDetector, Configuration]] | None = None,
+) -> Explanation:
+    """What was recommended beside what else was tried, predicted and measured; detectors on the faces held out."""
+    if faces is not None and not isinstance(faces, FaceTask):
+        raise TypeError(f"explain() of a stream takes a FaceTask, not a {type(faces).__name__}: see lab.tasks.faces")
+    if (faces is None) != (not detectors):
+        raise ValueError("explain() asks detectors about faces: give a FaceTask and detectors={name: (net, settings)}")
+    sections = [_against(outcome), _predicted(outcome), _stream(outcome), _detectors(faces, detectors)]
+    return Explanation(outcome.report, tuple(_checks(outcome)), tuple(sections), WORTH)
+
+
+def _checks(outcome: HyperFDOutcome) -> list[Check]:
+    """Whether recommendations beat chance, and scores order what was tried, over the tasks but the first."""
+    later, checks = outcome.served[1:], []
+    if 0.5 ** len(later) > LEVEL:
+        return [Check("recommendations", False, f"{len(outcome.served)} tasks are too few to tell")]
+    pairs = [(task.regret, task.random) for task in later if task.regret is not None and task.random is not None]
+    if pairs:
+        p = sign_p(sum(a < b for a, b in pairs), sum(a > b for a, b in pairs))
+        text = f"what was recommended is {'no ' if p > LEVEL else ''}better than as many random choices"
+        checks.append(Check("recommendations", p > LEVEL, text, p))
+    if outcome.state:
+        taus = [tau for task in later if (tau := order(task)) is not None]
+        p = sign_p(sum(tau > 0 for tau in taus), sum(tau < 0 for tau in taus))
+        text = f"the scores order what was tried {'no ' if p > LEVEL else ''}better than chance"
+        checks.append(Check("order of the scores", p > LEVEL, text, p))
+    return checks
+
+
+def order(task: TaskRecord) -> float | None:
+    """Kendall's tau of the scores of all that a client tried with its results; None where it tried fewer than three."""
+    if len(task.tried) < 3:
+        return None
+    return ranking_metrics.kendall_tau(task.scores[list(task.tried)], torch.tensor(task.tried_results))
+
+
+def _against(outcome: HyperFDOutcome) -> Section:
+    """The mean regret of what was recommended and of its rivals."""
+    rows = {name: [y for position, y in points if position] for name, points in numbers(outcome).items()}
+    means = {name: sum(values) / len(values) for name, values in rows.items() if values}
+    if not means:
+        text = "Every result was trained, and what else there would have been is not known: nothing tells the regret."
+        return Section("The recommended and their rivals", text, {})
+    unit = outcome.context["unit"]
+    listed = ", ".join(f"{name} {mean:.1f}" for name, mean in sorted(means.items(), key=lambda item: item[1]))
+    text = f"Mean regret in {unit} of all tasks but the first, the lowest first: {listed}. The default is one choice."
+    highest = max(means.values()) or 1.0
+    chart = svg.bars(
+        [(name, round(mean, 2), round(highest, 2)) for name, mean in means.items()], title=f"regret ({unit})"
+    )
+    return Section("The recommended and their rivals", text, means, [chart])
+
+
+def _predicted(outcome: HyperFDOutcome) -> Section:
+    """Task by task the score of each configuration that was tried, and what it did."""
+    unit, metric = outcome.context["unit"], outcome.context["metric"]
+
+    def draw(task: int) -> Frame:
+        record = outcome.served[task - 1]
+        points = [(float(record.scores[row]), y) for row, y in zip(record.tried, record.tried_results, strict=True)]
+        groups = {"recommended": points[: len(record.rows)], "drawn at random": points[len(record.rows) :]}
+        series = [svg.Series(name, some, joined=False) for name, some in groups.items() if some]
+        tau = order(record)
+        facts = {"data set": record.name, "kendall tau": "-" if tau is None else f"{tau:.2f}"}
+        return Frame(svg.lines(series, "predicted score", f"{metric} ({unit})", title="tried by this client"), facts)
+
+    taus = {task.name: order(task) for task in outcome.served}
+    told = [tau for tau in taus.values() if tau is not None]
+    mean = sum(told) / len(told) if told else math.nan
+    text = "What the platform predicted of each configuration that a client tried, and what the client measured. "
+    text += f"Kendall's tau is {mean:.2f} on average; of shuffled scores it is 0."
+    controls = {"task": Control(list(range(1, len(outcome.served) + 1)), label="task")}
+    return Section("Predicted and measured", text, {"kendall tau": taus}, [Explorer(draw, controls)])
+
+
+def _stream(outcome: HyperFDOutcome) -> Section:
+    text = "Each task as it came: its regret, what was recommended to it, and what crossed the privacy boundary."
+    return Section("The stream", text, [crossed(outcome, k) for k in range(len(outcome.served))], [explore(outcome)])
+
+
+def _detectors(faces: FaceTask | None, detectors: Mapping[str, tuple[FaceDetector, Configuration]] | None) -> Section:
+    """Average precision of detectors on the faces that a task holds out, and what they find in two of its pictures."""
+    if faces is None or not detectors:
+        text = "The clients keep their detectors, the outcome has none: give explain() a FaceTask and detectors={name: "
+        return Section("Detectors", text + "(net, configuration)}, such as one before and one after.", {})
+    held_out = faces.held_out
+    precisions = {name: score(net, held_out, settings.side) for name, (net, settings) in detectors.items()}
+    listed = ", ".join(f"{name} {found['ap50']:.1f} %" for name, found in precisions.items())
+    text = f"Average precision at an overlap of 0.5 on {len(held_out)} pictures held out: {listed}."
+    parts = [_found(held_out, k, name, *of) for k in range(min(2, len(held_out))) for name, of in detectors.items()]
+    return Section("Detectors", text, precisions, parts)
+
+
+def _found(faces: Faces, number: int, name: str, net: FaceDetector, settings: Configuration) -> str:
+    """What a detector finds in one picture, as many boxes as there are faces, drawn small."""
+    image, truth = faces.images[number], faces.boxes[number]
+    boxes = detect(net, [image], settings.side)[0][0][: len(truth)]
+    scale = min(1.0, 160 / max(image.shape[1:]))
+    size = [max(1, round(side * scale)) for side in image.shape[1:]]
+    small = torch.nn.functional.interpolate(image[None].float(), size=size, mode="area")[0].to(torch.uint8)
+    return boxed(small, truth * scale, boxes * scale, f"{name}: {faces.names[number]}")

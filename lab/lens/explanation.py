@@ -40,17 +40,25 @@ _STYLE = """<style>
 </style>"""
 
 
+_PAIRS = (
+    f"What knows nothing passes a check against chance at most once in {1 / LEVEL:,.0f}. The checks of the loss, of "
+    "other numbers of the classes and of other preparations raise an alarm on a sound pair in at most "
+    f"{ALARMS:.0%} of pages, all together (exact tests, Bonferroni)."
+)
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Explanation:
     """Two networks on the same examples: a report, checks of whether they are what they are taken for, and pictures.
 
     `report` has the numbers, `checks` what was checked, `alarms` what is wrong, `sections` the rest; `save(path)`
-    writes all of it as one page that needs no kernel.
+    writes all of it as one page that needs no kernel. `worth` says what an alarm is worth.
     """
 
     report: Report
     checks: tuple[Check, ...]
     sections: tuple[Section, ...]
+    worth: str = _PAIRS
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -100,12 +108,7 @@ class Explanation:
             f"<td>{escape(check.text)}</td><td>{'' if check.p is None else f'p = {check.p:.2g}'}</td></tr>"
             for check in self.checks
         )
-        text = (
-            f"What knows nothing passes a check against chance at most once in {1 / LEVEL:,.0f}. The checks of the "
-            f"loss, of other numbers of the classes and of other preparations raise an alarm on a sound pair in at "
-            f"most {ALARMS:.0%} of pages, all together (exact tests, Bonferroni)."
-        )
-        return f'<div class="scroll checked"><table>{rows}</table></div><p>{text}</p>'
+        return f'<div class="scroll checked"><table>{rows}</table></div><p>{escape(self.worth)}</p>'
 
     def __repr__(self) -> str:
         verdict = [f"{_alarms(len(self.alarms))}:", *(f"  {text}" for text in self.alarms)]

@@ -11,6 +11,7 @@ from .classifier import Classifier
 from .comparison import Comparison, compare
 from .contests import Contest, contest
 from .explorer import Control, Explorer, Frame, page
+from .exporting import export
 from .figures import figure
 from .pruning import pruning_rate
 
@@ -23,6 +24,7 @@ __all__ = [
     "Frame",
     "compare",
     "contest",
+    "export",
     "figure",
     "page",
     "pruning_rate",

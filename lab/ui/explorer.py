@@ -8,6 +8,7 @@ import gzip
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -18,10 +19,14 @@ from typing import Any
 import anywidget
 import traitlets
 
+from ..core.errors import first_line
 from . import still, svg
 
+THINNED = "This page holds some of the values of these controls; in JupyterLab all are there."
 _STATIC = Path(__file__).parent / "static"
 STATES, BYTES = 4_000, 1_000_000  # what one saved page may hold
+SHARE = 300_000  # bytes of one explorer among others on a page
+EXPORTING = "LAB_EXPORT"  # set for the kernel of a notebook that is to become a page: see `exporting`
 Value = str | int | float | bool
 
 
@@ -206,6 +211,17 @@ class Explorer(anywidget.AnyWidget):
         state = {**self.state, "spec": spec, "frame": _sent(self.frame), "message": "", "busy": ""}
         return gzip.compress(json.dumps({"state": state, "frames": self._frames(controls)}).encode(), mtime=0)
 
+    def bounded(self, size: int = SHARE) -> tuple[bytes, bool]:
+        """`states` of at most so many bytes, and whether values of the controls were left out for it, spread evenly."""
+        full = {name: list(control.values) for name, control in self._controls.items()}
+        for most in (math.prod(map(len, full.values())), 400, 100, 40, 16):
+            if most <= STATES:
+                values = _fewer(full, most)
+                packed = self.states(**values)
+                if len(packed) <= size:
+                    break
+        return packed, values != full
+
     def static(self) -> str:
         """The present state as HTML without scripts or styles, on one line."""
         state = [(c.label or name, f"{svg.number(self.state[name])} {c.unit}") for name, c in self._controls.items()]
@@ -219,9 +235,19 @@ class Explorer(anywidget.AnyWidget):
         return f"Explorer({' | '.join(part for part in (state, facts, self.message) if part)})"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict, dict]:
+        if os.environ.get(EXPORTING):
+            return {"text/plain": repr(self), "text/html": self._exported()}, {}
         data, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
         data["text/html"] = f"<!--lab picture-->{self.static()}<!--end-->"
         return data, metadata
+
+    def _exported(self) -> str:
+        """What moves on a page that a notebook becomes; the picture alone, and why, where it cannot be drawn ahead."""
+        try:
+            packed, is_thinned = self.bounded()
+        except Exception as error:
+            return f"<div>{self.static()}</div><p>Stands still on this page: {escape(first_line(error))}.</p>"
+        return movable(self, packed) + (f"<p>{THINNED}</p>" if is_thinned else "")
 
     def _follow(self, _: Any) -> None:
         self._attempt(lambda: self._draw(*self.state.values()))
@@ -264,19 +290,34 @@ def _spec(title: str, controls: Mapping[str, Control], actions: Iterable[str]) -
     return {"title": title, "controls": shown, "actions": list(actions)}
 
 
+def _fewer(values: Mapping[str, list], most: int) -> dict[str, list]:
+    """Values of the controls, spread evenly, with which at most so many states are left; the longest lose first."""
+    values = dict(values)
+    while math.prod(map(len, values.values())) > most:
+        longest = max(values, key=lambda name: len(values[name]))
+        values[longest] = values[longest][::2]
+    return values
+
+
+def movable(explorer: Explorer, states: bytes) -> str:
+    """The explorer's picture with its states behind it, which `player` makes move."""
+    kept = base64.b64encode(states).decode()
+    return f'<div>{explorer.static()}</div>\n<script type="text/plain" class="states">{kept}</script>'
+
+
+def player() -> str:
+    """The script that makes all movable explorers of a page move."""
+    script = Explorer._esm.replace("</", "<\\/")
+    return f"""<script type="module">
+{script}
+for (const states of document.querySelectorAll(".states"))
+  unpack(states.textContent).then((kept) => render({{ model: replay(kept), el: states.previousElementSibling }}));
+</script>"""
+
+
 def page(title: str, parts: Iterable["str | tuple[Explorer, bytes]"]) -> bytes:
     """One HTML file that needs nothing else: parts in order, each HTML as it is, or an explorer with its states."""
-    body, count = [], 0
-    for part in parts:
-        if isinstance(part, str):
-            body.append(part)
-            continue
-        explorer, states = part
-        body.append(f"<div>{explorer.static()}</div>")
-        kept = base64.b64encode(states).decode()
-        body.append(f'<script type="text/plain" class="states" id="states{count or ""}">{kept}</script>')
-        count += 1
-    script = Explorer._esm.replace("</", "<\\/")
+    body = [part if isinstance(part, str) else movable(*part) for part in parts]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(title)}</title>
@@ -285,11 +326,7 @@ def page(title: str, parts: Iterable["str | tuple[Explorer, bytes]"]) -> bytes:
 <body><main>
 {chr(10).join(body)}
 </main>
-<script type="module">
-{script}
-for (const states of document.querySelectorAll(".states"))
-  unpack(states.textContent).then((kept) => render({{ model: replay(kept), el: states.previousElementSibling }}));
-</script></body></html>
+{player()}</body></html>
 """.encode()
 
 

@@ -1,5 +1,7 @@
 """What views show is what was found."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -73,3 +75,29 @@ def test_curves_have_bands():
 @pytest.mark.slow
 def test_settings_are_those_of_the_table():
     assert lab.view(run(QUICK)).spec is not None
+
+
+def test_a_search_explains_its_pick_beside_what_chance_finds(outcome, tmp_path):
+    explanation = outcome.explain()
+    assert len(explanation.save(tmp_path / "page.html").read_bytes()) < 500_000
+    numbers = explanation.to_dict()
+    truth = chains().truth
+    picked = truth[chains().names.index(outcome.pick)]
+    assert numbers["The pick"]["true rank"] == 1 + int((truth > picked).sum())
+    assert [row["predicted rank"] for row in numbers["Its alternatives"]] == list(range(1, 11))
+    assert numbers["The search"]["best so far"][-1] == pytest.approx(float(outcome.labels.max()))
+    draws = [truth[torch.randperm(81)[:23]].max() >= picked for _ in range(400)]
+    assert view.as_good(outcome) == pytest.approx(sum(map(float, draws)) / 400, abs=0.1)
+    assert "keeps none of their networks" in repr(explanation)
+    with pytest.raises(TypeError, match="of a search takes no 'most'"):
+        outcome.explain(most=3)
+
+
+def test_a_pick_and_scores_that_are_no_better_than_chance_raise_alarms(outcome):
+    worst = chains().names[int(chains().truth.argmin())]
+    spoiled = replace(outcome, scores=-outcome.scores, pick=worst, rows=outcome.rows.clone())
+    spoiled.rows[-1] = int(chains().truth.argmin())
+    assert {check.name for check in spoiled.explain().checks if check.alarm} == {
+        "a random search",
+        "order of the scores",
+    }

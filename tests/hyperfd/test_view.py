@@ -133,3 +133,42 @@ def test_regret_is_drawn_over_epsilon_as_the_benchmark_measured_it():
     assert {note.text for note in drawn.layout.annotations} == {*runs["by"]} - {*at["by"]} - {
         f"epsilon {x:g}" for x in line.x
     } | {"chance"}
+
+
+def test_a_stream_explains_what_it_recommended(outcome, tmp_path):
+    explanation = outcome.explain()
+    assert len(explanation.save(tmp_path / "page.html").read_bytes()) < 500_000
+    numbers = explanation.to_dict()
+    means = numbers["The recommended and their rivals"]
+    assert means["recommended"] == pytest.approx(outcome.report["regret"].after)
+    assert set(numbers["Predicted and measured"]["kendall tau"]) == set(small.stream().names)
+    assert [check.text for check in explanation.checks] == ["6 tasks are too few to tell"]
+    assert "The clients keep their detectors" in repr(explanation)
+    for arguments, line in (
+        ({"task": 3}, "takes a FaceTask, not a int"),
+        ({"batches": []}, "takes no 'batches'"),
+        ({"detectors": {"a": ()}}, "give a FaceTask and detectors"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=line):
+            outcome.explain(**arguments)
+
+
+def test_recommendations_that_are_no_better_than_chance_raise_an_alarm(outcome):
+    one, scores = outcome.served[0], torch.zeros(18)
+    scores[list(one.tried)] = torch.tensor(one.tried_results).float()
+    good = [replace(one, regret=0.0, random=5.0, scores=scores) for _ in range(12)]
+    bad = [replace(one, regret=5.0, random=4.0, scores=-scores) for _ in range(12)]
+    assert [check.alarm for check in view._checks(replace(outcome, served=good))] == [False, False]
+    assert [check.alarm for check in view._checks(replace(outcome, served=bad))] == [True, True]
+
+
+def test_detectors_are_asked_about_the_faces_held_out(outcome, tmp_path):
+    task = lab.tasks.faces("portraits")
+    task = replace(task, held_out=task.held_out[range(3)])
+    with seeded(0):
+        net = (FaceDetector(0.25).eval(), Configuration(width=0.25, side=96))
+    explanation = outcome.explain(task, detectors={"before": net, "after": net})
+    found = explanation.to_dict()["Detectors"]
+    assert found["before"] == found["after"] and set(found["after"]) == {"ap50", "ap"}
+    assert len(explanation.sections[-1].parts) == 4  # two pictures, two detectors
+    assert len(explanation.save(tmp_path / "page.html").read_bytes()) < 500_000

@@ -97,7 +97,7 @@ def test_a_free_control_takes_any_text_and_a_page_lists_what_was_typed(tmp_path)
     with pytest.raises(ValueError, match="text='' is not on this control: choose one of 'a', 'b'"):
         explorer.text = ""
     page = explorer.save(tmp_path / "page.html").read_text()
-    states = json.loads(gzip.decompress(base64.b64decode(re.search('id="states">([^<]*)<', page).group(1))))
+    states = json.loads(gzip.decompress(base64.b64decode(re.search('class="states">([^<]*)<', page).group(1))))
     assert states["state"]["spec"]["controls"][0]["values"] == ["a", "b", "c"] and set(states["frames"]) == set("012")
     assert not states["state"]["spec"]["controls"][0]["free"]
     with pytest.raises(ValueError, match=r"a free control has the values \(1, 2\): give texts only"):
@@ -228,7 +228,7 @@ def test_saved_page_holds_every_state(tmp_path):
     text = page.read_text()
     assert page.stat().st_size < 100_000
     assert set(re.findall(r"https?://[^' ]*", text)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
-    packed = re.search('id="states">(.*?)</script>', text).group(1)
+    packed = re.search('class="states">(.*?)</script>', text).group(1)
     saved = json.loads(gzip.decompress(base64.b64decode(packed)))
     assert len(saved["frames"]) == 40 and saved["state"]["rate"] == 0.5
     assert saved["frames"]["10,1"]["svg"] == draw(0.5, "conv2").svg
@@ -340,7 +340,7 @@ def run_in_node(explorer, folder, script):
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     text = explorer.save(folder / "page.html").read_text()
-    (folder / "states.txt").write_text(re.search('id="states">(.*?)</script>', text).group(1))
+    (folder / "states.txt").write_text(re.search('class="states">(.*?)</script>', text).group(1))
     (folder / "explorer.mjs").write_text(Explorer._esm)
     (folder / "driver.mjs").write_text(DOM + script)
     ran = subprocess.run(["node", "driver.mjs"], cwd=folder, capture_output=True, text=True, timeout=60)
