@@ -32,6 +32,7 @@ STAYS = {  # in the checkout, where LAB_DATA finds it: the wheel is to stay belo
     "data/acenas": ("results.csv.gz", "figures.json", "labels.json", "fronts.json"),
     "data/faces": ("figures.json", "graphs.json", "claim.json", "trust.json"),
     "data/fashion": ("vgg16.*",),
+    "data/lens": ("explain.json",),
     "data/photos": ("edsr_x3.*", "edsr_x4.*"),
     "data/sparsebytenn": ("trained_4x4.npz", "imagenet.json", "arm.json", "web.json", "int8*.json"),
     "benchmarks": (

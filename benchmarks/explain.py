@@ -14,6 +14,7 @@ import argparse
 import copy
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -358,6 +359,23 @@ def figures(rows: Mapping[tuple[str, int], dict]) -> dict:
     }
 
 
+def raised_by(rows: Mapping[tuple[str, int], dict]) -> dict[str, dict[str, int]]:
+    """Of each sabotage how many networks and seeds each check raised its alarm for."""
+    pairs = [(way, alarms) for row in rows.values() for way, alarms in row["sabotage"].items()]
+    counts: dict[str, Counter] = {way: Counter() for way in SABOTAGE}
+    for way, alarms in pairs:
+        counts[way].update(alarms)
+    return {way: dict(count.most_common()) for way, count in counts.items()}
+
+
+def record(cell: tuple[str, int], row: dict) -> dict:
+    """What is kept of a network and a seed: how many pairs it had, false alarms and what was missed."""
+    false = {way: alarms for way, alarms in row["sound"].items() if alarms}
+    missed = [way for way, alarms in row["sabotage"].items() if not alarms]
+    counts = {kind: len(row[kind]) for kind in ("sound", "sabotage")}
+    return {"network": cell[0], "seed": cell[1], **counts, "false": false, "missed": missed}
+
+
 def done(cells: Sequence[tuple[str, int]], path: Path, minutes: float) -> dict[tuple[str, int], dict]:
     """What each cell has shown, those that are missing once they have run."""
     lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
@@ -397,7 +415,8 @@ def main() -> None:
         "machine": machine(),
         "sabotage": list(SABOTAGE),
         "compressed": list(COMPRESSED),
-        "records": [{"network": name, "seed": seed} | row for (name, seed), row in rows.items()],
+        "raised_by": raised_by(rows),
+        "records": [record(cell, row) for cell, row in rows.items()],
     }
     print(json.dumps(kept["figures"], indent=1))
     if arguments.json:

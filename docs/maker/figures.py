@@ -68,6 +68,12 @@ OTHERS = {
     "bad_inputs": ("reliability/figures", ("inputs", "inputs"), 1, 0),
     "bad_names": ("reliability/figures", ("inputs", "names"), 1, 0),
     "bad_faults": ("reliability/figures", ("inputs", "fault_count"), 1, 0),
+    "alarm_spoiled": ("lens/explain", ("figures", "sabotaged_pairs"), 1, 0),
+    "alarm_missed": ("lens/explain", ("figures", "missed"), 1, 0),
+    "alarm_sound": ("lens/explain", ("figures", "sound_pairs"), 1, 0),
+    "alarm_false": ("lens/explain", ("figures", "false_alarms"), 1, 0),
+    "alarm_networks": ("lens/explain", ("figures", "networks"), 1, 0),
+    "alarm_ways": ("lens/explain", ("figures", "sabotage"), 1, 0),
     "wasm_faster": ("sparsebytenn/web", ("figures", "wasm_speedup_50"), 1, 1),
 }  # fmt: skip
 

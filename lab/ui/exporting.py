@@ -46,7 +46,7 @@ def _executed(path: Path) -> Any:
         from nbclient.exceptions import CellExecutionError
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
         raise ValueError(f"{path} is no notebook: give a file that Jupyter saved") from error
     where = {"metadata": {"path": str(path.parent.resolve())}}
     client = NotebookClient(notebook, timeout=None, resources=where, store_widget_state=False)

@@ -136,7 +136,9 @@ def pascal_voc(folder: str | Path, names: Sequence[str] = VOC_NAMES) -> Iterator
 def street_scenes(path: str | Path) -> Iterator[Record]:
     """The records of a zip archive: annotations.json has {file: {boxes: [[left, top, right, bottom, class], ...]}}."""
     try:
-        tree = json.loads(inflating.member(path, "annotations.json"))
+        content = inflating.member(path, "annotations.json")
+        inflating.validate_values(path, content)
+        tree = json.loads(content)
         boxes = {name: np.array([box[:4] for box in tree[name]["boxes"]], float).reshape(-1, 4) for name in tree}
     except (LookupError, TypeError, *inflating.DAMAGE) as error:
         raise ValueError(f"{path} has no annotations.json with boxes ({error}): give {FORMS}") from error
@@ -175,7 +177,7 @@ def _are_numbers(line: str) -> bool:
 def _text(path: Path) -> str:
     """A listing; a byte order mark is no part of it."""
     try:
-        return inflating.content(path).decode("utf-8-sig")
+        return inflating.text(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text ({error.reason}, byte {error.start}): save it as UTF-8") from error
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 LEAST, TIMES = 2**28, 50  # bytes that may always come out; above them, so many times what lies on the disk
+VALUES, VALUES_TIMES = 2**22, 8  # values that text may always hold; above them, so many a byte on the disk
 DAMAGE = (  # what these libraries raise for a file that is not whole
     OSError,
     ValueError,
@@ -57,10 +58,22 @@ class InflatedFile:
         return content
 
 
-def content(path: str | Path) -> bytes:
-    """All bytes of a file, inflated."""
+def text(path: str | Path) -> bytes:
+    """All bytes of a file of JSON, a table or a listing, inflated; ValueError for more values than it may hold."""
     with InflatedFile(path) as stream:
-        return stream.read()
+        content = stream.read()
+    validate_values(path, content)
+    return content
+
+
+def validate_values(path: str | Path, content: bytes, before: int = 0) -> int:
+    """How many values text may hold, with those before; ValueError above what its file may: an object each fills 20
+    times the text."""
+    count = before + sum(map(content.count, (b",", b"[", b"{", b"\n")))
+    most = max(VALUES, VALUES_TIMES * Path(path).stat().st_size)
+    if count > most:
+        raise ValueError(f"{path} holds {count:,} values, more than {most:,}: {_remedy()}")
+    return count
 
 
 def files(path: str | Path) -> Iterator[tuple[str, Any]]:

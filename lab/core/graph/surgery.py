@@ -45,6 +45,13 @@ class Plan:
     branches: tuple[str, ...] = ()
     embedding: dict[str, Kept] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for part in (self.channels, self.inputs, self.outputs, self.embedding):
+            for name, index in part.items():
+                if len(set(index)) < len(index):
+                    twice = next(k for k in index if list(index).count(k) > 1)
+                    raise ValueError(f"the plan keeps channel {twice} of {name!r} twice: name each once")
+
     def to_dict(self) -> dict:
         """The plan as JSON values; an embedding that nothing cuts is left out."""
         return {name: value for name, value in asdict(self).items() if value or name != "embedding"}

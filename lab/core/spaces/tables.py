@@ -205,7 +205,7 @@ def read_csv(path: str | Path) -> "pd.DataFrame":
         import pandas as pd
 
     try:
-        return pd.read_csv(io.BytesIO(inflating.content(path)))
+        return pd.read_csv(io.BytesIO(inflating.text(path)))
     except inflating.DAMAGE as error:
         reason = first_line(error)
         raise ValueError(f"{path} is no table ({reason}): give a CSV file") from error
@@ -213,7 +213,7 @@ def read_csv(path: str | Path) -> "pd.DataFrame":
 
 def _read_json(path: str | Path) -> Any:
     try:
-        return json.loads(inflating.content(path))
+        return json.loads(inflating.text(path))
     except inflating.DAMAGE as error:
         raise ValueError(f"{path} is no JSON ({error}): give the benchmark's own file") from error
 
@@ -224,12 +224,13 @@ def _json_files(path: Path) -> Iterator[tuple[str, Any]]:
             yield file.name, _read_json(file)
         return
     members: dict[str, Any] = {}
-    reading = str(path)
+    reading, count = str(path), 0
     try:
-        for name, content in inflating.files(path):
+        for name, stream in inflating.files(path):
             if name.endswith(".json"):
-                reading = f"{path}: {name}"
-                members[name] = json.loads(content.read())
+                reading, content = f"{path}: {name}", stream.read()
+                count = inflating.validate_values(path, content, count)
+                members[name] = json.loads(content)
     except inflating.DAMAGE as error:
         raise ValueError(f"{reading} cannot be read ({error}): give an archive of JSON files") from error
     yield from sorted(members.items())

@@ -389,14 +389,14 @@ def test_an_annotation_that_tells_the_lying_size_was_drawn_on_the_lying_picture(
 # -- what would fill the memory ----------------------------------------------------------------------------------------
 
 
-def packed(path, name, size):
+def packed(path, name, size, mark=b"\0"):
     street(path, {f"{i}.jpg": {"boxes": [[1, 2, 9, 9]]} for i in range(5)})
     with zipfile.ZipFile(path) as old:
         kept = {one: old.read(one) for one in old.namelist() if one != name}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for one, content in kept.items():
             archive.writestr(one, content)
-        archive.writestr(name, bytes(size))
+        archive.writestr(name, size * mark)
     return path
 
 
@@ -406,6 +406,10 @@ def test_a_member_that_inflates_to_a_gigabyte_is_not_inflated(tmp_path, monkeypa
     monkeypatch.setattr(inflating, "LEAST", 2**16)
     with pytest.warns(UserWarning, match=r"skipped: 0\.jpg"):
         lab.tasks.faces(folder=picture)
+    monkeypatch.setattr(inflating, "VALUES", 100)
+    crowded = packed(tmp_path / "c.zip", "annotations.json", 60_000, b",")
+    with pytest.raises(ValueError, match=r"annotations\.json .*c\.zip holds 60,000 values, more than"):
+        lab.tasks.faces(folder=crowded)
     monkeypatch.setattr(zipfile.ZipExtFile, "_read1", lambda *_: pytest.fail("it was inflated"))
     with pytest.raises(
         ValueError, match=r"annotations\.json inflates to 10,000,000 bytes, more than .*fill the memory"

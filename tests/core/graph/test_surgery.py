@@ -175,3 +175,11 @@ def test_gather_lists_what_stays_of_an_axis_and_in_which_order():
     assert channels.gather(flat, {group: torch.tensor([0]), **elsewhere}).tolist() == [0, 1, 2, 3]
     joined = (*flat, *flat)
     assert channels.gather(joined, {group: torch.tensor([1])}).tolist() == [4, 5, 6, 7, 16, 17, 18, 19]
+
+
+@pytest.mark.parametrize("part", ["channels", "inputs", "outputs", "embedding"])
+def test_a_channel_that_a_plan_keeps_twice_is_told_in_one_line(part):
+    with pytest.raises(ValueError, match="the plan keeps channel 1 of 'conv' twice: name each once"):
+        Plan(**{part: {"conv": (0, 1, 1)}})
+    with pytest.raises(ValueError, match="twice"):
+        Plan.from_dict(Plan().to_dict() | {part: {"conv": [2, 2]}})

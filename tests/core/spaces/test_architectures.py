@@ -329,6 +329,23 @@ def test_no_table_is_inflated_beyond_its_limit(tmp_path, monkeypatch):
     one_line(lab.tables.accel_nasbench, tmp_path / "a.tar.gz", r"cannot be read")
 
 
+def test_no_text_is_parsed_into_more_values_than_its_file_may_hold(tmp_path, monkeypatch):
+    monkeypatch.setattr(inflating, "VALUES", 2**10)
+    many = gzip.compress(b"[" + b"[]," * 10**5 + b"0]", mtime=0)
+    (tmp_path / "a.gz").write_bytes(many)
+    one_line(lab.tables.nasbench_macro, tmp_path / "a.gz", r"a\.gz holds 200,001 values, more than 1,024")
+    (tmp_path / "b.gz").write_bytes(gzip.compress(b"a,b\n" * 10**5, mtime=0))
+    one_line(lab.tables.nasbench201, tmp_path / "b.gz", r"b\.gz holds 200,000 values, more than")
+    with tarfile.open(tmp_path / "c.tar.gz", "w:gz") as archive:
+        for name in ("x.json", "y.json"):  # together they are too many
+            member = tarfile.TarInfo(name)
+            member.size = 3 * 600 + 3
+            archive.addfile(member, io.BytesIO(b"[" + b"[]," * 600 + b"0]"))
+    one_line(
+        lab.tables.accel_nasbench, tmp_path / "c.tar.gz", r"c\.tar\.gz: x\.json cannot be read .*holds 1,201 values"
+    )
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"rubbish" * 200, gzip.compress(b"rubbish" * 200, mtime=0), gzip.compress(b"a" * 99, mtime=0)[:-9]]
 )
