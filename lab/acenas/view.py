@@ -1,6 +1,7 @@
 """AceNAS seen: how each round ranks the space, its best cells, what they cost, and what labels are worth."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -246,7 +247,8 @@ WORTH = (
 def explained(outcome: AceNASOutcome) -> Explanation:
     """What was picked beside what else there was: its rank, what the scorer believed and what was measured."""
     sections = [_picked(outcome), _alternatives(outcome), _curve(outcome), _rounds(outcome), _no_networks()]
-    return Explanation(outcome.report, tuple(_checks(outcome)), tuple(sections), WORTH)
+    report = replace(outcome.report, title="AceNAS: the pick and its alternatives")
+    return Explanation(report, tuple(_checks(outcome)), tuple(sections), WORTH)
 
 
 def _checks(outcome: AceNASOutcome) -> list[Check]:
@@ -338,18 +340,22 @@ def _listing(rows: Sequence[dict[str, Any]], unit: str, pick: str) -> str:
 
 
 def _curve(outcome: AceNASOutcome) -> Section:
-    """The best label so far, training after training, beside what chance finds."""
+    """What would have been picked after each training, beside what chance finds."""
     context, truth = outcome.context, outcome.context["truth"]
-    so_far = outcome.labels.cummax(0).values.tolist()
-    curve = [(float(k), value) for k, value in enumerate(so_far, 1)]
-    series, text = [svg.Series("this search", curve)], "The best label so far, in the order of the trainings."
+    best_of = outcome.labels.cummax(0).indices  # of each training the number of the best label until then
+    so_far = (outcome.labels if truth is None else truth[outcome.rows])[best_of].tolist()
+    series = [svg.Series("this search", [(float(k), value) for k, value in enumerate(so_far, 1)])]
+    text = "What had the best label so far, in the order of the trainings."
     if truth is not None:
         pool = truth[context["pool"]]
         some = sorted({1, *range(1, len(so_far) + 1, max(1, len(so_far) // 20)), len(so_far)})
         series.append(
             svg.Series("random, on average", [(float(k), ranking_metrics.expected_best(pool, k)) for k in some])
         )
-        text += " Chance is the mean over all draws of as many, by the table's truth, counted exactly."
+        text = (
+            f"{text[:-1]}, by the table's truth. Chance is the mean over all draws of as many, and takes the best by "
+        )
+        text += "that truth itself, counted exactly."
     chart = svg.lines(series, "trainings", f"{context['metric']} ({context['unit']})", title="the search", width=460)
     return Section("The search", text, {"best so far": so_far}, [chart])
 

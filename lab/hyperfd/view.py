@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -299,7 +300,8 @@ def explained(
     if (faces is None) != (not detectors):
         raise ValueError("explain() asks detectors about faces: give a FaceTask and detectors={name: (net, settings)}")
     sections = [_against(outcome), _predicted(outcome), _stream(outcome), _detectors(faces, detectors)]
-    return Explanation(outcome.report, tuple(_checks(outcome)), tuple(sections), WORTH)
+    report = replace(outcome.report, title="HyperFD: the recommended and what else was tried")
+    return Explanation(report, tuple(_checks(outcome)), tuple(sections), WORTH)
 
 
 def _checks(outcome: HyperFDOutcome) -> list[Check]:
@@ -337,11 +339,7 @@ def _against(outcome: HyperFDOutcome) -> Section:
     unit = outcome.context["unit"]
     listed = ", ".join(f"{name} {mean:.1f}" for name, mean in sorted(means.items(), key=lambda item: item[1]))
     text = f"Mean regret in {unit} of all tasks but the first, the lowest first: {listed}. The default is one choice."
-    highest = max(means.values()) or 1.0
-    chart = svg.bars(
-        [(name, round(mean, 2), round(highest, 2)) for name, mean in means.items()], title=f"regret ({unit})"
-    )
-    return Section("The recommended and their rivals", text, means, [chart])
+    return Section("The recommended and their rivals", text, means)
 
 
 def _predicted(outcome: HyperFDOutcome) -> Section:
