@@ -1,7 +1,10 @@
 """Before and after: a sound pair raises no alarm, each planted fault raises its own, and one page shows it all."""
 
 import copy
+import importlib.util
+import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from tests.chain import small as chain
 from tests.foldgpt import small as foldgpt
 from tests.lens.models import photograph, unchanged
 
+ROOT = Path(__file__).parents[2]
 NAMES = ("dark", "<script>alert(1)</script>", "left & right")
 
 
@@ -266,3 +270,18 @@ def test_an_outcome_without_a_network_says_so():
     outcome = Outcome(recipe=lab.GAL(), report=Report("", ()), trace=())
     with pytest.raises(ValueError, match="GAL leaves no network that could be explained"):
         outcome.explain()
+
+
+def test_the_kept_count_of_planted_faults_is_that_of_the_benchmark():
+    kept = json.loads((ROOT / "data" / "lens" / "explain.json").read_text())
+    figures, records = kept["figures"], kept["records"]
+    spec = importlib.util.spec_from_file_location("explain", ROOT / "benchmarks" / "explain.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    assert kept["sabotage"] == list(benchmark.SABOTAGE) and kept["compressed"] == list(benchmark.COMPRESSED)
+    cells = {(name, seed) for name in benchmark.NETS for seed in range(kept["settings"]["seeds"])}
+    assert {(record["network"], record["seed"]) for record in records} == cells
+    assert figures["sound_pairs"] == sum(record["sound"] for record in records)
+    assert figures["sabotaged_pairs"] == sum(record["sabotage"] for record in records)
+    assert figures["missed"] == sum(len(record["missed"]) for record in records) == 0
+    assert figures["false_alarms"] == sum(len(record["false"]) for record in records) <= 0.05 * figures["sound_pairs"]
