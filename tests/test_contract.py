@@ -83,6 +83,17 @@ def outcome(request):
     return request.param(**QUICK[request.param.__name__]).run(progress=False)
 
 
+@pytest.mark.slow
+def test_every_outcome_explains_itself_on_one_page_by_what_it_is_judged_on(outcome, tmp_path):
+    name, task = type(outcome.recipe).__name__, own_task(outcome)
+    has_network = name not in ("AceNAS", "HybridSD", "HyperFD")
+    explanation = outcome.explain(**{"most": 8} if has_network else {})
+    assert len(explanation.save(tmp_path / "page.html").read_bytes()) < 500_000
+    assert explanation.checks and explanation.sections and explanation.report.rows
+    assert not [section.text for section in explanation.sections if section.text.startswith("Not shown")]
+    assert not has_network or task.eval_batches() is not task.batches
+
+
 def global_state() -> list:
     """What a run must leave as it was: the random generators, and torch's own switches."""
     numpy_state = [part.tolist() if hasattr(part, "tolist") else part for part in np.random.get_state()]
