@@ -24,7 +24,7 @@ LEVEL = 0.001
 ALARMS = 0.05
 _SHARED = ALARMS / 3  # renamed classes, otherwise prepared pictures, and the loss
 _MEAN, _STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's, of [0, 1]
-_FILTERS = 128  # of a layer that are held against one another
+_FILTERS, _COLUMNS = 128, 512  # of a layer, of a weight's rows, that are held against one another
 _LEVELS = 256  # distinct values: as many or fewer are a grid of 8 bits
 
 
@@ -240,7 +240,8 @@ def _layers(pair: Compared) -> Iterator[Check]:
 def _weights(pair: Compared, observed: set[str]) -> Iterator[Check]:
     """Weights that no layer observed answers for: read without a call, as by torch's attention, or a network's own."""
     old, new = (_unobserved(model, observed) for model in (pair.before, pair.after))
-    both = {name: (old[name], w) for name, w in new.items() if name in old and old[name].shape == w.shape}
+    alike = [name for name, w in new.items() if name in old and old[name].shape == w.shape]
+    both = {name: (_rows(old[name]), _rows(new[name])) for name in alike}
     if not both:
         return
     dead = [name for name, (first, second) in both.items() if np.ptp(second) == 0 < np.ptp(first)]
@@ -255,18 +256,23 @@ def _weights(pair: Compared, observed: set[str]) -> Iterator[Check]:
     yield Check("weights read without a call", bool(texts), "; ".join(texts) or fine)
 
 
-def _unobserved(model: nn.Module, observed: set[str]) -> dict[str, np.ndarray]:
-    """Parameters and buffers of two axes or more but the `weight` of layers observed, by name: (columns, rows, 1).
-
-    Rows are the longest axis.
-    """
+def _unobserved(model: nn.Module, observed: set[str]) -> dict[str, Tensor]:
+    """Parameters and buffers of two axes or more but the `weight` of layers observed, by name."""
     answered = {f"{_module_of(name)}.weight" for name in observed}
     every = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {
-        name: w.detach().float().movedim(int(np.argmax(w.shape)), 0).flatten(1).T[..., None].cpu().numpy()
-        for name, w in every.items()
-        if w.ndim > 1 and w.numel() and w.is_floating_point() and name not in answered
-    }
+    kinds = {name: w.ndim > 1 and w.numel() > 0 and w.is_floating_point() for name, w in every.items()}
+    return {name: w.detach() for name, w in every.items() if kinds[name] and name not in answered}
+
+
+def _rows(w: Tensor) -> np.ndarray:
+    """Some rows of a weight, along its longest axis, in some columns: (columns, rows, 1)."""
+    flat = w.movedim(int(np.argmax(w.shape)), 0).flatten(1)
+    return flat[_some(len(flat), _FILTERS)][:, _some(flat.shape[1], _COLUMNS)].float().T[..., None].cpu().numpy()
+
+
+def _some(count: int, most: int) -> np.ndarray:
+    """At most so many of `count` numbers, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
 
 
 def _by_number(old: np.ndarray, new: np.ndarray, seed: int) -> bool | None:
@@ -274,7 +280,7 @@ def _by_number(old: np.ndarray, new: np.ndarray, seed: int) -> bool | None:
 
     None for too few filters, and for such as are alike.
     """
-    some = np.unique(np.linspace(0, new.shape[1] - 1, min(_FILTERS, new.shape[1])).astype(int))
+    some = _some(new.shape[1], _FILTERS)
     first, second = old[:, some], new[:, some]
     if permutation_p(correlations(first, first), seed) > LEVEL:
         return None
