@@ -214,6 +214,7 @@ def open_page(chromium, watch):
     def open_one(url: str, scheme: str = "light"):
         context = chromium.new_context(color_scheme=scheme, viewport={"width": 1280, "height": 900})
         contexts.append(context)
+        context.set_default_timeout(120_000)  # ms: plotly inside a page is 5 MB of script, slow where others compute
         page = context.new_page()
         watch.follow(page)
         page.goto(url)
