@@ -237,14 +237,14 @@ def _photo(title: str, x: Tensor, prompt: str) -> str:
 
 def _captioned(x: Tensor, prompt: str, wrong: Sequence[str]) -> str:
     """A picture (3, H, W) uint8 under its prompt, over the parts of it that the reader misses."""
-    asked = textwrap.wrap(prompt, _SIDE // 8)
+    verdict = f"✗ wrong: {', '.join(wrong)}" if wrong else "✓ right in all parts"
+    asked, read = (textwrap.wrap(words, _SIDE // 8) for words in (prompt, verdict))
     top, (h, w) = len(asked) * svg.LINE + 5, x.shape[1:]
     bottom = top + h * _SIDE / w
     lines = [svg.text(0, svg.BASE + i * svg.LINE, line) for i, line in enumerate(asked)]
+    lines += [svg.text(0, bottom + svg.UNDER + i * svg.LINE, line, "strong") for i, line in enumerate(read)]
     image = raster.image(raster.uri(x.permute(1, 2, 0).numpy()), 0, top, _SIDE, h * _SIDE / w, prompt)
-    verdict = f"✗ wrong: {', '.join(wrong)}" if wrong else "✓ right in all parts"
-    parts = [*lines, image, svg.text(0, bottom + svg.UNDER, verdict, "strong")]
-    return svg.document(_SIDE, bottom + svg.LINE + 8, "", prompt, parts)
+    return svg.document(_SIDE, bottom + len(read) * svg.LINE + 8, "", prompt, [*lines, image])
 
 
 def _strip(stages: Tensor, k: int, N: int, order: str) -> str:
