@@ -96,10 +96,10 @@ BAD = {
     "twice": (dict(body={"rows": [1, 1]}), "comes twice"),
     "lengths": (dict(body={"rows": [1]}), "1 configurations and 2 results"),
     "result": (dict(body={"results": [1.0, "x"]}), "no finite number"),
-    "huge result": (dict(body={"results": [1.0, 1e300]}), r"a result=1e\+300 is no finite number in 0..100"),
-    "a result in no percent": (dict(body={"results": [1.0, 1e6]}), "a result=1000000.0 is no finite number in 0..100"),
+    "huge result": (dict(body={"results": [1.0, 1e300]}), r"a result=1e\+300 is not a finite number in 0..100"),
+    "a result in no percent": (dict(body={"results": [1.0, 1e6]}), "a result=1000000.0 is not a finite number in 0..100"),
     "negative result": (dict(body={"results": [1.0, -0.5]}), "a result=-0.5 is no"),
-    "integer result": (dict(body={"results": [1.0, 10**400]}), r"a result=10000000000000000000 is no finite number"),
+    "integer result": (dict(body={"results": [1.0, 10**400]}), r"a result=10000000000000000000 is not a finite number"),
     "huge map": (dict(D=torch.full((128, 128), 3e38)), "tensor 'D' has numbers outside -10000..10000"),
     "huge vectors": (dict(vectors=torch.full((4, 128), 1e5)), "tensor 'vectors' has numbers outside"),
     "huge weights": (dict(**{"w.project.bias": torch.full((64,), -2e4)}), "tensor 'w.project.bias' has numbers"),
@@ -111,8 +111,8 @@ BAD = {
     "count": (dict(body={"pictures": 0}), "pictures=0: give a count"),
     "bool": (dict(body={"pictures": True}), "pictures is a bool"),
     "error": (dict(body={"error": 5.0}), "error=5.0"),
-    "an error that ends all records": (dict(body={"error": 0.5}), "error=0.5 is no finite number in 0..0.2"),
-    "integer error": (dict(body={"error": 10**400}), "error=10000000000000000000 is no finite number in 0..0.2"),
+    "an error that ends all records": (dict(body={"error": 0.5}), "error=0.5 is not a finite number in 0..0.2"),
+    "integer error": (dict(body={"error": 10**400}), "error=10000000000000000000 is not a finite number in 0..0.2"),
 }
 
 
