@@ -156,7 +156,9 @@ def validate(content: bytes) -> None:
         if len(records) != len(file.namelist()):
             raise ValueError("two records have one name")
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, RecursionError, NotImplementedError) as error:
-        raise ValueError(f"{NAME} is not a program of torch 2.9 or newer ({first_line(error)}): save it again") from error
+        raise ValueError(
+            f"{NAME} is not a program of torch 2.9 or newer ({first_line(error)}): save it again"
+        ) from error
     strange = [name for name in records if not RECORDS.fullmatch(name)]
     strange += [SAMPLES] if records.get(SAMPLES) else []
     strange += [str(part) for config in configs for part in config.values() if not _is_raw(part)]

@@ -41,7 +41,7 @@ def several_inputs():
 
 
 REFUSED = {
-    "no causal decoder": bert,
+    "not a causal decoder": bert,
     "has cross-attention": lambda: of("gpt2", **FAMILIES["gpt2"], add_cross_attention=True),
     "has an encoder": encoder,
     "reads more than text (vision_config)": several_inputs,

@@ -232,7 +232,9 @@ def load_image(path: Path, mode: str | None = None, size: int | None = None) -> 
                 raise ValueError("it has colours and those before it are grey")
             image = converted(ImageOps.exif_transpose(file), mode or ("L" if file.mode in GREY else "RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
-        raise ValueError(f"{path} is not a readable picture ({first_line(error)}): remove it or fetch it again") from error
+        raise ValueError(
+            f"{path} is not a readable picture ({first_line(error)}): remove it or fetch it again"
+        ) from error
     if size and image.size != (size, size):
         ratio = size / 0.875 / min(image.size)
         width, height = (max(size, round(side * ratio)) for side in image.size)

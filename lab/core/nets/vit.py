@@ -85,7 +85,7 @@ def vit(
     """ViT with a class token: (N, channels, size, size) -> (N, classes), `ratio` times as wide inside its MLPs.
 
     DeiT-Tiny (Touvron et al., ICML 2021) is size=224, patch=16, width=192, depth=12, heads=3, classes=1000, channels=3.
-    Raises ValueError for a count below 1, a size that is not a multiple of the patch, a width that is none of the heads.
+    Raises ValueError for a count below 1, a size that is no multiple of the patch, a width that is none of the heads.
     """
     check_counts(
         size=size, patch=patch, width=width, depth=depth, heads=heads, ratio=ratio, classes=classes, channels=channels
