@@ -237,7 +237,7 @@ def _photo(title: str, x: Tensor, prompt: str) -> str:
 
 def _captioned(x: Tensor, prompt: str, wrong: Sequence[str]) -> str:
     """A picture (3, H, W) uint8 under its prompt, over the parts of it that the reader misses."""
-    verdict = f"✗ wrong: {', '.join(wrong)}" if wrong else "✓ right in all parts"
+    verdict = f"✗ wrong: {', '.join(wrong)}".replace("_", " ") if wrong else "✓ right in all parts"
     asked, read = (textwrap.wrap(words, _SIDE // 8) for words in (prompt, verdict))
     top, (h, w) = len(asked) * svg.LINE + 5, x.shape[1:]
     bottom = top + h * _SIDE / w
