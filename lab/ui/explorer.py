@@ -9,6 +9,8 @@ import itertools
 import json
 import math
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -27,6 +29,7 @@ _STATIC = Path(__file__).parent / "static"
 STATES, BYTES = 4_000, 1_000_000  # what one saved page may hold
 SHARE = 300_000  # bytes of one explorer among others on a page
 EXPORTING = "LAB_EXPORT"  # set for the kernel of a notebook that is to become a page: see `exporting`
+_PICTURE = re.compile(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+")
 Value = str | int | float | bool
 
 
@@ -209,7 +212,7 @@ class Explorer(anywidget.AnyWidget):
             controls[name] = replace(controls[name], values=fewer)
         spec = _spec(self._title, controls, ())
         state = {**self.state, "spec": spec, "frame": _sent(self.frame), "message": "", "busy": ""}
-        return gzip.compress(json.dumps({"state": state, "frames": self._frames(controls)}).encode(), mtime=0)
+        return gzip.compress(_once({"state": state, "frames": self._frames(controls)}).encode(), mtime=0)
 
     def bounded(self, size: int = SHARE) -> tuple[bytes, bool]:
         """`states` of at most so many bytes, and whether values of the controls were left out for it, spread evenly."""
@@ -328,6 +331,14 @@ def page(title: str, parts: Iterable["str | tuple[Explorer, bytes]"]) -> bytes:
 </main>
 {player()}</body></html>
 """.encode()
+
+
+def _once(states: dict[str, Any]) -> str:
+    """States as JSON that hold each picture once, however many frames show it: gzip looks back 32 kB only."""
+    text = json.dumps(states)
+    pictures = [uri for uri, uses in Counter(_PICTURE.findall(text)).items() if uses > 1]
+    numbers = {uri: f"data:lab,{k}" for k, uri in enumerate(pictures)}
+    return json.dumps(json.loads(_PICTURE.sub(lambda uri: numbers.get(uri[0], uri[0]), text)) | {"pictures": pictures})
 
 
 def _sent(frame: Frame) -> dict[str, Any]:
