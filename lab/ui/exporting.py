@@ -47,7 +47,7 @@ def _executed(path: Path) -> Any:
     try:
         notebook = nbformat.read(path, as_version=4)
     except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
-        raise ValueError(f"{path} is no notebook: give a file that Jupyter saved") from error
+        raise ValueError(f"{path} is not a notebook: give a file that Jupyter saved") from error
     where = {"metadata": {"path": str(path.parent.resolve())}}
     client = NotebookClient(notebook, timeout=None, resources=where, store_widget_state=False)
     try:

@@ -53,7 +53,7 @@ def test_a_cell_that_fails_and_a_file_that_is_none_are_one_line(notebook, tmp_pa
     with pytest.raises(ValueError, match=r"own\.ipynb: a cell fails \(ZeroDivisionError: division by zero\): mend it"):
         ui.export(notebook)
     notebook.write_text("{}")
-    with pytest.raises(ValueError, match=r"own\.ipynb is no notebook: give a file that Jupyter saved"):
+    with pytest.raises(ValueError, match=r"own\.ipynb is not a notebook: give a file that Jupyter saved"):
         ui.export(notebook)
     with pytest.raises(FileNotFoundError):
         ui.export(tmp_path / "none.ipynb")
