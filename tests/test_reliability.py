@@ -76,9 +76,9 @@ def test_damage_to_any_file_is_told_in_one_line(files, name):
 
 
 def test_damage_is_the_same_each_time_and_can_hide_behind_a_checksum(files, tmp_path):
-    from harm import mutations
+    from harm import mutations, readers
 
-    files.npz(tmp_path)
+    readers.npz(tmp_path)
     content = (tmp_path / "a.npz").read_bytes()
     assert mutations.in_zip(Random(1), content) == mutations.in_zip(Random(1), content) != content
     sealed = sealing.sealed({"x": torch.ones(9)}, {"kind": "a test", "about": "nothing at all"})
