@@ -35,7 +35,10 @@ from lab.hyperfd import database
 from lab.sparsebytenn.engine import compile
 
 ROOT = Path(__file__).parents[2]
+FAST, MEDIUM, SLOW = 64, 30, 6  # rounds of a reader that takes up to 1.3, 5 and 40 ms for an input
 FORMATS = ROOT / "tests" / "data" / "formats"
+sys.path.insert(0, str(ROOT))
+from tests.formats import Own  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Reader:
     make: Callable[[Path], object]
     read: Callable[[Path], Any]
     is_sealed: bool = False
-    rounds: int = 80  # of 500 inputs: fewer where one takes long
+    rounds: int = FAST  # of 500 inputs
 
 
 # -- what is whole -----------------------------------------------------------------------------------------------------
@@ -221,8 +224,11 @@ def platform_state(folder: Path) -> None:
         whole.execute("PRAGMA journal_mode=DELETE")  # all of it in one file
 
 
+ITEMS = [[1], [1, 2], [1, 2, 3]]
+
+
 def journal(folder: Path) -> None:
-    kept = Journal(folder, len, [[1], [1, 2], [1, 2, 3]])
+    kept = Journal(folder, len, ITEMS)
     for index in range(3):
         kept.note(index, index + 1)
 
@@ -259,7 +265,6 @@ def language_model(folder: Path) -> None:
 @cache
 def sides() -> Any:
     """A platform of HyperFD and what a client sends it."""
-    sys.path.insert(0, str(ROOT))
     from tests.hyperfd import small
 
     return small.platform(), small.client()
@@ -348,6 +353,12 @@ def went_on(folder: Path) -> list:
     return [{name: part.state_dict() for name, part in found.state.items()}, repr(found.trace)]
 
 
+def answered(folder: Path) -> list:
+    """What a run gives that goes on with the journal."""
+    done = Journal(folder, len, ITEMS).done
+    return [done.get(index, len(item)) for index, item in enumerate(ITEMS)]
+
+
 def chain_of(folder: Path) -> list:
     made, task = read_chain(only(folder), [lab.GAL, lab.DQSS])
     return [repr(made), str(task)]
@@ -357,8 +368,8 @@ def graded(folder: Path) -> list:
     return [repr(verdict) for verdict in lab.course.grade(only(folder))]
 
 
-def outcome(folder: Path) -> list:
-    made = lab.load(folder)
+def outcome(folder: Path, base: torch.nn.Module | None = None) -> list:
+    made = lab.load(folder, base=base)
     return [repr(made.report), weights(made.model) if hasattr(made, "model") else {}]
 
 
@@ -370,44 +381,46 @@ READERS = {
     "IDX, xz": Reader(partial(idx, lzma.compress, ".xz"), split),
     "CIFAR-10 binary": Reader(cifar, split),
     "CIFAR-10 archive": Reader(cifar_archive, lambda f: split(only(f))),
-    "PNG folder": Reader(partial(classes, "png"), split),
-    "JPEG folder": Reader(partial(classes, "jpeg"), split),
-    "BMP folder": Reader(partial(classes, "bmp"), split),
-    "GIF folder": Reader(partial(classes, "gif"), split),
-    "TIFF folder": Reader(partial(classes, "tiff"), split),
-    "WebP folder": Reader(partial(classes, "webp"), split),
-    "PPM folder": Reader(partial(classes, "ppm"), split),
+    "PNG folder": Reader(partial(classes, "png"), split, rounds=MEDIUM),
+    "JPEG folder": Reader(partial(classes, "jpeg"), split, rounds=MEDIUM),
+    "BMP folder": Reader(partial(classes, "bmp"), split, rounds=MEDIUM),
+    "GIF folder": Reader(partial(classes, "gif"), split, rounds=MEDIUM),
+    "TIFF folder": Reader(partial(classes, "tiff"), split, rounds=MEDIUM),
+    "WebP folder": Reader(partial(classes, "webp"), split, rounds=MEDIUM),
+    "PPM folder": Reader(partial(classes, "ppm"), split, rounds=MEDIUM),
     "photographs": Reader(photographs, lambda f: list(lab.tasks.photos_held_out(folder=f))),
-    "WIDER text": Reader(wider, boxes),
-    "VOC XML": Reader(voc, boxes),
-    "zip of scenes": Reader(street, lambda f: boxes(only(f))),
+    "WIDER text": Reader(wider, boxes, rounds=MEDIUM),
+    "VOC XML": Reader(voc, boxes, rounds=MEDIUM),
+    "zip of scenes": Reader(street, lambda f: boxes(only(f)), rounds=MEDIUM),
     "CSV": Reader(partial(nasbench201, ""), partial(table, lab.tables.nasbench201)),
     "CSV, gzip": Reader(partial(nasbench201, ".gz"), partial(table, lab.tables.nasbench201)),
     "JSON table": Reader(macro, partial(table, lab.tables.nasbench_macro)),
     "tar of JSON": Reader(accel, partial(table, lab.tables.accel_nasbench)),
-    "CSV of detectors": Reader(detectors, lambda f: [streams.detectors.__wrapped__(only(f)).scores]),
+    "CSV of detectors": Reader(detectors, lambda f: [streams.detectors.__wrapped__(only(f)).scores], rounds=MEDIUM),
     "text": Reader(paragraphs, lambda f: text.text_file(only(f))),
-    "tokeniser": Reader(words, tokens),
-    "language model": Reader(language_model, lambda f: weights(pretrained.language_model(f))),
+    "tokeniser": Reader(words, tokens, rounds=MEDIUM),
+    "language model": Reader(language_model, lambda f: weights(pretrained.language_model(f)), rounds=SLOW),
     "chain in TOML": Reader(chain_file, chain_of),
     "notebook of answers": Reader(notebook, graded),
-    "journal of lab.map": Reader(journal, lambda f: [Journal(f, len, [[1], [1, 2], [1, 2, 3]]).done]),
-    "checkpoint": Reader(checkpoint, went_on, is_sealed=True),
-    "platform's state": Reader(platform_state, state_of),
-    "ONNX": Reader(onnx, lambda f: weights(reading.module(only(f), torch.zeros(1, 1, 6, 6)))),
+    "journal of lab.map": Reader(journal, answered, is_sealed=True),
+    "checkpoint": Reader(checkpoint, went_on, is_sealed=True, rounds=MEDIUM),
+    "platform's state": Reader(platform_state, state_of, rounds=MEDIUM),
+    "ONNX": Reader(onnx, lambda f: weights(reading.module(only(f), torch.zeros(1, 1, 6, 6))), rounds=MEDIUM),
     "packed network": Reader(sbnn, through_engine, is_sealed=True),
-    "PAMS packed": Reader(pams, lambda f: weights(lab.pams.unpack(only(f))), is_sealed=True),
-    "program": Reader(program, lambda f: weights(Program(only(f).read_bytes()))),
-    "upload": Reader(upload, partial(message, "Upload"), is_sealed=True),
-    "offer": Reader(offer, partial(message, "Offer"), is_sealed=True),
+    "PAMS packed": Reader(pams, lambda f: weights(lab.pams.unpack(only(f))), is_sealed=True, rounds=MEDIUM),
+    "program": Reader(program, lambda f: weights(Program(only(f).read_bytes())), rounds=SLOW),
+    "upload": Reader(upload, partial(message, "Upload"), is_sealed=True, rounds=MEDIUM),
+    "offer": Reader(offer, partial(message, "Offer"), is_sealed=True, rounds=MEDIUM),
     "hand-off": Reader(handoff, state, is_sealed=True),
     **{
-        f"outcome of {name}": Reader(partial(golden, f"0.1.0/{name}"), outcome, is_sealed=True)
-        for name in (
-            "gal", "decoupling", "pams", "dqss", "sparsebytenn", "acenas", "hyperfd", "hybridsd", "chain", "program",
-            "foldgpt", "after-another",
+        f"outcome of {name}": Reader(partial(golden, f"0.1.0/{name}"), outcome, True, rounds)
+        for names, rounds in (
+            (("acenas", "hyperfd", "hybridsd"), FAST),
+            (("gal", "pams", "dqss", "sparsebytenn", "chain", "program", "foldgpt", "after-another"), SLOW),
         )
+        for name in names
     },
-    "outcome of format 2": Reader(partial(golden, "format-2/gal"), outcome, is_sealed=True),
+    "outcome of decoupling": Reader(partial(golden, "0.1.0/decoupling"), partial(outcome, base=Own()), True, SLOW),
+    "outcome of format 2": Reader(partial(golden, "format-2/pams"), outcome, True, MEDIUM),
     "outcome of format 1": Reader(partial(golden, "format-1"), lambda f: [lab.core.store.load(f, "outcome")]),
 }  # fmt: skip

@@ -21,7 +21,7 @@ def read(path: str | Path, recipes: Iterable[type]) -> tuple[Chain, str | None]:
     path = Path(path)
     try:
         written = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # a TOMLDecodeError and a UnicodeDecodeError are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "")
         raise ValueError(f"{path} cannot be read as TOML ({reason}): name a file with tables [[stages]]") from error
     if surplus := sorted(written.keys() - {*KEYS}):

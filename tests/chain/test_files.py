@@ -31,6 +31,7 @@ def test_recipes_and_fields_in_order(tmp_path):
     [
         ("", "a chain needs a stage"),
         ("[[stages", "cannot be read as TOML"),
+        (f"stages = {'[' * 3000}", "cannot be read as TOML (maximum recursion depth exceeded"),
         ("stages = 5", "stages is no list of tables"),
         ("stages = [5]", "stages is no list of tables"),
         ("stage = 5", "'stage' means nothing here (did you mean 'stages'?)"),

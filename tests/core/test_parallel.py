@@ -183,6 +183,16 @@ def test_torn_last_line_is_tolerated(tmp_path):
     assert done == [0, 1, 4, 9]  # the lines written after the torn one are whole
 
 
+def test_a_line_that_was_altered_is_done_again(tmp_path):
+    parallel.map(square, range(3), journal=tmp_path, progress=False)
+    first, *others = lines(tmp_path)
+    older = json.loads(others[1])
+    del older["digest"]  # as a version without digests wrote it
+    altered = [first.replace('"result": 0', '"result": 7'), "[" * 3000, "5", json.dumps(older | {"result": 40})]
+    (tmp_path / "journal.jsonl").write_text("\n".join([*altered, others[0], ""]))
+    assert parallel.map(square, range(3), journal=tmp_path, progress=False) == [0, 1, 40]
+
+
 def test_results_are_the_same_whether_fresh_or_resumed(tmp_path):
     def pair(x):
         return (x, {"half": x / 2})
