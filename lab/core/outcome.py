@@ -9,6 +9,7 @@ from torch import nn
 
 from . import card, origins, program, store
 from .batch import Example, each, tensors, zeros_of
+from .errors import kind_and_line
 from .program import Program
 from .report import Report
 from .rooms import at_first_use
@@ -185,8 +186,7 @@ def restored(
         TypeError,
         RuntimeError,
     ) as error:  # of torch, for sizes that are none
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{folder} is damaged ({reason}): save the outcome again") from error
+        raise ValueError(f"{folder} is damaged ({kind_and_line(error)}): save the outcome again") from error
 
 
 def _is_undescribed(stored: dict[str, Any]) -> bool:
