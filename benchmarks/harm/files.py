@@ -28,7 +28,7 @@ import torch
 from lab.core import running
 
 from . import mutations
-from .readers import READERS, Reader
+from .readers import READERS, SLOW, Reader
 
 HANG = 10  # seconds
 ONE_LINE = (ValueError, TypeError, OSError)  # what a user may be told
@@ -37,9 +37,11 @@ MEMORY = Path("/dev/shm")
 
 
 def cells(quick: bool) -> list[tuple[str, int]]:
-    """(reader, number), a round of all readers at a time."""
-    most = 1 if quick else max(reader.rounds for reader in READERS.values())
-    return [(name, k) for k in range(most) for name, reader in READERS.items() if k < reader.rounds]
+    """(reader, number): a round of all readers, then of each as many as are its share, then what takes long."""
+    first = [(name, 0) for name in READERS]
+    more = [(name, k) for name, reader in READERS.items() for k in range(1, reader.rounds)]
+    more.sort(key=lambda cell: (READERS[cell[0]].rounds == SLOW, cell[1] / READERS[cell[0]].rounds))
+    return first if quick else first + more
 
 
 def seen(name: str, cell: int, number: int, folder: Path) -> str:
