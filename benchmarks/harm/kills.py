@@ -36,8 +36,8 @@ from lab.core import running, store, training
 
 ROOT = Path(__file__).parents[2]
 KINDS = {  # and how often
-    "killed": 10, "interrupted": 10, "disk full": 3, "folder moved": 2, "second process": 2, "read-only folder": 2,
-    "vanished mount": 2,
+    "killed": 10, "interrupted": 10, "disk full": 2, "folder moved": 1, "second process": 1, "read-only folder": 1,
+    "vanished mount": 1, "worker killed": 4,
 }  # fmt: skip
 MOUNTS = ("read-only folder", "vanished mount")
 GAL = lab.GAL(units="channel", steps=30, finetune_steps=15)
@@ -96,11 +96,11 @@ NAMES = ("GAL", "Decoupling", "SparseByteNN", "DQSS", "PAMS", "FoldGPT", "AceNAS
 
 
 def cells(quick: bool) -> list[tuple[str, str, int]]:
-    """(recipe, what happens, number), one of each before the second of any."""
-    most = 1 if quick else max(KINDS.values())
-    kinds = {kind: count for kind, count in KINDS.items() if kind not in MOUNTS or may_mount()}
-    runs = [(name, kind, k) for k in range(most) for kind, count in kinds.items() if k < count for name in NAMES]
-    return runs + [("lab.map", "worker killed", k) for k in range(1 if quick else 10)]
+    """(recipe, what happens, number); of each kind as many as are its share, wherever a run is broken off."""
+    kinds = {kind: 1 if quick else count for kind, count in KINDS.items() if kind not in MOUNTS or may_mount()}
+    names = {kind: ("lab.map",) if kind == "worker killed" else NAMES for kind in kinds}
+    made = [(name, kind, k) for kind, count in kinds.items() for k in range(count) for name in names[kind]]
+    return sorted(made, key=lambda cell: cell[2] / kinds[cell[1]])
 
 
 @cache
