@@ -1,14 +1,18 @@
 """The campaign's own eyes: a reader that crashes, hangs, speaks in many lines or reads damage in silence is seen."""
 
 import ctypes
+import sys
 import time
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from lab.core import sealing
+from lab.core import sealing, store
+from tests.sparsebytenn import fuzzing
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -85,6 +89,42 @@ def test_damage_is_the_same_each_time_and_can_hide_behind_a_checksum(files, tmp_
     changed = [mutations.in_sealed(Random(k), sealed) for k in range(20)]
     assert all(one != sealed for one in changed)
     assert sum(map(is_whole, changed)) > 5
+
+
+def test_half_a_save_is_seen(files, tmp_path):
+    from harm import kills
+
+    for name in ("a", "b"):
+        store.save(tmp_path, name, {"x": torch.ones(9)})
+    (tmp_path / "config.json").write_text("{}")
+    assert kills.half(tmp_path) == []
+    next(tmp_path.glob("a-*.safetensors")).write_bytes(b"half")
+    (tmp_path / "b.json").write_text('{"tensors": ')
+    assert len(kills.half(tmp_path)) == 2
+
+
+def test_a_number_that_is_wrong_is_seen_in_c(files, monkeypatch):
+    from harm import shapes
+
+    assert shapes.in_c(0, 11) == (11, [])
+    monkeypatch.setattr(shapes, "kernels", SimpleNamespace(isas=lambda: ["ref"]))
+    monkeypatch.setattr(shapes.Engine, "_run", lambda engine, arrays: [np.float32(12345)])
+    done, faults = shapes.in_c(0, 11)
+    assert done == 11 and len(faults) == 10 and "ref " in faults[0]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fuzzing is for Linux")
+def test_a_compiler_without_libfuzzer_is_one_line(monkeypatch, tmp_path, capsys):
+    compiler = tmp_path / "clang"
+    compiler.write_text(f"#!/bin/sh\necho {tmp_path}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(fuzzing, "CLANG", str(compiler))
+    assert fuzzing.main(["--folder", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == (
+        f"{compiler} has no libFuzzer in {tmp_path}: apt-get install clang-19 libclang-rt-19-dev\n"
+    )
+    (tmp_path / "libclang_rt.fuzzer-x86_64.a").touch()
+    assert fuzzing.missing() == ""
 
 
 def is_whole(content: bytes) -> bool:
