@@ -212,7 +212,8 @@ class Journal:
             for line in self.path.read_bytes().split(b"\n"):
                 try:
                     entry = json.loads(line)
-                    if entry.pop("digest", None) in (None, _digest(entry)):
+                    is_older = entry.keys() == {"key", "item", "result"}
+                    if is_older or entry.pop("digest", None) == _digest(entry):
                         kept[entry["key"]] = entry["result"]
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     continue
