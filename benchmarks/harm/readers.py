@@ -35,7 +35,7 @@ from lab.hyperfd import database
 from lab.sparsebytenn.engine import compile
 
 ROOT = Path(__file__).parents[2]
-FAST, MEDIUM, SLOW = 76, 16, 4  # rounds of a reader that takes up to 1.3, 5 and 40 ms for an input
+FAST, MEDIUM, SLOW = 88, 5, 4  # rounds of a reader that takes up to 1.3, 5 and 40 ms for an input
 FORMATS = ROOT / "tests" / "data" / "formats"
 sys.path.insert(0, str(ROOT))
 from tests.formats import Own  # noqa: E402
