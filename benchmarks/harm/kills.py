@@ -28,6 +28,7 @@ from random import Random
 from typing import Any
 
 import torch
+from joblib.externals.loky import get_reusable_executor
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -362,7 +363,11 @@ def mapped(number: int) -> dict[str, Any]:
 
 
 def across(journal: Path) -> list[dict[str, str]]:
-    return lab.map(job, range(6), n_jobs=2, journal=journal, progress=False)
+    """The same runs by two workers, who are gone afterwards, as they are where a process ends by itself."""
+    try:
+        return lab.map(job, range(6), n_jobs=2, journal=journal, progress=False)
+    finally:
+        get_reusable_executor().shutdown(kill_workers=True)
 
 
 @cache
