@@ -23,7 +23,7 @@ def files(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from harm import files
 
-    monkeypatch.setattr(files, "HANG", 1)
+    monkeypatch.setattr(files, "HANG", 0.2)
     return files
 
 
@@ -49,6 +49,11 @@ def many_lines() -> None:
     raise ValueError("one\ntwo")
 
 
+def works_for_ever() -> None:
+    while True:
+        pass
+
+
 def no_error_of_ours() -> None:
     raise KeyError("a")
 
@@ -57,12 +62,13 @@ def no_error_of_ours() -> None:
     ("fault", "words"),
     [
         (lambda: ctypes.string_at(0), "crash by signal 11"),
+        (works_for_ever, "hang"),
         (lambda: time.sleep(9), "hang"),
         (many_lines, "not one line: ValueError"),
         (no_error_of_ours, "KeyError: 'a' (test_reliability.py:"),
         (lambda: ["another"], "silent: a: bytes"),
     ],
-    ids=["crash", "hang", "lines", "kind", "silent"],
+    ids=["crash", "busy", "waiting", "lines", "kind", "silent"],
 )
 def test_what_a_reader_may_not_do_is_seen(files, monkeypatch, fault, words):
     monkeypatch.setitem(files.READERS, "mine", files.Reader(whole, reading(fault), is_sealed=True))
