@@ -191,6 +191,7 @@ def test_a_line_that_was_altered_is_done_again(tmp_path):
     first, *others = lines(tmp_path)
     older = json.loads(others[1])
     del older["digest"]  # as a version without digests wrote it
+    spliced = first.replace('"result": 0, "digest":', '"result":')
     altered = [
         first.replace('"result": 0', '"result": 7'),
         first.replace("0", "7").replace("digest", "x"),
