@@ -192,14 +192,9 @@ def test_a_line_that_was_altered_is_done_again(tmp_path):
     older = json.loads(others[1])
     del older["digest"]  # as a version without digests wrote it
     spliced = first.replace('"result": 0, "digest":', '"result":')
-    altered = [
-        first.replace('"result": 0', '"result": 7'),
-        first.replace("0", "7").replace("digest", "x"),
-        "[" * 3000,
-        "5",
-        json.dumps(older | {"result": 40}),
-    ]
-    (tmp_path / "journal.jsonl").write_text("\n".join([*altered, others[0], ""]))
+    altered = [first.replace('"result": 0', '"result": 7'), first.replace("0", "7").replace("digest", "x"), spliced]
+    kept = [json.dumps(older | {"result": 40}), others[0], *altered, "[" * 3000, "5", ""]
+    (tmp_path / "journal.jsonl").write_text("\n".join(kept))
     assert parallel.map(square, range(3), journal=tmp_path, progress=False) == [0, 1, 40]
 
 
