@@ -9,7 +9,7 @@ from torch import nn
 
 from . import card, origins, program, store
 from .batch import Example, each, tensors, zeros_of
-from .errors import kind_and_line
+from .errors import cut, kind_and_line
 from .program import Program
 from .report import Report
 from .rooms import at_first_use
@@ -163,9 +163,10 @@ def restored(
         raise ValueError(f"{folder} is damaged (its fields or what was found are no record): save the outcome again")
     unknown = sorted(saved["fields"].keys() - {field.name for field in fields(recipe)}, key=str)
     if unknown:
+        names = cut(", ".join(map(str, unknown)))
         raise ValueError(
-            f"{folder} holds a {recipe.__name__} with the fields {', '.join(map(str, unknown))}, which this version of "
-            "the lab does not know: load it with the one that wrote it"
+            f"{folder} holds a {recipe.__name__} with the fields {names}, which this version of the lab does not know: "
+            "load it with the one that wrote it"
         )
     try:
         if origin is not None:
