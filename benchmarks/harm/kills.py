@@ -2,14 +2,17 @@
 
 Every run saves after each of its steps, so that many a moment lies within a save. Killed (SIGKILL, every third time
 twice in a row), interrupted (SIGINT, and run again in the same process), on a disk that fills up, with a checkpoint
-folder that is moved away, asked for by a second process. What a run ends with is its report but for times,
+folder that is moved away, becomes read-only or was mounted and is no more, asked for by a second process; `lab.map`
+with a worker that is killed. Whatever was saved is whole afterwards. What a run ends with is its report but for times,
 its trace and all that it has found, weights included, to the last bit.
 """
 
 import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -25,14 +28,19 @@ from random import Random
 from typing import Any
 
 import torch
+from joblib.externals.loky import get_reusable_executor
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lab
-from lab.core import running, training
+from lab.core import running, store, training
 
 ROOT = Path(__file__).parents[2]
-KINDS = {"killed": 10, "interrupted": 10, "disk full": 3, "folder moved": 2, "second process": 2}  # and how often
+KINDS = {  # and how often
+    "killed": 10, "interrupted": 10, "disk full": 2, "folder moved": 1, "second process": 1, "read-only folder": 1,
+    "vanished mount": 1, "worker killed": 4,
+}  # fmt: skip
+MOUNTS = ("read-only folder", "vanished mount")
 GAL = lab.GAL(units="channel", steps=30, finetune_steps=15)
 BLOCKS = lab.SparseByteNN(steps=30)
 INT8 = lab.DQSS(steps=20, calibration=8, mode="aware", candidates=("dorefa", "lsq"))
@@ -89,9 +97,17 @@ NAMES = ("GAL", "Decoupling", "SparseByteNN", "DQSS", "PAMS", "FoldGPT", "AceNAS
 
 
 def cells(quick: bool) -> list[tuple[str, str, int]]:
-    """(recipe, what happens, number), one of each before the second of any."""
-    most = 1 if quick else max(KINDS.values())
-    return [(name, kind, k) for k in range(most) for kind, count in KINDS.items() if k < count for name in NAMES]
+    """(recipe, what happens, number); of each kind as many as are its share, wherever a run is broken off."""
+    kinds = {kind: 1 if quick else count for kind, count in KINDS.items() if kind not in MOUNTS or may_mount()}
+    names = {kind: ("lab.map",) if kind == "worker killed" else NAMES for kind in kinds}
+    made = [(name, kind, k) for kind, count in kinds.items() for k in range(count) for name in names[kind]]
+    return sorted(made, key=lambda cell: cell[2] / kinds[cell[1]])
+
+
+@cache
+def may_mount() -> bool:
+    """Whether this process may mount folders: it is root's, under Linux."""
+    return sys.platform == "linux" and os.geteuid() == 0 and shutil.which("mount") is not None
 
 
 def ended(name: str, checkpoint: Path) -> dict[str, str]:
@@ -126,7 +142,7 @@ def begun(action: Callable[[], Any], file: Path) -> int:
         start = time.monotonic()
         try:
             value: Any = {"ended": action()}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             value = {"line": str(error)}
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         file.write_text(json.dumps(value | {"seconds": time.monotonic() - start}))
@@ -154,7 +170,8 @@ def whole(action: Callable[[], Any], folder: Path) -> dict[str, Any]:
 
 @cache
 def unbroken(name: str) -> tuple[dict[str, str], float]:
-    """What the run ends with where nothing happens, and its seconds."""
+    """What the run ends with where nothing happens, and its seconds; what it imports is there for all that follow."""
+    begin(name)
     with tempfile.TemporaryDirectory() as folder:
         value = whole(lambda: ended(name, Path(folder) / "checkpoint"), Path(folder))
     return value["ended"], value["seconds"]
@@ -166,11 +183,13 @@ def unbroken(name: str) -> tuple[dict[str, str], float]:
 def run(item: tuple[str, str, int]) -> dict[str, Any]:
     """One run that is broken off: whether it ended as the unbroken one, when it was, and what was wrong."""
     name, kind, number = item
+    if name == "lab.map":
+        return mapped(number)
     wanted, seconds = unbroken(name)
     moment = Random(f"{name} {kind} {number}").uniform(0, seconds)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "checkpoint"
-        faults = HAPPENS[kind](name, number, place, moment)
+        faults = HAPPENS[kind](name, number, place, moment) + half(place)
         value = whole(lambda: ended(name, place), Path(folder))
         litter = [path.name for path in place.rglob("*.part")]
     faults += [f"did not go on: {value['line']}"] if "line" in value else []
@@ -179,6 +198,18 @@ def run(item: tuple[str, str, int]) -> dict[str, Any]:
         parts = [part for part in wanted if value["ended"].get(part) != wanted[part]]
         faults.append(f"ended otherwise: {', '.join(parts)}")
     return {"same": not faults, "at": round(moment, 2), "of": round(seconds, 2), "faults": faults}
+
+
+def half(place: Path) -> list[str]:
+    """What has been saved and cannot be read."""
+    faults = []
+    for path in place.rglob("*.json"):
+        try:
+            if "tensors" in json.loads(path.read_text(encoding="utf-8")):
+                store.load(path.parent, path.stem)
+        except ValueError as error:
+            faults.append(f"half a save: {error}")
+    return faults
 
 
 def killed(name: str, number: int, place: Path, moment: float) -> list[str]:
@@ -234,6 +265,42 @@ def folder_moved(name: str, number: int, place: Path, moment: float) -> list[str
     return [f"not told in one line: {line[:200]!r}"] if "\n" in line else []
 
 
+def read_only_folder(name: str, number: int, place: Path, moment: float) -> list[str]:
+    """From the moment on there lies a view of the folder over it that cannot be written to."""
+    place.mkdir()
+    child = begun(lambda: ended(name, place), place.parent / "ended.json")
+    time.sleep(moment)
+    mount("--bind", place, place)
+    mount("-o", "remount,bind,ro", place)
+    try:
+        line = result(child, place.parent / "ended.json").get("line", "cannot write")
+    finally:
+        subprocess.run(["umount", place], check=True)
+    is_told = "\n" not in line and ("cannot write" in line or "cannot save" in line)
+    return [] if is_told else [f"not told in one line: {line[:200]!r}"]
+
+
+def vanished_mount(name: str, number: int, place: Path, moment: float) -> list[str]:
+    """The folder is mounted, and no more from the moment on; the run goes on from what the mount held."""
+    held = place.with_name("held")
+    for folder in (place, held):
+        folder.mkdir()
+    mount("--bind", held, place)
+    child = begun(lambda: ended(name, place), place.parent / "ended.json")
+    time.sleep(moment)
+    subprocess.run(["umount", "-l", place], check=True)
+    line = result(child, place.parent / "ended.json").get("line", "")
+    faults = [f"not told in one line: {line[:200]!r}"] if "\n" in line else []
+    faults += half(place)
+    shutil.rmtree(place)
+    held.rename(place)
+    return faults
+
+
+def mount(*options: object) -> None:
+    subprocess.run(["mount", *map(str, options)], check=True)
+
+
 def second_process(name: str, number: int, place: Path, moment: float) -> list[str]:
     first = begun(lambda: ended(name, place), place.parent / "ended.json")
     time.sleep(moment)
@@ -260,8 +327,66 @@ def _is_alive(child: int) -> bool:
 
 HAPPENS: dict[str, Callable[[str, int, Path, float], list[str]]] = {
     "killed": killed, "interrupted": interrupted, "disk full": disk_full, "folder moved": folder_moved,
-    "second process": second_process,
+    "second process": second_process, "read-only folder": read_only_folder, "vanished mount": vanished_mount,
 }  # fmt: skip
+
+
+# -- the workers of lab.map --------------------------------------------------------------------------------------------
+
+
+def job(number: int) -> dict[str, str]:
+    """A run of an item, in a worker."""
+    torch.set_num_threads(1)
+    recipe, task = begin("Decoupling")
+    return ending(recipe.run(task(), seed=number, progress=False))
+
+
+def mapped(number: int) -> dict[str, Any]:
+    """Runs by `lab.map`, one of whose workers is killed; a second start goes on with the journal."""
+    wanted = one_by_one()
+    moment = Random(f"lab.map {number}").uniform(0, 3)
+    with tempfile.TemporaryDirectory() as folder:
+        file, journal = Path(folder) / "ended.json", Path(folder) / "journal"
+        child = begun(lambda: across(journal), file)
+        while not (workers := children(child)) and _is_alive(child):
+            time.sleep(0.01)
+        time.sleep(moment)
+        for worker in workers[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        first = result(child, file)
+        value = whole(lambda: across(journal), Path(folder))
+    line = first.get("line", "journal=folder a second start goes on")
+    faults = [] if "\n" not in line and "second start goes on" in line else [f"not told in one line: {line[:200]!r}"]
+    faults += [] if value.get("ended") == wanted else ["lab.map ended otherwise"]
+    return {"same": not faults, "at": round(moment, 2), "of": 3.0, "faults": faults}
+
+
+def across(journal: Path) -> list[dict[str, str]]:
+    """The same runs by two workers, who are gone afterwards, as they are where a process ends by itself."""
+    try:
+        return lab.map(job, range(6), n_jobs=2, journal=journal, progress=False)
+    finally:
+        get_reusable_executor().shutdown(kill_workers=True)
+
+
+@cache
+def one_by_one() -> list[dict[str, str]]:
+    """What the same runs give without workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        return whole(lambda: [job(k) for k in range(6)], Path(folder))["ended"]
+
+
+def children(process: int) -> list[int]:
+    """The workers of a process, which joblib starts anew and not as copies of it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            words = (path.parent / "cmdline").read_text()
+            if parent == process and "popen_loky" in words:
+                found.append(int(path.parent.name))
+    return sorted(found)
 
 
 def figures(rows: dict[tuple[str, str, int], dict[str, Any]]) -> dict[str, Any]:

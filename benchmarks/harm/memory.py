@@ -21,7 +21,7 @@ import torch
 
 from lab.sparsebytenn.engine import compile
 
-from . import files, kills
+from . import kills, readers
 
 MOST, LEAST = 0.05, 4.0  # share, MB
 TIMES = {"slider": 2000, "engine calls": 100_000, "recipe": 20, "reader": 2000}
@@ -42,11 +42,11 @@ def work_of(name: str) -> Callable[[], object]:
         recipe, task = kills.begin(which)
         return lambda: recipe.run(task(), progress=False)
     if kind == "reader":
-        folder, reader = Path(tempfile.mkdtemp()), files.READERS[which]
+        folder, reader = Path(tempfile.mkdtemp()), readers.READERS[which]
         reader.make(folder)
         return lambda: reader.read(folder)
     if kind == "engine":
-        engine, x = compile(files.network(), torch.zeros(1, 1, 6, 6)), np.ones((1, 6, 6), np.float32)
+        engine, x = compile(readers.network(), torch.zeros(1, 1, 6, 6)), np.ones((1, 6, 6), np.float32)
         return lambda: engine._run([x])
     return slider()
 

@@ -199,23 +199,23 @@ WITHIN: dict[str, Damage] = {
 }  # fmt: skip
 
 
-def put(draw: Random, folder: Path) -> str:
-    """Damage one file of the folder, to a link or to nothing too; gives what was done."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def put(draw: Random, contents: dict[Path, bytes]) -> tuple[Path, str]:
+    """Damage one of these files where it lies, or take it away; gives which, and what was done."""
+    files = sorted(contents)
     path = draw.choice(files)
-    content, kind = path.read_bytes(), draw.random()
+    content, kind = contents[path], draw.random()
     if len(files) > 1 and kind < 0.03:
         path.unlink()
-        return f"{path.name}: gone"
+        return path, f"{path.name}: gone"
     if len(files) > 1 and kind < 0.08:
-        path.write_bytes(draw.choice(files).read_bytes())
-        return f"{path.name}: another's content"
+        path.write_bytes(contents[draw.choice(files)])
+        return path, f"{path.name}: another's content"
     within = next((damage for end, damage in WITHIN.items() if path.name.endswith(end)), None)
     if within is not None and kind < 0.65:
         try:
             path.write_bytes(within(draw, content))
-            return f"{path.name}: within"
+            return path, f"{path.name}: within"
         except (zlib.error, ValueError, OverflowError, struct.error):  # what was damaged can no longer be packed
             pass
     path.write_bytes(damaged(draw, content))
-    return f"{path.name}: bytes"
+    return path, f"{path.name}: bytes"

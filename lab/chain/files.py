@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import meant
+from ..core.errors import meant, shown
 from .stages import Chain
 
 KEYS = ("stages", "task")
@@ -21,18 +21,18 @@ def read(path: str | Path, recipes: Iterable[type]) -> tuple[Chain, str | None]:
     path = Path(path)
     try:
         written = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # a TOMLDecodeError and a UnicodeDecodeError are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "")
         raise ValueError(f"{path} cannot be read as TOML ({reason}): name a file with tables [[stages]]") from error
     if surplus := sorted(written.keys() - {*KEYS}):
         raise ValueError(
-            f"{path}: {surplus[0]!r} means nothing here{meant(surplus[0], KEYS)}: give [[stages]] and task"
+            f"{path}: {shown(surplus[0])} means nothing here{meant(surplus[0], KEYS)}: give [[stages]] and task"
         )
     tables, task = written.get("stages", []), written.get("task")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path}: stages is no list of tables: write [[stages]] in front of each")
     if task is not None and not isinstance(task, str):
-        raise ValueError(f"{path}: task={task!r}: give the name of a task, such as 'fashion'")
+        raise ValueError(f"{path}: task={shown(task)}: give the name of a task, such as 'fashion'")
     by_name = {recipe.__name__.lower(): recipe for recipe in recipes}
     try:
         return Chain(*(_stage(table, by_name) for table in tables)), task
@@ -46,10 +46,10 @@ def _stage(table: dict[str, Any], by_name: dict[str, type]) -> Any:
     kind = by_name.get(str(name).lower())
     names = [recipe.__name__ for recipe in by_name.values()]
     if kind is None:
-        raise ValueError(f"recipe={name!r} is none{meant(str(name), names)}: give one of {', '.join(names)}")
+        raise ValueError(f"recipe={shown(name)} is none{meant(str(name), names)}: give one of {', '.join(names)}")
     values = {key: value for key, value in table.items() if key != "recipe"}
     has = [field.name for field in fields(kind)]
     for key in values:
         if key not in has:
-            raise ValueError(f"{kind.__name__} has no field {key!r}{meant(key, has)}; it has {', '.join(has)}")
+            raise ValueError(f"{kind.__name__} has no field {shown(key)}{meant(key, has)}; it has {', '.join(has)}")
     return kind(**values)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..core import hub, store
 from ..core.batch import shapes_of, zeros_of
-from ..core.errors import shown
+from ..core.errors import kind_and_line, shown
 from ..core.outcome import Outcome, origin_of
 from ..core.program import Program
 from ..core.report import Report
@@ -28,8 +28,7 @@ def report_of(folder: str | Path) -> Report:
         report = saved["report"]
         return ChainReport.from_dict(report) if "columns" in report else Report.from_dict(report)
     except (KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{folder} is damaged ({reason}): save the outcome again") from error
+        raise ValueError(f"{folder} is damaged ({kind_and_line(error)}): save the outcome again") from error
 
 
 def restored_chain(saved: dict[str, Any], folder: Path, base: Any, load: Callable[..., Outcome]) -> ChainOutcome:
@@ -67,8 +66,7 @@ def restored_chain(saved: dict[str, Any], folder: Path, base: Any, load: Callabl
             made=dict(saved.get("made", {})),
         )
     except (KeyError, IndexError, AttributeError, TypeError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{folder} is damaged ({reason}): save the outcome again") from error
+        raise ValueError(f"{folder} is damaged ({kind_and_line(error)}): save the outcome again") from error
 
 
 def _stage(folder: Path, model: nn.Module | None, given: Mapping[str, Any], load: Callable[..., Outcome]) -> Outcome:

@@ -14,6 +14,11 @@ def first_line(error: BaseException) -> str:
     return cut(next(iter(str(error).splitlines()), "")) or type(error).__name__
 
 
+def kind_and_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its words, as Python shows them."""
+    return cut(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
 def shown(value: object) -> str:
     """A value that somebody else wrote, as it may stand in a line."""
     return cut(repr(value), 60)

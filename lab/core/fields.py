@@ -61,7 +61,7 @@ def by_name(recipe: Any) -> Any:
             raise TypeError(f"{title} takes its fields by name: give {title}({names[0]}={_shown(values[0])})")
         for name in fields:
             if name not in names:
-                raise TypeError(f"{title} has no field {name!r}{meant(name, names)}; it has {', '.join(names)}")
+                raise TypeError(f"{title} has no field {_shown(name)}{meant(name, names)}; it has {', '.join(names)}")
         init(self, **fields)
 
     recipe.__init__ = begin

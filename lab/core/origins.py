@@ -64,7 +64,7 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     except ImportError:
         raise
     except Exception as error:  # of many kinds, by library, some with pages of advice
-        if isinstance(error, ValueError) and "\n" not in str(error):
+        if isinstance(error, ValueError) and first_line(error) == str(error):
             raise
         raise ValueError(
             f"the network that this was made from is none that {kind or 'lab.nets'} builds "

@@ -9,6 +9,7 @@ from torch import nn
 
 from . import card, origins, program, store
 from .batch import Example, each, tensors, zeros_of
+from .errors import cut, kind_and_line
 from .program import Program
 from .report import Report
 from .rooms import at_first_use
@@ -162,9 +163,10 @@ def restored(
         raise ValueError(f"{folder} is damaged (its fields or what was found are no record): save the outcome again")
     unknown = sorted(saved["fields"].keys() - {field.name for field in fields(recipe)}, key=str)
     if unknown:
+        names = cut(", ".join(map(str, unknown)))
         raise ValueError(
-            f"{folder} holds a {recipe.__name__} with the fields {', '.join(map(str, unknown))}, which this version of "
-            "the lab does not know: load it with the one that wrote it"
+            f"{folder} holds a {recipe.__name__} with the fields {names}, which this version of the lab does not know: "
+            "load it with the one that wrote it"
         )
     try:
         if origin is not None:
@@ -185,8 +187,7 @@ def restored(
         TypeError,
         RuntimeError,
     ) as error:  # of torch, for sizes that are none
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{folder} is damaged ({reason}): save the outcome again") from error
+        raise ValueError(f"{folder} is damaged ({kind_and_line(error)}): save the outcome again") from error
 
 
 def _is_undescribed(stored: dict[str, Any]) -> bool:

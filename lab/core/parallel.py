@@ -192,7 +192,11 @@ def _short(item: Any) -> str:
 
 
 class Journal:
-    """A folder's `journal.jsonl`: one line for each finished item, {"key", "item", "result"}; `done` by index."""
+    """A folder's `journal.jsonl`: a line for each finished item, {"key", "item", "result", "digest"}; `done` by index.
+
+    The digest is of all before it: a line that a kill has torn, or that was altered, is passed over, and its item done
+    again. Lines of older versions have none, and count where none with a digest stands above them.
+    """
 
     def __init__(self, folder: str | Path, fn: Callable, items: Sequence) -> None:
         self.path = Path(folder) / "journal.jsonl"
@@ -202,14 +206,18 @@ class Journal:
         self.done = {index: kept[key] for index, key in enumerate(self.keys) if key in kept}
 
     def _read(self) -> dict[str, Any]:
-        """Results by key; a line torn by a kill is passed over, its item is simply done again."""
+        """Results by key, of all lines that are whole."""
         kept: dict[str, Any] = {}
+        has_digests = False
         if self.path.exists():
             for line in self.path.read_bytes().split(b"\n"):
                 try:
                     entry = json.loads(line)
-                    kept[entry["key"]] = entry["result"]
-                except (ValueError, KeyError, TypeError):
+                    has_digests = has_digests or "digest" in entry
+                    is_older = not has_digests and entry.keys() == {"key", "item", "result"}
+                    if is_older or entry.pop("digest", None) == _digest(entry):
+                        kept[entry["key"]] = entry["result"]
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     continue
         return kept
 
@@ -217,13 +225,14 @@ class Journal:
         """Append a result and wait until it is on the disk; give it back as JSON holds it."""
         try:
             text = json.dumps({"key": self.keys[index], "item": _short(self.items[index]), "result": result})
+            entry = json.loads(text)
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"lab.map: the result of {_short(self.items[index])} is a {type(result).__name__}, no JSON "
                 f"({error}): return numbers, e.g. outcome.report.to_dict(), or leave journal out"
             ) from error
-        self._append(text.encode() + b"\n")
-        return json.loads(text)["result"]
+        self._append(json.dumps(entry | {"digest": _digest(entry)}).encode() + b"\n")
+        return entry["result"]
 
     def _append(self, line: bytes) -> None:
         try:
@@ -241,6 +250,10 @@ class Journal:
         with open(self.path, "rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read() == b"\n"
+
+
+def _digest(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry).encode()).hexdigest()[:16]
 
 
 def _key(fn: Callable, item: Any) -> str:

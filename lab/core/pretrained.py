@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from . import hub, store
@@ -13,7 +12,6 @@ from .distribution import install
 from .modeling_folded import FoldedForCausalLM, quiet
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
-UNREADABLE = (OSError, ValueError, LookupError, AttributeError, TypeError, RuntimeError, SafetensorError)
 
 
 def _library() -> Any:
@@ -50,7 +48,7 @@ def language_model(source: str | Path, dtype: torch.dtype = torch.float32) -> nn
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except UNREADABLE as error:
+    except Exception as error:  # transformers, safetensors and the hub have a dozen kinds
         raise ValueError(f"model={str(source)!r} {_reason(error)}: give a folder or an id of the hub") from error
     if missing := loading["missing_keys"]:
         raise ValueError(

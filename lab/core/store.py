@@ -19,7 +19,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 
 from . import sealing
-from .errors import cut, shown
+from .errors import kind_and_line, shown
 
 if sys.platform == "win32":
     import msvcrt
@@ -299,7 +299,7 @@ def load(folder: str | Path, name: str) -> dict[str, Any]:
         if version in range(1, FORMAT + 1) and not isinstance(version, bool):
             return _unpack(document["tree"], _tensors(path, document))
     except _DAMAGE as error:
-        raise ValueError(f"{path} is damaged ({_first_line(error)}): delete the folder and save it again") from error
+        raise ValueError(f"{path} is damaged ({kind_and_line(error)}): delete the folder and save it again") from error
     raise ValueError(
         f"{path} has format {shown(version)}, this version of the lab reads 1 to {FORMAT}: "
         "load it with the one that wrote it"
@@ -321,7 +321,7 @@ def from_bytes(content: bytes) -> dict[str, Any]:
             raise ValueError(f"they have format {facts['format']}, this version of the lab reads 1 to {FORMAT}")
         return _unpack(json.loads(facts["tree"]), tensors_from_bytes(content))
     except _DAMAGE as error:
-        raise ValueError(_first_line(error)) from error
+        raise ValueError(kind_and_line(error)) from error
 
 
 def _tensors(path: Path, document: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -350,10 +350,6 @@ def _document(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
-
-
-def _first_line(error: Exception) -> str:
-    return cut(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def _pack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:

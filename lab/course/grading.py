@@ -22,12 +22,15 @@ def grade(path: str | Path, *, run: bool = False) -> list[Verdict]:
     no notebook or asks nothing.
     """
     cells = _executed(Path(path)) if run else _cells(Path(path))
-    sources = ("".join(cell.get("source", "")) for cell in cells)
-    asked = {(name, int(number)) for source in sources for name, number in ASKED.findall(source)}
-    asked = {(name, number) for name, number in asked if number <= len(EXERCISES.get(name, ()))}
+    try:
+        sources = ["".join(cell.get("source", "")) for cell in cells]
+        asked = {(name, int(number)) for source in sources for name, number in ASKED.findall(source)}
+        given = {(name, int(number)): text for name, number, text in _lines(cells)}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(_none(path)) from error
+    asked = {(name, number) for name, number in asked if 1 <= number <= len(EXERCISES.get(name, ()))}
     if not asked:
         raise ValueError(f"{path}: no cell calls lab.course.check: give a notebook of the course")
-    given = {(name, int(number)): text for name, number, text in _lines(cells)}
     return [check(name, number, given.get((name, number))) for name, number in sorted(asked)]
 
 
@@ -60,8 +63,12 @@ def _cells(path: Path) -> list[dict[str, Any]]:
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no notebook: give a file that Jupyter saved") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(_none(path)) from error
+
+
+def _none(path: str | Path) -> str:
+    return f"{path} is no notebook: give a file that Jupyter saved"
 
 
 def _executed(path: Path) -> list[dict[str, Any]]:

@@ -146,7 +146,8 @@ def validate_edge(source: str | Path, scheduler: Any, vae: Any) -> None:
     files = {"scheduler": "scheduler_config.json", "vae": "config.json"}
     for part, names, config in (("scheduler", _SCHEDULE, scheduler.config), ("vae", _LATENTS, vae.config)):
         file = Path(source) / part / files[part]
-        theirs = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        with reading(source):
+            theirs = dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
         if part == "scheduler" and theirs and flows(theirs.get("_class_name", ""), theirs) != is_flow(scheduler):
             raise ValueError(
                 f"{source} cannot go on from this cloud: its {theirs.get('_class_name')} and the cloud's "

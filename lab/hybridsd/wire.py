@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from ..core import sealing
+from ..core.errors import cut, shown
 from . import equations as eq
 from .schedules import plain
 from .seeding import drawn_again, is_seed, left_out, validate_seeding
@@ -179,7 +180,7 @@ def _facts(header: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON of the metadata, its fields and kinds as `to_bytes` writes them."""
     facts = json.loads(header["__metadata__"]["handoff"])
     if facts["format"] != FORMAT:
-        raise ValueError(f"the hand-off has format {facts['format']!r}, this version of the lab reads {FORMAT}")
+        raise ValueError(f"the hand-off has format {shown(facts['format'])}, this version of the lab reads {FORMAT}")
     if set(facts) != _FIELDS:
         raise ValueError(f"these bytes are no hand-off: fields {', '.join(sorted(set(facts) ^ _FIELDS))[:200]}")
     for name, kind in _KINDS.items():
@@ -197,10 +198,11 @@ def _validate_shapes(header: Mapping[str, Any], facts: Mapping[str, Any]) -> Non
         entries |= {"latent": (_FLOATS[facts["dtype"]], tuple(facts["drawn"]["shape"]))}
     shape = entries["latent"][1]
     if len(shape) != 4 or not all(type(n) is int and 0 < n < 1 << 16 for n in shape):
-        raise ValueError(f"the hand-off's latent has shape {shape!r}: send (B, C, h, w)")
+        raise ValueError(f"the hand-off's latent has shape {shown(shape)}: send (B, C, h, w)")
     for name, (kind, size) in entries.items():
         if not _belongs(name, kind, size, entries, facts):
-            raise ValueError(f"the hand-off's tensor {name[:80]!r} is {kind} {size!r}, which does not belong there")
+            what = f"{shown(name)} is {cut(str(kind), 60)} {shown(size)}"
+            raise ValueError(f"the hand-off's tensor {what}, which does not belong there")
 
 
 def _belongs(name: str, kind: str, size: tuple, entries: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from ..core import cost, tasks
 from ..core.batch import each, logits_of, moved, tensors
+from ..core.errors import first_line
 from ..core.fields import by_name, integer, one_of, real, some_of, validate
 from ..core.finetune import has_labels, validate_labels
 from ..core.models import validate_precision
@@ -283,7 +284,8 @@ def unpack(path: str | Path, base: nn.Module | None = None) -> fx.GraphModule:
     try:
         config, recipe, example = about["base"], PAMS(**about["fields"]), torch.zeros(about["example"])
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} is of another version of the lab ({error}): write it again with pack") from error
+        reason = first_line(error)
+        raise ValueError(f"{path} is of another version of the lab ({reason}): write it again with pack") from error
     return rebuilt(config, base, recipe, example, state)[0]
 
 

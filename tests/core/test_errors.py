@@ -2,7 +2,7 @@
 
 import pytest
 
-from lab.core.errors import first_line
+from lab.core.errors import first_line, kind_and_line
 
 
 @pytest.mark.parametrize(
@@ -19,5 +19,6 @@ def test_the_first_line_or_the_kind(error, line):
 
 
 def test_a_line_that_quotes_a_whole_file_is_cut():
-    line = first_line(ValueError("no zip file: " + "x" * 5000 + "\nmore"))
-    assert len(line) == 300 and line.startswith("no zip file: xxx") and line.endswith("x...")
+    error = ValueError("no zip file: " + "x" * 5000 + "\nmore")
+    for line, start in ((first_line(error), "no zip file: xxx"), (kind_and_line(error), "ValueError: no zip")):
+        assert len(line) == 300 and line.startswith(start) and line.endswith("x...")

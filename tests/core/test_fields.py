@@ -136,6 +136,7 @@ def test_number_agrees_with_comparison(value, low, high):
     ("make", "message"),
     [
         (lambda: lab.GAL(lamda=0.1), r"GAL has no field 'lamda' \(did you mean 'lam'\?\); it has lam, mu, units, "),
+        (lambda: lab.GAL(**{"x" * 3000: 1}), r"GAL has no field 'x{60,80}\.\.\.; it has lam, "),
         (lambda: lab.PAMS(q=1), "PAMS has no field 'q'; it has weight_bits, "),
         (lambda: lab.HyperFD(0.1), r"HyperFD takes its fields by name: give HyperFD\(\w+=0.1\)"),
     ],

@@ -372,3 +372,12 @@ def test_a_library_that_is_missing_where_it_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match="is one of transformers: pip install transformers"):
         lab.load(tmp_path)
+
+
+def test_a_field_of_many_letters_is_one_short_line(tmp_path):
+    saved = store.load(Path(__file__).parents[1] / "data" / "formats" / "0.1.0" / "acenas", "outcome")
+    saved["fields"]["x" * 3000] = 1
+    store.save(tmp_path, "outcome", saved)
+    with pytest.raises(ValueError, match=r"holds a AceNAS with the fields x+\.\.\., which this version") as error:
+        lab.load(tmp_path)
+    assert len(str(error.value)) < 600 and "\n" not in str(error.value)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lab.core import parallel
 
@@ -181,6 +184,39 @@ def test_torn_last_line_is_tolerated(tmp_path):
     assert parallel.map(square, range(4), journal=tmp_path, progress=False) == [0, 1, 4, 9]
     done = [json.loads(line)["result"] for line in lines(tmp_path) if line.endswith("}")]
     assert done == [0, 1, 4, 9]  # the lines written after the torn one are whole
+
+
+def test_a_line_that_was_altered_is_done_again(tmp_path):
+    parallel.map(square, range(3), journal=tmp_path, progress=False)
+    first, *others = lines(tmp_path)
+    older = json.loads(others[1])
+    del older["digest"]  # as a version without digests wrote it
+    spliced = first.replace('"result": 0, "digest":', '"result":')
+    altered = [first.replace('"result": 0', '"result": 7'), first.replace("0", "7").replace("digest", "x"), spliced]
+    kept = [json.dumps(older | {"result": 40}), others[0], *altered, "[" * 3000, "5", ""]
+    (tmp_path / "journal.jsonl").write_text("\n".join(kept))
+    assert parallel.map(square, range(3), journal=tmp_path, progress=False) == [0, 1, 40]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda tree: st.lists(tree, max_size=3) | st.dictionaries(st.text(max_size=3), tree, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(JSON, min_size=1, max_size=4), st.randoms(use_true_random=False))
+def test_a_journal_gives_back_what_it_was_told_whatever_the_order_of_its_lines(results, draw):
+    with tempfile.TemporaryDirectory() as folder:
+        items = list(range(len(results)))
+        kept = parallel.Journal(folder, square, items)
+        for index, result in enumerate(results):
+            assert kept.note(index, result) == result
+        shuffled = lines(folder)
+        draw.shuffle(shuffled)
+        (Path(folder) / "journal.jsonl").write_text("\n".join([*shuffled, *shuffled, ""]))
+        assert parallel.Journal(folder, square, items).done == dict(enumerate(results))
 
 
 def test_results_are_the_same_whether_fresh_or_resumed(tmp_path):

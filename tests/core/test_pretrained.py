@@ -42,7 +42,10 @@ def test_a_cut_file_is_told(folder):
     assert "cannot be read" in refused(pretrained.language_model, folder)
 
 
-@pytest.mark.parametrize("config", ["{", "[]", '{"model_type": "none of these"}'])
+@pytest.mark.parametrize(
+    "config",
+    ["{", "[]", '{"model_type": "none of these"}', '{"model_type": "llama", "tie_word_embeddings": 7}', "[" * 3000],
+)
 def test_a_configuration_that_says_nothing(folder, config):
     (folder / "config.json").write_text(config)
     assert "cannot be read" in refused(pretrained.language_model, folder)

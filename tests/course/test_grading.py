@@ -1,5 +1,7 @@
 """Notebooks graded from their stored outputs: by the answers in them, not by the verdicts, and without running them."""
 
+import json
+
 import nbformat
 import pytest
 
@@ -69,7 +71,17 @@ def test_what_cannot_be_graded_stops_nobody_elses_grades(tmp_path):
     assert "notes.ipynb: no cell calls lab.course.check" in lines[1] and "torn.ipynb is no notebook" in lines[2]
 
 
-@pytest.mark.parametrize("text", ["rubbish", "[]", '{"cells": 3}', '{"cells": []}'])
+def cell(**other):
+    return json.dumps({"cells": [{"cell_type": "code", "source": "lab.course.check('gal', 1, 2)", **other}]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rubbish", "[]", '{"cells": 3}', '{"cells": []}', "[" * 3000, cell(outputs=7), cell(outputs=["x"]),
+        cell(source=5), cell(source=f"lab.course.check('gal', {'1' * 5000}, 2)"), cell(outputs=[{"data": []}]),
+    ],
+)  # fmt: skip
 def test_what_cannot_be_graded_is_one_line(tmp_path, capsys, text):
     (tmp_path / "bad.ipynb").write_text(text)
     assert cli.main(["course", "check", str(tmp_path / "bad.ipynb")]) == 1

@@ -1,5 +1,6 @@
 """The hand-off: what is carried over the boundary makes the trajectory of one machine, bit for bit."""
 
+import hashlib
 import json
 
 import pytest
@@ -181,6 +182,24 @@ def test_shapes_are_demanded_before_a_tensor_is_made(sent, name, monkeypatch):
     with pytest.raises(ValueError, match=r"the hand-off's (latent|tensor)") as caught:
         Handoff.from_bytes(bad)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["dtype", "shape", "format"])
+def test_a_header_of_many_words_is_one_short_line(sent, field):
+    content, long = sent.to_bytes(), "x" * 3000
+    if field == "format":
+        bad = crafted(content, {"format": long})
+    else:
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        header["latent"][field] = long if field == "dtype" else [1] * 3000
+        header["__metadata__"]["sha256"] = "0" * 64
+        text = json.dumps(header, separators=(",", ":")).encode()
+        blank = len(text).to_bytes(8, "little") + text + content[8 + length :]
+        bad = blank.replace(b"0" * 64, hashlib.sha256(blank).hexdigest().encode(), 1)
+    with pytest.raises(ValueError, match=r"the hand-off's (latent|tensor)|the hand-off has format") as caught:
+        Handoff.from_bytes(bad)
+    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
 
 def test_a_name_that_comes_twice_is_refused():

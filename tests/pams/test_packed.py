@@ -117,12 +117,21 @@ def test_a_recipe_nested_without_end_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_file_of_another_version_is_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"fields": {"no_such_field": 1}}, "no_such_field"),
+        ({"fields": {"[" * 3000: 1}}, r"\[\[\[\.\.\."),
+        ({"fields": {}, "example": [1, 3, 1 << 65, 4]}, "Overflow when unpacking"),
+    ],
+)
+def test_a_file_of_another_version_is_one_line(tmp_path, other, words):
     graph, _ = quantised(edsr(), X)
-    about = {"fields": {"no_such_field": 1}, "base": None, "example": [1, 3, 4, 4]}
+    about = {"base": None, "example": [1, 3, 4, 4], **other}
     (tmp_path / "net").write_bytes(packed.to_bytes(graph, about))
-    with pytest.raises(ValueError, match=r"is of another version of the lab \(.*no_such_field.*write it again"):
+    with pytest.raises(ValueError, match=rf"is of another version of the lab \(.*{words}.*write it again") as caught:
         lab.pams.unpack(tmp_path / "net")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
 
 
 def test_a_stored_outcome_holds_no_floats_for_rounded_weights(tmp_path):

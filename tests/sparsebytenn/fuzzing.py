@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--folder", type=Path, default=Path("build/fuzz"), help="the corpus, and what is found")
     options = parser.parse_args(argv)
-    if not shutil.which(CLANG):
-        print(f"{CLANG} is needed: apt-get install clang-19 libclang-rt-19-dev", file=sys.stderr)
+    if lacking := missing():
+        print(f"{lacking}: apt-get install clang-19 libclang-rt-19-dev", file=sys.stderr)
         return 1
     corpus = options.folder / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,15 @@ def main(argv: list[str] | None = None) -> int:
     limits = [f"-max_total_time={round(60 * options.minutes)}", "-timeout=10", "-rss_limit_mb=2048", "-max_len=65536"]
     command = [program, *limits, "-print_final_stats=1", f"-artifact_prefix={options.folder}/", corpus]
     return subprocess.run(list(map(str, command))).returncode
+
+
+def missing() -> str:
+    """What of the compiler is not here, "" where all is."""
+    if not shutil.which(CLANG):
+        return f"{CLANG} is needed"
+    command = [CLANG, "-print-resource-dir"]
+    folder = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    return "" if any(folder.rglob("libclang_rt.fuzzer*")) else f"{CLANG} has no libFuzzer in {folder}"
 
 
 def built(program: Path) -> Path:

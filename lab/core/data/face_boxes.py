@@ -125,7 +125,7 @@ def pascal_voc(folder: str | Path, names: Sequence[str] = VOC_NAMES) -> Iterator
             boxes = [_voc_box(face) for face in faces]
             width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
         except (ElementTree.ParseError, TypeError, ValueError, LookupError, OverflowError) as error:
-            raise ValueError(f"{file} is no annotation ({error}): correct it or remove it") from error
+            raise ValueError(f"{file} is no annotation ({first_line(error)}): correct it or remove it") from error
         path = images.path((root.findtext("filename") or "").strip() or f"{file.stem}.jpg", file)
         if (first := seen.setdefault(path, file)) != file:
             raise ValueError(f"{first} and {file.name} both name {path.name} as their picture: correct one's filename")
@@ -141,7 +141,7 @@ def street_scenes(path: str | Path) -> Iterator[Record]:
         tree = json.loads(content)
         boxes = {name: np.array([box[:4] for box in tree[name]["boxes"]], float).reshape(-1, 4) for name in tree}
     except (LookupError, TypeError, *inflating.DAMAGE) as error:
-        raise ValueError(f"{path} has no annotations.json with boxes ({error}): give {FORMS}") from error
+        raise ValueError(f"{path} has no annotations.json with boxes ({first_line(error)}): give {FORMS}") from error
     for name in sorted(boxes):
         yield name, ImageSource(partial(inflating.member, path, f"images/{name}")), boxes[name]
 

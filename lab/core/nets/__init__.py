@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import first_line, shown
 from .chain import lenet, vgg16, vgg16_cifar, vgg19_cifar
 from .densenet import densenet40
 from .googlenet import googlenet_cifar
@@ -51,8 +52,8 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     arguments = dict(config)
     net = arguments.pop("net", None)
     if net not in nets:
-        raise ValueError(f"config['net'] is {net!r}: choose one of {', '.join(nets)}")
+        raise ValueError(f"config['net'] is {shown(net)}: choose one of {', '.join(nets)}")
     try:
         return globals()[net](**arguments)
     except TypeError as error:
-        raise ValueError(f"config does not fit nets.{net}: {error}") from error
+        raise ValueError(f"config does not fit nets.{net}: {first_line(error)}") from error

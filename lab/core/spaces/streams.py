@@ -156,9 +156,8 @@ def detectors(path: str | Path | None = None) -> Stream:
     number_of = {choice: number for number, choice in enumerate(choices)}
     for name, key, value in zip(table["domain"], keys, tables.numbers(table, "ap50", 100), strict=True):
         if key not in number_of:
-            raise ValueError(
-                f"{path}: {dict(zip(decisions, key, strict=True))} is none of the 216 detectors: leave its line out"
-            )
+            given = cut(str(dict(zip(decisions, key, strict=True))))
+            raise ValueError(f"{path}: {given} is none of the 216 detectors: leave its line out")
         scores[names.index(name), number_of[key]] = float(value)
     trained = int((~scores.isnan()).sum())
     return Stream(

@@ -134,7 +134,7 @@ def accel_nasbench(path: str | Path) -> Space:
             blocks = _mnasnet_blocks(record["architecture"])
             top1, perf = record["metrics"]["val_top1"], _perf(record)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} row {name}: column {error} is missing or of another form") from error
+            raise ValueError(f"{path} row {name}: column {first_line(error)} is missing or of another form") from error
         row = f"{path} row {name}"
         costs = {key: _number(row, key, value) for key, value in perf.items()}
         seen.setdefault(blocks, {"top1": _number(row, "val_top1", top1, 100), "perf": costs})
@@ -215,7 +215,7 @@ def _read_json(path: str | Path) -> Any:
     try:
         return json.loads(inflating.text(path))
     except inflating.DAMAGE as error:
-        raise ValueError(f"{path} is no JSON ({error}): give the benchmark's own file") from error
+        raise ValueError(f"{path} is no JSON ({first_line(error)}): give the benchmark's own file") from error
 
 
 def _json_files(path: Path) -> Iterator[tuple[str, Any]]:
@@ -232,7 +232,7 @@ def _json_files(path: Path) -> Iterator[tuple[str, Any]]:
                 count = inflating.validate_values(path, content, count)
                 members[name] = json.loads(content)
     except inflating.DAMAGE as error:
-        raise ValueError(f"{reading} cannot be read ({error}): give an archive of JSON files") from error
+        raise ValueError(f"{reading} cannot be read ({first_line(error)}): give an archive of JSON files") from error
     yield from sorted(members.items())
 
 
@@ -275,7 +275,7 @@ def _cells(table: "pd.DataFrame", column: str) -> list[Graph]:
         try:
             graphs[text] = cells.graph(cells.parse(str(text)))
         except ValueError as error:
-            raise ValueError(f"row {row}: column {column!r}: {error}") from error
+            raise ValueError(f"row {row}: column {column!r}: {first_line(error)}") from error
     return list(graphs.values())
 
 

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
 
 from lab.core.quantisation import quantisers as q
+from lab.core.quantisation.qparams import FixedQuantiser, QParams
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 ACTIVATIONS = [q.MaxAbs, q.LeastSquares, q.PACT, q.LSQ]
@@ -85,3 +88,27 @@ def test_a_weight_has_few_values_and_can_be_trained(make):
     assert (conv.weight - before).abs().mean() < before.abs().mean() / 3
     conv(X).square().sum().backward()
     assert conv.parametrizations.weight.original.grad.abs().sum() > 0
+
+
+RANGES = st.tuples(st.floats(-50, 0), st.floats(0.01, 50)), st.integers(2, 8)
+
+
+@settings(deadline=None)
+@given(*RANGES, st.integers(0, 999))
+def test_what_is_on_a_grid_stays_there(ends, bits, number):
+    grid = FixedQuantiser(QParams.from_min_max(*ends, bits)).eval()
+    x = 40 * torch.randn(50, generator=torch.Generator().manual_seed(number))
+    y = grid(x)
+    assert torch.equal(grid(y), y)
+    assert torch.equal(grid(x.flip(0)), y.flip(0))
+    assert torch.equal(grid(x.sort().values), y.sort().values)  # no two numbers change places
+
+
+@settings(deadline=None)
+@given(*RANGES)
+def test_a_grid_holds_zero_and_its_range(ends, bits):
+    grid = QParams.from_min_max(*ends, bits)
+    assert grid.qmin <= 0 <= grid.qmax and grid.bits == bits
+    assert grid.range[0] <= ends[0] + grid.scale and grid.range[1] >= ends[1] - grid.scale
+    assert grid.to_8bit().to_8bit() == grid.to_8bit()
+    assert grid.to_int8().to_int8() == grid.to_int8()
