@@ -1,6 +1,6 @@
 """One search over both moves, removing a block and sharing among neighbours, by the loss that is measured."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -14,10 +14,10 @@ from .sharing import Inputs, Weights, common_weights, correction, upright, weigh
 
 UNITS = ("bytes", "operations")
 LARGEST = 4  # blocks in a group
-BEAM = 2  # folds of a size that are looked into further
-TRIED = 6  # moves of each that are measured: those that promise least loss
+BEAM = 1  # folds of a size and a depth that are looked into further
+TRIED = 3  # moves of each kind from each of these that are measured: those that promise least loss
 RANK = 16  # of the adapters that moves are measured with, until it is known what the budget leaves for them
-FINAL = 10  # folds within the budget that are measured once more, with adapters of the rank that it leaves
+FINAL = 3  # folds of a depth within the budget that are measured once more, with adapters of the rank that it leaves
 
 Saved = Callable[[Fold], float]
 
@@ -144,11 +144,12 @@ def blocks_saved(fold: Fold, count: int) -> int:
     return count - len(fold.kept) + sum(len(group) - 1 for group in fold.groups)
 
 
-def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[Fold, tuple[FoldMove, ...]]:
-    """The fold of least loss that saves the goal, and all moves measured alone.
+def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[tuple[Fold, ...], tuple[FoldMove, ...]]:
+    """The fold of least loss at each depth that saves the goal, by loss, and all moves measured alone.
 
-    Folds grow block by block: of every number of blocks saved the `beam` folds of least loss go on, each by the `tried`
-    moves whose losses alone add up to least. ValueError where no fold saves so much.
+    Folds grow block by block: of every number of blocks saved the `beam` folds of least loss at each depth go on, each
+    by the `tried` moves of each kind whose losses alone add up to least. Depths are kept apart because a cure gives more back to a
+    removal than to a group, which no loss before it tells. ValueError where no fold saves so much.
     """
     count = len(blocks(search.model))
     start = Fold(tuple(range(count)), (), min(RANK, search.largest_rank) if search.rank else 0)
@@ -157,9 +158,9 @@ def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[
     levels: dict[int, dict[Fold, float]] = {0: {start: base}}
     complete: dict[Fold, float] = {}
     for level in range(count):
-        ranked = sorted(levels.get(level, {}).items(), key=lambda entry: entry[1])
-        complete |= {fold: value for fold, value in ranked if fitting(search, fold) is not None}
-        for fold, _ in [entry for entry in ranked if entry[0] not in complete][:beam]:
+        found = levels.get(level, {})
+        complete |= {fold: value for fold, value in found.items() if fitting(search, fold) is not None}
+        for fold in of_each_depth({fold: value for fold, value in found.items() if fold not in complete}, beam):
             gains = {run: value - base for run, value in moves.items()}
             for nearby, run in promising(fold, gains, tried if level else len(moves), search.sharing):
                 measured = levels.setdefault(blocks_saved(nearby, count), {})
@@ -167,17 +168,26 @@ def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[
                     measured[nearby] = search.loss(nearby) if level else moves[run]
     if not complete:
         raise ValueError(f"no fold saves {search.goal:.3g} of the model: lower removal")
-    return _best(search, complete), tuple(FoldMove(run, value) for run, value in moves.items())
+    return _fitted(search, complete), tuple(FoldMove(run, value) for run, value in moves.items())
 
 
-def _best(search: FoldSearch, complete: dict[Fold, float]) -> Fold:
-    """The fold of least loss, each with adapters of the largest rank that the goal leaves room for."""
-    likeliest = sorted(complete, key=lambda fold: complete[fold])[:FINAL]
+def of_each_depth(measured: Mapping[Fold, float], most: int = 1) -> list[Fold]:
+    """For each number of blocks that stay the `most` folds of least loss, all in the order of their losses."""
+    taken: dict[int, int] = {}
+    best = []
+    for fold in sorted(measured, key=lambda fold: measured[fold]):
+        taken[len(fold.kept)] = taken.get(len(fold.kept), 0) + 1
+        best += [fold] if taken[len(fold.kept)] <= most else []
+    return best
+
+
+def _fitted(search: FoldSearch, complete: Mapping[Fold, float]) -> tuple[Fold, ...]:
+    """The fold of least loss at each depth, with adapters of the largest rank that the goal leaves room for."""
     measured = {}
-    for fold in likeliest:
+    for fold in of_each_depth(complete, FINAL):
         fitted = replace(fold, rank=fitting(search, fold) or 0)
         measured[fitted] = search.loss(fitted) if fold.groups else complete[fold]
-    return min(measured, key=lambda fold: measured[fold])
+    return tuple(of_each_depth(measured))
 
 
 def fitting(search: FoldSearch, fold: Fold) -> int | None:
@@ -189,7 +199,7 @@ def fitting(search: FoldSearch, fold: Fold) -> int | None:
 def promising(
     fold: Fold, gains: dict[tuple[int, ...], float], tried: int, sharing: bool
 ) -> list[tuple[Fold, tuple[int, ...]]]:
-    """The moves from a fold that cost least for each block saved, if what every move costs alone (gains) adds up."""
+    """The moves of each kind from a fold that cost least for each block saved, if what each costs alone adds up."""
     count = blocks_saved(fold, len(fold.kept))
     now = _added(fold.groups, gains)
 
@@ -199,7 +209,9 @@ def promising(
             return gains[run]
         return (_added(nearby.groups, gains) - now) / (blocks_saved(nearby, len(fold.kept)) - count)
 
-    return sorted(steps_from(fold, sharing), key=rate)[:tried]
+    ranked = sorted(steps_from(fold, sharing), key=rate)
+    kinds = [[step for step in ranked if (len(step[1]) > 1) == shares][:tried] for shares in (False, True)]
+    return [*kinds[0], *kinds[1]]
 
 
 def _added(groups: Sequence[tuple[int, ...]], gains: dict[tuple[int, ...], float]) -> float:

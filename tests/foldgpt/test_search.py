@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lab
+from lab.foldgpt import recipe as recipes
 from lab.foldgpt.folding import Fold, Sizes, removed
 from lab.foldgpt.ranking import loss
 from lab.foldgpt.search import (
@@ -16,6 +17,7 @@ from lab.foldgpt.search import (
     FoldSearch,
     blocks_saved,
     fitting,
+    of_each_depth,
     order,
     promising,
     saver,
@@ -29,6 +31,7 @@ from .test_recipe import idle, told
 
 X = (tokens(4, 16),)
 WHOLE = Fold(tuple(range(6)), (), 2)
+FOUND = (Fold((0, 1, 2, 4)), Fold((0, 2, 3, 4, 5), ((2, 3),), 2), Fold((0, 1, 2, 3, 4, 5), ((1, 2), (4, 5)), 2))
 
 
 def search(net, goal: float = 0.1, unit: str = "bytes", batches=X) -> FoldSearch:
@@ -80,7 +83,7 @@ def test_adapters_of_full_rank_take_back_all_that_sharing_took():
 
 def test_the_block_that_does_nothing_is_the_one_to_go():
     net, x = idle(4)
-    gone, moves = searched(search(net, goal=0.05, batches=(x,)))
+    (gone, *_), moves = searched(search(net, goal=0.05, batches=(x,)))
     assert gone.kept == (0, 1, 2, 3, 5) and not gone.groups and gone.rank == 0
     assert min(moves, key=lambda move: move.loss).blocks in {(4,), (3, 4), (4, 5)}
 
@@ -93,7 +96,7 @@ def test_equal_neighbours_are_the_ones_to_share():
         x = tokens(4, 1)
         for _ in range(15):
             x = torch.cat([x, net(x).logits[:, -1:].argmax(-1)], 1)
-    fold, moves = searched(replace(search(net, goal=0.05, batches=(x,)), rank=0))
+    (fold, *_), moves = searched(replace(search(net, goal=0.05, batches=(x,)), rank=0))
     assert fold == Fold(WHOLE.kept, ((2, 3),), 0)
     alone = {move.blocks: move.loss for move in moves}
     assert alone[2, 3] == pytest.approx(loss(net, (x,)), rel=1e-4)
@@ -102,9 +105,11 @@ def test_equal_neighbours_are_the_ones_to_share():
 @pytest.mark.parametrize("unit", ["bytes", "operations"])
 def test_a_budget_is_kept_and_used(unit):
     net = model("llama")
-    fold, moves = searched(search(net, goal=0.3, unit=unit), tried=4)
-    saved = saver(Sizes.of(net), unit)
-    assert 0.3 <= saved(fold)
+    found, moves = searched(search(net, goal=0.3, unit=unit), tried=2)
+    fold, saved = found[0], saver(Sizes.of(net), unit)
+    assert all(0.3 <= saved(other) for other in found)
+    depths = [len(other.kept) for other in found]
+    assert len(depths) == len({*depths}) and (unit == "operations") == (depths == [4])
     if unit == "operations":  # sharing saves none
         assert not fold.groups and {move.kind for move in moves} == {"remove"}
         assert saved(fold) == pytest.approx(1 - len(fold.kept) / 6)
@@ -131,7 +136,16 @@ def test_more_than_there_is_cannot_be_saved():
 def test_moves_that_cost_least_for_each_block_are_tried_first():
     gains = {(b,): 1.0 for b in range(6)} | {(1, 2): 0.2, (1, 2, 3): 0.5, (4, 5): 0.6}
     runs = [run for _, run in promising(WHOLE, {**{(k, k + 1): 2.0 for k in range(5)}, **gains}, 3, True)]
-    assert runs == [(1, 2), (1, 2, 3), (4, 5)]
+    assert runs == [(0,), (1,), (2,), (1, 2), (1, 2, 3), (4, 5)]
+
+
+@given(st.dictionaries(folds(), st.floats(0, 9), max_size=8), st.integers(1, 3))
+def test_each_depth_has_its_own_best_folds(measured, most):
+    best = of_each_depth(measured, most)
+    assert [measured[fold] for fold in best] == sorted(measured[fold] for fold in best)
+    for depth in {len(fold.kept) for fold in measured}:
+        losses = sorted(value for fold, value in measured.items() if len(fold.kept) == depth)
+        assert sorted(measured[fold] for fold in best if len(fold.kept) == depth) == losses[:most]
 
 
 def test_blocks_that_went_come_first_in_the_order():
@@ -148,3 +162,36 @@ def test_a_run_with_a_budget_saves_it_and_keeps_what_was_measured(tmp_path):
     outcome.save(tmp_path)
     again = lab.load(tmp_path)
     assert again.moves == outcome.moves and again.recipe == outcome.recipe and again.fold == outcome.fold
+
+
+def test_the_fold_that_a_trial_cures_best_is_taken_and_a_kill_changes_nothing(tmp_path, monkeypatch):
+    net, recipe = model("llama"), lab.FoldGPT(ranking="bytes", removal=0.2, rank=1, cure_steps=6)
+    task, losses = told(net, X[0]), iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr("lab.foldgpt.recipe.searched", lambda _: (FOUND, ()))
+    trained, train = [], recipes.FoldGPT._train
+
+    def watched(self, run, student, learned, name):
+        trained.append((name, self.cure_steps))
+        return train(self, run, student, learned, name)
+
+    monkeypatch.setattr(recipes.FoldGPT, "_train", watched)
+    monkeypatch.setattr(recipes, "loss", lambda *_: next(losses))
+    outcome = recipe.run(task, progress=False)
+    assert outcome.fold == FOUND[1] and trained == [("trial 0", 1), ("trial 1", 1), ("trial 2", 1), ("cure", 6)]
+    assert {step.stage for step in outcome.trace} == {"cure"}
+    monkeypatch.undo()
+    monkeypatch.setattr("lab.foldgpt.recipe.searched", lambda _: (FOUND, ()))
+    whole = recipe.run(task, progress=False)
+    dies = iter([False, True])  # in the second trial, after it has been saved
+
+    def fatal(*args):
+        if next(dies):
+            raise KeyboardInterrupt
+        return loss(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "loss", fatal)
+        with pytest.raises(KeyboardInterrupt):
+            recipe.run(task, progress=False, checkpoint=tmp_path)
+    again = recipe.run(task, progress=False, checkpoint=tmp_path)
+    assert again.fold == whole.fold and again.trace == whole.trace and again.report == whole.report
