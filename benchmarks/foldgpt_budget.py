@@ -6,12 +6,12 @@ The lab's small Llama, held-out topics. At most 64 % of its bytes may stay. What
 Shortened LLaMA's PPL and Taylor) must then remove five of twelve blocks; width pruning in Minitron's way takes two of
 four heads and as many neurons as it must, by the activations that they give on the calibration batches. Every row
 starts from the same model, ranks on four batches of its seed, begins its cure from the seed anew, and is cured for as
-many steps, on the same batches, at the same rate. FoldGPT's search cures up to five folds for a sixth of the steps before
-it settles; `SLEB, cured as long` has as many steps as these trials and the cure together. SLEB cannot use what five whole blocks leave of the budget, 3.4 % of the bytes; `FoldGPT at SLEB's
-size` does without them too. `by operations` is FoldGPT's search where time counts: as many
-operations of blocks as SLEB leaves, which sharing cannot save, so that it only removes. Settings were chosen on seed
-0, scored on every twentieth paragraph of the topics to learn from. A cell takes half a minute to a minute of a core, a
-search two.
+many steps, on the same batches, at the same rate. FoldGPT's search cures up to five folds for a sixth of the steps
+before it settles; `SLEB, cured as long` has as many steps as these trials and the cure together. SLEB cannot use what
+five whole blocks leave of the budget, 3.4 % of the bytes; `FoldGPT at SLEB's size` does without them too. `by
+operations` is FoldGPT's search where time counts: as many operations of blocks as SLEB leaves, which sharing cannot
+save, so that it only removes. Settings were chosen on seed 0, scored on every twentieth paragraph of the topics to
+learn from. A cell takes half a minute to a minute of a core, a search two.
 """
 
 from collections.abc import Callable, Sequence

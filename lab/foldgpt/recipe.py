@@ -47,16 +47,16 @@ class FoldGPT:
     removal: share of the blocks that go. sharing: share of the blocks that live on a neighbour's weights, one a pair.
     rank: of the adapters that a sharing block keeps, 0 for none. ranking: 'gates' learned jointly, 'hard-concrete'
     ones that polarise while they learn, or a baseline's: 'influence' (ShortGPT), 'leave-one-out' (SLEB), 'perplexity'
-    and 'taylor' (Shortened LLaMA). Under 'bytes' or 'operations' there is one search over both moves: `removal` is
-    the share of these that must go, by blocks that go and groups of up to four that share, whichever cost least after
-    a sixth of the cure; sharing is not asked, and rank grows to what is left of the budget. representative: whose weights a group takes,
-    'first', 'mean', 'least-loss', or the 'regression' of what its members read, which alone learns in the cure, at a
-    fifth of the rate. start: of the adapters, 'zero', 'svd' (Relaxed Recursive Transformers), or 'activations', the
-    best for what they read. recovery: the cure learns from the text and the teacher's 'tail' or 'logits', or from the
-    text alone, 'plain'. gate_steps, cure_steps: updates of each stage. hold: part of the gates' steps in which they
-    are soft and learn, before they polarise. beta: weight of the distillation. lr: the cure's highest rate, which
-    falls along a cosine. gradient_checkpointing: in the cure a block's states are computed again where they are
-    needed, not kept: slower, in less memory.
+    and 'taylor' (Shortened LLaMA). Under 'bytes' or 'operations' there is one search over both moves: `removal` is the
+    share of these that must go, by blocks that go and groups of up to four that share, whichever cost least after a
+    sixth of the cure; sharing is not asked, and rank grows to what is left of the budget. representative: whose
+    weights a group takes, 'first', 'mean', 'least-loss', or the 'regression' of what its members read, which alone
+    learns in the cure, at a fifth of the rate. start: of the adapters, 'zero', 'svd' (Relaxed Recursive Transformers),
+    or 'activations', the best for what they read. recovery: the cure learns from the text and the teacher's 'tail' or
+    'logits', or from the text alone, 'plain'. gate_steps, cure_steps: updates of each stage. hold: part of the gates'
+    steps in which they are soft and learn, before they polarise. beta: weight of the distillation. lr: the cure's
+    highest rate, which falls along a cosine. gradient_checkpointing: in the cure a block's states are computed again
+    where they are needed, not kept: slower, in less memory.
     """
 
     removal: float = 1 / 3
@@ -197,16 +197,23 @@ class FoldGPT:
         )
 
     def _tried(self, run: Run, teacher: nn.Module, folds: tuple[Fold, ...], calibration: tuple[Example, ...]) -> Fold:
-        """The fold of least loss after a sixth of the cure, all on the same batches; the first without a cure."""
+        """The fold of least loss after a sixth of the cure, all on the same batches; the first without a cure.
+
+        The loss is taken on the batches behind those of the trial: on what a fold has just learned, the one with most
+        weights would win.
+        """
         steps = -(-self.cure_steps // TRIAL)
         if len(folds) == 1 or not steps:
             return folds[0]
+        torch.manual_seed(run.seed)
+        behind = islice(iter(run.task.batches), steps, steps + CALIBRATION)
+        unseen = tuple(_tokens(run, batch) for batch in behind) or calibration
         losses = []
         for fold in folds[:TRIALS]:
             torch.manual_seed(run.seed)
             student = shared(teacher, fold, self.representative, self.start, calibration)
             replace(self, cure_steps=steps)._cure(run, student, f"trial {len(losses)}")
-            losses.append(loss(student, calibration))
+            losses.append(loss(student, unseen))
         return folds[losses.index(min(losses))]
 
     def _rank(

@@ -148,8 +148,8 @@ def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[
     """The fold of least loss at each depth that saves the goal, by loss, and all moves measured alone.
 
     Folds grow block by block: of every number of blocks saved the `beam` folds of least loss at each depth go on, each
-    by the `tried` moves of each kind whose losses alone add up to least. Depths are kept apart because a cure gives more back to a
-    removal than to a group, which no loss before it tells. ValueError where no fold saves so much.
+    by the `tried` moves of each kind whose losses alone add up to least. Depths are kept apart because a cure gives
+    more back to a removal than to a group, which no loss before it tells. ValueError where no fold saves so much.
     """
     count = len(blocks(search.model))
     start = Fold(tuple(range(count)), (), min(RANK, search.largest_rank) if search.rank else 0)
