@@ -164,6 +164,7 @@ def test_a_run_with_a_budget_saves_it_and_keeps_what_was_measured(tmp_path):
     assert again.moves == outcome.moves and again.recipe == outcome.recipe and again.fold == outcome.fold
 
 
+@pytest.mark.slow
 def test_the_fold_that_a_trial_cures_best_is_taken_and_a_kill_changes_nothing(tmp_path, monkeypatch):
     net, recipe = model("llama"), lab.FoldGPT(ranking="bytes", removal=0.2, rank=1, cure_steps=6)
     task, losses = told(net, X[0]), iter([3.0, 1.0, 2.0])
