@@ -321,7 +321,7 @@ def load_command(options: argparse.Namespace) -> int:
 def folder(text: str) -> Path:
     """The folder of this name, which must not be empty: that would be the working folder."""
     if not text:
-        raise CommandError("'' is no folder: give its name")
+        raise CommandError("'' is not a folder: give its name")
     return Path(text)
 
 

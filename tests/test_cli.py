@@ -146,7 +146,7 @@ def test_the_help_of_a_method_lists_its_fields_as_they_can_be_set(stand, capsys)
 
 def test_an_address_that_holds_no_outcome_is_refused(capsys, tmp_path):
     assert "holds no outcome.json" in refused(capsys, "load", tmp_path / "none")
-    assert "is no repository of the hub" in refused(capsys, "load", "hf://x")
+    assert "is not a repository of the hub" in refused(capsys, "load", "hf://x")
 
 
 def test_an_error_of_the_recipe_is_one_line(stand, capsys):

@@ -238,7 +238,7 @@ class AceNAS:
         if isinstance(self.pretrain, tuple):
             if missing := [name for name in self.pretrain if name not in space.weak]:
                 raise ValueError(
-                    f"AceNAS: pretrain={self.pretrain}: {missing[0]!r} is no weak label of this space, which knows "
+                    f"AceNAS: pretrain={self.pretrain}: {missing[0]!r} is not a weak label of this space, which knows "
                     f"{', '.join(space.weak) or 'none'}"
                 )
             return {name: space.weak[name] for name in self.pretrain}

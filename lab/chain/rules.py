@@ -89,7 +89,7 @@ class Orders:
     def __getitem__(self, pair: tuple[str, str]) -> str | None:
         for name in pair:
             if name not in self.methods:
-                raise ValueError(f"{name!r} stands in no chain: give two of {', '.join(self.methods)}")
+                raise ValueError(f"{name!r} cannot be part of a chain: give two of {', '.join(self.methods)}")
         return REASONS.get(pair)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:

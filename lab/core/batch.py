@@ -162,7 +162,7 @@ def vectors(output: Any) -> list[Tensor]:
     parts = [x for x in tensors(output) if x.is_floating_point() and x.dim()]
     if not parts or len({len(x) for x in parts}) > 1:
         raise ValueError(
-            f"the model answers with a {type(output).__name__}, in which there is no tensor (N, ...) to compare, or "
+            f"the model returns a {type(output).__name__} that holds no tensor (N, ...) to compare, or "
             "the N differ: return tensors of one batch axis"
         )
     return [x.flatten(1) if x.dim() > 1 else x[:, None] for x in parts]

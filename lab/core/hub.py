@@ -54,7 +54,7 @@ def fetched(folder: str | Path) -> str | Path:
     match = REPOSITORY.fullmatch(str(folder).removeprefix(SCHEME))
     if match is None:
         raise ValueError(
-            f"{folder!r} is no repository of the hub: give 'hf://owner/name' or 'hf://owner/name@revision'"
+            f"{folder!r} is not a repository of the hub: give 'hf://owner/name' or 'hf://owner/name@revision'"
         )
     with _one_line(match[1]):
         return Path(_library().snapshot_download(match[1], revision=match[2]))

@@ -139,7 +139,7 @@ def _read(content: bytes) -> nn.Module:
         try:
             return torch.export.load(io.BytesIO(content)).module()
         except Exception as error:  # of many kinds: what is no program fails where it is met
-            raise ValueError(f"{NAME} is no program that this torch reads ({first_line(error)})") from error
+            raise ValueError(f"{NAME} is not a program that this torch can read ({first_line(error)})") from error
 
 
 def validate(content: bytes) -> None:
@@ -156,7 +156,9 @@ def validate(content: bytes) -> None:
         if len(records) != len(file.namelist()):
             raise ValueError("two records have one name")
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, RecursionError, NotImplementedError) as error:
-        raise ValueError(f"{NAME} is no program of torch 2.9 or newer ({first_line(error)}): save it again") from error
+        raise ValueError(
+            f"{NAME} is not a program of torch 2.9 or newer ({first_line(error)}): save it again"
+        ) from error
     strange = [name for name in records if not RECORDS.fullmatch(name)]
     strange += [SAMPLES] if records.get(SAMPLES) else []
     strange += [str(part) for config in configs for part in config.values() if not _is_raw(part)]

@@ -124,9 +124,7 @@ class Task:
                 "match the loader and the model's first layer"
             ) from error
         if next(tensors(output), None) is None:
-            raise ValueError(
-                f"the model answers with a {type(output).__name__}, in which there is no tensor: return one"
-            )
+            raise ValueError(f"the model returns a {type(output).__name__} that holds no tensor: return one")
         if not all(map(_is_finite, tensors(output))):
             raise ValueError("the model answers NaN on finite data: its weights are broken, load them again")
 

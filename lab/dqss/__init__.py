@@ -1,8 +1,9 @@
 """DQSS: differentiable quantisation-strategy search, a way to quantise for each layer (2024, arXiv
 2404.08010).
 
-    idea        No way to set a quantiser's range is best for every layer. Each layer gets several, mixed by learned
-                shares; the mixture is summed before the layer reads it, so that the search costs one convolution.
+    idea        No single way of setting a quantiser's range is best for every layer. Each layer gets several, mixed by
+                learned shares; the mixture is summed before the layer reads it, so that the search costs one
+                convolution.
     symbols     W weight   x what the layer reads   Q_i(x), Q_j(W) what strategies make of them   a, b logits
                 p, q their softmax   T temperature   G gradient of a mixture   C errors of strategies against each other
     equations   (1) probabilities   (2) branches   (3) mixture   (4) efficient   (5) gradient_logits
@@ -23,20 +24,20 @@
                 one network, search learns and hardens, core.onnx.qdq writes ONNX
     picture     view.explore, view.costs
 
-    departures  The paper's full text could not be had. (1) to (4) are what its abstract and a review say; the numbers,
-                the candidates, all settings, what is searched on, and everything about safety are this lab's.
-                Copies are one strategy from the start. Weights that meet only zeros on the calibration have no say in a
-                range (`strategies.layer_weights`). First and last layer keep 8 bits (`ends`).
-                Grids are symmetric, from 0 behind a ReLU; LSQ+'s are not, nor activations' with `scales` 'uneven',
-                when a rule sees each side of 0 as a tensor of its own.
+    departures  The paper's full text was not available. (1) to (4) are what its abstract and a review say; the equation
+                numbers, the candidates, all settings, what is searched on, and everything about safety are this lab's.
+                Identical strategies count as one from the start. Weights that meet only zeros during calibration do not
+                affect a range (`strategies.layer_weights`). First and last layer keep 8 bits (`ends`).
+                Grids are symmetric, from 0 behind a ReLU; those of LSQ+ are not, nor are those of activations with
+                `scales` 'uneven', where a rule treats each side of 0 as a tensor of its own.
                 The calibration objective is the distance to the float answers: KL of classes at a `temperature`, MSE of
-                pictures. All assignments of networks of four layers were tried (data/dqss): there the search ends next
-                to the best, ahead of every uniform pair; on a deeper network it fits its calibration.
+                pictures. All assignments of networks of four layers were tried (data/dqss): there the search ends close
+                to the best, ahead of every uniform pair; on a deeper network it overfits its calibration.
                 ALS is the inner problem of ADMM without its outer one. DSQ's sharpness is fixed, LSQ+ moves its lower
                 end by whole steps, DoReFa's weight grid holds 0: all deploy on integers.
-                Against under-fitting: `remedies`; the paper's own remedy is not known.
-                Arg-max of a mixture is unsafe: errors of strategies cancel in the sum, (7), and no single one has
-                that. The soft-to-hard gap, (11), is always reported.
+                `remedies` work against underfitting; the paper's own remedy is not known.
+                The arg-max of a mixture is unsafe: errors of strategies cancel in the sum, (7), and no single strategy
+                has that advantage. The soft-to-hard gap, (11), is always reported.
 """
 
 from ..core.rooms import at_first_use

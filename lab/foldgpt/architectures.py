@@ -41,7 +41,7 @@ class Architectures:
         by_name = {row.model_type: row for row in self.rows}
         if model_type not in by_name:
             near = get_close_matches(str(model_type), list(by_name), 3, 0.5) or list(by_name)[:3]
-            raise ValueError(f"{model_type!r} is no architecture that was tried: see {', '.join(near)}")
+            raise ValueError(f"{model_type!r} is not an architecture that was tried: see {', '.join(near)}")
         return by_name[model_type]
 
     def _title(self) -> str:

@@ -313,13 +313,14 @@ class FoldGPT:
         self, run: Run, student: nn.Module, sizes: Sizes, fold: Fold, raw: float | None, attempts: Attempts
     ) -> Report:
         task, teacher, cache = run.task, run.model, sizes.cache // sizes.N
+        cured = attempts(task.metric, task.measure, student) if self.cure_steps else raw
         rows = [
             Row("parameters", sizes.P0, sum(p.numel() for p in student.parameters())),
             Row("blocks", sizes.N, len(fold.kept)),
             Row("macs", *attempts.pair("macs", cost.macs, teacher, student, run.example)),
             Row("bytes", cost.bytes_stored(teacher), cost.bytes_stored(student), "B"),
             Row("cache bytes a token", sizes.cache, cache * len(fold.kept), "B in 16 bits"),
-            Row(task.metric, run.before, attempts(task.metric, task.measure, student), task.unit, "learned", 2),
+            Row(task.metric, run.before, cured, task.unit, "learned", 2),
             Row(f"{task.metric}, not cured", None, raw, task.unit, "learned", 2),
         ]
         questions = measures.questions(getattr(task, "text", ()))

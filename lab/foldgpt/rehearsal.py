@@ -43,7 +43,9 @@ def validate_suits(model: nn.Module, example: Any) -> None:
     except BARE as error:
         raise ValueError(f"{name} cannot be run on tokens alone ({first_line(error)}): give another model") from error
     if not looks_back:
-        raise ValueError(f"{name} is no causal decoder, it reads words before it names them: give one with is_decoder")
+        raise ValueError(
+            f"{name} is not a causal decoder, it reads words before it names them: give one with is_decoder"
+        )
 
 
 def other_kind(model: Any, config: Any) -> str | None:

@@ -31,33 +31,33 @@ arXiv 2408.06646).
                 either side
     picture     view.explore, view.splitting, view.words, bound.view.claim
 
-    departures  The paper's full text could not be had: the method follows the authors' released code; the equations'
+    departures  The paper's full text was not available: the method follows the authors' released code; the equation
                 numbers are this card's own. (4), (5) and (7) are ours; (19) is that of
                 Salimans and Ho (arXiv 2202.00512), (20) and (21) are those of Liu et al. (arXiv 2209.03003), (22) is
                 that of Esser et al. (arXiv 2403.03206).
                 A step of a solver of second order asks its model twice; costs count calls, the split counts steps.
                 The released code keeps both U-Nets in one process. The hand-off, its checks and int8 are ours, and so
-                are the transformers, a picture drawn over, the policies of k and calls shared between clients, whose
-                last bits may differ from those of a request alone. Of PixArt's prompts no captions' markup is cleaned.
-                DeepCache, T-GATE and EC-Diff are written anew from their papers and released code; how many steps each
-                takes for the cloud cost of k is ours.
-                Flux without an embedding of the guidance is guided by two passes; guidance=1 asks it once.
-                A U-Net that embeds the guidance runs one input a step and its neighbour two, where only one of them is
-                a consistency model; the released code looks at the first model only.
+                are the transformers, drawing over a picture, the policies for k and calls shared between clients, whose
+                last bits may differ from those of a lone request. Markup in PixArt's prompts is not cleaned. DeepCache,
+                T-GATE and EC-Diff are reimplemented from their papers and released code; how many steps each takes for
+                the cloud cost of k is our choice.
+                Flux without an embedding of the guidance is guided with two passes; guidance=1 takes one.
+                Where only one of two U-Nets is a consistency model, the one that embeds the guidance is evaluated once
+                a step and the other twice; the released code looks at the first model only.
                 Quality here is what a trained reader finds in pictures of 32 x 32, and a Frechet distance on that
-                reader's features. Neither is FID, IS or CLIP score, and no number of the paper's can be met so.
-                The embedded U-Nets predict the velocity (19), not the noise: where nearly all is noise, and only the
-                prompt tells what belongs where, the loss of the noise hardly asks; on latents of 8 x 8 it never taught
-                where things are.
-                On the embedded scenes the paper's order is not the better one: what the edge loses is shape, which the
-                last steps decide, not the first (`data/hybridsd`).
+                reader's features. Neither is FID, IS or CLIP score, so none of the paper's numbers can be compared.
+                The embedded U-Nets predict the velocity (19), not the noise: where nearly everything is noise, and only
+                the prompt says what belongs where, the noise loss hardly depends on it; on latents of 8 x 8 it never
+                taught the models where things are.
+                On the embedded scenes the paper's order is not the better one: what the edge loses is shape, which is
+                decided in the last steps, not in the first (`data/hybridsd`).
                 The models of two bound things (`bound`, `data/bound`) show it: their flow is shifted for latents of 8 x
                 8, so that meaning is decided early, and their edge is cut by its scores, taken where the cloud hands
                 over and not from noise, and taught late steps far oftener. That both sides are guided by 3, not 7, and
                 that the shift is measured from latents of 32 x 32 is ours.
                 The embedded edge U-Net keeps a quarter of every residual block's inner width and three of four heads;
                 the paper ranks its layers by a significance score first. Widths are rounded to 16, not 32: ours are
-                narrower. Feature pairs are found by structure; for SD-v1.4 they are the paper's six.
+                narrower. Pairs of features are found by structure; for SD-v1.4 they are the paper's six.
                 The tiny decoder of the embedded models is taught by the large decoder alone, without a discriminator.
                 Costs count guidance and the products of attention, and one decoding; the published figures leave
                 attention's products out and count the decoding twice.

@@ -142,7 +142,7 @@ def _cut_width(block: ResnetBlock, kept: torch.Tensor) -> None:
     """Keep the inner channels of these indices (width,): outputs of conv1 and the time's layer, inputs of conv2."""
     groups, width = block.norm2.num_groups, len(kept)
     if width % groups:
-        raise ValueError(f"a width of {width} is no multiple of the {groups} groups of its norm: round it up")
+        raise ValueError(f"a width of {width} is not a multiple of the {groups} groups of its norm: round it up")
     norm = nn.GroupNorm(groups, width, block.norm2.eps)
     norm.weight = _part(block.norm2.weight, block.norm2.weight[kept])
     norm.bias = _part(block.norm2.bias, block.norm2.bias[kept])

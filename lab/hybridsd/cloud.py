@@ -206,7 +206,7 @@ class CloudClient(service.ServiceClient):
                 raise ValueError(f"{numbers} are no counts")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise service.ServiceError(
-                f"{self.url} is no cloud of Hybrid SD: {type(error).__name__} {error}"
+                f"{self.url} is not a Hybrid SD cloud: {type(error).__name__} {error}"
             ) from error
         return facts
 

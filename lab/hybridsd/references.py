@@ -65,7 +65,7 @@ A_HEADS = tuple(heads for first in (6, 4, 8, 6, 8, 8, 8, 8, 6) for heads in (fir
 def unet(name: str) -> Any:
     """A published U-Net without weights; ValueError that lists the names."""
     if name not in UNETS:
-        raise ValueError(f"name={name!r} is no reference: give one of {', '.join(UNETS)}")
+        raise ValueError(f"name={name!r} is not a reference: give one of {', '.join(UNETS)}")
     with torch.device("meta"):
         model = diffusers().UNet2DConditionModel(**UNETS[name])
         return narrowed(model, A_WIDTHS, A_HEADS) if name.startswith("instance-a") else model

@@ -52,7 +52,7 @@ def pruned(unet: Any, ratios: Mapping[str, float], rules: Rules = Rules()) -> An
     modules = units(unet)
     unknown = [name for name in ratios if name not in modules]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no unit of this U-Net: give names that units(unet) lists")
+        raise ValueError(f"{unknown[0]!r} is not a unit of this U-Net: give names that units(unet) lists")
     wrong = [f"{name}={ratio!r}" for name, ratio in ratios.items() if not 0 < ratio <= 1]
     if wrong:
         raise ValueError(f"ratios: {wrong[0]} is not allowed: give a number > 0 and <= 1")

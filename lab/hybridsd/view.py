@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from .outcome import HybridSDOutcome
 from .pipeline import HybridPipeline
 from .policies import Timing, compared
 from .prompts import PromptTask, embedded, held_out, verdict
+from .samples import Samples
 from .sampling import noise_prediction
 from .solvers import calls
 from .sweep import SweepPoint
@@ -136,6 +138,30 @@ def splitting(
     return Explorer(draw, controls, title=f"one picture, two machines: {N} steps", actions=actions)
 
 
+def gallery(samples: Mapping[str, Samples], task: PromptTask) -> Explorer:
+    """Pictures of a task's first prompts under their captions, with what its reader finds wrong in each.
+
+    `samples` are what `draw` gave for these prompts, by the way they were drawn: one way is shown at a time.
+    ValueError where there are none, or more pictures than the task has prompts.
+    """
+    most = max((len(drawn.pictures) for drawn in samples.values()), default=0)
+    if not 0 < most <= len(task.prompts):
+        prompts = len(task.prompts)
+        raise ValueError(f"samples hold {most} pictures, the task has {prompts} prompts: draw those, in order")
+    judged = {way: task.right(drawn.pictures) for way, drawn in samples.items()}  # (B, P) bool each
+
+    def draw(way: str) -> Frame:
+        pixels, right = (255 * samples[way].pictures).round().to(torch.uint8), judged[way]
+        photos = [
+            _captioned(x, prompt, [part for part, good in zip(task.parts, row, strict=True) if not good])
+            for x, prompt, row in zip(pixels, task.prompts, right.tolist(), strict=False)
+        ]
+        whole = f"{right.all(1).sum()} of {len(right)}"
+        return Frame("".join(photos), {"steps": str(list(samples[way].steps)), "right": whole})
+
+    return Explorer(draw, {"way": Control(list(samples), label="drawn by")}, title="asked, drawn, and read back")
+
+
 def words(
     pipeline: HybridPipeline | None = None,
     prompt: str | None = None,
@@ -207,6 +233,18 @@ def _photo(title: str, x: Tensor, prompt: str) -> str:
     return svg.document(
         width, bottom + (svg.LINE + 4 if note else 4), svg.fit(title, width / 1.1), title, [image, caption]
     )
+
+
+def _captioned(x: Tensor, prompt: str, wrong: Sequence[str]) -> str:
+    """A picture (3, H, W) uint8 under its prompt, over the parts of it that the reader misses."""
+    verdict = f"✗ wrong: {', '.join(wrong)}".replace("_", " ") if wrong else "✓ right in all parts"
+    asked, read = (textwrap.wrap(words, _SIDE // 8) for words in (prompt, verdict))
+    top, (h, w) = len(asked) * svg.LINE + 5, x.shape[1:]
+    bottom = top + h * _SIDE / w
+    lines = [svg.text(0, svg.BASE + i * svg.LINE, line) for i, line in enumerate(asked)]
+    lines += [svg.text(0, bottom + svg.UNDER + i * svg.LINE, line, "strong") for i, line in enumerate(read)]
+    image = raster.image(raster.uri(x.permute(1, 2, 0).numpy()), 0, top, _SIDE, h * _SIDE / w, prompt)
+    return svg.document(_SIDE, bottom + len(read) * svg.LINE + 8, "", prompt, [*lines, image])
 
 
 def _strip(stages: Tensor, k: int, N: int, order: str) -> str:

@@ -246,7 +246,7 @@ def _same_space(kind: str, space: str, shape: Shape) -> None:
 def _number(kind: str, name: str, value: Any, low: float, high: float) -> float:
     """A number of JSON, which may be NaN, or an integer too large for a float."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-        raise Rejected(f"{kind}: {name}={str(value)[:20]} is no finite number in {low:g}..{high:g}")
+        raise Rejected(f"{kind}: {name}={str(value)[:20]} is not a finite number in {low:g}..{high:g}")
     return float(value)
 
 

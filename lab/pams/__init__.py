@@ -1,9 +1,9 @@
 """PAMS: quantised super-resolution via parameterized max scale (Li, Yan, Lin, Yan, Ji; ECCV 2020,
 arXiv 2011.04212).
 
-    idea        A super-resolution network has no norms, so its activations have ranges of their own, unlike from layer
-                to layer and picture to picture. Each quantised tensor gets one trainable largest value alpha, which is
-                clamp and scale at once; a float teacher of the same architecture says which places matter.
+    idea        A super-resolution network has no norms, so the ranges of its activations differ from layer to layer and
+                from picture to picture. Each quantised tensor gets one trainable largest value alpha, which is both
+                clamp and scale; a float teacher of the same architecture says which places matter.
     symbols     b bits   n levels a side   alpha the largest value   W weight   x activation   M the calibration's
                 statistic   F what the upsampler reads   S(F) its spatial map   P, P_q parameters, and those quantised
     equations   (1) levels   (2) weight_scale   (3) quantise_weight   (4) quantise   (5) quantise_unclamped
@@ -19,26 +19,27 @@ arXiv 2011.04212).
                 ONNX, core.onnx.ort_report asks onnxruntime what became of it
     picture     view.explore, view.bits
 
-    departures  The paper's full text could not be had: equations follow the authors' released code, and their numbers
-                are this card's own. The printed gradient of alpha could not be checked; (7) is what the released
-                code computes, and at 2 bits it has another sign than one that is 0 inside the range.
-                Behind a ReLU the grid starts at 0 and uses all codes; the paper's wastes half (grid='signed'). Ours.
-                alpha is calibrated to a moving average over all batches seen, whose weights sum to 1. The release's
-                average is never reached with its settings: alpha is what the last batch of the first epoch gave
+    departures  The paper's full text was not available: equations follow the authors' released code, and their numbers
+                are this card's own. The printed gradient of alpha could not be checked; (7) is what the released code
+                computes, and at 2 bits its sign differs from that of a gradient that is 0 inside the range.
+                After a ReLU the grid starts at 0 and uses all codes; the paper's wastes half of them (grid='signed').
+                Ours. alpha is calibrated to a moving average over all batches seen, whose weights sum to 1. With the
+                release's settings its average never takes effect: alpha is what the last batch of the first epoch gave
                 ('last_batch').
-                alpha has no gradient while it is calibrated, so that Adam meets it without a past; the release steps
-                and overwrites it. Both rates fall along a cosine; the release halves them thrice ('halved_rates').
-                The student starts from the teacher. The release's script leaves it random ('random_student'), and its
-                numbers were not met so.
-                Pixels are in [0, 1] here and in 0..255 there: L1 is taken on 0..255, rates of alpha are divided by
-                255, but for networks whose pictures go to 255 themselves.
+                alpha has no gradient while it is calibrated, so that Adam starts without a history of it; the release
+                steps and then overwrites it. Both rates fall along a cosine; the release halves them three times
+                ('halved_rates').
+                The student starts from the teacher. The release's script leaves it random ('random_student'), and the
+                published numbers could not be reached that way.
+                Pixels are in [0, 1] here and in 0..255 there: L1 is taken on 0..255 and the rates of alpha are divided
+                by 255, except for networks whose own pictures go up to 255.
                 A loss of the user's own, Task.loss or Task.batch_loss, takes the place of (12); (11) stays. Ours.
                 statistic='largest' calibrates alpha to the largest value of all batches instead of (8): small patches
-                show less than whole pictures hold, and 8 bits lose more by clipping than by rounding. Ours.
-                In `full` the picture itself, before and behind the network, keeps 8 bits and its whole range. Ours.
-                The last step is reported; the release picks the best epoch on a test set.
+                show less of the range than whole pictures do, and at 8 bits clipping costs more than rounding. Ours.
+                In `full` the picture itself, at the input and the output, keeps 8 bits and its whole range. Ours.
+                The last step is reported, whereas the release picks the best epoch on a test set.
                 `bitops` counts a convolution that reads float with 32 bits; the release counts it as quantised.
-                Each name in quotes goes into the recipe's `released`.
+                Each name in quotes can be given in the recipe's `released`.
 """
 
 from ..core.rooms import at_first_use

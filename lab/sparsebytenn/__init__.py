@@ -1,5 +1,5 @@
 """SparseByteNN: fine-grained kernel sparsity with kernels that make it fast (Xu, Liu, Xu, Wang, Li, Yan, Li, Fu, Pan,
-Chen; 2023, arXiv 2310.19509). After the abstract; the paper's body could not be had, the design is ours.
+Chen; 2023, arXiv 2310.19509). Built from the abstract; the body of the paper was not available, and the design is ours.
 
     idea        Between whole channels, which cost accuracy, and single weights, which no kernel can make fast, lies the
                 block: G rows of a weight matrix that lose the same input together. A kernel then loads an input once
@@ -34,9 +34,9 @@ Chen; 2023, arXiv 2310.19509). After the abstract; the paper's body could not be
                 that the whole network is rearranged. Blocks, equations, searches, schedule and losses are ours, and
                 their numbers this card's own; no table of the paper is reproduced.
                 Saliency is relative to its layer, since a batch norm undoes a layer's own scale.
-                Orders are searched for the final sparsity from the first step on; a search never returns an order that
+                From the first step on, orders are searched for the final sparsity; a search never returns an order that
                 keeps less than the present one.
-                A kernel removed early may grow again when its block is taken back before the pattern is frozen.
+                A kernel removed early can come back if its block is chosen again before the pattern is frozen.
 """
 
 from ..core.rooms import at_first_use

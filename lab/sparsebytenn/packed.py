@@ -50,7 +50,7 @@ from .records import (
 from .tables import Matmul, Strided, Table
 
 NAMES = {number: name for name, number in KINDS.items()}
-REFUSED, AGAIN = "this is no packed network that can be run", "make it again with outcome.engine()"
+REFUSED, AGAIN = "this is not a packed network that can be run", "make it again with outcome.engine()"
 
 
 @dataclass

@@ -142,7 +142,9 @@ def moves(channels: Channels, orders: Mapping[str, Tensor]) -> dict[str, Slice |
         if reason := channels.frozen.get(group) or frozen.get(group):
             raise ValueError(f"the channels of {name} cannot move: {reason}; leave it out of orders")
         if not torch.equal(order.sort().values, torch.arange(channels.sizes[group])):
-            raise ValueError(f"orders[{name!r}] is no order of {channels.sizes[group]} channels: give each of 0.. once")
+            raise ValueError(
+                f"orders[{name!r}] is not an order of {channels.sizes[group]} channels: give each of 0.. once"
+            )
         index[group] = order
     parts: dict[str, Slice | Beside] = {}
     for node in channels.graph.graph.nodes:

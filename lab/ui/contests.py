@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,19 @@ class Contest:
         return plot.update_layout(height=150 + 24 * len(table))
 
     def __repr__(self) -> str:
-        budgets = list(dict.fromkeys(str(row["budget"]) for row in self.kept["summary"]))
-        tables = [f"at {budget}\n{self.table(budget).to_string()}" for budget in budgets]
+        tables = [f"at {budget}\n{table.to_string()}" for budget, table in self._tables().items()]
         return "\n\n".join([f"{self.kept['contest']}: {self.kept['figure']}", *tables])
 
     def _repr_html_(self) -> str:
-        return self.table().to_html()
+        tables = self._tables()
+        if len(tables) == 1:
+            return self.table().to_html()
+        return "".join(f"<p>at {escape(budget)}</p>{table.to_html()}" for budget, table in tables.items())
+
+    def _tables(self) -> dict[str, pandas.DataFrame]:
+        """The table of each budget."""
+        budgets = dict.fromkeys(str(row["budget"]) for row in self.kept["summary"])
+        return {budget: self.table(budget) for budget in budgets}
 
     def table(self, budget: Any = None) -> pandas.DataFrame:
         """The figure of each rival at a budget with its spread, and how far it is behind with the interval, as text."""

@@ -8,6 +8,8 @@ import gzip
 import itertools
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -22,6 +24,7 @@ from . import still, svg
 
 _STATIC = Path(__file__).parent / "static"
 STATES, BYTES = 4_000, 1_000_000  # what one saved page may hold
+_PICTURE = re.compile(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+")
 Value = str | int | float | bool
 
 
@@ -204,7 +207,7 @@ class Explorer(anywidget.AnyWidget):
             controls[name] = replace(controls[name], values=fewer)
         spec = _spec(self._title, controls, ())
         state = {**self.state, "spec": spec, "frame": _sent(self.frame), "message": "", "busy": ""}
-        return gzip.compress(json.dumps({"state": state, "frames": self._frames(controls)}).encode(), mtime=0)
+        return gzip.compress(_once({"state": state, "frames": self._frames(controls)}).encode(), mtime=0)
 
     def static(self) -> str:
         """The present state as HTML without scripts or styles, on one line."""
@@ -291,6 +294,14 @@ for (const states of document.querySelectorAll(".states"))
   unpack(states.textContent).then((kept) => render({{ model: replay(kept), el: states.previousElementSibling }}));
 </script></body></html>
 """.encode()
+
+
+def _once(states: dict[str, Any]) -> str:
+    """States as JSON that hold each picture once, however many frames show it: gzip looks back 32 kB only."""
+    text = json.dumps(states)
+    pictures = [uri for uri, uses in Counter(_PICTURE.findall(text)).items() if uses > 1]
+    numbers = {uri: f"data:lab,{k}" for k, uri in enumerate(pictures)}
+    return json.dumps(json.loads(_PICTURE.sub(lambda uri: numbers.get(uri[0], uri[0]), text)) | {"pictures": pictures})
 
 
 def _sent(frame: Frame) -> dict[str, Any]:

@@ -352,7 +352,7 @@ def test_a_graph_scorer_that_stays_collapsed_gives_its_first_weak_label():
 
 def test_weak_labels_go_by_their_names_too():
     assert set(lab.AceNAS(pretrain=["blocks"])._weak(chains())) == {"blocks"}
-    with pytest.raises(ValueError, match=r"'macs' is no weak label of this space, which knows supernet, blocks"):
+    with pytest.raises(ValueError, match=r"'macs' is not a weak label of this space, which knows supernet, blocks"):
         run(replace(QUICK, pretrain=("macs",), scorer="lightgbm"))
     with pytest.raises(ValueError, match="pretrain="):
         lab.AceNAS(pretrain="cost")

@@ -178,7 +178,7 @@ def test_a_vector_holds_all_that_floats():
 
 @pytest.mark.parametrize("output", [None, (Y,), (X, X[:2])])
 def test_outputs_that_are_no_vector(output):
-    with pytest.raises(ValueError, match="there is no tensor"):
+    with pytest.raises(ValueError, match="holds no tensor"):
         vector(output)
 
 

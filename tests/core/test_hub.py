@@ -211,7 +211,7 @@ def test_an_address_that_is_none(served, pair, tmp_path, repo):
         lab.push(tmp_path, repo)
     assert "\n" not in str(caught.value)
     if repo and "@" not in repo and not repo.startswith("hf:"):
-        with pytest.raises(ValueError, match="is no repository of the hub"):
+        with pytest.raises(ValueError, match="is not a repository of the hub"):
             lab.load(f"hf://{repo}")
     assert served["made"] == []
 

@@ -64,8 +64,8 @@ BROKEN = {
     "sparse weights": (lambda: changed("bias", torch.Tensor.to_sparse), r"2 has a bias that is sparse .*\.to_dense"),
     "integers": (of_integers, r"5 is a layer of integers .*: give the float network"),
     "data parallel": (lambda: nn.DataParallel(net()), r"DataParallel is wrapped around a network: give its \.module"),
-    "nothing": (lambda: Answers(None), "answers with a NoneType, in which there is no tensor"),
-    "numbers": (lambda: Answers({"a": 1.0, "b": [2]}), "answers with a dict, in which there is no tensor"),
+    "nothing": (lambda: Answers(None), "returns a NoneType that holds no tensor"),
+    "numbers": (lambda: Answers({"a": 1.0, "b": [2]}), "returns a dict that holds no tensor"),
 }
 META = {
     "meta weights": (lambda: net().to("meta"), X, r"0\.weight is on the meta device, without numbers"),

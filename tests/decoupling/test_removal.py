@@ -124,8 +124,8 @@ def test_what_was_cut_once_is_cut_again(name):
     ("plan", "words"),
     [
         (Plan(channels={"nowhere": (0,)}), "names 'nowhere', which writes no channels"),
-        (Plan(outputs={"nowhere": (0,)}), "names 'nowhere' under outputs, which is no convolution"),
-        (Plan(outputs={"fc": (0,)}), "names 'fc' under outputs, which is no convolution"),
+        (Plan(outputs={"nowhere": (0,)}), "names 'nowhere' under outputs, which is not a convolution"),
+        (Plan(outputs={"fc": (0,)}), "names 'fc' under outputs, which is not a convolution"),
         (Plan(channels={"layer1.0.conv1": (16,)}), "layer1.0.conv1 has 16 channels, the plan keeps channel 16"),
         (Plan(channels={"layer1.0.conv1": ()}), "layer1.0.conv1 would have 0 channels"),
         (Plan(outputs={"layer1.0.conv2": (0, 99)}), "layer1.0.conv2 has 16 channels, the plan keeps channel 99"),

@@ -41,7 +41,7 @@ def several_inputs():
 
 
 REFUSED = {
-    "no causal decoder": bert,
+    "not a causal decoder": bert,
     "has cross-attention": lambda: of("gpt2", **FAMILIES["gpt2"], add_cross_attention=True),
     "has an encoder": encoder,
     "reads more than text (vision_config)": several_inputs,
@@ -63,7 +63,7 @@ def test_what_is_no_plain_decoder_is_refused(words):
 def test_it_is_refused_before_anything_is_measured():
     x = [tokens(2, 8)]
     task = lab.Task(model=bert(), batches=x, score=lambda net: pytest.fail("measured"), metric="perplexity", unit="")
-    with pytest.raises(ValueError, match="BertLMHeadModel is no causal decoder"):
+    with pytest.raises(ValueError, match="BertLMHeadModel is not a causal decoder"):
         QUICK.run(task, progress=False)
 
 

@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_told(large):
     plain = blocks.without_blocks(large)
     with pytest.raises(ValueError, match="1 widths and 12 heads for 6 residual blocks and 12 attentions"):
         blocks.narrowed(plain, [8])
-    with pytest.raises(ValueError, match="a width of 12 is no multiple of the 8 groups"):
+    with pytest.raises(ValueError, match="a width of 12 is not a multiple of the 8 groups"):
         blocks.narrowed(plain, [12, 32, 32, 32, 16, 16])
     with pytest.raises(ValueError, match="heads=9 is not allowed: give 1 to 4"):
         blocks.narrowed(plain, [16, 32, 32, 32, 16, 16], [9] + [4] * 11)

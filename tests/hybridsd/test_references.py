@@ -63,5 +63,5 @@ def test_an_own_unet_is_counted_and_left_as_it_was():
     plain, whole = (references.unet_macs(net, 1, products) for products in (False, True))
     assert 0 < plain < whole and whole == cost.macs(net, references.example(net, 1))
     assert all(torch.equal(before[name], x) for name, x in net.state_dict().items())
-    with pytest.raises(ValueError, match=r"name='sd-2' is no reference: give one of sd-1\.4, "):
+    with pytest.raises(ValueError, match=r"name='sd-2' is not a reference: give one of sd-1\.4, "):
         references.unet("sd-2")

@@ -97,7 +97,7 @@ def test_pruned_leaves_its_input_and_keeps_what_is_named(unet):
 
 
 def test_what_does_not_fit_is_told(unet):
-    with pytest.raises(ValueError, match="'conv_in' is no unit of this U-Net"):
+    with pytest.raises(ValueError, match="'conv_in' is not a unit of this U-Net"):
         scores.pruned(unet, {"conv_in": 0.5})
     with pytest.raises(ValueError, match=r"=2 is not allowed: give a number > 0 and <= 1"):
         scores.pruned(unet, {next(iter(scores.units(unet))): 2})

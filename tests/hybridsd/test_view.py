@@ -10,6 +10,7 @@ from lab.core.service import ServiceError
 from lab.hybridsd import branches, view
 from lab.hybridsd.pipeline import HybridPipeline
 from lab.hybridsd.policies import Timing, compared
+from lab.hybridsd.samples import Samples
 
 from . import small
 from .test_recipe import QUICK, own_task
@@ -116,3 +117,18 @@ def test_words_are_those_of_the_prompt_and_both_models_are_asked(pipeline):
     assert len(asked) == 3
     torch.testing.assert_close(images[-1:], drawn.pictures)
     assert torch.equal(asked[1].latent, drawn.trail[1])
+
+
+def test_a_gallery_names_what_is_wrong_in_each_picture():
+    task, dark = own_task(2), torch.zeros(2, 3, 16, 16)
+    bright, half = torch.ones_like(dark), dark.clone()
+    half[:, :, :8] = 0.9  # its upper half is bright, its mean is not
+    ways = {"mixed": torch.cat([half[:1], bright[:1]]), "dark": dark}
+    explorer = view.gallery({name: Samples(x, x, (3, 1)) for name, x in ways.items()}, task)
+    first, second = explorer.frame.svg.split("</svg>")[:2]
+    assert ">a<" in first and "wrong: all<" in first and ">b<" in second and "right in all parts" in second
+    assert dict(explorer.frame.facts) == {"steps": "[3, 1]", "right": "1 of 2"}
+    assert "right 0 of 2" in repr(explorer.set(way="dark")) and "wrong: upper, all<" in explorer.frame.svg
+    for samples in ({}, {"three": Samples(dark.repeat(2, 1, 1, 1), dark, (4,))}):
+        with pytest.raises(ValueError, match="the task has 2 prompts"):
+            view.gallery(samples, task)

@@ -241,8 +241,8 @@ def test_layers_of_fewer_rows_than_a_block_stay_dense():
     ("orders", "words"),
     [
         ({"nobody": torch.arange(8)}, "'nobody', which writes no channels"),
-        ({"0": torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])}, r"orders\['0'\] is no order of 8 channels"),
-        ({"0": torch.arange(7)}, r"orders\['0'\] is no order of 8 channels"),
+        ({"0": torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])}, r"orders\['0'\] is not an order of 8 channels"),
+        ({"0": torch.arange(7)}, r"orders\['0'\] is not an order of 8 channels"),
         ({"9": torch.arange(4)}, "channels of 9 cannot move: the network's output"),
     ],
 )

@@ -167,7 +167,7 @@ def test_threads_refuse_what_one_refuses(tmp_path):
     }
     jobs = [("threads", name, "x", False, 2) for name in files]
     messages = [done["message"] for done in run_in_node(tmp_path, {**files, "x": x.numpy()}, jobs)["done"]]
-    wrong = re.compile("this is no packed network that can be run: .+|the browser has no .+ MB of memory .+")
+    wrong = re.compile("this is not a packed network that can be run: .+|the browser has no .+ MB of memory .+")
     assert all(map(wrong.fullmatch, messages)), messages
 
 

@@ -38,7 +38,8 @@ def test_the_table_tells_the_interval(small):
     table = small.summary()
     assert table.loc["theirs", "behind"] == 1.5 and small.summary(2).loc["theirs", "behind"] == 1.0
     assert "+1.50 (+1.25 to +2.00)" in repr(small) and "at 2" in repr(small)
-    assert "1.00 ± 0.10" in small._repr_html_()
+    shown = small._repr_html_()
+    assert "1.00 ± 0.10" in shown and "<p>at 3</p>" in shown and "<p>at 2</p>" in shown and shown.count("<table") == 2
     with pytest.raises(ValueError, match="budget=5: this contest was held at 3, 2"):
         small.summary(5)
 

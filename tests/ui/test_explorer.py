@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 from comm.base_comm import BaseComm
 
 from lab.core.report import Report, Row
-from lab.ui import Comparison, Control, Explorer, Frame, compare, figure, svg, view
+from lab.ui import Comparison, Control, Explorer, Frame, compare, figure, raster, svg, view
 from lab.ui.comparison import front
 from lab.ui.explorer import styles
 
@@ -354,6 +355,25 @@ def test_the_module_draws_a_saved_page_in_node(tmp_path):
     assert moved == ["4,938", "conv2", "0.6", len(draw(0.6, "conv2").svg)]
     assert stopped == moved[:2]  # a closed view follows no more
     assert kept == [0, "The kernel that drew this has ended: run the cell again."]  # and such a one sets nothing
+
+
+LOOKS = """
+const picture = () => el.all((n) => n.className === "picture")[0].innerHTML;
+const [range] = el.all((n) => n.tag === "input");
+const seen = [picture()];
+range.value = "2"; range.heard.input();
+seen.push(picture());
+console.log(JSON.stringify(seen));
+"""
+
+
+def test_a_picture_of_many_states_is_kept_once(tmp_path):
+    twice, alone = (raster.uri(np.full((70, 70, 3), shade, np.uint8)) for shade in (90, 200))
+    shown = {k: f'<svg><image href="{alone if k == 1 else twice}"/><text>{k}</text></svg>' for k in range(3)}
+    explorer = Explorer(lambda k: Frame(shown[k], {"k": k}), {"k": range(3)})
+    kept = gzip.decompress(explorer.states()).decode()
+    assert kept.count(twice) == kept.count(alone) == 1 and json.loads(kept)["pictures"] == [twice]
+    assert run_in_node(explorer, tmp_path, LOOKS) == [shown[0], shown[2]]
 
 
 def filters(layer, filter):

@@ -149,7 +149,7 @@ def _idx_array(folder: Path, stem: str) -> np.ndarray:
         shape = tuple(int(n) for n in np.frombuffer(axes, ">u4")) if len(axes) == 4 * rank else ()
         data = stream.read(math.prod(shape) + 1) if shape else b""
     if not shape or len(data) != math.prod(shape):
-        raise ValueError(f"{path} is no whole IDX file of unsigned bytes: fetch it again")
+        raise ValueError(f"{path} is not a complete IDX file of unsigned bytes: fetch it again")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -232,7 +232,9 @@ def load_image(path: Path, mode: str | None = None, size: int | None = None) -> 
                 raise ValueError("it has colours and those before it are grey")
             image = converted(ImageOps.exif_transpose(file), mode or ("L" if file.mode in GREY else "RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
-        raise ValueError(f"{path} is no readable picture ({first_line(error)}): remove it or fetch it again") from error
+        raise ValueError(
+            f"{path} is not a readable picture ({first_line(error)}): remove it or fetch it again"
+        ) from error
     if size and image.size != (size, size):
         ratio = size / 0.875 / min(image.size)
         width, height = (max(size, round(side * ratio)) for side in image.size)

@@ -330,7 +330,7 @@ class _Cut:
         if node is not None and node not in set(self.graph.graph.nodes):
             return None
         if node is None or not isinstance(module_of(node), CONVS):
-            raise ValueError(f"the plan names {name!r} under {part}, which is no convolution of this network")
+            raise ValueError(f"the plan names {name!r} under {part}, which is not a convolution of this network")
         return node
 
 

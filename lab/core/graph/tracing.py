@@ -127,7 +127,7 @@ def outputs_of(net: nn.Module, example: Example) -> list[torch.Tensor]:
     outputs = list(tensors(output))
     if not outputs:
         kind = type(output).__name__
-        raise ValueError(f"{type(net).__name__} answers with a {kind}, in which there is no tensor: return one")
+        raise ValueError(f"{type(net).__name__} returns a {kind} that holds no tensor: return one")
     return outputs
 
 

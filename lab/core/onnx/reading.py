@@ -190,7 +190,7 @@ def _visit(reader: OnnxReader, node: Any) -> None:
     inputs = [reader.values.get(name) if name else None for name in node.input]
     is_left_out = any(name and value is None for name, value in zip(node.input, inputs, strict=True))
     if not is_form and (is_left_out or any(value is not None and value.node is not None for value in inputs)):
-        raise UnreadError(f"is no operator that is read here{f', of {node.domain}' if node.domain else ''}")
+        raise UnreadError(f"is not an operator that can be read here{f', of {node.domain}' if node.domain else ''}")
     if is_left_out:
         return
     if node.op_type != "DequantizeLinear" and any(name in reader.coded for name in node.input):
@@ -217,7 +217,7 @@ def _computed(reader: OnnxReader, node: Any, inputs: list) -> list[OnnxValue]:
         try:
             runs.append(ReferenceEvaluator(node, opsets={"": reader.opset}).run(None, named))
         except Exception as error:  # of any kind, as operators differ
-            raise UnreadError(f"is no operator that is read here ({first_line(error)})") from error
+            raise UnreadError(f"is not an operator that can be read here ({first_line(error)})") from error
     return [OnnxValue("", tuple(torch.from_numpy(np.asarray(x)) for x in part)) for part in zip(*runs, strict=True)]
 
 

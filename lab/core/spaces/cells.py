@@ -25,7 +25,7 @@ def parse(text: str) -> Operators:
     """The six operators of '|a~0|+|b~0|c~1|+|d~0|e~1|f~2|'; ValueError for another form or an unknown operator."""
     match = _TEXT.fullmatch(text)
     if match is None:
-        raise ValueError(f"{shown(text)} is no cell: give '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|'")
+        raise ValueError(f"{shown(text)} is not a cell: give '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|'")
     for operator in match.groups():
         if operator not in OPERATORS:
             raise ValueError(f"unknown operator {shown(operator)}: this space has {', '.join(OPERATORS)}")

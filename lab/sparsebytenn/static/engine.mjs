@@ -109,7 +109,7 @@ export class Network {
     this.#file = this.#allocate(file.length);
     new Uint8Array(this.#memory.buffer).set(file, this.#file);
     const wrong = this.#wasm.check(this.#file, file.length);
-    if (wrong) throw Object.assign(new Error(`this is no packed network that can be run: ${WRONG[wrong]}`), { wrong });
+    if (wrong) throw Object.assign(new Error(`this is not a packed network that can be run: ${WRONG[wrong]}`), { wrong });
     this.#arena = this.#allocate(4 * this.#wasm.arena(this.#file));
     const head = new Uint32Array(this.#memory.buffer, this.#file, 16);
     const map = (i) => new Uint32Array(this.#memory.buffer, this.#file + head[6] + 32 * i, 6);

@@ -192,8 +192,11 @@ function render({ model, el }) {
   return () => undo.forEach((stop) => stop());
 }
 
-// A model for a page without a kernel: `state` as Python had it, `frames` ready under "index,index,...".
-function replay({ state, frames }) {
+// A model for a page without a kernel: `state` as Python had it, `frames` ready under "index,index,...". Pictures that
+// several frames show are kept once, and stand there as data:lab,NUMBER.
+function replay({ state, frames, pictures = [] }) {
+  const whole = (frame) => ({ ...frame, svg: frame.svg.replace(/data:lab,(\d+)/g, (_, number) => pictures[number]) });
+  state.frame = whole(state.frame);
   const listeners = {};
   const emit = (name) => (listeners[`change:${name}`] ?? []).forEach((update) => update());
   const key = () => state.spec.controls.map((c) => c.values.indexOf(state[c.name])).join();
@@ -204,7 +207,7 @@ function replay({ state, frames }) {
       emit(name);
     },
     save_changes: () => {
-      state.frame = frames[key()];
+      state.frame = whole(frames[key()]);
       emit("frame");
     },
     send: () => {},

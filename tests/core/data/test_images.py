@@ -125,7 +125,7 @@ def test_idx(tmp_path, pack, suffix):
 def test_damaged_idx_is_told_in_one_line(tmp_path):
     path = write_idx(tmp_path) / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="train-images-idx3-ubyte is no whole IDX file"):
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte is not a complete IDX file"):
         images.read(tmp_path)
     path.write_bytes(gzip.compress(idx(X))[:-20])
     with pytest.raises(ValueError, match="cannot be read"):
@@ -238,7 +238,7 @@ def test_broken_class_folders_are_told_in_one_line(tmp_path):
         images.read(tmp_path)
     write_classes(tmp_path)
     (tmp_path / "train" / "ant" / "1.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"1\.png is no readable picture"):
+    with pytest.raises(ValueError, match=r"1\.png is not a readable picture"):
         images.read(tmp_path)
 
 
@@ -270,7 +270,7 @@ def test_colours_are_not_lost_where_all_that_is_learned_is_grey(tmp_path):
     for part, mode in (("train", "L"), ("test", "RGB")):
         (tmp_path / part / "one").mkdir(parents=True)
         Image.new(mode, (4, 4), 9 if mode == "L" else (9, 0, 0)).save(tmp_path / part / "one" / "a.png")
-    told(tmp_path, "test.one.a.png is no readable picture .it has colours and those before it are grey")
+    told(tmp_path, "test.one.a.png is not a readable picture .it has colours and those before it are grey")
 
 
 def test_what_systems_leave_in_folders_is_no_picture_and_no_class(tmp_path):
@@ -329,9 +329,9 @@ def test_nothing_is_inflated_beyond_its_limit(tmp_path, monkeypatch):
     path.write_bytes(gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, 1000, 100, 100) + bytes(10**7)))
     told(tmp_path, r"train-images-idx3-ubyte inflates to more than [\d,]+ bytes: .*made to fill the memory")
     path.write_bytes(gzip.compress(idx(X) + bytes(10**7)))  # it goes on after what its header says
-    told(tmp_path, "is no whole IDX file")
+    told(tmp_path, "is not a complete IDX file")
     path.write_bytes(struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3))
-    told(tmp_path, "is no whole IDX file")
+    told(tmp_path, "is not a complete IDX file")
     np.savez_compressed(tmp_path / "a.npz", x_train=np.zeros((1000, 100, 100), np.uint8), y_train=Y, x_test=X, y_test=Y)
     told(tmp_path / "a.npz", r"a\.npz inflates to [\d,]+ bytes")
     (tmp_path / "cifar").mkdir()
@@ -388,7 +388,7 @@ def test_pictures_are_upright(tmp_path, mark):
 def test_a_small_file_of_very_many_pixels_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MOST_PIXELS", 100)
     Image.new("L", (101, 1)).save(tmp_path / "wide.png")
-    with pytest.raises(ValueError, match=r"wide\.png is no readable picture \(101 x 1 pixels are more than 100\)"):
+    with pytest.raises(ValueError, match=r"wide\.png is not a readable picture \(101 x 1 pixels are more than 100\)"):
         images.load_image(tmp_path / "wide.png")
     write_classes(tmp_path / "set", size=(11, 10))
     with pytest.raises(ValueError, match="11 x 10 pixels are more than 100"):

@@ -285,7 +285,7 @@ def test_a_float64_network_is_pruned():
 def test_a_network_with_two_answers_is_one_line():
     net = Net(lambda s, x: (s.b(x).mean((2, 3)), s.b(x)), b=conv(3, 4))
     task = Task(model=net, batches=[X], score=lambda _: 0.0)
-    with pytest.raises(ValueError, match=r"answers with a tuple|can be masked") as caught:
+    with pytest.raises(ValueError, match=r"returns a tuple|can be masked") as caught:
         lab.GAL(units="channel", steps=2, mask_every=1).run(task, progress=False)
     assert "\n" not in str(caught.value)
 

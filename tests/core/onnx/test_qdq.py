@@ -260,7 +260,7 @@ def test_what_has_no_form_is_one_line():
 
 def test_a_second_output_or_input_and_other_numbers_are_one_line():
     refused(lambda self, x: (self.conv(x), 2), r"the network gives \(.*tensors are written here")
-    refused(lambda self, x: {}, "Odd answers with a dict, in which there is no tensor: return one")
+    refused(lambda self, x: {}, "Odd returns a dict that holds no tensor: return one")
     refused(lambda self, x: x * 2.0, "x is torch.complex64: real float32 is written here", X + 1j)
     refused(lambda self, x: x * 2.0, "x is torch.float64: real float32 is written here", X.double())
 

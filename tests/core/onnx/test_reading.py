@@ -377,7 +377,7 @@ def test_what_is_lacking_is_named_node_by_node(tmp_path):
         helper.make_node("LRN", ["x"], ["c"], size=3, name="second"), node("Add", "c w", "d"), node("Relu", "d"),
     ]  # fmt: skip
     path = file_of(tmp_path / "net.onnx", made, 13, held={"w": numbers(1)}, outputs=("y", "b"))
-    with pytest.raises(ValueError, match=r"NonZero \(first\) is no operator.*; LRN \(second\) is no") as caught:
+    with pytest.raises(ValueError, match=r"NonZero \(first\) is not an operator.*; LRN \(second\) is not") as caught:
         reading.module(path)
     assert "\n" not in str(caught.value) and "Relu" not in str(caught.value)
 

@@ -86,7 +86,7 @@ def test_the_notation_goes_there_and_back():
             "|conv~0|+|none~0|none~1|+|none~0|none~1|none~2|",
             "unknown operator 'conv': this space has none, skip_connect",
         ),
-        ("|none~0|", "is no cell: give"),
+        ("|none~0|", "is not a cell: give"),
     ],
 )
 def test_what_is_no_cell_is_refused(text, message):
@@ -165,7 +165,7 @@ def test_a_table_of_ones_own_in_the_form_of_nasbench201(tmp_path):
     [
         ({"flops_m": ["2", "many"]}, "row 1: column 'flops_m' holds 'many': give a number"),
         ({"c10_test": [90.0, None]}, "row 1: column 'c10_test' holds 'nan'"),
-        ({"arch_str": ["|none~0|"] * 2}, "row 0: column 'arch_str': .* is no cell"),
+        ({"arch_str": ["|none~0|"] * 2}, "row 0: column 'arch_str': .* is not a cell"),
         ({"arch_str": [table().arch_str[0]] * 2}, "row 1: column 'arch_str' repeats the cell of row 0"),
     ],
 )
