@@ -18,6 +18,7 @@ BEAM = 1  # folds of a size and a depth that are looked into further
 TRIED = 3  # moves of each kind from each of these that are measured: those that promise least loss
 RANK = 16  # of the adapters that moves are measured with, until it is known what the budget leaves for them
 FINAL = 3  # folds of a depth within the budget that are measured once more, with adapters of the rank that it leaves
+ROUNDING = 1e-9  # five sixths from one are a little less than a sixth
 
 Saved = Callable[[Fold], float]
 
@@ -193,7 +194,8 @@ def _fitted(search: FoldSearch, complete: Mapping[Fold, float]) -> tuple[Fold, .
 def fitting(search: FoldSearch, fold: Fold) -> int | None:
     """The largest rank with which a fold saves the goal, 0 where nothing is shared; None where it does not."""
     ranks = range(search.rank, max(search.rank, search.largest_rank) + 1) if fold.groups and search.rank else (0,)
-    return max((rank for rank in ranks if search.saved(replace(fold, rank=rank)) >= search.goal), default=None)
+    least = search.goal - ROUNDING
+    return max((rank for rank in ranks if search.saved(replace(fold, rank=rank)) >= least), default=None)
 
 
 def promising(

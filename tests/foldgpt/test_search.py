@@ -128,6 +128,11 @@ def test_what_a_budget_leaves_goes_to_the_adapters():
     assert fitting(wanted, Fold((0, 2, 3, 4, 5), (), 1)) is None  # one block in six is less than a fifth of all bytes
 
 
+def test_a_share_that_is_not_a_binary_number_takes_no_block_more():
+    found, _ = searched(search(model("llama"), goal=1 / 6, unit="operations"), tried=1)
+    assert [len(fold.kept) for fold in found] == [5]
+
+
 def test_more_than_there_is_cannot_be_saved():
     with pytest.raises(ValueError, match=r"no fold saves 0\.95 of the model: lower removal"):
         searched(search(model("llama"), goal=0.95), tried=1, beam=1)
