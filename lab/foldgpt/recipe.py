@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,13 @@ from .configuration import validate_kept
 from .folding import Fold, Sizes, adapt_alone, alone, gates, merge, recorded
 from .layers import Gates, HardConcreteGates
 from .outcome import FoldGPTOutcome
-from .ranking import BASELINES, hidden_states, loss
+from .ranking import BASELINES, hidden_states
 from .rehearsal import emulation, experts, validate_foldable, validate_suits
 from .search import UNITS, FoldMove, FoldSearch, order, saver, searched
 from .sharing import REPRESENTATIVES, STARTS, inputs_seen, pairs, shared
 
 CALIBRATION = 4  # batches that baselines and similarities are measured on
 SHARED_LR = 0.2  # of the rate, for what a group shares and for its adapters: they begin near what is right
-TRIALS = 5  # folds of a search, each of another depth, that are cured for a while before one of them is
-TRIAL = 6  # part of the cure's steps, one in so many, that each of these has
 LONE_RANK = 16  # of the adapters that blocks with weights of their own are cured with, and that are merged afterwards
 
 
@@ -48,15 +46,15 @@ class FoldGPT:
     rank: of the adapters that a sharing block keeps, 0 for none. ranking: 'gates' learned jointly, 'hard-concrete'
     ones that polarise while they learn, or a baseline's: 'influence' (ShortGPT), 'leave-one-out' (SLEB), 'perplexity'
     and 'taylor' (Shortened LLaMA). Under 'bytes' or 'operations' there is one search over both moves: `removal` is the
-    share of these that must go, by blocks that go and groups of up to four that share, whichever cost least after a
-    sixth of the cure; sharing is not asked, and rank grows to what is left of the budget. representative: whose
-    weights a group takes, 'first', 'mean', 'least-loss', or the 'regression' of what its members read, which alone
-    learns in the cure, at a fifth of the rate. start: of the adapters, 'zero', 'svd' (Relaxed Recursive Transformers),
-    or 'activations', the best for what they read. recovery: the cure learns from the text and the teacher's 'tail' or
-    'logits', or from the text alone, 'plain'. gate_steps, cure_steps: updates of each stage. hold: part of the gates'
-    steps in which they are soft and learn, before they polarise. beta: weight of the distillation. lr: the cure's
-    highest rate, which falls along a cosine. gradient_checkpointing: in the cure a block's states are computed again
-    where they are needed, not kept: slower, in less memory.
+    share of these that must go, by blocks that go, those of least loss, and a group of up to four that shares where a
+    whole block would be more than is asked; sharing is not asked, and rank grows to what is left of the budget.
+    representative: whose weights a group takes, 'first', 'mean', 'least-loss', or the 'regression' of what its members
+    read, which alone learns in the cure, at a fifth of the rate. start: of the adapters, 'zero', 'svd' (Relaxed
+    Recursive Transformers), or 'activations', the best for what they read. recovery: the cure learns from the text and
+    the teacher's 'tail' or 'logits', or from the text alone, 'plain'. gate_steps, cure_steps: updates of each stage.
+    hold: part of the gates' steps in which they are soft and learn, before they polarise. beta: weight of the
+    distillation. lr: the cure's highest rate, which falls along a cosine. gradient_checkpointing: in the cure a
+    block's states are computed again where they are needed, not kept: slower, in less memory.
     """
 
     removal: float = 1 / 3
@@ -123,8 +121,7 @@ class FoldGPT:
             moves: tuple[FoldMove, ...] = ()
             trace: list[Step] = []
             if self.ranking in UNITS:
-                folds, moves = self._search(teacher, sizes, calibration)
-                fold = self._tried(run, teacher, folds, calibration)
+                fold, moves = self._search(teacher, sizes, calibration)
                 ranking, history = order(fold, moves), torch.zeros(0, sizes.N)
             else:
                 ranking, history, trace = self._rank(run, removals, calibration)
@@ -178,8 +175,8 @@ class FoldGPT:
 
     def _search(
         self, teacher: nn.Module, sizes: Sizes, calibration: tuple[Example, ...]
-    ) -> tuple[tuple[Fold, ...], tuple[FoldMove, ...]]:
-        """The fold of least loss at each depth within the budget, and what every move costs alone."""
+    ) -> tuple[Fold, tuple[FoldMove, ...]]:
+        """The fold within the budget, and what every move costs alone."""
         sharing = self.ranking == "bytes" and not experts(teacher)
         asked = sharing and ("regression" == self.representative or self.start == "activations")
         return searched(
@@ -195,26 +192,6 @@ class FoldGPT:
                 sharing=sharing,
             )
         )
-
-    def _tried(self, run: Run, teacher: nn.Module, folds: tuple[Fold, ...], calibration: tuple[Example, ...]) -> Fold:
-        """The fold of least loss after a sixth of the cure, all on the same batches; the first without a cure.
-
-        The loss is taken on the batches behind those of the trial: on what a fold has just learned, the one with most
-        weights would win.
-        """
-        steps = -(-self.cure_steps // TRIAL)
-        if len(folds) == 1 or not steps:
-            return folds[0]
-        torch.manual_seed(run.seed)
-        behind = islice(iter(run.task.batches), steps, steps + CALIBRATION)
-        unseen = tuple(_tokens(run, batch) for batch in behind) or calibration
-        losses = []
-        for fold in folds[:TRIALS]:
-            torch.manual_seed(run.seed)
-            student = shared(teacher, fold, self.representative, self.start, calibration)
-            replace(self, cure_steps=steps)._cure(run, student, f"trial {len(losses)}")
-            losses.append(loss(student, unseen))
-        return folds[losses.index(min(losses))]
 
     def _rank(
         self, run: Run, removals: int, calibration: tuple[Example, ...]
@@ -255,7 +232,7 @@ class FoldGPT:
         soft = Gates(N, removals, self.gate_steps, self.hold).to(device)
         return soft, torch.optim.SGD(soft.parameters(), 1.0)  # the unit is their own spread: only the fall counts
 
-    def _cure(self, run: Run, student: nn.Module, name: str = "cure") -> list[Step]:
+    def _cure(self, run: Run, student: nn.Module) -> list[Step]:
         """Train norms and adapters in place; blocks that share nothing have theirs merged at the end.
 
         What was pruned in them stays 0: a merge leaves it out.
@@ -265,13 +242,13 @@ class FoldGPT:
         zeros = Zeros(student.parameters())
         adapt_alone(student, LONE_RANK)
         learned = trainable(student)
-        steps = self._train(run, student, learned, name) if learned else []
+        steps = self._train(run, student, learned) if learned else []
         for block in alone(student):
             merge(block)
         zeros.apply()
         return steps
 
-    def _train(self, run: Run, student: nn.Module, learned: list[nn.Parameter], name: str) -> list[Step]:
+    def _train(self, run: Run, student: nn.Module, learned: list[nn.Parameter]) -> list[Step]:
         """Train these parameters of the student in place, on the text and under the teacher; it ends in eval mode."""
         teacher = run.model
         slower = in_groups(student) if self.representative == "regression" else []
@@ -282,7 +259,7 @@ class FoldGPT:
         ]
         adam = torch.optim.AdamW([part for part in parts if part["params"]], self.lr, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.cure_steps)
-        stage = run.stage(name, student=student, adam=adam, schedule=schedule)
+        stage = run.stage("cure", student=student, adam=adam, schedule=schedule)
         student.train()
         none, but_these = learning(student.parameters(), False), learning([*learned, *slower], True)
         again = checkpointed(student, self.gradient_checkpointing)

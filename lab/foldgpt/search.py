@@ -14,10 +14,10 @@ from .sharing import Inputs, Weights, common_weights, correction, upright, weigh
 
 UNITS = ("bytes", "operations")
 LARGEST = 4  # blocks in a group
-BEAM = 1  # folds of a size and a depth that are looked into further
+BEAM = 2  # depths of a size whose best fold is looked into further, those of fewest blocks
 TRIED = 3  # moves of each kind from each of these that are measured: those that promise least loss
 RANK = 16  # of the adapters that moves are measured with, until it is known what the budget leaves for them
-FINAL = 3  # folds of a depth within the budget that are measured once more, with adapters of the rank that it leaves
+FINAL = 10  # folds within the budget that are measured once more, with adapters of the rank that it leaves
 ROUNDING = 1e-9  # five sixths from one are a little less than a sixth
 
 Saved = Callable[[Fold], float]
@@ -145,50 +145,51 @@ def blocks_saved(fold: Fold, count: int) -> int:
     return count - len(fold.kept) + sum(len(group) - 1 for group in fold.groups)
 
 
-def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[tuple[Fold, ...], tuple[FoldMove, ...]]:
-    """The fold of least loss at each depth that saves the goal, by loss, and all moves measured alone.
+def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[Fold, tuple[FoldMove, ...]]:
+    """The fold that saves the goal with fewest blocks of which some share, and all moves measured alone.
 
-    Folds grow block by block: of every number of blocks saved the `beam` folds of least loss at each depth go on, each
-    by the `tried` moves of each kind whose losses alone add up to least. Depths are kept apart because a cure gives
-    more back to a removal than to a group, which no loss before it tells. ValueError where no fold saves so much.
+    Folds grow block by block: of every number of blocks saved, the fold of least loss at each of the `beam` least
+    depths goes on, by the `tried` moves of each kind whose losses alone add up to least. So removals come first, which
+    save operations too and of which a cure gives more back than of groups, and what a whole block more would save too
+    much is left to a group and its adapters. ValueError where no fold saves so much.
     """
     count = len(blocks(search.model))
     start = Fold(tuple(range(count)), (), min(RANK, search.largest_rank) if search.rank else 0)
     base = search.loss(start)
     moves = {run: search.loss(fold) for fold, run in steps_from(start, search.sharing)}
+    gains = {run: value - base for run, value in moves.items()}
     levels: dict[int, dict[Fold, float]] = {0: {start: base}}
     complete: dict[Fold, float] = {}
     for level in range(count):
         found = levels.get(level, {})
         complete |= {fold: value for fold, value in found.items() if fitting(search, fold) is not None}
-        for fold in of_each_depth({fold: value for fold, value in found.items() if fold not in complete}, beam):
-            gains = {run: value - base for run, value in moves.items()}
+        for fold in of_each_depth({fold: value for fold, value in found.items() if fold not in complete})[:beam]:
             for nearby, run in promising(fold, gains, tried if level else len(moves), search.sharing):
                 measured = levels.setdefault(blocks_saved(nearby, count), {})
                 if nearby not in measured:
                     measured[nearby] = search.loss(nearby) if level else moves[run]
     if not complete:
         raise ValueError(f"no fold saves {search.goal:.3g} of the model: lower removal")
-    return _fitted(search, complete), tuple(FoldMove(run, value) for run, value in moves.items())
+    return _best(search, complete), tuple(FoldMove(run, value) for run, value in moves.items())
 
 
-def of_each_depth(measured: Mapping[Fold, float], most: int = 1) -> list[Fold]:
-    """For each number of blocks that stay the `most` folds of least loss, all in the order of their losses."""
-    taken: dict[int, int] = {}
-    best = []
+def of_each_depth(measured: Mapping[Fold, float]) -> list[Fold]:
+    """The fold of least loss for each number of blocks that stay, the fewest first."""
+    best: dict[int, Fold] = {}
     for fold in sorted(measured, key=lambda fold: measured[fold]):
-        taken[len(fold.kept)] = taken.get(len(fold.kept), 0) + 1
-        best += [fold] if taken[len(fold.kept)] <= most else []
-    return best
+        best.setdefault(len(fold.kept), fold)
+    return [best[depth] for depth in sorted(best)]
 
 
-def _fitted(search: FoldSearch, complete: Mapping[Fold, float]) -> tuple[Fold, ...]:
-    """The fold of least loss at each depth, with adapters of the largest rank that the goal leaves room for."""
+def _best(search: FoldSearch, complete: Mapping[Fold, float]) -> Fold:
+    """Of the folds with fewest blocks of which some share, or of all, that of least loss with its largest rank."""
+    depths = [len(fold.kept) for fold in complete if fold.groups]
+    suiting = [fold for fold in complete if not depths or (fold.groups and len(fold.kept) == min(depths))]
     measured = {}
-    for fold in of_each_depth(complete, FINAL):
+    for fold in sorted(suiting, key=lambda fold: complete[fold])[:FINAL]:
         fitted = replace(fold, rank=fitting(search, fold) or 0)
         measured[fitted] = search.loss(fitted) if fold.groups else complete[fold]
-    return tuple(of_each_depth(measured))
+    return min(measured, key=lambda fold: measured[fold])
 
 
 def fitting(search: FoldSearch, fold: Fold) -> int | None:
