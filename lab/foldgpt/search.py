@@ -146,7 +146,7 @@ def blocks_saved(fold: Fold, count: int) -> int:
 
 
 def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[Fold, tuple[FoldMove, ...]]:
-    """The fold that saves the goal with fewest blocks of which some share, and all moves measured alone.
+    """The fold that saves the goal by removals, or with fewest blocks of which some share; all moves measured alone.
 
     Folds grow block by block: of every number of blocks saved, the fold of least loss at each of the `beam` least
     depths goes on, by the `tried` moves of each kind whose losses alone add up to least. So removals come first, which
@@ -182,9 +182,12 @@ def of_each_depth(measured: Mapping[Fold, float]) -> list[Fold]:
 
 
 def _best(search: FoldSearch, complete: Mapping[Fold, float]) -> Fold:
-    """Of the folds with fewest blocks of which some share, or of all, that of least loss with its largest rank."""
-    depths = [len(fold.kept) for fold in complete if fold.groups]
-    suiting = [fold for fold in complete if not depths or (fold.groups and len(fold.kept) == min(depths))]
+    """Of the folds without groups and those with fewest blocks of which some share, that of least loss.
+
+    Each has adapters of the largest rank that the goal leaves room for.
+    """
+    fewest = min((len(fold.kept) for fold in complete if fold.groups), default=0)
+    suiting = [fold for fold in complete if not fold.groups or len(fold.kept) == fewest]
     measured = {}
     for fold in sorted(suiting, key=lambda fold: complete[fold])[:FINAL]:
         fitted = replace(fold, rank=fitting(search, fold) or 0)
