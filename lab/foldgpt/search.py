@@ -182,11 +182,12 @@ def of_each_depth(measured: Mapping[Fold, float]) -> list[Fold]:
 
 
 def _best(search: FoldSearch, complete: Mapping[Fold, float]) -> Fold:
-    """Of the folds without groups and those with fewest blocks of which some share, that of least loss.
+    """Of the folds without groups, and those that keep fewest blocks more and share, that of least loss.
 
     Each has adapters of the largest rank that the goal leaves room for.
     """
-    fewest = min((len(fold.kept) for fold in complete if fold.groups), default=0)
+    alone = max((len(fold.kept) for fold in complete if not fold.groups), default=0)
+    fewest = min((len(fold.kept) for fold in complete if fold.groups and len(fold.kept) > alone), default=alone)
     suiting = [fold for fold in complete if not fold.groups or len(fold.kept) == fewest]
     measured = {}
     for fold in sorted(suiting, key=lambda fold: complete[fold])[:FINAL]:
