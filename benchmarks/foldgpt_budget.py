@@ -34,6 +34,7 @@ from lab.foldgpt.rehearsal import validate_suits
 from lab.foldgpt.sharing import inputs_seen
 
 BATCH, BUDGET, HEADS = 8, 0.36, 2  # windows a batch, share of the bytes that must go, heads of four that stay in width
+SEEDS = (20, 21, 22, 23, 24)  # the search was changed after seeds 10 to 14 had been seen
 OURS = lab.FoldGPT(ranking="bytes", removal=BUDGET)
 REMOVED: dict[str, Any] = {"removal": 5 / 12, "sharing": 0.0}  # 39.5 % of the bytes; four of twelve blocks are 31.6 %
 RECIPES = {
@@ -58,7 +59,7 @@ def budget(is_quick: bool, device: str = "cpu") -> contest.Contest:
         "heads": HEADS, "search": "fewest blocks", "start": contest.fingerprint(task.model),
     }  # fmt: skip
     return contest.Contest(
-        name="foldgpt-budget", rivals=rivals, settings=settings, figure="perplexity, times the whole model's",
+        name="foldgpt-budget", seeds=SEEDS, rivals=rivals, settings=settings, figure="perplexity, times the whole model's",
         device=device,
     )  # fmt: skip
 

@@ -182,13 +182,15 @@ def of_each_depth(measured: Mapping[Fold, float]) -> list[Fold]:
 
 
 def _best(search: FoldSearch, complete: Mapping[Fold, float]) -> Fold:
-    """Of the folds without groups, and those that keep fewest blocks more and share, that of least loss.
+    """Of the folds without groups, and those that keep fewest blocks more and share no more than they must, the best.
 
-    Each has adapters of the largest rank that the goal leaves room for.
+    That is the one of least loss, each with adapters of the largest rank that the goal leaves room for.
     """
+    count = len(blocks(search.model))
     alone = max((len(fold.kept) for fold in complete if not fold.groups), default=0)
-    fewest = min((len(fold.kept) for fold in complete if fold.groups and len(fold.kept) > alone), default=alone)
-    suiting = [fold for fold in complete if not fold.groups or len(fold.kept) == fewest]
+    sizes = {fold: (len(fold.kept), blocks_saved(fold, count)) for fold in complete if fold.groups}
+    fewest = min((size for size in sizes.values() if size[0] > alone), default=(0, 0))
+    suiting = [fold for fold in complete if not fold.groups or sizes[fold] == fewest]
     measured = {}
     for fold in sorted(suiting, key=lambda fold: complete[fold])[:FINAL]:
         fitted = replace(fold, rank=fitting(search, fold) or 0)
