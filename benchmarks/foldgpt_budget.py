@@ -59,8 +59,8 @@ def budget(is_quick: bool, device: str = "cpu") -> contest.Contest:
         "heads": HEADS, "search": "fewest blocks", "start": contest.fingerprint(task.model),
     }  # fmt: skip
     return contest.Contest(
-        name="foldgpt-budget", seeds=SEEDS, rivals=rivals, settings=settings, figure="perplexity, times the whole model's",
-        device=device,
+        name="foldgpt-budget", seeds=SEEDS, rivals=rivals, settings=settings,
+        figure="perplexity, times the whole model's", device=device,
     )  # fmt: skip
 
 
