@@ -45,16 +45,16 @@ class FoldGPT:
     removal: share of the blocks that go. sharing: share of the blocks that live on a neighbour's weights, one a pair.
     rank: of the adapters that a sharing block keeps, 0 for none. ranking: 'gates' learned jointly, 'hard-concrete'
     ones that polarise while they learn, or a baseline's: 'influence' (ShortGPT), 'leave-one-out' (SLEB), 'perplexity'
-    and 'taylor' (Shortened LLaMA). Under 'bytes' or 'operations' there is one search over both moves: `removal` is
-    the share of these that must go, by blocks that go and groups of up to four that share, whichever cost least;
-    sharing is not asked, and rank grows to what is left of the budget. representative: whose weights a group takes,
-    'first', 'mean', 'least-loss', or the 'regression' of what its members read, which alone learns in the cure, at a
-    fifth of the rate. start: of the adapters, 'zero', 'svd' (Relaxed Recursive Transformers), or 'activations', the
-    best for what they read. recovery: the cure learns from the text and the teacher's 'tail' or 'logits', or from the
-    text alone, 'plain'. gate_steps, cure_steps: updates of each stage. hold: part of the gates' steps in which they
-    are soft and learn, before they polarise. beta: weight of the distillation. lr: the cure's highest rate, which
-    falls along a cosine. gradient_checkpointing: in the cure a block's states are computed again where they are
-    needed, not kept: slower, in less memory.
+    and 'taylor' (Shortened LLaMA). Under 'bytes' or 'operations' there is one search over both moves: `removal` is the
+    share of these that must go, by blocks that go, those of least loss, and a group of up to four that shares where a
+    whole block would be more than is asked; sharing is not asked, and rank grows to what is left of the budget.
+    representative: whose weights a group takes, 'first', 'mean', 'least-loss', or the 'regression' of what its members
+    read, which alone learns in the cure, at a fifth of the rate. start: of the adapters, 'zero', 'svd' (Relaxed
+    Recursive Transformers), or 'activations', the best for what they read. recovery: the cure learns from the text and
+    the teacher's 'tail' or 'logits', or from the text alone, 'plain'. gate_steps, cure_steps: updates of each stage.
+    hold: part of the gates' steps in which they are soft and learn, before they polarise. beta: weight of the
+    distillation. lr: the cure's highest rate, which falls along a cosine. gradient_checkpointing: in the cure a
+    block's states are computed again where they are needed, not kept: slower, in less memory.
     """
 
     removal: float = 1 / 3
@@ -176,7 +176,7 @@ class FoldGPT:
     def _search(
         self, teacher: nn.Module, sizes: Sizes, calibration: tuple[Example, ...]
     ) -> tuple[Fold, tuple[FoldMove, ...]]:
-        """The fold of least loss within the budget, and what every move costs alone."""
+        """The fold within the budget, and what every move costs alone."""
         sharing = self.ranking == "bytes" and not experts(teacher)
         asked = sharing and ("regression" == self.representative or self.start == "activations")
         return searched(

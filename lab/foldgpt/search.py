@@ -1,6 +1,6 @@
 """One search over both moves, removing a block and sharing among neighbours, by the loss that is measured."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -14,10 +14,11 @@ from .sharing import Inputs, Weights, common_weights, correction, upright, weigh
 
 UNITS = ("bytes", "operations")
 LARGEST = 4  # blocks in a group
-BEAM = 2  # folds of a size that are looked into further
-TRIED = 6  # moves of each that are measured: those that promise least loss
+BEAM = 2  # depths of a size whose best fold is looked into further, those of fewest blocks
+TRIED = 3  # moves of each kind from each of these that are measured: those that promise least loss
 RANK = 16  # of the adapters that moves are measured with, until it is known what the budget leaves for them
 FINAL = 10  # folds within the budget that are measured once more, with adapters of the rank that it leaves
+ROUNDING = 1e-9  # five sixths from one are a little less than a sixth
 
 Saved = Callable[[Fold], float]
 
@@ -145,22 +146,24 @@ def blocks_saved(fold: Fold, count: int) -> int:
 
 
 def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[Fold, tuple[FoldMove, ...]]:
-    """The fold of least loss that saves the goal, and all moves measured alone.
+    """The fold that saves the goal by removals, or with fewest blocks of which some share; all moves measured alone.
 
-    Folds grow block by block: of every number of blocks saved the `beam` folds of least loss go on, each by the `tried`
-    moves whose losses alone add up to least. ValueError where no fold saves so much.
+    Folds grow block by block: of every number of blocks saved, the fold of least loss at each of the `beam` least
+    depths goes on, by the `tried` moves of each kind whose losses alone add up to least. So removals come first, which
+    save operations too and of which a cure gives more back than of groups, and what a whole block more would save too
+    much is left to a group and its adapters. ValueError where no fold saves so much.
     """
     count = len(blocks(search.model))
     start = Fold(tuple(range(count)), (), min(RANK, search.largest_rank) if search.rank else 0)
     base = search.loss(start)
     moves = {run: search.loss(fold) for fold, run in steps_from(start, search.sharing)}
+    gains = {run: value - base for run, value in moves.items()}
     levels: dict[int, dict[Fold, float]] = {0: {start: base}}
     complete: dict[Fold, float] = {}
     for level in range(count):
-        ranked = sorted(levels.get(level, {}).items(), key=lambda entry: entry[1])
-        complete |= {fold: value for fold, value in ranked if fitting(search, fold) is not None}
-        for fold, _ in [entry for entry in ranked if entry[0] not in complete][:beam]:
-            gains = {run: value - base for run, value in moves.items()}
+        found = levels.get(level, {})
+        complete |= {fold: value for fold, value in found.items() if fitting(search, fold) is not None}
+        for fold in of_each_depth({fold: value for fold, value in found.items() if fold not in complete})[:beam]:
             for nearby, run in promising(fold, gains, tried if level else len(moves), search.sharing):
                 measured = levels.setdefault(blocks_saved(nearby, count), {})
                 if nearby not in measured:
@@ -170,11 +173,26 @@ def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[
     return _best(search, complete), tuple(FoldMove(run, value) for run, value in moves.items())
 
 
-def _best(search: FoldSearch, complete: dict[Fold, float]) -> Fold:
-    """The fold of least loss, each with adapters of the largest rank that the goal leaves room for."""
-    likeliest = sorted(complete, key=lambda fold: complete[fold])[:FINAL]
+def of_each_depth(measured: Mapping[Fold, float]) -> list[Fold]:
+    """The fold of least loss for each number of blocks that stay, the fewest first."""
+    best: dict[int, Fold] = {}
+    for fold in sorted(measured, key=lambda fold: measured[fold]):
+        best.setdefault(len(fold.kept), fold)
+    return [best[depth] for depth in sorted(best)]
+
+
+def _best(search: FoldSearch, complete: Mapping[Fold, float]) -> Fold:
+    """Of the folds without groups, and those that keep fewest blocks more and share no more than they must, the best.
+
+    That is the one of least loss, each with adapters of the largest rank that the goal leaves room for.
+    """
+    count = len(blocks(search.model))
+    alone = max((len(fold.kept) for fold in complete if not fold.groups), default=0)
+    sizes = {fold: (len(fold.kept), blocks_saved(fold, count)) for fold in complete if fold.groups}
+    fewest = min((size for size in sizes.values() if size[0] > alone), default=(0, 0))
+    suiting = [fold for fold in complete if not fold.groups or sizes[fold] == fewest]
     measured = {}
-    for fold in likeliest:
+    for fold in sorted(suiting, key=lambda fold: complete[fold])[:FINAL]:
         fitted = replace(fold, rank=fitting(search, fold) or 0)
         measured[fitted] = search.loss(fitted) if fold.groups else complete[fold]
     return min(measured, key=lambda fold: measured[fold])
@@ -183,13 +201,14 @@ def _best(search: FoldSearch, complete: dict[Fold, float]) -> Fold:
 def fitting(search: FoldSearch, fold: Fold) -> int | None:
     """The largest rank with which a fold saves the goal, 0 where nothing is shared; None where it does not."""
     ranks = range(search.rank, max(search.rank, search.largest_rank) + 1) if fold.groups and search.rank else (0,)
-    return max((rank for rank in ranks if search.saved(replace(fold, rank=rank)) >= search.goal), default=None)
+    least = search.goal - ROUNDING
+    return max((rank for rank in ranks if search.saved(replace(fold, rank=rank)) >= least), default=None)
 
 
 def promising(
     fold: Fold, gains: dict[tuple[int, ...], float], tried: int, sharing: bool
 ) -> list[tuple[Fold, tuple[int, ...]]]:
-    """The moves from a fold that cost least for each block saved, if what every move costs alone (gains) adds up."""
+    """The moves of each kind from a fold that cost least for each block saved, if what each costs alone adds up."""
     count = blocks_saved(fold, len(fold.kept))
     now = _added(fold.groups, gains)
 
@@ -199,7 +218,9 @@ def promising(
             return gains[run]
         return (_added(nearby.groups, gains) - now) / (blocks_saved(nearby, len(fold.kept)) - count)
 
-    return sorted(steps_from(fold, sharing), key=rate)[:tried]
+    ranked = sorted(steps_from(fold, sharing), key=rate)
+    kinds = [[step for step in ranked if (len(step[1]) > 1) == shares][:tried] for shares in (False, True)]
+    return [*kinds[0], *kinds[1]]
 
 
 def _added(groups: Sequence[tuple[int, ...]], gains: dict[tuple[int, ...], float]) -> float:

@@ -16,6 +16,7 @@ from lab.foldgpt.search import (
     FoldSearch,
     blocks_saved,
     fitting,
+    of_each_depth,
     order,
     promising,
     saver,
@@ -102,7 +103,7 @@ def test_equal_neighbours_are_the_ones_to_share():
 @pytest.mark.parametrize("unit", ["bytes", "operations"])
 def test_a_budget_is_kept_and_used(unit):
     net = model("llama")
-    fold, moves = searched(search(net, goal=0.3, unit=unit), tried=4)
+    fold, moves = searched(search(net, goal=0.3, unit=unit), tried=2)
     saved = saver(Sizes.of(net), unit)
     assert 0.3 <= saved(fold)
     if unit == "operations":  # sharing saves none
@@ -123,6 +124,11 @@ def test_what_a_budget_leaves_goes_to_the_adapters():
     assert fitting(wanted, Fold((0, 2, 3, 4, 5), (), 1)) is None  # one block in six is less than a fifth of all bytes
 
 
+def test_a_share_that_is_not_a_binary_number_takes_no_block_more():
+    fold, _ = searched(search(model("llama"), goal=1 / 6, unit="operations"), tried=1)
+    assert len(fold.kept) == 5
+
+
 def test_more_than_there_is_cannot_be_saved():
     with pytest.raises(ValueError, match=r"no fold saves 0\.95 of the model: lower removal"):
         searched(search(model("llama"), goal=0.95), tried=1, beam=1)
@@ -131,7 +137,28 @@ def test_more_than_there_is_cannot_be_saved():
 def test_moves_that_cost_least_for_each_block_are_tried_first():
     gains = {(b,): 1.0 for b in range(6)} | {(1, 2): 0.2, (1, 2, 3): 0.5, (4, 5): 0.6}
     runs = [run for _, run in promising(WHOLE, {**{(k, k + 1): 2.0 for k in range(5)}, **gains}, 3, True)]
-    assert runs == [(1, 2), (1, 2, 3), (4, 5)]
+    assert runs == [(0,), (1,), (2,), (1, 2), (1, 2, 3), (4, 5)]
+
+
+@given(st.dictionaries(folds(), st.floats(0, 9), max_size=8))
+def test_each_depth_has_its_own_best_fold(measured):
+    best = of_each_depth(measured)
+    depths = [len(fold.kept) for fold in best]
+    assert depths == sorted({len(fold.kept) for fold in measured})
+    for fold in best:
+        assert measured[fold] == min(value for other, value in measured.items() if len(other.kept) == len(fold.kept))
+
+
+def test_removals_come_first_and_a_group_saves_the_rest(monkeypatch):
+    def cost(_, fold):  # before a cure two removals cost forty times what two pairs do
+        return (6 - len(fold.kept)) ** 2 + 0.1 * sum(len(group) - 1 for group in fold.groups)
+
+    monkeypatch.setattr(FoldSearch, "loss", cost)
+    wanted = search(model("llama"), goal=0.3)
+    fold, _ = searched(wanted)
+    shares = Fold(WHOLE.kept, ((0, 1, 2), (3, 4, 5)), 2)
+    assert wanted.saved(shares) >= 0.3 and cost(None, shares) < cost(None, fold)  # and yet:
+    assert len(fold.kept) == 5 and fold.groups and fold.rank == fitting(wanted, fold)
 
 
 def test_blocks_that_went_come_first_in_the_order():
