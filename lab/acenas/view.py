@@ -282,8 +282,8 @@ def _order(outcome: AceNASOutcome) -> Check:
         return Check(
             "order of the scores", False, f"{len(rest)} architectures that were not learned are too few to tell"
         )
-    found = stats.kendalltau(scores[rest].numpy(), measured.numpy(), alternative="greater")
-    tau, p = (0.0, 1.0) if found.statistic != found.statistic else (float(found.statistic), float(found.pvalue))
+    result = stats.kendalltau(scores[rest].numpy(), measured.numpy(), alternative="greater")
+    tau, p = (0.0, 1.0) if result.statistic != result.statistic else (float(result.statistic), float(result.pvalue))
     text = (
         f"on {len(rest)} architectures that were not learned the scores order {'no ' if p > LEVEL else ''}better than "
     )

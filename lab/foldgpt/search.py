@@ -161,9 +161,9 @@ def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[
     levels: dict[int, dict[Fold, float]] = {0: {start: base}}
     complete: dict[Fold, float] = {}
     for level in range(count):
-        found = levels.get(level, {})
-        complete |= {fold: value for fold, value in found.items() if fitting(search, fold) is not None}
-        for fold in of_each_depth({fold: value for fold, value in found.items() if fold not in complete})[:beam]:
+        candidates = levels.get(level, {})
+        complete |= {fold: value for fold, value in candidates.items() if fitting(search, fold) is not None}
+        for fold in of_each_depth({fold: value for fold, value in candidates.items() if fold not in complete})[:beam]:
             for nearby, run in promising(fold, gains, tried if level else len(moves), search.sharing):
                 measured = levels.setdefault(blocks_saved(nearby, count), {})
                 if nearby not in measured:

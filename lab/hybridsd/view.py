@@ -144,11 +144,11 @@ def gallery(samples: Mapping[str, Samples], task: PromptTask) -> Explorer:
     `samples` are what `draw` gave for these prompts, by the way they were drawn: one way is shown at a time.
     ValueError where there are none, or more pictures than the task has prompts.
     """
-    most = max((len(drawn.pictures) for drawn in samples.values()), default=0)
+    most = max((len(sampled.pictures) for sampled in samples.values()), default=0)
     if not 0 < most <= len(task.prompts):
         prompts = len(task.prompts)
         raise ValueError(f"samples hold {most} pictures, the task has {prompts} prompts: draw those, in order")
-    judged = {way: task.right(drawn.pictures) for way, drawn in samples.items()}  # (B, P) bool each
+    judged = {way: task.right(sampled.pictures) for way, sampled in samples.items()}  # (B, P) bool each
 
     def draw(way: str) -> Frame:
         pixels, right = (255 * samples[way].pictures).round().to(torch.uint8), judged[way]
@@ -156,8 +156,8 @@ def gallery(samples: Mapping[str, Samples], task: PromptTask) -> Explorer:
             _captioned(x, prompt, [part for part, good in zip(task.parts, row, strict=True) if not good])
             for x, prompt, row in zip(pixels, task.prompts, right.tolist(), strict=False)
         ]
-        whole = f"{right.all(1).sum()} of {len(right)}"
-        return Frame("".join(photos), {"steps": str(list(samples[way].steps)), "right": whole})
+        all_right = f"{right.all(1).sum()} of {len(right)}"
+        return Frame("".join(photos), {"steps": str(list(samples[way].steps)), "right": all_right})
 
     return Explorer(draw, {"way": Control(list(samples), label="drawn by")}, title="asked, drawn, and read back")
 

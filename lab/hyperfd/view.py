@@ -356,8 +356,8 @@ def _predicted(outcome: HyperFDOutcome) -> Section:
         return Frame(svg.lines(series, "predicted score", f"{metric} ({unit})", title="tried by this client"), facts)
 
     taus = {task.name: order(task) for task in outcome.served}
-    told = [tau for tau in taus.values() if tau is not None]
-    mean = sum(told) / len(told) if told else math.nan
+    defined = [tau for tau in taus.values() if tau is not None]
+    mean = sum(defined) / len(defined) if defined else math.nan
     text = "What the platform predicted of each configuration that a client tried, and what the client measured. "
     text += f"Kendall's tau is {mean:.2f} on average; of shuffled scores it is 0."
     controls = {"task": Control(list(range(1, len(outcome.served) + 1)), label="task")}
@@ -376,13 +376,15 @@ def _detectors(faces: FaceTask | None, detectors: Mapping[str, tuple[FaceDetecto
         return Section("Detectors", text + "(net, configuration)}, such as one before and one after.", {})
     held_out = faces.held_out
     precisions = {name: score(net, held_out, settings.side) for name, (net, settings) in detectors.items()}
-    listed = ", ".join(f"{name} {found['ap50']:.1f} %" for name, found in precisions.items())
+    listed = ", ".join(f"{name} {scores['ap50']:.1f} %" for name, scores in precisions.items())
     text = f"Average precision at an overlap of 0.5 on {len(held_out)} pictures held out: {listed}."
-    parts = [_found(held_out, k, name, *of) for k in range(min(2, len(held_out))) for name, of in detectors.items()]
+    parts = [
+        _detections(held_out, k, name, *of) for k in range(min(2, len(held_out))) for name, of in detectors.items()
+    ]
     return Section("Detectors", text, precisions, parts)
 
 
-def _found(faces: Faces, number: int, name: str, net: FaceDetector, settings: Configuration) -> str:
+def _detections(faces: Faces, number: int, name: str, net: FaceDetector, settings: Configuration) -> str:
     """What a detector finds in one picture, as many boxes as there are faces, drawn small."""
     image, truth = faces.images[number], faces.boxes[number]
     boxes = detect(net, [image], settings.side)[0][0][: len(truth)]

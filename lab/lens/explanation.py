@@ -149,7 +149,7 @@ def compare(
     where outputs are large. ValueError in one line for what cannot be compared.
     """
     batches = _listed(batches)
-    pair = compared(before, after, batches, classes, _known(before, kept or {}), most, seed)
+    pair = compared(before, after, batches, classes, _validate_kept(before, kept or {}), most, seed)
     return _explained(pair, f"{type(before).__name__}: before and after", _word_sections(pair, batches, places))
 
 
@@ -165,7 +165,7 @@ def explained(outcome: Outcome, task: Any = None, batches: Iterable | None = Non
         raise TypeError(f"explain() takes the task of the run, not a {type(task).__name__}: give lab.Task(...)")
     some = task.eval_batches() if batches is None else _listed(batches)
     batches = [(task.inputs_of(batch), task.labels_of(batch)) for batch in some]
-    _known(task.model, options.get("kept", {}))
+    _validate_kept(task.model, options.get("kept", {}))
     plan = getattr(outcome, "plan", None)
     kept = {"kept": dict(plan.channels) if plan is not None else {}} | options
     is_numbered = not any(hasattr(outcome, name) for name in ("orders", "fold"))  # filters or blocks have other numbers
@@ -177,7 +177,7 @@ def explained(outcome: Outcome, task: Any = None, batches: Iterable | None = Non
     return _explained(pair, f"{name}: before and after", _word_sections(pair, batches, places))
 
 
-def _known(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
+def _validate_kept(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> Mapping[str, Sequence[int]]:
     """What stayed, by layers that the network has; ValueError in one line for another."""
     names = [name for name, _ in checked(model).named_modules(remove_duplicate=False) if name]
     for name in kept:

@@ -229,11 +229,11 @@ def _layers(pair: Compared) -> Iterator[Check]:
         if name in old and _has_weights(pair.after, name)
         if (numbers := _numbers(pair, name, old[name].shape[1], new[name].shape[1])) is not None
     }
-    told = {name: is_own for name, both in by_layer.items() if (is_own := _by_number(*both, pair.seed)) is not None}
-    strange = [name for name, is_own in told.items() if not is_own]
+    judged = {name: is_own for name, both in by_layer.items() if (is_own := _by_number(*both, pair.seed)) is not None}
+    strange = [name for name, is_own in judged.items() if not is_own]
     text = f"filters answer no more like those of their own number before than like others: {', '.join(strange[:5])}"
-    if told:
-        fine = f"the filters of {len(told)} layers answer as those of their own number before"
+    if judged:
+        fine = f"the filters of {len(judged)} layers answer as those of their own number before"
         yield Check("filters by number", bool(strange), text if strange else fine)
 
 
@@ -245,8 +245,8 @@ def _weights(pair: Compared, observed: set[str]) -> Iterator[Check]:
     if not both:
         return
     dead = [name for name, (first, second) in both.items() if np.ptp(second) == 0 < np.ptp(first)]
-    told = {name: is_own for name, pair_of in both.items() if (is_own := _by_number(*pair_of, pair.seed)) is not None}
-    strange = [name for name, is_own in told.items() if not is_own and name not in dead] if pair.is_numbered else []
+    judged = {name: is_own for name, pair_of in both.items() if (is_own := _by_number(*pair_of, pair.seed)) is not None}
+    strange = [name for name, is_own in judged.items() if not is_own and name not in dead] if pair.is_numbered else []
     texts = [f"have one value throughout, and had not before: {', '.join(dead[:5])}"] if dead else []
     if strange:
         texts.append(

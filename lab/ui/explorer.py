@@ -336,9 +336,9 @@ def page(title: str, parts: Iterable["str | tuple[Explorer, bytes]"]) -> bytes:
 def _once(states: dict[str, Any]) -> str:
     """States as JSON that hold each picture once, however many frames show it: gzip looks back 32 kB only."""
     text = json.dumps(states)
-    pictures = [uri for uri, uses in Counter(_PICTURE.findall(text)).items() if uses > 1]
-    numbers = {uri: f"data:lab,{k}" for k, uri in enumerate(pictures)}
-    return json.dumps(json.loads(_PICTURE.sub(lambda uri: numbers.get(uri[0], uri[0]), text)) | {"pictures": pictures})
+    repeated = [uri for uri, uses in Counter(_PICTURE.findall(text)).items() if uses > 1]
+    numbers = {uri: f"data:lab,{k}" for k, uri in enumerate(repeated)}
+    return json.dumps(json.loads(_PICTURE.sub(lambda uri: numbers.get(uri[0], uri[0]), text)) | {"pictures": repeated})
 
 
 def _sent(frame: Frame) -> dict[str, Any]:

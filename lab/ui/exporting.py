@@ -54,10 +54,10 @@ def _executed(path: Path) -> Any:
         client.execute(env={**os.environ, EXPORTING: "1"})
     except CellExecutionError as error:
         raise ValueError(f"{path}: a cell fails ({error.ename}: {cut(error.evalue, 120)}): mend it first") from error
-    outputs = [one for cell in notebook.cells if cell.cell_type == "code" for one in cell.outputs]
-    figures = [one for one in outputs if FIGURE in one.get("data", {})]
-    for number, one in enumerate(figures):
-        one["data"] = {"text/html": _figure(one["data"][FIGURE], is_first=not number)}
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    figures = [output for output in outputs if FIGURE in output.get("data", {})]
+    for number, output in enumerate(figures):
+        output["data"] = {"text/html": _figure(output["data"][FIGURE], is_first=not number)}
     return notebook
 
 
