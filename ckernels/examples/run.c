@@ -27,7 +27,7 @@ int main(int argc, char **argv) {
     uint8_t *model = slurp(argv[1], &size);
     if (!model) return fprintf(stderr, "%s cannot be read\n", argv[1]), 1;
     const int wrong = engine_check(model, size); /* once; what runs later trusts the file */
-    if (wrong) return fprintf(stderr, "%s is no packed network that can be run (%d)\n", argv[1], wrong), 1;
+    if (wrong) return fprintf(stderr, "%s is not a packed network that can be run (%d)\n", argv[1], wrong), 1;
 
     const float *image = (const float *)slurp(argv[2], &bytes);
     float *arena = aligned_alloc(64, (engine_arena(model) + 16) / 16 * 64); /* one for each thread that runs */

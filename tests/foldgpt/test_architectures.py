@@ -26,7 +26,7 @@ def test_what_is_asked_for_is_in_the_table():
     assert [name for name in ONLY_REMOVED if outcomes[name] != "removal only"] == []
     assert [name for name in REFUSED if outcomes[name] != "refused"] == []
     assert table["llama"].model_class == "LlamaForCausalLM" and len(repr(table).splitlines()) == len(table) + 1
-    with pytest.raises(ValueError, match="no architecture that was tried: see llama"):
+    with pytest.raises(ValueError, match="not an architecture that was tried: see llama"):
         table["lama"]
 
 

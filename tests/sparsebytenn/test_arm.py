@@ -122,7 +122,7 @@ def test_the_example_refuses_a_damaged_file(built, tmp_path):
     program = arm.program(ROOT / "ckernels" / "examples" / "run.c", built)
     done = subprocess.run([arm.QEMU, program, file, file], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"{file} is no packed network that can be run (1)\n"
+    assert done.stderr == f"{file} is not a packed network that can be run (1)\n"
 
 
 # -- instructions, to the digit ----------------------------------------------------------------------------------------

@@ -312,7 +312,7 @@ def test_a_saved_engine_is_the_same_engine(file, tmp_path):
 )
 def test_a_damaged_file_is_refused(file, damage, message, backend, monkeypatch):
     monkeypatch.setenv("LAB_KERNELS", backend)
-    with pytest.raises(ValueError, match=f"no packed network that can be run: .*{message}"):
+    with pytest.raises(ValueError, match=f"not a packed network that can be run: .*{message}"):
         Engine(damage(file))
 
 

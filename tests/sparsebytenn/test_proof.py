@@ -128,7 +128,7 @@ def test_python_loads_what_c_accepts_and_nothing_else_and_what_loads_runs_as_num
     wrong = checked_by_c(data)
     assert proof.check(data) == wrong
     if wrong:
-        with pytest.raises(ValueError, match="no packed network that can be run") as caught:
+        with pytest.raises(ValueError, match="not a packed network that can be run") as caught:
             Engine(data)
         assert "\n" not in str(caught.value)
         return

@@ -117,7 +117,7 @@ def test_the_network_passed_in_keeps_its_weights_and_mode():
         (Plan(channels={"head": (0,)}), "head cannot lose channels: the network's output"),
         (Plan(blocks=("stem",)), "drops 'stem'"),
         (Plan(branches=("left", "right")), "0 branches"),
-        (Plan(inputs={"hidden": (0,)}), "no convolution"),
+        (Plan(inputs={"hidden": (0,)}), "not a convolution"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_one_line(plan, words):
