@@ -13,8 +13,8 @@ arXiv 2407.00928).
                 (10) taylor   (11) low_rank   (12) tail   (13) logit_distillation   (14) regression_mean
                 (15) low_rank_of_inputs
     procedure   recipe.FoldGPT.run: a stage `gates` or, under a budget, a search; then the fold, then a stage `cure`
-    where       layers holds the gates, ranking the baselines (ShortGPT, SLEB, Taylor), search the fold of least loss
-                under a budget, sharing the pairs and whose weights they take, folding the smaller model,
+    where       layers holds the gates, ranking the baselines (ShortGPT, SLEB, Taylor), search the fold within a
+                budget, sharing the pairs and whose weights they take, folding the smaller model,
                 configuration what is said of each of its layers, core.modeling_folded what `transformers` needs to load
                 it again, rehearsal what is asked of a model first, architectures what came of each family, measures
                 what it does and how fast, evaluation lm-eval's tasks
@@ -32,8 +32,9 @@ arXiv 2407.00928).
                 open while they learn, so that they also see what is missed jointly, under a penalty for what is open
                 beyond the budget.
                 Without a budget pairs are the kept neighbours whose states are most alike. With one, a search of our
-                own measures what each removal and each group of two to four costs, and takes the fold of least loss;
-                what the budget leaves goes into the adapters' rank. Blocks with experts are removed and never shared.
+                own measures what removals and groups of two to four cost: blocks are removed first, for a cure gives
+                more back to a removal than to a group, and the fewest share where a whole block more would be more
+                than is asked; what the budget leaves goes into the adapters' rank. Blocks with experts are removed and never shared.
                 In the cure, what a group shares learns at a lower rate of its own; blocks with weights of their own are
                 cured by adapters that are merged in, so that they cost nothing afterwards.
 """
