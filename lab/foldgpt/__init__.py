@@ -34,9 +34,9 @@ arXiv 2407.00928).
                 Without a budget pairs are the kept neighbours whose states are most alike. With one, a search of our
                 own measures what removals and groups of two to four cost: blocks are removed first, for a cure gives
                 more back to a removal than to a group, and the fewest share where a whole block more would be more
-                than is asked; what the budget leaves goes into the adapters' rank. Blocks with experts are removed and never shared.
-                In the cure, what a group shares learns at a lower rate of its own; blocks with weights of their own are
-                cured by adapters that are merged in, so that they cost nothing afterwards.
+                than is asked; what the budget leaves goes into the adapters' rank. Blocks with experts are removed and
+                never shared. In the cure, what a group shares learns at a lower rate of its own; blocks with weights
+                of their own are cured by adapters that are merged in, so that they cost nothing afterwards.
 """
 
 from ..core.rooms import at_first_use
