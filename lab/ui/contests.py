@@ -61,7 +61,7 @@ class Contest:
     def _repr_html_(self) -> str:
         tables = self._tables()
         if len(tables) == 1:
-            return self.table().to_html()
+            return tables.popitem()[1].to_html()
         return "".join(f"<p>at {escape(budget)}</p>{table.to_html()}" for budget, table in tables.items())
 
     def _tables(self) -> dict[str, pandas.DataFrame]:

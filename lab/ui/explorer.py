@@ -217,8 +217,9 @@ class Explorer(anywidget.AnyWidget):
     def bounded(self, size: int = SHARE) -> tuple[bytes, bool]:
         """`states` of at most so many bytes, and whether values of the controls were left out for it, spread evenly."""
         full = {name: list(control.values) for name, control in self._controls.items()}
-        for most in (math.prod(map(len, full.values())), 400, 100, 40, 16):
-            if most <= STATES:
+        count = math.prod(map(len, full.values()))
+        for most in (count, 400, 100, 40, 16):
+            if most <= min(count, STATES):
                 values = _fewer(full, most)
                 packed = self.states(**values)
                 if len(packed) <= size:
