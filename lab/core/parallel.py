@@ -195,7 +195,7 @@ class Journal:
     """A folder's `journal.jsonl`: a line for each finished item, {"key", "item", "result", "digest"}; `done` by index.
 
     The digest is of all before it: a line that a kill has torn, or that was altered, is passed over, and its item done
-    again. Lines of older versions have none, and count where none with a digest stands above them.
+    again. So is a line without one, as versions before 0.2 wrote them: it cannot be told from a line that lost its own.
     """
 
     def __init__(self, folder: str | Path, fn: Callable, items: Sequence) -> None:
@@ -208,14 +208,11 @@ class Journal:
     def _read(self) -> dict[str, Any]:
         """Results by key, of all lines that are whole."""
         kept: dict[str, Any] = {}
-        has_digests = False
         if self.path.exists():
             for line in self.path.read_bytes().split(b"\n"):
                 try:
                     entry = json.loads(line)
-                    has_digests = has_digests or "digest" in entry
-                    is_older = not has_digests and entry.keys() == {"key", "item", "result"}
-                    if is_older or entry.pop("digest", None) == _digest(entry):
+                    if entry.pop("digest") == _digest(entry):
                         kept[entry["key"]] = entry["result"]
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     continue

@@ -196,6 +196,11 @@ def _inside_of(folder: Path, name: str, source: Path) -> Path:
         raise ValueError(
             f"{source}: {shown(name)} lies outside {folder}: put the picture there, not a way or a link to it"
         )
+    try:
+        path.is_file()
+    except OSError as error:  # a name longer than the file system's
+        reason = f"{source}: {shown(name)} cannot be a file ({error.strerror})"
+        raise ValueError(f"{reason}: give the name of a picture in {folder}") from error
     return path
 
 

@@ -19,6 +19,7 @@ from . import inflating
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 MOST_PIXELS = 2**27  # of a picture: a small file may stand for far more
+DEFLATED = 1032  # bytes that a byte of a PNG file can stand for at most
 IN_MEMORY = 2**30  # bytes: a folder whose pictures need more is read from disk batch by batch
 GREY = ("1", "L", "I;16", "I;16B")  # Pillow's modes of one channel
 CIFAR_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
@@ -249,6 +250,16 @@ def validate_pixels(file: Any) -> None:
     """ValueError for an opened Pillow image of more pixels than are read; none of them has been."""
     if file.width * file.height > MOST_PIXELS:
         raise ValueError(f"{file.width} x {file.height} pixels are more than {MOST_PIXELS:,}")
+    if file.format == "PNG" and file.width * file.height > 8 * DEFLATED * _length(file.fp):  # of a bit at least
+        raise ValueError(f"{file.width} x {file.height} pixels are more than {_length(file.fp):,} bytes can hold")
+
+
+def _length(file: Any) -> int:
+    """How many bytes an open file has."""
+    at = file.tell()
+    length = file.seek(0, io.SEEK_END)
+    file.seek(at)
+    return length
 
 
 def converted(image: Any, mode: str) -> Any:

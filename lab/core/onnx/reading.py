@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from ..batch import Example, tensors
 from ..distribution import install
-from ..errors import first_line
+from ..errors import first_line, kind_and_line, shown
 from . import from_layers, from_ops, from_shapes
 from .fusing import fused
 from .values import OnnxReader, OnnxValue, UnreadError, identifier
@@ -240,7 +240,10 @@ def _tensor(held: Any) -> Tensor:
         dense = torch.zeros(tuple(held.dims), dtype=numbers.dtype)
         dense[tuple(at.T) if at.dim() > 1 else torch.unravel_index(at, dense.shape)] = numbers
         return dense
-    array = numpy_helper.to_array(held)
+    try:
+        array = numpy_helper.to_array(held)
+    except Exception as error:  # of any kind: a type that onnx does not know, lengths that are not its numbers'
+        raise UnreadError(f"constant {shown(held.name)} cannot be read ({kind_and_line(error)})") from error
     if array.dtype.kind not in "biuf":
         kind = np.float32 if "float" in array.dtype.name else np.uint8 if "uint" in array.dtype.name else np.int8
         array = array.astype(kind)

@@ -276,6 +276,7 @@ def test_listings_of_wider_face_as_people_save_them(tmp_path, kind):
         (b"a/\xff.jpg\n0\n", r"wider_face_train_bbx_gt\.txt is no UTF-8 text .*: save it as UTF-8"),
         (b"../../secret.jpg\n1\n3 4 10 12\n", r"'\.\./\.\./secret\.jpg' lies outside .*images"),
         (b"/secret.jpg\n1\n3 4 10 12\n", "'/secret.jpg' lies outside"),
+        (b"[" * 2000 + b"\n1\n3 4 10 12\n", r"gt\.txt: '\[{50,60}\.\.\. cannot be a file \(File name too long\): give"),
         (b"..\\..\\..\\secret.jpg\n1\n3 4 10 12\n", "lies outside"),
         (b"a/link.jpg\n1\n3 4 10 12\n", "'a/link.jpg' lies outside"),
     ],
@@ -341,6 +342,8 @@ def test_a_picture_that_is_not_there_is_named_and_none_outside_is_read(tmp_path)
         annotated(tmp_path / "out", "../../secret.jpg")
     with pytest.warns(UserWarning, match="skipped: q"):
         assert "q" not in annotated(tmp_path / "absolute", str(tmp_path / "secret.jpg"), picture=None)
+    with pytest.raises(ValueError, match=r"q\.xml: '\[+\.\.\. cannot be a file \(File name too long\): give the name"):
+        annotated(tmp_path / "long", "[" * 300)
     voc(tmp_path / "link")
     (tmp_path / "link" / "JPEGImages" / "0.jpg").unlink()
     (tmp_path / "link" / "JPEGImages" / "0.jpg").symlink_to(tmp_path / "secret.jpg")

@@ -5,6 +5,7 @@ import io
 import lzma
 import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -383,6 +384,16 @@ def test_pictures_are_upright(tmp_path, mark):
     (tmp_path / "p.jpg").write_bytes(turned(mark))
     x = images.load_image(tmp_path / "p.jpg")
     assert x.shape == (3, 30, 40) and x[:, 5:15, 4:12].float().mean() > 240 > 50 > x[:, 20:, 20:].float().mean()
+
+
+def test_a_file_of_more_pixels_than_its_bytes_can_hold_is_refused_unread(tmp_path):
+    Image.new("1", (4096, 4096)).save(tmp_path / "blank.png")  # as small as such a picture can be
+    assert images.load_image(tmp_path / "blank.png").shape == (1, 4096, 4096)
+    whole = (tmp_path / "blank.png").read_bytes()
+    header = b"IHDR" + struct.pack(">2I", 9000, 9000) + whole[24:29]
+    (tmp_path / "blank.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
+    with pytest.raises(ValueError, match=rf"9000 x 9000 pixels are more than {len(whole):,} bytes can hold"):
+        images.load_image(tmp_path / "blank.png")
 
 
 def test_a_small_file_of_very_many_pixels_is_refused_unread(tmp_path, monkeypatch):

@@ -415,6 +415,14 @@ def test_a_broken_file_is_one_line(tmp_path):
         reading.module(tmp_path)
 
 
+def test_a_constant_of_a_type_that_is_none_is_named(tmp_path):
+    net = onnx.load(file_of(tmp_path / "net.onnx", [node("Conv", "x w")], 13, held=W))
+    net.graph.initializer[0].data_type = 65
+    onnx.save(net, tmp_path / "net.onnx")
+    with pytest.raises(ValueError, match=r"net\.onnx: constant 'w' cannot be read \(KeyError: 65\)$"):
+        reading.module(tmp_path / "net.onnx")
+
+
 def test_weights_beside_a_file_are_read(tmp_path):
     path = file_of(tmp_path / "net.onnx", [node("Conv", "x w b")], 13, held=W)
     onnx.save(onnx.load(path), tmp_path / "two.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
