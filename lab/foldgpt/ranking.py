@@ -15,14 +15,18 @@ from . import equations as eq
 from .folding import blocks, gates, recorded
 
 
-def hidden_states(model: nn.Module, batches: Sequence[Example]) -> Tensor:
-    """What the first block reads and every block gives, over all tokens: (N + 1, tokens, d)."""
-    by_batch = []
+def of_states(measure: Callable[[Tensor], Tensor], model: nn.Module, batches: Sequence[Example]) -> Tensor:
+    """A mean over the tokens of all batches: `measure` takes what the first block reads and every block gives.
+
+    That is (N + 1, tokens, d), of one batch at a time, for all of them would take more memory than the model.
+    """
+    total, tokens = torch.zeros(()), 0
     with torch.no_grad(), evaluating(model), recorded(model) as states:
         for x in batches:
             call(model, inputs(x))
-            by_batch.append(torch.stack([h.flatten(0, 1) for h in states]))
-    return torch.cat(by_batch, 1)
+            held = torch.stack([h.flatten(0, 1) for h in states])
+            total, tokens = total.to(held.device) + measure(held) * held.shape[1], tokens + held.shape[1]
+    return total / tokens
 
 
 def loss(model: nn.Module, batches: Sequence[Example]) -> float:
@@ -33,7 +37,7 @@ def loss(model: nn.Module, batches: Sequence[Example]) -> float:
 
 def by_influence(model: nn.Module, batches: Sequence[Example], removals: int = 0) -> tuple[int, ...]:
     """ShortGPT: least block influence first; every block judged by itself."""
-    return _ascending(eq.influence(hidden_states(model, batches)).tolist())
+    return _ascending(of_states(eq.influence, model, batches).tolist())
 
 
 def by_leave_one_out(model: nn.Module, batches: Sequence[Example], removals: int = 1) -> tuple[int, ...]:

@@ -27,12 +27,12 @@ from .configuration import validate_kept
 from .folding import Fold, Sizes, adapt_alone, alone, gates, merge, recorded
 from .layers import Gates, HardConcreteGates
 from .outcome import FoldGPTOutcome
-from .ranking import BASELINES, hidden_states
+from .ranking import BASELINES, of_states
 from .rehearsal import emulation, experts, validate_foldable, validate_suits
 from .search import UNITS, FoldMove, FoldSearch, order, saver, searched
 from .sharing import REPRESENTATIVES, STARTS, inputs_seen, pairs, shared
 
-CALIBRATION = 4  # batches that baselines and similarities are measured on
+CALIBRATION = 16  # batches that moves, baselines and similarities are measured on
 SHARED_LR = 0.2  # of the rate, for what a group shares and for its adapters: they begin near what is right
 LONE_RANK = 16  # of the adapters that blocks with weights of their own are cured with, and that are merged afterwards
 
@@ -117,7 +117,7 @@ class FoldGPT:
             teacher = learnable(run.model)
             sizes, removals, sharing = self._counts(teacher)
             calibration = tuple(_tokens(run, batch) for batch in islice(iter(task.batches), CALIBRATION))
-            alike = eq.similarity(hidden_states(teacher, calibration))  # (N + 1, N + 1)
+            alike = of_states(eq.similarity, teacher, calibration)  # (N + 1, N + 1)
             moves: tuple[FoldMove, ...] = ()
             trace: list[Step] = []
             if self.ranking in UNITS:

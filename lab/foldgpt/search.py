@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from heapq import nsmallest
 
 from torch import nn
 
@@ -16,6 +17,8 @@ UNITS = ("bytes", "operations")
 LARGEST = 4  # blocks in a group
 BEAM = 2  # depths of a size whose best fold is looked into further, those of fewest blocks
 TRIED = 3  # moves of each kind from each of these that are measured: those that promise least loss
+FIRST = 4  # batches that every fold is measured on
+CLOSE = 3  # folds of a depth that are measured on all batches, those of least loss on the first
 RANK = 16  # of the adapters that moves are measured with, until it is known what the budget leaves for them
 FINAL = 10  # folds within the budget that are measured once more, with adapters of the rank that it leaves
 ROUNDING = 1e-9  # five sixths from one are a little less than a sixth
@@ -60,9 +63,16 @@ class FoldSearch:
         return min(min(out_in(linear)) for linear in linears(blocks(self.model)[0]).values()) // 2
 
     def loss(self, fold: Fold) -> float:
-        """Nats a token of the model folded so, before any cure; the model is as it was afterwards."""
-        with without(self.model, fold.kept, self.batches[0]), self._sharing(fold):
-            return loss(self.model, self.batches)
+        """Nats a token of the first batches, of the model folded so, before any cure; it is as it was afterwards."""
+        return self._loss(fold, self.batches[:FIRST])
+
+    def sure(self, fold: Fold) -> float:
+        """The same on all batches."""
+        return self._loss(fold, self.batches)
+
+    def _loss(self, fold: Fold, batches: Sequence[Example]) -> float:
+        with without(self.model, fold.kept, batches[0]), self._sharing(fold):
+            return loss(self.model, batches)
 
     @contextmanager
     def _sharing(self, fold: Fold) -> Iterator[None]:
@@ -148,8 +158,8 @@ def blocks_saved(fold: Fold, count: int) -> int:
 def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[Fold, tuple[FoldMove, ...]]:
     """The fold that saves the goal by removals, or with fewest blocks of which some share; all moves measured alone.
 
-    Folds grow block by block: of every number of blocks saved, the fold of least loss at each of the `beam` least
-    depths goes on, by the `tried` moves of each kind whose losses alone add up to least. So removals come first, which
+    Folds grow block by block: of every number of blocks saved, the best fold at each of the `beam` least depths goes
+    on, by the `tried` moves of each kind whose losses alone add up to least. So removals come first, which
     save operations too and of which a cure gives more back than of groups, and what a whole block more would save too
     much is left to a group and its adapters. ValueError where no fold saves so much.
     """
@@ -163,7 +173,8 @@ def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[
     for level in range(count):
         candidates = levels.get(level, {})
         complete |= {fold: value for fold, value in candidates.items() if fitting(search, fold) is not None}
-        for fold in of_each_depth({fold: value for fold, value in candidates.items() if fold not in complete})[:beam]:
+        going = {fold: value for fold, value in candidates.items() if fold not in complete}
+        for fold in of_each_depth(search, going, beam):
             for nearby, run in promising(fold, gains, tried if level else len(moves), search.sharing):
                 measured = levels.setdefault(blocks_saved(nearby, count), {})
                 if nearby not in measured:
@@ -173,12 +184,15 @@ def searched(search: FoldSearch, tried: int = TRIED, beam: int = BEAM) -> tuple[
     return _best(search, complete), tuple(FoldMove(run, value) for run, value in moves.items())
 
 
-def of_each_depth(measured: Mapping[Fold, float]) -> list[Fold]:
-    """The fold of least loss for each number of blocks that stay, the fewest first."""
-    best: dict[int, Fold] = {}
-    for fold in sorted(measured, key=lambda fold: measured[fold]):
-        best.setdefault(len(fold.kept), fold)
-    return [best[depth] for depth in sorted(best)]
+def of_each_depth(search: FoldSearch, measured: Mapping[Fold, float], beam: int) -> list[Fold]:
+    """For each of the `beam` least numbers of blocks that stay, the fewest first, the fold of least loss for sure.
+
+    Of those that stay as deep, the `CLOSE` of least loss are measured on all batches.
+    """
+    depths = sorted({len(fold.kept) for fold in measured})[:beam]
+    close = [nsmallest(CLOSE, [fold for fold in measured if len(fold.kept) == depth], key=measured.__getitem__)
+             for depth in depths]  # fmt: skip
+    return [min(folds, key=search.sure) if len(folds) > 1 else folds[0] for folds in close]
 
 
 def _best(search: FoldSearch, complete: Mapping[Fold, float]) -> Fold:
@@ -191,11 +205,8 @@ def _best(search: FoldSearch, complete: Mapping[Fold, float]) -> Fold:
     sizes = {fold: (len(fold.kept), blocks_saved(fold, count)) for fold in complete if fold.groups}
     fewest = min((size for size in sizes.values() if size[0] > alone), default=(0, 0))
     suiting = [fold for fold in complete if not fold.groups or sizes[fold] == fewest]
-    measured = {}
-    for fold in sorted(suiting, key=lambda fold: complete[fold])[:FINAL]:
-        fitted = replace(fold, rank=fitting(search, fold) or 0)
-        measured[fitted] = search.loss(fitted) if fold.groups else complete[fold]
-    return min(measured, key=lambda fold: measured[fold])
+    close = nsmallest(FINAL, suiting, key=complete.__getitem__)
+    return min((replace(fold, rank=fitting(search, fold) or 0) for fold in close), key=search.sure)
 
 
 def fitting(search: FoldSearch, fold: Fold) -> int | None:

@@ -18,7 +18,7 @@ from . import equations as eq
 from . import measures
 from .folding import Fold
 from .outcome import FoldGPTOutcome
-from .ranking import hidden_states
+from .ranking import of_states
 
 KINDS = ("removed", "shares", "own weights")
 
@@ -137,8 +137,9 @@ def similarity(source: Any, batches: int = 4) -> Explorer:
     them, or a task; `batches` of its text are read.
     """
     task = source if isinstance(source, Task) else tasks.prose(source)
-    states = hidden_states(task.model, [task.inputs_of(batch) for batch in islice(iter(task.batches), batches)])
-    alike, influence = eq.similarity(states).cpu(), eq.influence(states).tolist()
+    read = [task.inputs_of(batch) for batch in islice(iter(task.batches), batches)]
+    alike = of_states(eq.similarity, task.model, read).cpu()
+    influence = of_states(eq.influence, task.model, read).tolist()
 
     def draw(block: int) -> Frame:
         facts: dict[str, Any] = {"its change, 1 - cosine of what goes in and comes out": round(influence[block], 4)}
