@@ -160,7 +160,8 @@ def turned(x: torch.Tensor, turn: int) -> torch.Tensor:
 def reduced(high: torch.Tensor, scale: int) -> torch.Tensor:
     """Bicubic reduction with antialiasing, rounded to 8 bits: uint8 (C, s H, s W) -> uint8 (C, H, W)."""
     size = (high.shape[-2] // scale, high.shape[-1] // scale)
-    return _resized(high[None].float(), size)[0].round().clamp(0, 255).to(torch.uint8)
+    channels = (_resized(channel[None, None].float(), size) for channel in high)  # of a large picture one at a time
+    return torch.cat([x[0].round().clamp(0, 255).to(torch.uint8) for x in channels])
 
 
 def enlarged(low: torch.Tensor, scale: int) -> torch.Tensor:

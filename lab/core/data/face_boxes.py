@@ -20,7 +20,7 @@ from ..distribution import needed
 from ..errors import first_line, shown
 from . import inflating
 from .faces import Faces, FaceTask
-from .images import SUFFIXES, converted, is_image, validate_pixels
+from .images import SUFFIXES, converted, is_image, pixels, validate_pixels
 
 FORMS = (
     "a WIDER FACE folder (wider_face_split/ beside WIDER_train/), a Pascal VOC folder (Annotations/, JPEGImages/), "
@@ -292,6 +292,7 @@ def _reduced(content: ImageSource, longest: int) -> tuple[torch.Tensor, float]:
 
     with Image.open(io.BytesIO(content())) as file:
         validate_pixels(file)
+        file.load()
         upright = ImageOps.exif_transpose(file)
         size = content.size or upright.size
         if size not in (upright.size, file.size):
@@ -301,7 +302,7 @@ def _reduced(content: ImageSource, longest: int) -> tuple[torch.Tensor, float]:
     if scale < 1:
         size = tuple(max(1, round(side * scale)) for side in image.size)
         image = image.resize(size, Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), scale
+    return pixels(image), scale
 
 
 def _inside(boxes: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

@@ -231,7 +231,9 @@ def load_image(path: Path, mode: str | None = None, size: int | None = None) -> 
             validate_pixels(file)
             if mode == "L" and file.mode not in GREY:
                 raise ValueError("it has colours and those before it are grey")
-            image = converted(ImageOps.exif_transpose(file), mode or ("L" if file.mode in GREY else "RGB"))
+            file.load()
+            ImageOps.exif_transpose(file, in_place=True)
+            image = converted(file, mode or ("L" if file.mode in GREY else "RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
         raise ValueError(
             f"{path} is not a readable picture ({first_line(error)}): remove it or fetch it again"
@@ -242,8 +244,15 @@ def load_image(path: Path, mode: str | None = None, size: int | None = None) -> 
         left, top = (width - size) // 2, (height - size) // 2
         scaled = image.resize((width, height), Image.Resampling.BILINEAR)
         image = scaled.crop((left, top, left + size, top + size))
-    x = torch.from_numpy(np.array(image))
-    return x[None] if x.ndim == 2 else x.permute(2, 0, 1).contiguous()
+    return pixels(image)
+
+
+def pixels(image: Any) -> torch.Tensor:
+    """A Pillow image as uint8 (C, H, W), channel by channel: a large picture is held as seldom as can be."""
+    x = torch.empty(len(image.getbands()), image.height, image.width, dtype=torch.uint8)
+    for k, channel in enumerate(x):
+        channel.copy_(torch.from_numpy(np.array(image.getchannel(k))))
+    return x
 
 
 def validate_pixels(file: Any) -> None:
@@ -271,7 +280,7 @@ def converted(image: Any, mode: str) -> Any:
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are of Pillow's mode {image.mode}, whose white is not known: save it with 8 bits")
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def jpeg_size(image: torch.Tensor, quality: int = 85) -> int:
