@@ -122,16 +122,18 @@ def _curves(steps: Sequence[Step], names: Sequence[str], title: str, y: str, rou
 
 
 def _front(outcome: AceNASOutcome, cost: str) -> list[str]:
-    """What was trained, label against cost."""
+    """What was trained, label against cost, without the lowest fifth of the space, which would flatten all others."""
     if not cost:
         return []
-    points = costs(outcome, cost)
-    series = [svg.Series(name, some, joined=name != "trained") for name, some in points.items()]
-    return [
-        svg.lines(
-            series, _axis(cost), f"{outcome.context['metric']} ({outcome.context['unit']})", title="what it costs"
-        )
+    context = outcome.context
+    known = outcome.labels if context["truth"] is None else context["truth"]
+    least = float(known.double().quantile(metrics.LOW))
+    series = [
+        svg.Series(name, [(c, y) for c, y in some if y >= least], joined=name != "trained")
+        for name, some in costs(outcome, cost).items()
     ]
+    y = f"{context['metric']} ({context['unit']}), from {least:.4g} upwards"
+    return [svg.lines(series, _axis(cost), y, title="what it costs")]
 
 
 def _axis(cost: str) -> str:

@@ -1,0 +1,54 @@
+"""The benchmarks as they were last run, seed by seed, and two searchers side by side on the same seeds."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas
+import plotly.graph_objects as go
+
+from ..core import ranking_metrics, store
+from ..ui.figures import figure
+
+# What was compared, and its file in data/acenas
+PARTS = {"losses": "results.csv.gz", "weak labels": "labels.json", "fronts": "fronts.json"}
+
+
+def contest(part: str) -> pandas.DataFrame:
+    """A row a run: table, budget, seed, by (the searcher), and what was measured of it. `part` is one of PARTS:
+    the older contest of losses and rivals, searches with and without weak labels, and fronts of two objectives.
+    """
+    if part not in PARTS:
+        raise ValueError(f"part={part!r}: give one of {', '.join(PARTS)}")
+    path = store.artefact(f"acenas/{PARTS[part]}")
+    if path.suffix == ".json":
+        return pandas.DataFrame(json.loads(path.read_text(encoding="utf-8"))["runs"])
+    return pandas.read_csv(path).rename(columns={"scorer": "by", "ndcg10": "ndcg"})
+
+
+def beside(rows: pandas.DataFrame, measure: str, first: str, second: str) -> pandas.DataFrame:
+    """A row a table and budget: the means of two searchers over the seeds that both have, and the first less the second
+    with its 95 % interval over these. `rows` are as `contest` gives them.
+    """
+    both = rows[rows["by"].isin((first, second))]
+    wide = both.pivot_table(index=["table", "budget", "seed"], columns="by", values=measure).dropna()
+    found = []
+    for (table, budget), part in wide.groupby(level=["table", "budget"]):
+        apart = ranking_metrics.interval(part[first] - part[second])
+        means = {name: f"{part[name].mean():.2f}" for name in (first, second)}
+        mean, low, high = (round(value, 2) + 0.0 for value in (apart.mean, apart.low, apart.high))  # no -0.00
+        ends = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+        found.append({"table": table, "budget": budget, "seeds": len(part), **means, "first less second": ends})
+    return pandas.DataFrame(found).set_index(["table", "budget"])
+
+
+def intervals(found: Mapping[str, Sequence[float]], x: str, title: str = "") -> go.Figure:
+    """A mark a searcher, at the mean of its runs, with the 95 % interval of that mean; `x` names measure and unit."""
+    ends = {name: ranking_metrics.interval(values) for name, values in reversed(found.items())}
+    whiskers: dict[str, Any] = {
+        "type": "data",
+        "array": [i.high - i.mean for i in ends.values()],
+        "arrayminus": [i.mean - i.low for i in ends.values()],
+    }
+    marks = go.Scatter(x=[i.mean for i in ends.values()], y=list(ends), error_x=whiskers, mode="markers", marker_size=9)
+    return figure(marks, x=x, title=title).update_layout(height=140 + 24 * len(ends))
