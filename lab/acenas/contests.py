@@ -1,14 +1,10 @@
 """The benchmarks as they were last run, seed by seed, and two searchers side by side on the same seeds."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas
-import plotly.graph_objects as go
 
 from ..core import ranking_metrics, store
-from ..ui.figures import figure
 
 # What was compared, and its file in data/acenas
 PARTS = {"losses": "results.csv.gz", "weak labels": "labels.json", "fronts": "fronts.json"}
@@ -32,23 +28,11 @@ def beside(rows: pandas.DataFrame, measure: str, first: str, second: str) -> pan
     """
     both = rows[rows["by"].isin((first, second))]
     wide = both.pivot_table(index=["table", "budget", "seed"], columns="by", values=measure).dropna()
-    found = []
+    table_rows = []
     for (table, budget), part in wide.groupby(level=["table", "budget"]):
         apart = ranking_metrics.interval(part[first] - part[second])
         means = {name: f"{part[name].mean():.2f}" for name in (first, second)}
         mean, low, high = (round(value, 2) + 0.0 for value in (apart.mean, apart.low, apart.high))  # no -0.00
         ends = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
-        found.append({"table": table, "budget": budget, "seeds": len(part), **means, "first less second": ends})
-    return pandas.DataFrame(found).set_index(["table", "budget"])
-
-
-def intervals(found: Mapping[str, Sequence[float]], x: str, title: str = "") -> go.Figure:
-    """A mark a searcher, at the mean of its runs, with the 95 % interval of that mean; `x` names measure and unit."""
-    ends = {name: ranking_metrics.interval(values) for name, values in reversed(found.items())}
-    whiskers: dict[str, Any] = {
-        "type": "data",
-        "array": [i.high - i.mean for i in ends.values()],
-        "arrayminus": [i.mean - i.low for i in ends.values()],
-    }
-    marks = go.Scatter(x=[i.mean for i in ends.values()], y=list(ends), error_x=whiskers, mode="markers", marker_size=9)
-    return figure(marks, x=x, title=title).update_layout(height=140 + 24 * len(ends))
+        table_rows.append({"table": table, "budget": budget, "seeds": len(part), **means, "first less second": ends})
+    return pandas.DataFrame(table_rows).set_index(["table", "budget"])

@@ -13,19 +13,19 @@ def contest() -> pandas.DataFrame:
     """`data/faces/claim.json` as a frame, a row a recommender, order and task: by, seed (its order), place, regret."""
     runs = json.loads(store.artefact("faces/claim.json").read_text(encoding="utf-8"))["runs"]
     rows = [
-        {"by": run["by"], "seed": run["order"], "place": place, "regret": regret}
+        {"by": run["by"], "seed": run["order"], "place": served, "regret": regret}
         for run in runs
         if run["stream"] == "numbers"
-        for place, regret in enumerate(run["regrets"])
+        for served, regret in enumerate(run["regrets"])
     ]
     return pandas.DataFrame(rows)
 
 
 def paired(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Rows as `contest` gives them, with the column MORE: the regret less HyperFD's, same order and same task."""
-    own = rows[rows["by"] == "hyperfd"].set_index(["seed", "place"])["regret"]
+    hyperfd = rows[rows["by"] == "hyperfd"].set_index(["seed", "place"])["regret"]
     at = pandas.MultiIndex.from_frame(rows[["seed", "place"]])
-    return rows.assign(**{MORE: rows["regret"].to_numpy() - own.loc[at].to_numpy()})
+    return rows.assign(**{MORE: rows["regret"].to_numpy() - hyperfd.loc[at].to_numpy()})
 
 
 def leads(rows: pandas.DataFrame, first: int, last: int) -> pandas.DataFrame:
@@ -42,6 +42,6 @@ def leads(rows: pandas.DataFrame, first: int, last: int) -> pandas.DataFrame:
 
 
 def _interval(values: pandas.Series) -> str:
-    found = ranking_metrics.interval(values)
-    mean, low, high = (round(value, 1) + 0.0 for value in (found.mean, found.low, found.high))  # no -0.0
+    ends = ranking_metrics.interval(values)
+    mean, low, high = (round(value, 1) + 0.0 for value in (ends.mean, ends.low, ends.high))  # no -0.0
     return f"{mean:.1f} ({low:.1f} to {high:.1f})"

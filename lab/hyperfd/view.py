@@ -17,8 +17,9 @@ from ..lens.explanation import Explanation
 from ..lens.sanity import LEVEL, Check
 from ..lens.significance import sign_p
 from ..ui import Control, Explorer, Frame, svg, view
+from ..ui.boxed import boxed
 from ..ui.curves import interval_curves
-from .boxes import boxed, hits
+from .boxes import brighter, judged
 from .claim import contest
 from .detector import FaceDetector, detect, score
 from .evaluation import TaskRecord
@@ -137,15 +138,14 @@ def detections(
     detected = {name: detect(net, images, c.side) for name, (net, c) in nets.items()}
 
     def draw(detector: str, least: float) -> Frame:
-        parts, found, false = [], 0, 0
+        parts, counts = [], dict.fromkeys(("faces", "found", "missed", "false alarms"), 0)
         for row, image, (boxes, scores) in zip(shown, images, detected[detector], strict=True):
-            kept, truth = boxes[scores >= least], faces.boxes[row]
-            hit = int((hits(kept, truth) >= 0).sum())
-            found, false = found + hit, false + len(kept) - hit
-            parts.append(boxed(image, truth, kept, f"{faces.names[row]}: {hit} of {len(truth)} found"))
-        total = sum(len(faces.boxes[row]) for row in shown)
-        facts = {"faces": total, "found": found, "missed": total - found, "false alarms": false}
-        return Frame("".join(parts), {**facts, "least score": least})
+            by_name = judged(boxes[scores >= least], faces.boxes[row])
+            of = len(faces.boxes[row])
+            parts.append(_boxed(image, by_name, f"{faces.names[row]}: {len(by_name['found'])} of {of} found"))
+            for name, count in zip(counts, (of, *map(len, by_name.values())), strict=True):
+                counts[name] += count
+        return Frame("".join(parts), {**counts, "least score": least})
 
     last = list(nets)[-1]
     if least is None:
@@ -160,9 +160,10 @@ def detections(
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
-def _least(scores: Tensor, faces: int) -> float:
-    """The least score at which the number of detections is nearest to that of faces."""
-    return min(LEASTS, key=lambda least: (abs(int((scores >= least).sum()) - faces), -least))
+def _boxed(image: Tensor, boxes: Mapping[str, Tensor], title: str) -> str:
+    """A picture (3, H, W), brighter than it is, with boxes by name."""
+    pixels = brighter(image).permute(1, 2, 0).contiguous().numpy()
+    return boxed(pixels, {name: some.tolist() for name, some in boxes.items()}, title)
 
 
 def _least(scores: Tensor, faces: int) -> float:
@@ -370,4 +371,4 @@ def _detections(faces: Faces, number: int, name: str, net: FaceDetector, setting
     scale = min(1.0, 160 / max(image.shape[1:]))
     size = [max(1, round(side * scale)) for side in image.shape[1:]]
     small = torch.nn.functional.interpolate(image[None].float(), size=size, mode="area")[0].to(torch.uint8)
-    return boxed(small, truth * scale, boxes * scale, f"{name}: {faces.names[number]}")
+    return _boxed(small, judged(boxes * scale, truth * scale), f"{name}: {faces.names[number]}")

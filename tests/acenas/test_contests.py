@@ -34,9 +34,3 @@ def test_only_seeds_that_both_have_are_compared():
 def test_another_part_is_refused_in_one_line():
     with pytest.raises(ValueError, match="part='all': give one of losses, weak labels, fronts"):
         contests.contest("all")
-
-
-def test_intervals_are_drawn_from_the_top():
-    (marks,) = contests.intervals({"first": [1.0, 3.0], "second": [5.0]}, "points").data
-    assert list(marks.y) == ["second", "first"] and list(marks.x) == [5.0, 2.0]
-    assert marks.error_x.array[0] == 0 < marks.error_x.array[1]
