@@ -29,7 +29,6 @@ STAYS = {  # in the checkout, where LAB_DATA finds it: the wheel is to stay belo
     ),
     "data/bound": ("unet", "edge", "text_encoder", "tokenizer", "scheduler", "*.json", "*.safetensors", "make.py"),
     "data/chains": ("bytes.json",),
-    "data/acenas": ("figures.json",),
     "data/faces": ("figures.json", "results.csv.gz", "graphs.json", "trust.json"),
     "data/fashion": ("vgg16.*",),
     "data/lens": ("explain.json",),

@@ -36,3 +36,19 @@ def beside(rows: pandas.DataFrame, measure: str, first: str, second: str) -> pan
         ends = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
         table_rows.append({"table": table, "budget": budget, "seeds": len(part), **means, "first less second": ends})
     return pandas.DataFrame(table_rows).set_index(["table", "budget"])
+
+
+def seconds() -> pandas.DataFrame:
+    """Seconds of a search without its trainings, of the older contest: a row a table, a column a scorer and budget."""
+    figures = json.loads(store.artefact("acenas/figures.json").read_text(encoding="utf-8"))["figures"]
+    scorers = {"encoder": "search_seconds", "trees": "search_seconds_lightgbm"}
+    return pandas.DataFrame(
+        {
+            table: {
+                f"{scorer}, {budget}": round(by_budget[budget][key], 1)
+                for scorer, key in scorers.items()
+                for budget in sorted(by_budget, key=int)
+            }
+            for table, by_budget in figures.items()
+        }
+    ).T
