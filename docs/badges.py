@@ -30,7 +30,7 @@ EXTRAS = {
     "07_hybridsd": ("diffusion",),
     "08_acenas": ("search",),
     "10_chains": ("export",),
-    "10_your_network": ("export",),
+    "12_your_network": ("export",),
     "11_lens": ("lens",),
 }
 FROM_CHECKOUT = ("07_hybridsd",)  # those whose models are too large for the wheel

@@ -44,7 +44,7 @@ print(json.dumps({"from": lab.__file__, "backend": kernels.backend(), "data": st
 # What is large and used by one notebook or benchmark: it stays in the checkout, where LAB_DATA finds it.
 AT_HOME = re.compile(
     r"lab/data/(fashion/vgg16\.|sparsebytenn/(imagenet|trained_4x4|arm|web|int8\w*)\.|photos/edsr_x[34]\.|chains/bytes\."
-    r"|acenas/(results|figures|labels|fronts)\.|faces/(figures|graphs|claim|trust)\.|lens/explain\.|reliability/"
+    r"|faces/(figures|graphs|results|trust)\.|lens/explain\.|reliability/"
     r"|bound/(?!README\.md|SHA256SUMS)|hybridsd/(?!README\.md|SHA256SUMS|figures\.json|make\.py)).+"
     r"|lab/benchmarks/(zoo/.*|web/.*|harm/.*|(registry|reliability|chains|imagenet|fine_patterns|acenas_labels|dqss_cost|explain"
     r"|pams_accuracy)\.py|(foldgpt|hybridsd|hyperfd|sparsebytenn)_\w+\.py)"

@@ -14,7 +14,7 @@ arXiv 2108.03001).
     procedure   recipe.AceNAS.run: pre-training on weak labels, search.half_exploit in T rounds, the top ones trained
     where       layers encodes graphs, scorers learns (graph encoders, LightGBM), search says what is trained and holds
                 the baselines, fronts seeks label and cost at once, supernet trains cells alone and all in one, metrics
-                judges a ranking
+                judges a ranking, contests are the benchmarks as they were last run
     picture     view.explore, view.curves
 
     departures  Only the paper's abstract was available: the method follows the released code, the equation numbers are

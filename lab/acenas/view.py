@@ -1,6 +1,6 @@
 """AceNAS seen: how each round ranks the space, its best cells, what they cost, and what labels are worth."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..lens.explanation import Explanation
 from ..lens.sanity import LEVEL, Check
 from ..ui import Control, Explorer, Frame, svg, view
 from ..ui.curves import interval_curves
+from ..ui.figures import figure
 from . import equations as eq
 from . import metrics
 from .outcome import AceNASOutcome
@@ -96,6 +97,18 @@ def curves(results: Any, measure: str = "ndcg10", title: str = "") -> go.Figure:
     return interval_curves(results, "scorer", "budget", measure, "trained architectures to learn from", title)
 
 
+def intervals(runs: Mapping[str, Sequence[float]], x: str, title: str = "") -> go.Figure:
+    """A mark a searcher, at the mean of its runs, with the 95 % interval of that mean; `x` names measure and unit."""
+    ends = {name: ranking_metrics.interval(values) for name, values in reversed([*runs.items()])}
+    whiskers: dict[str, Any] = {
+        "type": "data",
+        "array": [i.high - i.mean for i in ends.values()],
+        "arrayminus": [i.mean - i.low for i in ends.values()],
+    }
+    marks = go.Scatter(x=[i.mean for i in ends.values()], y=list(ends), error_x=whiskers, mode="markers", marker_size=9)
+    return figure(marks, x=x, title=title).update_layout(height=140 + 24 * len(ends))
+
+
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
@@ -122,16 +135,18 @@ def _curves(steps: Sequence[Step], names: Sequence[str], title: str, y: str, rou
 
 
 def _front(outcome: AceNASOutcome, cost: str) -> list[str]:
-    """What was trained, label against cost."""
+    """What was trained, label against cost, without the lowest fifth of the space, which would flatten all others."""
     if not cost:
         return []
-    points = costs(outcome, cost)
-    series = [svg.Series(name, some, joined=name != "trained") for name, some in points.items()]
-    return [
-        svg.lines(
-            series, _axis(cost), f"{outcome.context['metric']} ({outcome.context['unit']})", title="what it costs"
-        )
+    context = outcome.context
+    judged = outcome.labels if context["truth"] is None else context["truth"]
+    least = float(judged.double().quantile(metrics.LOW))
+    series = [
+        svg.Series(name, [(c, y) for c, y in some if y >= least], joined=name != "trained")
+        for name, some in costs(outcome, cost).items()
     ]
+    y = f"{context['metric']} ({context['unit']}), from {least:.4g} upwards"
+    return [svg.lines(series, _axis(cost), y, title="what it costs")]
 
 
 def _axis(cost: str) -> str:

@@ -1,5 +1,7 @@
 """The exercises on what is larger than one network, and on networks of one's own."""
 
+import math
+
 from .exercise import Exercise
 
 FOLDGPT = (
@@ -78,16 +80,20 @@ ACENAS = (
         unit="a number from -1 to 1",
     ),
     Exercise(
-        question="You train 50 of the table's 871 cells, drawn at random without replacement. With what probability, "
-        "in percent, is the best one among them?",
-        correct=100 * 50 / 871,
+        question="Two architectures have the relevances 2 and 0 and equal scores, and the better one stands second. "
+        "What is lambda of the better one, with sigma = 1?",
+        correct=-0.5 * 3 * (1 - 1 / math.log2(3)) / 3,
         slips={
-            100 * (1 - (1 - 1 / 871) ** 50): "that is with replacement: no cell is trained twice",
-            100 / 871: "that is the chance of one draw: there are 50",
-            100 / 50: "all 871 cells are equally likely to be the best",
+            0.5 * (1 - 1 / math.log2(3)): "the better one is lifted: its lambda is negative, as in the notebook",
+            -(1 - 1 / math.log2(3)): "that is the change of NDCG: the sigmoid of equal scores is one half",
+            1 - 1 / math.log2(3): "that is the change of NDCG: the factor before it is -1/2 for equal scores",
+            -0.5 * 3 * (1 - 1 / math.log2(3)): "divide by Z, the ideal DCG: it is 3 here",
+            -0.5 * 2 * (1 - 1 / math.log2(3)) / 3: "gains are 2^r - 1: 3 and 0, not 2 and 0",
+            -0.5 * (1 - 1 / 2): "the discount at rank 2 is 1 / log2(3), not 1 / 2",
+            -0.5: "that is the factor of the pair: weigh it by the change of NDCG",
         },
-        start="every cell is equally likely to be the best: what share of them do you train?",
-        unit="percent",
+        start="gains 3 and 0, discounts 1 and 0.631, Z = 3: how much does the swap change NDCG? Halve that",
+        unit="a number",
     ),
 )
 

@@ -19,7 +19,8 @@ arXiv 2203.08399).
                 ranker and a round of learning; messages is all that crosses the privacy boundary, client and platform
                 its two sides, serving the platform over HTTP, live what really trains; baselines recommend by other
                 means, evaluation is what is noted of a task, privacy attacks an upload, bounds is what a platform asks
-                of one; portfolio says which of the scored are recommended, drift what stored vectors have lost
+                of one; portfolio says which of the scored are recommended, drift what stored vectors have lost, boxes
+                which faces were found; claim is the benchmark as it was last run
     picture     view.explore, view.detections, view.curves
 
     departures  Of the paper its abstract, the start of its introduction and one figure's caption were available, and no

@@ -16,8 +16,11 @@ from ..lens.changes import Section
 from ..lens.explanation import Explanation
 from ..lens.sanity import LEVEL, Check
 from ..lens.significance import sign_p
-from ..ui import Control, Explorer, Frame, raster, svg, view
+from ..ui import Control, Explorer, Frame, svg, view
+from ..ui.boxed import boxed
 from ..ui.curves import interval_curves
+from .boxes import brighter, judged
+from .claim import contest
 from .detector import FaceDetector, detect, score
 from .evaluation import TaskRecord
 from .outcome import HyperFDOutcome
@@ -25,7 +28,6 @@ from .space import Configuration
 
 SHOWN = 3  # pictures of detections
 LEASTS = tuple(round(0.05 * k, 2) for k in range(1, 20))  # scores from which on a detection may be drawn
-TRUTH, FOUND = "c4", "c5"  # colours of a true box and of a detection
 
 BANDS = {"recommended": "hyperfd", "best average": "best average"}  # name in the picture: recommender in the benchmark
 
@@ -60,15 +62,6 @@ def crossed(outcome: HyperFDOutcome, position: int) -> dict[str, int]:
         "pictures sent": 0,
         "tasks remembered at the end": len(outcome.state.get("memory", [])),
     }
-
-
-def contest() -> Any:
-    """`data/faces/results.csv.gz` as a frame, a row a recommender, order and task: the benchmark as it was last run."""
-    import pandas
-
-    rows = pandas.read_csv(store.artefact("faces/results.csv.gz"), dtype={"settings": str})
-    rows = rows[rows["stream"] == "detectors"]
-    return rows[rows["settings"] == rows.groupby("by")["settings"].transform("last")]
 
 
 def bands(outcome: HyperFDOutcome) -> dict[str, list[tuple[float, float, float]]]:
@@ -133,7 +126,8 @@ def detections(
         nets: Mapping[str, tuple[FaceDetector, Configuration]], faces: Faces, least: float | None = None,
     rows: Sequence[int] = (),
 ) -> Explorer:  # fmt: skip
-    """Pictures with what detectors find in them beside the true boxes: a slider of the score, a list of the detectors.
+    """Pictures with what detectors find in them: faces found, faces missed, and false alarms, each in a colour of its
+    own; a slider of the score, a list of the detectors. A detection finds a face that it overlaps by half or more.
 
     nets: {name: (detector, its configuration)}, such as one before and one after, of which the last is shown first;
     least: the score where the slider starts, left out one at which the last finds as many boxes as there are faces;
@@ -144,13 +138,14 @@ def detections(
     detected = {name: detect(net, images, c.side) for name, (net, c) in nets.items()}
 
     def draw(detector: str, least: float) -> Frame:
-        parts, hits = [], 0
+        parts, counts = [], dict.fromkeys(("faces", "found", "missed", "false alarms"), 0)
         for row, image, (boxes, scores) in zip(shown, images, detected[detector], strict=True):
-            kept = boxes[scores >= least]
-            hits += len(kept)
-            parts.append(boxed(image, faces.boxes[row], kept, f"{detector}: {faces.names[row]}"))
-        truth = sum(len(faces.boxes[row]) for row in shown)
-        return Frame("".join(parts), {"faces": truth, "detections": hits, "least score": least})
+            by_name = judged(boxes[scores >= least], faces.boxes[row])
+            of = len(faces.boxes[row])
+            parts.append(_boxed(image, by_name, f"{faces.names[row]}: {len(by_name['found'])} of {of} found"))
+            for name, count in zip(counts, (of, *map(len, by_name.values())), strict=True):
+                counts[name] += count
+        return Frame("".join(parts), {**counts, "least score": least})
 
     last = list(nets)[-1]
     if least is None:
@@ -165,30 +160,15 @@ def detections(
 # -- pictures ----------------------------------------------------------------------------------------------------------
 
 
+def _boxed(image: Tensor, boxes: Mapping[str, Tensor], title: str) -> str:
+    """A picture (3, H, W), brighter than it is, with boxes by name."""
+    pixels = brighter(image).permute(1, 2, 0).contiguous().numpy()
+    return boxed(pixels, {name: some.tolist() for name, some in boxes.items()}, title)
+
+
 def _least(scores: Tensor, faces: int) -> float:
     """The least score at which the number of detections is nearest to that of faces."""
     return min(LEASTS, key=lambda least: (abs(int((scores >= least).sum()) - faces), -least))
-
-
-def _brighter(image: Tensor) -> Tensor:
-    """A picture (3, H, W) uint8 whose brightest pixels are white."""
-    top = image.float().quantile(0.995).clamp(min=1.0)
-    return (image.float() * (255 / top)).clamp(max=255).to(torch.uint8)
-
-
-def boxed(image: Tensor, truth: Tensor, detected: Tensor, title: str, width: int = 240) -> str:
-    """A picture with its true boxes (dashed) and those that were found, and a line that says which is which."""
-    scale = width / image.shape[2]
-    tall, top = image.shape[1] * scale, float(svg.HEAD)
-    pixels = _brighter(image).permute(1, 2, 0).contiguous().numpy()
-    parts = [raster.image(raster.uri(pixels), 0, top, width, tall, title)]
-    for boxes, kind in ((truth, f"lab-edge lab-dashed {TRUTH}"), (detected, f"lab-edge {FOUND}")):
-        for left, upper, right, bottom in (boxes * scale).tolist():
-            parts.append(svg.rect(left, top + upper, right - left, bottom - upper, kind))
-    y = top + tall + svg.UNDER
-    parts += [svg.rect(1, y - 9, 12, 9, f"lab-edge lab-dashed {TRUTH}"), svg.text(20, y, "face")]
-    parts += [svg.rect(71, y - 9, 12, 9, f"lab-edge {FOUND}"), svg.text(90, y, "detection")]
-    return svg.document(width, y + 5, title, title, parts)
 
 
 def _timeline(outcome: HyperFDOutcome, position: int, behind: Mapping[str, Sequence]) -> list[str]:
@@ -391,4 +371,4 @@ def _detections(faces: Faces, number: int, name: str, net: FaceDetector, setting
     scale = min(1.0, 160 / max(image.shape[1:]))
     size = [max(1, round(side * scale)) for side in image.shape[1:]]
     small = torch.nn.functional.interpolate(image[None].float(), size=size, mode="area")[0].to(torch.uint8)
-    return boxed(small, truth * scale, boxes * scale, f"{name}: {faces.names[number]}")
+    return _boxed(small, judged(boxes * scale, truth * scale), f"{name}: {faces.names[number]}")

@@ -39,7 +39,8 @@ def _image(svg: str) -> str:
     text = re.sub(r'<svg viewBox="0 0 ([\d.]+) ([\d.]+)" width="[\d.]+"', _framed, svg, count=1)
     text = text.replace(">", f">{style}", 1).replace('"', "'")  # escaped text has no quotes left
     source = quote(text, safe=" ='/:;,.()!*+-_~[]@?|{}")
-    return f'<img alt="{label.group(1) if label else "picture"}" src="data:image/svg+xml,{source}">'
+    name = label.group(1) if label else "picture"
+    return f'<img alt="{name}" src="data:image/svg+xml,{source}" style="vertical-align:top">'
 
 
 def _framed(match: re.Match) -> str:

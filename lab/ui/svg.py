@@ -142,7 +142,8 @@ def lines(
     if at is not None:
         parts.append(_path(f"M{_n(px(at))} {_n(top)}V{_n(bottom)}", "lab-now"))
     parts += [_ribbon(s, i, px, py) for i, s in enumerate(series)]
-    parts += [_curve(s, i, px, py) for i, s in enumerate(series)]
+    upwards = sorted(range(len(series)), key=lambda i: -len(series[i].points))  # a cloud hides no smaller series
+    parts += [_curve(series[i], i, px, py) for i in upwards]
     return document(width, bottom + (2 * LINE + 6 if x else LINE + 6), title, f"{y} against {x}", parts)
 
 

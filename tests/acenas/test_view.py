@@ -72,6 +72,12 @@ def test_curves_have_bands():
         view.curves(pd.DataFrame(rows), "tau")
 
 
+def test_intervals_are_drawn_from_the_top():
+    (marks,) = view.intervals({"first": [1.0, 3.0], "second": [5.0]}, "points").data
+    assert list(marks.y) == ["second", "first"] and list(marks.x) == [5.0, 2.0]
+    assert marks.error_x.array[0] == 0 < marks.error_x.array[1]
+
+
 @pytest.mark.slow
 def test_settings_are_those_of_the_table():
     assert lab.view(run(QUICK)).spec is not None

@@ -80,6 +80,11 @@ def mixture():
     return lab.dqss.equations.loss_of_mean(torch.tensor([0.5, 0.5]), errors).item()
 
 
+def better_of_two():
+    r = torch.tensor([0.0, 2.0])
+    return lab.acenas.equations.lambda_gradient(torch.zeros(2), r, torch.tensor([1.0, 2.0]))[1].item()
+
+
 MEASURED = {
     ("tour", 1): first_convolution,
     ("gal", 1): gal_mask,
@@ -96,6 +101,7 @@ MEASURED = {
     ),
     ("foldgpt", 2): lambda: lab.foldgpt.equations.gate(torch.tensor([0.3]), 0.1).item(),
     ("hybridsd", 1): lambda: lab.hybridsd.equations.guided(torch.tensor([1.0]), torch.tensor([3.0]), 4.0).item(),
+    ("acenas", 2): better_of_two,
     ("your_network", 1): mask_entries,
     ("your_network", 2): all_ground,
     ("lens", 2): selectivity,
@@ -154,8 +160,9 @@ MISTAKES = [
     ("hybridsd", 2, 262144, "64th"), ("hybridsd", 2, 786432, "raw"), ("hybridsd", 2, 24576, "four channels"),
     ("hybridsd", 2, 32, "bytes"), ("acenas", 1, 0.8, "wrong order off"), ("acenas", 1, 0.2, "wrong order"),
     ("acenas", 1, 0.7, "Spearman"), ("acenas", 1, 0.4, "ten"), ("acenas", 1, 6, "divide"), ("acenas", 1, -0.6, "sign"),
-    ("acenas", 2, 5.58, "replacement"), ("acenas", 2, 0.115, "50"), ("acenas", 2, 2, "equally"),
-    ("acenas", 2, 0.0574, "percent"), ("acenas", 2, 94.26, "changed places"),
+    ("acenas", 2, 0.1845, "negative"), ("acenas", 2, -0.369, "one half"), ("acenas", 2, 0.369, "-1/2"),
+    ("acenas", 2, -0.5536, "ideal"), ("acenas", 2, -0.123, "2^r"), ("acenas", 2, -0.25, "log2"),
+    ("acenas", 2, -0.5, "pair"),
     ("hyperfd", 1, 6.22, "mean"), ("hyperfd", 1, 7.4, "first"), ("hyperfd", 1, 10.3, "worst"),
     ("hyperfd", 1, 5.2, "median"), ("hyperfd", 1, 91.6, "below"), ("hyperfd", 1, 8.4, "100"),
     ("hyperfd", 1, 3.98, "difference"), ("hyperfd", 1, -3.8, "sign"),

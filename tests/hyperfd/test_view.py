@@ -1,5 +1,6 @@
 """What the pictures are drawn from, and that controls move them."""
 
+import json
 from dataclasses import replace
 
 import pandas
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import lab
-from lab.core import ranking_metrics
+from lab.core import ranking_metrics, store
 from lab.core.training import seeded
 from lab.hyperfd import view
 from lab.hyperfd.detector import FaceDetector
@@ -58,16 +59,14 @@ def test_the_explorer_follows_its_slider(outcome):
 
 
 def test_bands_of_the_benchmark_stand_behind_the_line_where_it_was_run(outcome, tmp_path, monkeypatch):
-    rows = [
-        {"stream": stream, "by": by, "seed": s, "place": p, "regret": value + s, "settings": settings}
-        for stream, settings, value in (("graphs", "1", 90), ("detectors", "0", 50), ("detectors", "1", 5))
+    runs = [
+        {"stream": stream, "by": by, "order": order, "regrets": [value + order] * 6}
+        for stream, value in (("pictures", 90), ("numbers", 5))
         for by in ("hyperfd", "best average", "tpe")
-        for p in range(6)
-        for s in (0, 2)
+        for order in (0, 2)
     ]
-    pandas.DataFrame(rows).to_csv(tmp_path / "results.csv.gz", index=False)
-    monkeypatch.setattr(view.store, "artefact", lambda name: tmp_path / name.removeprefix("faces/"))
-    assert set(view.contest().settings) == {"1"} and len(view.contest()) == 36
+    (tmp_path / "claim.json").write_text(json.dumps({"runs": runs}))
+    monkeypatch.setattr(store, "artefact", lambda name: tmp_path / name.removeprefix("faces/"))
     assert view.bands(outcome) == {} and "lab-ribbon" not in lab.view(outcome).frame.svg  # of another stream
     own = replace(outcome, context={**outcome.context, "stream": "detectors"})
     found = view.bands(own)
@@ -78,7 +77,7 @@ def test_bands_of_the_benchmark_stand_behind_the_line_where_it_was_run(outcome, 
     assert found["recommended"][0][1:] == (0.0, middle.high) and middle.low < 0  # no regret is below 0
     explorer = lab.view(own)
     assert explorer.frame.svg.count("lab-ribbon") == 2 and "shaded: 95 % of the benchmark" in explorer.frame.svg
-    (tmp_path / "results.csv.gz").unlink()
+    (tmp_path / "claim.json").unlink()
     assert "lab-ribbon" not in lab.view(own).frame.svg
 
 
@@ -103,9 +102,11 @@ def test_detections_before_and_after():
     torch.nn.init.constant_(nets["after"][0].logits.bias, 5.0)  # finds faces everywhere
     explorer = view.detections(nets, faces)
     assert explorer.detector == "after" and explorer.frame.facts["faces"] == sum(map(len, faces.boxes))
-    assert explorer.frame.svg.count("<image") == explorer.frame.svg.count(">detection<") == 3  # each with its legend
-    assert explorer.set(least=0.05).frame.facts["detections"] > 10
-    assert explorer.set(detector="before", least=0.5).frame.facts["detections"] == 0
+    assert explorer.frame.svg.count("<image") == explorer.frame.svg.count(">false alarm<") == 3  # each with its legend
+    facts = explorer.set(least=0.05).frame.facts
+    assert facts["found"] + facts["missed"] == facts["faces"] and facts["false alarms"] > 10
+    facts = explorer.set(detector="before", least=0.5).frame.facts
+    assert facts["found"] == facts["false alarms"] == 0 and facts["missed"] == facts["faces"]
 
 
 def test_detections_start_where_there_are_as_many_as_faces():
