@@ -72,7 +72,7 @@ def test_the_figures_that_are_drawn_are_those_that_are_kept():
 def test_a_table_sets_every_way_beside_the_split_on_the_same_seeds():
     rows = bound.view.contest()
     table = view.beside(rows, 10)
-    at = rows.set_index(["kind", "k", "seed"]).accuracy
+    at = rows.set_index(["kind", "k", "seed"]).accuracy.sort_index()
     apart = interval(at["edge first", 10] - at["hybrid", 10])
     assert table.loc["edge first", "ahead of the split"] == f"{apart.mean:+.1f} ({apart.low:+.1f} to {apart.high:+.1f})"
     assert table.loc["the split", "ahead of the split"] == "" and "window" not in table.index
