@@ -307,9 +307,9 @@ def contest(name: str = "figures") -> Any:
 
 
 def beside(rows: Any, k: int) -> Any:
-    """Every way of drawing at k steps of the cloud, and each model alone, as text: right in percent, and behind whom.
+    """Every variant of drawing at k steps of the cloud, and each model alone, as text: right in percent, and behind whom.
 
-    Mean and standard deviation over seeds, and by how much a way is ahead of the split on the same seeds, with the
+    Mean and standard deviation over seeds, and by how much a variant is ahead of the split on the same seeds, with the
     95 % interval. `rows` are as `contest` gives them, here or in `bound.view`.
     """
     import pandas
@@ -318,19 +318,19 @@ def beside(rows: Any, k: int) -> Any:
     if ("hybrid", k) not in by:
         raise ValueError(f"k={k!r} was not drawn: give one of {sorted({at for _, at in by if at})}")
     split, N = by["hybrid", k], max(at for _, at in by)
-    ways = {"the split": ("hybrid", k)} | {kind: (kind, at) for kind, at in by if at == k and kind != "hybrid"}
-    ways |= {"cloud alone": ("hybrid", N), "edge alone": ("hybrid", 0)}
-    table = pandas.DataFrame(index=pandas.Index(list(ways), name=f"k = {k} of {N}"))
-    table["seeds"] = [len(by[way]) for way in ways.values()]
-    table["right, %"] = [f"{by[way].mean():.1f} ± {by[way].std():.1f}" for way in ways.values()]
-    leads = [interval(by[way] - split) for way in list(ways.values())[1:]]
+    variants = {"the split": ("hybrid", k)} | {kind: (kind, at) for kind, at in by if at == k and kind != "hybrid"}
+    variants |= {"cloud alone": ("hybrid", N), "edge alone": ("hybrid", 0)}
+    table = pandas.DataFrame(index=pandas.Index(list(variants), name=f"k = {k} of {N}"))
+    table["seeds"] = [len(by[variant]) for variant in variants.values()]
+    table["right, %"] = [f"{by[variant].mean():.1f} ± {by[variant].std():.1f}" for variant in variants.values()]
+    leads = [interval(by[variant] - split) for variant in list(variants.values())[1:]]
     ends = [[round(value, 1) + 0.0 for value in (lead.mean, lead.low, lead.high)] for lead in leads]  # no -0.0
     table["ahead of the split"] = ["", *(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" for mean, low, high in ends)]
     return table
 
 
 def controls() -> go.Figure:
-    """Semantic accuracy of every way of drawing against k, mean and range of the seeds."""
+    """Semantic accuracy of every variant of drawing against k, mean and range of the seeds."""
     table = contest()
     lines = []
     for kind in sweep.KINDS:
