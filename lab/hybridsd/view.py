@@ -307,7 +307,7 @@ def contest(name: str = "figures") -> Any:
 
 
 def beside(rows: Any, k: int) -> Any:
-    """Every variant of drawing at k steps of the cloud, and each model alone, as text: right in percent, and behind whom.
+    """Every variant at k steps of the cloud, and each model alone, as text: right in percent, and beside the split.
 
     Mean and standard deviation over seeds, and by how much a variant is ahead of the split on the same seeds, with the
     95 % interval. `rows` are as `contest` gives them, here or in `bound.view`.
