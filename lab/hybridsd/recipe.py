@@ -240,7 +240,7 @@ class HybridSD:
             f"{len(task.prompts)} prompts, guidance {self.guidance:g}; right: each of {', '.join(task.parts)}",
             "macs: one picture, both inputs of guidance, attention's products and one decoding counted",
             f"bytes: a raw picture, and one picture's hand-off ({self.handoff}) with the solver's memory and token ids",
-            "frechet distance: on 64 features of the project's own reader of these pictures, no FID",
+            "frechet distance: on the features that the task gives, no FID",
         )
 
 

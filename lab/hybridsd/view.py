@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import lens
 from ..core import store
+from ..core.ranking_metrics import interval
 from ..ui import Control, Explorer, Frame, figure, raster, svg, view
 from . import branches, costs, sweep
 from . import equations as eq
@@ -27,6 +28,7 @@ from .sweep import SweepPoint
 
 _ORDERS, _WITHDRAWN = ("cloud first", "edge first"), "prompt withdrawn"
 _SIDE, _STAGE_SIDE = 200, 60  # px of the picture and of its stages
+_OTHER_PROMPTS = ("window", "prompt first")  # rows of `bound` that were drawn from fewer prompts
 _SHOWN = dict.fromkeys(_ORDERS, 6) | {_WITHDRAWN: 2}  # how many stages
 
 
@@ -295,15 +297,40 @@ def _facts(split: dict[str, Any]) -> dict[str, Any]:
 # -- the benchmark as it was last run ----------------------------------------------------------------------------------
 
 
-def contest() -> Any:
-    """`data/hybridsd/figures.json` as a frame, one row a kind, k and seed."""
+def contest(name: str = "figures") -> Any:
+    """`data/hybridsd/figures.json` as a frame, one row a kind, k and seed; or 'baselines', beside others' savings."""
     import pandas
 
-    return pandas.DataFrame(json.loads(store.artefact("hybridsd/figures.json").read_text())["rows"])
+    if name not in ("figures", "baselines"):
+        raise ValueError(f"name={name!r} is not allowed: give 'figures' or 'baselines'")
+    return pandas.DataFrame(json.loads(store.artefact(f"hybridsd/{name}.json").read_text())["rows"])
+
+
+def beside(rows: Any, k: int) -> Any:
+    """Every variant at k steps of the cloud, and each model alone, as text: right in percent, and beside the split.
+
+    Mean and standard deviation over seeds, and by how much a variant is ahead of the split on the same seeds, with the
+    95 % interval. `rows` are as `contest` gives them, here or in `bound.view`.
+    """
+    import pandas
+
+    by = rows[~rows.kind.isin(_OTHER_PROMPTS)].pivot(index="seed", columns=["kind", "k"], values="accuracy")
+    if ("hybrid", k) not in by:
+        raise ValueError(f"k={k!r} was not drawn: give one of {sorted({at for _, at in by if at})}")
+    split, N = by["hybrid", k], max(at for _, at in by)
+    variants = {"the split": ("hybrid", k)} | {kind: (kind, at) for kind, at in by if at == k and kind != "hybrid"}
+    variants |= {"cloud alone": ("hybrid", N), "edge alone": ("hybrid", 0)}
+    table = pandas.DataFrame(index=pandas.Index(list(variants), name=f"k = {k} of {N}"))
+    table["seeds"] = [len(by[variant]) for variant in variants.values()]
+    table["right, %"] = [f"{by[variant].mean():.1f} ± {by[variant].std():.1f}" for variant in variants.values()]
+    leads = [interval(by[variant] - split) for variant in list(variants.values())[1:]]
+    ends = [[round(value, 1) + 0.0 for value in (lead.mean, lead.low, lead.high)] for lead in leads]  # no -0.0
+    table["ahead of the split"] = ["", *(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" for mean, low, high in ends)]
+    return table
 
 
 def controls() -> go.Figure:
-    """Semantic accuracy of every way of drawing against k, mean and range of the seeds."""
+    """Semantic accuracy of every variant of drawing against k, mean and range of the seeds."""
     table = contest()
     lines = []
     for kind in sweep.KINDS:

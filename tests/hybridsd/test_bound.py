@@ -8,7 +8,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from lab.core import cost, store
 from lab.core.data.pairs import LABELS
-from lab.hybridsd import bound, equations
+from lab.core.ranking_metrics import interval
+from lab.hybridsd import bound, equations, view
 from lab.hybridsd.bound import embedded, held_out, learned, rendered
 from lab.hybridsd.solvers import fresh
 
@@ -66,3 +67,18 @@ def test_the_figures_that_are_drawn_are_those_that_are_kept():
     assert [len(drawing.data) for drawing in (bound.view.withdrawn(), bound.view.windows())] == [1, 1]
     with pytest.raises(ValueError, match=r"name='speed' is not allowed: give 'accuracy' or 'frechet'"):
         bound.view.claim("speed")
+
+
+def test_a_table_sets_every_way_beside_the_split_on_the_same_seeds():
+    rows = bound.view.contest()
+    table = view.beside(rows, 10)
+    at = rows.set_index(["kind", "k", "seed"]).accuracy.sort_index()
+    apart = interval(at["edge first", 10] - at["hybrid", 10])
+    assert table.loc["edge first", "ahead of the split"] == f"{apart.mean:+.1f} ({apart.low:+.1f} to {apart.high:+.1f})"
+    assert table.loc["the split", "ahead of the split"] == "" and "window" not in table.index
+    assert set(table.seeds) == {rows.seed.nunique()}
+    assert "DeepCache" in view.beside(view.contest("baselines"), 10).index
+    with pytest.raises(ValueError, match=r"k=3 was not drawn: give one of \[5, 8"):
+        view.beside(rows, 3)
+    with pytest.raises(ValueError, match=r"name='faults' is not allowed"):
+        view.contest("faults")
