@@ -31,7 +31,7 @@ SOURCES = [ROOT / "ckernels" / f"{name}.c" for name in (
     "ref", "avx2", "avx512", "neon", "check", "check_tables", "text", "engine", "operators", "dispatch",
 )]  # fmt: skip
 ROUNDS = {"neon": 4, "neondot": 4}  # of all kernels from each of three threads, a cell; elsewhere 240
-CELLS = {"neon": 12, "neondot": 12, "threads": 20, "scalar": 100, "odd arrays": 1}  # elsewhere 10
+CELLS = {"neon": 12, "neondot": 12, "threads": 30, "scalar": 100, "odd arrays": 1}  # elsewhere 10
 SHAPES = {"scalar": 1001, "WebAssembly": 209}  # a cell
 CHECKED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
