@@ -32,9 +32,8 @@ def beside(rows: pandas.DataFrame, measure: str, first: str, second: str) -> pan
     for (table, budget), part in wide.groupby(level=["table", "budget"]):
         apart = ranking_metrics.interval(part[first] - part[second])
         means = {name: f"{part[name].mean():.2f}" for name in (first, second)}
-        mean, low, high = (round(value, 2) + 0.0 for value in (apart.mean, apart.low, apart.high))  # no -0.00
-        ends = f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
-        table_rows.append({"table": table, "budget": budget, "seeds": len(part), **means, "first less second": ends})
+        less = {"first less second": apart.shown(2, "+")}
+        table_rows.append({"table": table, "budget": budget, "seeds": len(part), **means, **less})
     return pandas.DataFrame(table_rows).set_index(["table", "budget"])
 
 

@@ -55,6 +55,12 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.3f} ({self.low:.3f}..{self.high:.3f})"
 
+    def shown(self, digits: int, sign: str = "") -> str:
+        """As tables have it, 'mean (low to high)' with so many digits; `sign="+"` marks what is above 0 as well."""
+        ends = (round(value, digits) + 0.0 for value in (self.mean, self.low, self.high))  # no -0.0
+        mean, low, high = (f"{value:{sign}.{digits}f}" for value in ends)
+        return f"{mean} ({low} to {high})"
+
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean of runs with different seeds, and Student's interval around it; no width for a single run."""

@@ -139,7 +139,7 @@ def similarity(source: Any, batches: int = 4) -> Explorer:
     task = source if isinstance(source, Task) else tasks.prose(source)
     read = [task.inputs_of(batch) for batch in islice(iter(task.batches), batches)]
     alike = of_states(eq.similarity, task.model, read).cpu()
-    influence = of_states(eq.influence, task.model, read).tolist()
+    influence = (1 - alike.diagonal(1)).clamp(min=0).tolist()  # Card (9), from (8) of neighbours; a cosine is at most 1
 
     def draw(block: int) -> Frame:
         facts: dict[str, Any] = {"its change, 1 - cosine of what goes in and comes out": round(influence[block], 4)}

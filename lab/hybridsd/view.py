@@ -324,8 +324,7 @@ def beside(rows: Any, k: int) -> Any:
     table["seeds"] = [len(by[variant]) for variant in variants.values()]
     table["right, %"] = [f"{by[variant].mean():.1f} ± {by[variant].std():.1f}" for variant in variants.values()]
     leads = [interval(by[variant] - split) for variant in list(variants.values())[1:]]
-    ends = [[round(value, 1) + 0.0 for value in (lead.mean, lead.low, lead.high)] for lead in leads]  # no -0.0
-    table["ahead of the split"] = ["", *(f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" for mean, low, high in ends)]
+    table["ahead of the split"] = ["", *(lead.shown(1, "+") for lead in leads)]
     return table
 
 

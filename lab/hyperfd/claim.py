@@ -36,12 +36,6 @@ def leads(rows: pandas.DataFrame, first: int, last: int) -> pandas.DataFrame:
     means = some.groupby(["by", "seed"])["regret"].mean()
     more = paired(some).groupby(["by", "seed"])[MORE].mean()
     ordered = means.groupby("by").mean().sort_values(kind="stable").index
-    columns = {"regret": {by: _interval(means[by]) for by in ordered}}
-    columns[MORE] = {by: "" if by == "hyperfd" else _interval(more[by]) for by in ordered}
+    columns = {"regret": {by: ranking_metrics.interval(means[by]).shown(1) for by in ordered}}
+    columns[MORE] = {by: "" if by == "hyperfd" else ranking_metrics.interval(more[by]).shown(1) for by in ordered}
     return pandas.DataFrame(columns).loc[list(ordered)]
-
-
-def _interval(values: pandas.Series) -> str:
-    ends = ranking_metrics.interval(values)
-    mean, low, high = (round(value, 1) + 0.0 for value in (ends.mean, ends.low, ends.high))  # no -0.0
-    return f"{mean:.1f} ({low:.1f} to {high:.1f})"

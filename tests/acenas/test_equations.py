@@ -249,3 +249,8 @@ def test_an_allowance_is_a_count():
 def test_ranks_and_gains_are_made_where_the_scores_are():
     s = torch.rand(4, device="meta")
     assert {eq.ranks(s).device.type, eq.dcg(s).device.type, eq.normalised(s.expand(4, 4)).device.type} == {"meta"}
+
+
+def test_an_interval_is_shown_with_its_digits_and_without_a_negative_zero():
+    found = ranking_metrics.Interval(mean=-0.04, low=-1.25, high=2.0)
+    assert found.shown(1) == "0.0 (-1.2 to 2.0)" and found.shown(2, "+") == "-0.04 (-1.25 to +2.00)"
